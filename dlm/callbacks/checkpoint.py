@@ -1,0 +1,139 @@
+"""checkpoint: a run -> checkpoints/step_00001234/ and LATEST; and back, the newest one that is whole.
+
+Every step has a new directory that is built under another name and renamed; its manifest with sizes and hashes is
+written last; LATEST moves by rename. Nothing is overwritten, and two whole ones are always kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+
+from dlm.callbacks import at_step_end, callbacks_of, evenly
+from dlm.callbacks.preemption import Preemption
+from dlm.errors import UserError
+from dlm.files import sync_directory, write_atomic, write_json
+from dlm.models.lightning_module import DiffusionLMLightningModule
+
+STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
+KEEP_LAST = 2
+
+
+class Checkpoint(LightningCheckpoint):
+    """Saves evenly over the run, at its last step and on preemption; keeps the last two and the best ``save_top_k``."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: str | None = None,
+        times: int = 10,
+        every_n_steps: int | None = None,
+        save_top_k: int = 1,
+        monitor: str = "val/loss",
+        mode: str = "min",
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise UserError(f"callbacks.checkpoint.mode is {mode!r}: allowed are min and max")
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.times, self.every_n_steps, self.save_top_k = times, every_n_steps, save_top_k
+        self.monitor, self.sign = monitor, 1 if mode == "min" else -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when this step is one to save."""
+        assert isinstance(module, DiffusionLMLightningModule)
+        if self.run_dir is None or not at_step_end(trainer, batch_idx):
+            return
+        every = self.every_n_steps or evenly(module.recipe.steps, self.times)
+        step = trainer.global_step
+        preempted = any(isinstance(other, Preemption) and other.requested for other in callbacks_of(trainer))
+        if step % every == 0 or step == module.recipe.steps or preempted:
+            self.save(trainer, self.run_dir, step)
+
+    def save(self, trainer: L.Trainer, run_dir: Path, step: int) -> None:
+        """Write one checkpoint, point LATEST at it, drop what is no longer kept."""
+        folder = run_dir / "checkpoints" / f"step_{step:08d}"
+        building = folder.with_name(f".{folder.name}.building")
+        if trainer.is_global_zero:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(parents=True)
+        trainer.save_checkpoint(building / STATE, weights_only=False)
+        if not trainer.is_global_zero:
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        _seal(building, step=step, score=None if score is None else float(score))
+        if folder.exists():  # left by an earlier attempt and not whole, or the resume would have begun there
+            shutil.rmtree(folder)
+        os.rename(building, folder)
+        sync_directory(folder.parent)
+        write_atomic(run_dir / LATEST, folder.name + "\n")
+        self._prune(folder.parent)
+
+    def _prune(self, folder: Path) -> None:
+        saved = sorted(path for path in folder.glob("step_*") if (path / MANIFEST).is_file())
+        scores = {path: json.loads((path / MANIFEST).read_text())["score"] for path in saved}
+        scored = sorted((path for path in saved if scores[path] is not None), key=lambda path: self.sign * scores[path])
+        keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k]}
+        for path in saved:
+            if path not in keep:
+                shutil.rmtree(path)
+
+
+def _seal(folder: Path, *, step: int, score: float | None) -> None:
+    """Flush the files and write the manifest, last."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in folder.iterdir()}
+    for name in files:
+        handle = os.open(folder / name, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    write_json(folder / MANIFEST, {"version": 1, "step": step, "score": score, "files": files})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every file is as its manifest says."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, stated in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != stated["bytes"]:
+            return f"{name} is missing or has another size"
+        if _sha256(path) != stated["sha256"]:
+            return f"{name} has another content"
+    return None
+
+
+def latest_whole(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole, or None; LATEST is only a hint, since it may be torn."""
+    for folder in sorted((run_dir / "checkpoints").glob("step_*"), reverse=True):
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        print(f"dlm: checkpoint {folder.name} is damaged ({reason}), going back to an earlier one", flush=True)
+    return None
+
+
+def state_file(checkpoint: Path) -> Path:
+    """The file to load for ``ckpt_path``: a step_* folder, or a checkpoint file. Raises UserError."""
+    if checkpoint.is_dir():
+        reason = damage(checkpoint)
+        if reason is not None:
+            raise UserError(f"ckpt_path {checkpoint}: {reason}, choose another checkpoint")
+        return checkpoint / STATE
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt_path {checkpoint} does not exist: give a step_* folder or a checkpoint file")
+    return checkpoint

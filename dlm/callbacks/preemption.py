@@ -1,0 +1,48 @@
+"""preemption: SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 -> a checkpoint and a clean end. The one owner of the signals.
+
+The handler only sets a flag; the ranks agree on it between steps, so nothing is saved inside a collective.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import lightning as L
+import torch
+
+from dlm.callbacks import at_step_end
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+AGREE_EVERY_STEPS = 10  # with several processes; one process acts at once
+
+
+class Preemption(L.Callback):
+    """Stops the run at the next step after a signal; ``requested`` tells train that it is to be continued."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._flag = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take the signals over from Lightning, which would requeue or end on its own."""
+        for number in SIGNALS:
+            signal.signal(number, self._set_flag)
+
+    def _set_flag(self, number: int, frame: Any) -> None:
+        self._flag = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends at once
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the other ranks and stop; Checkpoint, which comes later, saves when ``requested``."""
+        if not at_step_end(trainer, batch_idx):
+            return
+        if trainer.world_size == 1:
+            self.requested = self._flag
+        elif trainer.global_step % AGREE_EVERY_STEPS == 0:
+            flag = torch.tensor(float(self._flag), device=module.device)
+            self.requested = bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)
+        trainer.should_stop = trainer.should_stop or self.requested

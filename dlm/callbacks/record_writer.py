@@ -1,0 +1,114 @@
+"""record_writer: a run -> metrics.jsonl, status.json and W&B rows. The last of the monitors."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from dlm.callbacks import at_logged_step, at_step_end
+from dlm.errors import DivergedError
+from dlm.files import append_jsonl, read_jsonl
+from dlm.models.lightning_module import DiffusionLMLightningModule
+from dlm.record import State, Status, metrics_row, read_status, write_status
+
+
+class RecordWriter(L.Callback):
+    """Writes one row per logged step and the state of the run; its own state is the time trained so far."""
+
+    def __init__(self, *, run_dir: str | None = None) -> None:
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.wall_sec = 0.0  # training time of all attempts up to the last checkpoint
+        self._resumed_wall_sec = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in every checkpoint."""
+        return {"wall_sec": self.wall_sec}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint that the run goes on from."""
+        self._resumed_wall_sec = state_dict["wall_sec"]
+        self.wall_sec = state_dict["wall_sec"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Count this attempt and what it has to do again."""
+        assert isinstance(module, DiffusionLMLightningModule)
+        self._started, self._clock = time.time(), time.perf_counter()
+        self.attempts, self.steps_redone = self._history(trainer.global_step)
+        self._loss: float | None = None
+        self._write_status(trainer, module, State.RUNNING)
+
+    def _history(self, step: int) -> tuple[int, int]:
+        """(attempts with this one, steps redone with this resume): what was logged past ``step`` is done again."""
+        if self.run_dir is None:
+            return 1, 0
+        before = read_status(self.run_dir)
+        reached = max((row["step"] for row in read_jsonl(self.run_dir / "metrics.jsonl")), default=0)
+        if before is None:
+            return 1, 0
+        return before.attempts + 1, before.steps_redone + max(max(reached, before.step) - step, 0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At a logged step: read the loss off the device, once, and write the row."""
+        assert isinstance(module, DiffusionLMLightningModule)
+        if at_step_end(trainer, batch_idx):
+            self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
+        if not at_logged_step(trainer, batch_idx):
+            return
+        loss = (module.loss_sum / module.loss_count).item()
+        module.loss_sum.zero_()
+        module.loss_count = 0
+        if not math.isfinite(loss):
+            raise DivergedError(f"the training loss is {loss} at step {trainer.global_step}")
+        self._loss = loss
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.write(trainer, module, {"train/loss": loss, "lr": learning_rate, **module.observed})
+        module.observed.clear()
+        self._write_status(trainer, module, State.RUNNING)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The validation loss and its Monte Carlo error; not that of Lightning's sanity check."""
+        assert isinstance(module, DiffusionLMLightningModule)
+        if trainer.sanity_checking:
+            return
+        loss, error = module.validation_loss
+        if not math.isfinite(loss):
+            raise DivergedError(f"the validation loss is {loss} at step {trainer.global_step}")
+        self.write(trainer, module, {"val/loss": loss, "val/loss_se": error})
+
+    def write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:
+        """One row to metrics.jsonl and to every logger."""
+        step = trainer.global_step
+        if self.run_dir is None or not trainer.is_global_zero:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        row = metrics_row(step=step, tokens=step * module.recipe.tokens_per_step, **numbers)
+        append_jsonl(self.run_dir / "metrics.jsonl", row)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=step)
+
+    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule, state: State) -> None:
+        if self.run_dir is None or not trainer.is_global_zero:
+            return
+        status = Status(
+            state=state,
+            step=trainer.global_step,
+            steps=module.recipe.steps,
+            attempts=self.attempts,
+            steps_redone=self.steps_redone,
+            loss=self._loss,
+            tokens_per_sec=self.tokens_per_sec(trainer, module),
+            started=self._started,
+            updated=time.time(),
+        )
+        write_status(self.run_dir, status)
+
+    def tokens_per_sec(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> float | None:
+        """Tokens per second of training over all attempts; None before the first step."""
+        tokens = trainer.global_step * module.recipe.tokens_per_step
+        return tokens / self.wall_sec if self.wall_sec > 0 else None

@@ -1,0 +1,355 @@
+"""chain: target -> plan, price, question, jobs, and on this machine all the way to the report. Called by cli.
+
+Everything slow is imported by the function that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlm.errors import ExitCode, UserError, unknown
+
+if TYPE_CHECKING:
+    from dlm.cluster import Slurm
+    from dlm.plan import Plan
+    from dlm.pool import LocalPool
+    from dlm.sweep import SweepSpec
+
+
+class Stop(Exception):
+    """End the command with this exit code; everything has been said."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a target stands for: the folder, the definition, and the plan that is to be carried out."""
+
+    sweep_dir: Path
+    plan: Plan
+
+
+def is_sweep_dir(target: str) -> bool:
+    return (Path(target) / "plan.json").is_file()
+
+
+def _definition(
+    target: str, budgets: Sequence[str] | None, top: str | None, settings: Sequence[str] | None
+) -> SweepSpec:
+    from dlm.flops import check_budget
+    from dlm.sweep import find_definition, load_sweep
+
+    if Path(target).is_dir():
+        raise UserError(f"{target} holds no plan.json: give a definition (sweeps/*.yaml) or a sweep's folder")
+    spec = load_sweep(find_definition(target), settings or ())
+    if budgets and top is not None:
+        raise UserError("--budget and --top-budget exclude each other: give one of them")
+    if budgets:
+        spec = spec.with_budgets(check_budget(budget, "--budget") for budget in budgets)
+    if top is not None:
+        highest = check_budget(top, "--top-budget")
+        spec = spec.with_budgets(highest * fraction for fraction in spec.budget_fractions)
+    return spec
+
+
+def choose(
+    target: str,
+    budgets: Sequence[str] | None = None,
+    top: str | None = None,
+    settings: Sequence[str] | None = None,
+) -> Chosen:
+    """Plan a definition, or read the plan of a folder."""
+    from dlm import locate
+    from dlm.plan import make_plan, read_plan, with_estimates
+
+    if is_sweep_dir(target):
+        if budgets or top is not None or settings:
+            raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
+        return Chosen(Path(target), read_plan(Path(target)))
+    spec = _definition(target, budgets, top, settings)
+    return Chosen(locate.workdir() / spec.name, with_estimates(make_plan(spec)))
+
+
+def existing(target: str) -> Chosen:
+    """The sweep folder behind a target, for the verbs that come after planning."""
+    from dlm import locate
+    from dlm.plan import read_plan
+
+    sweep_dir = Path(target)
+    if not is_sweep_dir(target) and not sweep_dir.is_dir():
+        sweep_dir = locate.workdir() / _definition(target, None, None, None).name
+    return Chosen(sweep_dir, read_plan(sweep_dir))
+
+
+def warn(line: str) -> None:
+    print(f"dlm: warning: {line}", file=sys.stderr)
+
+
+def warn_unprepared(plan: Plan) -> None:
+    from dlm.groups import load_choice
+    from dlm.plan import data_dir_of
+
+    if plan.data_hash is None:
+        how = load_choice("data", plan.data).get("prepare") or "packed DIR"
+        warn(
+            f"the data {plan.data} are not prepared in {data_dir_of(plan.data)}: epochs are unknown and the cell ids "
+            f"are a preview; `dlm prepare {how}` makes them"
+        )
+
+
+def _launcher(name: str) -> str:
+    """submitit_slurm or submitit_local; auto asks for a controller."""
+    if name not in LAUNCHERS:
+        raise unknown("launcher", name, LAUNCHERS)
+    if name != "auto":
+        return name
+    from dlm.cluster import slurm_answers
+
+    return "submitit_slurm" if slurm_answers() else "submitit_local"
+
+
+def _cluster(launcher: str) -> Slurm | LocalPool:
+    if launcher == "submitit_slurm":
+        from dlm.cluster import Slurm, slurm_settings
+        from dlm.groups import load_choice
+
+        return Slurm(slurm_settings(load_choice("hydra/launcher", launcher)))
+    from dlm.pool import LocalPool
+
+    return LocalPool()
+
+
+def _prepared(chosen: Chosen) -> Chosen:
+    """Make sure of the data, and plan again where their hash has changed the ids. Raises UserError."""
+    from dlm.manifest import read_manifest
+    from dlm.plan import data_dir_of, make_plan, with_estimates
+
+    names = {cell.groups["data"] for cell in chosen.plan.cells}
+    for name in sorted(names):
+        if read_manifest(data_dir_of(name)) is None:
+            _prepare_data(name)
+    if chosen.plan.data_hash is not None:
+        return chosen
+    return Chosen(chosen.sweep_dir, with_estimates(make_plan(chosen.plan.spec)))
+
+
+def _prepare_data(name: str) -> None:
+    from dlm.groups import load_choice
+    from dlm.plan import data_dir_of
+
+    how = load_choice("data", name).get("prepare")
+    if how is None:
+        raise UserError(
+            f"the data {name} are not prepared in {data_dir_of(name)}: put the LITPKDS files there and run "
+            f"`dlm prepare packed {data_dir_of(name)}`, or choose other data (groups.data)"
+        )
+    print(f"preparing {name} ...", flush=True)
+    code = prepare_command([how, str(data_dir_of(name))])
+    if code:
+        raise Stop(code)
+
+
+def prepare_command(arguments: Sequence[str]) -> int:
+    """Run dlm.datamodules.prepare in a process of its own: the training half is never imported here."""
+    return subprocess.run([sys.executable, "-m", "dlm.datamodules.prepare", *arguments], check=False).returncode
+
+
+def _measured(chosen: Chosen) -> Chosen:
+    """The plan with its cost on this machine, from a rate measured now."""
+    from dlm.estimate import measure_flops_per_sec, measured_models
+    from dlm.plan import with_estimates
+
+    cells = chosen.plan.cells
+    models = measured_models([cell.model for cell in cells])
+    rates = measure_flops_per_sec(models, block_size=max(cell.block_size for cell in cells))
+    shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
+    print(f"measured here, one core: {shown} GFLOP/s", flush=True)
+    return Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
+
+
+def _local_hours(plan: Plan, cores: int) -> float:
+    """Wall hours of the whole plan with a core for each cell."""
+    hours = [cell.hours or 0.0 for cell in plan.cells]
+    return max(sum(hours) / cores, max(hours))
+
+
+def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, cores: int) -> None:
+    """Raise UserError when this machine would take longer than the definition allows; says what would do."""
+    from dlm.identity import format_flops
+    from dlm.screen import duration
+
+    spec, hours = chosen.plan.spec, _local_hours(chosen.plan, cores)
+    if hours <= spec.max_local_hours:
+        return
+    gpu_hours = sum(cell.gpu_hours or 0 for cell in on_cluster.cells)
+    there = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
+    smaller = max(spec.budgets) * spec.max_local_hours / hours
+    raise UserError(
+        f"this machine would train {len(chosen.plan.cells)} cells of up to {format_flops(max(spec.budgets))} FLOPs for "
+        f"about {duration(hours)}, {cores} at a time at the rate measured just now; max_local_hours is "
+        f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{there} with "
+        f"LAUNCHER=submitit_slurm, or a smaller budget: {_smaller_budget(spec, smaller)}"
+    )
+
+
+def _smaller_budget(spec: SweepSpec, budget: float) -> str:
+    """A budget of this definition that can be paid here, or the demo where its smallest model is too large."""
+    from dlm.identity import format_flops
+    from dlm.plan import make_plan
+
+    rounded = float(f"{budget:.0e}")
+    try:
+        make_plan(spec.with_budgets(rounded * fraction for fraction in spec.budget_fractions))
+    except UserError:
+        what = f"its models are too large for the {format_flops(rounded)} FLOPs that are payable here"
+        return f"{what}; `make sweep` alone runs the demo"
+    return f"BUDGET={format_flops(rounded)}, or `make sweep` alone for the demo"
+
+
+def _agree(chosen: Chosen, *, yes: bool, question: str) -> None:
+    """Ask on a terminal; without one go ahead within max_gpu_hours. Raises UserError beyond it."""
+    spec = chosen.plan.spec
+    gpu_hours = sum(cell.gpu_hours or 0 for cell in chosen.plan.cells)
+    beyond = spec.max_gpu_hours is not None and gpu_hours > spec.max_gpu_hours
+    if yes:
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        import typer
+
+        typer.confirm(question, default=True, abort=True)
+    elif beyond:
+        raise UserError(
+            f"the plan costs {gpu_hours:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
+            "confirm with YES=1 (--yes), lower the budget or raise max_gpu_hours"
+        )
+
+
+def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> None:
+    """Train every cell here; raises Stop when it was interrupted or a cell did not end well."""
+    from dlm import locate
+    from dlm.screen import LocalProgress
+    from dlm.submit import submit_plan
+
+    with LocalProgress(chosen.plan, chosen.sweep_dir) as progress:
+        done = submit_plan(
+            chosen.plan,
+            chosen.sweep_dir,
+            cluster=_cluster("submitit_local"),
+            data_dir=locate.data_dir(),
+            extra=extra,
+            retry_failed=retry_failed,
+            on_event=progress.on_event,
+            on_tick=progress.on_tick,
+        )
+    skipped = [f"{name}: {reason}" for name, reason in done.skipped.items() if reason != "done"]
+    for line in skipped:
+        warn(f"not started: {line}")
+    for name, (state, reason) in done.failed.items():
+        warn(f"{name} is {state}: {reason}")
+    if done.interrupted:
+        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+        raise Stop(ExitCode.PREEMPTED)
+
+
+def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> None:
+    from dlm import locate
+    from dlm.submit import submit_plan
+
+    done = submit_plan(
+        chosen.plan,
+        chosen.sweep_dir,
+        cluster=_cluster("submitit_slurm"),
+        data_dir=locate.data_dir(),
+        extra=extra,
+        retry_failed=retry_failed,
+    )
+    for name, reason in done.skipped.items():
+        print(f"not submitted: {name}: {reason}")
+    arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
+    print(f"submitted {len(done.submitted)} cells{' as arrays ' + ', '.join(arrays) if arrays else ''}")
+    print(f"watch it with: dlm status {chosen.sweep_dir}; when it is done: dlm report {chosen.sweep_dir}")
+
+
+def start(
+    target: str,
+    budget: Sequence[str] | None,
+    top_budget: str | None,
+    settings: Sequence[str] | None,
+    *,
+    launcher: str,
+    yes: bool,
+    retry_failed: bool,
+    extra: Sequence[str],
+) -> tuple[Chosen, bool]:
+    """Plan, show, price, ask, submit. Returns the sweep and whether it ran here, to its end."""
+    from dlm.plan import write_plan
+    from dlm.screen import duration, show_plan
+
+    launcher = _launcher(launcher)
+    local = launcher == "submitit_local"
+    chosen = on_cluster = choose(target, budget, top_budget, settings)
+    if local:
+        chosen = _measured(chosen)
+        show_plan(chosen.plan)
+        cores = len(os.sched_getaffinity(0))
+        _refuse_unpayable(chosen, on_cluster.plan, cores)
+        hours = duration(_local_hours(chosen.plan, cores))
+        print(f"about {hours} of training here, {cores} cells at a time, and some seconds to start each")
+        rates = {cell.model: cell.estimate for cell in chosen.plan.cells}
+        prepared = _prepared(chosen)
+        if prepared is not chosen:
+            cells = tuple(dataclasses.replace(cell, estimate=rates.get(cell.model)) for cell in prepared.plan.cells)
+            chosen = Chosen(prepared.sweep_dir, dataclasses.replace(prepared.plan, cells=cells))
+    else:
+        show_plan(chosen.plan)
+        chosen = _prepared(chosen)
+    _agree(chosen, yes=yes, question="Start it?")
+    chosen = Chosen(chosen.sweep_dir, write_plan(chosen.sweep_dir, chosen.plan))
+    run = _run_local if local else _submit_slurm
+    run(chosen, retry_failed=retry_failed, extra=extra)
+    return chosen, local
+
+
+def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:
+    """Collect, fit and write the report; says what was left out and where the report is."""
+    from dlm.collect import collect
+    from dlm.fit.table import fit_sweep
+    from dlm.plan import read_plan
+    from dlm.report import write_fits, write_report
+
+    plan = read_plan(sweep_dir)
+    collected = collect(sweep_dir)
+    for warning in collected.warnings:
+        warn(warning)
+    print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {sweep_dir / 'runs.csv'}")
+    if collected.runs.empty:
+        raise UserError(f"no run of {sweep_dir} can be used: see the reasons in {sweep_dir / 'excluded.csv'}")
+    print("fitting ...", flush=True)
+    fits = fit_sweep(collected.runs, bootstrap=bootstrap)
+    write_fits(sweep_dir, fits)
+    facts = {"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data}
+    path = write_report(
+        sweep_dir,
+        collected.runs,
+        collected.excluded,
+        fits,
+        title=plan.spec.description or plan.spec.name,
+        facts=facts,
+    )
+    for fit in fits.values():
+        print(fit.report())
+    print(f"report: {path}")
+    return path

@@ -1,0 +1,237 @@
+"""cli: the `dlm` command, one verb per arrow of the flow. Everything slow is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlm import chain
+from dlm.errors import ExitCode, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "From a compute budget to a scaling law for diffusion language models.\n\n"
+        "sweeps/*.yaml -> [bold]plan[/] -> [bold]submit[/] -> training -> [bold]collect[/] -> [bold]fit[/] -> "
+        "[bold]report[/]; [bold]sweep[/] does it all.\n\n"
+        "A sweep lives in one folder, workdir/NAME. Every verb can be run alone, and again: nothing is done twice. "
+        "Start with: dlm sweep sweeps/smoke.yaml"
+    ),
+)
+
+Target = Annotated[
+    str, typer.Argument(help="A definition (sweeps/demo.yaml, or demo) or a sweep's folder (workdir/demo).")
+]
+Budgets = Annotated[
+    list[str] | None, typer.Option("--budget", help="Target FLOPs of a cell; repeat it. Exactly these budgets.")
+]
+TopBudget = Annotated[
+    str | None,
+    typer.Option("--top-budget", help="The highest budget; the definition says which lower ones come with it."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE: change a key of the definition, or a config key of every cell."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+LauncherName = Annotated[
+    str, typer.Option("--launcher", help="auto (SLURM where a controller answers), submitit_slurm or submitit_local.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Extra = Annotated[
+    list[str] | None, typer.Option("--override", help="A Hydra override for every job that does not change its result.")
+]
+
+
+@app.command()
+def plan(
+    target: Target,
+    budget: Budgets = None,
+    top_budget: TopBudget = None,
+    set_: Settings = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show it; write nothing.")] = False,
+) -> None:
+    """Turn a definition into cells: which sizes, how many tokens, what they cost. Starts nothing."""
+    from dlm.plan import write_plan
+
+    chosen = chain.choose(target, budget, top_budget, set_)
+    chain.warn_unprepared(chosen.plan)
+    if not dry_run and not chain.is_sweep_dir(target):
+        write_plan(chosen.sweep_dir, chosen.plan)
+    if as_json:
+        print(json.dumps(chosen.plan.to_json(estimates=True), indent=2, allow_nan=False))
+        return
+    from dlm.screen import show_plan
+
+    show_plan(chosen.plan)
+    if not dry_run:
+        print(f"plan: {chosen.sweep_dir / 'plan.json'}")
+
+
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Also cells that diverged, ran out of memory or failed often.")
+]
+
+
+@app.command()
+def submit(
+    target: Target,
+    budget: Budgets = None,
+    top_budget: TopBudget = None,
+    set_: Settings = None,
+    launcher: LauncherName = "auto",
+    yes: Yes = False,
+    retry_failed: RetryFailed = False,
+    override: Extra = None,
+) -> None:
+    """Start the cells that are not done: on SLURM it returns at once, on this machine it trains them."""
+    chain.start(
+        target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
+    )
+
+
+@app.command()
+def sweep(
+    target: Target,
+    budget: Budgets = None,
+    top_budget: TopBudget = None,
+    set_: Settings = None,
+    launcher: LauncherName = "auto",
+    yes: Yes = False,
+    retry_failed: RetryFailed = False,
+    override: Extra = None,
+) -> None:
+    """Plan, submit and, on this machine, train, collect, fit and report. Run again, it goes on."""
+    chosen, ran_here = chain.start(
+        target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
+    )
+    if ran_here:
+        chain.report(chosen.sweep_dir)
+
+
+@app.command()
+def status(
+    target: Target,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every few seconds.")] = False,
+) -> None:
+    """What every cell is doing: state, step, loss, speed, time left, reason of a failure."""
+    import time
+
+    from dlm.screen import show_status
+    from dlm.status import status_rows, summary_line, sweep_status
+
+    chosen = chain.existing(target)
+    while True:
+        found = sweep_status(chosen.sweep_dir, chosen.plan)
+        if as_json:
+            print(json.dumps(status_rows(found), indent=2, allow_nan=False))
+        else:
+            show_status(status_rows(found), summary_line(found, chosen.plan))
+        if not watch:
+            return
+        time.sleep(5)
+
+
+@app.command()
+def cancel(
+    target: Target,
+    cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell; repeat it.")] = None,
+    yes: Yes = False,
+) -> None:
+    """Stop the cells that run or wait. They keep their checkpoints, and `dlm submit` goes on with them."""
+    from dlm.errors import unknown
+    from dlm.submit import cancel as cancel_cells
+
+    chosen = chain.existing(target)
+    names = [item.cell_id for item in chosen.plan.cells]
+    for name in cell or ():
+        if name not in names:
+            raise unknown("cell", name, names)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Stop what runs or waits of {chosen.sweep_dir}?", abort=True)
+    done = cancel_cells(cell or names, chosen.sweep_dir)
+    for name, what in done.items():
+        print(f"{name}: {what}")
+    print(f"stopped {len(done)} cells" if done else "nothing runs or waits")
+
+
+@app.command()
+def collect(target: Target) -> None:
+    """Read run directories and offline W&B files into runs.csv, excluded.csv and history.parquet."""
+    from dlm.collect import collect as collect_runs
+
+    sweep_dir = chain.existing(target).sweep_dir
+    collected = collect_runs(sweep_dir)
+    for warning in collected.warnings:
+        chain.warn(warning)
+    for row in collected.excluded.to_dict("records"):
+        print(f"left out {row['run_id']}: {row['reason']}")
+    print(f"{len(collected.runs)} runs: {sweep_dir / 'runs.csv'}")
+
+
+@app.command()
+def fit(
+    runs: Annotated[
+        Path, typer.Argument(help="Any CSV with columns params, tokens, loss (flops, budget, weight, run_id).")
+    ],
+    law: Annotated[str, typer.Option(help="chinchilla, isoflop or envelope.")] = "chinchilla",
+    loss: Annotated[str, typer.Option(help="The norm of the surface fit: huber, mse or l1.")] = "huber",
+    delta: Annotated[float, typer.Option(help="Huber's corner, in units of the residual.")] = 1e-3,
+    space: Annotated[str, typer.Option(help="Residuals of log or raw loss.")] = "log",
+    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    at: Annotated[list[float] | None, typer.Option("--at", help="FLOPs to give N*, D*, L* at; repeat it.")] = None,
+    objective: Annotated[str | None, typer.Option(help="Which one, where the runs have several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a law to a table of runs, dlm's own or any other."""
+    from dlm.fit.table import fit_runs
+
+    result = fit_runs(
+        runs,
+        law=law,
+        loss=loss,
+        delta=delta,
+        space=space,
+        bootstrap=bootstrap,
+        seed=seed,
+        at=at or (),
+        objective=objective,
+    )
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.report())
+
+
+@app.command()
+def report(target: Target) -> None:
+    """Collect, fit and write report/report.html with its figures."""
+    chain.report(chain.existing(target).sweep_dir)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def prepare(context: typer.Context) -> None:
+    """Turn text into packed tokens with a manifest: dlm prepare stdlib, dlm prepare packed DIR."""
+    raise typer.Exit(chain.prepare_command(context.args or ["--help"]))
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"dlm: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)
+    except chain.Stop as stop:
+        sys.exit(stop.code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""slim_pajama: prepared tokens -> batches with their noise, as a LightningDataModule. Built by train.
+
+Micro-batch k of a run is a pure function of (seed, k): the global batch of step s holds samples s B .. s B + B - 1,
+every rank and micro-batch takes a contiguous part of it, and a resume starts at any k without reading what is before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dlm.datamodules.packed import PackedTokens, open_split
+from dlm.manifest import Manifest
+from dlm.objectives import Batch, Objective
+from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
+
+VALIDATION_TOKENS = 16384  # tokens of one validation batch
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Item k is the k-th micro-batch of this rank, noise included."""
+
+    def __init__(
+        self,
+        tokens: PackedTokens,
+        objective: Objective,
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.tokens, self.objective, self.seed = tokens, objective, seed
+        self.batch_size, self.micro, self.rank = batch_size, micro_batch_size, rank
+        self.accumulation = batch_size // world_size // micro_batch_size
+
+    def __getitem__(self, k: int) -> Batch:
+        step, part = divmod(k, self.accumulation)
+        first = (self.rank * self.accumulation + part) * self.micro
+        position_B = np.arange(first, first + self.micro)
+        index_B = step * self.batch_size + position_B
+        rows_BT = self.tokens.rows(self._row(index_B))
+        t_B = stratified_t(self.seed, step, position_B)
+        uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
+        return self.objective.corrupt(rows_BT, t_B, uniform_BT)
+
+    def _row(self, index_B: np.ndarray) -> np.ndarray:
+        """Which sequence each global sample is: every epoch is another permutation of all of them."""
+        epoch_B, place_B = np.divmod(index_B, len(self.tokens))
+        result = np.empty_like(index_B)
+        for epoch in np.unique(epoch_B):
+            here = epoch_B == epoch
+            result[here] = permute(place_B[here], len(self.tokens), seed=self.seed, epoch=int(epoch))
+        return result
+
+
+class ValidationBatches(Dataset[Batch]):
+    """Fixed sequences spread over the split, each drawn ``draws`` times with fixed noise; a part per rank."""
+
+    def __init__(
+        self,
+        tokens: PackedTokens,
+        objective: Objective,
+        *,
+        seed: int,
+        num_sequences: int,
+        draws: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.tokens, self.objective, self.seed = tokens, objective, seed
+        self.draws = draws if objective.estimator == "mc" else 1
+        self.rows = spread_rows(len(tokens), num_sequences)
+        size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
+        mine = np.array_split(np.arange(len(self.rows)), world_size)[rank]
+        self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, k: int) -> Batch:
+        if k >= len(self.parts):
+            raise IndexError(k)
+        sequence_S = self.parts[k]  # contiguous, so their draws are too
+        draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
+        rows_BT = self.tokens.rows(np.repeat(self.rows[sequence_S], self.draws))
+        shift = stratified_t(self.seed, 0, np.zeros(1))
+        uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
+        batch = self.objective.corrupt(rows_BT, (shift + van_der_corput(draw_B)) % 1.0, uniform_BT)
+        return {**batch, "draws": self.draws}
+
+
+def spread_rows(available: int, wanted: int) -> np.ndarray:
+    """``wanted`` row numbers evenly spread over ``available``; all of them where there are fewer."""
+    wanted = min(available, wanted)
+    return np.arange(wanted) * available // wanted
+
+
+class FromOffset(Sampler[int]):
+    """Counts micro-batches from where the run stands; its length is that of the whole run, as Lightning counts."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+class SlimPajamaDataModule(L.LightningDataModule):
+    """Any packed data set, SlimPajama the first of them; the world size is the trainer's."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        manifest: Manifest,
+        objective: Objective,
+        *,
+        block_size: int,
+        stride: int,
+        batch_size: int,
+        micro_batch_size: int,
+        accumulation: int,
+        steps: int,
+        seed: int,
+        num_workers: int,
+        num_sequences: int,
+        draws: int,
+        validation_seed: int,
+    ) -> None:
+        super().__init__()
+        self.objective, self.seed, self.steps, self.num_workers = objective, seed, steps, num_workers
+        self.batch_size, self.micro, self.accumulation = batch_size, micro_batch_size, accumulation
+        self.validation = {"seed": validation_seed, "num_sequences": num_sequences, "draws": draws}
+        self.train_tokens, self.validation_tokens = (
+            open_split(data_dir, manifest, split, block_size=block_size, stride=stride)
+            for split in ("train", "validation")
+        )
+
+    def _place(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The micro-batches of this rank, from the trainer's current step on."""
+        assert self.trainer is not None
+        dataset = TrainingBatches(
+            self.train_tokens,
+            self.objective,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro,
+            **self._place(),
+        )
+        start = self.trainer.global_step * self.accumulation
+        sampler = FromOffset(start, self.steps * self.accumulation)
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The fixed validation set with its fixed noise."""
+        dataset = ValidationBatches(self.validation_tokens, self.objective, **self.validation, **self._place())
+        return DataLoader(dataset, batch_size=None, num_workers=0)
+
+    def unigram_entropy(self) -> float:
+        """Entropy of the token frequencies of the validation sequences, nats/token: what counting alone reaches."""
+        rows = spread_rows(len(self.validation_tokens), self.validation["num_sequences"])
+        counts = np.bincount(self.validation_tokens.rows(rows).ravel())
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log(shares)).sum())

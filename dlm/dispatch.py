@@ -1,0 +1,119 @@
+"""dispatch: jobs -> processes here or arrays on SLURM. The one submission core, called by submit and launchers."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlm.cluster import Job, Slurm
+from dlm.errors import UserError
+from dlm.ledger import Ledger, local_ending
+from dlm.pool import Event, LocalPool
+from dlm.record import State
+from dlm.sbatch import arrays, write_script
+from dlm.snapshot import git_environment, snapshot_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What became of every cell asked for."""
+
+    submitted: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)  # cell -> why nothing was started
+    job_ids: Mapping[str, str] = field(default_factory=dict)  # SLURM's
+    endings: Mapping[str, tuple[State, str | None]] = field(default_factory=dict)  # of local processes
+    exit_codes: Mapping[str, int] = field(default_factory=dict)  # of local processes, -9 for SIGKILL
+    interrupted: bool = False  # by Ctrl-C or SIGTERM: some cells never started
+
+    @property
+    def failed(self) -> dict[str, tuple[State, str | None]]:
+        """The local endings that are neither done nor to be continued."""
+        fine = (State.DONE, State.PREEMPTED)
+        return {name: ending for name, ending in self.endings.items() if ending[0] not in fine}
+
+
+def submit_jobs(
+    jobs: Sequence[Job],
+    *,
+    cluster: LocalPool | Slurm,
+    sweep_dir: Path,
+    was: Mapping[str, State] | None = None,
+    steps: Mapping[str, int] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> Submission:
+    """The submission core: on SLURM returns when sbatch has taken every array, locally when every process ended.
+
+    ``was`` (cell -> state that made it run again) and ``steps`` (cell -> planned last step) come from the plan.
+    """
+    if not jobs:
+        return Submission()
+    ledger, code = Ledger(sweep_dir), snapshot_code(sweep_dir)
+    submission = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    if isinstance(cluster, Slurm):
+        return _submit_to_slurm(jobs, cluster, ledger, submission=submission, code=code, was=was or {})
+    ledger.intent(submission, cluster="local", jobs=jobs, code=code, was=was or {})
+    endings: dict[str, tuple[State, str | None]] = {}
+
+    def record(event: Event) -> None:
+        if event.kind == "ended" and event.exit_code is not None:
+            name = event.job.name
+            ending = local_ending(event.job, event.exit_code, steps=(steps or {}).get(name))
+            endings[name] = ending
+            ledger.ended(name, state=ending[0], exit_code=event.exit_code, reason=ending[1])
+        on_event(event)
+
+    facts = git_environment()
+    result = cluster.run(jobs, code=code, environment=facts, on_event=record, on_tick=on_tick)
+    return Submission(
+        submitted=tuple(job.name for job in jobs),
+        endings=endings,
+        exit_codes=result.exit_codes,
+        interrupted=result.interrupted,
+    )
+
+
+def _submit_to_slurm(
+    jobs: Sequence[Job],
+    cluster: Slurm,
+    ledger: Ledger,
+    *,
+    submission: str,
+    code: Path,
+    was: Mapping[str, State],
+) -> Submission:
+    job_ids: dict[str, str] = {}
+    for array in arrays(jobs, submission=submission, max_size=cluster.settings.max_array_size):
+        script = write_script(array, settings=cluster.settings, code=code, folder=ledger.folder)
+        ledger.intent(array.submission, cluster="slurm", jobs=array.jobs, code=code, was=was)
+        try:
+            array_id = cluster.sbatch(script)
+        except UserError as error:
+            ledger.refused(array.submission, str(error))
+            raise
+        ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
+        ledger.submitted(array.submission, ids)
+        job_ids |= ids
+    return Submission(submitted=tuple(job_ids), job_ids=job_ids)
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` in Hydra's grammar, quoted where it must be."""
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A text value in Hydra's grammar. Raises UserError for what would be an interpolation."""
+    if "${" in value:
+        raise UserError(f"{value!r} holds '${{', which Hydra would replace: use a path without it")
+    name = re.fullmatch(r"/[\w./+@%-]*|[A-Za-z][\w-]*", value, flags=re.ASCII)
+    if name and value.lower() not in ("true", "false", "null", "nan", "inf"):
+        return value
+    # Inside quotes a backslash counts only before a quote (Hydra's override grammar).
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+    escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
+    return f"'{escaped}'"

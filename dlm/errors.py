@@ -1,0 +1,41 @@
+"""errors: the user's mistakes and every exit code. Raised everywhere, shown by cli and launch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a dlm process tells the shell and SLURM."""
+
+    DONE = 0
+    BUG = 1
+    USER_ERROR = 2
+    DIVERGED = 3
+    OUT_OF_MEMORY = 4
+    PREEMPTED = 75  # EX_TEMPFAIL: to be continued
+
+
+class UserError(ValueError):
+    """A mistake of the user: one line with the value, what is allowed and which key to change."""
+
+
+class DivergedError(RuntimeError):
+    """The loss stopped being a number: the cell ends with ExitCode.DIVERGED."""
+
+
+def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
+    """The allowed names nearest to ``value``, best first, letter case aside."""
+    names = {name.lower(): name for name in allowed}
+    found = difflib.get_close_matches(str(value).lower(), names, n=limit, cutoff=0.5)
+    return [names[name] for name in found]
+
+
+def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
+    """A UserError for a name that is not among ``allowed``, with the close matches first."""
+    names = list(allowed)
+    near = close_matches(value, names)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"unknown {what} '{value}': {hint}allowed: {', '.join(names)}")

@@ -1,0 +1,193 @@
+"""files: atomic writes, append-only JSON lines and leases. Used by every room that touches the disk.
+
+Sweep directories live on shared cluster file systems, so there is no database: a file is written whole to a
+temporary name, fsynced and renamed; a log only ever grows by whole lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dlm.errors import UserError
+
+HEARTBEAT_SEC = 10.0
+STALE_SEC = 60.0  # a lease on another host is dead after this long without a heartbeat
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path``: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)
+
+
+def write_if_changed(path: Path, content: str) -> bool:
+    """``write_atomic``, unless the file already holds exactly that. True when it wrote."""
+    if path.is_file() and path.read_text() == content:
+        return False
+    write_atomic(path, content)
+    return True
+
+
+def dump_json(value: Any) -> str:
+    """JSON as dlm writes it: keys in order of insertion, two spaces, NaN refused (missing is null)."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` atomically."""
+    write_atomic(path, dump_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a torn or edited one is the user's to repair, so it is named in one line."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore or delete that file") from error
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one line in one write, so that concurrent writers and a crash cannot interleave lines."""
+    line = json.dumps(row, allow_nan=False) + "\n"
+    with open(path, "ab", buffering=0) as stream:
+        stream.write(_line_break_if_torn(path) + line.encode())
+
+
+def _line_break_if_torn(path: Path) -> bytes:
+    """A newline where a crash left half a line at the end, so that the next line stands alone."""
+    with open(path, "rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return b""
+        stream.seek(-1, os.SEEK_END)
+        return b"" if stream.read(1) == b"\n" else b"\n"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of an append-only log, oldest first; a half-written line is no row. [] when absent."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def _process_started(pid: int) -> str | None:
+    """When ``pid`` started (clock ticks since boot), or None: tells a live process from a recycled pid."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else fields[18]
+
+
+class Lease:
+    """Keeps a second process out of a live run directory. ``with Lease(run_dir): ...``
+
+    Raises UserError when another live process holds it. The holder is live when its process exists (same
+    host) or its heartbeat is fresh (another host).
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "lease.json"
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Lease:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            holder = live_holder(self.path.parent)
+            if holder is not None:
+                raise UserError(
+                    f"{self.path.parent.name} is being run by process {holder['pid']} on {holder['host']}: "
+                    "wait for it or stop it, nothing was started"
+                )
+            self._beat()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Held only while a lease is looked at and taken, so that two starters cannot both take it."""
+        lock = self.path.with_suffix(".lock")
+        for _ in range(100):
+            try:
+                os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+                break
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - lock.stat().st_mtime > HEARTBEAT_SEC:  # its owner died holding it
+                        lock.unlink()
+                time.sleep(0.2)
+        else:
+            raise UserError(f"{lock} stays locked by another process: delete it if none is running")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        pid = os.getpid()
+        holder = {
+            "host": socket.gethostname(),
+            "pid": pid,
+            "started": _process_started(pid),
+            "heartbeat": time.time(),
+        }
+        write_json(self.path, holder)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SEC):
+            self._beat()
+
+
+def live_holder(run_dir: Path) -> dict[str, Any] | None:
+    """Who is running ``run_dir`` right now ({host, pid, started, heartbeat}), or None."""
+    try:
+        holder: dict[str, Any] = json.loads((run_dir / "lease.json").read_text())
+        if holder["host"] == socket.gethostname():
+            started = _process_started(int(holder["pid"]))
+            return holder if started is not None and started == holder["started"] else None
+        return holder if time.time() - float(holder["heartbeat"]) < STALE_SEC else None
+    except (OSError, ValueError, KeyError, TypeError):  # absent or unreadable: nobody can be holding it
+        return None

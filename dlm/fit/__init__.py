@@ -1,0 +1,28 @@
+"""fit: arrays of (params, tokens, loss) -> frozen FitResults.
+numpy and scipy only; `dlm.fit.table` reads CSV files.
+
+result = fit_surface(params, tokens, loss, flops=flops, at=[1e21])
+print(bootstrap(result, seed=0).report())
+"""
+
+from dlm.fit.comparison import Comparison, compare
+from dlm.fit.envelope import fit_envelope
+from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.points import Points
+from dlm.fit.resample import bootstrap
+from dlm.fit.result import Allocation, FitResult, Minimum, Optimum
+from dlm.fit.surface import fit_surface
+
+__all__ = [
+    "Allocation",
+    "Comparison",
+    "FitResult",
+    "Minimum",
+    "Optimum",
+    "Points",
+    "bootstrap",
+    "compare",
+    "fit_envelope",
+    "fit_isoflop",
+    "fit_surface",
+]

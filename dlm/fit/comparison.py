@@ -1,0 +1,108 @@
+"""comparison: several FitResults -> one table of a, b, N*, D*, L* at one C, and how far they disagree.
+Called by cli, report.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlm.errors import UserError
+from dlm.fit import optimum, text
+from dlm.fit.result import NAN, FitResult, Interval
+
+HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's answer at the common C."""
+
+    name: str
+    a: float
+    b: float
+    N: float
+    D: float
+    L: float
+    ci: Mapping[str, Interval]
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods side by side at `flops`; `spread` is the largest N* over the smallest among those that
+    answered.
+    """
+
+    flops: float
+    rows: tuple[Row, ...]
+    spread: float
+
+    def report(self) -> str:
+        """The table as text."""
+        cells = [HEADS, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[k]) for line in cells) for k in range(len(HEADS))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        return "\n".join([f"best use of {text.flops(self.flops)} FLOPs", *lines, self.verdict()])
+
+    def verdict(self) -> str:
+        """How far the methods disagree, in words."""
+        if not np.isfinite(self.spread):
+            return "fewer than two methods give an answer: nothing to compare"
+        return f"the methods' best sizes differ by a factor of {self.spread:.2f}"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in HEADS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in _cells(row)) + "</tr>" for row in self.rows
+        )
+        return f"<table><tr>{head}</tr>{body}</table><p>{self.verdict()}</p>"
+
+
+def compare(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: float | None = None) -> Comparison:
+    """Set the methods side by side at `at` FLOPs, by default the highest C of the points."""
+    named = dict(results) if isinstance(results, Mapping) else {_name(r): r for r in results}
+    tops = [float(r.points.flops.max()) for r in named.values() if r.points is not None]
+    if not tops:
+        raise UserError("nothing to compare: give at least one fitted result")
+    flops = max(tops) if at is None else float(at)
+    rows = tuple(_row(name, result, flops) for name, result in named.items())
+    sizes = [row.N for row in rows if np.isfinite(row.N)]
+    return Comparison(flops=flops, rows=rows, spread=max(sizes) / min(sizes) if len(sizes) > 1 else NAN)
+
+
+def _name(result: FitResult) -> str:
+    kind = f"{result.law} ({result.loss}, {result.space})" if result.law == "chinchilla" else result.law
+    return f"{result.label} {kind}".strip()
+
+
+def _row(name: str, result: FitResult, flops: float) -> Row:
+    share = result.allocation
+    known = result.at.get(flops)
+    if not result.params:
+        n = d = loss = NAN
+    elif known:
+        n, d, loss = known.N, known.D, known.L
+    else:
+        rows = optimum.as_rows(result.law, result.params)
+        n, d, loss = optimum.best(result.law, rows, flops, result.cost)[0].tolist()
+    ci = {k: v for k, v in result.ci.items() if k in ("a", "b")} | (dict(known.ci) if known else {})
+    return Row(name=name, a=share.a, b=share.b, N=n, D=d, L=loss, ci=ci, status=result.status)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(key: str, style: str) -> str:
+        value = getattr(row, key)
+        ends = f" ({text.interval(row.ci[key], style)})" if key in row.ci else ""
+        return (text.count(value) if style == "count" else text.number(value)) + ends
+
+    return (
+        row.name,
+        *(shown(k, "number") for k in "ab"),
+        *(shown(k, "count") for k in "ND"),
+        shown("L", "number"),
+        row.status,
+    )

@@ -1,0 +1,151 @@
+"""points: plain arrays -> checked Points, and what a token costs at each size. Called by every fit.
+
+Legend: N parameters, D tokens, C training FLOPs, L loss in nats/token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dlm.errors import UserError
+
+Array = npt.NDArray[np.float64]
+SIX_ND_TOLERANCE = 0.01  # rows whose flops are 6 N D to within this are counted as 6 N D
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """The rows a law is fitted to, one entry per finished run."""
+
+    params: Array  # N, parameters
+    tokens: Array  # D, training tokens
+    loss: Array  # L, nats/token
+    flops: Array  # C, training FLOPs actually spent, in `convention`
+    budget: Array | None  # the FLOPs aimed at; equal values are one isoFLOP curve
+    weight: Array  # multiplies the point's term in the objective
+    cluster: npt.NDArray[np.int64]  # points with one number share noise and are resampled together
+    convention: str  # how `flops` are counted, for the reader
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, keep: npt.NDArray[np.bool_]) -> Points:
+        """The rows where `keep` is true."""
+        budget = None if self.budget is None else self.budget[keep]
+        return Points(
+            params=self.params[keep],
+            tokens=self.tokens[keep],
+            loss=self.loss[keep],
+            flops=self.flops[keep],
+            budget=budget,
+            weight=self.weight[keep],
+            cluster=self.cluster[keep],
+            convention=self.convention,
+        )
+
+    def at_budget(self, level: float) -> Points:
+        """The rows of one budget."""
+        assert self.budget is not None, "these points are not grouped"
+        return self.take(self.budget == level)
+
+    def budgets(self) -> Array:
+        """The distinct budgets, rising; when none were named, the distinct FLOPs."""
+        return np.unique(self.flops if self.budget is None else self.budget)
+
+
+def as_points(
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    loss: npt.ArrayLike,
+    *,
+    flops: npt.ArrayLike | None = None,
+    budget: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
+    cluster: npt.ArrayLike | None = None,
+    convention: str | None = None,
+) -> Points:
+    """Check and freeze the arrays; without `flops`, C = 6 N D. Raises UserError for anything unusable."""
+    n_, d_, l_ = (_positive(v, name) for v, name in ((params, "params"), (tokens, "tokens"), (loss, "loss")))
+    size = len(l_)
+    spent = 6.0 * n_ * d_ if flops is None else _positive(flops, "flops")
+    aimed = None if budget is None else _positive(budget, "budget")
+    weight = np.ones(size) if weights is None else _weights(weights)
+    labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
+    columns = {
+        "params": n_,
+        "tokens": d_,
+        "flops": spent,
+        "budget": aimed,
+        "weights": weight,
+        "cluster": labels,
+    }
+    for name, column in columns.items():
+        if column is not None and len(column) != size:
+            raise UserError(f"{name} has {len(column)} values but loss has {size}: they must be equally long")
+    named = convention or ("6n" if flops is None else "as given")
+    return Points(
+        params=n_,
+        tokens=d_,
+        loss=l_,
+        flops=spent,
+        budget=aimed,
+        weight=weight,
+        cluster=labels.astype(np.int64),
+        convention=named,
+    )
+
+
+def _positive(values: npt.ArrayLike, name: str) -> Array:
+    column = _column(values, name)
+    bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+    if len(bad):
+        raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number above 0")
+    return column
+
+
+def _weights(values: npt.ArrayLike) -> Array:
+    column = _column(values, "weights")
+    if not np.isfinite(column).all() or (column < 0).any() or not column.any():
+        raise UserError("weights must be finite numbers, none below 0 and not all 0")
+    return column
+
+
+def _column(values: npt.ArrayLike, name: str) -> Array:
+    try:
+        column = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is not an array of numbers: {error}") from error
+    if column.ndim != 1:
+        raise UserError(f"{name} has {column.ndim} dimensions: pass one value per run")
+    return column
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """FLOPs per token as a function of N: 6 N times a ratio interpolated in log-log, held flat outside."""
+
+    log_params: Array = field(default_factory=lambda: np.zeros(1))
+    log_ratio: Array = field(default_factory=lambda: np.zeros(1))
+
+    @property
+    def is_6nd(self) -> bool:
+        """True where C = 6 N D, so that the optimum has a closed form."""
+        return not self.log_ratio.any()
+
+    def log_per_token(self, log_params: Array) -> Array:
+        """log FLOPs per token at log N."""
+        ratio = np.interp(log_params, self.log_params, self.log_ratio)
+        return np.asarray(np.log(6.0) + log_params + ratio, dtype=np.float64)
+
+
+def cost_of(points: Points) -> Cost:
+    """The cost curve the rows show: the median of flops/tokens at each size (see `Cost`)."""
+    log_ratio = np.log(points.flops / (6.0 * points.params * points.tokens))
+    if np.abs(np.expm1(log_ratio)).max() <= SIX_ND_TOLERANCE:
+        return Cost()
+    sizes, place = np.unique(points.params, return_inverse=True)
+    medians = [float(np.median(log_ratio[place == k])) for k in range(len(sizes))]
+    return Cost(np.log(sizes), np.array(medians))

@@ -1,0 +1,160 @@
+"""result: what a fit found -> a frozen FitResult with JSON, text and HTML faces.
+Made by the fits; read by cli, report.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm.fit import text
+from dlm.fit.points import Array, Cost, Points
+
+Interval = tuple[float, float]
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How the best size and the best number of tokens grow: N* ~ C^a, D* ~ C^b."""
+
+    a: float = NAN
+    b: float = NAN
+    how: str = "not fitted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """The best use of C FLOPs: N parameters, D tokens, expected loss L (nats/token), 95 % intervals."""
+
+    N: float
+    D: float
+    L: float
+    ci: Mapping[str, Interval] = field(default_factory=dict)
+    regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
+    reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimum:
+    """One isoFLOP curve: its parabola L = c0 + c1 z + c2 z^2, z = log N - centre, and its vertex, or why
+    there is none.
+    """
+
+    budget: float
+    num_points: int
+    reason: str = ""  # '' or one of parabola.REASONS
+    detail: str = ""  # the reason with its numbers, in words
+    N: float = NAN
+    D: float = NAN
+    L: float = NAN
+    centre: float = NAN
+    coefficients: tuple[float, float, float] = (NAN, NAN, NAN)
+    ci: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the vertex is an interior minimum that a line may use."""
+        return not self.reason
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FitResult:
+    """A fitted law. `status`: 'ok', 'warned' (read `warnings`) or 'refused' (the data do not support it)."""
+
+    law: str
+    loss: str  # the norm: huber, mse or l1
+    space: str  # residuals of log loss ('log') or of loss ('raw')
+    delta: float  # Huber's corner, in units of the residual; NaN where it plays no part
+    n: int  # points used
+    params: Mapping[str, float] = field(default_factory=dict)
+    ci: Mapping[str, Interval] = field(default_factory=dict)
+    objective: float = NAN  # sum over points
+    allocation: Allocation = field(default_factory=Allocation)
+    at: Mapping[float, Optimum] = field(default_factory=dict)
+    holdout: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    status: str = "ok"
+    warnings: tuple[str, ...] = ()
+    minima: tuple[Minimum, ...] = ()  # per budget, for isoflop and envelope
+    label: str = ""  # which objective or group of runs, for the reader
+    points: Points | None = field(default=None, repr=False)
+    cost: Cost = field(default_factory=Cost, repr=False)
+    draws: Array | None = field(default=None, repr=False)  # (replicates, params), NaN rows failed
+    interval_method: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
+        head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n")}
+        body = {
+            "params": self.params,
+            "ci": self.ci,
+            "objective": self.objective,
+            "allocation": vars(self.allocation),
+            "at": {f"{flops:g}": _optimum(best) for flops, best in self.at.items()},
+            "holdout": self.holdout,
+            "status": self.status,
+            "warnings": list(self.warnings),
+            "minima": [_minimum(m) for m in self.minima],
+            "label": self.label,
+            "interval_method": self.interval_method,
+        }
+        return {key: _plain(value) for key, value in (head | body).items()}
+
+    def report(self) -> str:
+        """The result as a page of text."""
+        rows = [f"{_head(self)}: {self.status}"]
+        rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _table(self)]
+        rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
+        rows += [f"  {name}: {_errors(errors)}" for name, errors in self.holdout.items()]
+        rows += [f"  warning: {warning}" for warning in self.warnings]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><td>{n}</td><td>{v}</td><td>{html.escape(e)}</td></tr>" for n, v, e in _table(self))
+        best = "".join(f"<li>{text.flops(c)} FLOPs: {sentence(o)}</li>" for c, o in self.at.items())
+        warned = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
+        table = f"<table><tr><th></th><th>value</th><th>95 % interval</th></tr>{cells}</table>"
+        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}<ul>{best}</ul><ul>{warned}</ul>"
+
+
+def sentence(best: Optimum) -> str:
+    """'N = 1.2M (1M to 1.4M), D = ..., L = ...'."""
+    sizes = (f"{k} = {text.count(getattr(best, k))} ({text.interval(best.ci.get(k), 'count')})" for k in "ND")
+    return f"{', '.join(sizes)}, L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
+
+
+def _head(result: FitResult) -> str:
+    label = f" of {result.label}" if result.label else ""
+    norm = f"{result.loss} on {result.space} loss" if result.loss else "line"
+    return f"{result.law}{label}, {result.n} points, {norm}"
+
+
+def _table(result: FitResult) -> list[tuple[str, str, str]]:
+    values = {**result.params, "a": result.allocation.a, "b": result.allocation.b}
+    return [(name, text.number(v, digits=6), text.interval(result.ci.get(name))) for name, v in values.items()]
+
+
+def _errors(errors: Mapping[str, float]) -> str:
+    shown = (f"{k} {v:+.2%}" if k.endswith("error") else f"{k} {text.number(v)}" for k, v in errors.items())
+    return ", ".join(shown)
+
+
+def _optimum(best: Optimum) -> dict[str, Any]:
+    return dict(vars(best))
+
+
+def _minimum(minimum: Minimum) -> dict[str, Any]:
+    return dict(vars(minimum))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

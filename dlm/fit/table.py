@@ -1,0 +1,207 @@
+"""table: any CSV or DataFrame of runs -> the fits of them.
+Called by cli, report and notebooks; pandas ends here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from dlm.errors import UserError, unknown
+from dlm.fit import text
+from dlm.fit.envelope import fit_envelope
+from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.resample import bootstrap as add_intervals
+from dlm.fit.result import FitResult
+from dlm.fit.rows import Runs, read_runs
+from dlm.fit.surface import fit_surface
+
+__all__ = ["fit_runs", "fit_sweep", "read_runs"]
+
+LAWS = ("chinchilla", "isoflop", "envelope")
+FEW_BUDGETS = 8  # up to here, every budget is reported
+
+
+def fit_runs(
+    source: Runs,
+    *,
+    law: str = "chinchilla",
+    loss: str = "huber",
+    delta: float = 1e-3,
+    space: str = "log",
+    bootstrap: int = 4000,
+    seed: int = 0,
+    at: Sequence[float] = (),
+    objective: str | None = None,
+) -> FitResult:
+    """Fit one law to the finished runs of one objective, with `bootstrap` replicates (0: no intervals).
+
+    loss, delta and space shape the surface's norm; isoflop and envelope are plain least squares. Reported at
+    `at` and at the budgets (FLOPs); without `at`, also at ten times the highest. Raises UserError for what
+    cannot be fitted.
+    """
+    if law not in LAWS:
+        raise unknown("law", law, LAWS)
+    frame = _one_objective(read_runs(source), objective)
+    frame.attrs["warnings"] += _mixtures(frame)
+    places = _places(frame, at)
+    if law == "chinchilla":
+        result = _surface(frame, places, norm=loss, delta=delta, space=space)
+    else:
+        result = _isoflop(frame, places) if law == "isoflop" else _envelope(frame, places)
+    remarks = tuple(frame.attrs["warnings"])
+    if remarks:
+        status = "warned" if result.status == "ok" else result.status
+        result = replace(result, warnings=(*result.warnings, *remarks), status=status)
+    return add_intervals(result, replicates=bootstrap, seed=seed) if bootstrap else result
+
+
+def fit_sweep(
+    source: Runs, *, laws: Sequence[str] = ("isoflop", "chinchilla"), bootstrap: int = 4000, seed: int = 0
+) -> dict[str, FitResult]:
+    """Every law for every objective, as 'objective/law'. What cannot be fitted is a result with status
+    'refused'.
+    """
+    frame = read_runs(source)
+    names = _objectives(frame) or [""]
+    fits = {}
+    for name in names:
+        for law in laws:
+            key = f"{name}/{law}" if name else law
+            fits[key] = _fit_or_refuse(frame, law, name, bootstrap, seed)
+    return fits
+
+
+def _fit_or_refuse(frame: pd.DataFrame, law: str, name: str, bootstrap: int, seed: int) -> FitResult:
+    try:
+        return fit_runs(frame, law=law, objective=name or None, bootstrap=bootstrap, seed=seed)
+    except UserError as error:
+        rows = frame[frame["objective"] == name] if name else frame
+        nan = float("nan")
+        return FitResult(
+            law=law,
+            loss="",
+            space="",
+            delta=nan,
+            n=len(rows),
+            status="refused",
+            warnings=(str(error),),
+            label=name,
+        )
+
+
+def _objectives(frame: pd.DataFrame) -> list[str]:
+    return sorted(frame["objective"].dropna().astype(str).unique()) if "objective" in frame else []
+
+
+def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
+    names = _objectives(frame)
+    if objective is not None and objective not in names:
+        raise unknown("objective", objective, names)
+    if objective is None and len(names) > 1:
+        raise UserError(f"the runs have several objectives ({text.listed(names)}): choose one with objective=")
+    chosen = frame if objective is None else frame[frame["objective"] == objective].reset_index(drop=True)
+    chosen.attrs = {"warnings": list(frame.attrs["warnings"])}
+    return chosen
+
+
+def _mixtures(frame: pd.DataFrame) -> list[str]:
+    """One fit, one convention; other things that differ are said."""
+    if "convention" in frame and frame["convention"].nunique() > 1:
+        names = text.listed(sorted(frame["convention"].astype(str).unique()))
+        raise UserError(f"the runs count FLOPs in several conventions ({names}): fit one at a time")
+    mixed = [
+        name for name in ("data", "data_hash", "schedule", "estimator") if name in frame and frame[name].nunique() > 1
+    ]
+    return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+
+
+def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
+    for value in at:
+        if not 0 < value < float("inf"):
+            raise UserError(f"at is {value}: give compute in FLOPs, above 0")
+    spent = frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
+    budgets = frame["budget"].dropna() if "budget" in frame else spent
+    levels = sorted(budgets.unique().tolist()) or [float(spent.max())]
+    own = levels if len(levels) <= FEW_BUDGETS else levels[-1:]
+    return sorted({*own, *(map(float, at) if at else [10.0 * levels[-1]])})
+
+
+def _named(frame: pd.DataFrame) -> tuple[str | None, str]:
+    """Convention and objective, where the rows say them."""
+    first = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
+    said = {name: values.iloc[0] for name, values in first.items() if len(values)}
+    return said.get("convention"), said.get("objective", "")
+
+
+def _surface(frame: pd.DataFrame, at: Sequence[float], *, norm: str, delta: float, space: str) -> FitResult:
+    convention, label = _named(frame)
+    whole = "budget" in frame and frame["budget"].notna().all()
+    return fit_surface(
+        frame["params"],
+        frame["tokens"],
+        frame["loss"],
+        norm=norm,
+        delta=delta,
+        space=space,
+        flops=frame.get("flops"),
+        budget=frame["budget"] if whole else None,
+        weights=frame.get("weight"),
+        cluster=frame["run_id"].astype(str) if "run_id" in frame else None,
+        convention=convention,
+        at=at,
+        label=label,
+    )
+
+
+def _isoflop(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
+    convention, label = _named(frame)
+    frame = _with_budget(frame)
+    return fit_isoflop(
+        frame["params"],
+        frame["tokens"],
+        frame["loss"],
+        frame["budget"],
+        flops=frame.get("flops"),
+        weights=frame.get("weight"),
+        convention=convention,
+        at=at,
+        label=label,
+    )
+
+
+def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a budget; without that column, equal FLOPs are one, if they are equal."""
+    if "budget" not in frame:
+        if "flops" not in frame:
+            raise UserError("isoFLOP curves need a column 'budget' (or 'flops' with exactly equal values per budget)")
+        groups = frame["flops"].value_counts()
+        if groups.max() < 2 or len(groups) > len(frame) / 3:
+            raise UserError(
+                f"isoFLOP curves need a column 'budget': {len(groups)} distinct flops in {len(frame)} rows "
+                "are no groups"
+            )
+        return frame.assign(budget=frame["flops"])
+    known = frame["budget"].notna()
+    if not known.any():
+        raise UserError("isoFLOP curves need a budget, and no row has one")
+    if not known.all():
+        frame.attrs["warnings"].append(f"{int((~known).sum())} rows without a budget are in no isoFLOP curve")
+    return frame[known]
+
+
+def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
+    convention, label = _named(frame)
+    return fit_envelope(
+        frame["params"],
+        frame["tokens"],
+        frame["loss"],
+        flops=frame.get("flops"),
+        run_id=frame["run_id"].astype(str) if "run_id" in frame else None,
+        schedule=frame["schedule"].astype(str).tolist() if "schedule" in frame else None,
+        convention=convention,
+        at=at,
+        label=label,
+    )

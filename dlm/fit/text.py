@@ -1,0 +1,45 @@
+"""text: numbers -> the way people read them (33k, 1.2M, 3e11). Called by result, comparison and report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def count(value: float, *, digits: int = 3) -> str:
+    """A number of parameters or tokens with its unit: 33000 -> '33k', 1.2e6 -> '1.2M'."""
+    if not math.isfinite(value):
+        return "not known"
+    value = float(f"{value:.{digits}g}")
+    for size, unit in _UNITS:
+        if abs(value) >= size:
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
+
+
+def flops(value: float, *, digits: int = 3) -> str:
+    """Training compute in FLOPs: 3e11 -> '3e11', 1.25e16 -> '1.25e16'."""
+    if not math.isfinite(value):
+        return "not known"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def number(value: float, *, digits: int = 4) -> str:
+    """A fitted number with significant digits only: 0.347310 -> '0.3473'."""
+    return f"{value:.{digits}g}" if math.isfinite(value) else "not known"
+
+
+def interval(ends: Sequence[float] | None, show: str = "number") -> str:
+    """'low to high' in the same style as the number it belongs to (`count` or `number`)."""
+    if ends is None or not all(math.isfinite(end) for end in ends):
+        return "no interval"
+    style = count if show == "count" else number
+    return f"{style(ends[0])} to {style(ends[1])}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

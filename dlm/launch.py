@@ -1,0 +1,136 @@
+"""launch: `python -m dlm.launch [overrides]` -> one run, or with -m any Hydra multirun. Thin; train does the work.
+
+Torch and Lightning are imported only when a run starts: composing, naming and submitting runs stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlm import locate
+from dlm.errors import ExitCode, UserError, close_matches
+from dlm.groups import choices
+
+NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path")
+
+
+def config_cell_id(root: DictConfig) -> str:
+    """The id of the run that a composed config describes; prepares the data where the config says how."""
+    from dlm.datamodules.prepare import ensure_prepared
+    from dlm.identity import cell_id
+    from dlm.recipe import derive
+
+    nodes = {name: root[name] for name in NODES}
+    config: dict[str, Any] = {
+        name: OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+        for name, node in nodes.items()
+    }
+    manifest = ensure_prepared(Path(config["data"]["data_dir"]), config["data"].get("prepare"))
+    return cell_id(config, steps=derive(config).steps, data_hash=manifest.hash)
+
+
+def register() -> None:
+    """Tell OmegaConf dlm's resolvers and Hydra dlm's launchers."""
+    from dlm import launchers
+
+    OmegaConf.register_new_resolver("dlm.workdir", lambda: str(locate.workdir()), replace=True)
+    OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(locate.data_dir()), replace=True)
+    OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
+    launchers.register()
+
+
+def check_cell(config: dict[str, Any], root: DictConfig) -> None:
+    """Refuse a planned cell whose config no longer has the id that it was planned with."""
+    planned = config.pop("planned_cell_id", None)
+    if planned is not None and planned != config["cell_id"]:
+        raise UserError(
+            f"cell {planned} composes to {config['cell_id']}: its config, configs/ or its data changed since the plan; "
+            "plan again or restore them"
+        )
+    from hydra.core.hydra_config import HydraConfig
+
+    if "cell" in HydraConfig.get().runtime.choices and planned is None:
+        raise UserError("+cell named no planned cell: hydra.searchpath must hold the sweep's folder, with cell/ in it")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explain(error: Exception) -> str | None:
+    """The user's mistake behind an exception in one line; None when it is our bug."""
+    for cause in causes(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        near = close_matches(choice, choices(group))
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"unknown {group or 'config'} '{choice}': {hint}allowed: {', '.join(choices(group))}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        deepest = list(causes(error))[-1] if isinstance(error, ConfigCompositionException) else error
+        return " ".join(f"{error} {deepest if deepest is not error else ''}".split()) + _near_keys(str(error))
+    return None
+
+
+def _near_keys(message: str) -> str:
+    """The close matches of the key that an override named, where the message is about one."""
+    words = message.split("'")
+    if len(words) < 2 or "override" not in message:
+        return ""
+    with hydra.initialize_config_dir(str(locate.configs_dir()), version_base=None):
+        base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    key = words[1].split("=")[0]
+    near = close_matches(key, list(_keys(base)))
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + str(name)
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def main() -> int:
+    """Compose and run; the exit code is that of the run, or of the first run of a multirun that did not end well."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and what is shown is ours to say
+    register()
+    codes: list[int] = []
+
+    def task(root: DictConfig) -> None:
+        config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
+        check_cell(config, root)
+        from dlm.train import run
+
+        try:
+            codes.append(run(config))
+        except UserError as error:
+            print(f"dlm: {error}", file=sys.stderr)
+            codes.append(ExitCode.USER_ERROR)
+
+    try:
+        hydra.main(version_base=None, config_path=str(locate.configs_dir()), config_name="config")(task)()
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"dlm: {line}", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    return next((code for code in codes if code), ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

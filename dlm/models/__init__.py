@@ -1,0 +1,1 @@
+"""models: ModelShape -> TransEncoder, and the Lightning module that trains it."""

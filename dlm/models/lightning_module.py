@@ -1,0 +1,100 @@
+"""lightning_module: model, objective and optimiser as one LightningModule. Built by train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+from dlm.errors import UserError
+from dlm.models.encoder import TransEncoder
+from dlm.objectives import Batch, Objective
+from dlm.optim import make_optimizer, make_schedule
+from dlm.recipe import Recipe
+
+
+class DiffusionLMLightningModule(L.LightningModule):
+    """Trains a TransEncoder on an objective.
+
+    ``observed`` collects what the monitors saw at a logged step; RecordWriter writes it and empties it.
+    """
+
+    def __init__(self, recipe: Recipe, objective: Objective, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.recipe, self.objective, self.config = recipe, objective, config
+        self.model = TransEncoder(recipe.shape, causal=recipe.causal)
+        self.model.init_weights(torch.Generator().manual_seed(config["seed"]))
+        self.observed: dict[str, Any] = {}
+        self.loss_sum = torch.zeros(())  # since the last logged step, on the device: no synchronisation
+        self.loss_count = 0
+        self.grad_norm = torch.zeros(())
+        self.validation_loss = (math.nan, math.nan)  # (mean, Monte Carlo standard error), nats/token
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, V) logits."""
+        logits: torch.Tensor = self.model(tokens_BT)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The mean loss of one micro-batch, nats/token."""
+        loss = self.objective.nll(self.model, batch).mean()
+        self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+        self.loss_count += 1
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
+        limit = self.config["optimizer"]["gradient_clip_val"]
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters(), math.inf if limit is None else limit, foreach=True
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums: loss, Monte Carlo variance and number of sequences."""
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
+        draws = batch["draws"]
+        nll_SK = self.objective.nll(self.model, batch).double().view(-1, draws)
+        variance_S = nll_SK.var(dim=1) / draws if draws > 1 else torch.zeros_like(nll_SK[:, 0])
+        self._sums += torch.stack([nll_SK.mean(dim=1).sum(), variance_S.sum(), variance_S.new_tensor(len(nll_SK))])
+
+    def on_validation_epoch_end(self) -> None:
+        """The validation loss, and its standard error over the noise given the sequences.
+
+        The draws of a sequence are stratified in t, so the error from their plain variance is an upper bound.
+        """
+        total, variance, count = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        self.validation_loss = (total / count, math.sqrt(variance) / count)
+        self.log("val/loss", self.validation_loss[0], logger=False)
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule; the schedule moves with every optimiser step."""
+        optimizer = make_optimizer(self.parameters(), self.config["optimizer"])
+        schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which model this is, so that another one refuses it in one line."""
+        checkpoint["dlm"] = {"shape": dataclasses.asdict(self.recipe.shape), "objective": self.objective.name}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model or objective."""
+        stated = checkpoint.get("dlm", {})
+        shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
+        mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
+        differing = [f"{key} {shape.get(key)} is not {value}" for key, value in mine.items() if shape.get(key) != value]
+        if stated.get("objective") != self.objective.name:
+            differing.append(f"objective {stated.get('objective')} is not {self.objective.name}")
+        if differing:
+            raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")

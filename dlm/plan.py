@@ -1,0 +1,378 @@
+"""plan: SweepSpec -> Plan of cells, and plan.json. Called by cli, submit, status and collect.
+
+A plan holds decisions only: the same definition and budgets give the same bytes on any machine. What cells cost
+on given hardware is in estimate.json beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlm import locate
+from dlm.errors import UserError, close_matches, unknown
+from dlm.estimate import Estimate, estimate_cell, rate_of, read_estimates, write_estimates
+from dlm.files import dump_json, read_json, write_if_changed
+from dlm.groups import choices, load_base, load_choice
+from dlm.identity import cell_id, format_flops
+from dlm.manifest import Manifest, read_manifest
+from dlm.recipe import MIN_STEPS, Recipe, derive
+from dlm.sweep import Hardware, SweepSpec, parse_sweep
+
+# The groups that decide a result; the others (trainer, callbacks, logger) are chosen but not part of the identity.
+DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
+DEFAULT_GROUPS = {"data": "stdlib", "optimizer": "adamw", "scheduler": "cosine", "trainer": "cpu"}
+OTHER_GROUPS = ("trainer", "callbacks", "logger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One planned run, with everything derived. Targets and actual values stand side by side."""
+
+    cell_id: str
+    model: str
+    objective: str
+    seed: int
+    num_params: int  # N, non-embedding
+    num_params_total: int
+    budget_flops: float  # target
+    convention: str
+    tokens: int  # actual, D
+    steps: int
+    warmup_steps: int
+    global_batch_size: int  # sequences
+    block_size: int  # tokens
+    learning_rate: float
+    schedule: str
+    flops: Mapping[str, float]  # actual, under every convention
+    budget_error_pct: float
+    tokens_per_param: float
+    epochs: float | None  # None while the data are not prepared
+    groups: Mapping[str, str]
+    overrides: Mapping[str, Any]  # dotted config keys: what the cell sets beyond its groups
+    estimate: Estimate | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """The estimate's columns read like the cell's own; None where nothing was estimated."""
+        if name in {field.name for field in dataclasses.fields(Estimate)}:
+            return None if self.estimate is None else getattr(self.estimate, name)
+        raise AttributeError(name)
+
+    def decisions(self) -> dict[str, Any]:
+        """What plan.json holds of the cell."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "estimate"}
+
+    def row(self) -> dict[str, Any]:
+        """Decisions and estimate together, as `dlm plan --json` prints them."""
+        estimate = {} if self.estimate is None else dataclasses.asdict(self.estimate)
+        return {**self.decisions(), **estimate}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every cell of a sweep, and what was dropped and why."""
+
+    spec: SweepSpec
+    convention: str
+    data: str
+    data_hash: str | None  # None while the data are not prepared: the ids are a preview
+    cells: tuple[Cell, ...]
+    dropped: tuple[Mapping[str, Any], ...]
+
+    def to_json(self, *, estimates: bool) -> dict[str, Any]:
+        """Plain values: with the estimates for people and programs, without for plan.json."""
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "convention": self.convention,
+            "data": self.data,
+            "data_hash": self.data_hash,
+            "cells": [cell.row() if estimates else cell.decisions() for cell in self.cells],
+            "dropped": list(self.dropped),
+        }
+
+
+def make_plan(spec: SweepSpec) -> Plan:
+    """The grid of a definition. Raises UserError for what no cell can be made of, and when no cell is left."""
+    groups = {**DEFAULT_GROUPS, **spec.groups}
+    for group, choice in groups.items():
+        if group not in (*DEFAULT_GROUPS, *OTHER_GROUPS):
+            raise unknown("group in groups", group, (*DEFAULT_GROUPS, *OTHER_GROUPS))
+        if choice not in choices(group):
+            raise unknown(group, choice, choices(group))
+    manifests = {}
+    cells, dropped = [], []
+    for point in _points(spec, groups):
+        choice = point["groups"]["data"]
+        if choice not in manifests:
+            manifests[choice] = read_manifest(data_dir_of(choice))
+        cell = _cell(spec, point, manifests[choice])
+        if isinstance(cell, Cell):
+            cells.append(cell)
+        else:
+            dropped.append({**_about(point), "reason": cell})
+    cells, thinned = _thin(spec, cells)
+    dropped += thinned
+    if not cells:
+        raise UserError(f"no cell is left of {len(dropped)}: the first is {_name(dropped[0])}: {dropped[0]['reason']}")
+    name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
+    manifest = manifests[groups["data"]]
+    return Plan(
+        spec=spec,
+        convention=spec.convention,
+        data=groups["data"],
+        data_hash=None if manifest is None else manifest.hash,
+        cells=tuple(cells),
+        dropped=tuple(dropped),
+    )
+
+
+def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Every combination that the definition names: its groups and the keys it sets."""
+    combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
+    for objective, varied, seed, budget, model in itertools.product(
+        spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
+    ):
+        chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
+        keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
+        yield {
+            "groups": {"model": model, "objective": objective, **groups, **chosen},
+            "overrides": {
+                **spec.set,
+                **keys,
+                "seed": seed,
+                "training.budget": budget,
+                "training.convention": spec.convention,
+            },
+        }
+
+
+def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes that decide a result, as Hydra would compose them. Raises UserError for an unknown key."""
+    config: dict[str, Any] = copy.deepcopy(load_base())
+    for group in DECIDING:
+        config[group] = copy.deepcopy(load_choice(group, groups[group]))
+    for key, value in overrides.items():
+        if key.split(".")[0] not in ("trainer", "callbacks", "logger"):
+            _put(config, key, value)
+    return config
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    parts = key.split(".")
+    node: Any = config
+    for part in parts[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or parts[-1] not in node:
+        known = [f"{top}.{name}" for top, item in config.items() if isinstance(item, dict) for name in item]
+        near = close_matches(key, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(known)}"
+        raise UserError(f"unknown config key '{key}' in the sweep definition: {hint}")
+    node[parts[-1]] = value
+
+
+def data_dir_of(choice: str) -> Path:
+    """Where the data set of a data group is, or will be."""
+    return Path(str(load_choice("data", choice)["data_dir"]).replace("${paths.data_dir}", str(locate.data_dir())))
+
+
+def _about(point: Mapping[str, Any]) -> dict[str, Any]:
+    groups, overrides = point["groups"], point["overrides"]
+    return {
+        "model": groups["model"],
+        "objective": groups["objective"],
+        "seed": overrides["seed"],
+        "budget_flops": overrides["training.budget"],
+    }
+
+
+def _name(dropped: Mapping[str, Any]) -> str:
+    return f"{dropped['model']} at {format_flops(dropped['budget_flops'])}"
+
+
+def _cell(spec: SweepSpec, point: Mapping[str, Any], manifest: Manifest | None) -> Cell | str:
+    """The cell of a point, or the reason why there is none."""
+    config = cell_config(point["groups"], point["overrides"])
+    recipe = derive(config)
+    if manifest is not None and manifest.vocab_size != recipe.shape.vocab_size:
+        raise UserError(
+            f"model {recipe.shape.name} has vocab_size {recipe.shape.vocab_size}, the data "
+            f"{point['groups']['data']} have {manifest.vocab_size}: change models or groups.data"
+        )
+    epochs = None if manifest is None else recipe.tokens / manifest.tokens("train")
+    return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, manifest, epochs)
+
+
+def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | None:
+    ratio = recipe.tokens / recipe.shape.num_params
+    if recipe.steps < MIN_STEPS:
+        return f"{recipe.steps} steps of {recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}"
+    if spec.tokens_per_param and not spec.tokens_per_param[0] <= ratio <= spec.tokens_per_param[1]:
+        low, high = spec.tokens_per_param
+        return f"{ratio:.3g} tokens per parameter, outside tokens_per_param {low:g} to {high:g}"
+    if epochs is not None and epochs > spec.max_epochs:
+        return f"{epochs:.2f} epochs of the data, above max_epochs {spec.max_epochs:g}"
+    return None
+
+
+def _make_cell(
+    point: Mapping[str, Any], config: Mapping[str, Any], recipe: Recipe, manifest: Manifest | None, epochs: float | None
+) -> Cell:
+    shape = recipe.shape
+    assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
+    return Cell(
+        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if manifest is None else manifest.hash),
+        model=shape.name,
+        objective=config["objective"]["name"],
+        seed=config["seed"],
+        num_params=shape.num_params,
+        num_params_total=shape.num_params_total(causal=recipe.causal),
+        budget_flops=recipe.budget_flops,
+        convention=recipe.convention,
+        tokens=recipe.tokens,
+        steps=recipe.steps,
+        warmup_steps=recipe.warmup_steps,
+        global_batch_size=recipe.global_batch_size,
+        block_size=recipe.block_size,
+        learning_rate=config["optimizer"]["lr"],
+        schedule=config["scheduler"]["name"],
+        flops={name: value for name, value in recipe.flops.items()},
+        budget_error_pct=recipe.budget_error_pct,
+        tokens_per_param=recipe.tokens / shape.num_params,
+        epochs=epochs,
+        groups=point["groups"],
+        overrides=point["overrides"],
+    )
+
+
+def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """Of the sizes that fit at each budget, ``sizes_per_budget`` evenly spread over the ladder."""
+    if spec.sizes_per_budget is None:
+        return cells, []
+    kept: set[tuple[float, str]] = set()
+    for budget in spec.budgets:
+        sizes = sorted({(cell.num_params, cell.model) for cell in cells if cell.budget_flops == budget})
+        count = min(spec.sizes_per_budget, len(sizes))
+        places = {round(place * (len(sizes) - 1) / max(count - 1, 1)) for place in range(count)}
+        kept |= {(budget, sizes[place][1]) for place in places}
+    out = [cell for cell in cells if (cell.budget_flops, cell.model) not in kept]
+    reason = f"not among the sizes_per_budget {spec.sizes_per_budget} of its budget"
+    dropped = [
+        {"model": c.model, "objective": c.objective, "seed": c.seed, "budget_flops": c.budget_flops, "reason": reason}
+        for c in out
+    ]
+    return [cell for cell in cells if (cell.budget_flops, cell.model) in kept], dropped
+
+
+def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
+    """The plan with what each cell costs: at rates measured here (model -> FLOP/s), else on its own hardware."""
+    hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
+    cells = tuple(
+        dataclasses.replace(
+            cell,
+            estimate=estimate_cell(
+                flops=cell.flops["full_masked_head"],
+                shape_name=cell.model,
+                causal=cell.objective == "autoregressive",
+                global_batch_size=cell.global_batch_size,
+                block_size=cell.block_size,
+                hardware=hardware,
+                flops_per_sec=None if rates is None else rate_of(cell.num_params, rates),
+            ),
+        )
+        for cell in plan.cells
+    )
+    return dataclasses.replace(plan, cells=cells)
+
+
+def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
+    """Write plan.json, estimate.json and cell/*.yaml; returns the plan as it now stands.
+
+    Cells that were already submitted or run stay in the plan: a sweep grows. Raises UserError when the folder's
+    plan came from another definition or other data.
+    """
+    before = read_plan(sweep_dir) if (sweep_dir / "plan.json").is_file() else None
+    if before is not None:
+        _check_same(sweep_dir, before, plan)
+        here = {cell.cell_id for cell in plan.cells}
+        kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
+        if kept:
+            budgets = {*plan.spec.budgets, *(cell.budget_flops for cell in kept)}
+            cells = sorted([*plan.cells, *kept], key=_order(plan.spec))
+            plan = dataclasses.replace(plan, spec=plan.spec.with_budgets(budgets), cells=tuple(cells))
+    for cell in plan.cells:
+        write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
+    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate is not None})
+    write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
+    return plan
+
+
+def _order(spec: SweepSpec) -> Any:
+    """Cells sort as make_plan lists them, so that a sweep grown in steps has the bytes of one planned at once."""
+    models, objectives = list(spec.models), list(spec.objectives)
+    return lambda cell: (objectives.index(cell.objective), cell.seed, cell.budget_flops, models.index(cell.model))
+
+
+def _started(sweep_dir: Path, cell: str) -> bool:
+    return (sweep_dir / "runs" / cell).is_dir()
+
+
+def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
+    old, new = before.spec.identity(), plan.spec.identity()
+    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+    if not changed and before.data_hash not in (None, plan.data_hash):
+        changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
+    if changed:
+        raise UserError(
+            f"{sweep_dir} holds the plan of another definition ({'; '.join(changed)}): give this one another name, "
+            "or move the folder away"
+        )
+
+
+def cell_yaml(sweep: str, cell: Cell) -> str:
+    """The Hydra config of one cell: its groups, and what it sets beyond them."""
+    nested: dict[str, Any] = {}
+    for key, value in cell.overrides.items():
+        node = nested
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    content = {
+        "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
+        "sweep": sweep,
+        "planned_cell_id": cell.cell_id,
+        **nested,
+    }
+    return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
+
+
+def read_plan(sweep_dir: Path) -> Plan:
+    """The plan of a sweep folder with its estimates. Raises UserError when there is none or it is damaged."""
+    path = sweep_dir / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
+    content = read_json(path)
+    estimates = read_estimates(sweep_dir)
+    try:
+        spec = parse_sweep(content["spec"], str(path))
+        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"])) for cell in content["cells"])
+        return Plan(
+            spec=spec,
+            convention=content["convention"],
+            data=content["data"],
+            data_hash=content["data_hash"],
+            cells=cells,
+            dropped=tuple(content["dropped"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error

@@ -1,0 +1,160 @@
+"""record: the schemas that training writes and the sweep half reads. The one definition of every column.
+
+A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
+result.json and wandb/ (design.md section 4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from dlm.files import write_json
+
+
+class State(StrEnum):
+    """What a cell is doing."""
+
+    PLANNED = "planned"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    DONE = "done"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    BAD_CONFIG = "bad_config"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One row of runs.csv; None is missing and stays missing."""
+
+    run_id: str
+    sweep: str
+    objective: str
+    model: str
+    params: int  # N, non-embedding
+    params_total: int
+    tokens: int  # D
+    flops: float  # actual, in ``convention``
+    convention: str
+    flops_6n: float
+    flops_6n_total: float
+    flops_full: float
+    flops_full_masked_head: float
+    budget: float | None  # target FLOPs
+    loss: float | None  # validation NELBO or NLL at the planned last step, nats/token
+    loss_se: float | None  # its Monte Carlo standard error
+    estimator: str
+    steps: int
+    global_batch_size: int  # sequences
+    block_size: int  # tokens
+    learning_rate: float
+    schedule: str
+    parent: str | None  # the trunk this run branched from
+    seed: int
+    unique_tokens: int | None  # distinct training tokens seen
+    epochs: float | None
+    data: str
+    data_hash: str | None
+    tokens_per_sec: float | None
+    device: str | None
+    gpu_hours: float | None  # 0 on a machine without GPUs
+    attempts: int
+    steps_redone: int  # optimiser steps computed more than once because of interruptions
+    git_sha: str | None
+    source: str  # where ``loss`` was read: run_dir or wandb
+    status: str
+
+
+RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
+EXCLUDED_COLUMNS = (*RUN_COLUMNS, "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """status.json: the last word of a run about itself."""
+
+    state: State
+    step: int
+    steps: int
+    attempts: int
+    steps_redone: int = 0
+    loss: float | None = None
+    tokens_per_sec: float | None = None
+    exit_code: int | None = None  # set when the attempt has ended
+    reason: str | None = None
+    started: float  # seconds since the epoch, this attempt
+    updated: float
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Write status.json atomically."""
+    write_json(run_dir / "status.json", dataclasses.asdict(status))
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """The status of a run; None when there is none or it cannot be read (the caller asks the scheduler)."""
+    try:
+        content = json.loads((run_dir / "status.json").read_text())
+        return Status(**{**content, "state": State(content["state"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """result.json: written once, when the planned last step has been validated."""
+
+    cell_id: str
+    step: int
+    tokens: int
+    loss: float  # nats/token
+    loss_se: float  # Monte Carlo standard error over the noise, given the validation set
+    estimator: str
+    wall_sec: float  # training time of all attempts
+    tokens_per_sec: float
+    device: str
+    num_devices: int
+    gpu_hours: float
+    attempts: int
+    steps_redone: int
+    unique_tokens: int
+    epochs: float
+    data_hash: str
+    unigram_entropy: float  # nats/token of the validation text: a model above it did not learn
+    finished: float
+
+
+def write_result(run_dir: Path, result: Result) -> None:
+    """Write result.json atomically."""
+    write_json(run_dir / "result.json", dataclasses.asdict(result))
+
+
+def read_result(run_dir: Path) -> Result | None:
+    """The result of a finished run; None when it is absent or not whole."""
+    try:
+        return Result(**json.loads((run_dir / "result.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def metrics_row(*, step: int, tokens: int, **values: Any) -> dict[str, Any]:
+    """One line of metrics.jsonl: step, tokens, time and what was measured there."""
+    return {"step": step, "tokens": tokens, "time": time.time(), **values}
+
+
+def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The history of a run in order of steps: where a resume repeated a step, the last attempt wins."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        merged[row["step"]] = {**merged.get(row["step"], {}), **row}
+    return [merged[step] for step in sorted(merged)]

@@ -1,0 +1,136 @@
+"""sbatch: jobs -> job arrays and the batch scripts of them. Called by the submission core.
+
+One array for each resource class; a script that a person can read, change and submit by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlm.cluster import THREAD_VARIABLES, Job, Resources, SlurmSettings
+from dlm.errors import UserError
+from dlm.files import write_atomic
+from dlm.snapshot import git_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """Jobs of one resource class that go to SLURM in one sbatch; job i is task i."""
+
+    submission: str
+    resources: Resources
+    jobs: tuple[Job, ...]
+
+
+def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array]:
+    """The jobs by resource class, in order, at most ``max_size`` to an array."""
+    classes: dict[Resources, list[Job]] = {}
+    for job in jobs:
+        classes.setdefault(job.resources, []).append(job)
+    pieces = [
+        (resources, tuple(members[start : start + max_size]))
+        for resources, members in classes.items()
+        for start in range(0, len(members), max_size)
+    ]
+    return [
+        Array(submission=f"{submission}-{number}", resources=resources, jobs=members)
+        for number, (resources, members) in enumerate(pieces)
+    ]
+
+
+def job_line(job: Job) -> str:
+    """One line of the jobs file: the run directory and the overrides, quoted for a shell."""
+    words = (str(job.run_dir.absolute()), *job.overrides)
+    for word in words:
+        if "\n" in word or "\0" in word:
+            raise UserError(f"{job.name} has an override with a line break, {word!r}: write it on one line")
+    return shlex.join(words)
+
+
+def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> str:
+    """The text of a batch script that a person can read, change and submit by hand.
+
+    ``code`` is the snapshot that the jobs import; ``folder``, the sweep's ledger, holds the jobs file and gets the
+    logs; ``facts`` go into the environment.
+    """
+    title = folder.absolute().parent.name
+    threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
+    jobs_file = shlex.quote(str(jobs_path(folder, array)))
+    error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
+    lines = [
+        "#!/bin/bash",
+        f"# Written by dlm: {len(array.jobs)} cells of {title}, submission {array.submission}.",
+        "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
+        *(f"#SBATCH {option}" for option in _options(array, settings, folder, title)),
+        "",
+        "set -u",
+        "unset DLM_CONFIGS  # the snapshot's configs count",
+        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in facts.items()),
+        *threads,
+        *settings.setup,
+        f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
+        "run_dir=$1",
+        "shift",
+        'mkdir -p "$run_dir"',
+        "code=0",
+        "srun --kill-on-bad-exit=1 --open-mode=append \\",
+        f'    --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
+        f'    {shlex.quote(sys.executable)} -P -m dlm.launch "$@" || code=$?',
+        'exit "$code"  # SLURM is told the truth: the code of the cell is the code of the task',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def jobs_path(folder: Path, array: Array) -> Path:
+    """The file with one line per task."""
+    return folder.absolute() / f"{array.submission}.jobs"
+
+
+def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> Iterator[str]:
+    need = array.resources
+    yield f"--job-name={_word(title)}"
+    yield f"--array=0-{len(array.jobs) - 1}%{settings.array_parallelism}"
+    yield f"--output={_word(str(folder.absolute()))}/slurm-%A_%a.txt"
+    yield "--open-mode=append"
+    comment = " ".join(filter(None, (settings.comment, f"dlm {array.submission}")))
+    yield f"--comment={_word(comment)}"
+    yield f"--nodes={need.nodes}"
+    yield f"--ntasks-per-node={need.tasks_per_node}"
+    yield f"--cpus-per-task={need.cpus_per_task}"
+    if settings.gres is None and need.gpus_per_node:
+        yield f"--gpus-per-node={need.gpus_per_node}"
+    if need.mem_gib is not None:
+        yield f"--mem={need.mem_gib}G"
+    if need.time_min is not None:
+        yield f"--time={need.time_min}"
+    for key in ("partition", "account", "qos", "constraint", "exclude", "gres"):
+        if getattr(settings, key) is not None:
+            yield f"--{key}={_word(str(getattr(settings, key)))}"
+    # Not B: (the batch shell alone): Lightning needs the signal in the steps.
+    yield f"--signal=USR1@{settings.signal_delay_s}"
+    yield "--requeue" if settings.requeue else "--no-requeue"
+    for key, value in settings.additional_parameters.items():
+        yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"
+
+
+def _word(text: str) -> str:
+    """``text`` as one word of an #SBATCH line, whose quoting is double quotes and backslashes."""
+    if re.fullmatch(r"[\w@%+=:,./&|*\[\]-]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def write_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path) -> Path:
+    """Write the jobs file and the batch script of an array; the script's path."""
+    write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
+    script = folder.absolute() / f"{array.submission}.sbatch"
+    text = sbatch_script(array, settings=settings, code=code, folder=folder, facts=git_environment())
+    write_atomic(script, text)
+    return script

@@ -1,0 +1,358 @@
+"""train: one resolved config -> a trained, validated and recorded run. Called by launch.
+
+The only file that knows module, data, callbacks and Trainer together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from dlm.callbacks import callbacks_of, evenly
+from dlm.callbacks.checkpoint import latest_whole, state_file
+from dlm.callbacks.preemption import Preemption
+from dlm.callbacks.record_writer import RecordWriter
+from dlm.datamodules.prepare import ensure_prepared
+from dlm.datamodules.slim_pajama import SlimPajamaDataModule
+from dlm.errors import DivergedError, ExitCode, UserError, unknown
+from dlm.files import Lease, read_json, write_atomic, write_json
+from dlm.manifest import Manifest
+from dlm.models.lightning_module import DiffusionLMLightningModule
+from dlm.objectives import make_objective
+from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
+from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
+COMPUTED = {  # trainer keys that have another owner, and what to set instead
+    "max_steps": "set training.budget or training.steps",
+    "max_epochs": "set training.budget or training.steps",
+    "accumulate_grad_batches": "set data.batch_size and data.micro_batch_size",
+    "gradient_clip_val": "set optimizer.gradient_clip_val",
+    "callbacks": "choose the group callbacks",
+    "logger": "choose the group logger",
+    "profiler": "set profiler=simple at the top level",
+    "resume_from_checkpoint": "set ckpt_path=PATH",
+}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
+
+
+def run(config: Mapping[str, Any]) -> ExitCode:
+    """Train, validate and record the run of ``config`` (resolved), or go on with it; says how it ended.
+
+    Raises UserError before anything is written where the config makes no run.
+    """
+    recipe = derive(config)
+    if config["training"]["steps"] is None and recipe.steps < MIN_STEPS:
+        raise UserError(
+            f"training.budget {config['training']['budget']:g} gives {recipe.steps} steps of "
+            f"{recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}: raise training.budget, lower data.batch_size "
+            "or choose a smaller model"
+        )
+    manifest = check_data(config, recipe)
+    run_dir = Path(config["paths"]["run_dir"])
+    if config["trainer"]["fast_dev_run"]:
+        _fit(config, recipe, manifest, None)
+        return ExitCode.DONE
+    result = read_result(run_dir)
+    if result is not None and result.step == recipe.steps:
+        print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
+        return ExitCode.DONE
+    with Lease(run_dir):
+        return _recorded(config, recipe, manifest, run_dir)
+
+
+def check_data(config: Mapping[str, Any], recipe: Recipe) -> Manifest:
+    """The manifest of the run's data. Raises UserError when they are not prepared or have another vocabulary."""
+    data = config["data"]
+    manifest = ensure_prepared(Path(data["data_dir"]), data.get("prepare"))
+    if manifest.vocab_size != recipe.shape.vocab_size:
+        raise UserError(
+            f"model.vocab_size {recipe.shape.vocab_size} is not the {manifest.vocab_size} of the data "
+            f"{data['name']}: choose another model or data, or set model.vocab_size={manifest.vocab_size}"
+        )
+    return manifest
+
+
+def _recorded(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir: Path) -> ExitCode:
+    """Run under the lease, and leave a last word in status.json however it ends."""
+    write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    reason: str | None
+    code, reason, state = ExitCode.BUG, "ended by an error of dlm, see log.txt", State.FAILED
+    try:
+        preempted = _fit(config, recipe, manifest, run_dir)
+        code, reason, state = ExitCode.DONE, None, State.DONE
+        if preempted:
+            code, reason, state = ExitCode.PREEMPTED, "stopped by a signal, to be continued", State.PREEMPTED
+    except UserError as error:
+        code, reason, state = ExitCode.USER_ERROR, str(error), State.BAD_CONFIG
+        raise
+    except DivergedError as error:
+        code, reason, state = ExitCode.DIVERGED, str(error), State.DIVERGED
+        print(f"dlm: {error}", file=sys.stderr)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        code, reason, state = ExitCode.OUT_OF_MEMORY, str(error).split("\n")[0], State.OUT_OF_MEMORY
+        print(f"dlm: out of memory: {reason}: lower data.micro_batch_size", file=sys.stderr)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise
+    finally:
+        _last_word(run_dir, recipe, state, code, reason)
+    return code
+
+
+def _last_word(run_dir: Path, recipe: Recipe, state: State, code: ExitCode, reason: str | None) -> None:
+    now = time.time()
+    status = read_status(run_dir) or Status(
+        state=state, step=0, steps=recipe.steps, attempts=1, started=now, updated=now
+    )
+    result = read_result(run_dir) if state is State.DONE else None
+    known: dict[str, Any] = {} if result is None else {"step": result.step, "loss": result.loss}
+    write_status(
+        run_dir, dataclasses.replace(status, state=state, exit_code=int(code), reason=reason, updated=now, **known)
+    )
+
+
+def _fit(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir: Path | None) -> bool:
+    """Train from the newest whole checkpoint to the last step and write the result. True when preempted."""
+    _quieten()
+    threads = config["trainer"].get("threads")
+    if threads is not None:
+        torch.set_num_threads(int(threads))
+    torch.set_float32_matmul_precision("high")
+    L.seed_everything(config["seed"], verbose=False)
+    trainer = make_trainer(config, recipe, run_dir)
+    module, data = make_module_and_data(config, recipe, manifest, trainer.world_size)
+    if run_dir is not None and trainer.is_global_zero:
+        _write_environment(run_dir, trainer)
+    trainer.fit(module, datamodule=data, ckpt_path=_start_from(config, run_dir), weights_only=True)
+    stopped = any(isinstance(callback, Preemption) and callback.requested for callback in callbacks_of(trainer))
+    if stopped and trainer.global_step < recipe.steps:
+        return True
+    if run_dir is not None:
+        trainer.validate(module, datamodule=data, verbose=False)
+        if trainer.is_global_zero:
+            _write_result(config, recipe, manifest, trainer, module, data, run_dir)
+    return False
+
+
+def _quieten() -> None:
+    """Keep what Lightning says about itself out of the log; its warnings and errors stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+
+
+def make_module_and_data(
+    config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, world_size: int
+) -> tuple[DiffusionLMLightningModule, SlimPajamaDataModule]:
+    """The module and its data for ``world_size`` processes."""
+    data, validation = config["data"], config["validation"]
+    objective = make_objective(config["objective"], vocab_size=recipe.shape.vocab_size, bos_id=manifest.bos_id)
+    micro, accumulate = split_batch(config, recipe, world_size)
+    return DiffusionLMLightningModule(recipe, objective, config), SlimPajamaDataModule(
+        Path(data["data_dir"]),
+        manifest,
+        objective,
+        block_size=recipe.block_size,
+        stride=data["stride"],
+        batch_size=recipe.global_batch_size,
+        micro_batch_size=micro,
+        accumulation=accumulate,
+        steps=recipe.steps,
+        seed=config["seed"],
+        num_workers=data["num_workers"],
+        num_sequences=validation["num_sequences"],
+        draws=validation["draws"],
+        validation_seed=validation["seed"],
+    )
+
+
+def split_batch(config: Mapping[str, Any], recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of a run on ``world_size`` devices."""
+    return accumulation(
+        batch_size=recipe.global_batch_size,
+        micro_batch_size=config["data"]["micro_batch_size"],
+        world_size=world_size,
+        num_params=recipe.shape.num_params,
+    )
+
+
+def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None) -> L.Trainer:
+    """Lightning's Trainer with what the recipe computes. Raises UserError for devices that are not there."""
+    options = {key: value for key, value in config["trainer"].items() if key != "threads"}
+    for key in COMPUTED:
+        if key in options:
+            raise UserError(f"trainer.{key} is computed by dlm: {COMPUTED[key]}")
+    _, accumulate = split_batch(config, recipe, _world_size(options))
+    interval = evenly(recipe.steps, config["validation"]["times"]) * accumulate
+    options["precision"] = _precision(options["precision"], options["accelerator"])
+    options["log_every_n_steps"] = options["log_every_n_steps"] or evenly(recipe.steps, 100)
+    logger = _logger(config, run_dir)
+    callbacks = [] if run_dir is None else _instantiate_all(config["callbacks"], logs=bool(logger))
+    try:
+        return L.Trainer(
+            max_steps=recipe.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=interval,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=run_dir is not None,
+            enable_model_summary=False,
+            enable_progress_bar=any("progress" in type(callback).__name__.lower() for callback in callbacks),
+            logger=logger,
+            callbacks=callbacks,
+            profiler=config["profiler"],
+            **options,
+        )
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException" or isinstance(error, (TypeError, ValueError)):
+            raise UserError(f"Lightning refuses the trainer: {' '.join(str(error).split())}") from error
+        raise
+
+
+def _world_size(options: Mapping[str, Any]) -> int:
+    devices = options["devices"]
+    if not isinstance(devices, int) or devices < 1:
+        raise UserError(f"trainer.devices is {devices!r}: it must be a whole number of at least 1")
+    return devices * int(options["num_nodes"])
+
+
+def _precision(precision: str, accelerator: str) -> str:
+    """bf16 where the device has it, when ``auto``. Raises UserError for what there is not."""
+    if precision not in PRECISIONS:
+        raise unknown("trainer.precision", precision, PRECISIONS)
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def _instantiate_all(nodes: Mapping[str, Any], *, logs: bool) -> list[L.Callback]:
+    """The configured callbacks; without a logger Lightning's LearningRateMonitor has nowhere to write."""
+    callbacks = [hydra.utils.instantiate(node) for node in nodes.values() if node is not None]
+    return [callback for callback in callbacks if logs or not isinstance(callback, LearningRateMonitor)]
+
+
+def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
+    """The configured logger; False for none and for a development run."""
+    if run_dir is None or not config["logger"].get("_target_"):
+        return False
+    # A short run that is killed would lose everything: the default flushes every 15 s (tried, W&B 0.31).
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return hydra.utils.instantiate(config["logger"])
+
+
+def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
+    """The checkpoint to go on from: the run's own newest whole one, else ``ckpt_path``, else none."""
+    if run_dir is not None:
+        own = latest_whole(run_dir)
+        if own is not None:
+            print(f"going on from {own.name}")
+            return state_file(own)
+    return None if config["ckpt_path"] is None else state_file(Path(config["ckpt_path"]))
+
+
+def _write_result(
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    manifest: Manifest,
+    trainer: L.Trainer,
+    module: DiffusionLMLightningModule,
+    data: SlimPajamaDataModule,
+    run_dir: Path,
+) -> None:
+    """result.json, when the planned last step was reached."""
+    record = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RecordWriter))
+    if trainer.global_step != recipe.steps:
+        raise UserError(f"stopped at step {trainer.global_step} of {recipe.steps}: no result is written, see callbacks")
+    loss, error = module.validation_loss
+    print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {recipe.steps} steps, {record.wall_sec:.0f} s")
+    available = len(data.train_tokens)
+    seen = recipe.steps * recipe.global_batch_size
+    gpus = trainer.world_size if module.device.type == "cuda" else 0
+    write_result(
+        run_dir,
+        Result(
+            cell_id=config["cell_id"],
+            step=recipe.steps,
+            tokens=recipe.tokens,
+            loss=loss,
+            loss_se=error,
+            estimator=module.objective.estimator,
+            wall_sec=record.wall_sec,
+            tokens_per_sec=recipe.tokens / record.wall_sec,
+            device=device_name(module.device),
+            num_devices=trainer.world_size,
+            gpu_hours=gpus * record.wall_sec / 3600,
+            attempts=record.attempts,
+            steps_redone=record.steps_redone,
+            unique_tokens=min(seen, available) * recipe.block_size,
+            epochs=seen / available,
+            data_hash=manifest.hash,
+            unigram_entropy=data.unigram_entropy(),
+            finished=time.time(),
+        ),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def _write_environment(run_dir: Path, trainer: L.Trainer) -> None:
+    """env.json: where and with what each attempt ran, oldest first."""
+    path = run_dir / "env.json"
+    attempts = read_json(path)["attempts"] if path.is_file() else []
+    attempts.append(
+        {
+            "started": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "device": device_name(trainer.strategy.root_device),
+            "num_devices": trainer.world_size,
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "command": sys.argv,
+            **_git(),
+        }
+    )
+    write_json(path, {"attempts": attempts})
+
+
+def _git() -> dict[str, Any]:
+    """The commit that this code is of, and whether it was changed; nothing where there is no repository."""
+    if "DLM_GIT_SHA" in os.environ:  # a submitted job runs a copy, whose origin the submitter knows
+        return {"git_sha": os.environ["DLM_GIT_SHA"], "git_dirty": os.environ.get("DLM_GIT_DIRTY") == "1"}
+    root = Path(__file__).resolve().parents[1]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        sha = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True, stderr=subprocess.DEVNULL)
+        changed = subprocess.check_output(["git", "status", "--porcelain", "dlm", "configs"], cwd=root, text=True)
+        return {"git_sha": sha.strip(), "git_dirty": bool(changed.strip())}
+    return {"git_sha": None, "git_dirty": None}

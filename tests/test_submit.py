@@ -1,0 +1,383 @@
+"""Plan -> jobs with real local processes and a stand-in SLURM: what runs, what is skipped, what is written down."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import textwrap
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from stub_cell import STEPS, result, status
+
+from dlm import ledger as ledger_module
+from dlm.cluster import Slurm, SlurmSettings
+from dlm.dispatch import quote
+from dlm.errors import UserError
+from dlm.files import Lease, live_holder
+from dlm.ledger import Ledger, cells_now, last_line
+from dlm.locate import PACKAGE
+from dlm.pool import LocalPool
+from dlm.record import State, write_result, write_status
+from dlm.snapshot import snapshot_code
+from dlm.submit import cancel, cell_overrides, cell_resources, submit_plan, time_limit_min, trainer_overrides
+
+TESTS = Path(__file__).parent
+
+
+def make_cell(name: str, **changes) -> SimpleNamespace:
+    values = {
+        "cell_id": name, "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"},
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+def make_plan(*names: str, **changes) -> SimpleNamespace:
+    return SimpleNamespace(cells=tuple(make_cell(name, **changes) for name in names))
+
+
+@pytest.fixture
+def sweep_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    return tmp_path / "work" / "demo"
+
+
+def run_dir(sweep_dir: Path, name: str) -> Path:
+    folder = sweep_dir / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def submit(plan, sweep_dir, cluster=None, **options):
+    cluster = cluster or LocalPool(module="stub_cell", cores=2, poll_sec=0.02, grace_sec=5)
+    return submit_plan(plan, sweep_dir, cluster=cluster, data_dir=sweep_dir / "data", **options)
+
+
+def ask_mode(sweep_dir: Path, name: str, mode: str) -> None:
+    (run_dir(sweep_dir, name) / "mode").write_text(mode)
+
+
+# --- here ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_submission_runs_nothing(sweep_dir):
+    done = submit(make_plan("a", "b"), sweep_dir)
+    assert done.endings == {"a": (State.DONE, None), "b": (State.DONE, None)} and not done.failed
+    again = submit(make_plan("a", "b"), sweep_dir)
+    assert again.submitted == () and again.skipped == {"a": "done", "b": "done"}
+    assert len([line for line in Ledger(sweep_dir).path.read_text().splitlines() if '"intent"' in line]) == 1
+
+
+def test_only_a_whole_result_of_this_cell_at_its_last_step_counts_as_done(sweep_dir):
+    write_result(run_dir(sweep_dir, "early"), result("early", step=STEPS - 1))
+    write_result(run_dir(sweep_dir, "other"), result("another"))
+    (run_dir(sweep_dir, "torn") / "result.json").write_text('{"cell_id": "torn", "st')
+    write_result(run_dir(sweep_dir, "good"), result("good"))
+    done = submit(make_plan("early", "other", "torn", "good"), sweep_dir)
+    assert set(done.submitted) == {"early", "other", "torn"} and done.skipped == {"good": "done"}
+    assert all(state is State.DONE for state, _ in done.endings.values())
+
+
+def test_endings_are_reconciled_and_each_cause_has_its_own_retry(sweep_dir):
+    for name in ("fail", "kill", "config", "quiet"):
+        ask_mode(sweep_dir, name, name)
+    done = submit(make_plan("fail", "kill", "config", "quiet"), sweep_dir)
+    assert done.endings == {
+        "fail": (State.FAILED, "RuntimeError: as asked"),
+        "kill": (State.LOST, "killed by SIGKILL"),
+        "config": (State.BAD_CONFIG, "dlm: optimizer.lr is -1: it must be above zero"),
+        "quiet": (State.FAILED, "it exited 0 without a result.json of the planned last step"),
+    }
+    assert done.exit_codes["kill"] == -signal.SIGKILL
+    again = submit(make_plan("fail", "kill", "config", "quiet"), sweep_dir)
+    assert set(again.submitted) == {"fail", "kill", "quiet"} and "optimizer.lr is -1" in again.skipped["config"]
+    forced = submit(make_plan("config"), sweep_dir, retry_failed=True)
+    assert forced.submitted == ("config",)
+
+
+@pytest.mark.parametrize("state", [State.DIVERGED, State.OUT_OF_MEMORY, State.BAD_CONFIG])
+def test_a_cause_that_stays_is_not_tried_again(sweep_dir, state):
+    write_status(run_dir(sweep_dir, "a"), status(state, exit_code=3, reason="as it says"))
+    assert "as it says" in submit(make_plan("a"), sweep_dir).skipped["a"]
+
+
+def test_an_unknown_cause_is_tried_three_times(sweep_dir):
+    ask_mode(sweep_dir, "a", "fail")
+    tries = [bool(submit(make_plan("a"), sweep_dir).submitted) for _ in range(5)]
+    assert tries == [True, True, True, False, False]
+    assert "failed 3 times (RuntimeError: as asked)" in submit(make_plan("a"), sweep_dir).skipped["a"]
+
+
+def test_preemption_and_kills_never_use_up_the_tries(sweep_dir):
+    ask_mode(sweep_dir, "a", "kill")
+    assert all(submit(make_plan("a"), sweep_dir).submitted for _ in range(4))
+
+
+def test_a_cell_that_another_process_runs_is_waited_for(sweep_dir):
+    lease = Lease(run_dir(sweep_dir, "a"))
+    lease.__enter__()
+
+    def release():
+        time.sleep(0.3)
+        write_result(run_dir(sweep_dir, "a"), result("a"))
+        lease.__exit__()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    events = []
+    done = submit(make_plan("a"), sweep_dir, on_event=events.append)
+    thread.join()
+    assert [event.kind for event in events] == ["deferred", "skipped"] and done.endings == {}
+
+
+def test_the_jobs_run_the_snapshot_and_not_the_live_code(sweep_dir):
+    submit(make_plan("a"), sweep_dir)
+    path = (sweep_dir / "runs/a/log.txt").read_text().split("pythonpath=")[1].split(os.pathsep)[0]
+    assert Path(path).parent == sweep_dir / "code" and (Path(path) / "configs/config.yaml").is_file()
+    assert (Path(path) / "dlm/submit.py").read_text() == (PACKAGE / "submit.py").read_text()
+
+
+def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_path):
+    package = tmp_path / "src/dlm"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    first = snapshot_code(tmp_path, package=package)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/x.pyc").write_bytes(b"1")
+    assert snapshot_code(tmp_path, package=package) == first
+    (package / "flops.py").write_text("# changed\n")
+    second = snapshot_code(tmp_path, package=package)
+    assert second != first and (first / "dlm/flops.py").read_text() != "# changed\n"
+    assert sorted(path.name for path in (tmp_path / "code").iterdir()) == sorted([first.name, second.name])
+    (second / "dlm/flops.py").write_text("# edited in place\n")
+    with pytest.raises(UserError, match="was changed after it was written"):
+        snapshot_code(tmp_path, package=package)
+
+
+def test_a_half_written_ledger_line_costs_that_line_only(sweep_dir):
+    ask_mode(sweep_dir, "a", "fail")
+    submit(make_plan("a"), sweep_dir)
+    with open(Ledger(sweep_dir).path, "a") as stream:
+        stream.write('{"event": "ended", "cell": "a", "sta')
+    assert submit(make_plan("a"), sweep_dir).submitted == ("a",)
+    assert Ledger(sweep_dir).read()["a"].submissions == 2
+
+
+def test_a_cell_killed_with_its_parent_is_lost_and_goes_on(sweep_dir):
+    write_status(run_dir(sweep_dir, "a"), status(State.RUNNING))
+    now, _ = cells_now([("a", STEPS)], sweep_dir)
+    assert now["a"].state is State.LOST
+    assert submit(make_plan("a"), sweep_dir).endings["a"][0] is State.DONE
+
+
+def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
+    ask_mode(sweep_dir, "a", "wait")
+    outcome = []
+    # The pool runs in a thread here, so that the cancelling goes on beside it.
+    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
+    thread.start()
+    while live_holder(run_dir(sweep_dir, "a")) is None:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert "SIGTERM" in cancel(["a"], sweep_dir)["a"]
+    thread.join(timeout=10)
+    assert outcome[0].endings["a"] == (State.PREEMPTED, "stopped by a signal")
+
+
+# --- what a cell is given -------------------------------------------------------------------------------------------
+
+
+def test_overrides_of_a_planned_cell(tmp_path):
+    overrides = cell_overrides(
+        "mdm-33k-1e12-ab", sweep_dir=tmp_path / "my sweep", data_dir=tmp_path, extra=["logger=none"]
+    )
+    parsed = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(list(overrides))}
+    assert parsed == {
+        "cell": "mdm-33k-1e12-ab",
+        "hydra.searchpath": [f"file://{tmp_path}/my sweep"],
+        "sweep": "my sweep",
+        "paths.workdir": str(tmp_path),
+        "paths.data_dir": str(tmp_path),
+        "logger": "none",
+    }
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
+def test_any_path_survives_hydras_grammar(text):
+    if "${" in text:
+        with pytest.raises(UserError):
+            quote(text)
+        return
+    (item,) = OverridesParser.create().parse_overrides([f"paths.workdir={quote(text)}"])
+    (inside,) = OverridesParser.create().parse_overrides([f"hydra.searchpath=[{quote(text)}]"])
+    assert item.value() == text and inside.value() == [text]
+
+
+def test_resources_come_from_the_plan_unless_the_launcher_says(tmp_path):
+    cell = make_cell("a", nodes=2, gpus_per_node=8, hours=1.0)
+    need = cell_resources(cell)
+    assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (2, 8, 8, 120)
+    need = cell_resources(cell, SlurmSettings(nodes=1, gpus_per_node=4, timeout_min=30, mem_gb=64, cpus_per_task=6))
+    assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (1, 4, 4, 30)
+    assert (need.mem_gib, need.cpus_per_task) == (64, 6)
+    need = cell_resources(make_cell("a", nodes=None, gpus_per_node=None))  # nothing was estimated
+    assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (1, 0, 1, None)
+
+
+@given(st.floats(1e-4, 1e4))
+def test_time_limits_leave_room_and_are_few(hours):
+    limit = time_limit_min(hours)
+    assert 1.5 * hours * 60 + 10 <= limit <= max(30, 2 * (1.5 * hours * 60 + 10)) + 1e-6
+    assert limit % 30 == 0 and (limit // 30).bit_count() == 1
+
+
+def test_the_trainer_follows_the_devices_unless_the_definition_chose_one():
+    words = [trainer_overrides(cell_resources(make_cell("a", nodes=n, gpus_per_node=g)), t)
+             for n, g, t in [(1, 0, "cpu"), (1, 1, "cpu"), (1, 4, "cpu"), (2, 8, "cpu"), (2, 8, "fsdp")]]  # fmt: skip
+    assert words == [
+        (),
+        ("trainer=single_gpu", "trainer.devices=1", "trainer.num_nodes=1"),
+        ("trainer=multi_gpu", "trainer.devices=4", "trainer.num_nodes=1"),
+        ("trainer=multi_node", "trainer.devices=8", "trainer.num_nodes=2"),
+        ("trainer.devices=8", "trainer.num_nodes=2"),
+    ]
+
+
+def test_last_line_of_a_log(tmp_path):
+    assert last_line(tmp_path / "none") is None
+    (tmp_path / "log").write_bytes(b"a\n" * 50000 + b"Error: \xff it broke\n\n  \n")
+    assert last_line(tmp_path / "log") == "Error: � it broke"
+
+
+# --- SLURM, by a stand-in that queues, starts and accounts as the real one -------------------------------------------
+
+SBATCH = """
+    [ "$1" = --parsable ] || exit 9
+    if [ -f {db}/refuse ]; then echo "sbatch: error: Batch job submission failed: Invalid partition" >&2; exit 1; fi
+    n=$(ls {db}/*.script 2>/dev/null | wc -l); id=$((1001 + n)); cp "$2" {db}/$id.script
+    last=$(grep -oP '#SBATCH --array=0-\\K[0-9]+' "$2")
+    for i in $(seq 0 $last); do echo "PENDING" > {db}/${{id}}_$i.live; done
+    echo $id
+"""
+SQUEUE = 'cd {db}; [ -f down ] && exit 1; for f in *.live; do [ -f $f ] && echo "${{f%.live}}|$(cat $f)"; done; true'
+SACCT = 'cd {db}; [ -f down ] && exit 1; for f in *.ended; do [ -f $f ] && echo "${{f%.ended}}|$(cat $f)"; done; true'
+SCANCEL = 'cd {db}; for id in "$@"; do rm $id.live; echo "CANCELLED by 0|0:15" > $id.ended; done'
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """The state of the stand-in: a file per task, TASK.live (its state) or TASK.ended (state|code:signal)."""
+    db, bin_dir = tmp_path / "db", tmp_path / "bin"
+    for folder in (db, bin_dir):
+        folder.mkdir()
+    for name, body in {"sbatch": SBATCH, "squeue": SQUEUE, "sacct": SACCT, "scancel": SCANCEL}.items():
+        path = bin_dir / name
+        path.write_text("#!/bin/bash\n" + textwrap.dedent(body).format(db=db))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
+    return db
+
+
+def end(db: Path, task: str, said: str) -> None:
+    (db / f"{task}.live").unlink()
+    (db / f"{task}.ended").write_text(said)
+
+
+def state_of(sweep_dir: Path, name: str) -> tuple[State, str | None]:
+    now, _ = cells_now([(name, STEPS)], sweep_dir)
+    return now[name].state, now[name].reason
+
+
+def test_slurm_gets_one_array_per_class_and_the_ledger_has_intent_then_ids(slurm, sweep_dir):
+    plan = SimpleNamespace(cells=(make_cell("a"), make_cell("big", gpus_per_node=8, hours=2.0), make_cell("b")))
+    done = submit(plan, sweep_dir, Slurm())
+    assert done.job_ids == {"a": "1001_0", "b": "1001_1", "big": "1002_0"}
+    lines = [json.loads(line) for line in Ledger(sweep_dir).path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["intent", "submitted"] * 2
+    assert lines[0]["cells"] == ["a", "b"] and lines[1]["ids"] == {"a": "1001_0", "b": "1001_1"}
+    scripts = sorted((sweep_dir / "ledger").glob("*.sbatch"))
+    assert [path.read_text() for path in scripts] == [(slurm / f"{i}.script").read_text() for i in (1001, 1002)]
+    jobs = scripts[1].with_suffix(".jobs").read_text()
+    assert "trainer=multi_gpu" in jobs and jobs.startswith(f"{sweep_dir}/runs/big +cell=big ")
+    assert (slurm / "1002.script").read_text().count("--gpus-per-node=8") == 1
+
+
+def test_what_is_queued_or_runs_is_not_submitted_again(slurm, sweep_dir):
+    submit(make_plan("a", "b"), sweep_dir, Slurm())
+    (slurm / "1001_1.live").write_text("RUNNING")
+    again = submit(make_plan("a", "b"), sweep_dir, Slurm())
+    assert again.submitted == () and "PENDING" in again.skipped["a"] and "RUNNING" in again.skipped["b"]
+    here = submit(make_plan("a", "b"), sweep_dir)  # nor is it started here
+    assert here.submitted == ()
+    (slurm / "down").touch()
+    silent = submit(make_plan("a", "b"), sweep_dir, Slurm())
+    assert silent.submitted == () and "does not answer" in silent.skipped["a"]  # never twice, even blind
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "again"),
+    [
+        ("FAILED|1:0", State.FAILED, True),
+        ("FAILED|2:0", State.BAD_CONFIG, False),
+        ("FAILED|4:0", State.OUT_OF_MEMORY, False),
+        ("OUT_OF_MEMORY|0:125", State.OUT_OF_MEMORY, False),
+        ("NODE_FAIL|0:0", State.LOST, True),
+        ("TIMEOUT|0:0", State.PREEMPTED, True),
+        ("CANCELLED by 1000|0:15", State.CANCELLED, True),
+        ("COMPLETED|0:0", State.LOST, True),  # without a result
+    ],
+)
+def test_how_slurm_ended_a_silent_cell_decides_about_the_next_try(slurm, sweep_dir, said, state, again):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    end(slurm, "1001_0", said)
+    assert state_of(sweep_dir, "a")[0] is state
+    assert bool(submit(make_plan("a"), sweep_dir, Slurm()).submitted) is again
+
+
+def test_the_cells_own_last_word_wins_over_slurms_unless_it_is_older(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    write_status(run_dir(sweep_dir, "a"), status(State.DIVERGED, exit_code=3, reason="loss is nan at step 3"))
+    end(slurm, "1001_0", "FAILED|3:0")
+    assert state_of(sweep_dir, "a") == (State.DIVERGED, "loss is nan at step 3")
+    submit(make_plan("a"), sweep_dir, Slurm(), retry_failed=True)
+    end(slurm, "1002_0", "NODE_FAIL|0:0")  # before the cell could say anything
+    assert state_of(sweep_dir, "a") == (State.LOST, "SLURM says NODE_FAIL of job 1002_0")
+
+
+def test_a_job_that_slurm_has_forgotten_is_lost(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    (slurm / "1001_0.live").unlink()
+    assert state_of(sweep_dir, "a")[0] is State.LOST
+
+
+def test_a_refusal_is_the_users_line_and_the_next_try_submits(slurm, sweep_dir):
+    (slurm / "refuse").touch()
+    with pytest.raises(UserError, match="Invalid partition"):
+        submit(make_plan("a"), sweep_dir, Slurm())
+    lines = [json.loads(line)["event"] for line in Ledger(sweep_dir).path.read_text().splitlines()]
+    assert lines == ["intent", "refused"]
+    (slurm / "refuse").unlink()
+    assert submit(make_plan("a"), sweep_dir, Slurm()).job_ids == {"a": "1001_0"}
+
+
+def test_cancel_takes_what_is_live_from_slurm(slurm, sweep_dir):
+    submit(make_plan("a", "b", "c"), sweep_dir, Slurm())
+    end(slurm, "1001_1", "FAILED|1:0")
+    assert cancel(["a", "b", "c"], sweep_dir) == {"a": "scancel 1001_0", "c": "scancel 1001_2"}
+    assert state_of(sweep_dir, "a")[0] is State.CANCELLED and state_of(sweep_dir, "b")[0] is State.FAILED
+
+
+def test_ten_thousand_cells_are_submitted_and_looked_at_in_seconds(slurm, sweep_dir, monkeypatch):
+    plan = make_plan(*(f"c{i:05d}" for i in range(10_000)))
+    monkeypatch.setattr(ledger_module.Slurm, "sbatch", lambda self, script: script.stem.split("-")[-1])
+    started = time.monotonic()
+    done = submit(plan, sweep_dir, Slurm())
+    assert len(done.job_ids) == 10_000 and len(list((sweep_dir / "ledger").glob("*.sbatch"))) == 10
+    now, _ = cells_now([(cell.cell_id, STEPS) for cell in plan.cells], sweep_dir)
+    assert len(now) == 10_000 and time.monotonic() - started < 10
