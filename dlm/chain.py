@@ -254,6 +254,8 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> N
             on_event=progress.on_event,
             on_tick=progress.on_tick,
         )
+    if list(done.skipped.values()) == ["done"] * len(chosen.plan.cells):
+        print("every cell is done: nothing to train")
     skipped = [f"{name}: {reason}" for name, reason in done.skipped.items() if reason != "done"]
     for line in skipped:
         warn(f"not started: {line}")

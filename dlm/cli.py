@@ -127,15 +127,17 @@ def status(
     import time
 
     from dlm.screen import show_status
-    from dlm.status import status_rows, summary_line, sweep_status
+    from dlm.status import status_rows, status_values, summary_line, sweep_now
 
     chosen = chain.existing(target)
     while True:
-        found = sweep_status(chosen.sweep_dir, chosen.plan)
+        found, warnings = sweep_now(chosen.sweep_dir, chosen.plan)
         if as_json:
-            print(json.dumps(status_rows(found), indent=2, allow_nan=False))
+            print(json.dumps(status_values(found), indent=2, allow_nan=False))
         else:
             show_status(status_rows(found), summary_line(found, chosen.plan))
+            for warning in warnings:
+                chain.warn(warning)
         if not watch:
             return
         time.sleep(5)

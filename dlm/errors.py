@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -27,10 +28,15 @@ class DivergedError(RuntimeError):
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """The allowed names nearest to ``value``, best first, letter case aside."""
+    """The allowed names nearest to ``value``, best first, letter case aside; of equals, the one that begins alike."""
+    wanted = str(value).lower()
     names = {name.lower(): name for name in allowed}
-    found = difflib.get_close_matches(str(value).lower(), names, n=limit, cutoff=0.5)
-    return [names[name] for name in found]
+
+    def nearness(name: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(a=name, b=wanted).ratio(), len(os.path.commonprefix([name, wanted]))
+
+    found = sorted(difflib.get_close_matches(wanted, names, n=max(len(names), 1), cutoff=0.5), key=nearness)
+    return [names[name] for name in found[: -limit - 1 : -1]]
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:

@@ -111,11 +111,11 @@ def main() -> int:
     codes: list[int] = []
 
     def task(root: DictConfig) -> None:
-        config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
-        check_cell(config, root)
-        from dlm.train import run
-
         try:
+            config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
+            check_cell(config, root)
+            from dlm.train import run
+
             codes.append(run(config))
         except UserError as error:
             print(f"dlm: {error}", file=sys.stderr)

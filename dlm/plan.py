@@ -245,7 +245,7 @@ def _make_cell(
         block_size=recipe.block_size,
         learning_rate=config["optimizer"]["lr"],
         schedule=config["scheduler"]["name"],
-        flops={name: value for name, value in recipe.flops.items()},
+        flops={str(name): value for name, value in recipe.flops.items()},
         budget_error_pct=recipe.budget_error_pct,
         tokens_per_param=recipe.tokens / shape.num_params,
         epochs=epochs,
@@ -305,21 +305,20 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
         _check_same(sweep_dir, before, plan)
         here = {cell.cell_id for cell in plan.cells}
         kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
-        if kept:
-            budgets = {*plan.spec.budgets, *(cell.budget_flops for cell in kept)}
-            cells = sorted([*plan.cells, *kept], key=_order(plan.spec))
-            plan = dataclasses.replace(plan, spec=plan.spec.with_budgets(budgets), cells=tuple(cells))
+        if kept:  # in make_plan's own order, so that a sweep grown in steps has the bytes of one planned at once
+            whole = make_plan(plan.spec.with_budgets({*plan.spec.budgets, *(cell.budget_flops for cell in kept)}))
+            place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
+            cells = sorted([*plan.cells, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
+            plan = dataclasses.replace(plan, spec=whole.spec, cells=tuple(cells), dropped=whole.dropped)
     for cell in plan.cells:
         write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
+    planned = {cell.cell_id for cell in plan.cells}
+    for path in (sweep_dir / "cell").glob("*.yaml"):
+        if path.stem not in planned:  # of a plan that was never started
+            path.unlink()
     write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate is not None})
     write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
     return plan
-
-
-def _order(spec: SweepSpec) -> Any:
-    """Cells sort as make_plan lists them, so that a sweep grown in steps has the bytes of one planned at once."""
-    models, objectives = list(spec.models), list(spec.objectives)
-    return lambda cell: (objectives.index(cell.objective), cell.seed, cell.budget_flops, models.index(cell.model))
 
 
 def _started(sweep_dir: Path, cell: str) -> bool:

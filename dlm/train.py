@@ -25,6 +25,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.callbacks import callbacks_of, evenly
 from dlm.callbacks.checkpoint import latest_whole, state_file
@@ -70,11 +71,14 @@ def run(config: Mapping[str, Any]) -> ExitCode:
     run_dir = Path(config["paths"]["run_dir"])
     if config["trainer"]["fast_dev_run"]:
         _fit(config, recipe, manifest, None)
+        print(f"fast_dev_run: {int(config['trainer']['fast_dev_run'])} steps ran, nothing was kept")
         return ExitCode.DONE
     result = read_result(run_dir)
     if result is not None and result.step == recipe.steps:
         print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
+    if getattr(rank_zero_only, "rank", 0):  # another process of the run: the first holds the lease and keeps the record
+        return ExitCode.PREEMPTED if _fit(config, recipe, manifest, run_dir) else ExitCode.DONE
     with Lease(run_dir):
         return _recorded(config, recipe, manifest, run_dir)
 
@@ -157,6 +161,7 @@ def _quieten() -> None:
     """Keep what Lightning says about itself out of the log; its warnings and errors stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profiler's table is what was asked for
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")

@@ -57,7 +57,7 @@ def read_wandb_file(path: Path) -> WandbRun:
     for message in _messages(data, run.warnings, path.name):
         try:
             _take(run, message)
-        except (ValueError, IndexError, struct.error) as error:  # its CRC was right, its content is not
+        except (ValueError, IndexError) as error:  # its CRC was right, its content is not
             run.warnings.append(f"{path.name}: skipped a record that cannot be decoded ({error})")
     return run
 
@@ -72,10 +72,11 @@ def _messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
             continue
         crc, length, kind = struct.unpack_from("<IHB", data, offset)
         body = data[offset + HEADER_BYTES : offset + HEADER_BYTES + length]
-        if offset + HEADER_BYTES + length > len(data):
+        fits = HEADER_BYTES + length <= block_left  # a record never crosses a block
+        if fits and offset + HEADER_BYTES + length > len(data):
             warnings.append(f"{name} is cut off at byte {offset}: the last record is missing")
             return
-        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or zlib.crc32(data[offset + 6 : offset + 7] + body) != crc:
+        if not fits or zlib.crc32(data[offset + 6 : offset + 7] + body) != crc:
             warnings.append(f"{name} is corrupt at byte {offset}: skipped the rest of that 32 KiB block")
             offset, parts = offset + block_left, []
             continue
@@ -88,6 +89,8 @@ def _messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
         if kind in (_FULL, _LAST):
             yield b"".join(parts)
             parts = []
+    if any(data[offset:]):
+        warnings.append(f"{name} is cut off at byte {offset}: the last record is missing")
 
 
 def _take(run: WandbRun, message: bytes) -> None:

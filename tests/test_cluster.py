@@ -132,7 +132,7 @@ DRIVER = """
     from test_cluster import make_job, make_pool
     tmp_path = Path({tmp!r})
     outcome = make_pool({options}).run([make_job(tmp_path, n, {mode!r}) for n in ("a", "b")])
-    print(outcome.interrupted, outcome.exit_codes, flush=True)
+    print(outcome.interrupted, dict(sorted(outcome.exit_codes.items())), flush=True)
 """
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stub_cell import STEPS, result, status
 
@@ -209,6 +209,9 @@ def test_overrides_of_a_planned_cell(tmp_path):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
+@example("a\\'b")
+@example("ends in \\\\")
+@example("null")
 def test_any_path_survives_hydras_grammar(text):
     if "${" in text:
         with pytest.raises(UserError):

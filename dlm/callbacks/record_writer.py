@@ -23,6 +23,7 @@ class RecordWriter(L.Callback):
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.wall_sec = 0.0  # training time of all attempts up to the last checkpoint
         self._resumed_wall_sec = 0.0
+        self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint."""
@@ -35,7 +36,16 @@ class RecordWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Count this attempt and what it has to do again."""
+        self._begin(trainer, module)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """An attempt that finds all steps done, and only the last validation missing, never starts to train."""
+        if not self._begun and not trainer.sanity_checking:
+            self._begin(trainer, module)
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DiffusionLMLightningModule)
+        self._begun = True
         self._started, self._clock = time.time(), time.perf_counter()
         self.attempts, self.steps_redone = self._history(trainer.global_step)
         self._loss: float | None = None
@@ -60,7 +70,7 @@ class RecordWriter(L.Callback):
             self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
         if not at_logged_step(trainer, batch_idx):
             return
-        loss = (module.loss_sum / module.loss_count).item()
+        loss = trainer.strategy.reduce(module.loss_sum / module.loss_count, reduce_op="mean").item()
         module.loss_sum.zero_()
         module.loss_count = 0
         if not math.isfinite(loss):
@@ -86,7 +96,7 @@ class RecordWriter(L.Callback):
         step = trainer.global_step
         if self.run_dir is None or not trainer.is_global_zero:
             return
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: number for name, value in values.items() if math.isfinite(number := float(value))}
         row = metrics_row(step=step, tokens=step * module.recipe.tokens_per_step, **numbers)
         append_jsonl(self.run_dir / "metrics.jsonl", row)
         for logger in trainer.loggers:

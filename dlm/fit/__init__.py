@@ -7,6 +7,7 @@ print(bootstrap(result, seed=0).report())
 
 from dlm.fit.comparison import Comparison, compare
 from dlm.fit.envelope import fit_envelope
+from dlm.fit.intervals import optima
 from dlm.fit.isoflop import fit_isoflop
 from dlm.fit.points import Points
 from dlm.fit.resample import bootstrap
@@ -25,4 +26,5 @@ __all__ = [
     "fit_envelope",
     "fit_isoflop",
     "fit_surface",
+    "optima",
 ]

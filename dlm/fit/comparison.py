@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlm.errors import UserError
-from dlm.fit import optimum, text
+from dlm.fit import text
+from dlm.fit.intervals import optima
 from dlm.fit.result import NAN, FitResult, Interval
 
 HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
@@ -80,15 +81,8 @@ def _name(result: FitResult) -> str:
 
 
 def _row(name: str, result: FitResult, flops: float) -> Row:
-    share = result.allocation
-    known = result.at.get(flops)
-    if not result.params:
-        n = d = loss = NAN
-    elif known:
-        n, d, loss = known.N, known.D, known.L
-    else:
-        rows = optimum.as_rows(result.law, result.params)
-        n, d, loss = optimum.best(result.law, rows, flops, result.cost)[0].tolist()
+    share, known = result.allocation, optima(result, [flops]).get(flops)
+    n, d, loss = (known.N, known.D, known.L) if known else (NAN, NAN, NAN)
     ci = {k: v for k, v in result.ci.items() if k in ("a", "b")} | (dict(known.ci) if known else {})
     return Row(name=name, a=share.a, b=share.b, N=n, D=d, L=loss, ci=ci, status=result.status)
 

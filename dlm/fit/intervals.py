@@ -4,24 +4,23 @@ Called by resample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dlm.fit import optimum
+from dlm.fit import optimum, text
 from dlm.fit.points import Array
-from dlm.fit.result import FitResult, Interval, Minimum, Optimum
+from dlm.fit.result import NAN, FitResult, Interval, Minimum, Optimum
 from dlm.fit.surface import EXPONENT_RANGE, ZERO
 
+FEW_FAILED = 0.005  # of the replicates: not worth a warning
 NATURAL_LOGS = ("A", "B", "N0", "D0", "L0")  # parameters that scale, so their intervals are taken in logs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """What a bootstrap produced: parameter rows (R, k), per-budget vertices (R, budgets, 3), and how to read
-    them.
-    """
+    """What a bootstrap produced: parameter rows (R, k), vertices as logs (R, budgets, 3), and how to read them."""
 
     rows: Array
     vertices: Array | None
@@ -33,31 +32,38 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
     """The result with intervals for its parameters, exponents, minima and optima, and what to beware of."""
     assert result.points is not None
     span = optimum.span_of(result.points)
-    names = optimum.PARAMS[result.law]
-    middle, rows = optimum.as_rows(result.law, result.params), draws.rows
-    ci = {name: ends(middle[0, k], rows[:, k], draws, level, log=name in NATURAL_LOGS) for k, name in enumerate(names)}
-    slopes = optimum.exponents(result.law, rows, span, result.cost)
-    point = (result.allocation.a, result.allocation.b)
-    ci |= {name: ends(point[k], slopes[:, k], draws, level) for k, name in enumerate("ab")}
-    result = replace(result, ci=ci, draws=rows, interval_method=draws.method)
-    best = {float(c): _optimum(result, draws, float(c), level) for c in at}
+    result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method)
+    result = replace(result, failed=int(np.sum(~np.isfinite(draws.rows).all(axis=1))))
+    slopes = optimum.exponents(result.law, draws.rows, span, result.cost)
+    ci = {
+        name: ends(result.params[name], draws.rows[:, k], draws.dof, level, log=name in NATURAL_LOGS)
+        for k, name in enumerate(optimum.PARAMS[result.law])
+    }
+    share = (result.allocation.a, result.allocation.b)
+    ci |= {name: ends(share[k], slopes[:, k], draws.dof, level) for k, name in enumerate("ab")}
+    best = optima(result, at, level=level)
     minima = _minima(result.minima, draws, level)
-    warnings = dict.fromkeys((*result.warnings, *_warnings(result, draws, best, minima, level)))
-    status = "warned" if warnings else result.status
-    return replace(result, at=best, minima=minima, warnings=tuple(warnings), status=status)
+    result = replace(result, ci=ci, at=best, minima=minima)
+    warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
+    return replace(result, warnings=warnings, status="warned" if warnings else result.status)
 
 
-def ends(point: float, values: Array, draws: Draws, level: float, *, log: bool = False) -> Interval:
-    """Percentiles of the finite replicates, stretched about the fit by t/z for residuals; NaN where too many
-    failed.
-    """
+def optima(result: FitResult, at: Iterable[float], *, level: float = 0.95) -> dict[float, Optimum]:
+    """N*, D*, L* at each C (FLOPs) of any fit that has a law; with intervals after `bootstrap`."""
+    if result.points is None or not result.params:
+        return {}
+    return {float(c): _optimum(result, float(c), level) for c in at}
+
+
+def ends(point: float, values: Array, dof: int, level: float, *, log: bool = False) -> Interval:
+    """Percentiles of the finite replicates, stretched about the fit by t/z for residuals; NaN if too many failed."""
     tail = (1 - level) / 2
     good = values[np.isfinite(values)]
     if len(good) < (1 - tail) * len(values) or not np.isfinite(point):
-        return (float("nan"), float("nan"))
+        return (NAN, NAN)
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
     low, high = np.quantile(good, [tail, 1 - tail])
-    k = _stretch(draws.dof, tail)
+    k = _stretch(dof, tail)
     pair = (min(middle, middle + k * (low - middle)), max(middle, middle + k * (high - middle)))
     with np.errstate(over="ignore"):
         return (float(np.exp(pair[0])), float(np.exp(pair[1]))) if log else (float(pair[0]), float(pair[1]))
@@ -71,19 +77,18 @@ def _stretch(dof: int, tail: float) -> float:
     return float(stdtrit(dof, 1 - tail) / ndtri(1 - tail))
 
 
-def _optimum(result: FitResult, draws: Draws, flops: float, level: float) -> Optimum:
+def _optimum(result: FitResult, flops: float, level: float) -> Optimum:
     assert result.points is not None
-    n, d, loss = optimum.best(result.law, optimum.as_rows(result.law, result.params), flops, result.cost)[0].tolist()
-    spread = optimum.best(result.law, draws.rows, flops, result.cost)
+    point = optimum.best(result.law, optimum.as_rows(result.law, result.params), flops, result.cost)[0].tolist()
     top = max((m.budget for m in result.minima if m.usable), default=float(result.points.flops.max()))
-    reach = flops / top
-    ci = {
-        k: ends(p, spread[:, j], draws, level, log=True)
-        for j, (k, p) in enumerate(zip("NDL", (n, d, loss), strict=True))
-    }
-    if reach > optimum.REACH[result.law]:
-        ci["L"] = (float("nan"), float("nan"))
-    return Optimum(N=n, D=d, L=loss, ci=ci, regret=_regret(result, flops, n, ci["N"]), reach=reach)
+    best = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top)
+    if result.draws is None:
+        return best
+    spread = optimum.best(result.law, result.draws, flops, result.cost)
+    ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
+    if best.reach > optimum.REACH[result.law]:
+        ci["L"] = (NAN, NAN)
+    return replace(best, ci=ci, regret=_regret(result, flops, best.N, ci["N"]))
 
 
 def _regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:
@@ -106,25 +111,29 @@ def _minima(minima: tuple[Minimum, ...], draws: Draws, level: float) -> tuple[Mi
 
 
 def _with_ci(minimum: Minimum, values: Array, draws: Draws, level: float) -> Minimum:
-    ci = {k: ends(getattr(minimum, k), values[:, j], draws, level, log=True) for j, k in enumerate("NDL")}
+    ci = {k: ends(getattr(minimum, k), values[:, j], draws.dof, level, log=True) for j, k in enumerate("NDL")}
     return replace(minimum, ci=ci)
 
 
-def _warnings(
-    result: FitResult, draws: Draws, best: dict[float, Optimum], minima: tuple[Minimum, ...], level: float
-) -> list[str]:
-    failed = int(np.sum(~np.isfinite(draws.rows).all(axis=1)))
-    warned = [f"{failed} of {len(draws.rows)} resampled fits found no law"] if failed else []
-    if failed > (1 - level) / 2 * len(draws.rows):
+def _warnings(result: FitResult, level: float) -> list[str]:
+    assert result.draws is not None
+    share, warned = result.failed / len(result.draws), []
+    if share > FEW_FAILED:
+        warned.append(f"{result.failed} of {len(result.draws)} resampled fits found no law")
+    if share > (1 - level) / 2:
         warned[0] += ": the data do not bound it, so no interval is given"
     elif result.law == "chinchilla":
         warned += _unseen(result)
     warned += [
-        f"budget {m.budget:.3g}: the place of the minimum is not bounded by its points" for m in minima if _open(m)
+        f"budget {text.flops(m.budget)}: the place of the minimum is not bounded by its points"
+        for m in result.minima
+        if _open(m)
     ]
-    wide = [c for c, o in best.items() if o.ci["N"][1] > 10 * o.ci["N"][0]]
+    wide = [c for c, o in result.at.items() if o.ci["N"][1] > 10 * o.ci["N"][0]]
     if wide:
-        warned.append(f"at C = {wide[-1]:.3g} the interval of N* spans over a factor of 10: too few or too noisy runs")
+        warned.append(
+            f"at C = {text.flops(wide[-1])} the interval of N* spans over a factor of 10: too few or too noisy runs"
+        )
     return warned
 
 

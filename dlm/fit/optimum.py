@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dlm.fit import text
 from dlm.fit.points import Array, Cost, Points
 from dlm.fit.result import Allocation
 
@@ -106,5 +107,5 @@ def _how(law: str, span: tuple[float, float], cost: Cost) -> str:
         return "slopes of the log-log lines through the envelope's points"
     if cost.is_6nd:
         return "closed form: a = beta/(alpha+beta), b = alpha/(alpha+beta), since C = 6 N D"
-    slope = f"mean slope between C = {span[0]:.3g} and {span[1]:.3g}"
+    slope = f"mean slope between C = {text.flops(span[0])} and {text.flops(span[1])}"
     return f"numerical: N* minimises L under cost(N) D = C, cost from the rows' flops/tokens; {slope}"

@@ -123,29 +123,39 @@ def _column(values: npt.ArrayLike, name: str) -> Array:
     return column
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Cost:
-    """FLOPs per token as a function of N: 6 N times a ratio interpolated in log-log, held flat outside."""
+    """FLOPs per token at N: 6 N (base + extra(N)). What 6 N leaves out (head, attention) is near a power of N, so it is
+    interpolated in log-log, and goes on outside the sizes with its mean slope.
+    """
 
-    log_params: Array = field(default_factory=lambda: np.zeros(1))
-    log_ratio: Array = field(default_factory=lambda: np.zeros(1))
+    log_params: Array = field(default_factory=lambda: np.zeros(0))
+    log_extra: Array = field(default_factory=lambda: np.zeros(0))
+    base: float = 1.0
+    slope: float = 0.0
 
     @property
     def is_6nd(self) -> bool:
         """True where C = 6 N D, so that the optimum has a closed form."""
-        return not self.log_ratio.any()
+        return not len(self.log_extra)
 
     def log_per_token(self, log_params: Array) -> Array:
         """log FLOPs per token at log N."""
-        ratio = np.interp(log_params, self.log_params, self.log_ratio)
-        return np.asarray(np.log(6.0) + log_params + ratio, dtype=np.float64)
+        if self.is_6nd:
+            return np.asarray(np.log(6.0) + log_params, dtype=np.float64)
+        outside = log_params - np.clip(log_params, self.log_params[0], self.log_params[-1])
+        extra = np.interp(log_params, self.log_params, self.log_extra) + self.slope * outside
+        return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
 
 
 def cost_of(points: Points) -> Cost:
     """The cost curve the rows show: the median of flops/tokens at each size (see `Cost`)."""
-    log_ratio = np.log(points.flops / (6.0 * points.params * points.tokens))
-    if np.abs(np.expm1(log_ratio)).max() <= SIX_ND_TOLERANCE:
+    ratio = points.flops / (6.0 * points.params * points.tokens)
+    if np.abs(ratio - 1.0).max() <= SIX_ND_TOLERANCE:
         return Cost()
     sizes, place = np.unique(points.params, return_inverse=True)
-    medians = [float(np.median(log_ratio[place == k])) for k in range(len(sizes))]
-    return Cost(np.log(sizes), np.array(medians))
+    medians = np.array([float(np.median(ratio[place == k])) for k in range(len(sizes))])
+    base = min(1.0, 0.99 * float(medians.min()))
+    log_params, log_extra = np.log(sizes), np.log(np.maximum(medians - base, 1e-6))
+    slope = float(np.polyfit(log_params, log_extra, 1)[0]) if len(sizes) > 1 else 0.0
+    return Cost(log_params=log_params, log_extra=log_extra, base=base, slope=min(0.0, slope))

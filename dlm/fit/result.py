@@ -84,6 +84,8 @@ class FitResult:
     cost: Cost = field(default_factory=Cost, repr=False)
     draws: Array | None = field(default=None, repr=False)  # (replicates, params), NaN rows failed
     interval_method: str = ""
+    failed: int = 0  # replicates that found no law
+    dof: int = 0  # of the intervals that resampled residuals give
 
     def to_json(self) -> dict[str, Any]:
         """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
@@ -99,9 +101,12 @@ class FitResult:
             "warnings": list(self.warnings),
             "minima": [_minimum(m) for m in self.minima],
             "label": self.label,
-            "interval_method": self.interval_method,
+            "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }
         return {key: _plain(value) for key, value in (head | body).items()}
+
+    def _drawn(self) -> int:
+        return 0 if self.draws is None else len(self.draws)
 
     def report(self) -> str:
         """The result as a page of text."""

@@ -119,9 +119,10 @@ def _newton(
     with np.errstate(all="ignore"):
         best, grad, hess = derivatives(problem, theta, target, weight)
         damping = np.full(len(theta), 1e-4)
+        exact = np.finfo(float).eps ** 2 * _sum(weight * target**2)  # an objective that rounding cannot tell from 0
         for _ in range(max_steps):
             step, promise = _step(grad[live], hess[live], damping[live])
-            done[live] = (promise <= tolerance * best[live]) | (damping[live] > 1e12)
+            done[live] = (promise <= tolerance * best[live] + exact[live]) | (damping[live] > 1e12)
             keep = ~done[live]
             live, step = live[keep], step[keep]
             if not len(live):

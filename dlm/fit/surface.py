@@ -7,13 +7,13 @@ al. 2404.10102). Variable projection finds the basins, Newton finishes them; the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dlm.errors import UserError, unknown
-from dlm.fit import optimum, scan, solver
+from dlm.fit import optimum, scan, solver, text
 from dlm.fit.points import Array, Cost, Points, as_points, cost_of
 from dlm.fit.result import NAN, FitResult, Optimum
 
@@ -101,6 +101,7 @@ def solve(points: Points, *, norm: str, delta: float, space: str) -> Solution:
     starts = scan.many_starts(problem, points.loss, points.weight, target[0])
     if not len(starts):
         raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
+    starts = np.concatenate([starts, *_eased(problem, starts, target, weight)])
     rough, values, _ = solver.minimise(problem, starts, target, weight, max_steps=40)
     near = rough[values <= 1.02 * values.min()]
     thetas, values, done = solver.minimise(problem, near, target, weight, max_steps=500)
@@ -116,6 +117,16 @@ def solve(points: Points, *, norm: str, delta: float, space: str) -> Solution:
     )
 
 
+def _eased(problem: solver.Problem, starts: Array, target: Array, weight: Array) -> list[Array]:
+    """More starts for norms with corners: the minima of squares, and of Huber's norm with a wider corner."""
+    if problem.norm == "mse":
+        return []
+    smooth = replace(problem, norm="mse")
+    wide = replace(problem, norm="huber", delta=10.0 * problem.delta)
+    squares, _, _ = solver.minimise(smooth, starts, target, weight, max_steps=40)
+    return [squares, solver.minimise(wide, squares, target, weight, max_steps=40)[0]]
+
+
 def best_at(law: str, params: dict[str, float], cost: Cost, at: Sequence[float], top: float) -> dict[float, Optimum]:
     """N*, D*, L* of the fit at each C, without intervals; `top` is the highest C that the fit rests on."""
     rows = optimum.as_rows(law, params)
@@ -129,11 +140,11 @@ def reach_warnings(law: str, at: Sequence[float], top: float) -> list[str]:
     if not beyond:
         return []
     what = "the highest C used"
-    warned = [f"C = {beyond[-1]:.3g} is beyond {what} ({top:.3g}): true only if the law keeps its form"]
+    warned = [f"C = {text.flops(beyond[-1])} is beyond {what} ({text.flops(top)}): true only if the law keeps its form"]
     far = [c for c in beyond if c > limit * top]
     if far:
         why = "the form of the law matters too much that far out" if limit > TOP else "a straight line has no floor"
-        warned.append(f"no interval for L at C = {far[0]:.3g}{' and above' if far[1:] else ''}: {why}")
+        warned.append(f"no interval for L at C = {text.flops(far[0])}{' and above' if far[1:] else ''}: {why}")
     return warned
 
 

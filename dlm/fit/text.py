@@ -15,8 +15,8 @@ def count(value: float, *, digits: int = 3) -> str:
     value = float(f"{value:.{digits}g}")
     for size, unit in _UNITS:
         if abs(value) >= size:
-            return f"{value / size:.{digits}g}{unit}"
-    return f"{value:.{digits}g}"
+            return f"{value / size:.6g}{unit}"
+    return f"{value:g}"
 
 
 def flops(value: float, *, digits: int = 3) -> str:

@@ -85,11 +85,16 @@ class DiffusionLMLightningModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model this is, so that another one refuses it in one line."""
-        checkpoint["dlm"] = {"shape": dataclasses.asdict(self.recipe.shape), "objective": self.objective.name}
+        """Say which model this is, so that another one refuses it in one line, and keep the loss not yet logged."""
+        checkpoint["dlm"] = {
+            "shape": dataclasses.asdict(self.recipe.shape),
+            "objective": self.objective.name,
+            "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
+            "loss_count": self.loss_count,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model or objective."""
+        """Refuse the checkpoint of another model or objective, and take up the loss that it had not logged."""
         stated = checkpoint.get("dlm", {})
         shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
         mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
@@ -98,3 +103,4 @@ class DiffusionLMLightningModule(L.LightningModule):
             differing.append(f"objective {stated.get('objective')} is not {self.objective.name}")
         if differing:
             raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")
+        self.loss_sum, self.loss_count = torch.tensor(stated["loss_sum"]), stated["loss_count"]

@@ -43,16 +43,42 @@ def test_other_conventions_minimise_under_their_cost(world):
 
 
 def test_the_search_agrees_with_the_closed_form_when_the_ratio_is_constant(world):
-    constant = Cost(np.array([10.0, 20.0]), np.full(2, np.log(1.5)))
+    constant = Cost(log_params=np.array([10.0, 20.0]), log_extra=np.full(2, np.log(0.5)))
     found = optimum.best("chinchilla", row(world), 1.5e20, constant)[0]
     np.testing.assert_allclose(found[:2], world.best(1e20), rtol=1e-6)
-    assert optimum.exponents("chinchilla", row(world), (1e18, 1e20), constant)[0, 0] == pytest.approx(0.28 / 0.62, abs=1e-6)
+    assert optimum.exponents("chinchilla", row(world), (1e18, 1e20), constant)[0, 0] == pytest.approx(
+        0.28 / 0.62, abs=1e-6
+    )
 
 
 def test_a_result_says_how_it_allocated(world):
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6)
     assert fit_surface(n, d, loss, flops=6 * n * d * 1.004).allocation.how.startswith("closed form")
-    other = fit_surface(n, d, loss, flops=6 * n * d * (1 + (1e8 / n) ** 0.5)).allocation
-    assert other.how.startswith("numerical")
-    assert other.a + other.b < 1 + 0.1
-    assert other.a > 0.28 / 0.62 + 0.02  # small models cost more than 6 N: the best size grows faster with C
+
+
+def test_exponents_follow_the_cost(world):
+    def ratio(n):
+        return 1 + (1e8 / n) ** 0.5
+
+    def best_log_n(flops):
+        def loss(log_n):
+            return world.loss(np.exp(log_n), flops / (6 * np.exp(log_n) * ratio(np.exp(log_n))))
+
+        return scipy.optimize.minimize_scalar(loss, bracket=(10, 18, 28), tol=1e-12).x
+
+    n, d, loss, _ = world.grid(np.geomspace(1e18, 1e21, 4), sizes=9)
+    flops = 6 * n * d * ratio(n)
+    share = fit_surface(n, d, loss, flops=flops).allocation
+    slope = (best_log_n(flops.max()) - best_log_n(flops.min())) / np.log(flops.max() / flops.min())
+    assert share.how.startswith("numerical")
+    assert share.a == pytest.approx(slope, abs=0.003)
+    assert abs(share.a - 0.28 / 0.62) > 0.01  # so the closed form would have been wrong
+
+
+def test_cost_goes_on_beyond_the_sizes():
+    sizes = np.geomspace(4e3, 4e5, 6)
+    cost = cost_of(as_points(sizes, np.full(6, 1e6), np.ones(6), flops=with_head(sizes) * 1e6))
+    for n in (5e2, 3e4, 1e8):
+        assert np.exp(cost.log_per_token(np.log([n]))[0]) == pytest.approx(with_head(n), rel=1e-9)
+    below = cost_of(as_points(sizes, np.full(6, 1e6), np.ones(6), flops=3 * sizes * 1e6))
+    assert np.exp(below.log_per_token(np.log([1e8]))[0]) == pytest.approx(3e8, rel=1e-9)

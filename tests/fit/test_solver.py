@@ -59,7 +59,9 @@ def test_never_above_scipy_on_resampled_points(world, space, norm):
 
         options = {"maxiter": 3000, "ftol": 1e-15, "gtol": 1e-10}
         starts = (begin[row], np.array([-1.0, 0.5, -0.5, 0.5, 0.4]))
-        peer = min(scipy.optimize.minimize(objective, s, jac=True, options=options, method="L-BFGS-B").fun for s in starts)
+        peer = min(
+            scipy.optimize.minimize(objective, s, jac=True, options=options, method="L-BFGS-B").fun for s in starts
+        )
         assert found <= peer / 1e4 * (1 + 1e-6)
 
 

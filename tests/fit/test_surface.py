@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ def fit(frame, **options):
     return fit_surface(frame["params"] / scale[0], frame["tokens"] / scale[1], frame["loss"], **options)
 
 
-def check(result, objective=None, rel=1e-5, **params):
+def check(result, objective=None, rel=1e-4, **params):
     for name, value in params.items():
         assert result.params[name] == pytest.approx(value, rel=rel), name
     if objective is not None:
@@ -74,13 +76,14 @@ def test_masked_diffusion_points(reference, source, vp, huber):  # T22
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.floats(0.5, 3), st.floats(0.2, 0.7), st.floats(0.2, 0.7), st.sampled_from(["huber", "mse"]),
-    st.sampled_from(["log", "raw"]),
-)  # fmt: skip
-def test_finds_any_law_without_noise(floor, alpha, beta, norm, space):
-    from conftest import World
-
-    truth = World(E=floor, A=0.5 * 1e8**alpha, B=0.5 * 1e10**beta, alpha=alpha, beta=beta)
+    floor=st.floats(0.5, 3),
+    alpha=st.floats(0.2, 0.7),
+    beta=st.floats(0.2, 0.7),
+    norm=st.sampled_from(["huber", "mse"]),
+    space=st.sampled_from(["log", "raw"]),
+)
+def test_finds_any_law_without_noise(world, floor, alpha, beta, norm, space):
+    truth = replace(world, E=floor, A=0.5 * 1e8**alpha, B=0.5 * 1e10**beta, alpha=alpha, beta=beta)
     n, d, loss, c = truth.grid(np.geomspace(1e18, 1e21, 4), sizes=7)
     result = fit_surface(n, d, loss, norm=norm, space=space, budget=c)
     check(result, rel=1e-5, E=floor, A=truth.A, B=truth.B, alpha=alpha, beta=beta)
@@ -92,7 +95,7 @@ def test_t23_is_exact_where_the_parabola_is_not(world):
     result = fit_surface(n, d, loss, norm="mse", space="raw", at=[1e24])
     check(result, rel=1e-9, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
     best = result.at[1e24]
-    assert (best.N, best.D) == pytest.approx(world.best(1e24), rel=1e-8)
+    assert pytest.approx(world.best(1e24), rel=1e-8) == (best.N, best.D)
 
 
 def test_weights_count_points(world):
@@ -144,7 +147,11 @@ def test_refuses_what_it_cannot_do(options, words):
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [([2.0] * 5, "5 points cannot fit"), ([2.0] * 6 + [np.nan], r"loss\[6\] is nan"), (np.arange(1.0, 8), "does not fall")],
+    [
+        ([2.0] * 5, "5 points cannot fit"),
+        ([2.0] * 6 + [np.nan], r"loss\[6\] is nan"),
+        (np.arange(1.0, 8), "does not fall"),
+    ],
 )
 def test_refuses_points_without_a_law(loss, words):
     n = np.geomspace(1e6, 1e8, len(loss))

@@ -1,0 +1,144 @@
+"""status: the files of a sweep (and one squeue and sacct where SLURM has its cells) -> what every cell is doing.
+
+Called by cli and collect's readers. Pure data; the table is drawn by screen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlm.ledger import CellNow, cells_now
+from dlm.record import State
+
+if TYPE_CHECKING:
+    from dlm.plan import Cell, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStatus:
+    """One cell now; None is not known."""
+
+    cell_id: str
+    state: State
+    step: int
+    steps: int
+    loss: float | None = None  # the last one known; of the planned last step when done
+    tokens_per_sec: float | None = None
+    eta_sec: float | None = None  # of a running cell, at its present rate
+    attempts: int = 0
+    reason: str | None = None  # what the state rests on: the last failure, the process, SLURM's word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A sweep as a whole; FLOPs in the plan's convention."""
+
+    counts: Mapping[State, int]
+    done_flops: float  # finished cells whole, the others as far as they are
+    total_flops: float
+    eta_sec: float | None  # when the running cells will have ended; None when none tells
+
+    @property
+    def fraction(self) -> float:
+        """Share of the FLOPs that is done, 0 to 1."""
+        return self.done_flops / self.total_flops if self.total_flops else 0.0
+
+
+def sweep_status(sweep_dir: Path, plan: Plan) -> list[CellStatus]:
+    """Every cell of the plan, in its order."""
+    return sweep_now(sweep_dir, plan)[0]
+
+
+def sweep_now(sweep_dir: Path, plan: Plan) -> tuple[list[CellStatus], list[str]]:
+    """``sweep_status``, and warnings where squeue or sacct did not answer."""
+    now, warnings = cells_now([(cell.cell_id, cell.steps) for cell in plan.cells], sweep_dir)
+    return [_status(cell, now[cell.cell_id]) for cell in plan.cells], warnings
+
+
+def _status(cell: Cell, now: CellNow) -> CellStatus:
+    if now.result is not None:
+        return CellStatus(
+            cell_id=cell.cell_id,
+            state=now.state,
+            step=now.result.step,
+            steps=cell.steps,
+            loss=now.result.loss,
+            tokens_per_sec=now.result.tokens_per_sec,
+            attempts=now.result.attempts,
+        )
+    said = now.status
+    step = min(said.step, cell.steps) if said is not None else 0
+    rate = said.tokens_per_sec if said is not None else None
+    return CellStatus(
+        cell_id=cell.cell_id,
+        state=now.state,
+        step=step,
+        steps=cell.steps,
+        loss=said.loss if said is not None else None,
+        tokens_per_sec=rate,
+        eta_sec=_eta_sec(cell, step, rate) if now.state is State.RUNNING else None,
+        attempts=said.attempts if said is not None else 0,
+        reason=now.reason,
+    )
+
+
+def _eta_sec(cell: Cell, step: int, tokens_per_sec: float | None) -> float | None:
+    if tokens_per_sec is None or not math.isfinite(tokens_per_sec) or tokens_per_sec <= 0:
+        return None
+    return (cell.steps - step) * cell.tokens / cell.steps / tokens_per_sec
+
+
+def sweep_progress(cells: Sequence[CellStatus], plan: Plan) -> Progress:
+    """How far a sweep is, in FLOPs: a cell counts by its steps, whatever became of it."""
+    flops = {cell.cell_id: cell.flops[cell.convention] for cell in plan.cells}
+    etas = [cell.eta_sec for cell in cells if cell.eta_sec is not None]
+    return Progress(
+        counts=Counter(cell.state for cell in cells),
+        done_flops=sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells),
+        total_flops=sum(flops.values()),
+        eta_sec=max(etas) if etas else None,
+    )
+
+
+def status_values(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
+    """The cells for a program: plain numbers under the names of CellStatus."""
+    return [dataclasses.asdict(cell) for cell in cells]
+
+
+def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
+    """The cells for a person: cell, state, step, loss, tokens/s, ETA, attempts, reason; None where not known."""
+    return [
+        {
+            "cell": cell.cell_id,
+            "state": cell.state,
+            "step": f"{cell.step:,}/{cell.steps:,}",
+            "loss": None if cell.loss is None else f"{cell.loss:.4f}",
+            "tokens/s": None if cell.tokens_per_sec is None else f"{cell.tokens_per_sec:,.0f}",
+            "ETA": None if cell.eta_sec is None else clock(cell.eta_sec),
+            "attempts": cell.attempts,
+            "reason": None if cell.state is State.DONE else cell.reason,
+        }
+        for cell in cells
+    ]
+
+
+def clock(seconds: float) -> str:
+    """0:00:40, 3:25:00; from two days on, 2.5 days."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
+    """One line under the table: the states, the share of the FLOPs that is done, when the running cells will end."""
+    progress = sweep_progress(cells, plan)
+    states = ", ".join(f"{progress.counts[state]} {state}" for state in State if progress.counts.get(state))
+    left = "" if progress.eta_sec is None else f"; running cells end in {clock(progress.eta_sec)}"
+    return f"{states}; {100 * progress.fraction:.1f} % of {progress.total_flops:.3g} FLOPs{left}"

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from dlm.errors import UserError
+from dlm.fit import bootstrap, fit_isoflop, fit_surface
+
+BUDGETS = np.array([1e18, 1e19, 1e20])
+
+
+def noisy(world, *, sizes=6, sigma=0.005, seed=0, width=6.0):
+    return world.grid(BUDGETS, sizes=sizes, sigma=sigma, seed=seed, width=width)
+
+
+def test_besiroglu_intervals(epoch):  # T3: 4000 pairs bootstraps
+    fitted = fit_surface(epoch["params"], epoch["tokens"], epoch["loss"], flops=epoch["flops"])
+    result = bootstrap(fitted, seed=0)
+    assert result.interval_method == "pairs"
+    spread = dict(zip(("E", "A", "B", "alpha", "beta"), result.draws.std(axis=0), strict=True))
+    assert spread["E"] == pytest.approx(0.02566, rel=0.05)
+    assert (spread["alpha"], spread["beta"]) == pytest.approx((0.01540, 0.0206), rel=0.05)
+    published = {
+        "A": (285, 744),
+        "B": (1042, 5810),
+        "E": (1.769, 1.871),
+        "alpha": (0.317, 0.373),
+        "beta": (0.331, 0.415),
+    }
+    for name, ends in published.items():
+        assert result.ci[name] == pytest.approx(ends, rel=0.05), name
+    assert result.ci["a"] == pytest.approx((0.4807, 0.5561), rel=0.01)
+
+
+def test_same_seed_same_numbers(world):
+    n, d, loss, c = noisy(world)
+    for fitted in (fit_surface(n, d, loss, at=[1e20]), fit_isoflop(n, d, loss, c, at=[1e20])):
+        first, again, other = (bootstrap(fitted, replicates=200, seed=s) for s in (3, 3, 4))
+        assert first.to_json() == again.to_json()
+        assert first.ci != other.ci
+
+
+def test_linear_propagation_agrees_with_isoflop_intervals(world):
+    """One budget's vertex by the delta method with Student's t, against the resampled residuals."""
+    n, d, loss, c = noisy(world, sizes=8, sigma=0.002)
+    result = bootstrap(fit_isoflop(n, d, loss, c), replicates=20_000)
+    rows, minimum, dof = c == 1e19, result.minima[1], 3 * (8 - 3)
+    z = np.log(n[rows]) - minimum.centre
+    basis = np.stack([np.ones_like(z), z, z * z], axis=1)
+    residuals = []
+    for m in result.minima:
+        where = c == m.budget
+        residuals.append(loss[where] - np.polyval(m.coefficients[::-1], np.log(n[where]) - m.centre))
+    variance = (np.concatenate(residuals) ** 2).sum() / dof
+    _, c1, c2 = minimum.coefficients
+    slope = np.array([0.0, -1 / (2 * c2), c1 / (2 * c2**2)])
+    half = scipy.stats.t.ppf(0.975, dof) * np.sqrt(variance * slope @ np.linalg.inv(basis.T @ basis) @ slope)
+    assert np.log(minimum.ci["N"]) == pytest.approx(np.log(minimum.N) + np.array([-half, half]), abs=0.15 * half)
+
+
+@pytest.mark.parametrize("kind", ["surface", "isoflop"])
+def test_few_points_are_covered(world, kind):
+    """95 % intervals of N* from 3 budgets x 6 sizes hold the truth in 86 % or more of 60 worlds."""
+    hits, truth = [], world.best(1e20)[0]
+    for seed in range(60):
+        n, d, loss, c = noisy(world, seed=seed, width=4.0)
+        fit = (
+            fit_isoflop(n, d, loss, c, at=[1e20])
+            if kind == "isoflop"
+            else fit_surface(n, d, loss, norm="mse", at=[1e20])
+        )
+        low, high = bootstrap(fit, replicates=200, seed=seed).at[1e20].ci["N"]
+        hits.append(low <= truth <= high)
+    assert np.mean(hits) >= 0.86
+
+
+def test_no_interval_where_the_curve_is_lost_in_noise(world):
+    n, d, loss, c = noisy(world, seed=2)
+    result = bootstrap(fit_isoflop(n, d, loss + 0.1 * np.sin(37 * np.log(n)), c, at=[1e20]), replicates=500)
+    assert np.isnan(result.ci["a"]).all()
+    assert np.isnan(result.at[1e20].ci["N"]).all()
+    assert any("do not bound it, so no interval" in w for w in result.warnings)
+    assert result.to_json()["ci"]["a"] == [None, None]
+
+
+def test_the_interval_of_the_loss_is_withheld_far_out(world):
+    n, d, loss, c = noisy(world)
+    near, far = 5e20, 1e22
+    surface = bootstrap(fit_surface(n, d, loss, at=[near, far]), replicates=200)
+    assert np.isfinite(surface.at[near].ci["L"]).all()
+    assert np.isnan(surface.at[far].ci["L"]).all()
+    assert np.isfinite(surface.at[far].ci["N"]).all()
+    line = bootstrap(fit_isoflop(n, d, loss, c, at=[near]), replicates=200)
+    assert np.isnan(line.at[near].ci["L"]).all()
+    assert any("a straight line has no floor" in w for w in line.warnings)
+
+
+def test_regret_is_the_loss_at_the_ends_of_the_interval(world):
+    n, d, loss, _ = noisy(world)
+    result = bootstrap(fit_surface(n, d, loss, at=[1e20]), replicates=200)
+    best, p = result.at[1e20], result.params
+    ends = np.array(best.ci["N"])
+    there = p["E"] + p["A"] / ends ** p["alpha"] + p["B"] / (1e20 / 6 / ends) ** p["beta"]
+    assert best.regret == pytest.approx(max(there) - best.L, rel=1e-9)
+
+
+def test_clusters_are_drawn_whole(world):
+    n, d, loss, _ = world.grid(BUDGETS, sizes=16, sigma=0.01, seed=1)
+    shared = np.random.default_rng(0).standard_normal(12).repeat(4) * 0.02
+    fitted = fit_surface(n, d, loss * (1 + shared), cluster=np.arange(12).repeat(4), norm="mse")
+    alone = fit_surface(n, d, loss * (1 + shared), norm="mse")
+    wide, narrow = (np.ptp(bootstrap(f, replicates=400, method="pairs").ci["alpha"]) for f in (fitted, alone))
+    assert wide > 1.2 * narrow
+
+
+def test_wrong_arguments(world):
+    n, d, loss, _ = noisy(world)
+    fitted = fit_surface(n, d, loss)
+    with pytest.raises(UserError, match="unknown bootstrap method 'pair': did you mean pairs"):
+        bootstrap(fitted, method="pair")
+    with pytest.raises(UserError, match="replicates is 3"):
+        bootstrap(fitted, replicates=3)

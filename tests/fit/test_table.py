@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlm.errors import UserError
+from dlm.fit import fit_isoflop, fit_surface
+from dlm.fit.table import fit_runs, fit_sweep, read_runs
+
+
+@pytest.fixture
+def runs(world):
+    n, d, loss, c = world.grid([1e18, 1e19, 1e20], sizes=6, sigma=0.003)
+    return pd.DataFrame({"params": n, "tokens": d, "loss": loss, "flops": c, "budget": c, "status": "done"})
+
+
+def test_same_numbers_as_the_arrays(runs, tmp_path):
+    path = tmp_path / "runs.csv"
+    runs.to_csv(path, index=False)
+    columns = [runs[k] for k in ("params", "tokens", "loss")]
+    surface = fit_runs(path, bootstrap=0, at=[1e21])
+    assert surface.params == pytest.approx(fit_surface(*columns, budget=runs["budget"]).params, rel=1e-9)
+    assert list(surface.at) == [1e18, 1e19, 1e20, 1e21]
+    isoflop = fit_runs(str(path), law="isoflop", bootstrap=200)
+    assert isoflop.params == pytest.approx(fit_isoflop(*columns, runs["budget"]).params, rel=1e-9)
+    assert np.isfinite(isoflop.at[1e20].ci["N"]).all()
+    assert fit_runs(runs.drop(columns="budget"), law="isoflop", bootstrap=0).params == pytest.approx(isoflop.params)
+
+
+def test_only_finished_runs_count(runs):
+    runs.loc[3, ["status", "loss"]] = ["failed", np.nan]
+    assert len(read_runs(runs)) == len(runs) - 1
+    with pytest.raises(UserError, match=r"no run with status 'done' \(18 running\)"):
+        read_runs(runs.assign(status="running"))
+
+
+def test_missing_file_and_not_a_table(tmp_path):
+    with pytest.raises(UserError, match=r"no file .*absent\.csv: give a CSV with the columns params, tokens, loss"):
+        read_runs(tmp_path / "absent.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match="is not a CSV file"):
+        read_runs(tmp_path / "empty.csv")
+
+
+def test_missing_column_names_the_likely_one(runs):
+    with pytest.raises(UserError, match="no column 'params': is it param_s"):
+        read_runs(runs.rename(columns={"params": "param_s"}))
+    with pytest.raises(UserError, match="no column 'loss': it has params, tokens, x"):
+        read_runs(runs[["params", "tokens"]].assign(x=1))
+
+
+BAD = [
+    ("loss", "abc", "row 4: loss is 'abc', not a number above 0"),
+    ("tokens", -5.0, r"row 4: tokens is -5.0"),
+    ("params", np.nan, "row 4: params is empty"),
+    ("loss", np.inf, "row 4: loss is inf"),
+    ("budget", 0.0, "row 4: budget is 0.0"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "words"), BAD)
+def test_bad_numbers_name_their_row(runs, column, value, words):
+    runs[column] = runs[column].astype(object)
+    runs.loc[2, column] = value
+    with pytest.raises(UserError, match=words):
+        read_runs(runs)
+
+
+def test_repeated_rows_count_once(runs):
+    frame = read_runs(pd.concat([runs, runs.iloc[[0, 1]]]))
+    assert len(frame) == len(runs)
+    assert "2 rows repeat another exactly" in frame.attrs["warnings"][0]
+
+
+def test_isoflop_needs_groups(runs):
+    loose = runs.drop(columns="budget").assign(flops=runs["flops"] * np.linspace(1, 1.01, len(runs)))
+    with pytest.raises(UserError, match="isoFLOP curves need a column 'budget': 18 distinct flops in 18 rows"):
+        fit_runs(loose, law="isoflop")
+    runs.loc[0, "budget"] = np.nan
+    assert any("1 rows without a budget" in w for w in fit_runs(runs, law="isoflop", bootstrap=0).warnings)
+
+
+def test_objectives_are_not_mixed(runs):
+    both = pd.concat([runs.assign(objective="masked_diffusion"), runs.assign(objective="autoregressive", loss=2.0)])
+    with pytest.raises(UserError, match=r"several objectives \(autoregressive and masked_diffusion\)"):
+        fit_runs(both)
+    with pytest.raises(UserError, match="unknown objective 'mdm'"):
+        fit_runs(both, objective="mdm")
+    fits = fit_sweep(both, bootstrap=0)
+    assert fits["masked_diffusion/chinchilla"].params == fit_runs(runs, bootstrap=0).params
+    flat = fits["autoregressive/chinchilla"]
+    assert (flat.status, flat.label) == ("refused", "autoregressive")
+    assert "does not fall" in flat.warnings[0]
+
+
+def test_what_the_law_does_not_know_is_said(runs):
+    runs = runs.assign(epochs=4.0, parent="trunk", schedule=["wsd", "cosine"] * 9)
+    warnings = " ".join(fit_runs(runs, bootstrap=0).warnings)
+    assert all(words in warnings for words in ("up to 4.0 times", "share its noise", "differ in schedule"))
+    with pytest.raises(UserError, match=r"several conventions \(6n and full\)"):
+        fit_runs(runs.assign(convention=["6n", "full"] * 9))
+
+
+def test_wrong_arguments(runs):
+    with pytest.raises(UserError, match=r"unknown law .skaling..*chinchilla, isoflop, envelope"):
+        fit_runs(runs, law="skaling")
+    with pytest.raises(UserError, match="at is -1"):
+        fit_runs(runs, at=[-1])

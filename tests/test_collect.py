@@ -1,0 +1,304 @@
+"""A small planned sweep whose run directories are written by hand, with real W&B files: each cell's fate."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from stub_cell import result, status
+from test_wandb_file import write_runs
+
+from dlm.collect import collect
+from dlm.crosscheck import check_history, differ, final_validation
+from dlm.errors import UserError
+from dlm.files import Lease, append_jsonl, write_json
+from dlm.manifest import Manifest, PackedFile, write_manifest
+from dlm.plan import cell_config, make_plan, write_plan
+from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_result, write_status
+from dlm.sweep import SweepSpec
+from dlm.wandb_file import wandb_files
+
+LOSS = 2.5
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """(sweep folder, its plan): six cells, none started, on data that count as prepared."""
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
+    folder = tmp_path / "data/stdlib"
+    folder.mkdir(parents=True)
+    (folder / "x.bin").write_bytes(b"1234")
+    files = (PackedFile(name="x.bin", tokens=10**9, bytes=4, sha256="0"),)
+    splits = {"train": files, "validation": files}
+    write_manifest(folder, Manifest(name="stdlib", tokenizer="bytes", vocab_size=256, bos_id=0, splits=splits))
+    spec = SweepSpec(
+        name="s",
+        budgets=(1e10, 2e10),
+        convention="full_masked_head",
+        models=("4k", "8k", "19k"),
+        set={"optimizer.lr": 5e-3, "validation.num_sequences": 64},
+        hardware={"device": "cpu", "gpus_per_node": 0},
+    )
+    sweep_dir = tmp_path / "work/s"
+    return sweep_dir, write_plan(sweep_dir, make_plan(spec))
+
+
+def final_rows(cell, loss: float = LOSS) -> list[dict]:
+    """Three logged steps and the final validation."""
+    size = cell.tokens // cell.steps
+    steps = [1, cell.steps // 2, cell.steps]
+    rows = [
+        metrics_row(step=s, tokens=s * size, **{"train/loss": 3 + 1 / s, "lr": 1e-3 / s, "grad_norm": 1.0})
+        for s in steps
+    ]
+    return [*rows, metrics_row(step=cell.steps, tokens=cell.tokens, **{"val/loss": loss, "val/loss_se": 0.01})]
+
+
+def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
+    """The run directory of a cell that has begun."""
+    run_dir = sweep_dir / "runs" / cell.cell_id
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(cell_config(cell.groups, cell.overrides)))
+    write_json(run_dir / "env.json", {"attempts": [{"git_sha": "old"}, {"git_sha": "abc123", "device": "cpu (test)"}]})
+    for row in rows:
+        append_jsonl(run_dir / "metrics.jsonl", row)
+    return run_dir
+
+
+def finish(sweep_dir: Path, plan, cell, *, loss: float = LOSS, **changes) -> Path:
+    run_dir = started(sweep_dir, plan, cell, final_rows(cell, loss))
+    facts = {"step": cell.steps, "tokens": cell.tokens, "loss": loss, "data_hash": plan.data_hash, "attempts": 2}
+    write_result(run_dir, result(cell.cell_id, **{**facts, **changes}))
+    write_status(run_dir, status(State.DONE, step=cell.steps, steps=cell.steps, exit_code=0))
+    return run_dir
+
+
+def reasons(collected) -> dict[str, str]:
+    return dict(zip(collected.excluded.run_id, collected.excluded.reason, strict=True))
+
+
+def test_a_finished_cell_becomes_a_row_of_what_was_planned_and_measured(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    finish(sweep_dir, plan, cell, steps_redone=7, tokens_per_sec=123.0)
+    collected = collect(sweep_dir)
+    assert collected.warnings == []
+    assert tuple(collected.runs.columns) == RUN_COLUMNS and tuple(collected.excluded.columns) == EXCLUDED_COLUMNS
+    row = collected.runs.iloc[0].to_dict()
+    expected = {
+        "run_id": cell.cell_id,
+        "sweep": "s",
+        "objective": "masked_diffusion",
+        "model": "4k",
+        "params": cell.num_params,
+        "params_total": cell.num_params_total,
+        "tokens": cell.tokens,
+        "flops": cell.flops["full_masked_head"],
+        "convention": "full_masked_head",
+        "flops_6n": 6.0 * cell.num_params * cell.tokens,
+        "budget": 1e10,
+        "loss": LOSS,
+        "loss_se": 0.01,
+        "steps": cell.steps,
+        "learning_rate": 5e-3,
+        "schedule": "cosine",
+        "seed": 0,
+        "data": "stdlib",
+        "data_hash": plan.data_hash,
+        "tokens_per_sec": 123.0,
+        "attempts": 2,
+        "steps_redone": 7,
+        "git_sha": "abc123",  # of the attempt that finished
+        "source": "run_dir",
+        "status": "done",
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert row["parent"] is None or pd.isna(row["parent"])
+    assert len(collected.excluded) == 5 and set(reasons(collected).values()) == {"planned: submit it"}
+
+
+def test_the_files_hold_what_was_returned_and_a_second_time_changes_nothing(sweep):
+    sweep_dir, plan = sweep
+    for cell in plan.cells[:2]:
+        finish(sweep_dir, plan, cell)
+    collected = collect(sweep_dir)
+    runs = pd.read_csv(sweep_dir / "runs.csv")
+    same = [name for name in RUN_COLUMNS if name != "parent"]  # an empty cell reads as NaN, None was written
+    pd.testing.assert_frame_equal(runs[same], collected.runs[same], check_dtype=False)
+    assert runs.parent.isna().all()
+    assert (runs.loss == LOSS).all() and runs.params.dtype == "int64"
+    assert list(pd.read_csv(sweep_dir / "excluded.csv").reason) == list(collected.excluded.reason)
+    history = pd.read_parquet(sweep_dir / "history.parquet")
+    assert list(history.run_id.unique()) == [cell.cell_id for cell in plan.cells[:2]]
+    first = history[history.run_id == plan.cells[0].cell_id]
+    assert list(first.step) == [1, plan.cells[0].steps // 2, plan.cells[0].steps]
+    assert first["val/loss"].iloc[-1] == LOSS and first["train/loss"].iloc[-1] == 3 + 1 / plan.cells[0].steps
+    assert math.isnan(first["val/loss"].iloc[0])  # missing stays missing
+    before = {path.name: path.read_bytes() for path in sweep_dir.glob("*.csv")}
+    collect(sweep_dir)
+    assert {path.name: path.read_bytes() for path in sweep_dir.glob("*.csv")} == before
+
+
+def test_nothing_is_written_when_asked_not_to(sweep):
+    sweep_dir, plan = sweep
+    finish(sweep_dir, plan, plan.cells[0])
+    collect(sweep_dir, write=False)
+    assert not list(sweep_dir.glob("*.csv"))
+
+
+def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
+    sweep_dir, plan = sweep
+    diverged, lost, early, running, foreign, unlearned = plan.cells
+    folders = [started(sweep_dir, plan, cell, final_rows(cell)[:1]) for cell in (diverged, lost, running)]
+    write_status(folders[0], status(State.DIVERGED, step=4, exit_code=3, reason="loss is nan at step 4"))
+    write_status(folders[1], status(State.RUNNING, step=9))
+    finish(sweep_dir, plan, early, step=early.steps - 1)
+    folder = finish(sweep_dir, plan, foreign)
+    other = cell_config(foreign.groups, {**foreign.overrides, "optimizer.lr": 1e-2})
+    (folder / "config.yaml").write_text(yaml.safe_dump(other))
+    finish(sweep_dir, plan, unlearned, loss=3.4, unigram_entropy=3.3)
+    with Lease(folders[2]):
+        collected = collect(sweep_dir)
+    said = reasons(collected)
+    assert collected.runs.empty and len(said) == 6
+    assert said[diverged.cell_id] == (
+        f"diverged, step 4 of {diverged.steps} (loss is nan at step 4): lower optimizer.lr in the definition"
+    )
+    assert said[lost.cell_id].startswith(f"lost, step 9 of {lost.steps}") and "submit again" in said[lost.cell_id]
+    assert f"at step {early.steps - 1}" in said[early.cell_id] and str(early.steps) in said[early.cell_id]
+    assert said[running.cell_id].startswith("running (process") and "wait" in said[running.cell_id]
+    assert "another run" in said[foreign.cell_id]
+    assert said[unlearned.cell_id].startswith("did not learn: its loss 3.4000") and "3.3000" in said[unlearned.cell_id]
+    rows = collected.excluded.set_index("run_id")
+    assert rows.loss[unlearned.cell_id] == 3.4 and math.isnan(rows.loss[early.cell_id])
+    assert math.isnan(rows.loss[diverged.cell_id]) and rows.params[diverged.cell_id] == diverged.num_params
+    assert rows.status[lost.cell_id] == "lost" and rows.git_sha[lost.cell_id] == "abc123"
+
+
+def test_torn_files_cost_what_they_held_and_nothing_else(sweep):
+    sweep_dir, plan = sweep
+    a, b, c = plan.cells[:3]
+    folder = finish(sweep_dir, plan, a)
+    (folder / "env.json").write_text('{"attempts": [')
+    (folder / "config.yaml").write_text("model: {name: [")
+    with open(folder / "metrics.jsonl", "a") as stream:
+        stream.write('{"train/loss": 1.0}\n{"step": 5, "trai')
+    folder = finish(sweep_dir, plan, b)
+    (folder / "result.json").write_text('{"cell_id": "b"')
+    folder = started(sweep_dir, plan, c, [])
+    (folder / "status.json").write_text("{")
+    collected = collect(sweep_dir)
+    warned = "\n".join(collected.warnings)
+    assert "env.json cannot be read" in warned and "config.yaml cannot be read" in warned and "1 logged rows" in warned
+    assert list(collected.runs.run_id) == [a.cell_id, b.cell_id]  # b by its metrics.jsonl
+    assert f"{b.cell_id}: result.json is absent; the loss 2.5 at step {b.steps} was read from metrics.jsonl" in warned
+    assert pd.isna(collected.runs.git_sha[0]) and collected.runs.loss[1] == LOSS
+    assert c.cell_id in reasons(collected)
+
+
+def test_without_a_plan_every_run_directory_is_a_cell(sweep):
+    sweep_dir, plan = sweep
+    finish(sweep_dir, plan, plan.cells[0])
+    (sweep_dir / "plan.json").unlink()
+    collected = collect(sweep_dir)
+    assert list(collected.runs.run_id) == [plan.cells[0].cell_id] and collected.excluded.empty
+    with pytest.raises(UserError, match=r"neither a plan\.json nor a run"):
+        collect(sweep_dir / "runs")
+
+
+# --- against real W&B files -----------------------------------------------------------------------------------------
+
+
+def log_to_wandb(sweep_dir: Path, entries: list[tuple]) -> None:
+    specs = [
+        {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": rows} for cell, rows in entries
+    ]
+    write_runs(sweep_dir, specs)
+
+
+def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one(sweep):
+    sweep_dir, plan = sweep
+    agrees, loss_differs, history_differs, gone, unfinished, lacking = plan.cells
+    for cell in (agrees, loss_differs, history_differs, lacking):
+        finish(sweep_dir, plan, cell)
+    rows = final_rows(history_differs)
+    rows[1] = {**rows[1], "train/loss": 99.0}
+    # W&B has its own step; what counts is the logged one.
+    log_to_wandb(
+        sweep_dir,
+        [
+            (agrees, final_rows(agrees)),
+            (loss_differs, final_rows(loss_differs, loss=2.25)),
+            (history_differs, rows),
+            (gone, final_rows(gone, loss=2.125)),
+            (unfinished, final_rows(unfinished)[:2]),
+            (lacking, final_rows(lacking)[2:]),
+        ],
+    )
+    collected = collect(sweep_dir)
+    said = {cell.cell_id: [w for w in collected.warnings if w.startswith(cell.cell_id)] for cell in plan.cells}
+    assert said[agrees.cell_id] == []
+    (loss_line, history_line) = said[loss_differs.cell_id]
+    assert "is 2.5 in result.json and 2.25 in the W&B file" in loss_line and "1 of 3 logged steps" in history_line
+    (line,) = said[history_differs.cell_id]
+    assert "1 of 3 logged steps differ" in line and f"train/loss at step {rows[1]['step']}" in line and "99" in line
+    assert "lacks 2 of 3 logged steps" in said[lacking.cell_id][0]
+    runs = collected.runs.set_index("run_id")
+    assert runs.loss[loss_differs.cell_id] == LOSS  # the run directory's counts
+    assert (runs.loss[gone.cell_id], runs.source[gone.cell_id], runs.status[gone.cell_id]) == (2.125, "wandb", "done")
+    assert runs.loss_se[gone.cell_id] == 0.01 and runs.source[agrees.cell_id] == "run_dir"
+    assert "read from the W&B file" in said[gone.cell_id][0]
+    assert unfinished.cell_id in reasons(collected)
+    gone_history = collected.history[collected.history.run_id == gone.cell_id]
+    assert list(gone_history.step) == [1, gone.steps // 2, gone.steps]
+
+    # A W&B loss that is no better than the unigrams is no result either.
+    (path,) = wandb_files(sweep_dir / "runs" / gone.cell_id)
+    path.unlink()
+    log_to_wandb(sweep_dir, [(gone, final_rows(gone, loss=5.0))])
+    assert "did not learn" in reasons(collect(sweep_dir))[gone.cell_id]
+    # A torn W&B file is a warning, and its run still counts.
+    (path,) = wandb_files(sweep_dir / "runs" / agrees.cell_id)
+    path.write_bytes(path.read_bytes()[:-20])
+    collected = collect(sweep_dir)
+    assert agrees.cell_id in set(collected.runs.run_id)
+    assert any(w.startswith(agrees.cell_id) and "cut off" in w for w in collected.warnings)
+
+
+# --- the comparison itself ------------------------------------------------------------------------------------------
+
+
+def test_numbers_differ_beyond_rounding_only():
+    assert not differ(0.1 + 0.2, 0.3) and differ(2.5, 2.5000001)
+    assert not differ(math.nan, math.nan) and differ(math.nan, 1.0)
+
+
+def test_a_validation_at_another_step_is_not_the_final_one():
+    rows = [{"step": 5, "val/loss": 3.0}, {"step": 10, "train/loss": 1.0}, {"step": 10, "val/loss": 2.0}]
+    assert final_validation(rows, 10) == (2.0, None) and final_validation(rows[:2], 10) == (None, None)
+
+
+def test_equal_histories_say_nothing():
+    rows = [{"step": 1, "lr": 0.5, "extra": "x"}, {"step": 2, "lr": None}]
+    assert list(check_history(rows, [dict(row) for row in rows])) == []
+
+
+def test_a_thousand_cells_are_collected_in_seconds(sweep):
+    sweep_dir, plan = sweep
+    finish(sweep_dir, plan, plan.cells[0])
+    many = plan.spec.model_copy(update={"seeds": tuple(range(170))})
+    plan = make_plan(many)
+    content = json.dumps(plan.to_json(estimates=False))
+    (sweep_dir / "plan.json").write_text(content)
+    for cell in plan.cells[1:]:
+        run_dir = sweep_dir / "runs" / cell.cell_id
+        run_dir.mkdir(exist_ok=True)
+        values = result(cell.cell_id, step=cell.steps, data_hash=plan.data_hash)
+        (run_dir / "result.json").write_text(json.dumps(dataclasses.asdict(values)))
+    before = time.monotonic()
+    collected = collect(sweep_dir)
+    assert len(collected.runs) == len(plan.cells) > 1000 and time.monotonic() - before < 10

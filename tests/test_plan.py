@@ -1,0 +1,279 @@
+"""A definition -> cells: the published grid, what is dropped or refused, how a sweep grows, and how long it takes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import hydra
+import pytest
+import yaml
+from conftest import ROOT
+from smdm_table import BUDGETS, SMDM
+
+from dlm import launch as launching
+from dlm.errors import UserError
+from dlm.locate import configs_dir, sweeps_dir
+from dlm.manifest import Manifest, PackedFile, write_manifest
+from dlm.plan import make_plan, read_plan, with_estimates, write_plan
+from dlm.sweep import load_sweep, parse_sweep
+
+TINY = {
+    "name": "tiny",
+    "budgets": [1e10, 3e10],
+    "convention": "full_masked_head",
+    "models": ["4k", "8k", "19k"],
+    "groups": {"data": "stdlib", "trainer": "cpu"},
+    "set": {"optimizer.lr": 3e-3},
+    "hardware": {"device": "cpu", "gpus_per_node": 0},
+}
+
+
+def spec(**changes):
+    return parse_sweep({**TINY, **changes}, "tiny.yaml")
+
+
+def refused(**changes) -> str:
+    with pytest.raises(UserError) as error:
+        make_plan(spec(**changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_smdm_comes_out_as_published(command, workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "no data"))
+    ended = command("dlm.cli", "plan", "sweeps/smdm.yaml", "--json")
+    assert ended.code == 0 and ended.err.count("\n") == 1 and "slim_pajama are not prepared" in ended.err
+    plan = json.loads(ended.out)
+    assert plan.keys() >= {"spec", "convention", "cells", "dropped"} and plan["convention"] == "6n"
+    steps = {(cell["model"], cell["budget_flops"]): cell["steps"] for cell in plan["cells"]}
+    assert steps == {(size.name, C): n for size in SMDM for C, n in zip(BUDGETS, size.steps, strict=True)}
+    assert len(plan["cells"]) == len({cell["cell_id"] for cell in plan["cells"]}) == 150 and plan["dropped"] == []
+    asked = {"cell_id", "model", "objective", "seed", "num_params", "budget_flops", "tokens", "steps",
+             "global_batch_size", "block_size", "learning_rate", "flops", "budget_error_pct", "tokens_per_param",
+             "epochs", "hours", "gpu_hours", "memory_gib", "nodes", "gpus_per_node"}  # fmt: skip
+    cell = next(c for c in plan["cells"] if (c["model"], c["budget_flops"]) == ("170M", 1e19))
+    assert asked <= cell.keys() and set(cell["flops"]) == {"6n", "6n_total", "full", "full_masked_head"}
+    assert cell["tokens"] == 18710 * 256 * 2048 and cell["epochs"] is None and cell["learning_rate"] == 2e-4
+    assert cell["hours"] * 8 == pytest.approx(cell["gpu_hours"])
+    assert cell["gpu_hours"] == pytest.approx(cell["flops"]["full_masked_head"] / (989e12 * 0.4) / 3600)
+    assert -100 / cell["steps"] < cell["budget_error_pct"] <= 0
+
+
+def test_the_same_definition_gives_the_same_bytes_also_grown_in_two_steps(stdlib_data, tmp_path):
+    for changes in (
+        {},
+        {"vary": {"optimizer.lr": [1e-3, 3e-3]}, "seeds": [0, 1], "set": {}},
+        {"objectives": ["masked_diffusion", "autoregressive"], "tokens_per_param": [20, 1000]},
+        {"models": ["4k", "8k", "19k", "33k", "49k"], "sizes_per_budget": 3},
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        at_once, grown = folder / "at once", folder / "grown"
+        write_plan(at_once, make_plan(spec(**changes)))
+        first = write_plan(grown, make_plan(spec(**changes, budgets=[1e10])))
+        for cell in first.cells:
+            (grown / "runs" / cell.cell_id).mkdir(parents=True)  # as a run leaves it
+        write_plan(grown, make_plan(spec(**changes, budgets=[3e10])))
+        assert (grown / "plan.json").read_bytes() == (at_once / "plan.json").read_bytes()
+        cells = {path.name: path.read_bytes() for path in (at_once / "cell").iterdir()}
+        assert {path.name: path.read_bytes() for path in (grown / "cell").iterdir()} == cells
+        assert read_plan(grown).cells == make_plan(spec(**changes)).cells
+        before = (grown / "plan.json").stat().st_mtime_ns
+        write_plan(grown, make_plan(spec(**changes)))
+        assert (grown / "plan.json").stat().st_mtime_ns == before
+
+
+def test_another_definition_under_the_same_name_shows_the_difference(stdlib_data, tmp_path):
+    write_plan(tmp_path, make_plan(spec()))
+    content = (tmp_path / "plan.json").read_bytes()
+    for changes, words in (
+        ({"set": {"optimizer.lr": 1e-3}}, ["0.003", "0.001", "set"]),
+        ({"models": ["4k", "8k"]}, ["models", "19k"]),
+        ({"convention": "6n"}, ["convention", "full_masked_head", "6n"]),
+    ):
+        with pytest.raises(UserError, match="another definition") as error:
+            write_plan(tmp_path, make_plan(spec(**changes)))
+        assert all(word in str(error.value) for word in words)
+    assert (tmp_path / "plan.json").read_bytes() == content
+    write_plan(tmp_path, make_plan(spec(description="other words", max_local_hours=1)))  # may change
+
+
+def test_other_data_under_the_same_name_are_refused(stdlib_data, tmp_path, monkeypatch):
+    write_plan(tmp_path / "tiny", make_plan(spec()))
+    monkeypatch.setenv("DLM_DATA", str(tmp_path))
+    file = PackedFile(name="a.bin", tokens=10**7, bytes=3, sha256="0")
+    (tmp_path / "stdlib").mkdir()
+    (tmp_path / "stdlib" / "a.bin").write_bytes(b"abc")
+    splits = {"train": (file,), "validation": (file,)}
+    write_manifest(
+        tmp_path / "stdlib", Manifest(name="stdlib", tokenizer="bytes", vocab_size=256, bos_id=0, splits=splits)
+    )
+    with pytest.raises(UserError, match="the data stdlib had hash"):
+        write_plan(tmp_path / "tiny", make_plan(spec()))
+
+
+def test_what_is_dropped_has_its_reason(stdlib_data, command, workdir):
+    plan = make_plan(spec(budgets=[1e8, 1e10], models=["4k", "33k"], tokens_per_param=[20, 1e5], max_epochs=0.02))
+    kept = {(cell.model, cell.budget_flops) for cell in plan.cells}
+    reasons = {(row["model"], row["budget_flops"]): row["reason"] for row in plan.dropped}
+    assert "fewer than 20" in reasons["4k", 1e8] and "fewer than 20" in reasons["33k", 1e8]
+    assert "outside tokens_per_param 20 to 100000" in reasons["33k", 1e10]
+    assert kept == {("4k", 1e10)}
+    epochs = {cell.model: cell.epochs for cell in make_plan(spec(budgets=[1e10], models=["4k", "8k"])).cells}
+    limit = (epochs["4k"] + epochs["8k"]) / 2  # at one budget the smaller model reads more
+    (limited,) = make_plan(spec(budgets=[1e10], models=["4k", "8k"], max_epochs=limit)).dropped
+    assert limited["model"] == "4k" and "epochs of the data, above max_epochs" in limited["reason"]
+
+    ended = command("dlm.cli", "plan", "smoke", "--budget", "1e6")
+    assert "no cell is left" in ended.complaint and "fewer than 20" in ended.complaint
+    assert list(workdir.iterdir()) == []
+
+
+def test_epochs_are_tokens_over_those_of_the_data(stdlib_data):
+    (cell,) = make_plan(spec(budgets=[1e10], models=["4k"])).cells
+    held = sum((len(path.read_bytes()) - 24) for path in (stdlib_data / "stdlib").glob("train*.bin"))
+    assert cell.epochs == pytest.approx(cell.tokens / held, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": ["171M"]}, ["unknown model '171M'", "did you mean 170M"]),
+        ({"objectives": ["autoregresive"]}, ["unknown objective", "did you mean autoregressive?"]),
+        ({"groups": {"data": "stdlb"}}, ["unknown data", "did you mean stdlib?"]),
+        ({"groups": {"dta": "stdlib"}}, ["unknown group", "data"]),
+        ({"set": {"optimizer.lrr": 1e-3}}, ["unknown config key 'optimizer.lrr'", "did you mean optimizer.lr"]),
+        ({"vary": {"optimiser.lr": [1e-3]}}, ["unknown config key 'optimiser.lr'", "optimizer.lr"]),
+        ({"set": {"data.block_size": 512}}, ["data.block_size 512", "256", "model.block_size"]),
+        ({"models": ["6M"], "budgets": [1e15]}, ["6M has vocab_size 32000", "stdlib have 256", "groups.data"]),
+        ({"seeds": [0, 0]}, ["2 times", "seeds"]),
+    ],
+)
+def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
+    complaint = refused(**changes)
+    assert all(word in complaint for word in words), complaint
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"modles": ["4k"]}, ["unknown key 'modles'", "did you mean models?"]),
+        ({"budgets": []}, ["budgets", "at least one"]),
+        ({"budgets": [0]}, ["budgets", "0", "above zero"]),
+        ({"budgets": ["lots"]}, ["budgets", "lots"]),
+        ({"convention": "7n"}, ["convention", "7n", "6n_total"]),
+        ({"name": "a/b"}, ["name", "a/b"]),
+        ({"tokens_per_param": [9, 3]}, ["tokens_per_param", "9"]),
+        ({"hardware": {"device": "H101"}}, ["H101", "H100"]),
+        ({"max_epochs": 0}, ["max_epochs"]),
+    ],
+)
+def test_what_is_no_definition_is_named(changes, words):
+    with pytest.raises(UserError) as error:
+        spec(**changes)
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value
+
+
+def test_settings_change_a_definition_before_it_is_planned(stdlib_data, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    settings = ["optimizer.lr=5e-3", "models=[8k]", "max_epochs=1", "vary.data.batch_size=[4, 8]", "budgets=[1e10]"]
+    changed = load_sweep(path, settings)
+    assert changed.set == {"optimizer.lr": 5e-3} and changed.max_epochs == 1
+    cells = make_plan(changed).cells
+    assert [(cell.model, cell.global_batch_size, cell.learning_rate) for cell in cells] == [
+        ("8k", 4, 5e-3), ("8k", 8, 5e-3),
+    ]  # fmt: skip
+    assert cells[0].steps in (2 * cells[1].steps, 2 * cells[1].steps + 1)
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        load_sweep(path, ["optimizer.lr"])
+
+
+def test_the_command_refuses_budgets_in_one_line(command, stdlib_data, workdir):
+    ended = command("dlm.cli", "plan", "smoke", "--budget", "nan")
+    assert "--budget is 'nan'" in ended.complaint and "above zero" in ended.complaint
+    assert "did you mean smoke" in command("dlm.cli", "plan", "sweeps/smok.yaml").complaint
+
+
+@pytest.mark.parametrize("content", ['{"spec": {"na', "[]", "{}", '{"spec": {}, "cells": 3}', "\x00\xff"])
+def test_a_damaged_plan_is_named_and_kept(content, stdlib_data, tmp_path):
+    write_plan(tmp_path, make_plan(spec()))
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match=r"plan\.json"):
+        read_plan(tmp_path)
+    with pytest.raises(UserError, match=r"plan\.json"):
+        write_plan(tmp_path, make_plan(spec()))
+    assert (tmp_path / "plan.json").read_text() == content
+
+
+def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
+    plan = make_plan(spec())
+    slow, fast = (with_estimates(plan, rates={"4k": rate, "19k": rate}) for rate in (1e8, 1e9))
+    for left, right in zip(slow.cells, fast.cells, strict=True):
+        assert left.hours == pytest.approx(10 * right.hours)
+        assert left.hours == pytest.approx(left.flops["full_masked_head"] / 1e8 / 3600)
+    write_plan(tmp_path / "slow", slow)
+    write_plan(tmp_path / "fast", fast)
+    assert (tmp_path / "slow/plan.json").read_bytes() == (tmp_path / "fast/plan.json").read_bytes()
+    assert read_plan(tmp_path / "slow") == slow
+
+
+SHIPPED = sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+
+
+def test_there_are_shipped_sweeps():
+    assert {"demo", "smoke", "isoflop", "smdm", "mdm_vs_ar"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_hydra_composes_each_cell_to_the_id_it_was_planned_with(name, stdlib_data, tmp_path):
+    definition = load_sweep(sweeps_dir() / f"{name}.yaml")
+    if definition.groups.get("data", "stdlib") != "stdlib":
+        pytest.skip("its data are not on this machine")
+    plan = write_plan(tmp_path, make_plan(definition))
+    launching.register()
+    with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
+        for cell in (plan.cells[0], plan.cells[len(plan.cells) // 2], plan.cells[-1]):
+            config = hydra.compose("config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"])
+            assert config.cell_id == config.planned_cell_id == cell.cell_id
+            assert config.sweep == name and config.optimizer.lr == cell.learning_rate
+            changed = hydra.compose(
+                "config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]", "optimizer.lr=0.123"]
+            )
+            assert changed.cell_id != cell.cell_id
+
+
+def test_a_cell_that_is_not_what_was_planned_is_refused(launch, tmp_path):
+    plan = write_plan(tmp_path, make_plan(spec()))
+    cell, path = plan.cells[0].cell_id, f"hydra.searchpath=[file://{tmp_path}]"
+    assert "plan again or restore" in launch(f"+cell={cell}", path, "optimizer.lr=0.123").complaint
+    assert cell in launch(f"+cell={cell}x", path).complaint
+
+
+def in_a_new_process(arguments: list[str], code: str) -> subprocess.CompletedProcess:
+    source = f"import sys; sys.argv = {['dlm', *arguments]!r}; {code}"
+    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--help"], 0.5)}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_planning_feels_instant(name, stdlib_data, workdir):
+    arguments, limit_sec = QUICK[name]
+    times = []
+    while len(times) < 10 and (len(times) < 3 or min(times) > limit_sec):  # other work on this machine slows it too
+        began = time.perf_counter()
+        done = in_a_new_process(arguments, "from dlm.cli import main; main()")
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    assert min(times) <= limit_sec, times
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_planning_imports_nothing_slow(name, stdlib_data, workdir):
+    code = "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from dlm.cli import main; main()"
+    done = in_a_new_process(QUICK[name][0], code)
+    loaded = set(done.stderr.split())
+    assert done.returncode == 0 and "dlm.cli" in loaded
+    assert loaded.isdisjoint({"torch", "lightning", "wandb", "pandas", "hydra", "scipy", "matplotlib"})

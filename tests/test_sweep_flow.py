@@ -1,0 +1,201 @@
+"""The main job as a user runs it: `dlm sweep`, again, after kill -9 in the middle, and a budget nobody here can pay."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dlm.collect import collect
+from dlm.files import read_jsonl
+from dlm.plan import read_plan
+from dlm.record import RUN_COLUMNS, merge_metrics, read_result, read_status
+from dlm.wandb_file import read_wandb_run
+
+ROOT = Path(__file__).parents[1]
+DLM = [sys.executable, "-m", "dlm.cli"]
+
+
+def environment(workdir: Path, data: Path) -> dict[str, str]:
+    return {**os.environ, "DLM_WORKDIR": str(workdir), "DLM_DATA": str(data), "PYTHONPATH": str(ROOT)}
+
+
+def sweep(workdir: Path, data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*DLM, "sweep", "smoke", "--launcher", "submitit_local", *arguments]
+    return subprocess.run(
+        command, env=environment(workdir, data), cwd=workdir, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, float]]:
+    """The folder of a smoke sweep that nothing happened to, what it printed, and its seconds."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    done = sweep(workdir, workdir / "data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield workdir / "smoke", done.stdout, time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_everything_is_there(undisturbed: tuple[Path, str, float]) -> None:
+    folder, said, _ = undisturbed
+    plan = read_plan(folder)
+    runs = pd.read_csv(folder / "runs.csv")
+    assert list(runs.columns) == list(RUN_COLUMNS)
+    assert len(runs) + len(pd.read_csv(folder / "excluded.csv")) == len(plan.cells) == 11
+    assert f"report: {folder / 'report' / 'report.html'}" in said
+    for name in ("report/report.html", "fits.json", "history.parquet", "estimate.json"):
+        assert (folder / name).stat().st_size > 0
+    for kind in ("png", "svg", "pdf"):
+        assert list((folder / "report" / "figures").glob(f"*.{kind}"))
+    entropy = {read_result(folder / "runs" / cell.cell_id).unigram_entropy for cell in plan.cells}  # type: ignore[union-attr]
+    assert len(entropy) == 1 and (runs.loss < entropy.pop()).all()
+
+
+@pytest.mark.slow
+def test_collect_agrees_with_run_directories_and_wandb(undisturbed: tuple[Path, str, float]) -> None:
+    folder, _, _ = undisturbed
+    collected = collect(folder, write=False)
+    assert collected.warnings == []
+    for row in collected.runs.itertuples():
+        run_dir = folder / "runs" / row.run_id
+        last = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))[-1]
+        wandb = read_wandb_run(run_dir, f"smoke-{row.run_id}")
+        assert wandb is not None
+        assert row.loss == last["val/loss"] == [line for line in wandb.history if "val/loss" in line][-1]["val/loss"]
+        assert row.tokens == last["tokens"] and row.steps == last["step"]
+
+
+@pytest.mark.slow
+def test_a_second_sweep_trains_nothing(undisturbed: tuple[Path, str, float]) -> None:
+    folder, _, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*") if path.name != "log.txt"}
+    plan_bytes = (folder / "plan.json").read_bytes()
+    done = sweep(folder.parent, folder.parent / "data")
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "plan.json").read_bytes() == plan_bytes
+    assert "nothing to train" in done.stdout
+
+
+def first_running(folder: Path) -> Path | None:
+    """A run strictly between its first checkpoint and its end, a few steps before the last one at least."""
+    for latest in folder.glob("runs/*/LATEST"):
+        status = read_status(latest.parent)
+        if status and 0 < status.step < 0.7 * status.steps and read_result(latest.parent) is None:
+            return latest.parent
+    return None
+
+
+@pytest.mark.slow
+def test_kill_in_the_middle_then_the_same_losses(undisturbed: tuple[Path, str, float], tmp_path: Path) -> None:
+    folder, _, _ = undisturbed
+    data = folder.parent / "data"
+    process = subprocess.Popen(
+        [*DLM, "sweep", "smoke", "--launcher", "submitit_local"],
+        env=environment(tmp_path, data),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    killed, deadline = None, time.monotonic() + 300
+    while killed is None and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+        killed = first_running(tmp_path / "smoke")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert killed is not None
+    status = read_status(killed)
+    assert status is not None and read_result(killed) is None
+    checkpoints = sorted(killed.glob("checkpoints/step_*"))
+    assert checkpoints and 0 < status.step < status.steps
+
+    done = sweep(tmp_path, data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    resumed = re.search(r"going on from step_(\d+)", (killed / "log.txt").read_text())
+    assert resumed is not None and 0 < int(resumed[1]) < status.steps
+    result = read_result(killed)
+    assert result is not None and result.attempts == 2
+    for cell in read_plan(folder).cells:
+        ours, theirs = (read_result(base / "runs" / cell.cell_id) for base in (tmp_path / "smoke", folder))
+        assert ours is not None and theirs is not None
+        assert (ours.loss, ours.loss_se) == (theirs.loss, theirs.loss_se)
+    curves = [
+        [
+            (row["step"], row.get("train/loss"), row.get("val/loss"), row.get("grad_norm"))
+            for row in merge_metrics(read_jsonl(base / "runs" / killed.name / "metrics.jsonl"))
+        ]
+        for base in (tmp_path / "smoke", folder)
+    ]
+    assert curves[0] == curves[1]
+
+
+SPIN = "import os; os.sched_setaffinity(0, {{{core}}})\nwhile os.getppid() == {parent}: pass"
+
+
+def hours_here(tmp_path: Path, core: int) -> float:
+    """What `make sweep BUDGET=1e19` says it would take on one core, in years."""
+    done = subprocess.run(
+        [*DLM, "sweep", "isoflop", "--top-budget", "1e19", "--launcher", "submitit_local"],
+        env=environment(tmp_path, tmp_path / "data"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "LAUNCHER=submitit_slurm" in done.stderr and "BUDGET=" in done.stderr
+    assert not (tmp_path / "isoflop").exists()
+    found = re.search(r"for about ([\d,.]+) years", done.stderr)
+    assert found is not None, done.stderr
+    return float(found[1].replace(",", ""))
+
+
+@pytest.mark.slow
+def test_a_budget_this_machine_cannot_pay(tmp_path: Path) -> None:
+    """Refused with an estimate that is measured: with the core shared by three others it says much longer."""
+    core = min(os.sched_getaffinity(0))
+    alone = hours_here(tmp_path, core)
+    spin = SPIN.format(core=core, parent=os.getpid())
+    busy = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(3)]
+    try:
+        assert hours_here(tmp_path, core) > 1.7 * alone
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_plan_json_is_what_the_issue_promises(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DLM, "plan", "sweeps/isoflop.yaml", "--budget", "6e18", "--budget", "1e19", "--json"],
+        env=environment(tmp_path, tmp_path / "data"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plan = json.loads(done.stdout)
+    assert {"spec", "convention", "cells", "dropped"} <= set(plan)
+    assert {cell["budget_flops"] for cell in plan["cells"]} == {6e18, 1e19}
+    columns = (
+        "cell_id model objective seed num_params budget_flops tokens steps global_batch_size block_size learning_rate "
+        "flops budget_error_pct tokens_per_param epochs hours gpu_hours memory_gib nodes gpus_per_node"
+    )
+    for cell in plan["cells"]:
+        assert set(columns.split()) <= set(cell)
+        assert set(cell["flops"]) == {"6n", "6n_total", "full", "full_masked_head"}
+        assert abs(cell["budget_error_pct"]) < 0.5
+    assert all(row["reason"] for row in plan["dropped"])

@@ -1,0 +1,317 @@
+"""One run from its command to its record: what it writes, what it learns, how it ends and how it goes on."""
+
+import json
+import math
+import signal
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dlm.callbacks.checkpoint import damage
+from dlm.files import Lease, read_json, read_jsonl
+from dlm.record import State, merge_metrics, read_result, read_status
+
+DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
+SHORT = (*DEBUG, "training.steps=40")
+TINY = (*DEBUG, "model=4k", "data.block_size=32", "validation.draws=2")  # two hundred steps a second
+
+
+def only_run(workdir: Path, sweep: str = "adhoc") -> Path:
+    (folder,) = (workdir / sweep / "runs").iterdir()
+    return folder
+
+
+def losses(run_dir: Path) -> dict[int, dict[str, float]]:
+    """step -> what a run computed there, without what a clock measured."""
+    names = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "lr")
+    rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+    return {row["step"]: {name: row[name] for name in names if name in row} for row in rows}
+
+
+def wait_for(condition, *, process, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def undisturbed(launch, tmp_path, monkeypatch):
+    """The same run in another work directory, from start to end at once."""
+
+    def run(*overrides: str) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setenv("DLM_WORKDIR", str(tmp_path / "undisturbed"))
+            assert launch(*overrides).code == 0
+        return only_run(tmp_path / "undisturbed")
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command, launch, stdlib_data, workdir):
+    arguments = ("experiment=debug", "training.steps=40", "validation.num_sequences=16")  # with W&B, offline
+    ended = command("dlm.launch", *arguments)
+    assert ended.code == 0, ended.err
+    run_dir = only_run(workdir)
+    names = {path.name for path in run_dir.iterdir()} - {".hydra", "log.txt"}
+    assert names == {"config.yaml", "env.json", "metrics.jsonl", "status.json", "checkpoints", "LATEST", "result.json",
+                     "wandb"}  # fmt: skip
+    result, status = read_result(run_dir), read_status(run_dir)
+    assert result is not None and status is not None
+    assert (status.state, status.step, status.exit_code, status.attempts) == (State.DONE, 40, 0, 1)
+    assert (result.cell_id, result.step, result.tokens) == (run_dir.name, 40, 40 * 8 * 128)
+    assert result.unique_tokens == result.tokens  # one pass over the text, no sequence twice
+    assert f"{result.loss:.4f}" in ended.out
+    rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert {"tokens", "time", "train/loss", "lr", "grad_norm", "tokens_per_sec"} <= rows[5].keys()
+    assert [row["step"] for row in rows if "val/loss" in row] == [10, 20, 30, 40]
+    assert rows[-1]["val/loss"] == result.loss and 0 < rows[-1]["val/loss_se"] == result.loss_se
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["cell_id"] == run_dir.name
+    (attempt,) = read_json(run_dir / "env.json")["attempts"]
+    assert attempt["packages"]["torch"] == metadata.version("torch")
+    assert (run_dir / "LATEST").read_text() == "step_00000040\n"
+    assert damage(run_dir / "checkpoints" / "step_00000040") is None
+    (logged,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    assert logged.name == f"run-adhoc-{run_dir.name}.wandb" and logged.stat().st_size > 0
+
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if ".hydra" not in path.parts}
+    again = launch(*arguments)
+    assert again.code == 0 and "nothing to train" in again.out
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if ".hydra" not in path.parts}
+
+
+@pytest.mark.parametrize("objective", ["masked_diffusion", "autoregressive"])
+def test_a_model_learns_more_than_letter_frequencies(objective, launch, workdir):
+    settings = ("model=4k", "training.steps=300", "optimizer.lr=1e-2", "data.block_size=64")
+    assert launch(*DEBUG, *settings, f"objective={objective}").code == 0
+    result = read_result(only_run(workdir))
+    assert result is not None and result.loss + 3 * result.loss_se < result.unigram_entropy
+    assert (result.loss_se == 0) == (objective == "autoregressive") and result.estimator in ("mc", "exact")
+    assert result.loss > 1  # gzip needs 1.3 nats a byte here: a tiny model below that has seen its targets
+
+
+@pytest.mark.slow
+def test_killed_without_warning_it_goes_on_bit_for_bit(start, launch, undisturbed, workdir):
+    settings = (*TINY, "training.steps=400")
+    process = start(*settings)
+    wait_for(lambda: list(workdir.glob("adhoc/runs/*/checkpoints/step_*/manifest.json")), process=process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    run_dir = only_run(workdir)
+    reached = max(losses(run_dir))
+    assert 40 <= reached < 400 and not (run_dir / "result.json").exists()  # strictly between checkpoint and end
+
+    resumed = launch(*settings)
+    assert resumed.code == 0 and "going on from step_" in resumed.out
+    assert int(resumed.out.split("going on from step_")[1][:8]) >= 40
+    status, result = read_status(run_dir), read_result(run_dir)
+    assert status is not None and status.attempts == 2 and result is not None and result.attempts == 2
+    truth = undisturbed(*settings)
+    assert losses(run_dir) == losses(truth)
+    finished = read_result(truth)
+    assert finished is not None and (result.loss, result.loss_se) == (finished.loss, finished.loss_se)
+    assert finished.steps_redone == 0 <= result.steps_redone < 400
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_with_75_and_it_goes_on_where_it_was(start, launch, undisturbed, workdir):
+    settings = (*TINY, "training.steps=450", "data.micro_batch_size=4")  # logs every 5 steps, of 2 micro-batches each
+    process = start(*settings)
+    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+             process=process)  # fmt: skip
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    run_dir = only_run(workdir)
+    status = read_status(run_dir)
+    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
+    assert not (run_dir / "result.json").exists() and not (run_dir / "lease.json").exists()
+    stopped = int((run_dir / "LATEST").read_text().removeprefix("step_"))
+
+    resumed = launch(*settings)
+    assert resumed.code == 0 and f"going on from step_{stopped:08d}" in resumed.out
+    assert losses(run_dir) == losses(undisturbed(*settings))
+    result = read_result(run_dir)
+    assert result is not None and result.steps_redone == 0  # nothing was computed twice
+
+
+def test_damaged_checkpoints_are_passed_over(launch, workdir):
+    assert launch(*SHORT).code == 0
+    run_dir = only_run(workdir)
+    truth = losses(run_dir)
+    saved = sorted((run_dir / "checkpoints").iterdir())
+    assert [path.name for path in saved][-2:] == ["step_00000036", "step_00000040"]  # two are always kept
+
+    def truncate(folder: Path) -> None:
+        with open(folder / "state.ckpt", "r+b") as stream:
+            stream.truncate(1000)
+
+    def flip_a_bit(folder: Path) -> None:
+        data = bytearray((folder / "state.ckpt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "state.ckpt").write_bytes(data)
+
+    def tear_manifest(folder: Path) -> None:
+        (folder / "manifest.json").write_text('{"version": 1, "fi')
+
+    for harm in (truncate, flip_a_bit, tear_manifest):
+        (run_dir / "result.json").unlink()
+        harm(sorted((run_dir / "checkpoints").iterdir())[-1])
+        (run_dir / "LATEST").write_text("step_9999")  # only a hint
+        ended = launch(*SHORT)
+        assert ended.code == 0 and "going on from step_00000036" in ended.out, harm
+        assert "step_00000040 is damaged" in ended.out
+        assert losses(run_dir) == truth
+        assert damage(run_dir / "checkpoints" / "step_00000040") is None  # written anew
+
+    (run_dir / "result.json").unlink()
+    for folder in (run_dir / "checkpoints").iterdir():
+        truncate(folder)
+    assert "going on" not in launch(*SHORT).out  # from nothing
+    assert losses(run_dir) == truth
+
+
+def test_divergence_is_said_with_exit_code_3(launch, workdir):
+    ended = launch(*SHORT, "optimizer.lr=1e6")
+    status = read_status(only_run(workdir))
+    assert ended.code == 3 and "loss is nan" in ended.err
+    assert status is not None and status.state is State.DIVERGED and "loss is nan at step" in str(status.reason)
+    assert read_result(only_run(workdir)) is None
+    assert all(math.isfinite(value) for row in losses(only_run(workdir)).values() for value in row.values())
+
+
+def test_the_split_of_a_batch_changes_nothing_but_rounding(launch, workdir):
+    for micro in (8, 2):
+        assert launch(*SHORT, f"data.micro_batch_size={micro}", f"paths.run_dir={workdir}/{micro}").code == 0
+    whole, split = losses(workdir / "8"), losses(workdir / "2")
+    assert whole.keys() == split.keys() == set(range(1, 41))
+    for step, row in whole.items():
+        assert split[step] == pytest.approx(row, rel=1e-5)
+    assert whole != split  # they were two computations
+    cells = {read_result(workdir / name).cell_id for name in "82"}  # type: ignore[union-attr]
+    assert len(cells) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(command, launch, stdlib_data, workdir):
+    assert launch(*SHORT, f"paths.run_dir={workdir}/one").code == 0
+    ended = command("dlm.launch", *SHORT, "trainer.devices=2", "trainer.strategy=ddp")
+    assert ended.code == 0, ended.err
+    two = only_run(workdir)
+    result = read_result(two)
+    assert result is not None and result.num_devices == 2
+    for step, row in losses(workdir / "one").items():
+        assert losses(two)[step] == pytest.approx(row, rel=1e-4)
+
+
+def test_a_development_run_keeps_nothing(launch, workdir):
+    assert launch(*DEBUG, "trainer.fast_dev_run=10").code == 0
+    assert [path.name for path in only_run(workdir).iterdir()] in ([], [".hydra"])
+
+
+def test_a_profiler_and_a_precision_by_name(launch, workdir, caplog):
+    ended = launch(*SHORT, "profiler=simple", "trainer.precision=bf16-mixed")
+    assert ended.code == 0 and "run_training_batch" in ended.err + caplog.text  # the profiler's table
+    rough = losses(only_run(workdir))
+    assert launch(*SHORT, f"paths.run_dir={workdir}/exact").code == 0
+    exact = losses(workdir / "exact")
+    assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
+
+
+def test_stopped_early_it_has_no_result(launch, workdir):
+    ended = launch(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
+                   "+callbacks.early_stopping.min_delta=10")  # fmt: skip
+    assert "stopped at step 20 of 40" in ended.complaint
+    assert read_result(only_run(workdir)) is None
+
+
+def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
+    assert launch(*SHORT).code == 0
+    trunk = only_run(workdir)
+    step_36 = trunk / "checkpoints" / "step_00000036"
+    branch = launch(*SHORT, f"ckpt_path={step_36}", "sweep=branches")
+    assert branch.code == 0
+    branched = only_run(workdir, "branches")
+    assert branched.name != trunk.name  # where it starts from decides the result
+    assert min(losses(branched)) == 37 and losses(branched)[40] == losses(trunk)[40]
+
+    refused = launch(*SHORT, f"ckpt_path={step_36}", "model=4k").complaint
+    assert "another model (n_layer 2 is not 1)" in refused and "change ckpt_path or model" in refused
+    assert "objective" in launch(*SHORT, f"ckpt_path={step_36}", "objective=autoregressive").complaint
+    assert "does not exist" in launch(*SHORT, "ckpt_path=nowhere").complaint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("model=171M",), ("unknown model '171M'", "did you mean 170M")),
+        (("objective=masked_difusion",), ("unknown objective", "did you mean masked_diffusion?")),
+        (("experiment=debgu",), ("unknown experiment", "did you mean debug")),
+        ((*SHORT, "optimizer.lrr=1e-3"), ("optimizer.lrr", "did you mean optimizer.lr")),
+        ((*SHORT, "training.step=40"), ("training.step", "did you mean training.steps")),
+        ((*SHORT, "scheduler.name=cosin"), ("scheduler.name", "did you mean cosine")),
+        ((*SHORT, "trainer.devices=3"), ("8", "3 devices", "data.batch_size", "trainer.devices")),
+        ((*SHORT, "data.micro_batch_size=3"), ("micro_batch_size 3", "8 sequences")),
+        (("experiment=debug", "training.steps=null", "training.budget=1e9"), ("fewer than 20", "training.budget")),
+        (("experiment=debug", "training.steps=null", "training.budget=-1"), ("training.budget", "-1", "above zero")),
+        (("experiment=debug", "training.steps=null"), ("training.budget", "training.steps")),
+        ((*SHORT, "training.steps=0"), ("training.steps", "0", "at least 1")),
+        ((*SHORT, "model=6M"), ("vocab_size 32000", "256", "stdlib")),
+        ((*SHORT, "data.block_size=512"), ("data.block_size 512", "256", "model.block_size")),
+        ((*SHORT, "data=slim_pajama"), ("no prepared data", "dlm prepare packed", "data.data_dir")),
+        ((*SHORT, "+trainer.max_steps=7"), ("trainer.max_steps", "training.steps")),
+        ((*SHORT, "+trainer.no_such=7"), ("Lightning refuses", "no_such")),
+        ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
+        ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
+        ((*SHORT, "objective.eps=2"), ("objective.eps", "between 0 and 1")),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, launch, workdir):
+    complaint = launch(*overrides).complaint
+    assert all(word in complaint for word in words), complaint
+    assert not list(workdir.glob("*/runs/*/checkpoints"))
+
+
+def test_a_run_that_lives_is_not_started_twice(launch, workdir):
+    assert launch(*SHORT).code == 0
+    run_dir = only_run(workdir)
+    (run_dir / "result.json").unlink()
+    with Lease(run_dir):
+        assert "is being run by process" in launch(*SHORT).complaint
+    assert not (run_dir / "result.json").exists()
+
+
+def test_killed_between_the_last_step_and_the_result_it_only_validates(launch, workdir):
+    assert launch(*SHORT).code == 0
+    run_dir = only_run(workdir)
+    truth, before = losses(run_dir), read_result(run_dir)
+    (run_dir / "result.json").unlink()
+    ended = launch(*SHORT)
+    after, status = read_result(run_dir), read_status(run_dir)
+    assert ended.code == 0 and "going on from step_00000040" in ended.out
+    assert before is not None and after is not None and status is not None and status.state is State.DONE
+    assert (after.loss, after.loss_se, after.steps_redone) == (before.loss, before.loss_se, 0)
+    assert (after.attempts, status.attempts) == (2, 2) and losses(run_dir) == truth
+
+
+def test_a_multirun_has_a_directory_for_each_run(launch, workdir):
+    assert launch("-m", *SHORT, "optimizer.lr=1e-3,3e-3").code == 0
+    runs = [read_json(path) for path in workdir.glob("adhoc/runs/*/result.json")]
+    assert len(runs) == len({run["loss"] for run in runs}) == 2
+    rates = {yaml.safe_load(path.read_text())["optimizer"]["lr"] for path in workdir.glob("adhoc/runs/*/config.yaml")}
+    assert rates == {1e-3, 3e-3}
+
+
+@pytest.mark.slow
+def test_a_multirun_in_processes_of_its_own(command, launch, stdlib_data, workdir):
+    ended = command("dlm.launch", "-m", *SHORT, "optimizer.lr=1e-3,1e6", "hydra/launcher=submitit_local")
+    assert ended.code == 3, ended.err  # the code of the run that went wrong
+    states = {json.loads(path.read_text())["state"] for path in workdir.glob("adhoc/runs/*/status.json")}
+    assert states == {"done", "diverged"}
+    assert launch(*SHORT, "optimizer.lr=1e-3").out.count("nothing to train") == 1  # the same cell, whoever starts it
