@@ -180,6 +180,16 @@ def _measured(chosen: Chosen) -> Chosen:
     return Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
 
 
+def _all_done(chosen: Chosen) -> bool:
+    """Whether every cell has the result of its planned last step."""
+    from dlm.ledger import finished, run_directory
+
+    return all(
+        finished(run_directory(chosen.sweep_dir, cell.cell_id), cell.cell_id, cell.steps) is not None
+        for cell in chosen.plan.cells
+    )
+
+
 def _local_hours(plan: Plan, cores: int) -> float:
     """Wall hours of the whole plan with a core for each cell."""
     hours = [cell.hours or 0.0 for cell in plan.cells]
@@ -254,8 +264,6 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> N
             on_event=progress.on_event,
             on_tick=progress.on_tick,
         )
-    if list(done.skipped.values()) == ["done"] * len(chosen.plan.cells):
-        print("every cell is done: nothing to train")
     skipped = [f"{name}: {reason}" for name, reason in done.skipped.items() if reason != "done"]
     for line in skipped:
         warn(f"not started: {line}")
@@ -303,7 +311,9 @@ def start(
     launcher = _launcher(launcher)
     local = launcher == "submitit_local"
     chosen = on_cluster = choose(target, budget, top_budget, settings)
-    if local:
+    if local and _all_done(chosen):
+        print(f"every cell of {chosen.sweep_dir} is done: nothing to train")
+    elif local:
         chosen = _measured(chosen)
         show_plan(chosen.plan)
         cores = len(os.sched_getaffinity(0))
@@ -318,7 +328,8 @@ def start(
     else:
         show_plan(chosen.plan)
         chosen = _prepared(chosen)
-    _agree(chosen, yes=yes, question="Start it?")
+    if not _all_done(chosen):
+        _agree(chosen, yes=yes, question="Start it?")
     chosen = Chosen(chosen.sweep_dir, write_plan(chosen.sweep_dir, chosen.plan))
     run = _run_local if local else _submit_slurm
     run(chosen, retry_failed=retry_failed, extra=extra)

@@ -87,8 +87,9 @@ def _submit_to_slurm(
     was: Mapping[str, State],
 ) -> Submission:
     job_ids: dict[str, str] = {}
+    facts = git_environment()
     for array in arrays(jobs, submission=submission, max_size=cluster.settings.max_array_size):
-        script = write_script(array, settings=cluster.settings, code=code, folder=ledger.folder)
+        script = write_script(array, settings=cluster.settings, code=code, folder=ledger.folder, facts=facts)
         ledger.intent(array.submission, cluster="slurm", jobs=array.jobs, code=code, was=was)
         try:
             array_id = cluster.sbatch(script)

@@ -32,6 +32,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",

@@ -53,17 +53,22 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         for name in ("model", "objective", "optimizer", "scheduler", "validation")
     }
     data = {key: config["data"].get(key) for key in _DATA_KEYS}
-    training = {key: config["training"].get(key) for key in ("budget", "convention")}
     content = {
         "version": VERSION,
         **nodes,
         "data": {**data, "hash": data_hash},
-        "training": {**training, "steps": steps},
+        "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},
         "seed": config["seed"],
         "parent": config.get("ckpt_path"),
     }
     result: dict[str, Any] = canonical(content)
     return result
+
+
+def _budget(config: Mapping[str, Any]) -> float | None:
+    """The target FLOPs, or None where the steps were given instead, which win."""
+    training = config["training"]
+    return None if training.get("steps") is not None else training.get("budget")
 
 
 def format_flops(flops: float) -> str:
@@ -74,7 +79,7 @@ def format_flops(flops: float) -> str:
 
 def cell_id(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> str:
     """A readable head and a content hash: ``mdm-170M-1e19-3f9ac21b``. Never parsed back."""
-    budget = config["training"].get("budget")
+    budget = _budget(config)
     size = format_flops(float(budget)) if budget is not None else f"{steps}steps"
     objective = config["objective"]["name"]
     head = f"{OBJECTIVE_HEADS.get(objective, objective)}-{config['model'].get('name', 'model')}-{size}"

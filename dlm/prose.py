@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {"masked_diffusion": "Masked diffusion", "autoregressive": "Autoregressive", "": "Result"}
 METHODS = {"isoflop": "isoFLOP curves", "chinchilla": "fitted surface", "envelope": "envelope"}
+SAY = {"isoflop": "say", "chinchilla": "says", "envelope": "says"}
 PARAMETERS = {
     "E": "the loss that no size and no amount of data gets below, nats/token",
     "A": "weight of the size term A / N^alpha",
@@ -48,8 +49,8 @@ CONVENTIONS = {
     "6n": "6 FLOPs per non-embedding parameter and token. Embeddings, attention scores and head do not count.",
     "6n_total": "6 FLOPs per parameter and token, embeddings and head included. Attention scores do not count.",
     "full": "body, attention scores and output head, forward and backward: what the hardware really computes.",
-    "full_masked_head": "body and attention scores for every token, the output head for masked tokens only, forward and "
-    "backward: what masked-diffusion training in dlm really computes.",
+    "full_masked_head": "body and attention scores for every token, the output head for masked tokens only, forward "
+    "and backward: what masked-diffusion training in dlm really computes.",
 }
 GLOSSARY = {
     "parameters N": "the weights of the model without its embedding table and output head.",
@@ -81,12 +82,53 @@ def answer(fits: Sequence[FitResult]) -> Answer:
     usable = [fit for fit in fits if fit.params and fit.at]
     if not usable:
         reasons = [fit.warnings[0] for fit in fits if fit.warnings]
-        return Answer(lead="The data do not support a law yet.", more=tuple(map(_sentence, reasons)), is_refusal=True)
-    main = next((fit for fit in usable if fit.law == "chinchilla"), usable[0])
-    inside = [c for c in main.at if main.points is None or c <= 1.05 * main.points.budgets()[-1]]
-    top = max(inside or main.at)
+        lines = tuple(map(_sentence, dict.fromkeys(reasons)))
+        return Answer(lead="The data do not support a law yet.", more=(*_alone(fits), *lines), is_refusal=True)
+    top = _top(usable)
+    main = max(usable, key=lambda fit: (_bounded(fit, top), fit.law == "chinchilla"))
+    if main.draws is not None and not _bounded(main, top):
+        return _unbounded(fits, main, top)
     more = [_sure(usable, top), _second(usable, main, top), _open(fits, top), _growth(main), _beyond(usable, main, top)]
     return Answer(lead=_lead(main, top), more=tuple(line for line in more if line))
+
+
+def _top(fits: Iterable[FitResult]) -> float:
+    """The highest C that is reported and was run."""
+    levels = [(c, fit) for fit in fits for c in fit.at]
+    inside = [c for c, fit in levels if fit.points is None or c <= 1.05 * fit.points.budgets()[-1]]
+    return max(inside or [c for c, _ in levels])
+
+
+def _bounded(fit: FitResult, flops: float) -> bool:
+    """Whether the fit says the best size at C, from runs that reach it, to better than a factor of ten."""
+    best = fit.at.get(flops)
+    low, high = (math.nan, math.nan) if best is None else best.ci.get("N", (math.nan, math.nan))
+    return best is not None and best.reach <= 1.05 and high <= 10 * low
+
+
+def _unbounded(fits: Sequence[FitResult], main: FitResult, top: float) -> Answer:
+    """A law was found, but resampled runs scatter without bound."""
+    size, ends = text.count(main.at[top].N, digits=2), main.at[top].ci["N"]
+    scatter = f"its 95 % interval runs from {text.interval(ends, 'count')}"
+    if not all(map(math.isfinite, ends)) and main.draws is not None:
+        scatter = f"{main.failed} of {len(main.draws)} refits to resampled runs found no law at all"
+    lines = (
+        f"The {METHODS[main.law]} {SAY[main.law]} {size}, but {scatter}.",
+        *_alone(fits),
+        "More budgets, more sizes near the minima, or less noise between runs would change that.",
+    )
+    lead = f"These runs do not determine the best size at {text.flops(top)} FLOPs."
+    return Answer(lead=lead, more=lines, is_refusal=True)
+
+
+def _alone(fits: Iterable[FitResult]) -> list[str]:
+    """The minima that stand on their own budget's runs."""
+    minima = [m for fit in fits if fit.law == "isoflop" for m in fit.minima if m.usable]
+    return [
+        f"The runs at {text.flops(m.budget)} FLOPs have their minimum near {text.count(m.N, digits=2)} parameters "
+        f"({text.interval(m.ci.get('N'), 'count')})."
+        for m in minima
+    ]
 
 
 def _open(fits: Iterable[FitResult], top: float) -> str:
@@ -102,20 +144,21 @@ def _lead(main: FitResult, top: float) -> str:
     best = main.at[top]
     return (
         f"With {text.flops(top)} FLOPs, train about {text.count(best.N, digits=2)} parameters on about "
-        f"{text.count(best.D, digits=2)} tokens ({text.number(best.D / best.N, digits=2)} tokens per parameter): "
+        f"{text.count(best.D, digits=2)} tokens ({text.count(best.D / best.N, digits=2)} tokens per parameter): "
         f"expect a validation loss near {text.number(best.L, digits=3)} nats/token."
     )
 
 
 def _sure(usable: Sequence[FitResult], top: float) -> str:
     """The union of the methods' intervals: an interval should hold whichever method is right."""
-    pairs = {k: [f.at[top].ci[k] for f in usable if top in f.at and k in f.at[top].ci] for k in "ND"}
-    if not pairs["N"] or not all(map(math.isfinite, (end for pair in pairs["N"] for end in pair))):
-        return "How sure this is cannot be said: these runs do not bound the best size (see the reservations)."
+    sure = [f for f in usable if _bounded(f, top)]
+    if not sure:
+        return ""
+    pairs = {k: [f.at[top].ci[k] for f in sure] for k in "ND"}
     union = {k: (min(p[0] for p in v), max(p[1] for p in v)) for k, v in pairs.items()}
     size, tokens = text.interval(union["N"], "count"), text.interval(union["D"], "count")
     methods = " over both methods" if len(pairs["N"]) > 1 else ""
-    lost = max(f.at[top].regret for f in usable if top in f.at)
+    lost = max(f.at[top].regret for f in sure)
     flat = (
         f" Any size in that range costs at most {text.number(lost, digits=1)} nats/token."
         if math.isfinite(lost)
@@ -137,7 +180,7 @@ def _second(usable: Sequence[FitResult], main: FitResult, top: float) -> str:
     apart = (
         f"{abs(ratio - 1):.0%} {'larger' if ratio > 1 else 'smaller'}" if ratio < 2 else f"{ratio:.1f} times as large"
     )
-    return f"That is the {METHODS[main.law]}; the {METHODS[other.law]} say {size}, {apart}{beyond}."
+    return f"That is the {METHODS[main.law]}; the {METHODS[other.law]} {SAY[other.law]} {size}, {apart}{beyond}."
 
 
 def _growth(main: FitResult) -> str:
@@ -172,19 +215,23 @@ def _sentence(words: str) -> str:
     return f"{head}{words[1:]}{'' if words.endswith('.') else '.'}"
 
 
+def refused(fits: Iterable[FitResult]) -> list[str]:
+    """The isoFLOP curves that give no minimum, each with its reason."""
+    return [_sentence(f"{objective(f.label)}, {m.detail}") for f in fits for m in f.minima if m.reason]
+
+
 def method(fit: FitResult) -> str:
     """How the numbers of a fit were made."""
     norm = f"{fit.loss} norm of {fit.space} loss" if fit.law == "chinchilla" else "least squares"
     corner = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     drawn = 0 if fit.draws is None else len(fit.draws)
-    ends = (
-        f"; intervals from {drawn} refits to resampled {fit.interval_method}" if drawn else "; no intervals asked for"
-    )
+    failed = f" ({fit.failed} found no law)" if fit.failed else ""
+    ends = f"intervals from {drawn} refits to resampled {fit.interval_method}{failed}" if drawn else "no intervals"
     return f"{fit.n} runs, {norm}{corner}; {fit.allocation.how}; {ends}."
 
 
-def method_name(fit: FitResult, *, with_label: bool = False) -> str:
-    return f"{objective(fit.label)}, {METHODS[fit.law]}" if with_label else METHODS[fit.law]
+def method_name(fit: FitResult) -> str:
+    return METHODS[fit.law]
 
 
 def objective(name: str) -> str:
@@ -202,6 +249,12 @@ def left_out(name: str) -> str:
 
 def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}"
+
+
+BOUND = (
+    "The loss of masked diffusion is an upper bound on its negative log-likelihood and that of the autoregressive "
+    "model is the thing itself, so part of a gap between them is the bound."
+)
 
 
 def cell(name: str, row: Mapping[Any, Any]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["allocation_figure", "isoflop_figure", "tables", "write_fits", "write_report"]
 
 Fits = Mapping[str, FitResult] | Iterable[FitResult]
+BEST_HEADS = ("parameters N*", "tokens D*", "D*/N*", "loss L*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     words: frozenset[int] = frozenset({0})
     caption: str = ""
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,11 @@ def write_report(
         facts={"runs": len(runs), "left out": len(excluded), **(facts or {})},
         sections=sections,
         several=len(sections) > 1,
-        side_by_side=_best(_named(fits)) if len(sections) > 1 else None,
+        side_by_side=_side_by_side(_named(fits)) if len(sections) > 1 else None,
+        bound=prose.BOUND,
         runs=_runs(runs),
         excluded=_excluded(excluded),
+        refused=prose.refused(_named(fits).values()),
         convention=prose.convention(runs),
         glossary=prose.glossary(runs),
     )
@@ -172,21 +176,29 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
 def _best(fits: Mapping[str, FitResult]) -> Table:
     """The best use of each C, method beside method."""
     levels = sorted({c for fit in fits.values() for c in fit.at})
-    several = len({fit.label for fit in fits.values()}) > 1
     rows = [
-        (prose.place(c, fit.at[c]), prose.method_name(fit, with_label=several), *_optimum(fit.at[c]))
+        (prose.place(c, fit.at[c]), prose.method_name(fit), *_optimum(fit.at[c]))
         for c in levels
         for fit in fits.values()
         if c in fit.at
     ]
-    return Table(
-        heads=("compute C", "by", "parameters N*", "tokens D*", "D*/N*", "loss L*"), rows=rows, words=frozenset({0, 1})
-    )
+    return Table(heads=("compute C", "by", *BEST_HEADS), rows=rows, words=frozenset({0, 1}))
+
+
+def _side_by_side(fits: Mapping[str, FitResult]) -> Table:
+    """All objectives at the highest C that all of them were run at."""
+    usable = [fit for fit in fits.values() if fit.at and fit.points is not None]
+    inside = [{c for c in fit.at if fit.points is not None and c <= 1.05 * fit.points.budgets()[-1]} for fit in usable]
+    common = set.intersection(*inside) if inside else set()
+    top = max(common, default=0.0)
+    rows = [(prose.objective(f.label), prose.method_name(f), *_optimum(f.at[top])) for f in usable if top in f.at]
+    caption = f"The best use of {text.flops(top)} FLOPs."
+    return Table(heads=("objective", "by", *BEST_HEADS), rows=rows, words=frozenset({0, 1}), caption=caption)
 
 
 def _optimum(best: Optimum) -> tuple[str, ...]:
     sizes = (_with_ends(getattr(best, k), best.ci.get(k), "count") for k in "ND")
-    return (*sizes, text.number(best.D / best.N, digits=2), _with_ends(best.L, best.ci.get("L"), "number"))
+    return (*sizes, text.count(best.D / best.N, digits=2), _with_ends(best.L, best.ci.get("L"), "number"))
 
 
 def _with_ends(value: float, ends: tuple[float, float] | None, style: str) -> str:
@@ -252,6 +264,7 @@ def _runs(runs: pd.DataFrame) -> Table:
         rows=list(zip(*(columns[name] for name in shown), strict=True)),
         words=frozenset(k for k, name in enumerate(shown) if name in prose.WORDS),
         caption=f"All of them: {caption}." if caption else "",
+        is_wide=True,
     )
 
 

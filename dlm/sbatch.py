@@ -15,7 +15,6 @@ from pathlib import Path
 from dlm.cluster import THREAD_VARIABLES, Job, Resources, SlurmSettings
 from dlm.errors import UserError
 from dlm.files import write_atomic
-from dlm.snapshot import git_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +126,9 @@ def _word(text: str) -> str:
     return f'"{escaped}"'
 
 
-def write_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path) -> Path:
+def write_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> Path:
     """Write the jobs file and the batch script of an array; the script's path."""
     write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
     script = folder.absolute() / f"{array.submission}.sbatch"
-    text = sbatch_script(array, settings=settings, code=code, folder=folder, facts=git_environment())
-    write_atomic(script, text)
+    write_atomic(script, sbatch_script(array, settings=settings, code=code, folder=folder, facts=facts))
     return script

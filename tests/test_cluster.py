@@ -302,7 +302,9 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
         Job(name="b", overrides=("+cell=b", odd), run_dir=sweep / "runs" / "b"),
     ]
     array = arrays(jobs, submission="s", max_size=10)[0]
-    script = write_script(array, settings=SlurmSettings(), code=tmp_path / "code", folder=sweep / "ledger")
+    script = write_script(
+        array, settings=SlurmSettings(), code=tmp_path / "code", folder=sweep / "ledger", facts={"DLM_GIT_SHA": "abc"}
+    )
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "SRUN_CODE": "3", "DLM_CONFIGS": "/live"}
     done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
@@ -311,6 +313,7 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
     assert f"--output={sweep}/runs/b/log.txt" in words and (sweep / "runs/b").is_dir()
     ran_in = (tmp_path / "env.txt").read_text()
     assert f"PYTHONPATH={tmp_path}/code:{TESTS}\n" in ran_in and "DLM_CONFIGS" not in ran_in
+    assert "DLM_GIT_SHA=abc\n" in ran_in
     beyond = {**environment, "SLURM_ARRAY_TASK_ID": "7"}  # a line that is not there is no success
     assert subprocess.run(["bash", str(script)], env=beyond, cwd=tmp_path, capture_output=True).returncode != 0
 

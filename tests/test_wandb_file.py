@@ -156,7 +156,7 @@ def test_messages_of_any_size_survive_the_blocks(sizes, seed):
 def test_a_corrupt_length_costs_its_block_and_not_the_rest():
     messages = [bytes([index]) * 5000 for index in range(19)]  # three blocks, nearly full
     data = bytearray(log_of(messages))
-    offset = 7 + 5007 * 7  # in the second block
+    offset = BLOCK_BYTES  # the first record of the second block
     data[offset + 4 : offset + 6] = b"\xff\xff"
     warnings = []
     found = list(_messages(bytes(data), warnings, "x"))

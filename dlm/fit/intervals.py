@@ -31,6 +31,8 @@ class Draws:
 def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[float]) -> FitResult:
     """The result with intervals for its parameters, exponents, minima and optima, and what to beware of."""
     assert result.points is not None
+    if not result.params:  # minima, but too few for a line
+        return replace(result, minima=_minima(result.minima, draws, level))
     span = optimum.span_of(result.points)
     result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method)
     result = replace(result, failed=int(np.sum(~np.isfinite(draws.rows).all(axis=1))))

@@ -45,7 +45,7 @@ def bootstrap(
         raise unknown("bootstrap method", method, METHODS)
     if replicates < 100 or not 0 < level < 1:
         raise UserError(f"replicates is {replicates}, level {level}: give 100 or more, and a level between 0 and 1")
-    if result.points is None or result.status == "refused" or result.law == "envelope":
+    if result.points is None or result.law == "envelope" or not (result.params or _usable(result)):
         return result
     rng = np.random.default_rng(seed)
     draw = _draw_surface if result.law == "chinchilla" else _draw_isoflop
@@ -94,8 +94,12 @@ def _theta(problem: solver.Problem, result: FitResult) -> Array:
     return np.array([[*row, logs[1] - p["beta"] * problem.centre[1], p["beta"], logs[2]]])
 
 
+def _usable(result: FitResult) -> list[Minimum]:
+    return [m for m in result.minima if m.usable]
+
+
 def _draw_isoflop(result: FitResult, points: Points, replicates: int, method: str, rng: np.random.Generator) -> Draws:
-    usable = [m for m in result.minima if m.usable]
+    usable = _usable(result)
     groups = [points.at_budget(m.budget) for m in usable]
     few = min(len(g) for g in groups) < FEW_PER_BUDGET
     pairs = _pairs(method, points, few)
@@ -110,7 +114,8 @@ def _draw_isoflop(result: FitResult, points: Points, replicates: int, method: st
     with np.errstate(invalid="ignore"):
         logs = np.stack([log_n, log_d, np.log(loss)], axis=2)
     dof = 0 if pairs else len(pool) - 3 * len(usable)
-    return Draws(rows=lines(budgets, logs), vertices=logs, method="pairs" if pairs else "residuals", dof=dof)
+    rows = lines(budgets, logs) if result.params else np.zeros((replicates, 0))
+    return Draws(rows=rows, vertices=logs, method="pairs" if pairs else "residuals", dof=dof)
 
 
 def _vertices(group: Points, minimum: Minimum, pool: Array | None, replicates: int, rng: np.random.Generator) -> Array:

@@ -23,6 +23,7 @@ SPACES = ("log", "raw")
 NUM_PARAMS = 5
 EXPONENT_RANGE = (0.02, 3.0)  # outside, an exponent says that the points do not see the term
 TOP = 1.05  # times the highest C still counts as inside
+ONE_BUDGET = 1.25  # a smaller range of C is one budget: L(N, D) is then seen along one curve only
 ZERO = 1e-3  # E below this fraction of the lowest loss counts as zero
 
 
@@ -60,6 +61,8 @@ def fit_surface(
         cluster=cluster,
         convention=convention,
     )
+    if points.flops.max() < ONE_BUDGET * points.flops.min():
+        raise UserError("all runs cost nearly the same C: a surface needs runs at two budgets or more")
     found = solve(points, norm=norm, delta=delta, space=space)
     cost, span, top = cost_of(points), optimum.span_of(points), float(points.flops.max())
     warnings = (*_warnings(points, found), *reach_warnings(law, at, top))

@@ -1,0 +1,114 @@
+"""The Hydra groups: every experiment with every trainer, the overrides of the README, and what plan reads of them."""
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from dlm import launch
+from dlm.groups import choices, load_base, load_choice
+from dlm.locate import configs_dir
+from dlm.plan import DECIDING
+from dlm.recipe import Recipe, derive
+
+
+@pytest.fixture
+def compose(stdlib_data):
+    launch.register()
+
+    def composed(*overrides: str):
+        with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
+            return hydra.compose("config", overrides=list(overrides))
+
+    return composed
+
+
+def recipe_of(config) -> Recipe:
+    nodes = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation")
+    return derive({name: OmegaConf.to_container(config[name], resolve=True) for name in nodes})
+
+
+TRAINERS = [name for name in choices("trainer") if name != "default"]
+
+
+def test_the_groups_have_what_the_readme_names():
+    assert set(TRAINERS) == {"cpu", "single_gpu", "multi_gpu", "multi_node"}
+    assert {"debug", "scaling_6M", "scaling_170M", "scaling_1B"} <= set(choices("experiment"))
+    assert {"stdlib", "slim_pajama", "slim_star"} <= set(choices("data"))
+    assert set(choices("objective")) == {"masked_diffusion", "autoregressive"}
+    assert {"submitit_local", "submitit_slurm"} <= set(choices("hydra/launcher"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes_with_every_trainer(experiment, trainer, compose):
+    config = compose(f"experiment={experiment}", f"trainer={trainer}")
+    recipe = recipe_of(config)
+    expected = {"debug": 200, "scaling_6M": 505007, "scaling_170M": 18710, "scaling_1B": 3093}[experiment]
+    assert recipe.steps == expected  # training.md's published steps at 1e19
+    assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
+    devices = config.trainer.devices * config.trainer.num_nodes
+    assert devices == {"cpu": 1, "single_gpu": 1, "multi_gpu": 8, "multi_node": 16}[trainer]
+    assert recipe.global_batch_size % devices == 0
+
+
+@pytest.mark.parametrize("group", ["model", "data", "objective", "optimizer", "scheduler", "callbacks", "logger"])
+def test_every_choice_of_every_group_composes(group, compose):
+    for choice in choices(group):
+        config = compose(f"{group}={choice}", "training.budget=1e22")
+        if "name" in config[group]:
+            assert config[group].name in (choice, "${cell_id}") or group == "logger"
+        if group not in ("callbacks", "logger"):
+            if group == "model":
+                longest = config.model.block_size
+                config.data.block_size = min(config.data.block_size, longest)
+            elif group == "data":
+                config.model.block_size = 2048
+            assert recipe_of(config).steps > 0
+
+
+def test_the_overrides_of_the_readme_compose(compose):
+    config = compose("data.batch_size=512", "trainer.devices=8", "optimizer.lr=3e-4")
+    assert (config.data.batch_size, config.trainer.devices, config.optimizer.lr) == (512, 8, 3e-4)
+    assert recipe_of(config).global_batch_size == 512
+    assert compose("profiler=simple").profiler == "simple"
+    assert compose("experiment=debug", "trainer.fast_dev_run=10").trainer.fast_dev_run == 10
+    assert compose("ckpt_path=/some/where").ckpt_path == "/some/where"
+    assert compose("+trainer.detect_anomaly=true").trainer.detect_anomaly is True
+    launched = compose("hydra/launcher=submitit_local", "experiment=scaling_170M", "objective=autoregressive")
+    assert launched.objective.name == "autoregressive" and launched.model.name == "170M"
+    assert compose("callbacks=early_stopping").callbacks.early_stopping.monitor == "val/loss"
+
+
+def test_an_experiment_wins_over_the_base_and_the_command_line_over_both(compose):
+    assert load_base()["training"]["steps"] is None
+    assert compose("experiment=debug").training.steps == 200
+    assert compose("experiment=debug", "training.steps=40").training.steps == 40
+
+
+def test_the_directory_of_a_run_is_stable(compose, workdir):
+    first, again = (compose("experiment=debug") for _ in range(2))
+    assert first.paths.run_dir == again.paths.run_dir == f"{workdir}/adhoc/runs/{first.cell_id}"
+    assert first.logger.id == f"adhoc-{first.cell_id}" and first.logger.offline is True
+    assert compose("experiment=debug", "seed=1").paths.run_dir != first.paths.run_dir
+    for other in ("trainer.threads=2", "data.micro_batch_size=2", "data.num_workers=3", "logger=none",
+                  "callbacks=early_stopping", "validation.times=2"):  # fmt: skip
+        assert compose("experiment=debug", other).cell_id == first.cell_id, other
+
+
+@pytest.mark.parametrize("group", DECIDING)
+def test_what_plan_reads_is_plain_and_is_what_hydra_composes(group, compose):
+    for choice in choices(group):
+        text = (configs_dir() / group / f"{choice}.yaml").read_text()
+        assert "@package" not in text and "defaults" not in yaml.safe_load(text)
+        read = load_choice(group, choice)
+        interpolated = [key for key, value in read.items() if "${" in str(value)]
+        assert interpolated == (["data_dir"] if group == "data" else [])
+        composed = OmegaConf.to_container(compose(f"{group}={choice}")[group], resolve=False)
+        assert composed == read  # numbers as numbers: 1e-3 is no text
+
+
+def test_the_base_that_plan_reads_is_what_hydra_composes(compose):
+    composed = OmegaConf.to_container(compose(), resolve=False)
+    for key, value in load_base().items():
+        assert composed[key] == value

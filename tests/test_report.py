@@ -1,0 +1,176 @@
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pandas as pd
+import pytest
+from demo_runs import BUDGETS, demo_runs, excluded, no_excluded
+
+from dlm import report
+from dlm.fit import text
+from dlm.fit.table import fit_sweep
+
+
+def write(folder, runs, left_out=None, **options):
+    fits = fit_sweep(runs, bootstrap=400)
+    path = report.write_report(folder, runs, no_excluded() if left_out is None else left_out, fits, **options)
+    return path.read_text(), fits
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    runs = demo_runs()
+    page, fits = write(folder, runs, title="A <b>small</b> sweep", facts={"cells": 21})
+    return folder, runs, page, fits
+
+
+def test_the_page_stands_alone(good):
+    _, _, page, _ = good
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page)
+    assert "A &lt;b&gt;small&lt;/b&gt; sweep" in page
+    assert "cells: 21" in page
+
+
+def test_drawings_are_sound_and_their_ids_do_not_collide(good):
+    _, _, page, _ = good
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(svgs) == 2
+    for svg in svgs:
+        ET.fromstring(svg)
+    ids = re.findall(r'\bid="([^"]+)"', "".join(svgs))
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', "".join(svgs))) <= set(ids)
+    assert "#1f2933" not in "".join(svgs)  # the page's ink, in light and dark
+
+
+def test_figures_are_files_too(good):
+    folder = good[0] / "report" / "figures"
+    names = {f"{name}-masked_diffusion.{kind}" for name in ("isoflop", "allocation") for kind in ("png", "svg", "pdf")}
+    assert {path.name for path in folder.iterdir()} == names
+    heads = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert all((folder / name).read_bytes().startswith(heads[name.rsplit(".", 1)[1]]) for name in names)
+
+
+def test_the_answer_comes_first_and_is_that_of_the_fit(good):
+    _, _, page, fits = good
+    lead = re.search(r'<p class="lead">(.*?)</p>', page).group(1)
+    best = fits["masked_diffusion/chinchilla"].at[3e12]
+    assert lead.startswith(f"With 3e12 FLOPs, train about {text.count(best.N, digits=2)} parameters")
+    assert text.count(best.D, digits=2) in lead
+    low, high = (pick(fit.at[3e12].ci["N"][end] for fit in fits.values()) for end, pick in ((0, min), (1, max)))
+    assert f"sure to within {text.count(low)} to {text.count(high)} parameters" in page
+    assert page.index("<svg") > page.index(lead)
+
+
+def test_every_number_of_the_fits_is_on_the_page(good):
+    _, runs, page, fits = good
+    for fit in fits.values():
+        assert all(text.number(value) in page for value in fit.params.values())
+        assert all(text.count(best.N) in page for best in fit.at.values())
+        assert all(text.count(m.D) in page for m in fit.minima)
+        assert all(held["L_error"] is not None and f"{held['L_error']:+.1%}" in page for held in fit.holdout.values())
+    assert all(f"{loss:.4f} ± 0.0020" in page for loss in runs["loss"])
+    assert "full_masked_head" in page
+    share = (runs["flops_6n"] / runs["flops"]).agg(["min", "max"])
+    assert f"count {share['min']:.0%} to {share['max']:.0%}" in page
+
+
+def test_same_input_same_bytes(good, tmp_path):
+    folder, runs, page, fits = good
+    again = report.write_report(tmp_path, runs, no_excluded(), fits, title="A <b>small</b> sweep", facts={"cells": 21})
+    assert again.read_text() == page
+    name = "report/figures/isoflop-masked_diffusion.svg"
+    assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_says_what_the_data_do_not_support(tmp_path):
+    runs = demo_runs(skip=[(3e12, "131k"), (3e12, "200k"), (3e11, "17k")])
+    page, fits = write(tmp_path, runs, excluded("diverged at step 412"), title="poor")
+    assert fits["masked_diffusion/isoflop"].minima[2].reason == "edge"
+    assert "diverged at step 412" in page
+    assert "no runs at 3e12 FLOPs enclose that size" in page
+    assert "refused: the lowest loss is at the largest size tried" in page
+    assert "3e12, refused" in page  # beside its hollow curve
+
+
+def test_one_budget_is_no_law(tmp_path):
+    page, fits = write(tmp_path, demo_runs(budgets=[1e12]), title="one")
+    assert {fit.status for fit in fits.values()} == {"refused"}
+    assert "The data do not support a law yet." in page
+    assert "a line needs 2 budgets" in page
+    only = fits["masked_diffusion/isoflop"].minima[0]
+    assert f"near {text.count(only.N, digits=2)} parameters ({text.interval(only.ci['N'], 'count')})" in page
+
+
+def test_noise_takes_the_answer_away(tmp_path):
+    page, _ = write(tmp_path, demo_runs(sigma=0.08, seed=3), title="noise")
+    assert 'class="answer refusal"' in page
+    assert "These runs do not determine the best size at 3e12 FLOPs." in page
+
+
+def test_objectives_have_their_own_sections(tmp_path):
+    page, fits = write(tmp_path, demo_runs(objectives=("masked_diffusion", "autoregressive")), title="two")
+    assert [page.index(f'<h2 id="{name}">') for name in ("masked_diffusion", "autoregressive")]
+    assert len(fits) == 4
+    beside = page[page.index("Side by side") : page.index("<h2 id=")]
+    assert all(text.count(fit.at[3e12].N) in beside for fit in fits.values())
+    assert "upper bound" in beside
+
+
+def test_any_table_will_do(tmp_path):
+    runs = demo_runs()[["params", "tokens", "loss", "flops", "budget"]]
+    page, _ = write(tmp_path, runs, pd.DataFrame(columns=["reason"]), title="plain")
+    assert "The runs do not say how their FLOPs were counted" in page
+    assert 'class="lead"' in page
+
+
+def test_fits_json_is_what_the_command_prints(good, tmp_path):
+    fits = good[3]
+    said = json.loads(report.write_fits(tmp_path, fits).read_text(), parse_constant=pytest.fail)
+    assert said == json.loads(json.dumps({name: fit.to_json() for name, fit in fits.items()}))
+    listed = json.loads(report.write_fits(tmp_path, list(fits.values())).read_text())
+    assert listed.keys() == fits.keys()
+
+
+def test_tables_carry_the_numbers(good):
+    _, runs, _, fits = good
+    tables = report.tables(runs, fits)
+    best = tables["best"].set_index(["fit", "flops"])
+    for name, fit in fits.items():
+        for c, expected in fit.at.items():
+            row = best.loc[(name, c)]
+            assert (row["N"], row["L"], row["N_low"]) == (expected.N, expected.L, expected.ci["N"][0])
+    assert len(tables["minima"]) == len(BUDGETS)
+    assert len(tables["runs"]) == len(runs)
+    assert set(tables["parameters"]["parameter"]) >= {"E", "alpha", "a", "b", "N0"}
+
+
+def test_isoflop_figure_marks_the_minima(good):
+    _, runs, _, fits = good
+    isoflop = fits["masked_diffusion/isoflop"]
+    axes = report.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
+    marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "D"]
+    np.testing.assert_allclose(marks, [(m.N, m.L) for m in isoflop.minima])
+    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() == "o"])
+    np.testing.assert_allclose(np.sort(dots[:, 1]), np.sort(runs["loss"]))
+
+
+def test_allocation_figure_draws_each_law(good):
+    fits = good[3]
+    figure = report.allocation_figure(fits)
+    for axes, key in zip(figure.axes, "NDL", strict=True):
+        lines = {line.get_label(): line for line in axes.lines}
+        for law, label in (("isoflop", "isoFLOP curves"), ("chinchilla", "fitted surface")):
+            first = lines[label].get_xydata()[0]
+            best = fits[f"masked_diffusion/{law}"].at[3e11]
+            assert tuple(first) == pytest.approx((3e11, getattr(best, key)), rel=1e-9)
+
+
+def test_import_is_light():
+    code = "import sys, dlm.report; print([m for m in ('pandas', 'matplotlib', 'jinja2', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
