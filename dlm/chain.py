@@ -5,7 +5,6 @@ Everything slow is imported by the function that needs it.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dlm.errors import ExitCode, UserError, unknown
 
 if TYPE_CHECKING:
     from dlm.cluster import Slurm
-    from dlm.plan import Plan
+    from dlm.plan import Cell, Plan
     from dlm.pool import LocalPool
     from dlm.sweep import SweepSpec
 
@@ -78,7 +77,7 @@ def choose(
     if is_sweep_dir(target):
         if budgets or top is not None or settings:
             raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
-        return Chosen(Path(target), read_plan(Path(target)))
+        return Chosen(Path(target), with_estimates(read_plan(Path(target))))
     spec = _definition(target, budgets, top, settings)
     return Chosen(locate.workdir() / spec.name, with_estimates(make_plan(spec)))
 
@@ -167,41 +166,40 @@ def prepare_command(arguments: Sequence[str]) -> int:
     return subprocess.run([sys.executable, "-m", "dlm.datamodules.prepare", *arguments], check=False).returncode
 
 
-def _measured(chosen: Chosen) -> Chosen:
-    """The plan with its cost on this machine, from a rate measured now."""
+def _measured(plan: Plan) -> dict[str, float]:
+    """Training FLOP/s of one core of this machine, measured now: model -> rate."""
     from dlm.estimate import measure_flops_per_sec, measured_models
-    from dlm.plan import with_estimates
 
-    cells = chosen.plan.cells
-    models = measured_models([cell.model for cell in cells])
-    rates = measure_flops_per_sec(models, block_size=max(cell.block_size for cell in cells))
+    models = measured_models([cell.model for cell in plan.cells])
+    rates = measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
     print(f"measured here, one core: {shown} GFLOP/s", flush=True)
-    return Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
+    return rates
 
 
-def _all_done(chosen: Chosen) -> bool:
-    """Whether every cell has the result of its planned last step."""
+def left_to_do(chosen: Chosen) -> list[Cell]:
+    """The cells without the result of their planned last step."""
     from dlm.ledger import finished, run_directory
 
-    return all(
-        finished(run_directory(chosen.sweep_dir, cell.cell_id), cell.cell_id, cell.steps) is not None
+    return [
+        cell
         for cell in chosen.plan.cells
-    )
+        if finished(run_directory(chosen.sweep_dir, cell.cell_id), cell.cell_id, cell.steps) is None
+    ]
 
 
-def _local_hours(plan: Plan, cores: int) -> float:
-    """Wall hours of the whole plan with a core for each cell."""
-    hours = [cell.hours or 0.0 for cell in plan.cells]
-    return max(sum(hours) / cores, max(hours))
+def _local_hours(cells: Sequence[Cell], at_once: int) -> float:
+    """Wall hours of ``cells``, ``at_once`` at a time."""
+    hours = [cell.hours or 0.0 for cell in cells]
+    return max(sum(hours) / at_once, *hours)
 
 
-def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, cores: int) -> None:
+def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
     """Raise UserError when this machine would take longer than the definition allows; says what would do."""
     from dlm.identity import format_flops
     from dlm.screen import duration
 
-    spec, hours = chosen.plan.spec, _local_hours(chosen.plan, cores)
+    spec, hours = chosen.plan.spec, _local_hours(left_to_do(chosen), at_once)
     if hours <= spec.max_local_hours:
         return
     gpu_hours = sum(cell.gpu_hours or 0 for cell in on_cluster.cells)
@@ -209,7 +207,7 @@ def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, cores: int) -> None:
     smaller = max(spec.budgets) * spec.max_local_hours / hours
     raise UserError(
         f"this machine would train {len(chosen.plan.cells)} cells of up to {format_flops(max(spec.budgets))} FLOPs for "
-        f"about {duration(hours)}, {cores} at a time at the rate measured just now; max_local_hours is "
+        f"about {duration(hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{there} with "
         f"LAUNCHER=submitit_slurm, or a smaller budget: {_smaller_budget(spec, smaller)}"
     )
@@ -232,7 +230,7 @@ def _smaller_budget(spec: SweepSpec, budget: float) -> str:
 def _agree(chosen: Chosen, *, yes: bool, question: str) -> None:
     """Ask on a terminal; without one go ahead within max_gpu_hours. Raises UserError beyond it."""
     spec = chosen.plan.spec
-    gpu_hours = sum(cell.gpu_hours or 0 for cell in chosen.plan.cells)
+    gpu_hours = sum(cell.gpu_hours or 0 for cell in left_to_do(chosen))
     beyond = spec.max_gpu_hours is not None and gpu_hours > spec.max_gpu_hours
     if yes:
         return
@@ -247,8 +245,8 @@ def _agree(chosen: Chosen, *, yes: bool, question: str) -> None:
         )
 
 
-def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> None:
-    """Train every cell here; raises Stop when it was interrupted or a cell did not end well."""
+def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> int:
+    """Train every cell here; the exit code of the first that did not end well. Raises Stop when interrupted."""
     from dlm import locate
     from dlm.screen import LocalProgress
     from dlm.submit import submit_plan
@@ -272,9 +270,11 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> N
     if done.interrupted:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         raise Stop(ExitCode.PREEMPTED)
+    code = next((code for code in done.exit_codes.values() if code), ExitCode.DONE)
+    return code if code >= 0 else 128 - code
 
 
-def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> None:
+def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> int:
     from dlm import locate
     from dlm.submit import submit_plan
 
@@ -291,6 +291,7 @@ def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -
     arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
     print(f"submitted {len(done.submitted)} cells{' as arrays ' + ', '.join(arrays) if arrays else ''}")
     print(f"watch it with: dlm status {chosen.sweep_dir}; when it is done: dlm report {chosen.sweep_dir}")
+    return ExitCode.DONE
 
 
 def start(
@@ -303,37 +304,48 @@ def start(
     yes: bool,
     retry_failed: bool,
     extra: Sequence[str],
-) -> tuple[Chosen, bool]:
-    """Plan, show, price, ask, submit. Returns the sweep and whether it ran here, to its end."""
+) -> tuple[Chosen, bool, int]:
+    """Plan, show, price, ask, submit. Returns the sweep, whether it ran here, and the first bad exit code of a cell."""
     from dlm.plan import write_plan
-    from dlm.screen import duration, show_plan
+    from dlm.screen import show_plan
 
-    launcher = _launcher(launcher)
-    local = launcher == "submitit_local"
-    chosen = on_cluster = choose(target, budget, top_budget, settings)
-    if local and _all_done(chosen):
+    local = _launcher(launcher) == "submitit_local"
+    chosen = choose(target, budget, top_budget, settings)
+    if not left_to_do(chosen):
         print(f"every cell of {chosen.sweep_dir} is done: nothing to train")
     elif local:
-        chosen = _measured(chosen)
-        show_plan(chosen.plan)
-        cores = len(os.sched_getaffinity(0))
-        _refuse_unpayable(chosen, on_cluster.plan, cores)
-        hours = duration(_local_hours(chosen.plan, cores))
-        print(f"about {hours} of training here, {cores} cells at a time, and some seconds to start each")
-        rates = {cell.model: cell.estimate for cell in chosen.plan.cells}
-        prepared = _prepared(chosen)
-        if prepared is not chosen:
-            cells = tuple(dataclasses.replace(cell, estimate=rates.get(cell.model)) for cell in prepared.plan.cells)
-            chosen = Chosen(prepared.sweep_dir, dataclasses.replace(prepared.plan, cells=cells))
+        chosen, on_cpu = _priced_here(chosen)
+        extra = ("trainer=cpu", *extra) if on_cpu else extra
     else:
         show_plan(chosen.plan)
         chosen = _prepared(chosen)
-    if not _all_done(chosen):
+    if left_to_do(chosen):
         _agree(chosen, yes=yes, question="Start it?")
     chosen = Chosen(chosen.sweep_dir, write_plan(chosen.sweep_dir, chosen.plan))
     run = _run_local if local else _submit_slurm
-    run(chosen, retry_failed=retry_failed, extra=extra)
-    return chosen, local
+    return chosen, local, run(chosen, retry_failed=retry_failed, extra=extra)
+
+
+def _priced_here(chosen: Chosen) -> tuple[Chosen, bool]:
+    """The plan at this machine's price, shown, its data made sure of; and whether GPU cells have to run on the CPU.
+
+    Raises UserError for what this machine cannot pay.
+    """
+    from dlm.plan import with_estimates
+    from dlm.pool import visible_gpus
+    from dlm.screen import duration, show_plan
+
+    hardware = chosen.plan.spec.hardware
+    gpus = [] if hardware.device == "cpu" else visible_gpus()
+    at_once = max(len(gpus) // max(hardware.gpus_per_node, 1), 1) if gpus else len(os.sched_getaffinity(0))
+    rates = None if gpus else _measured(chosen.plan)
+    priced = Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
+    show_plan(priced.plan)
+    _refuse_unpayable(priced, chosen.plan, at_once)
+    hours = duration(_local_hours(left_to_do(priced), at_once))
+    print(f"about {hours} of training here, {at_once} cells at a time, and some seconds to start each")
+    prepared = _prepared(chosen)
+    return Chosen(chosen.sweep_dir, with_estimates(prepared.plan, rates=rates)), hardware.device != "cpu" and not gpus
 
 
 def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:

@@ -93,9 +93,10 @@ def submit(
     override: Extra = None,
 ) -> None:
     """Start the cells that are not done: on SLURM it returns at once, on this machine it trains them."""
-    chain.start(
+    _, _, code = chain.start(
         target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
     )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -110,11 +111,12 @@ def sweep(
     override: Extra = None,
 ) -> None:
     """Plan, submit and, on this machine, train, collect, fit and report. Run again, it goes on."""
-    chosen, ran_here = chain.start(
+    chosen, ran_here, code = chain.start(
         target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
     )
     if ran_here:
         chain.report(chosen.sweep_dir)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -90,6 +90,8 @@ def _submit_to_slurm(
     facts = git_environment()
     for array in arrays(jobs, submission=submission, max_size=cluster.settings.max_array_size):
         script = write_script(array, settings=cluster.settings, code=code, folder=ledger.folder, facts=facts)
+        for job in array.jobs:  # a plan that grows keeps the cells that have a directory
+            job.run_dir.mkdir(parents=True, exist_ok=True)
         ledger.intent(array.submission, cluster="slurm", jobs=array.jobs, code=code, was=was)
         try:
             array_id = cluster.sbatch(script)

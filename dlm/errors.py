@@ -33,7 +33,7 @@ def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list
     names = {name.lower(): name for name in allowed}
 
     def nearness(name: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(a=name, b=wanted).ratio(), len(os.path.commonprefix([name, wanted]))
+        return difflib.SequenceMatcher(a=name, b=wanted).ratio(), len(os.path.commonprefix([name, wanted]))  # noqa: RUF071 (letters, not paths)
 
     found = sorted(difflib.get_close_matches(wanted, names, n=max(len(names), 1), cutoff=0.5), key=nearness)
     return [names[name] for name in found[: -limit - 1 : -1]]

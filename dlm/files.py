@@ -178,7 +178,8 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
-            self._beat()
+            with contextlib.suppress(OSError):  # a full or slow disk now; the next beat may reach it
+                self._beat()
 
 
 def live_holder(run_dir: Path) -> dict[str, Any] | None:

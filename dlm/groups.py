@@ -33,11 +33,18 @@ _Loader.add_implicit_resolver(
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file; a syntax error is one line that names file and place."""
     try:
-        return yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text; ``source`` names it in the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def choices(group: str) -> list[str]:

@@ -1,8 +1,8 @@
 """identity: the values that decide a result -> cell id. Called by plan and by launch, which must agree.
 
 Two runs have one id exactly when they would give the same losses: model, data, objective, optimiser, schedule,
-batch, budget, steps, validation, seed and the checkpoint it starts from. Devices, micro-batch, workers, logging and
-paths are left out.
+batch, budget, steps, validation, seed, precision (unless auto) and the checkpoint it starts from. Devices, micro-batch,
+workers, logging and paths are left out.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},
         "seed": config["seed"],
         "parent": config.get("ckpt_path"),
+        "precision": _precision(config),
     }
     result: dict[str, Any] = canonical(content)
     return result
@@ -69,6 +70,12 @@ def _budget(config: Mapping[str, Any]) -> float | None:
     """The target FLOPs, or None where the steps were given instead, which win."""
     training = config["training"]
     return None if training.get("steps") is not None else training.get("budget")
+
+
+def _precision(config: Mapping[str, Any]) -> str | None:
+    """A precision that was asked for; ``auto`` is the device's business, as the device itself is."""
+    precision = config.get("trainer", {}).get("precision")
+    return None if precision == "auto" else precision
 
 
 def format_flops(flops: float) -> str:

@@ -20,7 +20,18 @@ from dlm import locate
 from dlm.errors import ExitCode, UserError, close_matches
 from dlm.groups import choices
 
-NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path")
+NODES = (
+    "model",
+    "data",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "training",
+    "validation",
+    "seed",
+    "ckpt_path",
+    "trainer",
+)
 
 
 def config_cell_id(root: DictConfig) -> str:

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dlm.errors import UserError, close_matches, unknown
 from dlm.estimate import Estimate, estimate_cell, rate_of, read_estimates, write_estimates
 from dlm.files import dump_json, read_json, write_if_changed
 from dlm.groups import choices, load_base, load_choice
-from dlm.identity import cell_id, format_flops
+from dlm.identity import cell_id, content_hash, format_flops
 from dlm.manifest import Manifest, read_manifest
 from dlm.recipe import MIN_STEPS, Recipe, derive
 from dlm.sweep import Hardware, SweepSpec, parse_sweep
@@ -110,10 +110,10 @@ def make_plan(spec: SweepSpec) -> Plan:
     manifests = {}
     cells, dropped = [], []
     for point in _points(spec, groups):
-        choice = point["groups"]["data"]
-        if choice not in manifests:
-            manifests[choice] = read_manifest(data_dir_of(choice))
-        cell = _cell(spec, point, manifests[choice])
+        data_dir = _data_dir(cell_config(point["groups"], point["overrides"]))
+        if data_dir not in manifests:
+            manifests[data_dir] = read_manifest(data_dir)
+        cell = _cell(spec, point, manifests[data_dir])
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
@@ -125,12 +125,11 @@ def make_plan(spec: SweepSpec) -> Plan:
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
     if times > 1:
         raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
-    manifest = manifests[groups["data"]]
     return Plan(
         spec=spec,
         convention=spec.convention,
         data=groups["data"],
-        data_hash=None if manifest is None else manifest.hash,
+        data_hash=_hash_of_all(list(manifests.values())),
         cells=tuple(cells),
         dropped=tuple(dropped),
     )
@@ -161,13 +160,18 @@ def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict
     config: dict[str, Any] = copy.deepcopy(load_base())
     for group in DECIDING:
         config[group] = copy.deepcopy(load_choice(group, groups[group]))
+    config["trainer"] = {"precision": overrides.get("trainer.precision", "auto")}
     for key, value in overrides.items():
-        if key.split(".")[0] not in ("trainer", "callbacks", "logger"):
+        if key.split(".")[0] not in OTHER_GROUPS:
             _put(config, key, value)
     return config
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    if key in DECIDING:
+        raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
+    if key == "training.steps":
+        raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
     parts = key.split(".")
     node: Any = config
     for part in parts[:-1]:
@@ -182,7 +186,19 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
 
 def data_dir_of(choice: str) -> Path:
     """Where the data set of a data group is, or will be."""
-    return Path(str(load_choice("data", choice)["data_dir"]).replace("${paths.data_dir}", str(locate.data_dir())))
+    return _data_dir({"data": load_choice("data", choice)})
+
+
+def _data_dir(config: Mapping[str, Any]) -> Path:
+    return Path(str(config["data"]["data_dir"]).replace("${paths.data_dir}", str(locate.data_dir())))
+
+
+def _hash_of_all(manifests: Sequence[Manifest | None]) -> str | None:
+    """The hash of the one data set, or of all that the cells use; None while any is not prepared."""
+    hashes = [manifest.hash for manifest in manifests if manifest is not None]
+    if len(hashes) < len(manifests):
+        return None
+    return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
 
 
 def _about(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Called by plan for every cell and by train for the run, so both agree; all of it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ def derive(config: Mapping[str, Any]) -> Recipe:
     if objective not in OBJECTIVE_HEADS:
         raise unknown("objective.name", objective, OBJECTIVE_HEADS)
     causal = objective == "autoregressive"
+    check_values(config)
     batch_size = whole("data.batch_size", data["batch_size"])
     block_size = whole("data.block_size", data["block_size"])
     if block_size > shape.block_size:
@@ -104,11 +106,57 @@ def _steps(
     return flops.budget_to_steps(budget, per_token, batch_size * block_size), budget
 
 
+# What every key that decides a result must lie between; a bound that is None is open.
+RANGES: dict[str, tuple[float, float]] = {
+    "optimizer.lr": (1e-12, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "scheduler.warmup_fraction": (0, 1),
+    "scheduler.warmup_min_steps": (0, math.inf),
+    "scheduler.min_ratio": (0, 1),
+    "scheduler.decay_fraction": (1e-6, 1),
+    "objective.eps": (1e-9, 1),
+}
+WHOLE = {
+    "seed": 0,
+    "validation.seed": 0,
+    "validation.num_sequences": 1,
+    "validation.draws": 2,  # one draw has no standard error
+    "validation.times": 1,
+    "data.stride": 1,
+}
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a value that no run can use, with its key and what is allowed."""
+    for key, (low, high) in RANGES.items():
+        value = _at(config, key)
+        if value is not None and not (_is_number(value) and low <= value <= high):
+            raise UserError(f"{key} is {value!r}: it must be a number from {low:g} to {high:g}")
+    for key, minimum in WHOLE.items():
+        value = _at(config, key)
+        if value is not None:
+            whole(key, value, minimum)
+    name = _at(config, "scheduler.name")
+    if name not in schedule.SHAPES:
+        raise unknown("scheduler.name", name, schedule.SHAPES)
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def whole(key: str, value: object, minimum: int = 1) -> int:
     """``value`` as a whole number of at least ``minimum``; UserError naming ``key`` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < minimum:
+    if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
         raise UserError(f"{key} is {value!r}: it must be a whole number of at least {minimum}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def micro_batch_limit(num_params: int) -> int:

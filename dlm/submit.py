@@ -20,6 +20,7 @@ from dlm.dispatch import Submission, override, quote, submit_jobs
 from dlm.files import live_holder
 from dlm.ledger import CellNow, Ledger, cells_now, run_directory
 from dlm.pool import Event, LocalPool
+from dlm.recipe import accumulation
 from dlm.record import State
 
 if TYPE_CHECKING:
@@ -132,6 +133,12 @@ def submit_plan(
 def _cell_job(cell: Cell, sweep_dir: Path, *, cluster: LocalPool | Slurm, data_dir: Path, extra: Sequence[str]) -> Job:
     settings = cluster.settings if isinstance(cluster, Slurm) else None
     resources = cell_resources(cell, settings)
+    accumulation(  # a batch that the devices do not divide is refused before anything waits in a queue
+        batch_size=cell.global_batch_size,
+        micro_batch_size=None,
+        world_size=max(resources.gpus_per_node * resources.nodes, 1),
+        num_params=cell.num_params,
+    )
     group = str(cell.groups.get("trainer", "cpu"))
     chosen = any(item.lstrip("+~").startswith("trainer") for item in extra)
     return Job(

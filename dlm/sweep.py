@@ -8,12 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from dlm.errors import UserError, close_matches, unknown
 from dlm.flops import PEAK_FLOPS, Convention, check_budget
-from dlm.groups import load_yaml
+from dlm.groups import load_yaml, parse_yaml
 from dlm.locate import sweeps_dir
 
 
@@ -115,14 +114,14 @@ def _set(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: write it as KEY=VALUE")
-    value = yaml.safe_load(text)
+    value = parse_yaml(text, f"--set {setting}")
     top, _, rest = key.partition(".")
     if top in ("set", "vary", "groups", "hardware") and rest:
-        content[top] = {**(content.get(top) or {}), rest: _number(value)}
+        content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value
     else:  # a config key: the same for every cell
-        content["set"] = {**(content.get("set") or {}), key: _number(value)}
+        content["set"] = {**(content.get("set") or {}), key: value}
 
 
 def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:

@@ -24,7 +24,9 @@ import hydra
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.callbacks import callbacks_of, evenly
@@ -51,6 +53,10 @@ COMPUTED = {  # trainer keys that have another owner, and what to set instead
     "logger": "choose the group logger",
     "profiler": "set profiler=simple at the top level",
     "resume_from_checkpoint": "set ckpt_path=PATH",
+    "val_check_interval": "set validation.times",
+    "limit_val_batches": "set validation.num_sequences",
+    "limit_train_batches": "set training.steps",
+    "overfit_batches": "set training.steps",
 }
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
@@ -74,11 +80,13 @@ def run(config: Mapping[str, Any]) -> ExitCode:
         print(f"fast_dev_run: {int(config['trainer']['fast_dev_run'])} steps ran, nothing was kept")
         return ExitCode.DONE
     result = read_result(run_dir)
-    if result is not None and result.step == recipe.steps:
+    if result is not None and (result.cell_id, result.step) == (config["cell_id"], recipe.steps):
         print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
     if getattr(rank_zero_only, "rank", 0):  # another process of the run: the first holds the lease and keeps the record
-        return ExitCode.PREEMPTED if _fit(config, recipe, manifest, run_dir) else ExitCode.DONE
+        with contextlib.suppress(DivergedError, torch.OutOfMemoryError):  # the first says it; its exit code counts
+            _fit(config, recipe, manifest, run_dir)
+        return ExitCode.DONE
     with Lease(run_dir):
         return _recorded(config, recipe, manifest, run_dir)
 
@@ -151,7 +159,8 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir:
     if stopped and trainer.global_step < recipe.steps:
         return True
     if run_dir is not None:
-        trainer.validate(module, datamodule=data, verbose=False)
+        if module.validated_step != recipe.steps:
+            trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             _write_result(config, recipe, manifest, trainer, module, data, run_dir)
     return False
@@ -210,6 +219,8 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
             raise UserError(f"trainer.{key} is computed by dlm: {COMPUTED[key]}")
     _, accumulate = split_batch(config, recipe, _world_size(options))
     interval = evenly(recipe.steps, config["validation"]["times"]) * accumulate
+    if options["strategy"] == "ddp":  # the only buffers are the rotary tables, the same everywhere
+        options["strategy"] = DDPStrategy(broadcast_buffers=False)
     options["precision"] = _precision(options["precision"], options["accelerator"])
     options["log_every_n_steps"] = options["log_every_n_steps"] or evenly(recipe.steps, 100)
     logger = _logger(config, run_dir)
@@ -228,6 +239,8 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
             enable_progress_bar=any("progress" in type(callback).__name__.lower() for callback in callbacks),
             logger=logger,
             callbacks=callbacks,
+            default_root_dir=run_dir,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             profiler=config["profiler"],
             **options,
         )

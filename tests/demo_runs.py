@@ -1,11 +1,20 @@
-"""Synthetic runs.csv and excluded.csv that look like the demo's: a known law, seeded noise, every column of the schema."""
+"""Synthetic runs.csv and excluded.csv that look like the demo's: a known law, seeded noise, every column."""
 
 import numpy as np
 import pandas as pd
 
 from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS
 
-SIZES = {"4k": 4224, "8k": 8400, "17k": 17000, "33k": 33000, "66k": 66000, "131k": 131000, "200k": 200000}
+SIZES = {
+    "4k": 4224,
+    "8k": 8400,
+    "17k": 17000,
+    "33k": 33000,
+    "66k": 66000,
+    "131k": 131000,
+    "200k": 200000,
+    "262k": 262000,
+}
 BUDGETS = (3e11, 1e12, 3e12)
 
 

@@ -47,24 +47,9 @@ def test_every_experiment_composes_with_every_trainer(experiment, trainer, compo
     expected = {"debug": 200, "scaling_6M": 505007, "scaling_170M": 18710, "scaling_1B": 3093}[experiment]
     assert recipe.steps == expected  # training.md's published steps at 1e19
     assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
-    devices = config.trainer.devices * config.trainer.num_nodes
-    assert devices == {"cpu": 1, "single_gpu": 1, "multi_gpu": 8, "multi_node": 16}[trainer]
-    assert recipe.global_batch_size % devices == 0
-
-
-@pytest.mark.parametrize("group", ["model", "data", "objective", "optimizer", "scheduler", "callbacks", "logger"])
-def test_every_choice_of_every_group_composes(group, compose):
-    for choice in choices(group):
-        config = compose(f"{group}={choice}", "training.budget=1e22")
-        if "name" in config[group]:
-            assert config[group].name in (choice, "${cell_id}") or group == "logger"
-        if group not in ("callbacks", "logger"):
-            if group == "model":
-                longest = config.model.block_size
-                config.data.block_size = min(config.data.block_size, longest)
-            elif group == "data":
-                config.model.block_size = 2048
-            assert recipe_of(config).steps > 0
+    assert config.trainer.devices * config.trainer.num_nodes == {
+        "cpu": 1, "single_gpu": 1, "multi_gpu": 8, "multi_node": 16,
+    }[trainer]  # fmt: skip
 
 
 def test_the_overrides_of_the_readme_compose(compose):
@@ -97,15 +82,18 @@ def test_the_directory_of_a_run_is_stable(compose, workdir):
 
 
 @pytest.mark.parametrize("group", DECIDING)
-def test_what_plan_reads_is_plain_and_is_what_hydra_composes(group, compose):
+def test_what_plan_reads_is_plain_and_is_what_hydra_composes_to_a_recipe(group, compose):
     for choice in choices(group):
         text = (configs_dir() / group / f"{choice}.yaml").read_text()
         assert "@package" not in text and "defaults" not in yaml.safe_load(text)
         read = load_choice(group, choice)
         interpolated = [key for key, value in read.items() if "${" in str(value)]
         assert interpolated == (["data_dir"] if group == "data" else [])
-        composed = OmegaConf.to_container(compose(f"{group}={choice}")[group], resolve=False)
-        assert composed == read  # numbers as numbers: 1e-3 is no text
+        config = compose(f"{group}={choice}", "training.budget=1e22")
+        assert OmegaConf.to_container(config[group], resolve=False) == read  # numbers as numbers: 1e-3 is no text
+        assert config[group].name == choice
+        config.model.block_size = 4096
+        assert recipe_of(config).steps > 0
 
 
 def test_the_base_that_plan_reads_is_what_hydra_composes(compose):

@@ -55,8 +55,18 @@ class Checkpoint(LightningCheckpoint):
         every = self.every_n_steps or evenly(module.recipe.steps, self.times)
         step = trainer.global_step
         preempted = any(isinstance(other, Preemption) and other.requested for other in callbacks_of(trainer))
-        if step % every == 0 or step == module.recipe.steps or preempted:
+        validated = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0  # so that the best has a checkpoint
+        if step % every == 0 or validated or step == module.recipe.steps or preempted:
             self.save(trainer, self.run_dir, step)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Give the checkpoint of this step, which was written before its validation, its score."""
+        score = trainer.callback_metrics.get(self.monitor)
+        if self.run_dir is None or score is None or not trainer.is_global_zero:
+            return
+        path = self.run_dir / "checkpoints" / f"step_{trainer.global_step:08d}" / MANIFEST
+        if path.is_file():
+            write_json(path, {**json.loads(path.read_text()), "score": float(score)})
 
     def save(self, trainer: L.Trainer, run_dir: Path, step: int) -> None:
         """Write one checkpoint, point LATEST at it, drop what is no longer kept."""
@@ -68,8 +78,7 @@ class Checkpoint(LightningCheckpoint):
         trainer.save_checkpoint(building / STATE, weights_only=False)
         if not trainer.is_global_zero:
             return
-        score = trainer.callback_metrics.get(self.monitor)
-        _seal(building, step=step, score=None if score is None else float(score))
+        _seal(building, step=step)
         if folder.exists():  # left by an earlier attempt and not whole, or the resume would have begun there
             shutil.rmtree(folder)
         os.rename(building, folder)
@@ -78,7 +87,7 @@ class Checkpoint(LightningCheckpoint):
         self._prune(folder.parent)
 
     def _prune(self, folder: Path) -> None:
-        saved = sorted(path for path in folder.glob("step_*") if (path / MANIFEST).is_file())
+        saved = [path for path in sorted(folder.glob("step_*")) if damage(path, contents=False) is None]
         scores = {path: json.loads((path / MANIFEST).read_text())["score"] for path in saved}
         scored = sorted((path for path in saved if scores[path] is not None), key=lambda path: self.sign * scores[path])
         keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k]}
@@ -87,14 +96,14 @@ class Checkpoint(LightningCheckpoint):
                 shutil.rmtree(path)
 
 
-def _seal(folder: Path, *, step: int, score: float | None) -> None:
+def _seal(folder: Path, *, step: int) -> None:
     """Flush the files and write the manifest, last."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in folder.iterdir()}
     for name in files:
         handle = os.open(folder / name, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    write_json(folder / MANIFEST, {"version": 1, "step": step, "score": score, "files": files})
+    write_json(folder / MANIFEST, {"version": 1, "step": step, "score": None, "files": files})
 
 
 def _sha256(path: Path) -> str:
@@ -102,8 +111,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is as its manifest says."""
+def damage(folder: Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None when every file is as its manifest says; sizes only, or hashes too."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -112,7 +121,7 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != stated["bytes"]:
             return f"{name} is missing or has another size"
-        if _sha256(path) != stated["sha256"]:
+        if contents and _sha256(path) != stated["sha256"]:
             return f"{name} has another content"
     return None
 

@@ -46,6 +46,6 @@ class Preemption(L.Callback):
             flag = torch.tensor(float(self._flag), device=module.device)
             self.requested = bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)
         trainer.should_stop = trainer.should_stop or self.requested
-        due = (batch_idx + 1) % trainer.val_check_batch == 0 or trainer.global_step == trainer.max_steps
+        due = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0 or trainer.global_step == trainer.max_steps
         if self.requested and not due:  # Lightning validates whenever it stops, and the time left may be short
             trainer.limit_val_batches = 0

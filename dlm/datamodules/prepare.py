@@ -90,19 +90,29 @@ def _write_data_set(
 
 
 def _move_into_place(building: Path, data_dir: Path) -> None:
-    """Rename; a whole data set that another process put there meanwhile stays, a broken one goes."""
+    """Rename; the same data that are there already stay, another data set is never replaced."""
     building.chmod(0o755)
     if data_dir.exists() and not any(data_dir.iterdir()):
         data_dir.rmdir()
-    if data_dir.exists() and (data_dir / MANIFEST).is_file():
+    there = read_manifest(data_dir) if (data_dir / MANIFEST).is_file() else None
+    if there is not None and there.hash == read_whole(building).hash:
+        return
+    if there is not None and there.name == read_whole(building).name:
         old = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-old-"))
         os.rename(data_dir, old / data_dir.name)
         os.rename(building, data_dir)
         shutil.rmtree(old)
     elif data_dir.exists():
-        raise UserError(f"{data_dir} exists and is no prepared data set: move it away or choose another folder")
+        raise UserError(f"{data_dir} exists and holds something else: move it away or choose another folder")
     else:
         os.rename(building, data_dir)
+
+
+def read_whole(data_dir: Path) -> Manifest:
+    """The manifest of data that were just written."""
+    manifest = read_manifest(data_dir)
+    assert manifest is not None
+    return manifest
 
 
 def _write_files(folder: Path, split: str, name: str, stream: np.ndarray) -> Iterator[PackedFile]:

@@ -33,6 +33,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.loss_count = 0
         self.grad_norm = torch.zeros(())
         self.validation_loss = (math.nan, math.nan)  # (mean, Monte Carlo standard error), nats/token
+        self.validated_step = -1  # where that was
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) tokens -> (B, T, V) logits."""
@@ -76,6 +77,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         """
         total, variance, count = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
         self.validation_loss = (total / count, math.sqrt(variance) / count)
+        self.validated_step = self.trainer.global_step
         self.log("val/loss", self.validation_loss[0], logger=False)
 
     def configure_optimizers(self) -> Any:
@@ -89,6 +91,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         checkpoint["dlm"] = {
             "shape": dataclasses.asdict(self.recipe.shape),
             "objective": self.objective.name,
+            "optimizer": dict(self.config["optimizer"]),
             "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
             "loss_count": self.loss_count,
         }
@@ -103,4 +106,18 @@ class DiffusionLMLightningModule(L.LightningModule):
             differing.append(f"objective {stated.get('objective')} is not {self.objective.name}")
         if differing:
             raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")
+        if stated.get("optimizer") != dict(self.config["optimizer"]):  # its state would overrule the config in silence
+            raise UserError(
+                f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says "
+                f"{dict(self.config['optimizer'])}: change ckpt_path or optimizer"
+            )
+        self._count_in_our_micro_batches(checkpoint)
         self.loss_sum, self.loss_count = torch.tensor(stated["loss_sum"]), stated["loss_count"]
+
+    def _count_in_our_micro_batches(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches; a resume on other devices has others for the same optimiser steps."""
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for span in ("total", "current"):
+            for count in ("ready", "started", "processed", "completed"):
+                progress[span][count] = done

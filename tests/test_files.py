@@ -1,0 +1,176 @@
+"""Files that survive crashes: whole or old, logs by whole lines, one process per run directory."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlm.errors import UserError
+from dlm.files import (
+    STALE_SEC,
+    Lease,
+    append_jsonl,
+    live_holder,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_if_changed,
+    write_json,
+)
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync"])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(broken, tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    """A writer is killed in the middle of its work, again and again: what is there is always whole."""
+    path = tmp_path / "a.json"
+    code = (
+        "import sys, itertools; from pathlib import Path; from dlm.files import write_json\n"
+        "for n in itertools.count(): write_json(Path(sys.argv[1]), [n] * 200_000); print(n, flush=True)"
+    )
+    for delay in (0.003, 0.011, 0.017):
+        writer = python(code, path)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(delay)
+        writer.kill()
+        writer.communicate()
+        values = read_json(path)
+        assert len(values) == 200_000 and len(set(values)) == 1
+
+
+def test_a_file_that_says_the_same_is_not_written_again(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    assert write_if_changed(path, "one")
+    before = path.stat().st_mtime_ns
+    assert not write_if_changed(path, "one") and path.stat().st_mtime_ns == before
+    assert write_if_changed(path, "two") and path.read_text() == "two"
+
+
+def test_nan_is_refused_and_a_damaged_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.json").write_bytes(b'{"loss": 1.')
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+rows = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=8), max_size=3), max_size=5)
+
+
+@given(before=rows, after=rows, cut=st.integers(0, 200))
+def test_a_torn_line_is_no_row_and_spoils_no_other(before, after, cut, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
+    for row in before:
+        append_jsonl(path, row)
+    whole = path.read_bytes() if path.exists() else b""
+    torn = whole[: min(cut, len(whole))]
+    path.write_bytes(torn)
+    kept = before[: torn.count(b"\n")]
+    if torn and not torn.endswith(b"\n") and torn + b"\n" == whole[: len(torn) + 1]:
+        kept = before[: len(kept) + 1]  # only its line break is lost: the row is whole
+    assert read_jsonl(path) == kept
+    for row in after:
+        append_jsonl(path, row)
+    assert read_jsonl(path) == kept + after
+
+
+def test_what_is_no_row_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_jsonl(path) == []
+    path.write_bytes(b'{"a": 1}\n[1, 2]\n7\n\n\xff\xfe\n{"a": 2}\n{"a": ')
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dlm.errors import UserError
+from dlm.files import Lease
+try:
+    with Lease(Path(sys.argv[1])):
+        print("mine", flush=True)
+        time.sleep(float(sys.argv[2]))
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_live_holder_keeps_others_out_and_a_killed_one_does_not(tmp_path):
+    holder = python(HOLD, tmp_path, 60)
+    assert holder.stdout is not None and holder.stdout.readline() == "mine\n"
+    found = live_holder(tmp_path)
+    assert found is not None and found["pid"] == holder.pid and found["host"] == socket.gethostname()
+    with pytest.raises(UserError, match=f"run by process {holder.pid} on "), Lease(tmp_path):
+        pass
+    assert live_holder(tmp_path) is not None  # the refusal took nothing away
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert (tmp_path / "lease.json").exists() and live_holder(tmp_path) is None
+    with Lease(tmp_path):
+        mine = live_holder(tmp_path)
+        assert mine is not None and mine["pid"] == os.getpid()
+    assert live_holder(tmp_path) is None and not (tmp_path / "lease.json").exists()
+
+
+def test_of_many_starters_one_takes_it(tmp_path):
+    (tmp_path / "lease.json").write_text('{"host": "gone"')  # torn, as a crash may leave it
+    starters = [python(HOLD, tmp_path, 4) for _ in range(4)]
+    said = [starter.communicate()[0] for starter in starters]
+    assert sorted(text.startswith("mine") for text in said) == [False, False, False, True]
+    assert sum("is being run by process" in text for text in said) == 3
+
+
+def test_a_holder_elsewhere_lives_as_long_as_its_heart_beats(tmp_path):
+    holder = {"host": "another", "pid": os.getpid(), "started": "1", "heartbeat": time.time() - STALE_SEC / 2}
+    write_json(tmp_path / "lease.json", holder)
+    assert live_holder(tmp_path) == holder
+    write_json(tmp_path / "lease.json", {**holder, "heartbeat": time.time() - 2 * STALE_SEC})
+    assert live_holder(tmp_path) is None
+
+
+def test_a_recycled_process_number_is_nobody(tmp_path):
+    with Lease(tmp_path):
+        holder = json.loads((tmp_path / "lease.json").read_text())
+    write_json(tmp_path / "lease.json", {**holder, "started": "12345"})  # this very process began at another time
+    assert live_holder(tmp_path) is None
+
+
+def test_a_lock_left_by_a_crash_is_taken_away(tmp_path):
+    lock = tmp_path / "lease.lock"
+    lock.touch()
+    os.utime(lock, (1, 1))
+    with Lease(tmp_path):
+        assert live_holder(tmp_path) is not None
+    assert not lock.exists()

@@ -1,0 +1,122 @@
+"""The trunk: positions, masks, selection and initialisation. Its logits are checked in test_objectives."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from reference_model import TINY, reference_logits, rotated
+
+from dlm.ladder import load_shape
+from dlm.models.encoder import TransEncoder
+from dlm.models.rotary import rotary_tables, rotate
+
+
+def made(shape=TINY, causal=False, seed=0):
+    model = TransEncoder(shape, causal=causal)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+TOKENS = torch.randint(0, TINY.vocab_size, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_rotary_scores_depend_on_the_distance_only():
+    q, k = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(1))
+    cos, sin = rotary_tables(2048, 64)
+    turned_q, turned_k = rotate(q.expand(2048, -1), cos, sin), rotate(k.expand(2048, -1), cos, sin)
+    scores = turned_q @ turned_k.T
+    for distance in (0, 1, 7, 100, 2000):
+        same = scores.diagonal(distance)
+        assert (same - same[0]).abs().max() < 2e-3 * q.norm() * k.norm()
+    assert scores[0].std() > 0.05 * q.norm() * k.norm()  # and they do depend on it
+    assert turned_q.norm(dim=-1) == pytest.approx(q.norm().expand(2048), rel=1e-5)
+    exact = rotated(q.double().expand(2048, -1))
+    assert (turned_q.double() - exact).abs().max() < 1e-3
+
+
+def test_the_tables_are_float32_with_every_position_its_own():
+    cos, sin = rotary_tables(2048, 64)
+    assert cos.dtype == sin.dtype == torch.float32 and cos.shape == (2048, 64)
+    assert len(torch.unique(torch.cat([cos, sin], dim=1), dim=0)) == 2048
+    assert cos[:, 0].tolist() == pytest.approx([math.cos(t) for t in range(2048)], abs=1e-6)  # the fastest channel
+    model = made(load_shape("8k"))
+    assert model.cos.dtype == torch.float32 and "cos" not in model.state_dict()
+    low = torch.randn(5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    turned = rotate(low, cos[1000:1005], sin[1000:1005])
+    exact = rotate(low.float(), cos[1000:1005], sin[1000:1005])
+    assert turned.dtype == torch.bfloat16
+    assert (turned.float() - exact).abs().max() <= exact.abs().max() * 2**-8  # rounded once, at the end
+
+
+def test_the_gradient_of_rotary_is_rotated_back():
+    x = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    weight = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    cos, sin = rotary_tables(9, 8)
+    (gradient,) = torch.autograd.grad((rotate(x, cos, sin) * weight).sum(), x)
+    back = rotate(weight, cos, -sin)  # the transpose of a rotation turns the other way
+    assert (gradient - back).abs().max() < 1e-6 < (gradient - weight).abs().max()
+
+
+def test_part_of_a_head_can_stay_unrotated():
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    cos, sin = rotary_tables(6, 4)
+    turned = rotate(x, cos, sin)
+    assert torch.equal(turned[:, 4:], x[:, 4:])
+    assert turned[:, :4].double() == pytest.approx(rotated(x[:, :4].double()), abs=1e-5)
+    half = made(dataclasses.replace(TINY, rotary_percentage=0.5))
+    assert half.cos.shape == (16, 4) and half(TOKENS).shape == (3, 12, 11)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_logits_are_those_of_the_reference(causal):
+    model = made(causal=causal)
+    weights = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    for tokens, logits in zip(TOKENS, model(TOKENS), strict=True):
+        truth = reference_logits(weights, TINY, tokens, causal)
+        assert (logits - truth).abs().max() < 1e-5 * max(truth.abs().max(), 1)
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_what_a_token_can_change(place):
+    other = TOKENS.clone()
+    other[:, place] = (other[:, place] + 1) % TINY.vocab_size
+    for causal in (True, False):
+        model = made(causal=causal)
+        moved = (model(other) - model(TOKENS)).abs().amax((0, 2)) > 1e-6
+        assert moved[place:].all() and moved[:place].any() == (not causal and place > 0)
+
+
+def test_selected_logits_are_the_dense_ones_at_the_mask():
+    model = made()
+    mask = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(6)) < 0.4
+    dense = model(TOKENS)
+    assert torch.equal(model(TOKENS, select_BT=mask), dense[mask]) or (
+        model(TOKENS, select_BT=mask) - dense[mask]
+    ).abs().max() < 1e-6
+    assert model(TOKENS, select_BT=torch.zeros_like(mask)).shape == (0, 11)
+    assert 0 < mask.sum() < mask.numel()
+
+
+@pytest.mark.parametrize("name", ["33k", "6M"])
+def test_initialisation_is_smdm_s(name):
+    shape = load_shape(name)
+    model = made(shape)
+    for key, parameter in model.named_parameters():
+        if key.endswith(("norm.weight", "norm_1.weight", "norm_2.weight")):
+            assert (parameter == 1).all()
+            continue
+        into_stream = key.endswith(("attention.proj.weight", "mlp.down.weight"))
+        std = 1 / (shape.n_embd**0.5 * shape.n_layer) if into_stream else (2 / (5 * shape.n_embd)) ** 0.5
+        error = 4 * std / math.sqrt(parameter.numel())
+        assert parameter.mean().item() == pytest.approx(0, abs=error), key
+        assert parameter.std().item() == pytest.approx(std, abs=error), key
+    again, other = made(shape), made(shape, seed=1)
+    assert torch.equal(again.head.weight, model.head.weight)
+    assert not torch.equal(other.head.weight, model.head.weight)
+
+
+def test_the_mask_token_has_a_row_and_no_logit():
+    assert made().embedding.weight.shape[0] == TINY.vocab_size + 1
+    assert made(causal=True).embedding.weight.shape[0] == TINY.vocab_size
+    assert made()(torch.full((1, 3), TINY.vocab_size)).shape == (1, 3, TINY.vocab_size)

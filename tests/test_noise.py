@@ -1,0 +1,160 @@
+"""Noise and data order: functions of seed and global sample index, and of nothing else; and random enough."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dlm.datamodules.packed import PackedTokens, encode_packed
+from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches, spread_rows
+from dlm.objectives.autoregressive import Autoregressive
+from dlm.objectives.masked_diffusion import MaskedDiffusion
+from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
+
+T, ROWS, BATCH = 16, 100, 16
+DIFFUSION = MaskedDiffusion(vocab_size=256)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "train_0.bin"
+    path.write_bytes(encode_packed(np.random.default_rng(0).integers(0, 256, ROWS * T).astype(np.uint8)))
+    return PackedTokens([path], block_size=T, stride=T)
+
+
+def global_batches(tokens, *, micro, world_size, steps, seed=7, first_step=0):
+    """The global batches as they come together from all ranks and micro-batches, in the order of the ranks."""
+    ranks = [
+        TrainingBatches(tokens, DIFFUSION, seed=seed, batch_size=BATCH, micro_batch_size=micro, rank=rank,
+                        world_size=world_size)
+        for rank in range(world_size)
+    ]  # fmt: skip
+    parts = BATCH // micro // world_size
+    return [
+        {
+            key: np.concatenate([rank[step * parts + part][key] for rank in ranks for part in range(parts)])
+            for key in ("tokens", "mask", "p")
+        }
+        for step in range(first_step, steps)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("micro", [1, 2, 4, 8])
+def test_the_draws_do_not_depend_on_topology_or_restart(micro, world_size, tokens):
+    whole = global_batches(tokens, micro=BATCH, world_size=1, steps=9)
+    split = global_batches(tokens, micro=micro, world_size=world_size, steps=9)
+    later = global_batches(tokens, micro=micro, world_size=world_size, steps=9, first_step=5)
+    for a, b in zip(whole + whole[5:], split + later, strict=True):
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert len({batch["mask"].tobytes() for batch in whole}) == len({batch["p"].tobytes() for batch in whole}) == 9
+    other = global_batches(tokens, micro=BATCH, world_size=1, steps=1, seed=8)[0]
+    assert all(not np.array_equal(other[key], whole[0][key]) for key in other)
+
+
+def test_an_epoch_holds_every_sequence_once_and_the_next_another_order(tokens):
+    batches = global_batches(tokens, micro=4, world_size=2, steps=2 * ROWS // BATCH + 1)
+    read = np.concatenate([batch["tokens"] for batch in batches])[: 2 * ROWS]
+    everything = tokens.rows(np.arange(ROWS))
+    first, second = ([row.tobytes() for row in part] for part in (read[:ROWS], read[ROWS:]))
+    assert sorted(first) == sorted(second) == sorted(row.tobytes() for row in everything)
+    assert first != second and first != [row.tobytes() for row in everything]
+
+
+def test_the_masked_share_is_p(tokens):
+    batches = global_batches(tokens, micro=BATCH, world_size=1, steps=400)
+    mask, p = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "p"))
+    assert mask.mean() == pytest.approx(p.mean(), abs=4 * np.sqrt((p * (1 - p)).mean() / mask.size))
+    assert p.mean() == pytest.approx(0.5005, abs=0.002)
+    spread = np.array([batch["p"].mean() for batch in batches]).std()
+    assert spread < 0.3 * np.sqrt(1 / 12 / BATCH)  # independent draws would spread more than three times as wide
+
+
+def test_t_and_uniforms_are_uniform():
+    t = np.concatenate([stratified_t(3, step, np.arange(1)) for step in range(4000)])
+    assert stats.kstest(t, "uniform").pvalue > 0.01
+    late = np.concatenate([stratified_t(3, step, np.array([13])) for step in range(4000)])  # each place by itself
+    assert stats.kstest(late, "uniform").pvalue > 0.01
+    drawn = uniforms(3, 0, 300, 130)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert stats.kstest(drawn.ravel(), "uniform").pvalue > 0.01
+    for axis in (0, 1):  # neighbours in a row and in a column know nothing of each other
+        a, b = np.delete(drawn, -1, axis).ravel(), np.delete(drawn, 0, axis).ravel()
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(a.size)
+
+
+@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), block=st.integers(0, 100), bits=st.integers(0, 8))
+def test_every_power_of_two_block_of_t_is_stratified(seed, step, block, bits):
+    size = 2**bits
+    t = stratified_t(seed, step, np.arange(block * size, (block + 1) * size))
+    gaps = np.diff(np.sort(np.concatenate([t, [t.min() + 1]])))
+    assert gaps == pytest.approx(np.full(size, 1 / size), abs=1e-9) and (t >= 0).all() and (t < 1).all()
+
+
+def test_van_der_corput_is_the_reversed_binary_number():
+    expected = [int(f"{index:016b}"[::-1], 2) / 2**16 for index in range(1000)]
+    assert van_der_corput(np.arange(1000)).tolist() == expected
+
+
+@given(seed=st.integers(0, 2**63), first=st.integers(0, 2**50), rows=st.integers(1, 5), count=st.integers(1, 9),
+       skip=st.integers(0, 4))  # fmt: skip
+def test_a_row_of_uniforms_is_the_same_whichever_call_draws_it(seed, first, rows, count, skip):
+    skip = min(skip, rows - 1)
+    assert np.array_equal(uniforms(seed, first, rows, count)[skip:], uniforms(seed, first + skip, rows - skip, count))
+
+
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**32))
+def test_permute_is_a_bijection(size, seed, epoch):
+    sent = permute(np.arange(size), size, seed=seed, epoch=epoch)
+    assert np.array_equal(np.sort(sent), np.arange(size))
+    place = size // 2
+    assert permute(np.array([place]), size, seed=seed, epoch=epoch) == sent[place]  # alone as in a crowd
+
+
+def test_permutations_look_random():
+    size, runs = 24, 3000
+    sent = np.stack([permute(np.arange(size), size, seed=1, epoch=epoch) for epoch in range(runs)])
+    counts = np.stack([np.bincount(sent[:, place], minlength=size) for place in range(size)])
+    chi2 = ((counts - runs / size) ** 2 / (runs / size)).sum()  # rows and columns of the table are fixed
+    assert 0.001 < stats.chi2.cdf(chi2, (size - 1) ** 2) < 0.999
+    big = permute(np.arange(10_000), 10_000, seed=2, epoch=0)
+    assert abs(np.corrcoef(big, np.arange(10_000))[0, 1]) < 0.04
+    assert (np.diff(big) == 1).mean() < 0.002
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_validation_set_and_its_noise_are_fixed(world_size, tokens):
+    def batches(objective, world, rank):
+        return ValidationBatches(tokens, objective, seed=1234, num_sequences=30, draws=4, rank=rank, world_size=world)
+
+    for objective, draws in ((DIFFUSION, 4), (Autoregressive(bos_id=0), 1)):
+        whole = list(batches(objective, 1, 0))
+        parts = [part for rank in range(world_size) for part in batches(objective, world_size, rank)]
+        assert all(part["draws"] == draws for part in parts)
+        for key in whole[0].keys() - {"draws"}:
+            a, b = (np.concatenate([np.asarray(part[key]) for part in some]) for some in (whole, parts))
+            assert np.array_equal(a, b) and len(a) == 30 * draws
+        texts = np.concatenate([part["tokens"] for part in parts]).reshape(30, draws, T)
+        assert (texts == texts[:, :1]).all()
+        assert np.array_equal(texts[:, 0], tokens.rows(spread_rows(ROWS, 30)))
+
+
+@given(available=st.integers(1, 10**9), wanted=st.integers(1, 2000))
+def test_validation_sequences_are_distinct_and_evenly_spread(available, wanted):
+    rows = spread_rows(available, wanted)
+    assert len(rows) == min(available, wanted) and rows[0] == 0 and rows[-1] < available
+    gaps = np.diff(rows)
+    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+
+
+def test_a_resume_counts_on():
+    assert list(FromOffset(3, 6)) == [3, 4, 5] and len(FromOffset(3, 6)) == 6
+
+
+def test_no_draw_touches_the_global_generators(tokens):
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    global_batches(tokens, micro=4, world_size=1, steps=1)
+    assert torch.equal(states[0], torch.random.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])

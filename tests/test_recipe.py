@@ -1,0 +1,87 @@
+"""Steps, warm-up and accumulation from a budget: no FLOP and no sequence is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlm.errors import UserError
+from dlm.flops import CONVENTIONS
+from dlm.plan import cell_config
+from dlm.recipe import accumulation, derive, micro_batch_limit, whole
+
+GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
+
+
+def config(**overrides):
+    return cell_config(GROUPS, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@given(per_device=st.integers(1, 600), world_size=st.integers(1, 64), num_params=st.floats(1e3, 3e9))
+def test_the_chosen_micro_batch_drops_no_sequence(per_device, world_size, num_params):
+    batch = per_device * world_size
+    micro, times = accumulation(batch_size=batch, micro_batch_size=None, world_size=world_size, num_params=num_params)
+    assert micro * times * world_size == batch
+    assert micro <= micro_batch_limit(num_params)
+    larger = range(micro + 1, min(micro_batch_limit(num_params), per_device) + 1)
+    assert all(per_device % size for size in larger)  # the largest that divides
+
+
+@given(batch=st.integers(1, 600), micro=st.integers(1, 64), world_size=st.integers(1, 16))
+def test_an_asked_micro_batch_is_taken_or_refused(batch, micro, world_size):
+    arguments = {"batch_size": batch, "micro_batch_size": micro, "world_size": world_size, "num_params": 1e6}
+    if batch % (micro * world_size) == 0:
+        assert accumulation(**arguments) == (micro, batch // micro // world_size)
+        return
+    with pytest.raises(UserError) as error:
+        accumulation(**arguments)
+    assert str(batch) in str(error.value) and "data." in str(error.value)
+
+
+def test_smdm_s_micro_batches():
+    assert [micro_batch_limit(n) for n in (19e6, 21e6, 48e6, 66e6, 944e6, 1028e6)] == [32, 16, 16, 8, 8, 4]
+
+
+@given(budget=st.floats(1e9, 1e14), convention=st.sampled_from(CONVENTIONS), batch=st.integers(1, 64))
+def test_a_budget_is_kept_within_one_step(budget, convention, batch):
+    nodes = config(training__budget=budget, training__convention=convention, data__batch_size=batch)
+    recipe = derive(nodes)
+    assert recipe.tokens == recipe.steps * batch * 128 == recipe.steps * recipe.tokens_per_step
+    if recipe.steps:
+        assert recipe.flops[convention] <= budget * (1 + 1e-12)
+        assert -100 / recipe.steps <= recipe.budget_error_pct <= 1e-9
+    assert set(recipe.flops) == set(CONVENTIONS)
+    assert recipe.flops["6n"] < recipe.flops["full_masked_head"] < recipe.flops["full"]
+
+
+def test_given_steps_win_over_a_budget():
+    recipe = derive(config(training__steps=123, training__budget=1e19))
+    assert (recipe.steps, recipe.budget_flops, recipe.budget_error_pct) == (123, None, None)
+    assert recipe.warmup_steps == 61  # at most half of a run
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, "8", True, None])
+def test_what_is_no_whole_number(value):
+    with pytest.raises(UserError, match=r"data\.batch_size is .*whole number"):
+        whole("data.batch_size", value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_at_all(value):
+    with pytest.raises(UserError, match=r"data\.batch_size is .*whole number"):
+        whole("data.batch_size", value)
+
+
+def test_a_whole_float_is_a_whole_number():
+    assert whole("data.batch_size", 8.0) == 8 and isinstance(whole("data.batch_size", 8.0), int)
+
+
+def test_what_makes_no_run():
+    for changes, words in (
+        ({"data__block_size": 512}, "data.block_size 512 is longer than the model's block of 256"),
+        ({"training__budget": None}, "neither training.budget"),
+        ({"training__convention": "5n"}, "training.convention '5n'"),
+        ({"objective__name": "masked"}, "objective.name 'masked': did you mean masked_diffusion"),
+    ):
+        with pytest.raises(UserError) as error:
+            derive(config(**changes))
+        assert words in str(error.value)
