@@ -51,7 +51,7 @@ cancel: $(READY) ## stop what runs or waits: SWEEP=
 	@$(BIN)/dlm cancel $(FOLDER) $(if $(YES),--yes)
 
 test: $(READY) ## everything that needs no cluster and no GPU
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -151,7 +151,7 @@ def _lead(main: FitResult, top: float) -> str:
 
 def _sure(usable: Sequence[FitResult], top: float) -> str:
     """The union of the methods' intervals: an interval should hold whichever method is right."""
-    sure = [f for f in usable if _bounded(f, top)]
+    sure = [f for f in usable if top in f.at and math.isfinite(sum(f.at[top].ci.get("N", (math.nan,))))]
     if not sure:
         return ""
     pairs = {k: [f.at[top].ci[k] for f in sure] for k in "ND"}

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from dlm.locate import PACKAGE
 
 ROOT = PACKAGE.parent
+
+# A law holds however busy the machine is.
+settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dlm")
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ def test_a_live_holder_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         pass
     assert live_holder(tmp_path) is not None  # the refusal took nothing away
     holder.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet reaped by its parent
+    assert live_holder(tmp_path) is None
     holder.communicate()
     assert (tmp_path / "lease.json").exists() and live_holder(tmp_path) is None
     with Lease(tmp_path):

@@ -77,7 +77,7 @@ DECIDING = [
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
     ("scheduler", "warmup_fraction"), ("scheduler", "min_ratio"), ("data", "batch_size"), ("data", "block_size"),
     ("data", "stride"), ("validation", "seed"), ("validation", "draws"), ("validation", "num_sequences"),
-    ("training", "budget"), ("training", "convention"), ("seed",), ("ckpt_path",),
+    ("training", "budget"), ("training", "convention"), ("trainer", "precision"), ("seed",), ("ckpt_path",),
 ]  # fmt: skip
 
 
@@ -116,7 +116,13 @@ OTHER = [
 @pytest.mark.parametrize("path", OTHER, ids=".".join)
 def test_a_value_that_does_not_decide_leaves_the_id(path):
     assert the_id(changed(CONFIG, *path, to=17)) == the_id(CONFIG)
-    elsewhere = {**CONFIG, "trainer": {"devices": 8}, "paths": {"run_dir": "/x"}, "logger": {}, "sweep": "x"}
+    elsewhere = {
+        **CONFIG,
+        "trainer": {**CONFIG["trainer"], "devices": 8},
+        "paths": {"run_dir": "/x"},
+        "logger": {},
+        "sweep": "x",
+    }
     assert the_id(elsewhere) == the_id(CONFIG)
 
 

@@ -91,9 +91,10 @@ def test_selected_logits_are_the_dense_ones_at_the_mask():
     model = made()
     mask = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(6)) < 0.4
     dense = model(TOKENS)
-    assert torch.equal(model(TOKENS, select_BT=mask), dense[mask]) or (
-        model(TOKENS, select_BT=mask) - dense[mask]
-    ).abs().max() < 1e-6
+    assert (
+        torch.equal(model(TOKENS, select_BT=mask), dense[mask])
+        or (model(TOKENS, select_BT=mask) - dense[mask]).abs().max() < 1e-6
+    )
     assert model(TOKENS, select_BT=torch.zeros_like(mask)).shape == (0, 11)
     assert 0 < mask.sum() < mask.numel()
 

@@ -135,7 +135,9 @@ def test_the_bound_is_tight_for_a_model_that_knows_the_conditionals():
 def test_the_drawn_bound_has_the_entropy_as_its_mean():
     objective, n = MaskedDiffusion(vocab_size=LETTERS), 32768
     texts = np.random.default_rng(1).choice(len(TEXTS), size=n, p=PROB.numpy())
-    batch = tensors(objective.corrupt(TEXTS.numpy()[texts], stratified_t(0, 0, np.arange(n)), uniforms(0, 0, n, LENGTH)))
+    batch = tensors(
+        objective.corrupt(TEXTS.numpy()[texts], stratified_t(0, 0, np.arange(n)), uniforms(0, 0, n, LENGTH))
+    )
     nll = objective.nll(ExactDenoiser(), batch).double()
     error = nll.std().item() / n**0.5
     assert error < 0.02 * ENTROPY

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_the_standard_library_as_text(stdlib_data, tmp_path):
         data = b"".join(open_packed(folder / file.name).tobytes() for file in files)
         assert data.endswith(b"\0")
         splits[split] = data[:-1].split(b"\0")
-    assert json.__file__ and open(json.__file__, "rb").read() in splits["train"] + splits["validation"]
+    assert Path(json.__file__).read_bytes() in splits["train"] + splits["validation"]
     assert not set(splits["train"]) & set(splits["validation"])  # no document is in both
     assert 0.02 < manifest.tokens("validation") / manifest.tokens("train") < 0.1
     assert prepare_stdlib(tmp_path / "again").hash == manifest.hash
@@ -170,7 +171,7 @@ def test_the_standard_library_as_text(stdlib_data, tmp_path):
 def test_a_foreign_folder_is_not_overwritten(tmp_path):
     (tmp_path / "stdlib").mkdir()
     (tmp_path / "stdlib" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no prepared data set"):
+    with pytest.raises(UserError, match="stdlib exists and holds something else: move it away"):
         prepare_stdlib(tmp_path / "stdlib")
     assert [path.name for path in tmp_path.iterdir()] == ["stdlib"]
     assert (tmp_path / "stdlib" / "thesis.txt").read_text() == "mine"

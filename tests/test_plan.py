@@ -1,6 +1,7 @@
 """A definition -> cells: the published grid, what is dropped or refused, how a sweep grows, and how long it takes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,9 +48,7 @@ def pretend_data(folder: Path, *, vocab_size: int, tokens: int) -> None:
     (folder / "a.bin").write_bytes(b"abc")
     files = (PackedFile(name="a.bin", tokens=tokens, bytes=3, sha256="0"),)
     splits = {"train": files, "validation": files}
-    write_manifest(
-        folder, Manifest(name=folder.name, tokenizer="none", vocab_size=vocab_size, bos_id=0, splits=splits)
-    )
+    write_manifest(folder, Manifest(name=folder.name, tokenizer="none", vocab_size=vocab_size, bos_id=0, splits=splits))
 
 
 def test_smdm_comes_out_as_published(command, workdir, tmp_path, monkeypatch):
@@ -268,19 +267,25 @@ QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--hel
 
 @pytest.mark.parametrize("name", QUICK)
 def test_planning_feels_instant(name, stdlib_data, workdir):
+    """The best of three by the clock on the wall; where other work holds the cores, by the processor's own."""
     arguments, limit_sec = QUICK[name]
-    times = []
-    while len(times) < 10 and (len(times) < 3 or min(times) > limit_sec):  # other work on this machine slows it too
-        began = time.perf_counter()
+    walls, processor = [], []
+    for _ in range(3):
+        began, used = time.perf_counter(), os.times()
         done = in_a_new_process(arguments, "from dlm.cli import main; main()")
-        times.append(time.perf_counter() - began)
+        now = os.times()
+        walls.append(time.perf_counter() - began)
+        processor.append(now.children_user + now.children_system - used.children_user - used.children_system)
         assert done.returncode == 0, done.stderr
-    assert min(times) <= limit_sec, times
+    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+    assert min(processor if busy else walls) <= limit_sec, (walls, processor)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_planning_imports_nothing_slow(name, stdlib_data, workdir):
-    code = "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from dlm.cli import main; main()"
+    code = (
+        "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from dlm.cli import main; main()"
+    )
     done = in_a_new_process(QUICK[name][0], code)
     loaded = set(done.stderr.split())
     assert done.returncode == 0 and "dlm.cli" in loaded

@@ -1,5 +1,6 @@
 """Learning rates against their closed forms and PyTorch's own schedules."""
 
+import itertools
 import math
 
 import pytest
@@ -22,8 +23,8 @@ def test_up_to_the_peak_and_down_to_the_end(name, steps, fraction, minimum, min_
     rates = [multiplier(step, **shape) for step in range(steps)]
     assert all(rate > 0 for rate in rates[:-1]) or min_ratio == 0
     up, down = rates[: warmup + 1], rates[warmup:]
-    assert all(a < b for a, b in zip(up, up[1:], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(down, down[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(up))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(down))
     assert rates[warmup] == pytest.approx(1) and max(rates) <= 1 + 1e-12
     assert rates[-1] == pytest.approx(min_ratio, abs=1e-9)
     assert multiplier(steps + 5, **shape) == pytest.approx(min_ratio, abs=1e-9)  # never beyond

@@ -34,7 +34,8 @@ TESTS = Path(__file__).parent
 
 def make_cell(name: str, **changes) -> SimpleNamespace:
     values = {
-        "cell_id": name, "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"},
+        "cell_id": name, "global_batch_size": 8, "num_params": 4144,
+        "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"},
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 

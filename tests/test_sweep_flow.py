@@ -156,7 +156,7 @@ def hours_here(tmp_path: Path, core: int) -> float:
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "LAUNCHER=submitit_slurm" in done.stderr and "BUDGET=" in done.stderr
+    assert "LAUNCHER=submitit_slurm" in done.stderr and "a smaller budget: " in done.stderr
     assert not (tmp_path / "isoflop").exists()
     found = re.search(r"for about ([\d,.]+) years", done.stderr)
     assert found is not None, done.stderr

@@ -176,6 +176,20 @@ def test_damaged_checkpoints_are_passed_over(launch, workdir):
     assert losses(run_dir) == truth
 
 
+def test_a_resume_with_another_split_of_the_batch_goes_on(launch, workdir):
+    assert launch(*SHORT).code == 0
+    run_dir = only_run(workdir)
+    truth = losses(run_dir)
+    (run_dir / "result.json").unlink()
+    (run_dir / "checkpoints" / "step_00000040" / "state.ckpt").unlink()
+    ended = launch(*SHORT, "data.micro_batch_size=2")
+    assert ended.code == 0 and "going on from step_00000036" in ended.out
+    resumed = losses(run_dir)
+    assert resumed.keys() == truth.keys() and resumed != truth
+    for step, row in truth.items():
+        assert resumed[step] == pytest.approx(row, rel=1e-5)
+
+
 def test_divergence_is_said_with_exit_code_3(launch, workdir):
     ended = launch(*SHORT, "optimizer.lr=1e6")
     status = read_status(only_run(workdir))
@@ -242,6 +256,7 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
 
     refused = launch(*SHORT, f"ckpt_path={step_36}", "model=4k").complaint
     assert "another model (n_layer 2 is not 1)" in refused and "change ckpt_path or model" in refused
+    assert "optimizer" in launch(*SHORT, f"ckpt_path={step_36}", "optimizer.lr=1e-4").complaint
     assert "objective" in launch(*SHORT, f"ckpt_path={step_36}", "objective=autoregressive").complaint
     assert "does not exist" in launch(*SHORT, "ckpt_path=nowhere").complaint
 
@@ -268,7 +283,7 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
         ((*SHORT, "+trainer.no_such=7"), ("Lightning refuses", "no_such")),
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
-        ((*SHORT, "objective.eps=2"), ("objective.eps", "between 0 and 1")),
+        ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 1")),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,
 )

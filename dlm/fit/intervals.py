@@ -50,6 +50,7 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
     return replace(result, warnings=warnings, status="warned" if warnings else result.status)
 
 
+@np.errstate(all="ignore")
 def optima(result: FitResult, at: Iterable[float], *, level: float = 0.95) -> dict[float, Optimum]:
     """N*, D*, L* at each C (FLOPs) of any fit that has a law; with intervals after `bootstrap`."""
     if result.points is None or not result.params:

@@ -26,6 +26,7 @@ FEW_SURFACE, FEW_PER_BUDGET = 40, 10  # below, 'auto' resamples residuals
 NOWHERE_NATS = 50.0  # a vertex this far from the sizes tried is none
 
 
+@np.errstate(all="ignore")  # replicates that overflow are counted as failed
 def bootstrap(
     result: FitResult,
     *,

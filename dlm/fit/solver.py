@@ -15,6 +15,8 @@ import numpy.typing as npt
 from dlm.fit.points import Array, Points
 
 CHUNK = 500  # replicates held in cache together
+STEEPEST = 1e8  # bound on a scaled Hessian entry: eigenvalues of wilder ones may not converge
+LONGEST = 5.0  # bound on a step in any of theta: e to the 5 is far enough at once
 L1_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6)  # |r| as the limit of Huber's norm
 
 
@@ -148,12 +150,13 @@ def _step(grad: Array, hess: Array, damping: Array) -> tuple[Array, Array]:
     """
     scale = 1.0 / np.sqrt(np.maximum(np.abs(np.einsum("rii->ri", hess)), 1e-300))
     scaled = hess * scale[:, :, None] * scale[:, None, :]
-    values, vectors = np.linalg.eigh(np.where(np.isfinite(scaled), scaled, 0.0))
+    values, vectors = np.linalg.eigh(np.clip(np.nan_to_num(scaled, nan=0.0), -STEEPEST, STEEPEST))
     curved = np.maximum(np.abs(values), 1e-10)
     along = np.einsum("rij,ri->rj", vectors, grad * scale)
     step = np.einsum("rij,rj->ri", vectors, along / (curved + damping[:, None]))
     promise = 0.5 * np.einsum("rj,rj->r", along, along / curved)
-    return -step * scale, promise
+    step = step * scale
+    return -step * np.minimum(1.0, LONGEST / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300)), promise
 
 
 def _terms(problem: Problem, theta: Array) -> tuple[tuple[Array, Array, Array], Array]:

@@ -27,6 +27,7 @@ ONE_BUDGET = 1.25  # a smaller range of C is one budget: L(N, D) is then seen al
 ZERO = 1e-3  # E below this fraction of the lowest loss counts as zero
 
 
+@np.errstate(all="ignore")  # numbers that overflow are found and named in the warnings
 def fit_surface(
     params: npt.ArrayLike,
     tokens: npt.ArrayLike,
@@ -168,6 +169,9 @@ def _warnings(points: Points, found: Solution) -> list[str]:
     for name in ("alpha", "beta"):
         if not EXPONENT_RANGE[0] < found.params[name] < EXPONENT_RANGE[1]:
             warned.append(f"{name} = {found.params[name]:.3g} is not believable: these points do not determine it")
+    for name in ("A", "B"):
+        if not 0 < found.params[name] < np.inf:
+            warned.append(f"{name} came out as {found.params[name]:g}: the law has no optimum, and none is given")
     if found.has_rivals:
         warned.append("minima with other exponents lie within 1 % of the best: the exponents are not well determined")
     if len(points) < 2 * NUM_PARAMS:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlm.errors import UserError
-from dlm.fit import fit_surface
+from dlm.fit import bootstrap, fit_surface
 
 
 def fit(frame, **options):
@@ -157,3 +157,26 @@ def test_refuses_points_without_a_law(loss, words):
     n = np.geomspace(1e6, 1e8, len(loss))
     with pytest.raises(UserError, match=words):
         fit_surface(n, n * np.linspace(20, 40, len(n)), loss)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(6, 20),
+    kind=st.integers(0, 4),
+    norm=st.sampled_from(["huber", "mse", "l1"]),
+)
+def test_any_numbers_give_a_result_or_a_user_error(seed, size, kind, norm):
+    rng = np.random.default_rng(seed)
+    n, d = np.exp(rng.uniform(8, 20, size)), np.exp(rng.uniform(10, 25, size))
+    noise = rng.normal(0, 1, size)
+    loss = [np.exp(1 + noise), 2 + 1e-6 * noise, 2 + noise**2 / n**0.3, rng.choice([2.0, 3.0], size), np.exp(5 * noise)]
+    try:
+        result = bootstrap(
+            fit_surface(n, d, loss[kind], norm=norm, space=["log", "raw"][seed % 2], at=[1e15]), replicates=100
+        )
+    except UserError:
+        return
+    assert np.isfinite(result.objective)
+    assert result.status == "warned" or np.isfinite(result.at[1e15].N)
+    assert result.report()

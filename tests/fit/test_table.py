@@ -75,6 +75,9 @@ def test_isoflop_needs_groups(runs):
     loose = runs.drop(columns="budget").assign(flops=runs["flops"] * np.linspace(1, 1.01, len(runs)))
     with pytest.raises(UserError, match="isoFLOP curves need a column 'budget': 18 distinct flops in 18 rows"):
         fit_runs(loose, law="isoflop")
+    pairs = runs.drop(columns="budget").assign(flops=1e18 * (1 + np.arange(18) // 2))
+    with pytest.raises(UserError, match="9 distinct flops in 18 rows are no groups"):
+        fit_runs(pairs, law="isoflop")
     runs.loc[0, "budget"] = np.nan
     assert any("1 rows without a budget" in w for w in fit_runs(runs, law="isoflop", bootstrap=0).warnings)
 
