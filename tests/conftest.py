@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, settings
 
 from dlm.locate import PACKAGE
 
-ROOT = PACKAGE.parent
-
 # A law holds however busy the machine is.
 settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dlm")
@@ -66,7 +64,7 @@ def command():
     def run(module: str, *arguments: str | Path, timeout: float = 120) -> Ended:
         done = subprocess.run(
             [sys.executable, "-m", module, *map(str, arguments)],
-            capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False,
+            capture_output=True, text=True, cwd=PACKAGE.parent, timeout=timeout, check=False,
         )  # fmt: skip
         return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -80,7 +78,9 @@ def start(stdlib_data, workdir):
 
     def popen(*overrides: str) -> subprocess.Popen:
         arguments = [sys.executable, "-m", "dlm.launch", *overrides]
-        started.append(subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(arguments, cwd=PACKAGE.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield popen

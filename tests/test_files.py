@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,12 +24,13 @@ from dlm.files import (
     write_if_changed,
     write_json,
 )
+from dlm.locate import PACKAGE
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=PACKAGE.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

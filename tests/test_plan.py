@@ -10,12 +10,11 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
-from conftest import ROOT
 from smdm_table import BUDGETS, SMDM
 
 from dlm import launch as launching
 from dlm.errors import UserError
-from dlm.locate import configs_dir, sweeps_dir
+from dlm.locate import PACKAGE, configs_dir, sweeps_dir
 from dlm.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan import make_plan, read_plan, with_estimates, write_plan
 from dlm.sweep import load_sweep, parse_sweep
@@ -259,7 +258,9 @@ def test_a_cell_that_is_not_what_was_planned_is_refused(launch, tmp_path):
 
 def in_a_new_process(arguments: list[str], code: str) -> subprocess.CompletedProcess:
     source = f"import sys; sys.argv = {['dlm', *arguments]!r}; {code}"
-    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", source], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
 
 
 QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--help"], 0.5)}
