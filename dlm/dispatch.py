@@ -67,8 +67,11 @@ def submit_jobs(
             ledger.ended(name, state=ending[0], exit_code=event.exit_code, reason=ending[1])
         on_event(event)
 
+    def wanted(job: Job) -> bool:
+        return not ledger.read()[job.name].is_cancelled
+
     facts = git_environment()
-    result = cluster.run(jobs, code=code, environment=facts, on_event=record, on_tick=on_tick)
+    result = cluster.run(jobs, code=code, environment=facts, wanted=wanted, on_event=record, on_tick=on_tick)
     return Submission(
         submitted=tuple(job.name for job in jobs),
         endings=endings,

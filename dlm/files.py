@@ -144,7 +144,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        holder = live_holder(self.path.parent)
+        if holder is None or holder["pid"] == os.getpid():  # else another took it over while this host was cut off
+            self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -49,7 +49,18 @@ class CellRecord:
     failures: int = 0  # submissions that were made because the cell had failed
     submitted: float = 0.0  # seconds since the epoch, of the latest
     job_id: str | None = None  # SLURM's, of the latest
+    cancelled: float = 0.0  # seconds since the epoch, of the latest `dlm cancel`
     ending: Ending | None = None
+
+    @property
+    def waits_here(self) -> bool:
+        """A `dlm sweep` or `dlm submit` on this machine has it in its list, if that still lives."""
+        return self.job_id is None and self.submitted > max(self.cancelled, self.ending.time if self.ending else 0.0)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Stopped by `dlm cancel` and not submitted since."""
+        return self.cancelled > self.submitted
 
 
 class Ledger:
@@ -78,6 +89,10 @@ class Ledger:
     def refused(self, submission: str, reason: str) -> None:
         """SLURM has not."""
         self._append("refused", submission=submission, reason=reason)
+
+    def cancelled(self, cell_ids: Sequence[str]) -> None:
+        """These are not to be started, nor shown as anything but cancelled, until they are submitted again."""
+        self._append("cancelled", cells=list(cell_ids))
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
         """A local process has ended."""
@@ -111,6 +126,9 @@ def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> Iterab
     elif line["event"] == "submitted":
         for cell_id, job_id in line["ids"].items():
             yield cell_id, {"job_id": job_id, "submitted": when}
+    elif line["event"] == "cancelled":
+        for cell_id in line["cells"]:
+            yield cell_id, {"cancelled": when}
     elif line["event"] == "ended":
         yield (
             line["cell"],
@@ -169,6 +187,8 @@ def _last_word(
     record: CellRecord, status: Status | None, task: TaskState | None, slurm_silent: bool
 ) -> tuple[State, str | None]:
     """(state, reason) of a cell that nobody is running: the latest who spoke."""
+    if record.is_cancelled:
+        return State.CANCELLED, "by dlm cancel"
     spoke = status.updated if status is not None else 0.0
     if record.job_id is not None and (record.submitted > spoke or (status and status.exit_code is None)):
         return _word_of_slurm(record.job_id, task, slurm_silent)

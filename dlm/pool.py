@@ -31,7 +31,8 @@ LOG = "log.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What happened to a job: started, ended (with its exit code), deferred (another process runs it), skipped."""
+    """What happened to a job: started, ended (with its exit code), deferred (another process runs it), or
+    skipped (done by another or cancelled meanwhile)."""
 
     kind: Literal["started", "ended", "deferred", "skipped"]
     job: Job
@@ -90,10 +91,11 @@ class LocalPool:
         *,
         code: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        wanted: Callable[[Job], bool] = lambda job: True,
         on_event: Callable[[Event], None] = lambda event: None,
         on_tick: Callable[[], None] = lambda: None,
     ) -> PoolResult:
-        """Run all jobs and wait; ``environment`` is added to ours.
+        """Run all jobs and wait; ``environment`` is added to ours, a job not ``wanted`` when its turn comes is skipped.
 
         Raises UserError, before anything starts, for a job that cannot fit.
         """
@@ -104,7 +106,7 @@ class LocalPool:
         with self._owning_signals():
             try:
                 while (waiting or self._running) and not self._signals:
-                    self._start_what_fits(waiting, code, on_event)
+                    self._start_what_fits(waiting, code, wanted, on_event)
                     self._reap(codes, waiting, on_event)
                     on_tick()
                     time.sleep(self.poll_sec)
@@ -139,12 +141,21 @@ class LocalPool:
         used = sum(self.cpus(running.job) for running in self._running)
         return used + self.cpus(job) <= self.cores and job.resources.gpus_per_node <= len(self._free_gpus())
 
-    def _start_what_fits(self, waiting: list[Job], code: Path | None, on_event: Callable[[Event], None]) -> None:
+    def _start_what_fits(
+        self,
+        waiting: list[Job],
+        code: Path | None,
+        wanted: Callable[[Job], bool],
+        on_event: Callable[[Event], None],
+    ) -> None:
         """Start jobs in order while there is room; one that runs elsewhere is looked at again later."""
         for job in list(waiting):
             if not self._fits(job):
                 return
-            if live_holder(job.run_dir) is not None:
+            if not wanted(job):
+                waiting.remove(job)
+                on_event(Event(kind="skipped", job=job))
+            elif live_holder(job.run_dir) is not None:
                 self._defer(job, on_event)
             elif job.name in self._deferred and read_result(job.run_dir) is not None:
                 waiting.remove(job)  # whoever ran it has finished it

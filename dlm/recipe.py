@@ -114,7 +114,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scheduler.warmup_min_steps": (0, math.inf),
     "scheduler.min_ratio": (0, 1),
     "scheduler.decay_fraction": (1e-6, 1),
-    "objective.eps": (1e-9, 1),
+    "objective.eps": (1e-9, 0.999),
 }
 WHOLE = {
     "seed": 0,

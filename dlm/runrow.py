@@ -95,7 +95,7 @@ def _planned_columns(cell: CellFiles, sweep: str) -> dict[str, Any]:
         "block_size": recipe.block_size,
         "learning_rate": config["optimizer"]["lr"],
         "schedule": config["scheduler"]["name"],
-        "parent": None,
+        "parent": config.get("ckpt_path"),
         "seed": config["seed"],
         "data": config["data"]["name"],
         "data_hash": cell.data_hash,
@@ -118,17 +118,7 @@ def _measured_columns(cell: CellFiles) -> dict[str, Any]:
     last = _last_attempt(cell)
     measured |= {"git_sha": last.get("git_sha"), "device": last.get("device")}
     if result is not None:
-        same = (
-            "unique_tokens",
-            "epochs",
-            "tokens_per_sec",
-            "device",
-            "gpu_hours",
-            "attempts",
-            "steps_redone",
-            "data_hash",
-        )
-        measured |= {key: getattr(result, key) for key in same}
+        measured |= {key: getattr(result, key) for key in _OF_RESULT}
     return measured
 
 

@@ -155,10 +155,22 @@ def _cell_job(cell: Cell, sweep_dir: Path, *, cluster: LocalPool | Slurm, data_d
 
 
 def cancel(cell_ids: Sequence[str], sweep_dir: Path) -> dict[str, str]:
-    """Stop cells that run or wait: scancel, or SIGTERM to the process on this machine; cell -> what was done."""
+    """Stop cells that run or wait: scancel, or SIGTERM to the process on this machine; cell -> what was done.
+
+    Cells that a `dlm sweep` on this machine has not reached yet are passed over when their turn comes.
+    """
     now, _ = cells_now([(name, None) for name in cell_ids], sweep_dir)
     live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
-    records, done = Ledger(sweep_dir).read(), dict[str, str]()
+    ledger, done = Ledger(sweep_dir), dict[str, str]()
+    records = ledger.read()
+    waiting = [
+        name
+        for name in cell_ids
+        if name not in live and name in records and records[name].waits_here and now[name].state != State.DONE
+    ]
+    if live or waiting:
+        ledger.cancelled([*live, *waiting])
+    done |= dict.fromkeys(waiting, "will not be started")
     for name in live:
         job_id = records[name].job_id if name in records else None
         holder = live_holder(run_directory(sweep_dir, name))

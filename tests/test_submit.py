@@ -189,6 +189,26 @@ def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
     assert "SIGTERM" in cancel(["a"], sweep_dir)["a"]
     thread.join(timeout=10)
     assert outcome[0].endings["a"] == (State.PREEMPTED, "stopped by a signal")
+    assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
+
+
+def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
+    ask_mode(sweep_dir, "a", "wait")
+    outcome = []
+    plan = make_plan("a", "b", "c")
+    one_core = LocalPool(module="stub_cell", cores=1, poll_sec=0.02, grace_sec=5)
+    thread = threading.Thread(target=lambda: outcome.append(submit(plan, sweep_dir, one_core)))
+    thread.start()
+    while live_holder(run_dir(sweep_dir, "a")) is None:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert cancel(["c"], sweep_dir) == {"c": "will not be started"}
+    assert cancel(["c"], sweep_dir) == {}
+    done = cancel(["a", "b", "c"], sweep_dir)
+    assert "SIGTERM" in done["a"] and done["b"] == "will not be started" and "c" not in done
+    thread.join(timeout=10)
+    assert list(outcome[0].exit_codes) == ["a"]
+    assert {state_of(sweep_dir, name)[0] for name in "abc"} == {State.CANCELLED}
 
 
 # --- what a cell is given -------------------------------------------------------------------------------------------
