@@ -283,7 +283,7 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
         ((*SHORT, "+trainer.no_such=7"), ("Lightning refuses", "no_such")),
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
-        ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 1")),
+        ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 0.999")),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,
 )
