@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Stop(Exception):
         self.code = code
 
 
+MIN_SIZES = 4  # of one budget: fewer make no isoFLOP parabola with an error
 LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
 
 
@@ -59,7 +61,7 @@ def _definition(
     if budgets:
         spec = spec.with_budgets(check_budget(budget, "--budget") for budget in budgets)
     if top is not None:
-        highest = check_budget(top, "--top-budget")
+        highest = check_budget(top, "the top budget (BUDGET, --top-budget)")
         spec = spec.with_budgets(highest * fraction for fraction in spec.budget_fractions)
     return spec
 
@@ -145,6 +147,16 @@ def _prepared(chosen: Chosen) -> Chosen:
     return Chosen(chosen.sweep_dir, with_estimates(make_plan(chosen.plan.spec)))
 
 
+def _prepare_what_dlm_can(chosen: Chosen) -> Chosen:
+    """Make missing data that dlm makes itself, in seconds, so that the plan shown has the ids that will run."""
+    from dlm.groups import load_choice
+
+    names = {cell.groups["data"] for cell in chosen.plan.cells}
+    if chosen.plan.data_hash is None and all(load_choice("data", name).get("prepare") for name in names):
+        return _prepared(chosen)
+    return chosen
+
+
 def _prepare_data(name: str) -> None:
     from dlm.groups import load_choice
     from dlm.plan import data_dir_of
@@ -205,25 +217,28 @@ def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
     gpu_hours = sum(cell.gpu_hours or 0 for cell in on_cluster.cells)
     there = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
     smaller = max(spec.budgets) * spec.max_local_hours / hours
+    unprepared = f" ({chosen.plan.data} has to be prepared first)" if chosen.plan.data_hash is None else ""
     raise UserError(
         f"this machine would train {len(chosen.plan.cells)} cells of up to {format_flops(max(spec.budgets))} FLOPs for "
         f"about {duration(hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{there} with "
-        f"LAUNCHER=submitit_slurm, or a smaller budget: {_smaller_budget(spec, smaller)}"
+        f"LAUNCHER=submitit_slurm{unprepared}, or a smaller budget: {_smaller_budget(spec, smaller)}"
     )
 
 
 def _smaller_budget(spec: SweepSpec, budget: float) -> str:
-    """A budget of this definition that can be paid here, or the demo where its smallest model is too large."""
+    """A budget of this definition that can be paid here and still gives a law; else the demo."""
     from dlm.identity import format_flops
     from dlm.plan import make_plan
 
     rounded = float(f"{budget:.0e}")
     try:
-        make_plan(spec.with_budgets(rounded * fraction for fraction in spec.budget_fractions))
-    except UserError:
-        what = f"its models are too large for the {format_flops(rounded)} FLOPs that are payable here"
-        return f"{what}; `make sweep` alone runs the demo"
+        plan = make_plan(spec.with_budgets(rounded * fraction for fraction in spec.budget_fractions))
+        curves = Counter(cell.budget_flops for cell in plan.cells)
+    except UserError:  # no cell is left
+        curves = Counter()
+    if sum(sizes >= MIN_SIZES for sizes in curves.values()) < 2:  # a line through isoFLOP minima needs two
+        return f"`make sweep` alone runs the demo (the models of {spec.name} need more than what is payable here)"
     return f"BUDGET={format_flops(rounded)}, or `make sweep` alone for the demo"
 
 
@@ -310,7 +325,7 @@ def start(
     from dlm.screen import show_plan
 
     local = _launcher(launcher) == "submitit_local"
-    chosen = choose(target, budget, top_budget, settings)
+    chosen = _prepare_what_dlm_can(choose(target, budget, top_budget, settings))
     if not left_to_do(chosen):
         print(f"every cell of {chosen.sweep_dir} is done: nothing to train")
     elif local:
@@ -359,6 +374,8 @@ def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:
     collected = collect(sweep_dir)
     for warning in collected.warnings:
         warn(warning)
+    for row in collected.excluded.to_dict("records"):
+        print(f"left out {row['run_id']}: {row['reason']}")
     print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {sweep_dir / 'runs.csv'}")
     if collected.runs.empty:
         raise UserError(f"no run of {sweep_dir} can be used: see the reasons in {sweep_dir / 'excluded.csv'}")

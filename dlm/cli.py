@@ -40,7 +40,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="KEY=VALUE: change a key of the definition, or a config key of every cell."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 LauncherName = Annotated[
     str, typer.Option("--launcher", help="auto (SLURM where a controller answers), submitit_slurm or submitit_local.")
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 VERSION = 1  # raise it when the meaning of a value in the identity changes
 HASH_CHARS = 8  # six would collide once in a few hundred sweeps of 10,000 cells
+SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # a sweep is a folder in workdir/ and a W&B group
 OBJECTIVE_HEADS = {"masked_diffusion": "mdm", "autoregressive": "ar"}
 
 # What of each node of the config does not decide the result.

@@ -6,6 +6,7 @@ Torch and Lightning are imported only when a run starts: composing, naming and s
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlm import locate
 from dlm.errors import ExitCode, UserError, close_matches
 from dlm.groups import choices
+from dlm.identity import SWEEP_NAME
 
 NODES = (
     "model",
@@ -49,12 +51,20 @@ def config_cell_id(root: DictConfig) -> str:
     return cell_id(config, steps=derive(config).steps, data_hash=manifest.hash)
 
 
+def check_sweep_name(name: str) -> str:
+    """The folder of a run under workdir/, which must be one."""
+    if not re.fullmatch(SWEEP_NAME, str(name)):
+        raise UserError(f"sweep is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
+    return str(name)
+
+
 def register() -> None:
     """Tell OmegaConf dlm's resolvers and Hydra dlm's launchers."""
     from dlm import launchers
 
     OmegaConf.register_new_resolver("dlm.workdir", lambda: str(locate.workdir()), replace=True)
     OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(locate.data_dir()), replace=True)
+    OmegaConf.register_new_resolver("dlm.sweep_name", check_sweep_name, replace=True)
     OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
     launchers.register()
 
@@ -90,22 +100,22 @@ def explain(error: Exception) -> str | None:
         near = close_matches(choice, choices(group))
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"unknown {group or 'config'} '{choice}': {hint}allowed: {', '.join(choices(group))}"
+    if isinstance(error, ConfigCompositionException) and "To append to your config" in str(error):
+        key = str(error).split("'")[1]
+        return f"unknown key '{key}'{_near_keys(key)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         deepest = list(causes(error))[-1] if isinstance(error, ConfigCompositionException) else error
-        return " ".join(f"{error} {deepest if deepest is not error else ''}".split()) + _near_keys(str(error))
+        return " ".join(f"{error} {deepest if deepest is not error else ''}".split())
     return None
 
 
-def _near_keys(message: str) -> str:
-    """The close matches of the key that an override named, where the message is about one."""
-    words = message.split("'")
-    if len(words) < 2 or "override" not in message:
-        return ""
+def _near_keys(key: str) -> str:
+    """The close matches of a key that an override named, else what is at the top."""
     with hydra.initialize_config_dir(str(locate.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
-    key = words[1].split("=")[0]
+    assert isinstance(base, dict)
     near = close_matches(key, list(_keys(base)))
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    return f": did you mean {' or '.join(near)}?" if near else f": allowed at the top are {', '.join(map(str, base))}"
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

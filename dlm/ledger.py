@@ -26,6 +26,9 @@ _BY_EXIT_CODE: dict[int, State] = {
     ExitCode.PREEMPTED: State.PREEMPTED,
 }
 
+GONE = "it was done, and its result.json is gone or not whole"
+EVENTS = ("intent", "submitted", "refused", "cancelled", "ended")
+
 
 def run_directory(sweep_dir: Path, cell_id: str) -> Path:
     """Where a cell runs."""
@@ -99,9 +102,11 @@ class Ledger:
         self._append("ended", cell=cell_id, state=state, exit_code=exit_code, reason=reason)
 
     def read(self) -> dict[str, CellRecord]:
-        """Everything by cell; a line cut in half by a crash is passed over."""
+        """Everything by cell; a line cut in half by a crash, or one that is not ours, is passed over."""
         cells: dict[str, CellRecord] = {}
         for line in read_jsonl(self.path):
+            if not isinstance(line.get("time"), float) or line.get("event") not in EVENTS:
+                continue
             for cell_id, changes in _changes(line, cells):
                 cells[cell_id] = dataclasses.replace(cells.get(cell_id, CellRecord()), **changes)
         return cells
@@ -193,10 +198,14 @@ def _last_word(
     if record.job_id is not None and (record.submitted > spoke or (status and status.exit_code is None)):
         return _word_of_slurm(record.job_id, task, slurm_silent)
     if record.ending is not None and record.ending.time >= spoke:
+        if record.ending.state is State.DONE:
+            return State.LOST, GONE
         return record.ending.state, record.ending.reason
     if status is None:
         return State.PLANNED, None
-    if status.state in (State.RUNNING, State.DONE) or status.exit_code is None:
+    if status.state is State.DONE:
+        return State.LOST, GONE
+    if status.state is State.RUNNING or status.exit_code is None:
         return State.LOST, f"its last word was {status.state} at step {status.step}, and no process holds it"
     return status.state, status.reason
 

@@ -58,6 +58,10 @@ def read_manifest(data_dir: Path) -> Manifest | None:
     Raises UserError when the manifest is damaged, or a file is missing or has another size.
     """
     path = data_dir / MANIFEST
+    if data_dir.is_file():
+        raise UserError(
+            f"{data_dir} is a file where a folder of prepared data belongs: move it away or change DLM_DATA"
+        )
     if not path.is_file():
         return None
     content = read_json(path)

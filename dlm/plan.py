@@ -104,7 +104,7 @@ def make_plan(spec: SweepSpec) -> Plan:
     groups = {**DEFAULT_GROUPS, **spec.groups}
     for group, choice in groups.items():
         if group not in (*DEFAULT_GROUPS, *OTHER_GROUPS):
-            raise unknown("group in groups", group, (*DEFAULT_GROUPS, *OTHER_GROUPS))
+            raise unknown("group in groups", group, dict.fromkeys((*DEFAULT_GROUPS, *OTHER_GROUPS)))
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
     manifests = {}
@@ -121,7 +121,10 @@ def make_plan(spec: SweepSpec) -> Plan:
     cells, thinned = _thin(spec, cells)
     dropped += thinned
     if not cells:
-        raise UserError(f"no cell is left of {len(dropped)}: the first is {_name(dropped[0])}: {dropped[0]['reason']}")
+        raise UserError(
+            f"no cell is left of {len(dropped)} (the first, {_name(dropped[0])}: {dropped[0]['reason']}): change "
+            "budgets, models, tokens_per_param or max_epochs"
+        )
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
     if times > 1:
         raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
@@ -225,7 +228,23 @@ def _cell(spec: SweepSpec, point: Mapping[str, Any], manifest: Manifest | None) 
             f"{point['groups']['data']} have {manifest.vocab_size}: change models or groups.data"
         )
     epochs = None if manifest is None else recipe.tokens / manifest.tokens("train")
+    _check_divides(spec, point, recipe.global_batch_size)
     return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, manifest, epochs)
+
+
+def _check_divides(spec: SweepSpec, point: Mapping[str, Any], batch_size: int) -> None:
+    """Raise UserError for a batch that the devices of the definition do not divide."""
+    devices = point["overrides"].get("trainer.devices")
+    if isinstance(devices, int):
+        devices *= point["overrides"].get("trainer.num_nodes") or spec.hardware.nodes
+    else:
+        devices = spec.hardware.gpus_per_node * spec.hardware.nodes
+    if batch_size % max(devices, 1):
+        raise UserError(
+            f"data.batch_size {batch_size} of {point['groups']['model']} is not divided by {devices} devices: change "
+            "data.batch_size, or the devices (hardware.gpus_per_node and hardware.nodes of the definition, "
+            "trainer.devices)"
+        )
 
 
 def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | None:

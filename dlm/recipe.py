@@ -97,6 +97,8 @@ def _steps(
     block_size: int,
     causal: bool,
 ) -> tuple[int, float | None]:
+    if training.get("budget") is not None:
+        flops.check_budget(training["budget"])
     if training.get("steps") is not None:
         return whole("training.steps", training["steps"]), None
     if training.get("budget") is None:
@@ -123,6 +125,7 @@ WHOLE = {
     "validation.draws": 2,  # one draw has no standard error
     "validation.times": 1,
     "data.stride": 1,
+    "trainer.threads": 1,
 }
 
 
@@ -131,7 +134,8 @@ def check_values(config: Mapping[str, Any]) -> None:
     for key, (low, high) in RANGES.items():
         value = _at(config, key)
         if value is not None and not (_is_number(value) and low <= value <= high):
-            raise UserError(f"{key} is {value!r}: it must be a number from {low:g} to {high:g}")
+            top = f"to {high:g}" if math.isfinite(high) else "up"
+            raise UserError(f"{key} is {value!r}: it must be a number from {low:g} {top}")
     for key, minimum in WHOLE.items():
         value = _at(config, key)
         if value is not None:

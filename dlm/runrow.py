@@ -156,7 +156,8 @@ def _final_without_result(cell: CellFiles, metrics: list[dict[str, Any]], wandb:
         loss, error = final_validation(rows, cell.recipe.steps)
         if loss is not None and math.isfinite(loss):
             name = "metrics.jsonl" if source == "run_dir" else "the W&B file"
-            cell.warn([f"result.json is absent; the loss {loss:g} at step {cell.recipe.steps} was read from {name}"])
+            read = f"the loss {loss:g} at step {cell.recipe.steps} was read from {name}"
+            cell.warn([f"result.json is absent or not whole; {read}"])
             return {"loss": loss, "loss_se": error, "source": source, "estimator": "unknown", "status": str(State.DONE)}
     return {}
 

@@ -78,7 +78,7 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
         out.print(f"[dim]dropped {names}: {reason}[/]")
     hidden = len(plan.dropped) - show_dropped
     if hidden > 0:
-        out.print(f"[dim]... and {hidden} more dropped, all in plan.json with their reasons[/]")
+        out.print(f"[dim]... and {hidden} more dropped, `dlm plan --json` lists them with their reasons[/]")
     out.print(_cost_line(plan))
 
 
@@ -88,7 +88,7 @@ def _dropped_by_reason(plan: Plan, limit: int) -> list[tuple[str, str]]:
 
 def _cost_line(plan: Plan) -> str:
     flops = sum(cell.budget_flops for cell in plan.cells)
-    line = f"{len(plan.cells)} cells, {format_flops(flops)} FLOPs"
+    line = f"{len(plan.cells)} cells, {format_flops(flops)} FLOPs ({plan.convention})"
     if plan.cells[0].hours is None:
         return f"{line}; time: {plan.cells[0].basis}"
     hours = sum(cell.hours or 0 for cell in plan.cells)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dlm.errors import UserError, close_matches, unknown
 from dlm.flops import PEAK_FLOPS, Convention, check_budget
-from dlm.groups import load_yaml, parse_yaml
+from dlm.groups import load_base, load_yaml, parse_yaml
+from dlm.identity import SWEEP_NAME
 from dlm.locate import sweeps_dir
 
 
@@ -52,7 +53,7 @@ class Hardware(_Frozen):
 class SweepSpec(_Frozen):
     """A sweep definition: which cells, and what they have in common."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=f"^{SWEEP_NAME}$")
     description: str = ""
     budgets: tuple[Number, ...]  # target FLOPs of one cell
     budget_fractions: tuple[Number, ...] = (1.0, 1 / 3, 0.1, 1 / 30)  # of the top budget, for make's BUDGET
@@ -69,6 +70,13 @@ class SweepSpec(_Frozen):
     max_gpu_hours: float | None = Field(default=None, gt=0)  # more needs YES=1
     max_local_hours: float = Field(default=24.0, gt=0)  # a sweep that takes longer on this machine is not started here
     hardware: Hardware = Hardware()
+
+    @field_validator("budget_fractions")
+    @classmethod
+    def _fractions(cls, value: Sequence[float]) -> Sequence[float]:
+        if not value or not all(0 < fraction <= 1 for fraction in value):
+            raise ValueError("needs numbers above 0 and up to 1")
+        return value
 
     @field_validator("models", "objectives", "seeds", "budgets")
     @classmethod
@@ -120,6 +128,8 @@ def _set(content: dict[str, Any], setting: str) -> None:
         content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value
+    elif "." not in key and key not in load_base():
+        raise unknown("key in --set", key, [*SweepSpec.model_fields, "GROUP.KEY"])
     else:  # a config key: the same for every cell
         content["set"] = {**(content.get("set") or {}), key: value}
 

@@ -73,6 +73,9 @@ def run(config: Mapping[str, Any]) -> ExitCode:
             f"{recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}: raise training.budget, lower data.batch_size "
             "or choose a smaller model"
         )
+    training = config["training"]
+    if training["steps"] is not None and training["budget"] is not None:
+        print(f"training.steps {recipe.steps} counts, training.budget {training['budget']:g} does not")
     manifest = check_data(config, recipe)
     run_dir = Path(config["paths"]["run_dir"])
     if config["trainer"]["fast_dev_run"]:
@@ -172,6 +175,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profiler's table is what was asked for
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours seeks: FromOffset
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
 

@@ -168,6 +168,22 @@ def test_the_standard_library_as_text(stdlib_data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
+def test_damaged_text_is_made_again(tmp_path):
+    folder = tmp_path / "stdlib"
+    whole = prepare_stdlib(folder)
+    first = folder / whole.splits["train"][0].name
+    for damage in (
+        lambda: first.write_bytes(first.read_bytes()[:1000]),
+        first.unlink,
+        (folder / "manifest.json").unlink,
+        lambda: (folder / "manifest.json").write_text('{"name": '),
+    ):
+        damage()
+        prepare_stdlib(folder)
+        assert read_manifest(folder) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["stdlib"]
+
+
 def test_a_foreign_folder_is_not_overwritten(tmp_path):
     (tmp_path / "stdlib").mkdir()
     (tmp_path / "stdlib" / "thesis.txt").write_text("mine")

@@ -151,6 +151,11 @@ def test_epochs_are_tokens_over_those_of_the_data(stdlib_data):
         ({"set": {"data.block_size": 512}}, ["data.block_size 512", "256", "model.block_size"]),
         ({"models": ["6M"], "budgets": [1e15]}, ["6M has vocab_size 32000", "stdlib have 256", "groups.data"]),
         ({"seeds": [0, 0]}, ["2 times", "seeds"]),
+        (
+            {"set": {"data.batch_size": 7}, "hardware": {"device": "H100", "gpus_per_node": 2, "nodes": 2}},
+            ["data.batch_size 7", "4 devices", "hardware.gpus_per_node"],
+        ),
+        ({"set": {"data.batch_size": 8, "trainer.devices": 3}}, ["data.batch_size 8", "3 devices"]),
     ],
 )
 def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
@@ -220,6 +225,9 @@ def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
     write_plan(tmp_path / "fast", fast)
     assert (tmp_path / "slow/plan.json").read_bytes() == (tmp_path / "fast/plan.json").read_bytes()
     assert read_plan(tmp_path / "slow") == slow
+    for damaged in ("[]", "null", '"x"', '{"a": 1}', '{"a": {}}', '{"a'):  # derived: nothing waits for its repair
+        (tmp_path / "slow/estimate.json").write_text(damaged)
+        assert read_plan(tmp_path / "slow") == plan
 
 
 SHIPPED = sorted(path.stem for path in sweeps_dir().glob("*.yaml"))

@@ -86,6 +86,18 @@ def test_only_a_whole_result_of_this_cell_at_its_last_step_counts_as_done(sweep_
     assert all(state is State.DONE for state, _ in done.endings.values())
 
 
+@pytest.mark.parametrize("loss", ["result", "directory"])
+def test_a_result_that_is_lost_is_made_again_whatever_the_ledger_says(sweep_dir, loss):
+    submit(make_plan("a"), sweep_dir)
+    if loss == "result":
+        (run_dir(sweep_dir, "a") / "result.json").unlink()
+    else:
+        shutil.rmtree(run_dir(sweep_dir, "a"))
+    now, _ = cells_now([("a", STEPS)], sweep_dir)
+    assert now["a"].state is State.LOST and "result.json is gone" in str(now["a"].reason)
+    assert submit(make_plan("a"), sweep_dir).endings["a"] == (State.DONE, None)
+
+
 def test_endings_are_reconciled_and_each_cause_has_its_own_retry(sweep_dir):
     for name in ("fail", "kill", "config", "quiet"):
         ask_mode(sweep_dir, name, name)
@@ -165,7 +177,7 @@ def test_a_half_written_ledger_line_costs_that_line_only(sweep_dir):
     ask_mode(sweep_dir, "a", "fail")
     submit(make_plan("a"), sweep_dir)
     with open(Ledger(sweep_dir).path, "a") as stream:
-        stream.write('{"event": "ended", "cell": "a", "sta')
+        stream.write('{}\n{"cell": 5}\n{"event": "no such", "time": 1.0}\n{"event": "ended", "cell": "a", "sta')
     assert submit(make_plan("a"), sweep_dir).submitted == ("a",)
     assert Ledger(sweep_dir).read()["a"].submissions == 2
 

@@ -259,6 +259,8 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
     assert "optimizer" in launch(*SHORT, f"ckpt_path={step_36}", "optimizer.lr=1e-4").complaint
     assert "objective" in launch(*SHORT, f"ckpt_path={step_36}", "objective=autoregressive").complaint
     assert "does not exist" in launch(*SHORT, "ckpt_path=nowhere").complaint
+    shorter = launch(*SHORT, "training.steps=30", f"ckpt_path={step_36}").complaint
+    assert "is at step 36, this run ends at 30" in shorter and "training.steps" in shorter
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,11 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
         ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 0.999")),
+        ((*SHORT, "trainer.threads=-1"), ("trainer.threads is -1", "at least 1")),
+        ((*SHORT, "training.budget=-4"), ("training.budget is -4", "above zero")),
+        ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),
+        ((*SHORT, "trainer.profiler=simple"), ("unknown key 'trainer.profiler'", "or profiler")),
+        ((*SHORT, "ckpt_path=/etc/hostname"), ("ckpt_path /etc/hostname cannot be read", "step_* folder")),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from dlm.callbacks import at_step_end, callbacks_of, evenly
@@ -145,4 +146,10 @@ def state_file(checkpoint: Path) -> Path:
         return checkpoint / STATE
     if not checkpoint.is_file():
         raise UserError(f"ckpt_path {checkpoint} does not exist: give a step_* folder or a checkpoint file")
+    try:
+        ours = "dlm" in torch.load(checkpoint, map_location="meta", weights_only=True)
+    except Exception as error:  # whatever unpickling a stranger's file raises
+        raise UserError(f"ckpt_path {checkpoint} cannot be read as a checkpoint: give a step_* folder") from error
+    if not ours:
+        raise UserError(f"ckpt_path {checkpoint} is no checkpoint of dlm: give a step_* folder of a run")
     return checkpoint

@@ -6,6 +6,7 @@ A data set is built in a folder beside its place and renamed into it, so a half-
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -90,14 +91,14 @@ def _write_data_set(
 
 
 def _move_into_place(building: Path, data_dir: Path) -> None:
-    """Rename; the same data that are there already stay, another data set is never replaced."""
+    """Rename; the same data that are there already stay, and nothing but this data set, whole or not, is replaced."""
     building.chmod(0o755)
-    if data_dir.exists() and not any(data_dir.iterdir()):
+    made = read_whole(building)
+    if data_dir.is_dir() and not any(data_dir.iterdir()):
         data_dir.rmdir()
-    there = read_manifest(data_dir) if (data_dir / MANIFEST).is_file() else None
-    if there is not None and there.hash == read_whole(building).hash:
+    if data_dir.is_dir() and _is_whole(data_dir, made):
         return
-    if there is not None and there.name == read_whole(building).name:
+    if data_dir.is_dir() and all(_of_data_set(path.name, made.name) for path in data_dir.iterdir()):
         old = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-old-"))
         os.rename(data_dir, old / data_dir.name)
         os.rename(building, data_dir)
@@ -106,6 +107,19 @@ def _move_into_place(building: Path, data_dir: Path) -> None:
         raise UserError(f"{data_dir} exists and holds something else: move it away or choose another folder")
     else:
         os.rename(building, data_dir)
+
+
+def _is_whole(data_dir: Path, made: Manifest) -> bool:
+    """Whether ``data_dir`` holds what was made, undamaged."""
+    try:
+        there = read_manifest(data_dir)
+    except UserError:  # damaged: it is about to be made anew
+        return False
+    return there is not None and there.hash == made.hash
+
+
+def _of_data_set(file: str, name: str) -> bool:
+    return file == MANIFEST or fnmatch.fnmatchcase(file, f"*_{name}_0_*.bin")
 
 
 def read_whole(data_dir: Path) -> Manifest:

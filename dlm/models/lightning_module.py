@@ -111,6 +111,11 @@ class DiffusionLMLightningModule(L.LightningModule):
                 f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says "
                 f"{dict(self.config['optimizer'])}: change ckpt_path or optimizer"
             )
+        if checkpoint["global_step"] > self.recipe.steps:
+            raise UserError(
+                f"the checkpoint is at step {checkpoint['global_step']}, this run ends at {self.recipe.steps}: change "
+                "ckpt_path, or raise training.budget or training.steps"
+            )
         self._count_in_our_micro_batches(checkpoint)
         self.loss_sum, self.loss_count = torch.tensor(stated["loss_sum"]), stated["loss_count"]
 
