@@ -68,7 +68,7 @@ def submit_jobs(
         on_event(event)
 
     def wanted(job: Job) -> bool:
-        return not ledger.read()[job.name].is_cancelled
+        return job.name not in ledger.cancelled_now()
 
     facts = git_environment()
     result = cluster.run(jobs, code=code, environment=facts, wanted=wanted, on_event=record, on_tick=on_tick)

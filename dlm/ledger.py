@@ -72,6 +72,7 @@ class Ledger:
     def __init__(self, sweep_dir: Path) -> None:
         self.folder = sweep_dir / "ledger"
         self.path = self.folder / "ledger.jsonl"
+        self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # (size of the log when read, names)
 
     def _append(self, event: str, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,13 @@ class Ledger:
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
         """A local process has ended."""
         self._append("ended", cell=cell_id, state=state, exit_code=exit_code, reason=reason)
+
+    def cancelled_now(self) -> frozenset[str]:
+        """The cells that are not to run; cheap to ask often, for the log is read when it has grown."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != self._cancelled[0]:
+            self._cancelled = size, frozenset(name for name, record in self.read().items() if record.is_cancelled)
+        return self._cancelled[1]
 
     def read(self) -> dict[str, CellRecord]:
         """Everything by cell; a line cut in half by a crash, or one that is not ours, is passed over."""

@@ -55,6 +55,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     started: float
     gpus: list[str]
+    stopped: bool = False  # told to end, because it is not wanted any more
 
 
 class LocalPool:
@@ -95,7 +96,9 @@ class LocalPool:
         on_event: Callable[[Event], None] = lambda event: None,
         on_tick: Callable[[], None] = lambda: None,
     ) -> PoolResult:
-        """Run all jobs and wait; ``environment`` is added to ours, a job not ``wanted`` when its turn comes is skipped.
+        """Run all jobs and wait; ``environment`` is added to ours.
+
+        A job that is not ``wanted`` any more is not started, and ended with SIGTERM when it runs.
 
         Raises UserError, before anything starts, for a job that cannot fit.
         """
@@ -107,6 +110,7 @@ class LocalPool:
             try:
                 while (waiting or self._running) and not self._signals:
                     self._start_what_fits(waiting, code, wanted, on_event)
+                    self._end_unwanted(wanted)
                     self._reap(codes, waiting, on_event)
                     on_tick()
                     time.sleep(self.poll_sec)
@@ -164,6 +168,12 @@ class LocalPool:
                 waiting.remove(job)
                 self._running.append(self._start(job, code))
                 on_event(Event(kind="started", job=job, pid=self._running[-1].process.pid))
+
+    def _end_unwanted(self, wanted: Callable[[Job], bool]) -> None:
+        for running in self._running:
+            if not running.stopped and not wanted(running.job):
+                running.process.terminate()
+                running.stopped = True
 
     def _defer(self, job: Job, on_event: Callable[[Event], None]) -> None:
         if job.name not in self._deferred:

@@ -157,7 +157,7 @@ def _cell_job(cell: Cell, sweep_dir: Path, *, cluster: LocalPool | Slurm, data_d
 def cancel(cell_ids: Sequence[str], sweep_dir: Path) -> dict[str, str]:
     """Stop cells that run or wait: scancel, or SIGTERM to the process on this machine; cell -> what was done.
 
-    Cells that a `dlm sweep` on this machine has not reached yet are passed over when their turn comes.
+    A `dlm sweep` on this machine sees the ledger: it ends what it has just started and passes over what waits.
     """
     now, _ = cells_now([(name, None) for name in cell_ids], sweep_dir)
     live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
@@ -170,7 +170,7 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path) -> dict[str, str]:
     ]
     if live or waiting:
         ledger.cancelled([*live, *waiting])
-    done |= dict.fromkeys(waiting, "will not be started")
+    done |= dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
         job_id = records[name].job_id if name in records else None
         holder = live_holder(run_directory(sweep_dir, name))

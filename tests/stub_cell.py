@@ -55,6 +55,8 @@ def main() -> int:
     run_dir = Path(given["paths.workdir"].strip("'")) / given.get("sweep", "adhoc").strip("'") / "runs" / cell_id
     asked = run_dir / "mode"
     mode = given.get("mode") or (asked.read_text() if asked.is_file() else "done")
+    if mode == "boot":  # imports go on and on: no lease yet, no handler
+        time.sleep(30)
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     with Lease(run_dir):

@@ -30,6 +30,7 @@ from dlm.snapshot import snapshot_code
 from dlm.submit import cancel, cell_overrides, cell_resources, submit_plan, time_limit_min, trainer_overrides
 
 TESTS = Path(__file__).parent
+OFF_THE_LIST = "taken off the list of the sweep here"
 
 
 def make_cell(name: str, **changes) -> SimpleNamespace:
@@ -204,6 +205,19 @@ def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
     assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
 
 
+def test_cancel_ends_a_cell_that_has_only_just_begun(sweep_dir):
+    ask_mode(sweep_dir, "a", "boot")
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
+    thread.start()
+    while not (run_dir(sweep_dir, "a") / "log.txt").is_file():
+        time.sleep(0.02)
+    assert cancel(["a"], sweep_dir) == {"a": OFF_THE_LIST}
+    thread.join(timeout=10)
+    assert outcome[0].exit_codes == {"a": -signal.SIGTERM}
+    assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
+
+
 def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
     ask_mode(sweep_dir, "a", "wait")
     outcome = []
@@ -214,10 +228,10 @@ def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
     while live_holder(run_dir(sweep_dir, "a")) is None:
         time.sleep(0.02)
     time.sleep(0.1)
-    assert cancel(["c"], sweep_dir) == {"c": "will not be started"}
+    assert cancel(["c"], sweep_dir) == {"c": OFF_THE_LIST}
     assert cancel(["c"], sweep_dir) == {}
     done = cancel(["a", "b", "c"], sweep_dir)
-    assert "SIGTERM" in done["a"] and done["b"] == "will not be started" and "c" not in done
+    assert "SIGTERM" in done["a"] and done["b"] == OFF_THE_LIST and "c" not in done
     thread.join(timeout=10)
     assert list(outcome[0].exit_codes) == ["a"]
     assert {state_of(sweep_dir, name)[0] for name in "abc"} == {State.CANCELLED}
