@@ -36,7 +36,7 @@ def measure(model: str, *, block_size: int, seconds: float) -> float:
 
     def step() -> None:
         optimizer.zero_grad()
-        objective.nll(network, tensors).mean().backward()
+        objective.loss(network, tensors).mean().backward()
         optimizer.step()
 
     step()

@@ -118,6 +118,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "scheduler.decay_fraction": (1e-6, 1),
     "objective.eps": (1e-9, 0.999),
 }
+NAMES = {
+    "scheduler.name": tuple(schedule.SHAPES),
+    "objective.weight": ("elbo", "low_var", "realised_fraction"),
+    "validation.estimator": ("mc", "exact_count"),
+}
 WHOLE = {
     "seed": 0,
     "validation.seed": 0,
@@ -140,9 +145,10 @@ def check_values(config: Mapping[str, Any]) -> None:
         value = _at(config, key)
         if value is not None:
             whole(key, value, minimum)
-    name = _at(config, "scheduler.name")
-    if name not in schedule.SHAPES:
-        raise unknown("scheduler.name", name, schedule.SHAPES)
+    for key, allowed in NAMES.items():
+        name = _at(config, key)
+        if name is not None and name not in allowed:
+            raise unknown(key, name, allowed)
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

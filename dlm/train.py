@@ -185,7 +185,12 @@ def make_module_and_data(
 ) -> tuple[DiffusionLMLightningModule, SlimPajamaDataModule]:
     """The module and its data for ``world_size`` processes."""
     data, validation = config["data"], config["validation"]
-    objective = make_objective(config["objective"], vocab_size=recipe.shape.vocab_size, bos_id=manifest.bos_id)
+    objective = make_objective(
+        config["objective"],
+        vocab_size=recipe.shape.vocab_size,
+        bos_id=manifest.bos_id,
+        estimator=validation["estimator"],
+    )
     micro, accumulate = split_batch(config, recipe, world_size)
     return DiffusionLMLightningModule(recipe, objective, config), SlimPajamaDataModule(
         Path(data["data_dir"]),

@@ -74,9 +74,11 @@ def the_id(config, steps=100, data_hash="abc"):
 
 DECIDING = [
     ("model", "n_layer"), ("model", "norm_eps"), ("model", "rotary_percentage"), ("objective", "eps"),
+    ("objective", "weight"),
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
     ("scheduler", "warmup_fraction"), ("scheduler", "min_ratio"), ("data", "batch_size"), ("data", "block_size"),
     ("data", "stride"), ("validation", "seed"), ("validation", "draws"), ("validation", "num_sequences"),
+    ("validation", "estimator"),
     ("training", "budget"), ("training", "convention"), ("trainer", "precision"), ("seed",), ("ckpt_path",),
 ]  # fmt: skip
 

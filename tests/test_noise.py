@@ -35,7 +35,7 @@ def global_batches(tokens, *, micro, world_size, steps, seed=7, first_step=0):
     return [
         {
             key: np.concatenate([rank[step * parts + part][key] for rank in ranks for part in range(parts)])
-            for key in ("tokens", "mask", "p")
+            for key in ("tokens", "mask", "weight")
         }
         for step in range(first_step, steps)
     ]
@@ -49,7 +49,7 @@ def test_the_draws_do_not_depend_on_topology_or_restart(micro, world_size, token
     later = global_batches(tokens, micro=micro, world_size=world_size, steps=9, first_step=5)
     for a, b in zip(whole + whole[5:], split + later, strict=True):
         assert all(np.array_equal(a[key], b[key]) for key in a)
-    assert len({batch["mask"].tobytes() for batch in whole}) == len({batch["p"].tobytes() for batch in whole}) == 9
+    assert len({batch["mask"].tobytes() for batch in whole}) == len({batch["weight"].tobytes() for batch in whole}) == 9
     other = global_batches(tokens, micro=BATCH, world_size=1, steps=1, seed=8)[0]
     assert all(not np.array_equal(other[key], whole[0][key]) for key in other)
 
@@ -65,10 +65,11 @@ def test_an_epoch_holds_every_sequence_once_and_the_next_another_order(tokens):
 
 def test_the_masked_share_is_p(tokens):
     batches = global_batches(tokens, micro=BATCH, world_size=1, steps=400)
-    mask, p = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "p"))
+    p_of_steps = [1 / (batch["weight"] * batch["mask"].shape[1]) for batch in batches]
+    mask, p = np.concatenate([batch["mask"] for batch in batches]), np.concatenate(p_of_steps)
     assert mask.mean() == pytest.approx(p.mean(), abs=4 * float((p * (1 - p)).mean() / mask.size) ** 0.5)
     assert p.mean() == pytest.approx(0.5005, abs=0.002)
-    spread = np.array([batch["p"].mean() for batch in batches]).std()
+    spread = np.array([p.mean() for p in p_of_steps]).std()
     assert spread < 0.3 * np.sqrt(1 / 12 / BATCH)  # independent draws would spread more than three times as wide
 
 

@@ -47,19 +47,24 @@ def agree(model, weights, loss, truth):
         assert (parameter.grad - weights[name].grad).abs().max() < 1e-4 * scale, name
 
 
-def test_masked_diffusion_is_its_formula_with_every_gradient():
-    objective = MaskedDiffusion(vocab_size=V)
-    batch = random_batch(objective)
+@pytest.mark.parametrize("weight", ["elbo", "low_var", "realised_fraction"])
+def test_masked_diffusion_is_its_formula_with_every_gradient(weight):
+    objective = MaskedDiffusion(vocab_size=V, weight=weight)
+    noise = np.random.default_rng(0)
+    tokens, time, uniform = noise.integers(0, V, (B, T)), noise.random(B), noise.random((B, T))
+    batch = tensors(objective.corrupt(tokens, time, uniform))
     model, weights = model_and_weights(causal=False)
     truth = torch.zeros((), dtype=torch.float64)
     for b in range(B):
+        p, masked = 1e-3 + 0.999 * time[b], batch["mask"][b].sum().item()
+        expected = {"elbo": p * T, "low_var": (1 + 1e-3) / 2 * T, "realised_fraction": max(masked, 1)}[weight]
         visible = batch["tokens"][b].clone()
         visible[batch["mask"][b]] = V  # the mask token is the row after the vocabulary
         log_prob = reference_logits(weights, TINY, visible, causal=False).log_softmax(-1)
         for t in range(T):
             if batch["mask"][b, t]:
-                truth = truth - log_prob[t, batch["tokens"][b, t]] / batch["p"][b].double() / T / B
-    agree(model, weights, objective.nll(model, batch).mean(), truth)
+                truth = truth - log_prob[t, batch["tokens"][b, t]] / expected / B
+    agree(model, weights, objective.loss(model, batch).mean(), truth)
 
 
 def test_autoregression_is_its_formula_with_every_gradient():
@@ -72,7 +77,7 @@ def test_autoregression_is_its_formula_with_every_gradient():
         log_prob = reference_logits(weights, TINY, given, causal=True).log_softmax(-1)
         for t in range(T):
             truth = truth - log_prob[t, batch["tokens"][b, t]] / T / B
-    agree(model, weights, objective.nll(model, batch).mean(), truth)
+    agree(model, weights, objective.loss(model, batch).mean(), truth)
 
 
 # A small world that is known exactly: all sequences of three letters, and how likely each is.
@@ -109,18 +114,35 @@ class ExactReader(torch.nn.Module):
         return torch.stack(result, dim=1)
 
 
-def integrated(objective: MaskedDiffusion, weight=lambda p: p) -> float:
+MASKS = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
+
+
+def of_every_text(objective, model, mask, weight) -> float:
+    """The expectation over texts of the loss under one mask."""
+    batch = {"tokens": TEXTS, "mask": mask.expand(len(TEXTS), -1), "weight": torch.full((len(TEXTS),), weight)}
+    return (PROB * objective.loss(model, batch)).sum().item()
+
+
+def counted(objective: MaskedDiffusion, model) -> float:
+    """The bound without eps, exactly: the mean over k = 1..T of the mean over all masks of k tokens."""
+    total = 0.0
+    for k in range(1, LENGTH + 1):
+        of_k = [mask for mask in MASKS if mask.sum() == k]
+        total += sum(of_every_text(objective, model, mask, 1 / k) for mask in of_k) / len(of_k) / LENGTH
+    return total
+
+
+def integrated(objective: MaskedDiffusion, weight=lambda p, masked: 1 / (p * LENGTH), model=None) -> float:
     """The expectation of the loss over texts, masks and t, exactly: Gauss-Legendre is exact for polynomials."""
+    model = model or ExactDenoiser()
     nodes, shares = np.polynomial.legendre.leggauss(LENGTH + 1)
-    masks = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
     total = 0.0
     for t, share in zip((nodes + 1) / 2, shares / 2, strict=True):
         p = (1 - objective.eps) * t + objective.eps
-        for mask in masks:
-            chance = p ** mask.sum().item() * (1 - p) ** (~mask).sum().item()
-            ones = torch.ones(len(TEXTS))
-            batch = {"tokens": TEXTS, "mask": mask.expand(len(TEXTS), -1), "p": ones * weight(p)}
-            total += share * chance * (PROB * objective.nll(ExactDenoiser(), batch)).sum().item()
+        for mask in MASKS:
+            masked = mask.sum().item()
+            chance = p**masked * (1 - p) ** (LENGTH - masked)
+            total += share * chance * of_every_text(objective, model, mask, weight(p, masked))
     return total
 
 
@@ -128,8 +150,54 @@ def test_the_bound_is_tight_for_a_model_that_knows_the_conditionals():
     exact = MaskedDiffusion(vocab_size=LETTERS, eps=1e-7)
     assert integrated(exact) == pytest.approx(ENTROPY, rel=1e-5)
     assert integrated(MaskedDiffusion(vocab_size=LETTERS)) == pytest.approx(ENTROPY, rel=3e-3)  # the bias of eps
-    unweighted = integrated(exact, weight=lambda p: 0.5)  # 1 / E[p] instead of 1 / p: the same weight on average
-    assert abs(unweighted - ENTROPY) > 0.05 * ENTROPY
+    alike = integrated(exact, weight=lambda p, masked: 2 / LENGTH)  # 1 / E[p] instead of 1 / p: a mean weight of one
+    assert abs(alike - ENTROPY) > 0.05 * ENTROPY
+    assert counted(exact, ExactDenoiser()) == pytest.approx(ENTROPY, rel=1e-6)
+
+
+def test_a_model_that_knows_nothing_pays_log_v_in_training():
+    def blind(tokens_BT, select_BT):
+        return torch.zeros(int(select_BT.sum()), LETTERS)
+
+    exact = MaskedDiffusion(vocab_size=LETTERS, eps=1e-7)
+    for weight, share in (
+        (lambda p, masked: 1 / (p * LENGTH), 1),
+        (lambda p, masked: 2 / LENGTH, 1),
+        (lambda p, masked: 1 / max(masked, 1), LENGTH / (LENGTH + 1)),  # empty draws teach nothing
+    ):
+        assert integrated(exact, weight, blind) == pytest.approx(np.log(LETTERS) * share, rel=1e-5)
+
+
+class Doubter(ExactDenoiser):
+    """A model that is wrong: less sure than the known letters allow."""
+
+    def forward(self, tokens_BT, select_BT):
+        return 0.5 * super().forward(tokens_BT, select_BT)
+
+
+@pytest.mark.parametrize("estimator", ["mc", "exact_count"])
+def test_an_estimator_is_unbiased_for_the_bound_that_it_names(estimator):
+    """Against enumeration of all texts, masks and (by quadrature) times, for a model that is no exact one."""
+    objective, n = MaskedDiffusion(vocab_size=LETTERS, eps=0.2, estimator=estimator), 1 << 17
+    with_eps, without = integrated(objective, model=Doubter()), counted(objective, Doubter())
+    assert abs(with_eps - without) > 0.02 * without  # so that one is not taken for the other
+    texts = np.random.default_rng(2).choice(len(TEXTS), size=n, p=PROB.numpy())
+    noise = stratified_t(3, 0, np.arange(n)), uniforms(3, 0, n, LENGTH)
+    batch = tensors(objective.probe(TEXTS.numpy()[texts], *noise))
+    loss = objective.loss(Doubter(), batch).double()
+    error = loss.std().item() / n**0.5
+    truth = with_eps if estimator == "mc" else without
+    assert error < 0.005 * truth and loss.mean().item() == pytest.approx(truth, abs=4 * error)
+
+
+def test_exact_count_masks_exactly_k_tokens_k_evenly_spread():
+    objective, length, n = MaskedDiffusion(vocab_size=V, estimator="exact_count"), 16, 1024
+    batch = objective.probe(np.zeros((n, length), dtype=int), (np.arange(n) + 0.5) / n, uniforms(5, 0, n, length))
+    masked = batch["mask"].sum(1)
+    assert batch["weight"] == pytest.approx(1 / masked) and masked.min() == 1 and masked.max() == length
+    assert (np.bincount(masked)[1:] == n // length).all()
+    places = batch["mask"].mean(0)  # no place is preferred
+    assert np.abs(places - (length + 1) / (2 * length)).max() < 4 * np.sqrt(0.25 / n)
 
 
 def test_the_drawn_bound_has_the_entropy_as_its_mean():
@@ -138,14 +206,14 @@ def test_the_drawn_bound_has_the_entropy_as_its_mean():
     batch = tensors(
         objective.corrupt(TEXTS.numpy()[texts], stratified_t(0, 0, np.arange(n)), uniforms(0, 0, n, LENGTH))
     )
-    nll = objective.nll(ExactDenoiser(), batch).double()
+    nll = objective.loss(ExactDenoiser(), batch).double()
     error = nll.std().item() / n**0.5
     assert error < 0.02 * ENTROPY
     assert nll.mean().item() == pytest.approx(ENTROPY, abs=4 * error)
 
 
 def test_reading_with_the_exact_conditionals_gives_the_entropy():
-    nll = Autoregressive(bos_id=LETTERS).nll(ExactReader(), {"tokens": TEXTS})
+    nll = Autoregressive(bos_id=LETTERS).loss(ExactReader(), {"tokens": TEXTS})
     assert (PROB * nll).sum().item() == pytest.approx(ENTROPY, rel=1e-6)
 
 
@@ -157,9 +225,9 @@ def test_both_score_every_token():
         logits = torch.zeros(*tokens_BT.shape, V)
         return logits if select_BT is None else logits[select_BT]
 
-    everything = {"tokens": tokens, "mask": torch.ones(1, T, dtype=torch.bool), "p": torch.ones(1)}
-    assert MaskedDiffusion(vocab_size=V).nll(blind, everything).item() == pytest.approx(np.log(V))
-    assert Autoregressive(bos_id=BOS).nll(blind, {"tokens": tokens}).item() == pytest.approx(np.log(V))
+    everything = {"tokens": tokens, "mask": torch.ones(1, T, dtype=torch.bool), "weight": torch.full((1,), 1 / T)}
+    assert MaskedDiffusion(vocab_size=V).loss(blind, everything).item() == pytest.approx(np.log(V))
+    assert Autoregressive(bos_id=BOS).loss(blind, {"tokens": tokens}).item() == pytest.approx(np.log(V))
     for place in range(T):  # each counts for 1 / T
 
         def sure_of_one(tokens_BT, select_BT=None, place=place):
@@ -168,13 +236,13 @@ def test_both_score_every_token():
             return logits if select_BT is None else logits[select_BT]
 
         share = np.log(V) * (T - 1) / T
-        assert MaskedDiffusion(vocab_size=V).nll(sure_of_one, everything).item() == pytest.approx(share)
-        assert Autoregressive(bos_id=BOS).nll(sure_of_one, {"tokens": tokens}).item() == pytest.approx(share)
+        assert MaskedDiffusion(vocab_size=V).loss(sure_of_one, everything).item() == pytest.approx(share)
+        assert Autoregressive(bos_id=BOS).loss(sure_of_one, {"tokens": tokens}).item() == pytest.approx(share)
 
 
 def seen_logits(objective, model, batch):
     seen = []
-    objective.nll(lambda *args, **options: seen.append(model(*args, **options)) or seen[0], batch)
+    objective.loss(lambda *args, **options: seen.append(model(*args, **options)) or seen[0], batch)
     return seen[0].detach()
 
 
@@ -201,9 +269,9 @@ def test_no_target_leaks_into_its_own_prediction():
 
 def test_a_sequence_without_a_masked_token_costs_nothing():
     batch = {"tokens": torch.zeros(2, T, dtype=torch.long), "mask": torch.zeros(2, T, dtype=torch.bool),
-             "p": torch.tensor([0.001, 0.5])}  # fmt: skip
+             "weight": torch.tensor([100.0, 0.2])}  # fmt: skip
     model, _ = model_and_weights(causal=False)
-    assert MaskedDiffusion(vocab_size=V).nll(model, batch).tolist() == [0.0, 0.0]
+    assert MaskedDiffusion(vocab_size=V).loss(model, batch).tolist() == [0.0, 0.0]
 
 
 def test_tokens_are_masked_with_probability_p():
@@ -211,9 +279,9 @@ def test_tokens_are_masked_with_probability_p():
     n, length = 64, 4096
     t = (np.arange(n) + 0.5) / n
     batch = objective.corrupt(np.zeros((n, length), dtype=int), t, uniforms(5, 0, n, length))
-    assert batch["p"] == pytest.approx(0.75 * t + 0.25)
-    deviation = np.sqrt(batch["p"] * (1 - batch["p"]) / length)
-    assert (np.abs(batch["mask"].mean(1) - batch["p"]) < 4 * deviation).all()
+    p = 0.75 * t + 0.25
+    assert batch["weight"] == pytest.approx(1 / (p * length))
+    assert (np.abs(batch["mask"].mean(1) - p) < 4 * np.sqrt(p * (1 - p) / length)).all()
 
 
 def test_the_config_names_the_objective():
@@ -223,6 +291,10 @@ def test_the_config_names_the_objective():
     assert isinstance(read, Autoregressive) and read.bos_id == BOS and read.causal
     with pytest.raises(UserError, match="did you mean masked_diffusion"):
         make_objective({"name": "masked"}, vocab_size=V, bos_id=BOS)
+    with pytest.raises(UserError, match=r"objective\.weight 'elb': did you mean elbo"):
+        MaskedDiffusion(vocab_size=V, weight="elb")
+    with pytest.raises(UserError, match=r"validation\.estimator 'exact'.*exact_count"):
+        MaskedDiffusion(vocab_size=V, estimator="exact")
     for eps in (0, 1, 2.0, -1e-3):
         with pytest.raises(UserError, match=r"objective\.eps"):
             MaskedDiffusion(vocab_size=V, eps=eps)

@@ -286,6 +286,8 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
         ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 0.999")),
+        ((*SHORT, "objective.weight=elb"), ("objective.weight 'elb'", "did you mean elbo")),
+        ((*SHORT, "validation.estimator=exact"), ("validation.estimator", "exact_count")),
         ((*SHORT, "trainer.threads=-1"), ("trainer.threads is -1", "at least 1")),
         ((*SHORT, "training.budget=-4"), ("training.budget is -4", "above zero")),
         ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),

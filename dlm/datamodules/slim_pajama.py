@@ -74,7 +74,7 @@ class ValidationBatches(Dataset[Batch]):
         world_size: int,
     ) -> None:
         self.tokens, self.objective, self.seed = tokens, objective, seed
-        self.draws = draws if objective.estimator == "mc" else 1
+        self.draws = 1 if objective.estimator == "exact" else draws
         self.rows = spread_rows(len(tokens), num_sequences)
         size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
         mine = np.array_split(np.arange(len(self.rows)), world_size)[rank]
@@ -91,7 +91,7 @@ class ValidationBatches(Dataset[Batch]):
         rows_BT = self.tokens.rows(np.repeat(self.rows[sequence_S], self.draws))
         shift = stratified_t(self.seed, 0, np.zeros(1))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
-        batch = self.objective.corrupt(rows_BT, (shift + van_der_corput(draw_B)) % 1.0, uniform_BT)
+        batch = self.objective.probe(rows_BT, (shift + van_der_corput(draw_B)) % 1.0, uniform_BT)
         return {**batch, "draws": self.draws}
 
 

@@ -42,7 +42,7 @@ class DiffusionLMLightningModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss of one micro-batch, nats/token."""
-        loss = self.objective.nll(self.model, batch).mean()
+        loss = self.objective.loss(self.model, batch).mean()
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
         self.loss_count += 1
         return loss
@@ -66,7 +66,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
         draws = batch["draws"]
-        nll_SK = self.objective.nll(self.model, batch).double().view(-1, draws)
+        nll_SK = self.objective.loss(self.model, batch).double().view(-1, draws)
         variance_S = nll_SK.var(dim=1) / draws if draws > 1 else torch.zeros_like(nll_SK[:, 0])
         self._sums += torch.stack([nll_SK.mean(dim=1).sum(), variance_S.sum(), variance_S.new_tensor(len(nll_SK))])
 

@@ -24,21 +24,28 @@ class Objective(Protocol):
     estimator: str
 
     def corrupt(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """What the model is given, from the text and its noise; t in (0, 1), uniform in [0, 1)."""
+        """A training batch, from the text and its noise; t and uniform in [0, 1)."""
         ...
 
-    def nll(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(B,) estimates of the bound on -log p, in nats per token; their mean is the loss."""
+    def probe(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
+        """A validation batch, from the text and its noise: its loss is an unbiased estimate of the bound on -log p."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """(B,) losses in nats per token; their mean is trained on, or is the validation loss."""
         ...
 
 
-def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int) -> Objective:
-    """The objective that ``config`` (the node ``objective``) names."""
+def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int, estimator: str = "mc") -> Objective:
+    """The objective that ``config`` (the node ``objective``) names; ``estimator`` is that of its validation loss.
+
+    The autoregressive loss is exact and has no estimator to choose.
+    """
     from dlm.objectives.autoregressive import Autoregressive
     from dlm.objectives.masked_diffusion import MaskedDiffusion
 
     kinds: dict[str, Any] = {
-        "masked_diffusion": lambda options: MaskedDiffusion(vocab_size=vocab_size, **options),
+        "masked_diffusion": lambda options: MaskedDiffusion(vocab_size=vocab_size, estimator=estimator, **options),
         "autoregressive": lambda options: Autoregressive(bos_id=bos_id, **options),
     }
     if config["name"] not in kinds:

@@ -24,7 +24,9 @@ class Autoregressive:
         del t_B, uniform_BT
         return {"tokens": tokens_BT}
 
-    def nll(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    probe = corrupt
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """(B,) mean cross-entropy of tokens 1..T given BOS and the tokens before."""
         tokens_BT = batch["tokens"]
         logits_BTV = model(F.pad(tokens_BT[:, :-1], (1, 0), value=self.bos_id))
