@@ -1,20 +1,26 @@
 """record: the schemas that training writes and the sweep half reads. The one definition of every column.
 
 A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
-result.json and wandb/ (design.md section 4).
+validation.csv, result.json and wandb/ (design.md section 4).
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from dlm.files import write_json
+from dlm.errors import UserError
+from dlm.files import write_atomic, write_json
+from dlm.groups import load_yaml
 
 
 class State(StrEnum):
@@ -145,6 +151,52 @@ def read_result(run_dir: Path) -> Result | None:
         return Result(**json.loads((run_dir / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence[float]) -> None:
+    """Write validation.csv atomically: per sequence of the fixed set, in its order, loss and Monte Carlo error."""
+    rows = [f"{place},{loss!r},{math.sqrt(v)!r}" for place, (loss, v) in enumerate(zip(losses, variances, strict=True))]
+    write_atomic(run_dir / "validation.csv", "\n".join(["sequence,loss,loss_se", *rows]) + "\n")
+
+
+def read_validation(run_dir: Path) -> list[float]:
+    """The losses of validation.csv, nats/token, in the order of the fixed set. Raises UserError."""
+    path = run_dir / "validation.csv"
+    try:
+        with open(path, newline="") as stream:
+            return [float(row["loss"]) for row in csv.DictReader(stream)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the folder of a finished run") from error
+
+
+def paired_difference(first: Path, second: Path) -> tuple[float, float]:
+    """(loss of ``first`` - loss of ``second``, its standard error), nats/token; both are folders of finished runs.
+
+    All runs on the same data validate the same sequences with the same noise, so what is hard for one is hard for the
+    other and cancels: the error is that of the mean difference per sequence, sequences and noise drawn anew. Raises
+    UserError when the two were validated on different things.
+    """
+    of_what = [_validated_on(run_dir) for run_dir in (first, second)]
+    differing = [key for key in of_what[0] if of_what[0][key] != of_what[1][key]]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{first.name} and {second.name} were validated differently: {key} is {of_what[0][key]!r} and "
+            f"{of_what[1][key]!r}, so their losses cannot be paired"
+        )
+    each = [a - b for a, b in zip(read_validation(first), read_validation(second), strict=True)]
+    return statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
+
+
+def _validated_on(run_dir: Path) -> dict[str, Any]:
+    """What decides the terms of validation.csv, but for the model."""
+    result = read_result(run_dir)
+    if result is None:
+        raise UserError(f"{run_dir} holds no result.json: give the folder of a finished run")
+    config = load_yaml(run_dir / "config.yaml")
+    keys = {f"validation.{key}": value for key, value in config["validation"].items() if key != "times"}
+    rows = {f"data.{key}": config["data"][key] for key in ("block_size", "stride")}
+    return {"the data's hash": result.data_hash, **rows, **keys}
 
 
 def metrics_row(*, step: int, tokens: int, **values: Any) -> dict[str, Any]:

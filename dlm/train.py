@@ -41,7 +41,7 @@ from dlm.manifest import Manifest
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives import make_objective
 from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
-from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status
+from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status, write_validation
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
 COMPUTED = {  # trainer keys that have another owner, and what to set instead
@@ -320,6 +320,8 @@ def _write_result(
     available = len(data.train_tokens)
     seen = recipe.steps * recipe.global_batch_size
     gpus = trainer.world_size if module.device.type == "cuda" else 0
+    losses, variances = module.validation_terms.T.tolist()
+    write_validation(run_dir, losses, variances)
     write_result(
         run_dir,
         Result(

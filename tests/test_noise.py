@@ -134,7 +134,9 @@ def test_the_validation_set_and_its_noise_are_fixed(world_size, tokens):
         whole = list(batches(objective, 1, 0))
         parts = [part for rank in range(world_size) for part in batches(objective, world_size, rank)]
         assert all(part["draws"] == draws for part in parts)
-        for key in whole[0].keys() - {"draws"}:
+        sequence = np.concatenate([part["sequence"] for part in parts])
+        assert np.array_equal(sequence, np.arange(30))
+        for key in whole[0].keys() - {"draws", "sequence"}:
             a, b = (np.concatenate([np.asarray(part[key]) for part in some]) for some in (whole, parts))
             assert np.array_equal(a, b) and len(a) == 30 * draws
         texts = np.concatenate([part["tokens"] for part in parts]).reshape(30, draws, T)

@@ -1,8 +1,10 @@
 """One run from its command to its record: what it writes, what it learns, how it ends and how it goes on."""
 
+import csv
 import json
 import math
 import signal
+import statistics
 import time
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 import yaml
 
 from dlm.callbacks.checkpoint import damage
+from dlm.errors import UserError
 from dlm.files import Lease, read_json, read_jsonl
-from dlm.record import State, merge_metrics, read_result, read_status
+from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
 SHORT = (*DEBUG, "training.steps=40")
@@ -59,7 +62,7 @@ def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command
     assert ended.code == 0, ended.err
     run_dir = only_run(workdir)
     names = {path.name for path in run_dir.iterdir()} - {".hydra", "log.txt"}
-    assert names == {"config.yaml", "env.json", "metrics.jsonl", "status.json", "checkpoints", "LATEST", "result.json",
+    assert names == {"config.yaml", "env.json", "metrics.jsonl", "status.json", "checkpoints", "LATEST", "result.json", "validation.csv",
                      "wandb"}  # fmt: skip
     result, status = read_result(run_dir), read_status(run_dir)
     assert result is not None and status is not None
@@ -94,6 +97,34 @@ def test_a_model_learns_more_than_letter_frequencies(objective, launch, workdir)
     assert result is not None and result.loss + 3 * result.loss_se < result.unigram_entropy
     assert (result.loss_se == 0) == (objective == "autoregressive") and result.estimator in ("mc", "exact")
     assert result.loss > 1  # gzip needs 1.3 nats a byte here: a tiny model below that has seen its targets
+
+
+def test_the_losses_of_single_sequences_are_kept_and_pair(launch, workdir):
+    settings = (*TINY, "training.steps=60", "validation.estimator=exact_count", "validation.num_sequences=64")
+    for sweep, extra in (
+        ("a", "seed=0"),
+        ("b", "seed=1"),
+        ("c", "validation.seed=7"),
+        ("d", "objective=autoregressive"),
+    ):
+        assert launch(*settings, f"sweep={sweep}", extra).code == 0
+    a, b, c, d = (only_run(workdir, sweep) for sweep in "abcd")
+    results = {run_dir: read_result(run_dir) for run_dir in (a, b, c, d)}
+    assert [result.estimator for result in results.values()] == ["exact_count"] * 3 + ["exact"]
+    for run_dir, result in results.items():
+        with open(run_dir / "validation.csv") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [int(row["sequence"]) for row in rows] == list(range(len(rows))) and len(rows) == 64
+        assert statistics.fmean(float(row["loss"]) for row in rows) == pytest.approx(result.loss, rel=1e-12)
+        error = math.sqrt(sum(float(row["loss_se"]) ** 2 for row in rows)) / len(rows)
+        assert error == pytest.approx(result.loss_se, rel=1e-12)
+    for other in (b, d):  # the same sequences, whatever the objective
+        difference, error = paired_difference(a, other)
+        assert difference == pytest.approx(results[a].loss - results[other].loss, rel=1e-9)
+        alone = [statistics.stdev(read_validation(run_dir)) / 8 for run_dir in (a, other)]
+        assert 0 < error < 0.5 * math.hypot(*alone)  # what is hard for both cancels
+    with pytest.raises(UserError, match=r"validation\.seed is 1234 and 7"):
+        paired_difference(a, c)
 
 
 @pytest.mark.slow

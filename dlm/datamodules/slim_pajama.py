@@ -92,7 +92,7 @@ class ValidationBatches(Dataset[Batch]):
         shift = stratified_t(self.seed, 0, np.zeros(1))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
         batch = self.objective.probe(rows_BT, (shift + van_der_corput(draw_B)) % 1.0, uniform_BT)
-        return {**batch, "draws": self.draws}
+        return {**batch, "sequence": sequence_S, "draws": self.draws}
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:
@@ -167,6 +167,11 @@ class SlimPajamaDataModule(L.LightningDataModule):
         """The fixed validation set with its fixed noise."""
         dataset = ValidationBatches(self.validation_tokens, self.objective, **self.validation, **self._place())
         return DataLoader(dataset, batch_size=None, num_workers=0)
+
+    @property
+    def num_validation_sequences(self) -> int:
+        """Sequences of the fixed validation set, over all ranks."""
+        return min(self.validation["num_sequences"], len(self.validation_tokens))
 
     def unigram_entropy(self) -> float:
         """Entropy of the token frequencies of the validation sequences, nats/token: what counting alone reaches."""

@@ -60,23 +60,25 @@ class DiffusionLMLightningModule(L.LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums: loss, Monte Carlo variance and number of sequences."""
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        """A row for every sequence of the fixed set: its loss, and the Monte Carlo variance of that."""
+        count = self.trainer.datamodule.num_validation_sequences  # type: ignore[attr-defined]
+        self.validation_terms = torch.zeros(count, 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
+        """The estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
         draws = batch["draws"]
         nll_SK = self.objective.loss(self.model, batch).double().view(-1, draws)
         variance_S = nll_SK.var(dim=1) / draws if draws > 1 else torch.zeros_like(nll_SK[:, 0])
-        self._sums += torch.stack([nll_SK.mean(dim=1).sum(), variance_S.sum(), variance_S.new_tensor(len(nll_SK))])
+        self.validation_terms[batch["sequence"]] = torch.stack([nll_SK.mean(dim=1), variance_S], dim=1)
 
     def on_validation_epoch_end(self) -> None:
         """The validation loss, and its standard error over the noise given the sequences.
 
         The draws of a sequence are stratified in t, so the error from their plain variance is an upper bound.
         """
-        total, variance, count = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
-        self.validation_loss = (total / count, math.sqrt(variance) / count)
+        self.validation_terms = self.trainer.strategy.reduce(self.validation_terms, reduce_op="sum")
+        loss_S, variance_S = self.validation_terms.unbind(dim=1)
+        self.validation_loss = (loss_S.mean().item(), variance_S.sum().sqrt().item() / len(variance_S))
         self.validated_step = self.trainer.global_step
         self.log("val/loss", self.validation_loss[0], logger=False)
 
