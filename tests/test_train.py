@@ -62,8 +62,8 @@ def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command
     assert ended.code == 0, ended.err
     run_dir = only_run(workdir)
     names = {path.name for path in run_dir.iterdir()} - {".hydra", "log.txt"}
-    assert names == {"config.yaml", "env.json", "metrics.jsonl", "status.json", "checkpoints", "LATEST", "result.json", "validation.csv",
-                     "wandb"}  # fmt: skip
+    assert names == {"config.yaml", "env.json", "metrics.jsonl", "status.json", "checkpoints", "LATEST", "result.json",
+                     "validation.csv", "wandb"}  # fmt: skip
     result, status = read_result(run_dir), read_status(run_dir)
     assert result is not None and status is not None
     assert (status.state, status.step, status.exit_code, status.attempts) == (State.DONE, 40, 0, 1)
