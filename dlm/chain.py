@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlm.errors import ExitCode, UserError, unknown
 
@@ -99,15 +99,23 @@ def warn(line: str) -> None:
     print(f"dlm: warning: {line}", file=sys.stderr)
 
 
-def warn_unprepared(plan: Plan) -> None:
-    from dlm.groups import load_choice
-    from dlm.plan import data_dir_of
+def data_nodes(plan: Plan) -> list[dict[str, Any]]:
+    """The data that the cells read, each once."""
+    from dlm.plan import data_node
 
-    if plan.data_hash is None:
-        how = load_choice("data", plan.data).get("prepare") or "packed DIR"
+    nodes = [data_node(cell.groups, cell.overrides) for cell in plan.cells]
+    return list({repr(node): node for node in nodes}.values())
+
+
+def warn_unprepared(plan: Plan) -> None:
+    from dlm.manifest import unprepared
+
+    missing = [(node, folder) for node in data_nodes(plan) for folder in unprepared(node)]
+    if missing:
+        node, folder = missing[0]
         warn(
-            f"the data {plan.data} are not prepared in {data_dir_of(plan.data)}: epochs are unknown and the cell ids "
-            f"are a preview; `dlm prepare {how}` makes them"
+            f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids "
+            f"are a preview; `dlm prepare {node.get('prepare') or 'packed DIR'}` makes them"
         )
 
 
@@ -135,13 +143,12 @@ def _cluster(launcher: str) -> Slurm | LocalPool:
 
 def _prepared(chosen: Chosen) -> Chosen:
     """Make sure of the data, and plan again where their hash has changed the ids. Raises UserError."""
-    from dlm.manifest import read_manifest
-    from dlm.plan import data_dir_of, make_plan, with_estimates
+    from dlm.manifest import unprepared
+    from dlm.plan import make_plan, with_estimates
 
-    names = {cell.groups["data"] for cell in chosen.plan.cells}
-    for name in sorted(names):
-        if read_manifest(data_dir_of(name)) is None:
-            _prepare_data(name)
+    for node in data_nodes(chosen.plan):
+        for folder in unprepared(node):
+            _prepare_data(node, folder)
     if chosen.plan.data_hash is not None:
         return chosen
     return Chosen(chosen.sweep_dir, with_estimates(make_plan(chosen.plan.spec)))
@@ -149,26 +156,20 @@ def _prepared(chosen: Chosen) -> Chosen:
 
 def _prepare_what_dlm_can(chosen: Chosen) -> Chosen:
     """Make missing data that dlm makes itself, in seconds, so that the plan shown has the ids that will run."""
-    from dlm.groups import load_choice
-
-    names = {cell.groups["data"] for cell in chosen.plan.cells}
-    if chosen.plan.data_hash is None and all(load_choice("data", name).get("prepare") for name in names):
+    if chosen.plan.data_hash is None and all(node.get("prepare") for node in data_nodes(chosen.plan)):
         return _prepared(chosen)
     return chosen
 
 
-def _prepare_data(name: str) -> None:
-    from dlm.groups import load_choice
-    from dlm.plan import data_dir_of
-
-    how = load_choice("data", name).get("prepare")
-    if how is None:
+def _prepare_data(node: Mapping[str, Any], folder: Path) -> None:
+    if node.get("prepare") is None:
         raise UserError(
-            f"the data {name} are not prepared in {data_dir_of(name)}: put the LITPKDS files there and run "
-            f"`dlm prepare packed {data_dir_of(name)}`, or choose other data (groups.data)"
+            f"the data {node['name']} are not prepared in {folder}: prepare text with `dlm prepare text SOURCE --out "
+            f"{folder}`, or put LITPKDS files there and run `dlm prepare packed {folder}`, or choose other data "
+            "(groups.data)"
         )
-    print(f"preparing {name} ...", flush=True)
-    code = prepare_command([how, str(data_dir_of(name))])
+    print(f"preparing {node['name']} ...", flush=True)
+    code = prepare_command([node["prepare"], str(folder)])
     if code:
         raise Stop(code)
 

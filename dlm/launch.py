@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -38,7 +37,7 @@ NODES = (
 
 def config_cell_id(root: DictConfig) -> str:
     """The id of the run that a composed config describes; prepares the data where the config says how."""
-    from dlm.datamodules.prepare import ensure_prepared
+    from dlm.datamodules.prepare import ensure_data
     from dlm.identity import cell_id
     from dlm.recipe import derive
 
@@ -47,8 +46,7 @@ def config_cell_id(root: DictConfig) -> str:
         name: OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
         for name, node in nodes.items()
     }
-    manifest = ensure_prepared(Path(config["data"]["data_dir"]), config["data"].get("prepare"))
-    return cell_id(config, steps=derive(config).steps, data_hash=manifest.hash)
+    return cell_id(config, steps=derive(config).steps, data_hash=ensure_data(config["data"]).hash)
 
 
 def check_sweep_name(name: str) -> str:

@@ -22,8 +22,8 @@ from dlm.errors import UserError, close_matches, unknown
 from dlm.estimate import Estimate, estimate_cell, rate_of, read_estimates, write_estimates
 from dlm.files import dump_json, read_json, write_if_changed
 from dlm.groups import choices, load_base, load_choice
-from dlm.identity import cell_id, content_hash, format_flops
-from dlm.manifest import Manifest, read_manifest
+from dlm.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.manifest import DataSet, read_data
 from dlm.recipe import MIN_STEPS, Recipe, derive
 from dlm.sweep import Hardware, SweepSpec, parse_sweep
 
@@ -107,13 +107,14 @@ def make_plan(spec: SweepSpec) -> Plan:
             raise unknown("group in groups", group, dict.fromkeys((*DEFAULT_GROUPS, *OTHER_GROUPS)))
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
-    manifests = {}
+    found: dict[str, DataSet | None] = {}
     cells, dropped = [], []
     for point in _points(spec, groups):
-        data_dir = _data_dir(cell_config(point["groups"], point["overrides"]))
-        if data_dir not in manifests:
-            manifests[data_dir] = read_manifest(data_dir)
-        cell = _cell(spec, point, manifests[data_dir])
+        node = data_node(point["groups"], point["overrides"])
+        key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
+        if key not in found:
+            found[key] = read_data(node)
+        cell = _cell(spec, point, found[key])
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
@@ -132,7 +133,7 @@ def make_plan(spec: SweepSpec) -> Plan:
         spec=spec,
         convention=spec.convention,
         data=groups["data"],
-        data_hash=_hash_of_all(list(manifests.values())),
+        data_hash=_hash_of_all(list(found.values())),
         cells=tuple(cells),
         dropped=tuple(dropped),
     )
@@ -187,19 +188,22 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
     node[parts[-1]] = value
 
 
-def data_dir_of(choice: str) -> Path:
-    """Where the data set of a data group is, or will be."""
-    return _data_dir({"data": load_choice("data", choice)})
+def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The data node of a cell with its folders in place, as Hydra would resolve it."""
+    node: dict[str, Any] = _in_place(cell_config(groups, overrides)["data"])
+    return node
 
 
-def _data_dir(config: Mapping[str, Any]) -> Path:
-    return Path(str(config["data"]["data_dir"]).replace("${paths.data_dir}", str(locate.data_dir())))
+def _in_place(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_place(item) for key, item in value.items()}
+    return value.replace("${paths.data_dir}", str(locate.data_dir())) if isinstance(value, str) else value
 
 
-def _hash_of_all(manifests: Sequence[Manifest | None]) -> str | None:
+def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
     """The hash of the one data set, or of all that the cells use; None while any is not prepared."""
-    hashes = [manifest.hash for manifest in manifests if manifest is not None]
-    if len(hashes) < len(manifests):
+    hashes = [data.hash for data in found if data is not None]
+    if len(hashes) < len(found):
         return None
     return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
 
@@ -218,18 +222,18 @@ def _name(dropped: Mapping[str, Any]) -> str:
     return f"{dropped['model']} at {format_flops(dropped['budget_flops'])}"
 
 
-def _cell(spec: SweepSpec, point: Mapping[str, Any], manifest: Manifest | None) -> Cell | str:
+def _cell(spec: SweepSpec, point: Mapping[str, Any], data: DataSet | None) -> Cell | str:
     """The cell of a point, or the reason why there is none."""
     config = cell_config(point["groups"], point["overrides"])
     recipe = derive(config)
-    if manifest is not None and manifest.vocab_size != recipe.shape.vocab_size:
+    if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(
             f"model {recipe.shape.name} has vocab_size {recipe.shape.vocab_size}, the data "
-            f"{point['groups']['data']} have {manifest.vocab_size}: change models or groups.data"
+            f"{point['groups']['data']} have {data.vocab_size}: change models or groups.data"
         )
-    epochs = None if manifest is None else recipe.tokens / manifest.tokens("train")
+    epochs = None if data is None else data.epochs(recipe.tokens)
     _check_divides(spec, point, recipe.global_batch_size)
-    return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, manifest, epochs)
+    return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, data, epochs)
 
 
 def _check_divides(spec: SweepSpec, point: Mapping[str, Any], batch_size: int) -> None:
@@ -260,12 +264,12 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
 
 
 def _make_cell(
-    point: Mapping[str, Any], config: Mapping[str, Any], recipe: Recipe, manifest: Manifest | None, epochs: float | None
+    point: Mapping[str, Any], config: Mapping[str, Any], recipe: Recipe, data: DataSet | None, epochs: float | None
 ) -> Cell:
     shape = recipe.shape
     assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
     return Cell(
-        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if manifest is None else manifest.hash),
+        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if data is None else data.hash),
         model=shape.name,
         objective=config["objective"]["name"],
         seed=config["seed"],

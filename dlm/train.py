@@ -33,11 +33,11 @@ from dlm.callbacks import callbacks_of, evenly
 from dlm.callbacks.checkpoint import latest_whole, state_file
 from dlm.callbacks.preemption import Preemption
 from dlm.callbacks.record_writer import RecordWriter
-from dlm.datamodules.prepare import ensure_prepared
+from dlm.datamodules.prepare import ensure_data
 from dlm.datamodules.slim_pajama import SlimPajamaDataModule
 from dlm.errors import DivergedError, ExitCode, UserError, unknown
 from dlm.files import Lease, read_json, write_atomic, write_json
-from dlm.manifest import Manifest
+from dlm.manifest import DataSet
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives import make_objective
 from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
@@ -76,10 +76,10 @@ def run(config: Mapping[str, Any]) -> ExitCode:
     training = config["training"]
     if training["steps"] is not None and training["budget"] is not None:
         print(f"training.steps {recipe.steps} counts, training.budget {training['budget']:g} does not")
-    manifest = check_data(config, recipe)
+    data_set = check_data(config, recipe)
     run_dir = Path(config["paths"]["run_dir"])
     if config["trainer"]["fast_dev_run"]:
-        _fit(config, recipe, manifest, None)
+        _fit(config, recipe, data_set, None)
         print(f"fast_dev_run: {int(config['trainer']['fast_dev_run'])} steps ran, nothing was kept")
         return ExitCode.DONE
     result = read_result(run_dir)
@@ -88,31 +88,30 @@ def run(config: Mapping[str, Any]) -> ExitCode:
         return ExitCode.DONE
     if getattr(rank_zero_only, "rank", 0):  # another process of the run: the first holds the lease and keeps the record
         with contextlib.suppress(DivergedError, torch.OutOfMemoryError):  # the first says it; its exit code counts
-            _fit(config, recipe, manifest, run_dir)
+            _fit(config, recipe, data_set, run_dir)
         return ExitCode.DONE
     with Lease(run_dir):
-        return _recorded(config, recipe, manifest, run_dir)
+        return _recorded(config, recipe, data_set, run_dir)
 
 
-def check_data(config: Mapping[str, Any], recipe: Recipe) -> Manifest:
-    """The manifest of the run's data. Raises UserError when they are not prepared or have another vocabulary."""
-    data = config["data"]
-    manifest = ensure_prepared(Path(data["data_dir"]), data.get("prepare"))
-    if manifest.vocab_size != recipe.shape.vocab_size:
+def check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
+    """The run's data. Raises UserError when they are not prepared or have another vocabulary."""
+    data_set = ensure_data(config["data"])
+    if data_set.vocab_size != recipe.shape.vocab_size:
         raise UserError(
-            f"model.vocab_size {recipe.shape.vocab_size} is not the {manifest.vocab_size} of the data "
-            f"{data['name']}: choose another model or data, or set model.vocab_size={manifest.vocab_size}"
+            f"model.vocab_size {recipe.shape.vocab_size} is not the {data_set.vocab_size} of the data "
+            f"{config['data']['name']}: choose another model or data, or set model.vocab_size={data_set.vocab_size}"
         )
-    return manifest
+    return data_set
 
 
-def _recorded(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir: Path) -> ExitCode:
+def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path) -> ExitCode:
     """Run under the lease, and leave a last word in status.json however it ends."""
     write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     reason: str | None
     code, reason, state = ExitCode.BUG, "ended by an error of dlm, see log.txt", State.FAILED
     try:
-        preempted = _fit(config, recipe, manifest, run_dir)
+        preempted = _fit(config, recipe, data_set, run_dir)
         code, reason, state = ExitCode.DONE, None, State.DONE
         if preempted:
             code, reason, state = ExitCode.PREEMPTED, "stopped by a signal, to be continued", State.PREEMPTED
@@ -145,7 +144,7 @@ def _last_word(run_dir: Path, recipe: Recipe, state: State, code: ExitCode, reas
     )
 
 
-def _fit(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir: Path | None) -> bool:
+def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path | None) -> bool:
     """Train from the newest whole checkpoint to the last step and write the result. True when preempted."""
     _quieten()
     threads = config["trainer"].get("threads")
@@ -154,7 +153,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir:
     torch.set_float32_matmul_precision("high")
     L.seed_everything(config["seed"], verbose=False)
     trainer = make_trainer(config, recipe, run_dir)
-    module, data = make_module_and_data(config, recipe, manifest, trainer.world_size)
+    module, data = make_module_and_data(config, recipe, data_set, trainer.world_size)
     if run_dir is not None and trainer.is_global_zero:
         _write_environment(run_dir, trainer)
     trainer.fit(module, datamodule=data, ckpt_path=_start_from(config, run_dir), weights_only=True)
@@ -165,7 +164,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, run_dir:
         if module.validated_step != recipe.steps:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            _write_result(config, recipe, manifest, trainer, module, data, run_dir)
+            _write_result(config, recipe, data_set, trainer, module, data, run_dir)
     return False
 
 
@@ -181,20 +180,19 @@ def _quieten() -> None:
 
 
 def make_module_and_data(
-    config: Mapping[str, Any], recipe: Recipe, manifest: Manifest, world_size: int
+    config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, world_size: int
 ) -> tuple[DiffusionLMLightningModule, SlimPajamaDataModule]:
     """The module and its data for ``world_size`` processes."""
     data, validation = config["data"], config["validation"]
     objective = make_objective(
         config["objective"],
         vocab_size=recipe.shape.vocab_size,
-        bos_id=manifest.bos_id,
+        bos_id=data_set.bos_id,
         estimator=validation["estimator"],
     )
     micro, accumulate = split_batch(config, recipe, world_size)
     return DiffusionLMLightningModule(recipe, objective, config), SlimPajamaDataModule(
-        Path(data["data_dir"]),
-        manifest,
+        data_set,
         objective,
         block_size=recipe.block_size,
         stride=data["stride"],
@@ -305,7 +303,7 @@ def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
 def _write_result(
     config: Mapping[str, Any],
     recipe: Recipe,
-    manifest: Manifest,
+    data_set: DataSet,
     trainer: L.Trainer,
     module: DiffusionLMLightningModule,
     data: SlimPajamaDataModule,
@@ -317,7 +315,6 @@ def _write_result(
         raise UserError(f"stopped at step {trainer.global_step} of {recipe.steps}: no result is written, see callbacks")
     loss, error = module.validation_loss
     print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {recipe.steps} steps, {record.wall_sec:.0f} s")
-    available = len(data.train_tokens)
     seen = recipe.steps * recipe.global_batch_size
     gpus = trainer.world_size if module.device.type == "cuda" else 0
     losses, variances = module.validation_terms.T.tolist()
@@ -338,9 +335,9 @@ def _write_result(
             gpu_hours=gpus * record.wall_sec / 3600,
             attempts=record.attempts,
             steps_redone=record.steps_redone,
-            unique_tokens=min(seen, available) * recipe.block_size,
-            epochs=seen / available,
-            data_hash=manifest.hash,
+            unique_tokens=data.train_tokens.unique_tokens(seen, seed=config["seed"]),
+            epochs=data.train_tokens.epochs(seen, seed=config["seed"]),
+            data_hash=data_set.hash,
             unigram_entropy=data.unigram_entropy(),
             finished=time.time(),
         ),

@@ -40,9 +40,9 @@ def stdlib_data(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     with FileLock(root.with_suffix(".lock")):
-        from dlm.datamodules.prepare import ensure_prepared
+        from dlm.datamodules.prepare import ensure_data
 
-        ensure_prepared(root / "stdlib", "stdlib")
+        ensure_data({"data_dir": root / "stdlib", "prepare": "stdlib"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_DATA", str(root))
         yield root

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from dlm.datamodules.mixture import Mixture, spread_rows
 from dlm.datamodules.packed import PackedTokens, encode_packed
-from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches, spread_rows
+from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches
 from dlm.objectives.autoregressive import Autoregressive
 from dlm.objectives.masked_diffusion import MaskedDiffusion
 from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
@@ -21,7 +22,7 @@ DIFFUSION = MaskedDiffusion(vocab_size=256)
 def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("packed") / "train_0.bin"
     path.write_bytes(encode_packed(np.random.default_rng(0).integers(0, 256, ROWS * T).astype(np.uint8)))
-    return PackedTokens([path], block_size=T, stride=T)
+    return Mixture.single(PackedTokens([path], block_size=T, stride=T))
 
 
 def global_batches(tokens, *, micro, world_size, steps, seed=7, first_step=0):

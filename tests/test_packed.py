@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.datamodules.packed import DTYPES, PackedTokens, encode_packed, open_packed, open_split
-from dlm.datamodules.prepare import ensure_prepared, index_packed, main, prepare_stdlib
+from dlm.datamodules.prepare import ensure_data, index_packed, main, prepare_stdlib
 from dlm.errors import UserError
 from dlm.manifest import read_manifest
 
 
 def write(path, tokens, dtype="<u2"):
-    path.write_bytes(encode_packed(np.asarray(tokens, dtype=dtype)))
+    path.write_bytes(encode_packed(np.asarray(list(tokens), dtype=dtype)))
     return path
 
 
@@ -63,12 +63,12 @@ def test_what_is_no_packed_file(content, word, tmp_path):
        order=st.randoms(use_true_random=False))  # fmt: skip
 def test_any_order_of_rows_is_reading_one_after_another(lengths, block, gap, order, tmp_path_factory):
     folder, stride = tmp_path_factory.mktemp("packed"), block + gap
-    expected, paths, token = [], [], 0
+    paths, token = [], 0
     for number, length in enumerate(lengths):
-        content = list(range(token, token + length))
+        paths.append(write(folder / f"{number}.bin", range(token, token + length)))
         token += length
-        paths.append(write(folder / f"{number}.bin", content))
-        expected += [content[i : i + block] for i in range(0, length, stride) if i + block <= length]
+    everything = list(range(token))  # no file's tail is lost: the next file goes on
+    expected = [everything[i : i + block] for i in range(0, token, stride) if i + block <= token]
     packed = PackedTokens(paths, block_size=block, stride=stride)
     assert len(packed) == len(expected)
     if expected:
@@ -116,7 +116,7 @@ def test_what_cannot_be_indexed(folder, tmp_path, capsys):
     assert "holds no train*.bin" in capsys.readouterr().err
     assert read_manifest(folder) is None
     with pytest.raises(UserError, match="no prepared data in"):
-        ensure_prepared(folder, None)
+        ensure_data({"data_dir": folder, "prepare": None})
 
 
 def test_damage_to_prepared_data_is_noticed(folder):

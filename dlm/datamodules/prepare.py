@@ -1,32 +1,42 @@
 """prepare: text -> packed tokens and a manifest. `dlm prepare` and the first run on data=stdlib call it; no torch.
 
-A data set is built in a folder beside its place and renamed into it, so a half-made one is never taken for whole.
+The verbs: text (anyone's own, in build), stdlib (what every machine has) and packed (files made elsewhere).
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import hashlib
 import os
+import re
 import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlm import locate
-from dlm.datamodules.packed import encode_packed, open_packed
+from dlm.datamodules.build import Job, prepare_text
+from dlm.datamodules.packed import open_packed, write_packed
+from dlm.datamodules.place import move_into_place
+from dlm.datamodules.tokenizer import END_OF_DOCUMENT
 from dlm.errors import ExitCode, UserError
-from dlm.files import write_atomic
-from dlm.manifest import MANIFEST, Manifest, PackedFile, read_manifest, write_manifest
+from dlm.identity import SWEEP_NAME
+from dlm.manifest import MANIFEST, DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
+from dlm.recipe import whole
 
-END_OF_DOCUMENT = 0  # NUL: ends every document; no source file holds one
 VALIDATION_SHARE = 20  # one document in twenty, chosen by the hash of its name
 FILE_TOKENS = 8 * 1024 * 1024
+PACKED_GLOBS = {"train": "train*.bin", "validation": "validation*.bin"}
+TEXT_HELP = (
+    "Sources are .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt files, folders of them, and folders written by "
+    "datasets.save_to_disk. Folders or files named train and validation are the splits; otherwise each document's hash "
+    "decides which are held out. Stopped, the same command goes on where it stopped."
+)
 
 
 def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
@@ -84,99 +94,88 @@ def _write_data_set(
             name=name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=END_OF_DOCUMENT, splits=splits, notes=notes
         )
         write_manifest(building, manifest)
-        _move_into_place(building, data_dir)
+        move_into_place(building, data_dir)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest
 
 
-def _move_into_place(building: Path, data_dir: Path) -> None:
-    """Rename; the same data that are there already stay, and nothing but this data set, whole or not, is replaced."""
-    building.chmod(0o755)
-    made = read_whole(building)
-    if data_dir.is_dir() and not any(data_dir.iterdir()):
-        data_dir.rmdir()
-    if data_dir.is_dir() and _is_whole(data_dir, made):
-        return
-    if data_dir.is_dir() and all(_of_data_set(path.name, made.name) for path in data_dir.iterdir()):
-        old = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-old-"))
-        os.rename(data_dir, old / data_dir.name)
-        os.rename(building, data_dir)
-        shutil.rmtree(old)
-    elif data_dir.exists():
-        raise UserError(f"{data_dir} exists and holds something else: move it away or choose another folder")
-    else:
-        os.rename(building, data_dir)
-
-
-def _is_whole(data_dir: Path, made: Manifest) -> bool:
-    """Whether ``data_dir`` holds what was made, undamaged."""
-    try:
-        there = read_manifest(data_dir)
-    except UserError:  # damaged: it is about to be made anew
-        return False
-    return there is not None and there.hash == made.hash
-
-
-def _of_data_set(file: str, name: str) -> bool:
-    return file == MANIFEST or fnmatch.fnmatchcase(file, f"*_{name}_0_*.bin")
-
-
-def read_whole(data_dir: Path) -> Manifest:
-    """The manifest of data that were just written."""
-    manifest = read_manifest(data_dir)
-    assert manifest is not None
-    return manifest
-
-
 def _write_files(folder: Path, split: str, name: str, stream: np.ndarray) -> Iterator[PackedFile]:
     for counter, start in enumerate(range(0, len(stream), FILE_TOKENS)):
-        part = stream[start : start + FILE_TOKENS]
-        path = folder / f"{split}_{name}_0_{counter:010d}.bin"
-        data = encode_packed(part)
-        write_atomic(path, data)
-        yield PackedFile(name=path.name, tokens=len(part), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        yield write_packed(folder / f"{split}_{name}_0_{counter:010d}.bin", stream[start : start + FILE_TOKENS])
 
 
-def index_packed(data_dir: Path, *, vocab_size: int, bos_id: int, tokenizer: str) -> Manifest:
-    """Write the manifest of a folder of LITPKDS files made elsewhere: train*.bin and validation*.bin."""
+def index_packed(
+    data_dir: Path,
+    *,
+    vocab_size: int,
+    bos_id: int,
+    tokenizer: str,
+    globs: Mapping[str, str] = PACKED_GLOBS,
+    out: Path | None = None,
+) -> Manifest:
+    """Write the manifest of LITPKDS files made elsewhere: those of ``data_dir`` that ``globs`` names for each split.
+
+    With ``out`` it stands in that folder and names the files where they are, so one folder can hold several data sets.
+    """
+    out = out or data_dir
     splits = {}
-    for split in ("train", "validation"):
-        paths = sorted(data_dir.glob(f"{split}*.bin"))
+    for split, pattern in globs.items():
+        paths = sorted(data_dir.glob(pattern))
         if not paths:
-            raise UserError(f"{data_dir} holds no {split}*.bin: give the folder of the packed files")
-        splits[split] = tuple(_describe(path, vocab_size) for path in paths)
-    manifest = Manifest(name=data_dir.name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=bos_id, splits=splits)
-    write_manifest(data_dir, manifest)
+            raise UserError(f"{data_dir} holds no {pattern}: give the folder of the packed files, or set --{split}")
+        splits[split] = tuple(_describe(path, vocab_size, out) for path in paths)
+    manifest = Manifest(name=out.name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=bos_id, splits=splits)
+    if out != data_dir and (out / MANIFEST).exists():
+        raise UserError(f"{out} holds prepared data already: choose another --out or move it away")
+    write_manifest(out, manifest)
     return manifest
 
 
-def _describe(path: Path, vocab_size: int) -> PackedFile:
+def _describe(path: Path, vocab_size: int, out: Path) -> PackedFile:
     tokens = open_packed(path)
-    if len(tokens) and int(tokens.max()) >= vocab_size:
-        raise UserError(f"{path} holds token {int(tokens.max())}: allowed are ids below --vocab-size {vocab_size}")
+    for token in (int(tokens.max()), int(tokens.min())) if len(tokens) else ():
+        if not 0 <= token < vocab_size:
+            raise UserError(f"{path} holds token {token}: allowed are ids below --vocab-size {vocab_size}")
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return PackedFile(name=path.name, tokens=len(tokens), bytes=path.stat().st_size, sha256=digest)
+    name = os.path.relpath(path.resolve(), out.resolve())
+    return PackedFile(name=name, tokens=len(tokens), bytes=path.stat().st_size, sha256=digest)
 
 
-def ensure_prepared(data_dir: Path, prepare: str | None) -> Manifest:
-    """The manifest of ``data_dir``; where there is none, ``prepare: stdlib`` makes it, otherwise a UserError."""
-    manifest = read_manifest(data_dir)
-    if manifest is not None:
-        return manifest
-    if prepare == "stdlib":
-        return prepare_stdlib(data_dir)
-    raise UserError(
-        f"no prepared data in {data_dir}: run `dlm prepare packed {data_dir}` on a folder of LITPKDS files, "
-        "or change data.data_dir"
-    )
+def ensure_data(data: Mapping[str, Any]) -> DataSet:
+    """The data of a resolved data node; where missing, ``prepare: stdlib`` makes them, otherwise a UserError."""
+    if data.get("prepare") == "stdlib" and unprepared(data):
+        prepare_stdlib(Path(data["data_dir"]))
+    found = read_data(data)
+    if found is None:
+        folder = unprepared(data)[0]
+        raise UserError(
+            f"no prepared data in {folder}: run `dlm prepare text SOURCE --out {folder}` on text, or `dlm prepare "
+            f"packed {folder}` on a folder of LITPKDS files, or change data.data_dir"
+        )
+    return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`dlm prepare`: prepare a data set and say what it holds."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dlm prepare", description="Text to packed tokens and a manifest.")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{stdlib,packed}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{text,stdlib,packed}")
+    text = kinds.add_parser("text", help="your own text, tokenized", description=TEXT_HELP)
+    text.add_argument("sources", nargs="+", metavar="SOURCE", help="files or folders of text")
+    text.add_argument("--out", type=Path, required=True, help="the folder to make")
+    text.add_argument("--tokenizer", required=True, help="bytes; a tokenizer.json; a .model; a folder with one of them")
+    text.add_argument("--name", help="in the names of the files; default: that of the folder")
+    text.add_argument("--text-key", default="text", help="the key or column of the text (default: text)")
+    held_out = text.add_mutually_exclusive_group()
+    held_out.add_argument("--validation-share", type=float, default=0.005, help="of the documents (default: 0.005)")
+    held_out.add_argument("--validation-source", nargs="+", default=[], metavar="PATH", help="files to hold out")
+    text.add_argument("--vocab-size", type=int, help="default: the tokenizer's")
+    text.add_argument("--eos-id", type=int, help="the id after every document; default: the tokenizer's")
+    text.add_argument("--bos-id", type=int, help="the id that stands before a text; default: the tokenizer's")
+    text.add_argument("--add-bos", action="store_true", help="write it in front of every document")
+    text.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+    )
     stdlib = kinds.add_parser("stdlib", help="the Python standard library's sources, bytes as tokens")
     stdlib.add_argument("data_dir", nargs="?", type=Path, default=None, help="default: DLM_DATA/stdlib")
     packed = kinds.add_parser("packed", help="index a folder of LITPKDS files (TinyLlama, SMDM)")
@@ -184,19 +183,69 @@ def main(argv: list[str] | None = None) -> int:
     packed.add_argument("--vocab-size", type=int, default=32000)
     packed.add_argument("--bos-id", type=int, default=1, help="the id that stands before a text (Llama-2: 1)")
     packed.add_argument("--tokenizer", default="llama-2", help="its name, for the record")
-    options = parser.parse_args(argv)
+    for split, pattern in PACKED_GLOBS.items():
+        packed.add_argument(f"--{split}", default=pattern, metavar="GLOB", help=f"default: {pattern}")
+    packed.add_argument("--out", type=Path, help="where to write the manifest, if only some of the files belong to it")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
+    if options.kind == "stdlib":
+        data_dir = options.data_dir or locate.data_dir() / "stdlib"
+        return data_dir, prepare_stdlib(data_dir)
+    if options.kind == "packed":
+        manifest = index_packed(
+            options.data_dir,
+            vocab_size=options.vocab_size,
+            bos_id=options.bos_id,
+            tokenizer=options.tokenizer,
+            globs={split: getattr(options, split) for split in PACKED_GLOBS},
+            out=options.out,
+        )
+        return options.out or options.data_dir, manifest
+    return options.out, prepare_text(_job(options), options.out, workers=whole("--workers", options.workers))
+
+
+def _job(options: argparse.Namespace) -> Job:
+    if not 0 < options.validation_share < 1:
+        raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
+    name = options.name or options.out.name
+    if not re.fullmatch(SWEEP_NAME, name):
+        raise UserError(f"--name is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
+    return Job(
+        name=name,
+        sources=tuple(options.sources),
+        validation_sources=tuple(options.validation_source),
+        validation_share=options.validation_share,
+        text_key=options.text_key,
+        tokenizer=options.tokenizer,
+        vocab_size=options.vocab_size,
+        eos_id=options.eos_id,
+        bos_id=options.bos_id,
+        add_bos=options.add_bos,
+    )
+
+
+def _summary(manifest: Manifest) -> str:
+    """What was read and what was left out, for text."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.notes["documents"].items())
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.notes["skipped"].items() if count)
+    return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`dlm prepare`: prepare a data set and say what it holds."""
+    options = _parser().parse_args(argv)
     try:
-        if options.kind == "stdlib":
-            data_dir = options.data_dir or locate.data_dir() / "stdlib"
-            manifest = prepare_stdlib(data_dir)
-        else:
-            data_dir = options.data_dir
-            manifest = index_packed(
-                data_dir, vocab_size=options.vocab_size, bos_id=options.bos_id, tokenizer=options.tokenizer
-            )
+        data_dir, manifest = _prepare(options)
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
         return ExitCode.USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        return ExitCode.PREEMPTED
+    if options.kind == "text":
+        print(_summary(manifest))
     counts = ", ".join(f"{manifest.tokens(split):,} {split}" for split in manifest.splits)
     print(f"{data_dir}: {counts} tokens, vocabulary {manifest.vocab_size}, hash {manifest.hash}")
     return ExitCode.DONE

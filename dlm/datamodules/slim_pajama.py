@@ -7,16 +7,15 @@ every rank and micro-batch takes a contiguous part of it, and a resume starts at
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dlm.datamodules.packed import PackedTokens, open_split
-from dlm.manifest import Manifest
+from dlm.datamodules.mixture import Mixture, open_mixture
+from dlm.manifest import DataSet
 from dlm.objectives import Batch, Objective
-from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
+from dlm.objectives.noise import stratified_t, uniforms, van_der_corput
 
 VALIDATION_TOKENS = 16384  # tokens of one validation batch
 
@@ -26,7 +25,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        tokens: PackedTokens,
+        tokens: Mixture,
         objective: Objective,
         *,
         seed: int,
@@ -44,19 +43,10 @@ class TrainingBatches(Dataset[Batch]):
         first = (self.rank * self.accumulation + part) * self.micro
         position_B = np.arange(first, first + self.micro)
         index_B = step * self.batch_size + position_B
-        rows_BT = self.tokens.rows(self._row(index_B))
+        rows_BT = self.tokens.rows(self.tokens.order(index_B, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
         uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
-
-    def _row(self, index_B: np.ndarray) -> np.ndarray:
-        """Which sequence each global sample is: every epoch is another permutation of all of them."""
-        epoch_B, place_B = np.divmod(index_B, len(self.tokens))
-        result = np.empty_like(index_B)
-        for epoch in np.unique(epoch_B):
-            here = epoch_B == epoch
-            result[here] = permute(place_B[here], len(self.tokens), seed=self.seed, epoch=int(epoch))
-        return result
 
 
 class ValidationBatches(Dataset[Batch]):
@@ -64,7 +54,7 @@ class ValidationBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        tokens: PackedTokens,
+        tokens: Mixture,
         objective: Objective,
         *,
         seed: int,
@@ -75,7 +65,7 @@ class ValidationBatches(Dataset[Batch]):
     ) -> None:
         self.tokens, self.objective, self.seed = tokens, objective, seed
         self.draws = 1 if objective.estimator == "exact" else draws
-        self.rows = spread_rows(len(tokens), num_sequences)
+        self.rows = tokens.validation_rows(num_sequences)
         size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
         mine = np.array_split(np.arange(len(self.rows)), world_size)[rank]
         self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -95,12 +85,6 @@ class ValidationBatches(Dataset[Batch]):
         return {**batch, "sequence": sequence_S, "draws": self.draws}
 
 
-def spread_rows(available: int, wanted: int) -> np.ndarray:
-    """``wanted`` row numbers evenly spread over ``available``; all of them where there are fewer."""
-    wanted = min(available, wanted)
-    return np.arange(wanted) * available // wanted
-
-
 class FromOffset(Sampler[int]):
     """Counts micro-batches from where the run stands; its length is that of the whole run, as Lightning counts."""
 
@@ -115,12 +99,11 @@ class FromOffset(Sampler[int]):
 
 
 class SlimPajamaDataModule(L.LightningDataModule):
-    """Any packed data set, SlimPajama the first of them; the world size is the trainer's."""
+    """Any packed data, alone or mixed, SlimPajama the first of them; the world size is the trainer's."""
 
     def __init__(
         self,
-        data_dir: Path,
-        manifest: Manifest,
+        data: DataSet,
         objective: Objective,
         *,
         block_size: int,
@@ -140,8 +123,7 @@ class SlimPajamaDataModule(L.LightningDataModule):
         self.batch_size, self.micro, self.accumulation = batch_size, micro_batch_size, accumulation
         self.validation = {"seed": validation_seed, "num_sequences": num_sequences, "draws": draws}
         self.train_tokens, self.validation_tokens = (
-            open_split(data_dir, manifest, split, block_size=block_size, stride=stride)
-            for split in ("train", "validation")
+            open_mixture(data, split, block_size=block_size, stride=stride) for split in ("train", "validation")
         )
 
     def _place(self) -> dict[str, int]:
@@ -171,11 +153,11 @@ class SlimPajamaDataModule(L.LightningDataModule):
     @property
     def num_validation_sequences(self) -> int:
         """Sequences of the fixed validation set, over all ranks."""
-        return min(self.validation["num_sequences"], len(self.validation_tokens))
+        return len(self.validation_tokens.validation_rows(self.validation["num_sequences"]))
 
     def unigram_entropy(self) -> float:
         """Entropy of the token frequencies of the validation sequences, nats/token: what counting alone reaches."""
-        rows = spread_rows(len(self.validation_tokens), self.validation["num_sequences"])
+        rows = self.validation_tokens.validation_rows(self.validation["num_sequences"])
         counts = np.bincount(self.validation_tokens.rows(rows).ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())

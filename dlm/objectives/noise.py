@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-_T_STREAM, _MASK_STREAM, _ORDER_STREAM = 0, 1, 2
+_T_STREAM, _MASK_STREAM, ORDER_STREAM, MIXTURE_STREAM = 0, 1, 2, 3
 
 
 def _key(seed: int, stream: int) -> np.ndarray:
@@ -59,20 +59,22 @@ def _mix(value: np.ndarray, key: np.uint64) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-@functools.lru_cache(maxsize=16)
-def _order_keys(seed: int, epoch: int) -> np.ndarray:
-    return np.random.Philox(key=_key(seed, _ORDER_STREAM), counter=[0, 0, epoch, 0]).random_raw(6)
+@functools.lru_cache(maxsize=64)
+def _order_keys(seed: int, epoch: int, stream: int) -> np.ndarray:
+    return np.random.Philox(key=_key(seed, stream), counter=[0, 0, epoch, 0]).random_raw(6)
 
 
-def permute(index_B: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarray:
+def permute(index_B: np.ndarray, size: int, *, seed: int, epoch: int, stream: int = ORDER_STREAM) -> np.ndarray:
     """Where a random permutation of range(size) sends each index, in O(1) time and memory.
+
+    Each ``stream`` (64 bits) has permutations of its own.
 
     A six-round Feistel network on the smallest even number of bits that holds ``size``; results outside are sent
     through again (cycle walking), which keeps it a bijection.
     """
     half = np.uint64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))
     mask = np.uint64((1 << int(half)) - 1)
-    keys = _order_keys(seed, epoch)
+    keys = _order_keys(seed, epoch, stream)
     result = index_B.astype(np.uint64)
     outside = np.ones(len(result), dtype=bool)
     while outside.any():
