@@ -88,7 +88,8 @@ def test_what_plan_reads_is_plain_and_is_what_hydra_composes_to_a_recipe(group, 
         assert "@package" not in text and "defaults" not in yaml.safe_load(text)
         read = load_choice(group, choice)
         interpolated = [key for key, value in read.items() if "${" in str(value)]
-        assert interpolated == (["data_dir"] if group == "data" else [])
+        folders = ["sources" if "sources" in read else "data_dir"]
+        assert interpolated == (folders if group == "data" else [])
         config = compose(f"{group}={choice}", "training.budget=1e22")
         assert OmegaConf.to_container(config[group], resolve=False) == read  # numbers as numbers: 1e-3 is no text
         assert config[group].name == choice

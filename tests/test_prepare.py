@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,26 @@ from dlm.files import read_jsonl
 from dlm.locate import PACKAGE
 from dlm.manifest import read_manifest
 
-WORDS = "the quick brown fox jumps over a lazy dog while rain falls on grey roofs ¿qué? 日本 é\n".split(" ")
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "rain",
+    "falls",
+    "on",
+    "grey",
+    "roofs",
+    "¿qué?",
+    "日本",
+    "é\n",
+]
 
 
 def make_texts(count, seed=0, words=60):
@@ -327,7 +345,7 @@ def test_killed_without_warning_it_goes_on_to_the_same_bytes(bpe, source, tmp_pa
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))  # none is left behind
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # none is left behind
     done = read_jsonl(building / "done.jsonl")
     assert 3 <= len(done) < 16
     first = building / "data" / done[0]["files"]["train"][0]["name"]

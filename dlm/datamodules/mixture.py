@@ -6,6 +6,7 @@ one after another. Nothing here knows ranks or restarts, and every row is found 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,14 +19,13 @@ from dlm.objectives.noise import MIXTURE_STREAM, ORDER_STREAM, permute
 class Mixture:
     """Sources read in proportion to ``samples`` (of every block); ``streams`` names the random order of each.
 
-    Block b of the run permutes its places; places [start, end) of a source hold its next samples, which go through
-    the source's own permutation of each of its epochs.
+    Every block is another random order of its sources' samples; the n-th sample of a source, counted from the run's
+    start, is the n-th of that source's own random order, epoch after epoch.
     """
 
     def __init__(self, sources: Sequence[PackedTokens], samples: Sequence[int], streams: Sequence[int]) -> None:
-        self.sources, self.samples, self.streams = list(sources), list(samples), list(streams)
+        self.sources, self.samples, self.streams = list(sources), tuple(samples), list(streams)
         self.block_samples, self.block_size = sum(samples), sources[0].block_size
-        self.ends = np.cumsum(samples)
         self.row_ends = np.cumsum([len(source) for source in sources])
 
     @classmethod
@@ -40,19 +40,16 @@ class Mixture:
         """(B,) rows of the samples ``sample`` of a run."""
         if len(self.sources) == 1:
             return self._row_of(0, sample_B, seed)
-        place_B, block_B = self._places(sample_B, seed), sample_B // self.block_samples
-        source_B = np.searchsorted(self.ends, place_B, "right")
         row_B = np.empty_like(sample_B)
-        for source in np.unique(source_B):
-            here = source_B == source
-            start = self.ends[source] - self.samples[source]
-            ordinal = block_B[here] * self.samples[source] + place_B[here] - start
-            row_B[here] = self._row_of(source, ordinal, seed) + self.row_ends[source] - len(self.sources[source])
+        block_B, place_B = np.divmod(sample_B, self.block_samples)
+        for block in np.unique(block_B):
+            source_K, nth_K = _layout(self.samples, seed, int(block))
+            for source, samples in enumerate(self.samples):
+                here = (block_B == block) & (source_K[place_B] == source)
+                ordinal = block * samples + nth_K[place_B[here]]
+                start = self.row_ends[source] - len(self.sources[source])
+                row_B[here] = start + self._row_of(source, ordinal, seed)
         return row_B
-
-    def _places(self, sample_B: np.ndarray, seed: int) -> np.ndarray:
-        """(B,) places in their blocks, permuted anew in each."""
-        return _permuted(sample_B, self.block_samples, seed, MIXTURE_STREAM)
 
     def _row_of(self, source: int, ordinal_B: np.ndarray, seed: int) -> np.ndarray:
         """(B,) sequences of ``source`` that are its samples ``ordinal``."""
@@ -84,8 +81,7 @@ class Mixture:
         if len(self.sources) == 1:
             return [count]
         blocks, rest = divmod(count, self.block_samples)
-        place = self._places(blocks * self.block_samples + np.arange(rest), seed)
-        in_last = np.bincount(np.searchsorted(self.ends, place, "right"), minlength=len(self.sources))
+        in_last = np.bincount(_layout(self.samples, seed, blocks)[0][:rest], minlength=len(self.sources))
         return [blocks * n + int(extra) for n, extra in zip(self.samples, in_last, strict=True)]
 
     def epochs(self, count: int, *, seed: int) -> float:
@@ -97,6 +93,20 @@ class Mixture:
         """Distinct tokens among ``count`` samples."""
         read = self.samples_read(count, seed=seed)
         return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(samples: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) source of every sample of a block, and the how-manieth of its source in the block it is.
+
+    Half a millisecond for 8192 samples, whichever the block.
+    """
+    place_K = permute(np.arange(sum(samples)), sum(samples), seed=seed, epoch=block, stream=MIXTURE_STREAM)
+    source_K = np.searchsorted(np.cumsum(samples), place_K, "right")
+    nth_K = np.empty_like(place_K)
+    for source, count in enumerate(samples):
+        nth_K[source_K == source] = np.arange(count)
+    return source_K, nth_K
 
 
 def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndarray:
