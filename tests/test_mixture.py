@@ -54,7 +54,8 @@ def mixture(data, split="train"):
 
 def first_tokens(tokens, samples):
     """The sequences that samples are, by their first token."""
-    return tokens.rows(tokens.order(np.asarray(samples), seed=SEED))[:, 0]
+    rows = [int(tokens.order(int(sample), 1, seed=SEED)[0]) for sample in samples]
+    return tokens.rows(np.array(rows, dtype=np.int64))[:, 0]
 
 
 @given(
@@ -97,6 +98,8 @@ def test_any_sample_is_found_without_those_before_it(folders):
     whole = first_tokens(tokens, np.arange(2 * BLOCK_SAMPLES + 100))
     for start in (0, 1, 8190, BLOCK_SAMPLES, 16_400):
         assert np.array_equal(first_tokens(tokens, np.arange(start, start + 50)), whole[start : start + 50])
+    at_once = tokens.rows(tokens.order(0, len(whole), seed=SEED))[:, 0]
+    assert np.array_equal(at_once, whole)
     shuffled = np.random.default_rng(0).permutation(len(whole))
     assert np.array_equal(first_tokens(tokens, shuffled), whole[shuffled])
     far = 10**12

@@ -29,26 +29,7 @@ from dlm.files import read_jsonl
 from dlm.locate import PACKAGE
 from dlm.manifest import read_manifest
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "rain",
-    "falls",
-    "on",
-    "grey",
-    "roofs",
-    "¿qué?",
-    "日本",
-    "é\n",
-]
+WORDS = ("the", "quick", "brown", "fox", "over", "lazy", "dogs", "¿qué?", "日本", "é\n")
 
 
 def make_texts(count, seed=0, words=60):

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +22,8 @@ from dlm.files import read_json
 KINDS = {
     ".jsonl": "jsonl", ".jsonl.zst": "zst", ".jsonl.gz": "gz", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",
 }  # fmt: skip
-UNIT_BYTES = 32 * 1024 * 1024  # of source files
+UNIT_BYTES, SMALL_UNIT_BYTES = 32 * 1024 * 1024, 1024 * 1024  # of source files
+MANY_UNITS = 64  # enough to keep every core busy to the end
 CHUNK_BYTES = 1024 * 1024
 STATE = "state.json"  # of a folder written by datasets.save_to_disk
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")  # the first of them that there is
@@ -106,34 +107,36 @@ def find_splits(sources: Sequence[Path], validation: Sequence[Path]) -> list[tup
     return sorted(((kept[split], path) for split, path in files if split in kept), key=lambda item: item[0] == "train")
 
 
-def make_units(files: Iterable[tuple[str | None, Path]]) -> list[Unit]:
+def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
     """Units in the order of the files; neighbours of one kind are put together, large files are sliced."""
+    sizes = [path.stat().st_size for _, path in files]
+    limit = min(UNIT_BYTES, max(sum(sizes) // MANY_UNITS, SMALL_UNIT_BYTES))
     units: list[Unit] = []
-    for split, path in files:
-        kind, size = kind_of(path), path.stat().st_size
+    for (split, path), size in zip(files, sizes, strict=True):
+        kind = kind_of(path)
         assert kind is not None
         last = units[-1] if units else None
-        if size > UNIT_BYTES and kind in _SLICERS:
+        if size > limit and kind in _SLICERS:
             units += [
                 Unit(split=split, kind=kind, paths=(str(path),), size=part, start=start, stop=stop)
-                for start, stop, part in _SLICERS[kind](path, size)
+                for start, stop, part in _SLICERS[kind](path, size, limit)
             ]
-        elif last and last.stop is None and (last.split, last.kind) == (split, kind) and last.size + size <= UNIT_BYTES:
+        elif last and last.stop is None and (last.split, last.kind) == (split, kind) and last.size + size <= limit:
             units[-1] = Unit(split=split, kind=kind, paths=(*last.paths, str(path)), size=last.size + size)
         else:
             units.append(Unit(split=split, kind=kind, paths=(str(path),), size=size))
     return units
 
 
-def _slices_of_bytes(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    for start in range(0, size, UNIT_BYTES):
-        stop = min(start + UNIT_BYTES, size)
+def _slices_of_bytes(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
+    for start in range(0, size, limit):
+        stop = min(start + limit, size)
         yield start, stop, stop - start
 
 
-def _slices_of_groups(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
+def _slices_of_groups(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
     metadata = _parquet(path).metadata
-    per_slice = max(metadata.num_row_groups * UNIT_BYTES // size, 1)
+    per_slice = max(metadata.num_row_groups * limit // size, 1)
     for start in range(0, metadata.num_row_groups, per_slice):
         stop = min(start + per_slice, metadata.num_row_groups)
         yield start, stop, size * (stop - start) // metadata.num_row_groups

@@ -6,7 +6,6 @@ one after another. Nothing here knows ranks or restarts, and every row is found 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,8 @@ import numpy as np
 from dlm.datamodules.packed import PackedTokens, open_split
 from dlm.manifest import BLOCK_SAMPLES, DataSet, apportion
 from dlm.objectives.noise import MIXTURE_STREAM, ORDER_STREAM, permute
+
+KEPT_BLOCKS = 4
 
 
 class Mixture:
@@ -26,7 +27,8 @@ class Mixture:
     def __init__(self, sources: Sequence[PackedTokens], samples: Sequence[int], streams: Sequence[int]) -> None:
         self.sources, self.samples, self.streams = list(sources), tuple(samples), list(streams)
         self.block_samples, self.block_size = sum(samples), sources[0].block_size
-        self.row_ends = np.cumsum([len(source) for source in sources])
+        self.row_ends = np.cumsum([len(source) for source in sources]).tolist()
+        self._blocks: dict[tuple[int, int], np.ndarray] = {}
 
     @classmethod
     def single(cls, tokens: PackedTokens) -> Mixture:
@@ -36,43 +38,51 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.row_ends[-1])
 
-    def order(self, sample_B: np.ndarray, *, seed: int) -> np.ndarray:
-        """(B,) rows of the samples ``sample`` of a run."""
-        if len(self.sources) == 1:
-            return self._row_of(0, sample_B, seed)
-        row_B = np.empty_like(sample_B)
-        block_B, place_B = np.divmod(sample_B, self.block_samples)
-        for block in np.unique(block_B):
-            source_K, nth_K = _layout(self.samples, seed, int(block))
-            for source, samples in enumerate(self.samples):
-                here = (block_B == block) & (source_K[place_B] == source)
-                ordinal = block * samples + nth_K[place_B[here]]
-                start = self.row_ends[source] - len(self.sources[source])
-                row_B[here] = start + self._row_of(source, ordinal, seed)
-        return row_B
+    def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
+        """(count,) rows of the samples ``first`` .. ``first + count - 1`` of a run."""
+        parts = []
+        while count:
+            block, place = divmod(first, self.block_samples)
+            part = self._block(seed, block)[place : place + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
 
-    def _row_of(self, source: int, ordinal_B: np.ndarray, seed: int) -> np.ndarray:
-        """(B,) sequences of ``source`` that are its samples ``ordinal``."""
-        return _permuted(ordinal_B, len(self.sources[source]), seed, self.streams[source])
+    def _block(self, seed: int, block: int) -> np.ndarray:
+        """(K,) rows of a block's samples; about a millisecond, whichever the block, and the last ones are kept."""
+        rows_K = self._blocks.get((seed, block))
+        if rows_K is None:
+            if len(self._blocks) >= KEPT_BLOCKS:
+                self._blocks.clear()
+            rows_K = self._blocks[seed, block] = self._make_block(seed, block)
+        return rows_K
+
+    def _make_block(self, seed: int, block: int) -> np.ndarray:
+        source_K = _layout(self.samples, seed, block)
+        rows_K = np.empty(self.block_samples, dtype=np.int64)
+        for number, (source, samples, stream) in enumerate(zip(self.sources, self.samples, self.streams, strict=True)):
+            ordinal = block * samples + np.arange(samples)
+            start = self.row_ends[number] - len(source)
+            rows_K[source_K == number] = start + _permuted(ordinal, len(source), seed, stream)
+        return rows_K
 
     def rows(self, row_B: np.ndarray) -> np.ndarray:
-        """(B, block) int64 tokens."""
+        """(B, block) int64 tokens; any of them in the same time."""
         if len(self.sources) == 1:
             return self.sources[0].rows(row_B)
-        source_B = np.searchsorted(self.row_ends, row_B, "right")
         result = np.empty((len(row_B), self.block_size), dtype=np.int64)
-        for source in np.unique(source_B):
-            here = source_B == source
-            result[here] = self.sources[source].rows(row_B[here] - self.row_ends[source] + len(self.sources[source]))
+        source_B = np.searchsorted(self.row_ends, row_B, "right")
+        for number, source in enumerate(self.sources):
+            place_S = np.flatnonzero(source_B == number)
+            first = self.row_ends[number] - len(source)
+            source.fill(map(result.__getitem__, place_S.tolist()), (row_B[place_S] - first).tolist())
         return result
 
     def validation_rows(self, wanted: int) -> np.ndarray:
         """``wanted`` rows in proportion to the weights, evenly spread over each source; all of one that holds fewer."""
         parts = [
             spread_rows(len(source), count) + end - len(source)
-            for source, count, end in zip(
-                self.sources, apportion(wanted, self.samples), self.row_ends.tolist(), strict=True
-            )
+            for source, count, end in zip(self.sources, apportion(wanted, self.samples), self.row_ends, strict=True)
         ]
         return np.concatenate(parts)
 
@@ -81,7 +91,7 @@ class Mixture:
         if len(self.sources) == 1:
             return [count]
         blocks, rest = divmod(count, self.block_samples)
-        in_last = np.bincount(_layout(self.samples, seed, blocks)[0][:rest], minlength=len(self.sources))
+        in_last = np.bincount(_layout(self.samples, seed, blocks)[:rest], minlength=len(self.sources))
         return [blocks * n + int(extra) for n, extra in zip(self.samples, in_last, strict=True)]
 
     def epochs(self, count: int, *, seed: int) -> float:
@@ -95,18 +105,13 @@ class Mixture:
         return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
 
 
-@functools.lru_cache(maxsize=8)
-def _layout(samples: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) source of every sample of a block, and the how-manieth of its source in the block it is.
-
-    Half a millisecond for 8192 samples, whichever the block.
-    """
-    place_K = permute(np.arange(sum(samples)), sum(samples), seed=seed, epoch=block, stream=MIXTURE_STREAM)
-    source_K = np.searchsorted(np.cumsum(samples), place_K, "right")
-    nth_K = np.empty_like(place_K)
-    for source, count in enumerate(samples):
-        nth_K[source_K == source] = np.arange(count)
-    return source_K, nth_K
+def _layout(samples: tuple[int, ...], seed: int, block: int) -> np.ndarray:
+    """(K,) source of every sample of a block."""
+    count = sum(samples)
+    if len(samples) == 1:
+        return np.zeros(count, dtype=np.int64)
+    place_K = permute(np.arange(count), count, seed=seed, epoch=block, stream=MIXTURE_STREAM)
+    return np.searchsorted(np.cumsum(samples), place_K, "right")
 
 
 def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndarray:

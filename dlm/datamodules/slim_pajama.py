@@ -43,7 +43,7 @@ class TrainingBatches(Dataset[Batch]):
         first = (self.rank * self.accumulation + part) * self.micro
         position_B = np.arange(first, first + self.micro)
         index_B = step * self.batch_size + position_B
-        rows_BT = self.tokens.rows(self.tokens.order(index_B, seed=self.seed))
+        rows_BT = self.tokens.rows(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
         uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
