@@ -8,6 +8,7 @@ and however often it was stopped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import metadata
@@ -159,17 +160,16 @@ def _moved(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _build(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], building: Path, workers: int) -> Manifest:
     """Encode every unit that is not done, and describe the whole."""
-    crew = Crew(job, building, units, workers)
-    crew.run([n for n, unit in enumerate(units) if unit.split == "validation"])
-    limit = round(job.validation_share * KEYS)
-    rest = [n for n, unit in enumerate(units) if unit.split != "validation"]
-    crew.run(rest, limit=limit)
-    if not any("validation" in crew.records[n].files for n in range(len(units))):
+    with Crew(job, building, units, workers) as crew:
+        crew.run([n for n, unit in enumerate(units) if unit.split == "validation"])
+        limit = round(job.validation_share * KEYS)
+        rest = [n for n, unit in enumerate(units) if unit.split != "validation"]
+        crew.run(rest, limit=limit)
         keys = {n: key for n in rest if (key := crew.records[n].smallest) is not None}
-        if keys:  # so few documents that the share held none out: hold out one
-            limit = min(keys.values()) + 1
+        if keys and not any("validation" in record.files for record in crew.records.values()):
+            limit = min(keys.values()) + 1  # so few documents that the share held none out: hold out one
             crew.run([n for n, key in keys.items() if key < limit], limit=limit)
-    return _describe(job, tokenizer, units, [crew.records[n] for n in range(len(units))])
+        return _describe(job, tokenizer, units, [crew.records[n] for n in range(len(units))])
 
 
 class Crew:
@@ -180,6 +180,17 @@ class Crew:
         records = map(Record.from_json, read_jsonl(building / "done.jsonl"))
         self.done = {(record.unit, record.limit): record for record in records if self._is_whole(record)}
         self.records: dict[int, Record] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # what is half done will be done again
+            for process in multiprocessing.active_children():
+                process.terminate()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def _is_whole(self, record: Record) -> bool:
         """Whether what the record says is there: a unit done twice has the later record's files."""
@@ -206,13 +217,9 @@ class Crew:
 
     def _encode(self, todo: Sequence[int], limit: int) -> Iterator[Record]:
         (self.building / "done.jsonl").touch()
-        workers = min(self.workers, len(todo))
-        threads = max(self.workers // workers, 1)
-        start = (self.job, str(self.building / "data"), threads)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, start)
-        waiting: set[Future[Record]] = set()
+        self._pool = self._pool or self._make_pool()
+        waiting = {self._pool.submit(_work, number, self.units[number], limit) for number in todo}
         try:
-            waiting = {pool.submit(_work, number, self.units[number], limit) for number in todo}
             while waiting:
                 ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in ended:
@@ -222,24 +229,24 @@ class Crew:
                 "a worker was killed, by want of memory perhaps: run it again, with fewer --workers; it goes on where "
                 "it stopped"
             ) from error
-        finally:
-            if waiting:  # it failed or was stopped: what is half done will be done again
-                for process in multiprocessing.active_children():
-                    process.terminate()
-            pool.shutdown(cancel_futures=True)
+
+    def _make_pool(self) -> ProcessPoolExecutor:
+        workers = min(self.workers, len(self.units))
+        start = (self.job, str(self.building / "data"), max(self.workers // workers, 1))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, start)
 
 
-_worker: tuple[Form, frozenset[bytes]]
+_form: Form  # of a worker
 
 
 def _start_worker(job: Job, folder: str, threads: int) -> None:
     """Load the tokenizer once; end with the parent, however that ends."""
-    global _worker
+    global _form
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    _worker = _form(job, folder, threads), read_digests(Path(folder).parent)
+    _form = _make_form(job, folder, threads)
 
 
 def _end_with_parent() -> None:
@@ -250,7 +257,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _form(job: Job, folder: str, threads: int) -> Form:
+def _make_form(job: Job, folder: str, threads: int) -> Form:
     tokenizer = _tokenizer(job, threads)
     assert tokenizer.eos_id is not None
     return Form(
@@ -264,8 +271,14 @@ def _form(job: Job, folder: str, threads: int) -> Form:
 
 
 def _work(number: int, unit: Unit, limit: int) -> Record:
-    form, held_out = _worker
-    return encode_unit(number, unit, form, limit=limit, held_out=held_out)
+    held_out = _held_out(_form.folder) if unit.split == "train" else frozenset()
+    return encode_unit(number, unit, _form, limit=limit, held_out=held_out)
+
+
+@functools.cache
+def _held_out(folder: str) -> frozenset[bytes]:
+    """Read once: units of a train split come after all of the validation split."""
+    return read_digests(Path(folder).parent)
 
 
 def _describe(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], records: Sequence[Record]) -> Manifest:
