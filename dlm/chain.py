@@ -110,7 +110,8 @@ def data_nodes(plan: Plan) -> list[dict[str, Any]]:
 def warn_unprepared(plan: Plan) -> None:
     from dlm.manifest import unprepared
 
-    missing = [(node, folder) for node in data_nodes(plan) for folder in unprepared(node)]
+    nodes = data_nodes(plan) if plan.data_hash is None else []
+    missing = [(node, folder) for node in nodes for folder in unprepared(node)]
     if missing:
         node, folder = missing[0]
         warn(

@@ -222,7 +222,7 @@ def report(target: Target) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def prepare(context: typer.Context) -> None:
-    """Turn text into packed tokens with a manifest: dlm prepare stdlib, dlm prepare packed DIR."""
+    """Turn text into packed tokens with a manifest: dlm prepare text SOURCE --out DIR, stdlib, packed DIR."""
     raise typer.Exit(chain.prepare_command(context.args or ["--help"]))
 
 

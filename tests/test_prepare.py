@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 import zstandard
 
-from dlm.datamodules import documents
+from dlm.datamodules import documents, progress
 from dlm.datamodules.documents import Unit, find_splits, make_units, read_unit
 from dlm.datamodules.packed import open_packed
 from dlm.datamodules.prepare import main
@@ -336,6 +336,22 @@ def test_killed_without_warning_it_goes_on_to_the_same_bytes(bpe, source, tmp_pa
     kept = (tmp_path / "out" / first.name).stat()
     assert (kept.st_mtime_ns, kept.st_ino) == (written, inode)  # what was done was not done again
     assert not building.exists()
+
+
+def test_progress_is_said_in_lines_where_there_is_no_terminal(source, tmp_path, monkeypatch, capsys):
+    many_units(source, 3, 20)
+    monkeypatch.setattr(progress, "LINE_SEC", -1)
+    assert prepare(source, "--out", tmp_path / "out", "--tokenizer", "bytes") == 0
+    lines_said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines_said[:3]] == [f"preparing: {n} of 3 parts" for n in (1, 2, 3)]
+    tokens = sum(len(tokens_in(tmp_path / "out", split)) for split in ("train", "validation"))
+    assert f"60 documents, {tokens:,} tokens" in lines_said[2]
+
+
+def test_preparing_loads_no_library_that_it_does_not_use():
+    code = "import sys, dlm.datamodules.prepare; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert {"torch", "tokenizers", "sentencepiece", "zstandard", "pyarrow", "datasets"}.isdisjoint(done.stdout.split())
 
 
 def test_an_unfinished_preparation_is_never_mixed_with_another(source, tmp_path, capsys):
