@@ -46,7 +46,8 @@ def config_cell_id(root: DictConfig) -> str:
         name: OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
         for name, node in nodes.items()
     }
-    return cell_id(config, steps=derive(config).steps, data_hash=ensure_data(config["data"]).hash)
+    data = ensure_data(config["data"])
+    return cell_id(config, steps=derive(config).steps, data_hash=data.hash)
 
 
 def check_sweep_name(name: str) -> str:

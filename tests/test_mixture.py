@@ -128,15 +128,18 @@ def test_the_ranks_together_read_the_same_at_any_world_size(world_size, folders)
 def test_names_places_and_order_decide_nothing_and_weights_do(folders, tmp_path):
     data = node(folders)
     turned = {**data, "sources": dict(reversed(data["sources"].items()))}
+    hashes = [read_data(data).hash, tuple(first_tokens(mixture(data), np.arange(500)).tolist())]
     (tmp_path / "elsewhere").mkdir()
-    moved = {name: folder.rename(tmp_path / "elsewhere" / name[::-1]) for name, folder in folders.items()}
-    hashes = []
+    moved = {
+        name: folder.rename(tmp_path / "elsewhere" / new)
+        for (name, folder), new in zip(folders.items(), "ba", strict=True)  # sorted the other way round
+    }
     for weights in (WEIGHTS, {key: 7 * value for key, value in WEIGHTS.items()}):
         same = node(moved, weights)
         hashes.append(read_data(same).hash)
         samples = first_tokens(mixture(same), np.arange(500))
         hashes.append(tuple(samples.tolist()))
-    assert hashes[:2] == hashes[2:]
+    assert hashes[:2] == hashes[2:4] == hashes[4:]
     for folder, name in ((moved["slim"], "slim"), (moved["star"], "star")):
         folder.rename(folders[name])
     assert read_data(turned).hash == read_data(data).hash == hashes[0]
@@ -146,12 +149,16 @@ def test_names_places_and_order_decide_nothing_and_weights_do(folders, tmp_path)
 
 def test_a_source_is_read_in_one_order_whatever_it_is_mixed_with(folders, tmp_path):
     """Another weight or source changes where a source's samples stand, not which sequence is its n-th."""
-    third = {**folders, "third": make_source(tmp_path / "third", 50, 50_000)}
+    more = {**folders, **{str(n): make_source(tmp_path / str(n), 50, 50_000 + 100 * n) for n in range(4)}}
     orders = []
-    for weights in ({"slim": 1, "star": 1}, {"slim": 1, "star": 3, "third": 2}):
-        read = first_tokens(mixture(node(third, weights)), np.arange(9000))
+    for weights in ({"slim": 1, "star": 1}, {"slim": 1, "star": 3, "0": 1}, {"star": 3, "1": 1, "2": 1, "3": 1}):
+        read = first_tokens(mixture(node(more, weights)), np.arange(9000))
         orders.append(read[(read >= 20_000) & (read < 50_000)][:4000].tolist())
-    assert orders[0] == orders[1] and len(set(orders[0])) == 700 and orders[0][:700] != sorted(orders[0][:700])
+    assert (
+        orders[0] == orders[1] == orders[2]
+        and len(set(orders[0])) == 700
+        and orders[0][:700] != sorted(orders[0][:700])
+    )
 
 
 def test_one_source_alone_reads_as_it_always_did(folders):

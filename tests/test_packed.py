@@ -114,6 +114,9 @@ def test_what_cannot_be_indexed(folder, tmp_path, capsys):
     assert "holds token 96" in capsys.readouterr().err
     assert main(["packed", str(tmp_path)]) == 2
     assert "holds no train*.bin" in capsys.readouterr().err
+    write(folder / "train_slim_2_0.bin", [3, -1], "<i4")
+    assert main(["packed", str(folder), "--vocab-size", "100"]) == 2
+    assert "holds token -1" in capsys.readouterr().err
     assert read_manifest(folder) is None
     with pytest.raises(UserError, match="no prepared data in"):
         ensure_data({"data_dir": folder, "prepare": None})
