@@ -74,6 +74,7 @@ def main() -> int:
         if mode == "wait":
             while not asked_to_stop:
                 time.sleep(0.02)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool's own may come while the interpreter ends
             write_status(run_dir, status(State.PREEMPTED, exit_code=75, reason="stopped by a signal"))
             return 75
         time.sleep(float(given.get("sec", 0)))
