@@ -58,6 +58,7 @@ COMPUTED = {  # trainer keys that have another owner, and what to set instead
     "limit_train_batches": "set training.steps",
     "overfit_batches": "set training.steps",
 }
+OURS = ("threads", "attention", "compile", "activation_checkpointing")  # trainer keys that Lightning does not know
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
 
@@ -220,7 +221,7 @@ def split_batch(config: Mapping[str, Any], recipe: Recipe, world_size: int) -> t
 
 def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None) -> L.Trainer:
     """Lightning's Trainer with what the recipe computes. Raises UserError for devices that are not there."""
-    options = {key: value for key, value in config["trainer"].items() if key != "threads"}
+    options = {key: value for key, value in config["trainer"].items() if key not in OURS}
     for key in COMPUTED:
         if key in options:
             raise UserError(f"trainer.{key} is computed by dlm: {COMPUTED[key]}")

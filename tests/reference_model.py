@@ -13,30 +13,40 @@ def rms(x, weight, eps):
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
-def rotated(x_TD):
-    """Channel pairs (i, i + D/2) as complex numbers, turned by position x 10000^(-2i/D)."""
-    length, dim = x_TD.shape
+def rotated(x_TD, share=1.0):
+    """Channel pairs (i, i + D/2) as complex numbers, turned by position x 10000^(-2i/D); the first share of them."""
+    dim = int(share * x_TD.shape[1])
+    x_TD, rest = x_TD[:, :dim], x_TD[:, dim:]
+    length = len(x_TD)
     frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     turn = torch.polar(torch.tensor(1.0).double(), torch.outer(torch.arange(length).double(), frequency))
     z = torch.complex(x_TD[:, : dim // 2], x_TD[:, dim // 2 :]) * turn
-    return torch.cat([z.real, z.imag], dim=-1)
+    return torch.cat([z.real, z.imag, rest], dim=-1)
 
 
 def reference_logits(weights: dict[str, torch.Tensor], shape: ModelShape, tokens_T, causal: bool):
     """(T, V) logits of one sequence; ``weights`` are the float64 parameters by name."""
-    length, dim = len(tokens_T), shape.head_dim
+    length, dim, eps = len(tokens_T), shape.head_dim, shape.norm_eps
+    sets = shape.n_query_groups or shape.n_head
     x = weights["embedding.weight"][tokens_T]
     for layer in range(shape.n_layer):
         w = {name.removeprefix(f"blocks.{layer}."): value for name, value in weights.items()}
-        q, k, v = (rms(x, w["norm_1.weight"], shape.norm_eps) @ w["attention.qkv.weight"].T).chunk(3, dim=-1)
+        qkv = rms(x, w["norm_1.weight"], eps) @ w["attention.qkv.weight"].T
+        q, k, v = qkv.split([shape.n_head * dim, sets * dim, sets * dim], dim=-1)
         heads = []
         for head in range(shape.n_head):
-            part = slice(head * dim, (head + 1) * dim)
-            scores = rotated(q[:, part]) @ rotated(k[:, part]).T / dim**0.5
+            mine, shared = (slice(i * dim, (i + 1) * dim) for i in (head, head * sets // shape.n_head))
+            query, key = q[:, mine], k[:, shared]
+            if shape.qk_norm:
+                query, key = rms(query, w["attention.norm_q.weight"], eps), rms(key, w["attention.norm_k.weight"], eps)
+            share = shape.rotary_percentage
+            scores = rotated(query, share) @ rotated(key, share).T / dim**0.5
             if causal:
                 scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-            heads.append(scores.softmax(-1) @ v[:, part])
-        x = x + torch.cat(heads, dim=-1) @ w["attention.proj.weight"].T
-        gate, up = (rms(x, w["norm_2.weight"], shape.norm_eps) @ w["mlp.gate_up.weight"].T).chunk(2, dim=-1)
-        x = x + (gate * torch.sigmoid(gate) * up) @ w["mlp.down.weight"].T
-    return rms(x, weights["norm.weight"], shape.norm_eps) @ weights["head.weight"].T
+            heads.append(scores.softmax(-1) @ v[:, shared])
+        depth = shape.n_layer / (shape.base_n_layer or shape.n_layer)
+        x = x + torch.cat(heads, dim=-1) @ w["attention.proj.weight"].T / depth
+        gate, up = (rms(x, w["norm_2.weight"], eps) @ w["mlp.gate_up.weight"].T).chunk(2, dim=-1)
+        x = x + (gate * torch.sigmoid(gate) * up) @ w["mlp.down.weight"].T / depth
+    width = shape.n_embd / (shape.base_n_embd or shape.n_embd)
+    return rms(x, weights["norm.weight"], eps) @ weights["head.weight"].T / width

@@ -74,6 +74,8 @@ def the_id(config, steps=100, data_hash="abc"):
 
 DECIDING = [
     ("model", "n_layer"), ("model", "norm_eps"), ("model", "rotary_percentage"), ("objective", "eps"),
+    ("model", "n_query_groups"), ("model", "qk_norm"), ("model", "parametrisation"), ("model", "base_n_embd"),
+    ("model", "base_n_layer"),
     ("objective", "weight"),
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
     ("scheduler", "warmup_fraction"), ("scheduler", "min_ratio"), ("data", "batch_size"), ("data", "block_size"),

@@ -7,7 +7,9 @@ import pytest
 import torch
 from reference_model import TINY, reference_logits, rotated
 
+from dlm.errors import UserError
 from dlm.ladder import load_shape
+from dlm.models.attention import kernels
 from dlm.models.encoder import TransEncoder
 from dlm.models.rotary import rotary_tables, rotate
 
@@ -68,13 +70,95 @@ def test_part_of_a_head_can_stay_unrotated():
     assert half.cos.shape == (16, 4) and half(TOKENS).shape == (3, 12, 11)
 
 
+FOUR_HEADS = dataclasses.replace(TINY, n_head=4)
+OPTIONS = {
+    "plain": TINY,
+    "half_rotated": dataclasses.replace(FOUR_HEADS, rotary_percentage=0.5),
+    "grouped": dataclasses.replace(FOUR_HEADS, n_query_groups=2),
+    "one_group": dataclasses.replace(FOUR_HEADS, n_query_groups=1),
+    "qk_norm": dataclasses.replace(TINY, qk_norm=True),
+    "completep": dataclasses.replace(TINY, parametrisation="completep", base_n_embd=4, base_n_layer=1),
+    "all": dataclasses.replace(FOUR_HEADS, n_query_groups=2, qk_norm=True, rotary_percentage=0.5,
+                               parametrisation="completep", base_n_embd=32, base_n_layer=4),
+}  # fmt: skip
+
+
+def scattered(shape, causal=False):
+    """With norms that are not all one, and larger matrices, so that each of them shows in the logits."""
+    model = made(shape, causal=causal)
+    with torch.no_grad():
+        for place, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(place)
+            parameter.mul_(1.5).add_(0.3 * torch.rand(parameter.shape, generator=generator))
+    return model
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_logits_are_those_of_the_reference(causal):
-    model = made(causal=causal)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_logits_are_those_of_the_reference(option, causal):
+    shape = OPTIONS[option]
+    model = scattered(shape, causal=causal)
     weights = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     for tokens, logits in zip(TOKENS, model(TOKENS), strict=True):
-        truth = reference_logits(weights, TINY, tokens, causal)
+        truth = reference_logits(weights, shape, tokens, causal)
         assert (logits - truth).abs().max() < 1e-5 * max(truth.abs().max(), 1)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_parameter_is_counted(option):
+    shape = OPTIONS[option]
+    for causal in (False, True):
+        model = TransEncoder(shape, causal=causal)
+        assert sum(p.numel() for p in model.parameters()) == shape.num_params_total(causal=causal)
+        outer = model.embedding.weight.numel() + model.head.weight.numel()
+        assert shape.num_params == shape.num_params_total(causal=causal) - outer
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("option", ["plain", "all"])
+def test_every_attention_kernel_gives_the_same(option, causal):
+    results = []
+    for name in ("math", "flash", "auto"):
+        model = scattered(OPTIONS[option], causal=causal)
+        with kernels(name, torch.device("cpu"))():
+            logits = model(TOKENS)
+            logits.square().mean().backward()
+        results.append((logits.detach(), model.blocks[0].attention.qkv.weight.grad))
+    for logits, gradient in results[1:]:
+        assert (logits - results[0][0]).abs().max() < 1e-5 * logits.abs().max()
+        assert (gradient - results[0][1]).abs().max() < 1e-4 * gradient.abs().max()
+
+
+def test_kernels_that_are_not_there_are_refused():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for name in ("efficient", "cudnn", "flash_attn", "fa4"):
+        with pytest.raises(UserError, match=rf"trainer\.attention {name} needs a CUDA device, this run is on cpu"):
+            kernels(name, cpu)
+    with pytest.raises(UserError, match=r"trainer\.attention 'flesh': did you mean flash"):
+        kernels("flesh", cpu)
+    with pytest.raises(UserError, match=r"needs the package flash-attn: install dlm\[flash\] or set auto"):
+        kernels("flash_attn", gpu)
+    with pytest.raises(UserError, match="needs the package flash-attn-4"):
+        kernels("fa4", gpu)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    results = []
+    for checkpointing in (False, True):
+        model = TransEncoder(TINY, causal=False, checkpointing=checkpointing)
+        model.init_weights(torch.Generator().manual_seed(0))
+        saved: list[int] = []
+
+        def keep(x, saved=saved):
+            saved.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = model(TOKENS).square().mean()
+        loss.backward()
+        results.append(([parameter.grad for parameter in model.parameters()], sum(saved)))
+    assert all(torch.equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
+    assert results[1][1] < results[0][1] / 2
 
 
 @pytest.mark.parametrize("place", [0, 5, 11])
@@ -87,16 +171,11 @@ def test_what_a_token_can_change(place):
         assert moved[place:].all() and moved[:place].any() == (not causal and place > 0)
 
 
-def test_selected_logits_are_the_dense_ones_at_the_mask():
+def test_selected_logits_are_the_dense_ones_at_the_index():
     model = made()
-    mask = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(6)) < 0.4
-    dense = model(TOKENS)
-    assert (
-        torch.equal(model(TOKENS, select_BT=mask), dense[mask])
-        or (model(TOKENS, select_BT=mask) - dense[mask]).abs().max() < 1e-6
-    )
-    assert model(TOKENS, select_BT=torch.zeros_like(mask)).shape == (0, 11)
-    assert 0 < mask.sum() < mask.numel()
+    index = torch.tensor([5, 0, 35, 17, 17])  # in any order, twice if asked
+    assert (model(TOKENS, index) - model(TOKENS).flatten(0, 1)[index]).abs().max() < 1e-6
+    assert model(TOKENS, index[:0]).shape == (0, 11)
 
 
 @pytest.mark.parametrize("name", ["33k", "6M"])

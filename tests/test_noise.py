@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from masked import taken_apart
 from scipy import stats
 
 from dlm.datamodules.mixture import Mixture, spread_rows
 from dlm.datamodules.packed import PackedTokens, encode_packed
 from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches
 from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion
+from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
 from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
 
 T, ROWS, BATCH = 16, 100, 16
@@ -33,13 +34,11 @@ def global_batches(tokens, *, micro, world_size, steps, seed=7, first_step=0):
         for rank in range(world_size)
     ]  # fmt: skip
     parts = BATCH // micro // world_size
-    return [
-        {
-            key: np.concatenate([rank[step * parts + part][key] for rank in ranks for part in range(parts)])
-            for key in ("tokens", "mask", "weight")
-        }
+    split = [
+        [taken_apart(rank[step * parts + part]) for rank in ranks for part in range(parts)]
         for step in range(first_step, steps)
     ]
+    return [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in split]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -66,12 +65,15 @@ def test_an_epoch_holds_every_sequence_once_and_the_next_another_order(tokens):
 
 def test_the_masked_share_is_p(tokens):
     batches = global_batches(tokens, micro=BATCH, world_size=1, steps=400)
-    p_of_steps = [1 / (batch["weight"] * batch["mask"].shape[1]) for batch in batches]
+    p_of_steps = [0.999 * stratified_t(7, step, np.arange(BATCH)) + 1e-3 for step in range(len(batches))]
+    for batch, p in zip(batches, p_of_steps, strict=True):
+        some = batch["mask"].any(axis=1)
+        assert batch["weight"][some] == pytest.approx(1 / (p[some] * T))
     mask, p = np.concatenate([batch["mask"] for batch in batches]), np.concatenate(p_of_steps)
     assert mask.mean() == pytest.approx(p.mean(), abs=4 * float((p * (1 - p)).mean() / mask.size) ** 0.5)
     assert p.mean() == pytest.approx(0.5005, abs=0.002)
     spread = np.array([p.mean() for p in p_of_steps]).std()
-    assert spread < 0.3 * np.sqrt(1 / 12 / BATCH)  # independent draws would spread more than three times as wide
+    assert spread < 0.01 * np.sqrt(1 / 12 / BATCH)  # of independent draws; pairs t, 1 - t have one mean
 
 
 def test_t_and_uniforms_are_uniform():
@@ -87,12 +89,29 @@ def test_t_and_uniforms_are_uniform():
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(a.size)
 
 
-@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), block=st.integers(0, 100), bits=st.integers(0, 8))
-def test_every_power_of_two_block_of_t_is_stratified(seed, step, block, bits):
+@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), block=st.integers(0, 100), bits=st.integers(1, 8))
+def test_every_power_of_two_block_of_t_is_stratified_in_pairs(seed, step, block, bits):
     size = 2**bits
     t = stratified_t(seed, step, np.arange(block * size, (block + 1) * size))
-    gaps = np.diff(np.sort(np.concatenate([t, [t.min() + 1]])))
-    assert gaps == pytest.approx(np.full(size, 1 / size), abs=1e-9) and (t >= 0).all() and (t < 1).all()
+    assert (t >= 0).all() and (t < 1).all()
+    assert ((t[::2] + t[1::2] - 1) * (t[::2] > 0)) == pytest.approx(0, abs=1e-12)
+    for half in (t[::2], t[1::2]):
+        gaps = np.diff(np.sort(np.concatenate([half, [half.min() + 1]])))
+        assert gaps == pytest.approx(np.full(size // 2, 2 / size), abs=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 8, 16, 32])
+def test_a_micro_batch_hardly_ever_has_more_masked_than_its_capacity(batch):
+    length, draws = 256, 2000
+    slots = capacity(batch, length, eps=1e-3)
+    masked = [
+        (uniforms(7, step * batch, batch, length) < 0.999 * stratified_t(7, step, place)[:, None] + 1e-3).sum()
+        for step, place in ((k, np.arange(k % 5 * batch, (k % 5 + 1) * batch)) for k in range(draws))
+    ]
+    assert sum(count > slots for count in masked) <= 1
+    if batch % 2 == 0:  # and no room is wasted: half the text, and a little
+        assert slots < batch * length / 2 + 5 * np.sqrt(batch * length / 4) + 16
+        assert np.std(masked) < 1.1 * np.sqrt(batch * length / 4)  # no more than the masks' own chance
 
 
 def test_van_der_corput_is_the_reversed_binary_number():
@@ -137,6 +156,7 @@ def test_the_validation_set_and_its_noise_are_fixed(world_size, tokens):
         assert all(part["draws"] == draws for part in parts)
         sequence = np.concatenate([part["sequence"] for part in parts])
         assert np.array_equal(sequence, np.arange(30))
+        whole, parts = ([taken_apart(part) if "index" in part else part for part in some] for some in (whole, parts))
         for key in whole[0].keys() - {"draws", "sequence"}:
             a, b = (np.concatenate([np.asarray(part[key]) for part in some]) for some in (whole, parts))
             assert np.array_equal(a, b) and len(a) == 30 * draws

@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from masked import taken_apart
 from reference_model import TINY, reference_logits
 
 from dlm.errors import UserError
 from dlm.models.encoder import TransEncoder
 from dlm.objectives import make_objective
 from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion
+from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
 from dlm.objectives.noise import stratified_t, uniforms
 
 V, T, BOS = 11, 9, 3
@@ -54,16 +55,17 @@ def test_masked_diffusion_is_its_formula_with_every_gradient(weight):
     tokens, time, uniform = noise.integers(0, V, (B, T)), noise.random(B), noise.random((B, T))
     batch = tensors(objective.corrupt(tokens, time, uniform))
     model, weights = model_and_weights(causal=False)
+    mask = torch.from_numpy(uniform < 1e-3 + 0.999 * time[:, None])
     truth = torch.zeros((), dtype=torch.float64)
     for b in range(B):
-        p, masked = 1e-3 + 0.999 * time[b], batch["mask"][b].sum().item()
+        p, masked = 1e-3 + 0.999 * time[b], mask[b].sum().item()
         expected = {"elbo": p * T, "low_var": (1 + 1e-3) / 2 * T, "realised_fraction": max(masked, 1)}[weight]
-        visible = batch["tokens"][b].clone()
-        visible[batch["mask"][b]] = V  # the mask token is the row after the vocabulary
+        visible = torch.from_numpy(tokens[b]).clone()
+        visible[mask[b]] = V  # the mask token is the row after the vocabulary
         log_prob = reference_logits(weights, TINY, visible, causal=False).log_softmax(-1)
         for t in range(T):
-            if batch["mask"][b, t]:
-                truth = truth - log_prob[t, batch["tokens"][b, t]] / expected / B
+            if mask[b, t]:
+                truth = truth - log_prob[t, tokens[b, t]] / expected / B
     agree(model, weights, objective.loss(model, batch).mean(), truth)
 
 
@@ -98,8 +100,8 @@ def conditional(known_MT: torch.Tensor) -> torch.Tensor:
 class ExactDenoiser(torch.nn.Module):
     """Knows the conditional distribution of every masked letter."""
 
-    def forward(self, tokens_BT, select_BT):
-        return conditional(torch.where(tokens_BT == LETTERS, -1, tokens_BT))[select_BT]
+    def forward(self, tokens_BT, index_M):
+        return conditional(torch.where(tokens_BT == LETTERS, -1, tokens_BT)).flatten(0, 1)[index_M]
 
 
 class ExactReader(torch.nn.Module):
@@ -119,7 +121,8 @@ MASKS = torch.tensor(list(itertools.product([False, True], repeat=LENGTH)))
 
 def of_every_text(objective, model, mask, weight) -> float:
     """The expectation over texts of the loss under one mask."""
-    batch = {"tokens": TEXTS, "mask": mask.expand(len(TEXTS), -1), "weight": torch.full((len(TEXTS),), weight)}
+    texts = len(TEXTS)
+    batch = tensors(objective.masked(TEXTS.numpy(), mask.expand(texts, -1).numpy(), np.full(texts, weight)))
     return (PROB * objective.loss(model, batch)).sum().item()
 
 
@@ -156,8 +159,8 @@ def test_the_bound_is_tight_for_a_model_that_knows_the_conditionals():
 
 
 def test_a_model_that_knows_nothing_pays_log_v_in_training():
-    def blind(tokens_BT, select_BT):
-        return torch.zeros(int(select_BT.sum()), LETTERS)
+    def blind(tokens_BT, index_M):
+        return torch.zeros(len(index_M), LETTERS)
 
     exact = MaskedDiffusion(vocab_size=LETTERS, eps=1e-7)
     for weight, share in (
@@ -171,8 +174,8 @@ def test_a_model_that_knows_nothing_pays_log_v_in_training():
 class Doubter(ExactDenoiser):
     """A model that is wrong: less sure than the known letters allow."""
 
-    def forward(self, tokens_BT, select_BT):
-        return 0.5 * super().forward(tokens_BT, select_BT)
+    def forward(self, tokens_BT, index_M):
+        return 0.5 * super().forward(tokens_BT, index_M)
 
 
 @pytest.mark.parametrize("estimator", ["mc", "exact_count"])
@@ -192,7 +195,8 @@ def test_an_estimator_is_unbiased_for_the_bound_that_it_names(estimator):
 
 def test_exact_count_masks_exactly_k_tokens_k_evenly_spread():
     objective, length, n = MaskedDiffusion(vocab_size=V, estimator="exact_count"), 16, 1024
-    batch = objective.probe(np.zeros((n, length), dtype=int), (np.arange(n) + 0.5) / n, uniforms(5, 0, n, length))
+    t = (np.arange(n) + 0.5) / n
+    batch = taken_apart(objective.probe(np.zeros((n, length), dtype=int), t, uniforms(5, 0, n, length)))
     masked = batch["mask"].sum(1)
     assert batch["weight"] == pytest.approx(1 / masked) and masked.min() == 1 and masked.max() == length
     assert (np.bincount(masked)[1:] == n // length).all()
@@ -221,19 +225,20 @@ def test_both_score_every_token():
     """A model that knows nothing pays log V for each of the T tokens, the first and the last included."""
     tokens = torch.arange(T)[None] % V
 
-    def blind(tokens_BT, select_BT=None):
+    def blind(tokens_BT, index_M=None):
         logits = torch.zeros(*tokens_BT.shape, V)
-        return logits if select_BT is None else logits[select_BT]
+        return logits if index_M is None else logits.flatten(0, 1)[index_M]
 
-    everything = {"tokens": tokens, "mask": torch.ones(1, T, dtype=torch.bool), "weight": torch.full((1,), 1 / T)}
+    everything = MaskedDiffusion(vocab_size=V).masked(tokens.numpy(), np.ones((1, T), dtype=bool), np.full(1, 1 / T))
+    everything = tensors(everything)
     assert MaskedDiffusion(vocab_size=V).loss(blind, everything).item() == pytest.approx(np.log(V))
     assert Autoregressive(bos_id=BOS).loss(blind, {"tokens": tokens}).item() == pytest.approx(np.log(V))
     for place in range(T):  # each counts for 1 / T
 
-        def sure_of_one(tokens_BT, select_BT=None, place=place):
+        def sure_of_one(tokens_BT, index_M=None, place=place):
             logits = torch.zeros(1, T, V)
             logits[0, place, place] = 100.0
-            return logits if select_BT is None else logits[select_BT]
+            return logits if index_M is None else logits.flatten(0, 1)[index_M]
 
         share = np.log(V) * (T - 1) / T
         assert MaskedDiffusion(vocab_size=V).loss(sure_of_one, everything).item() == pytest.approx(share)
@@ -261,24 +266,69 @@ def test_no_target_leaks_into_its_own_prediction():
     diffusion = MaskedDiffusion(vocab_size=V)
     batch = random_batch(diffusion)
     before = seen_logits(diffusion, model, batch)
-    other = torch.where(batch["mask"], (batch["tokens"] + 1) % V, batch["tokens"])
-    assert torch.equal(seen_logits(diffusion, model, {**batch, "tokens": other}), before)
-    visible = torch.where(batch["mask"], batch["tokens"], (batch["tokens"] + 1) % V)
-    assert not torch.equal(seen_logits(diffusion, model, {**batch, "tokens": visible}), before)
+    text = taken_apart(batch)
+    hidden = tensors(diffusion.masked(np.where(text["mask"], (text["tokens"] + 1) % V, text["tokens"]), text["mask"],
+                                      text["weight"]))  # fmt: skip
+    assert torch.equal(seen_logits(diffusion, model, hidden), before)
+    seen = tensors(diffusion.masked(np.where(text["mask"], text["tokens"], (text["tokens"] + 1) % V), text["mask"],
+                                    text["weight"]))  # fmt: skip
+    assert not torch.equal(seen_logits(diffusion, model, seen), before)
 
 
 def test_a_sequence_without_a_masked_token_costs_nothing():
-    batch = {"tokens": torch.zeros(2, T, dtype=torch.long), "mask": torch.zeros(2, T, dtype=torch.bool),
-             "weight": torch.tensor([100.0, 0.2])}  # fmt: skip
-    model, _ = model_and_weights(causal=False)
-    assert MaskedDiffusion(vocab_size=V).loss(model, batch).tolist() == [0.0, 0.0]
+    objective, (model, _) = MaskedDiffusion(vocab_size=V), model_and_weights(causal=False)
+    none = np.zeros((2, T), dtype=bool)
+    batch = tensors(objective.masked(np.zeros((2, T), dtype=int), none, np.array([100.0, 0.2])))
+    assert objective.loss(model, batch).tolist() == [0.0, 0.0]
+    none[1, 3] = True
+    batch = tensors(objective.masked(np.zeros((2, T), dtype=int), none, np.array([100.0, 0.2])))
+    first, second = objective.loss(model, batch).tolist()
+    assert first == 0 < second
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_more_masked_tokens_than_there_is_room_for_all_count(batch):
+    """Everything masked: twice the capacity of an even micro-batch; the loss is that of the dense head."""
+    objective, (model, _) = MaskedDiffusion(vocab_size=V), model_and_weights(causal=False)
+    tokens = np.random.default_rng(3).integers(0, V, (batch, 16))
+    full = tensors(objective.masked(tokens, np.ones_like(tokens, dtype=bool), np.full(batch, 1 / 16)))
+    slots = capacity(batch, 16, eps=1e-3)
+    assert len(full["index"]) % slots == 0 and len(full["index"]) == (slots if slots == tokens.size else 2 * slots)
+    dense = model(full["tokens"]).transpose(1, 2)
+    truth = torch.nn.functional.cross_entropy(dense, torch.from_numpy(tokens), reduction="none").mean(1)
+    assert objective.loss(model, full).tolist() == pytest.approx(truth.tolist(), rel=1e-6)
+
+
+def test_the_head_on_masked_positions_is_the_dense_head_to_1e_6_with_every_gradient():
+    """A micro-batch of 8 with room to spare, so filled up: what is filled in must not count."""
+    objective = MaskedDiffusion(vocab_size=V)
+    tokens = np.random.default_rng(4).integers(0, V, (8, 16))
+    batch = tensors(objective.corrupt(tokens, stratified_t(0, 0, np.arange(8)), uniforms(0, 0, 8, 16)))
+    text = taken_apart(batch)
+    assert 0 < text["mask"].sum() < len(batch["index"]) < tokens.size
+    results = []
+    for dense in (False, True):
+        model, _ = model_and_weights(causal=False)
+        if dense:
+            logits = model(batch["tokens"]).transpose(1, 2)
+            ce = torch.nn.functional.cross_entropy(logits, torch.from_numpy(tokens), reduction="none")
+            weight = torch.from_numpy(text["mask"] * text["weight"][:, None]).float()
+            loss = (ce * weight).sum(1).mean()
+        else:
+            loss = objective.loss(model, batch).mean()
+        loss.backward()
+        results.append((loss.item(), [parameter.grad for parameter in model.parameters()]))
+    (masked_loss, masked_grads), (dense_loss, dense_grads) = results
+    assert masked_loss == pytest.approx(dense_loss, rel=1e-6)
+    for a, b in zip(masked_grads, dense_grads, strict=True):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max().clamp(min=1)
 
 
 def test_tokens_are_masked_with_probability_p():
     objective = MaskedDiffusion(vocab_size=V, eps=0.25)
     n, length = 64, 4096
     t = (np.arange(n) + 0.5) / n
-    batch = objective.corrupt(np.zeros((n, length), dtype=int), t, uniforms(5, 0, n, length))
+    batch = taken_apart(objective.corrupt(np.zeros((n, length), dtype=int), t, uniforms(5, 0, n, length)))
     p = 0.75 * t + 0.25
     assert batch["weight"] == pytest.approx(1 / (p * length))
     assert (np.abs(batch["mask"].mean(1) - p) < 4 * np.sqrt(p * (1 - p) / length)).all()

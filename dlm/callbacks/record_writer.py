@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from dlm.callbacks import at_logged_step, at_step_end
 from dlm.errors import DivergedError
@@ -72,12 +73,16 @@ class RecordWriter(L.Callback):
             return
         loss = trainer.strategy.reduce(module.loss_sum / module.loss_count, reduce_op="mean").item()
         module.loss_sum.zero_()
-        module.loss_count = 0
+        overflows = trainer.strategy.reduce(
+            torch.tensor(float(module.overflows), device=module.device), reduce_op="sum"
+        )
+        module.loss_count, module.overflows = 0, 0
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {trainer.global_step}")
         self._loss = loss
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.write(trainer, module, {"train/loss": loss, "lr": learning_rate, **module.observed})
+        values = {"train/loss": loss, "lr": learning_rate, "overflows": overflows, **module.observed}
+        self.write(trainer, module, values)
         module.observed.clear()
         self._write_status(trainer, module, State.RUNNING)
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dlm.datamodules.mixture import Mixture, open_mixture
 from dlm.manifest import DataSet
 from dlm.objectives import Batch, Objective
-from dlm.objectives.noise import stratified_t, uniforms, van_der_corput
+from dlm.objectives.noise import stratified_t, uniforms
 
 VALIDATION_TOKENS = 16384  # tokens of one validation batch
 
@@ -79,9 +79,8 @@ class ValidationBatches(Dataset[Batch]):
         sequence_S = self.parts[k]  # contiguous, so their draws are too
         draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
         rows_BT = self.tokens.rows(np.repeat(self.rows[sequence_S], self.draws))
-        shift = stratified_t(self.seed, 0, np.zeros(1))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
-        batch = self.objective.probe(rows_BT, (shift + van_der_corput(draw_B)) % 1.0, uniform_BT)
+        batch = self.objective.probe(rows_BT, stratified_t(self.seed, 0, draw_B), uniform_BT)
         return {**batch, "sequence": sequence_S, "draws": self.draws}
 
 

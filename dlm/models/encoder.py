@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dlm.ladder import ModelShape
 from dlm.models.attention import Attention
@@ -17,32 +18,41 @@ from dlm.models.rotary import rotary_tables
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind an RMSNorm and added to the residual stream."""
+    """Attention and MLP, each behind an RMSNorm and added to the residual stream.
 
-    def __init__(self, shape: ModelShape) -> None:
+    Under completep what is added is divided by the depth ratio (Dey et al. 2505.01618, table 1, alpha = 1).
+    """
+
+    def __init__(self, shape: ModelShape, *, use_flash_attn: bool) -> None:
         super().__init__()
+        self.residual_scale = 1 / shape.depth_ratio
         self.norm_1 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, use_flash_attn=use_flash_attn)
         self.norm_2 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.mlp = SwiGLU(shape)
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
-        return x_BTC + self.mlp(self.norm_2(x_BTC))
+        x_BTC = x_BTC + self.residual_scale * self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
+        return x_BTC + self.residual_scale * self.mlp(self.norm_2(x_BTC))
 
 
 class TransEncoder(nn.Module):
-    """Tokens to logits. ``causal`` also decides whether the embedding has a row for the mask token."""
+    """Tokens to logits. ``causal`` also decides whether the embedding has a row for the mask token.
+
+    ``checkpointing`` computes every block again in the backward pass instead of keeping what is inside it.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, shape: ModelShape, *, causal: bool) -> None:
+    def __init__(
+        self, shape: ModelShape, *, causal: bool, use_flash_attn: bool = False, checkpointing: bool = False
+    ) -> None:
         super().__init__()
-        self.shape, self.causal = shape, causal
+        self.shape, self.causal, self.checkpointing = shape, causal, checkpointing
         self.embedding = nn.Embedding(shape.vocab_size + (0 if causal else 1), shape.n_embd)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.blocks = nn.ModuleList(Block(shape, use_flash_attn=use_flash_attn) for _ in range(shape.n_layer))
         self.norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
         rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
@@ -51,23 +61,34 @@ class TransEncoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """SMDM's initialisation: normal with std sqrt(2 / 5d); projections back into the stream 1 / (sqrt(d) L)."""
-        std = math.sqrt(2 / (5 * self.shape.n_embd))
-        back_std = 1 / (math.sqrt(self.shape.n_embd) * self.shape.n_layer)
+        """SMDM's initialisation: normal with std sqrt(2 / 5d); projections back into the stream 1 / (sqrt(d) L).
+
+        Under completep embedding and head keep the base's std, and the projections back its depth: at the base it
+        is SMDM's, and matrices inside the blocks shrink with the width as they do there.
+        """
+        shape = self.shape
+        std = math.sqrt(2 / (5 * shape.n_embd))
+        outer_std = std * math.sqrt(shape.width_ratio)
+        back_std = 1 / (math.sqrt(shape.n_embd) * (shape.base_n_layer or shape.n_layer))
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 nn.init.ones_(parameter)
+            elif name.endswith(("proj.weight", "down.weight")):
+                nn.init.normal_(parameter, std=back_std, generator=generator)
             else:
-                back = name.endswith(("proj.weight", "down.weight"))
-                nn.init.normal_(parameter, std=back_std if back else std, generator=generator)
+                inner = name.startswith("blocks.")
+                nn.init.normal_(parameter, std=std if inner else outer_std, generator=generator)
 
-    def forward(self, tokens_BT: torch.Tensor, select_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) -> (B, T, V) logits, or (M, V) of the selected positions only, in row-major order."""
+    def forward(self, tokens_BT: torch.Tensor, index_M: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) -> (B, T, V) logits, or (M, V) at the positions ``index`` of the flattened (B T) tokens."""
         length = tokens_BT.shape[1]
         cos_TR, sin_TR = self.cos[:length], self.sin[:length]
         x_BTC = self.embedding(tokens_BT)
         for block in self.blocks:
-            x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
-        hidden = x_BTC if select_BT is None else x_BTC[select_BT]
-        logits: torch.Tensor = self.head(self.norm(hidden))
+            if self.checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, cos_TR, sin_TR, self.causal, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
+        hidden = x_BTC if index_M is None else x_BTC.flatten(0, 1)[index_M]
+        logits: torch.Tensor = self.head(self.norm(hidden) / self.shape.width_ratio)
         return logits

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from dlm.errors import UserError
+from dlm.models.attention import kernels
 from dlm.models.encoder import TransEncoder
 from dlm.objectives import Batch, Objective
 from dlm.optim import make_optimizer, make_schedule
@@ -26,11 +27,20 @@ class DiffusionLMLightningModule(L.LightningModule):
     def __init__(self, recipe: Recipe, objective: Objective, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.recipe, self.objective, self.config = recipe, objective, config
-        self.model = TransEncoder(recipe.shape, causal=recipe.causal)
+        how = config["trainer"]
+        self.model = TransEncoder(
+            recipe.shape,
+            causal=recipe.causal,
+            use_flash_attn=how["attention"] == "flash_attn",
+            checkpointing=how["activation_checkpointing"],
+        )
         self.model.init_weights(torch.Generator().manual_seed(config["seed"]))
+        compiled = how["compile"]
+        self.compute_loss = torch.compile(objective.loss, dynamic=False) if compiled else objective.loss
         self.observed: dict[str, Any] = {}
         self.loss_sum = torch.zeros(())  # since the last logged step, on the device: no synchronisation
         self.loss_count = 0
+        self.overflows = 0  # micro-batches since then with more masked tokens than there is room for
         self.grad_norm = torch.zeros(())
         self.validation_loss = (math.nan, math.nan)  # (mean, Monte Carlo standard error), nats/token
         self.validated_step = -1  # where that was
@@ -42,7 +52,9 @@ class DiffusionLMLightningModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss of one micro-batch, nats/token."""
-        loss = self.objective.loss(self.model, batch).mean()
+        self.overflows += int(batch.pop("overflow", False))
+        with self.kernels():
+            loss = self.compute_loss(self.model, batch).mean()
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
         self.loss_count += 1
         return loss
@@ -59,6 +71,10 @@ class DiffusionLMLightningModule(L.LightningModule):
             self.parameters(), math.inf if limit is None else limit, foreach=True
         )
 
+    def setup(self, stage: str) -> None:
+        """Choose the attention kernels of this device. Raises UserError for a back end that is not there."""
+        self.kernels = kernels(self.config["trainer"]["attention"], self.trainer.strategy.root_device)
+
     def on_validation_epoch_start(self) -> None:
         """A row for every sequence of the fixed set: its loss, and the Monte Carlo variance of that."""
         count = self.trainer.datamodule.num_validation_sequences  # type: ignore[attr-defined]
@@ -67,7 +83,8 @@ class DiffusionLMLightningModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
         draws = batch["draws"]
-        nll_SK = self.objective.loss(self.model, batch).double().view(-1, draws)
+        with self.kernels():
+            nll_SK = self.compute_loss(self.model, batch).double().view(-1, draws)
         variance_S = nll_SK.var(dim=1) / draws if draws > 1 else torch.zeros_like(nll_SK[:, 0])
         self.validation_terms[batch["sequence"]] = torch.stack([nll_SK.mean(dim=1), variance_S], dim=1)
 
