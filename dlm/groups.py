@@ -71,4 +71,4 @@ def load_choice(group: str, choice: str) -> dict[str, Any]:
 def load_base() -> dict[str, Any]:
     """The plain values of configs/config.yaml: everything but Hydra's own keys and interpolations."""
     base = _load(configs_dir() / "config.yaml")
-    return {key: base[key] for key in ("training", "validation", "seed")}
+    return {key: base[key] for key in ("recipe", "training", "validation", "seed")}

@@ -31,6 +31,7 @@ NODES = (
     "validation",
     "seed",
     "ckpt_path",
+    "recipe",
     "trainer",
 )
 
@@ -39,13 +40,14 @@ def config_cell_id(root: DictConfig) -> str:
     """The id of the run that a composed config describes; prepares the data where the config says how."""
     from dlm.datamodules.prepare import ensure_data
     from dlm.identity import cell_id
-    from dlm.recipe import derive
+    from dlm.recipe import derive, fill
 
     nodes = {name: root[name] for name in NODES}
     config: dict[str, Any] = {
         name: OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
         for name, node in nodes.items()
     }
+    config = fill(config)
     data = ensure_data(config["data"])
     return cell_id(config, steps=derive(config).steps, data_hash=data.hash)
 
@@ -134,9 +136,10 @@ def main() -> int:
         try:
             config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
             check_cell(config, root)
+            from dlm.recipe import fill
             from dlm.train import run
 
-            codes.append(run(config))
+            codes.append(run(fill(config)))
         except UserError as error:
             print(f"dlm: {error}", file=sys.stderr)
             codes.append(ExitCode.USER_ERROR)

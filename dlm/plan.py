@@ -24,7 +24,7 @@ from dlm.files import dump_json, read_json, write_if_changed
 from dlm.groups import choices, load_base, load_choice
 from dlm.identity import canonical_json, cell_id, content_hash, format_flops
 from dlm.manifest import DataSet, read_data
-from dlm.recipe import MIN_STEPS, Recipe, derive
+from dlm.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.sweep import Hardware, SweepSpec, parse_sweep
 
 # The groups that decide a result; the others (trainer, callbacks, logger) are chosen but not part of the identity.
@@ -224,7 +224,7 @@ def _name(dropped: Mapping[str, Any]) -> str:
 
 def _cell(spec: SweepSpec, point: Mapping[str, Any], data: DataSet | None) -> Cell | str:
     """The cell of a point, or the reason why there is none."""
-    config = cell_config(point["groups"], point["overrides"])
+    config = fill(cell_config(point["groups"], point["overrides"]))
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(

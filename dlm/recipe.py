@@ -51,7 +51,7 @@ class Recipe:
 
 
 def derive(config: Mapping[str, Any]) -> Recipe:
-    """The Recipe of a config with nodes model, data, objective, scheduler, training.
+    """The Recipe of a config (after ``fill``) with nodes model, data, objective, scheduler, training.
 
     ``training.steps`` wins over ``training.budget``. Raises UserError for a budget or batch that makes no run.
     """
@@ -89,6 +89,57 @@ def derive(config: Mapping[str, Any]) -> Recipe:
     )
 
 
+def fill(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with data.batch_size and optimizer.lr as its ``recipe`` says, where they are null.
+
+    Every reader of a composed config calls this first, so ids and runs hold numbers. The recipes:
+
+    * smdm: 256 sequences and 2e-4 for every size (2410.18514, pretrain/train_mdm.py);
+    * power_law: with D the tokens that the budget buys, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
+      2512.10858, masked diffusion), as whole sequences, above 16 a multiple of 16; and with N non-embedding
+      parameters a learning rate of 1.79 N^-.713 D^.307 (Step Law, Li et al. 2503.04715, autoregressive models).
+
+    Raises UserError for an unknown recipe, and for power_law where no budget says D.
+    """
+    name, data, optimizer = config["recipe"], dict(config["data"]), dict(config["optimizer"])
+    if name not in NAMES["recipe"]:
+        raise unknown("recipe", name, NAMES["recipe"])
+    smdm = name == "smdm"
+    if data.get("batch_size") is None:
+        data["batch_size"] = 256 if smdm else _batch_law(config)
+    if optimizer.get("lr") is None:
+        optimizer["lr"] = 2e-4 if smdm else _lr_law(config)
+    return {**config, "data": data, "optimizer": optimizer}
+
+
+def _affordable_tokens(config: Mapping[str, Any]) -> float:
+    """D: what training.budget buys, before it is cut to whole steps."""
+    training = config["training"]
+    if training.get("steps") is not None or training.get("budget") is None:
+        raise UserError(
+            "recipe power_law follows from training.budget, and training.steps is set or there is no budget: set "
+            "data.batch_size and optimizer.lr, or training.budget alone"
+        )
+    per_token = flops.flops_per_token(
+        shape_from_config(config["model"]),
+        convention=flops.check_convention(training["convention"]),
+        block_size=whole("data.block_size", config["data"]["block_size"]),
+        causal=config["objective"]["name"] == "autoregressive",
+    )
+    return float(flops.check_budget(training["budget"]) / per_token)
+
+
+def _batch_law(config: Mapping[str, Any]) -> int:
+    sequences: float = 3.614e-3 * _affordable_tokens(config) ** 0.8179 / config["data"]["block_size"]
+    unit = 16 if sequences > 16 else 1
+    return max(round(sequences / unit), 1) * unit
+
+
+def _lr_law(config: Mapping[str, Any]) -> float:
+    num_params = shape_from_config(config["model"]).num_params
+    return float(1.79 * num_params**-0.713 * _affordable_tokens(config) ** 0.307)
+
+
 def _steps(
     training: Mapping[str, Any],
     shape: ModelShape,
@@ -112,6 +163,7 @@ def _steps(
 RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (1e-12, math.inf),
     "optimizer.weight_decay": (0, math.inf),
+    "optimizer.momentum": (0, 0.99999),
     "scheduler.warmup_fraction": (0, 1),
     "scheduler.warmup_min_steps": (0, math.inf),
     "scheduler.min_ratio": (0, 1),
@@ -119,6 +171,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "objective.eps": (1e-9, 0.999),
 }
 NAMES = {
+    "recipe": ("smdm", "power_law"),
+    "optimizer.name": ("adamw", "muon"),
+    "optimizer.decay": ("all", "matrices"),
     "scheduler.name": tuple(schedule.SHAPES),
     "objective.weight": ("elbo", "low_var", "realised_fraction"),
     "validation.estimator": ("mc", "exact_count"),

@@ -14,7 +14,7 @@ from dlm.errors import UserError
 from dlm.models.attention import kernels
 from dlm.models.encoder import TransEncoder
 from dlm.objectives import Batch, Objective
-from dlm.optim import make_optimizer, make_schedule
+from dlm.optim import check_branch, make_optimizer, make_schedule
 from dlm.recipe import Recipe
 
 
@@ -101,7 +101,7 @@ class DiffusionLMLightningModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule; the schedule moves with every optimiser step."""
-        optimizer = make_optimizer(self.parameters(), self.config["optimizer"])
+        optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
         schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -111,6 +111,8 @@ class DiffusionLMLightningModule(L.LightningModule):
             "shape": dataclasses.asdict(self.recipe.shape),
             "objective": self.objective.name,
             "optimizer": dict(self.config["optimizer"]),
+            "scheduler": dict(self.config["scheduler"]),
+            "steps": self.recipe.steps,
             "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
             "loss_count": self.loss_count,
         }
@@ -135,6 +137,13 @@ class DiffusionLMLightningModule(L.LightningModule):
                 f"the checkpoint is at step {checkpoint['global_step']}, this run ends at {self.recipe.steps}: change "
                 "ckpt_path, or raise training.budget or training.steps"
             )
+        check_branch(
+            self.config["scheduler"],
+            self.recipe.steps,
+            trunk=stated["scheduler"],
+            trunk_steps=stated["steps"],
+            at=checkpoint["global_step"],
+        )
         self._count_in_our_micro_batches(checkpoint)
         self.loss_sum, self.loss_count = torch.tensor(stated["loss_sum"]), stated["loss_count"]
 
