@@ -157,8 +157,9 @@ def _holds(config: Mapping[str, Any], steps: int, at: int) -> bool:
 
 
 def _shortest_branch(config: Mapping[str, Any], at: int) -> int:
-    """The fewest steps of a run whose cooldown begins ``at`` this step: it is the last ``decay_fraction`` of them."""
-    steps = math.floor(at / (1 - min(config["decay_fraction"], 0.99)))
+    """The fewest steps of a run that still holds the peak ``at`` this step."""
+    warmup, cooldown = config["warmup_min_steps"], min(config["decay_fraction"], 0.99)
+    steps = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
     while not _holds(config, steps, at):
         steps += 1
     return steps

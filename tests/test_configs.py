@@ -9,7 +9,7 @@ from dlm import launch
 from dlm.groups import choices, load_base, load_choice
 from dlm.locate import configs_dir
 from dlm.plan import DECIDING
-from dlm.recipe import Recipe, derive
+from dlm.recipe import Recipe, derive, fill
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def compose(stdlib_data):
 
 def recipe_of(config) -> Recipe:
     nodes = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation")
-    return derive({name: OmegaConf.to_container(config[name], resolve=True) for name in nodes})
+    plain = {name: OmegaConf.to_container(config[name], resolve=True) for name in nodes}
+    return derive(fill({**plain, "recipe": config.recipe}))
 
 
 TRAINERS = [name for name in choices("trainer") if name != "default"]

@@ -78,6 +78,7 @@ DECIDING = [
     ("model", "base_n_layer"),
     ("objective", "weight"),
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
+    ("optimizer", "decay"),
     ("scheduler", "warmup_fraction"), ("scheduler", "min_ratio"), ("data", "batch_size"), ("data", "block_size"),
     ("data", "stride"), ("validation", "seed"), ("validation", "draws"), ("validation", "num_sequences"),
     ("validation", "estimator"),
@@ -103,7 +104,7 @@ def test_every_key_of_the_deciding_groups_was_thought_of():
         if isinstance(values, dict):
             for key in set(values) - unchecked.get(node, set()):
                 assert (node, key) in known, f"{node}.{key} is neither in the id nor known not to matter"
-    assert set(load_base()) == {"training", "validation", "seed"}
+    assert set(load_base()) == {"recipe", "training", "validation", "seed"}
 
 
 def test_steps_and_data_decide():
@@ -113,7 +114,7 @@ def test_steps_and_data_decide():
 
 OTHER = [
     ("data", "micro_batch_size"), ("data", "num_workers"), ("data", "data_dir"), ("data", "prepare"), ("data", "name"),
-    ("validation", "times"),
+    ("validation", "times"), ("recipe",),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from smdm_table import BUDGETS, SMDM
 
 from dlm import launch as launching
@@ -17,6 +18,7 @@ from dlm.errors import UserError
 from dlm.locate import PACKAGE, configs_dir, sweeps_dir
 from dlm.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan import make_plan, read_plan, with_estimates, write_plan
+from dlm.recipe import fill
 from dlm.sweep import load_sweep, parse_sweep
 
 TINY = {
@@ -250,7 +252,9 @@ def test_hydra_composes_each_cell_to_the_id_it_was_planned_with(name, stdlib_dat
         for cell in (plan.cells[0], plan.cells[len(plan.cells) // 2], plan.cells[-1]):
             config = hydra.compose("config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"])
             assert config.cell_id == config.planned_cell_id == cell.cell_id
-            assert config.sweep == name and config.optimizer.lr == cell.learning_rate
+            filled = fill(OmegaConf.to_container(config))
+            assert config.sweep == name and filled["optimizer"]["lr"] == cell.learning_rate
+            assert filled["data"]["batch_size"] == cell.global_batch_size
             changed = hydra.compose(
                 "config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]", "optimizer.lr=0.123"]
             )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dlm.errors import UserError
 from dlm.flops import CONVENTIONS
 from dlm.plan import cell_config
-from dlm.recipe import accumulation, derive, micro_batch_limit, whole
+from dlm.recipe import accumulation, derive, fill, micro_batch_limit, whole
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
 
@@ -93,3 +93,40 @@ def test_what_makes_no_run():
         with pytest.raises(UserError) as error:
             derive(config(**changes))
         assert words in str(error.value)
+
+
+def big(**overrides):
+    groups = {**GROUPS, "model": "170M", "data": "slim_pajama"}
+    return cell_config(groups, {"training.budget": 1e19, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def test_recipes_fill_what_is_null_and_nothing_else():
+    smdm = fill(big())
+    assert (smdm["data"]["batch_size"], smdm["optimizer"]["lr"]) == (256, 2e-4)
+    tokens = 1e19 / 6 / 169_897_728  # 9.81e9
+    law = fill(big(recipe="power_law"))
+    assert law["data"]["batch_size"] == 256  # 3.614e-3 x 9.81e9^.8179 = 536,700 tokens, 262 sequences
+    assert abs(3.614e-3 * tokens**0.8179 / 2048 - 262) < 1
+    assert law["optimizer"]["lr"] == pytest.approx(2.83e-3, rel=2e-3)  # 1.79 x 169.9e6^-.713 x 9.81e9^.307
+    assert fill(big(recipe="power_law", training__budget=1e21))["data"]["batch_size"] % 16 == 0
+    assert fill(big(recipe="power_law", training__budget=1e16))["data"]["batch_size"] == 1
+    own = {"data__batch_size": 24, "optimizer__lr": 7e-3}
+    for name in ("smdm", "power_law"):
+        kept = fill(big(recipe=name, **own))
+        assert (kept["data"]["batch_size"], kept["optimizer"]["lr"]) == (24, 7e-3)
+        assert fill(kept) == kept
+    assert big()["optimizer"]["lr"] is None  # what was given is left as it was
+
+
+def test_the_power_law_counts_tokens_by_the_convention_of_the_budget():
+    a, b = (fill(big(recipe="power_law", training__convention=name)) for name in ("6n", "full"))
+    ratio = 1.478  # full FLOPs over 6N at 170M
+    assert a["optimizer"]["lr"] / b["optimizer"]["lr"] == pytest.approx(ratio**0.307, rel=1e-3)
+
+
+def test_a_recipe_that_cannot_be_followed_is_refused():
+    with pytest.raises(UserError, match="recipe 'power': did you mean power_law"):
+        fill(big(recipe="power"))
+    without_budget = {**big(recipe="power_law"), "training": {"budget": 1e19, "steps": 100, "convention": "6n"}}
+    with pytest.raises(UserError, match=r"recipe power_law follows from training\.budget.*data\.batch_size and"):
+        fill(without_budget)

@@ -300,6 +300,20 @@ def test_start_from_a_checkpoint_of_the_same_model_only(launch, workdir):
     assert "is at step 36, this run ends at 30" in shorter and "training.steps" in shorter
 
 
+def test_a_cooldown_branch_ends_where_a_run_of_its_length_ends(launch, workdir):
+    """From a trunk that is longer; bit for bit, so one trunk serves all lengths."""
+    wsd = (*TINY, "scheduler=wsd", "scheduler.warmup_min_steps=5")
+    assert launch(*wsd, "sweep=trunk", "training.steps=100", "callbacks.checkpoint.every_n_steps=41").code == 0
+    start = only_run(workdir, "trunk") / "checkpoints" / "step_00000082"
+    assert launch(*wsd, "sweep=whole", "training.steps=92").code == 0
+    assert launch(*wsd, "sweep=branch", "training.steps=92", f"ckpt_path={start}").code == 0
+    whole, branch = (losses(only_run(workdir, sweep)) for sweep in ("whole", "branch"))
+    assert min(branch) > 80 and branch == {step: whole[step] for step in branch}
+    assert branch[92]["lr"] < branch[88]["lr"] < branch[84]["lr"]
+    short = launch(*wsd, "sweep=short", "training.steps=85", f"ckpt_path={start}")
+    assert short.code == 2 and "outside the constant part of a run of 85 steps" in short.err
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
