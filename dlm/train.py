@@ -26,7 +26,7 @@ import torch
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.callbacks import callbacks_of, evenly
@@ -59,6 +59,7 @@ COMPUTED = {  # trainer keys that have another owner, and what to set instead
     "overfit_batches": "set training.steps",
 }
 OURS = ("threads", "attention", "compile", "activation_checkpointing")  # trainer keys that Lightning does not know
+STRATEGIES = ("auto", "ddp", "fsdp2")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
 
@@ -157,7 +158,10 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     module, data = make_module_and_data(config, recipe, data_set, trainer.world_size)
     if run_dir is not None and trainer.is_global_zero:
         _write_environment(run_dir, trainer)
-    trainer.fit(module, datamodule=data, ckpt_path=_start_from(config, run_dir), weights_only=True)
+    start = _start_from(config, run_dir)
+    if start is not None:
+        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True))
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     stopped = any(isinstance(callback, Preemption) and callback.requested for callback in callbacks_of(trainer))
     if stopped and trainer.global_step < recipe.steps:
         return True
@@ -177,6 +181,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours seeks: FromOffset
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")  # it is reduced before
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
 
 
@@ -227,8 +232,7 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
             raise UserError(f"trainer.{key} is computed by dlm: {COMPUTED[key]}")
     _, accumulate = split_batch(config, recipe, _world_size(options))
     interval = evenly(recipe.steps, config["validation"]["times"]) * accumulate
-    if options["strategy"] == "ddp":  # the only buffers are the rotary tables, the same everywhere
-        options["strategy"] = DDPStrategy(broadcast_buffers=False)
+    options["strategy"] = _strategy(options["strategy"], _world_size(options))
     options["precision"] = _precision(options["precision"], options["accelerator"])
     options["log_every_n_steps"] = options["log_every_n_steps"] or evenly(recipe.steps, 100)
     logger = _logger(config, run_dir)
@@ -263,6 +267,19 @@ def _world_size(options: Mapping[str, Any]) -> int:
     if not isinstance(devices, int) or devices < 1:
         raise UserError(f"trainer.devices is {devices!r}: it must be a whole number of at least 1")
     return devices * int(options["num_nodes"])
+
+
+def _strategy(name: str, world_size: int) -> Any:
+    """Lightning's strategy by name. Raises UserError for a name that is not among STRATEGIES."""
+    if name not in STRATEGIES:
+        raise unknown("trainer.strategy", name, STRATEGIES)
+    if name == "ddp":  # the only buffers are the rotary tables, the same everywhere
+        return DDPStrategy(broadcast_buffers=False)
+    if name == "fsdp2":  # one whole file for a checkpoint, so that it loads under any strategy and world size
+        return ModelParallelStrategy(
+            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return name
 
 
 def _precision(precision: str, accelerator: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dlm.datamodules.mixture import Mixture, open_mixture
+from dlm.errors import UserError
 from dlm.manifest import DataSet
 from dlm.objectives import Batch, Objective
 from dlm.objectives.noise import stratified_t, uniforms
@@ -67,8 +68,16 @@ class ValidationBatches(Dataset[Batch]):
         self.draws = 1 if objective.estimator == "exact" else draws
         self.rows = tokens.validation_rows(num_sequences)
         size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
-        mine = np.array_split(np.arange(len(self.rows)), world_size)[rank]
+        if len(self.rows) < world_size:
+            raise UserError(
+                f"{len(self.rows)} validation sequences for {world_size} devices: raise validation.num_sequences, or "
+                "prepare more validation data"
+            )
+        shares = np.array_split(np.arange(len(self.rows)), world_size)
+        mine = shares[rank]
         self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        # A sharded model is gathered in every forward pass, so all ranks need as many: the last sequence once more.
+        self.parts += [mine[-1:]] * (-(-len(shares[0]) // size) - len(self.parts))
 
     def __len__(self) -> int:
         return len(self.parts)

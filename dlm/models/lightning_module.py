@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from dlm.errors import UserError
 from dlm.models.attention import kernels
@@ -35,8 +37,8 @@ class DiffusionLMLightningModule(L.LightningModule):
             checkpointing=how["activation_checkpointing"],
         )
         self.model.init_weights(torch.Generator().manual_seed(config["seed"]))
-        compiled = how["compile"]
-        self.compute_loss = torch.compile(objective.loss, dynamic=False) if compiled else objective.loss
+        self.compute_loss = objective.loss
+        self.configured = False
         self.observed: dict[str, Any] = {}
         self.loss_sum = torch.zeros(())  # since the last logged step, on the device: no synchronisation
         self.loss_count = 0
@@ -67,13 +69,33 @@ class DiffusionLMLightningModule(L.LightningModule):
     ) -> None:
         """Clip the global norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
         limit = self.config["optimizer"]["gradient_clip_val"]
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.parameters(), math.inf if limit is None else limit, foreach=True
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit, foreach=True)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
         """Choose the attention kernels of this device. Raises UserError for a back end that is not there."""
         self.kernels = kernels(self.config["trainer"]["attention"], self.trainer.strategy.root_device)
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy is fsdp2, every block a unit, and compile; once."""
+        if self.configured:
+            return
+        self.configured = True
+        sharded = self.config["trainer"]["strategy"] == "fsdp2"
+        compiled = self.config["trainer"]["compile"]
+        if compiled and not sharded:
+            self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
+        if not sharded:
+            return
+        assert self.device_mesh is not None
+        for block in self.model.blocks:
+            if compiled:  # alone: gathering the next block's parameters stays outside
+                block.compile(dynamic=False)
+            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+        whole = [name for name, parameter in self.named_parameters() if not isinstance(parameter, DTensor)]
+        if whole:
+            raise AssertionError(f"not sharded under fsdp2: {', '.join(whole)}")
 
     def on_validation_epoch_start(self) -> None:
         """A row for every sequence of the fixed set: its loss, and the Monte Carlo variance of that."""
@@ -116,9 +138,28 @@ class DiffusionLMLightningModule(L.LightningModule):
             "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
             "loss_count": self.loss_count,
         }
+        for state in checkpoint["optimizer_states"]:
+            self._name_parameters(state)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model or objective, and take up the loss that it had not logged."""
+    def _name_parameters(self, state: dict[str, Any]) -> None:
+        """Names for the numbers that an optimiser's state knows parameters by.
+
+        They number the parameters in the order of its groups, or under fsdp2 in that of the model: a name means the
+        same under every strategy. Only the first process holds the state of a sharded model.
+        """
+        if not state.get("state"):
+            return
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups = self.trainer.optimizers[0].param_groups
+        order = list(names.values())
+        if not isinstance(groups[0]["params"][0], DTensor):
+            order = [names[id(parameter)] for group in groups for parameter in group["params"]]
+        state["state"] = {order[number]: value for number, value in state["state"].items()}
+        for group in state["param_groups"]:
+            group["params"] = [order[number] for number in group["params"]]
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise UserError for the checkpoint of another model, objective or optimiser, or of a longer run."""
         stated = checkpoint.get("dlm", {})
         shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
         mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
@@ -144,8 +185,11 @@ class DiffusionLMLightningModule(L.LightningModule):
             trunk_steps=stated["steps"],
             at=checkpoint["global_step"],
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the loss that was not logged yet, and count in our own micro-batches."""
         self._count_in_our_micro_batches(checkpoint)
-        self.loss_sum, self.loss_count = torch.tensor(stated["loss_sum"]), stated["loss_count"]
+        self.loss_sum, self.loss_count = torch.tensor(checkpoint["dlm"]["loss_sum"]), checkpoint["dlm"]["loss_count"]
 
     def _count_in_our_micro_batches(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts micro-batches; a resume on other devices has others for the same optimiser steps."""
