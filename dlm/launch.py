@@ -141,7 +141,8 @@ def main() -> int:
 
             codes.append(run(fill(config)))
         except UserError as error:
-            print(f"dlm: {error}", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a run come to the same
+                print(f"dlm: {error}", file=sys.stderr)
             codes.append(ExitCode.USER_ERROR)
 
     try:

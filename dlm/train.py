@@ -181,6 +181,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours seeks: FromOffset
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its successor is too new
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")  # it is reduced before
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
 
@@ -286,10 +287,15 @@ def _precision(precision: str, accelerator: str) -> str:
     """bf16 where the device has it, when ``auto``. Raises UserError for what there is not."""
     if precision not in PRECISIONS:
         raise unknown("trainer.precision", precision, PRECISIONS)
-    if precision != "auto":
-        return precision
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        return "bf16-mixed" if has_bf16 else "32-true"
+    if on_gpu and precision.startswith("bf16") and not has_bf16:
+        raise UserError(f"trainer.precision {precision} needs a device with bfloat16, this one has none: set 32-true")
+    if precision == "16-mixed" and not on_gpu:  # Lightning would take bf16-mixed instead
+        raise UserError("trainer.precision 16-mixed needs a GPU: set bf16-mixed or 32-true")
+    return precision
 
 
 def _instantiate_all(nodes: Mapping[str, Any], *, logs: bool) -> list[L.Callback]:

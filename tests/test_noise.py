@@ -1,5 +1,7 @@
 """Noise and data order: functions of seed and global sample index, and of nothing else; and random enough."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from hypothesis import strategies as st
 from masked import taken_apart
 from scipy import stats
 
+from dlm.datamodules import slim_pajama
 from dlm.datamodules.mixture import Mixture, spread_rows
 from dlm.datamodules.packed import PackedTokens, encode_packed
 from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches
+from dlm.errors import UserError
 from dlm.objectives.autoregressive import Autoregressive
 from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
 from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
@@ -163,6 +167,25 @@ def test_the_validation_set_and_its_noise_are_fixed(world_size, tokens):
         texts = np.concatenate([part["tokens"] for part in parts]).reshape(30, draws, T)
         assert (texts == texts[:, :1]).all()
         assert np.array_equal(texts[:, 0], tokens.rows(spread_rows(ROWS, 30)))
+
+
+@pytest.mark.parametrize("sequences", [8, 30, 31, 33])
+def test_every_rank_validates_equally_often(sequences, tokens, monkeypatch):
+    monkeypatch.setattr(slim_pajama, "VALIDATION_TOKENS", 4 * T)  # one sequence of four draws at a time
+
+    def sequences_of(rank):
+        ranked = ValidationBatches(tokens, DIFFUSION, seed=1, num_sequences=sequences, draws=4, rank=rank, world_size=8)
+        return [int(number) for part in ranked for number in part["sequence"]]
+
+    ranks = [sequences_of(rank) for rank in range(8)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert sorted(set(sum(ranks, []))) == list(range(sequences))
+    assert all(len(set(a) & set(b)) == 0 for a, b in itertools.combinations(ranks, 2))
+
+
+def test_more_devices_than_validation_sequences_are_refused(tokens):
+    with pytest.raises(UserError, match=r"3 validation sequences for 4 devices: raise validation\.num_sequences"):
+        ValidationBatches(tokens, DIFFUSION, seed=1, num_sequences=3, draws=2, rank=0, world_size=4)
 
 
 @given(available=st.integers(1, 10**9), wanted=st.integers(1, 2000))

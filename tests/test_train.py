@@ -248,18 +248,6 @@ def test_the_split_of_a_batch_changes_nothing_but_rounding(launch, workdir):
     assert len(cells) == 1
 
 
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does(command, launch, stdlib_data, workdir):
-    assert launch(*SHORT, f"paths.run_dir={workdir}/one").code == 0
-    ended = command("dlm.launch", *SHORT, "trainer.devices=2", "trainer.strategy=ddp")
-    assert ended.code == 0, ended.err
-    two = only_run(workdir)
-    result = read_result(two)
-    assert result is not None and result.num_devices == 2
-    for step, row in losses(workdir / "one").items():
-        assert losses(two)[step] == pytest.approx(row, rel=1e-4)
-
-
 def test_a_development_run_keeps_nothing(launch, workdir):
     assert launch(*DEBUG, "trainer.fast_dev_run=10").code == 0
     assert [path.name for path in only_run(workdir).iterdir()] in ([], [".hydra"])
