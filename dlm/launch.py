@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -153,6 +154,9 @@ def main() -> int:
             raise
         print(f"dlm: {line}", file=sys.stderr)
         return ExitCode.USER_ERROR
+    if ExitCode.PREEMPTED in codes:  # saved and said: a second signal while the interpreter ends would be the last word
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
     return next((code for code in codes if code), ExitCode.DONE)
 
 

@@ -161,9 +161,15 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     start = _start_from(config, run_dir)
     if start is not None:
         module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True))
-    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    stopped = any(isinstance(callback, Preemption) and callback.requested for callback in callbacks_of(trainer))
-    if stopped and trainer.global_step < recipe.steps:
+    preemptions = [callback for callback in callbacks_of(trainer) if isinstance(callback, Preemption)]
+    for preemption in preemptions:
+        preemption.take_signals()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    finally:
+        for preemption in preemptions:
+            preemption.return_signals()
+    if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
         return True
     if run_dir is not None:
         if module.validated_step != recipe.steps:

@@ -177,6 +177,22 @@ def test_a_signal_ends_it_with_75_and_it_goes_on_where_it_was(start, launch, und
     assert result is not None and result.steps_redone == 0  # nothing was computed twice
 
 
+@pytest.mark.slow
+def test_a_storm_of_signals_ends_it_with_75_all_the_same(start, workdir):
+    """A scheduler, a pool and a user may each send one, also while the interpreter ends."""
+    process = start(*TINY, "training.steps=4000")
+    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+             process=process)  # fmt: skip
+    sent = 0
+    while process.poll() is None:
+        process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
+        sent += 1
+        time.sleep(0.002)
+    status = read_status(only_run(workdir))
+    assert process.returncode == 75 and sent > 5
+    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
+
+
 def test_damaged_checkpoints_are_passed_over(launch, workdir):
     assert launch(*SHORT).code == 0
     run_dir = only_run(workdir)

@@ -24,10 +24,20 @@ class Preemption(L.Callback):
         self.requested = False
         self._flag = False
 
+    def take_signals(self) -> None:
+        """Before the fit begins, so that Lightning, which puts back at its end what it found, puts back these."""
+        self._before = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, which would requeue or end on its own."""
+        """Take them from Lightning too, which would requeue or end on its own."""
         for number in SIGNALS:
             signal.signal(number, self._set_flag)
+
+    def return_signals(self) -> None:
+        """To who had them; a run that was stopped keeps them, so that a second signal does not end it half-way."""
+        if not self.requested:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _set_flag(self, number: int, frame: Any) -> None:
         self._flag = True
