@@ -170,14 +170,14 @@ def _prepare_data(node: Mapping[str, Any], folder: Path) -> None:
             "(groups.data)"
         )
     print(f"preparing {node['name']} ...", flush=True)
-    code = prepare_command([node["prepare"], str(folder)])
+    code = training_command("dlm.datamodules.prepare", [node["prepare"], str(folder)])
     if code:
         raise Stop(code)
 
 
-def prepare_command(arguments: Sequence[str]) -> int:
-    """Run dlm.datamodules.prepare in a process of its own: the training half is never imported here."""
-    return subprocess.run([sys.executable, "-m", "dlm.datamodules.prepare", *arguments], check=False).returncode
+def training_command(module: str, arguments: Sequence[str]) -> int:
+    """Run a command of the training half in a process of its own: that half is never imported here."""
+    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
 
 
 def _measured(plan: Plan) -> dict[str, float]:

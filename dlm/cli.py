@@ -220,10 +220,19 @@ def report(target: Target) -> None:
     chain.report(chain.existing(target).sweep_dir)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+OF_THE_TRAINING_HALF = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=OF_THE_TRAINING_HALF)
 def prepare(context: typer.Context) -> None:
     """Turn text into packed tokens with a manifest: dlm prepare text SOURCE --out DIR, stdlib, packed DIR."""
-    raise typer.Exit(chain.prepare_command(context.args or ["--help"]))
+    raise typer.Exit(chain.training_command("dlm.datamodules.prepare", context.args or ["--help"]))
+
+
+@app.command(context_settings=OF_THE_TRAINING_HALF)
+def convert(context: typer.Context) -> None:
+    """Turn a checkpoint (SMDM's too) into one file of weights: dlm convert SOURCE TARGET.safetensors|.pt."""
+    raise typer.Exit(chain.training_command("dlm.convert", context.args or ["--help"]))
 
 
 def main() -> None:

@@ -147,9 +147,9 @@ def state_file(checkpoint: Path) -> Path:
     if not checkpoint.is_file():
         raise UserError(f"ckpt_path {checkpoint} does not exist: give a step_* folder or a checkpoint file")
     try:
-        ours = "dlm" in torch.load(checkpoint, map_location="meta", weights_only=True)
+        ours = {"dlm", "global_step"} <= torch.load(checkpoint, map_location="meta", weights_only=True).keys()
     except Exception as error:  # whatever unpickling a stranger's file raises
         raise UserError(f"ckpt_path {checkpoint} cannot be read as a checkpoint: give a step_* folder") from error
     if not ours:
-        raise UserError(f"ckpt_path {checkpoint} is no checkpoint of dlm: give a step_* folder of a run")
+        raise UserError(f"ckpt_path {checkpoint} is no checkpoint of a run: give a step_* folder")
     return checkpoint

@@ -19,6 +19,16 @@ from dlm.objectives import Batch, Objective
 from dlm.optim import check_branch, make_optimizer, make_schedule
 from dlm.recipe import Recipe
 
+FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
+
+
+def check_format(number: int, name: str) -> None:
+    """Raise UserError for a checkpoint or weights file that says more than this dlm can read."""
+    if number > FORMAT:
+        raise UserError(
+            f"{name} has format {number}, this dlm reads {FORMAT}: update dlm, or choose another checkpoint"
+        )
+
 
 class DiffusionLMLightningModule(L.LightningModule):
     """Trains a TransEncoder on an objective.
@@ -130,8 +140,10 @@ class DiffusionLMLightningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which model this is, so that another one refuses it in one line, and keep the loss not yet logged."""
         checkpoint["dlm"] = {
+            "format": FORMAT,
             "shape": dataclasses.asdict(self.recipe.shape),
             "objective": self.objective.name,
+            "cell_id": self.config["cell_id"],
             "optimizer": dict(self.config["optimizer"]),
             "scheduler": dict(self.config["scheduler"]),
             "steps": self.recipe.steps,
@@ -161,6 +173,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise UserError for the checkpoint of another model, objective or optimiser, or of a longer run."""
         stated = checkpoint.get("dlm", {})
+        check_format(stated.get("format", FORMAT), "the checkpoint")
         shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
         mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
         differing = [f"{key} {shape.get(key)} is not {value}" for key, value in mine.items() if shape.get(key) != value]
