@@ -33,7 +33,7 @@ TRAINERS = [name for name in choices("trainer") if name != "default"]
 
 
 def test_the_groups_have_what_the_readme_names():
-    assert set(TRAINERS) == {"cpu", "single_gpu", "multi_gpu", "multi_node"}
+    assert set(TRAINERS) == {"cpu", "single_gpu", "multi_gpu", "fsdp2", "multi_node"}
     assert {"debug", "scaling_6M", "scaling_170M", "scaling_1B"} <= set(choices("experiment"))
     assert {"stdlib", "slim_pajama", "slim_star"} <= set(choices("data"))
     assert set(choices("objective")) == {"masked_diffusion", "autoregressive"}
@@ -49,7 +49,7 @@ def test_every_experiment_composes_with_every_trainer(experiment, trainer, compo
     assert recipe.steps == expected  # training.md's published steps at 1e19
     assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
     assert config.trainer.devices * config.trainer.num_nodes == {
-        "cpu": 1, "single_gpu": 1, "multi_gpu": 8, "multi_node": 16,
+        "cpu": 1, "single_gpu": 1, "multi_gpu": 8, "fsdp2": 8, "multi_node": 16,
     }[trainer]  # fmt: skip
 
 

@@ -9,11 +9,13 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from dlm.callbacks.checkpoint import damage
-from dlm.errors import UserError
+from dlm.callbacks.record_writer import Spike
+from dlm.errors import DivergedError, UserError
 from dlm.files import Lease, read_json, read_jsonl
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
@@ -72,7 +74,10 @@ def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command
     assert f"{result.loss:.4f}" in ended.out
     rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
     assert [row["step"] for row in rows] == list(range(1, 41))
-    assert {"tokens", "time", "train/loss", "lr", "grad_norm", "tokens_per_sec"} <= rows[5].keys()
+    observed = {"lr", "grad_norm", "weight_norm", "tokens_per_sec", "step_time", "memory_bytes", "overflows"}
+    assert {"tokens", "time", "train/loss", *observed} <= rows[5].keys()
+    assert rows[5]["step_time"] * rows[5]["tokens_per_sec"] == pytest.approx(rows[5]["tokens"] / rows[5]["step"])
+    assert 1e8 < rows[5]["memory_bytes"] < 1e11 and rows[5]["overflows"] == 0
     assert [row["step"] for row in rows if "val/loss" in row] == [10, 20, 30, 40]
     assert rows[-1]["val/loss"] == result.loss and 0 < rows[-1]["val/loss_se"] == result.loss_se
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["cell_id"] == run_dir.name
@@ -250,6 +255,40 @@ def test_divergence_is_said_with_exit_code_3(launch, workdir):
     assert status is not None and status.state is State.DIVERGED and "loss is nan at step" in str(status.reason)
     assert read_result(only_run(workdir)) is None
     assert all(math.isfinite(value) for row in losses(only_run(workdir)).values() for value in row.values())
+
+
+def test_a_loss_that_rises_for_good_is_divergence(launch, workdir):
+    """The learning rate jumps by far in the middle of a run that had learnt."""
+    ended = launch(*TINY, "training.steps=200", "optimizer.lr=3.0", "scheduler.warmup_fraction=0.9",
+                   "optimizer.gradient_clip_val=null")  # fmt: skip
+    status = read_status(only_run(workdir))
+    assert ended.code == 3 and status is not None and status.state is State.DIVERGED
+    assert "the training loss rose to" in str(status.reason) and "more than 2.00 higher" in str(status.reason)
+    calm = launch(*TINY, "training.steps=200", "optimizer.lr=3.0", "scheduler.warmup_fraction=0.9", "sweep=never",
+                  "optimizer.gradient_clip_val=null", "callbacks.record.spike=null")  # fmt: skip
+    assert calm.code == 0
+
+
+def test_a_spike_is_told_from_noise():
+    noise = np.random.default_rng(0)
+
+    def steps_until_divergence(losses, limit=2.0):
+        spike = Spike(limit)
+        for step, loss in enumerate(losses):
+            try:
+                spike.check(loss, vocab_size=256, step=step)
+            except DivergedError:
+                return step
+        return None
+
+    for _ in range(200):  # a learning curve as noisy as the smallest batches are: heavy tails to one side
+        curve = 2.5 + 3 * np.exp(-np.arange(400) / 40)
+        assert steps_until_divergence(curve * noise.lognormal(0, 0.2, 400)) is None
+    calm, lost = np.full(100, 2.5), np.full(20, 5.5)
+    assert steps_until_divergence([*calm, *lost]) == 103  # four of five: 4.9 is above 2.5 + 2
+    assert steps_until_divergence([*calm, 30.0, *calm]) == 100  # one step as bad as five
+    assert steps_until_divergence([*calm, 5.5, 5.5, *calm]) is None
+    assert steps_until_divergence([*calm, *lost], limit=None) is None
 
 
 def test_the_split_of_a_batch_changes_nothing_but_rounding(launch, workdir):

@@ -17,23 +17,52 @@ from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.record import State, Status, metrics_row, read_status, write_status
 
 
-class RecordWriter(L.Callback):
-    """Writes one row per logged step and the state of the run; its own state is the time trained so far."""
+class Spike:
+    """When a run has lost what it had learnt: the mean of its last five logged losses, against the smallest before.
 
-    def __init__(self, *, run_dir: str | None = None) -> None:
+    It may rise by ``limit`` nats, and by half of what that smallest was below log V, which knowing nothing costs; a
+    rise above both has diverged. Five, because single losses of small batches are that noisy. None never says so.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit
+        self.recent: list[float] = []
+        self.best = math.inf
+
+    def check(self, loss: float, *, vocab_size: int, step: int) -> None:
+        """Take in the next logged loss, nats/token. Raises DivergedError."""
+        self.recent = [*self.recent[-4:], loss]
+        if self.limit is None or len(self.recent) < 5:
+            return
+        mean = sum(self.recent) / 5
+        self.best = min(self.best, mean)
+        allowed = max(self.limit, (math.log(vocab_size) - self.best) / 2)
+        if mean > self.best + allowed:
+            raise DivergedError(
+                f"the training loss rose to {mean:.2f} by step {step} (mean of five logged steps), after "
+                f"{self.best:.2f}: more than {allowed:.2f} higher (callbacks.record.spike)"
+            )
+
+
+class RecordWriter(L.Callback):
+    """Writes one row per logged step and the state of the run, and ends one that diverged."""
+
+    def __init__(self, *, run_dir: str | None = None, spike: float | None = 2.0) -> None:
         self.run_dir = None if run_dir is None else Path(run_dir)
+        self.spike = Spike(spike)
         self.wall_sec = 0.0  # training time of all attempts up to the last checkpoint
         self._resumed_wall_sec = 0.0
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint."""
-        return {"wall_sec": self.wall_sec}
+        return {"wall_sec": self.wall_sec, "recent": self.spike.recent, "best": self.spike.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint that the run goes on from."""
         self._resumed_wall_sec = state_dict["wall_sec"]
         self.wall_sec = state_dict["wall_sec"]
+        self.spike.recent, self.spike.best = state_dict["recent"], state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Count this attempt and what it has to do again."""
@@ -85,6 +114,7 @@ class RecordWriter(L.Callback):
         self.write(trainer, module, values)
         module.observed.clear()
         self._write_status(trainer, module, State.RUNNING)
+        self.spike.check(loss, vocab_size=module.recipe.shape.vocab_size, step=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The validation loss and its Monte Carlo error; not that of Lightning's sanity check."""

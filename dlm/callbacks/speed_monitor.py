@@ -1,7 +1,8 @@
-"""speed_monitor: wall time between logged steps -> tokens per second and model FLOPs utilisation."""
+"""speed_monitor: wall time between logged steps -> step time, tokens per second, model FLOPs utilisation; memory."""
 
 from __future__ import annotations
 
+import resource
 import time
 from typing import Any
 
@@ -22,8 +23,18 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process had at most: allocated on a CUDA device, else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
 class SpeedMonitor(L.Callback):
-    """Observes tokens_per_sec and, where the peak is known, mfu in true FLOPs (full_masked_head)."""
+    """Observes step_time (s), tokens_per_sec, memory_bytes and, where the peak is known, mfu in true FLOPs.
+
+    True are the FLOPs of full_masked_head; peak_flops_per_device says the peak of a device that is not in the table.
+    """
 
     def __init__(self, *, peak_flops_per_device: float | None = None) -> None:
         self.peak = peak_flops_per_device
@@ -44,6 +55,8 @@ class SpeedMonitor(L.Callback):
         seconds, steps = now[0] - self._since[0], now[1] - self._since[1]
         self._since = now
         recipe = module.recipe
+        module.observed["step_time"] = seconds / steps
+        module.observed["memory_bytes"] = peak_memory(module.device)
         module.observed["tokens_per_sec"] = steps * recipe.tokens_per_step / seconds
         if self.peak:
             flops = steps * recipe.flops["full_masked_head"] / recipe.steps
