@@ -15,18 +15,15 @@ import importlib
 import itertools
 import json
 import os
-import platform
 import resource
 import runpy
-import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +31,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dlm.datamodules.mixture import Mixture  # noqa: E402
-from dlm.datamodules.packed import PackedTokens, encode_packed, open_packed  # noqa: E402
-from dlm.manifest import read_manifest  # noqa: E402
+from benchmarks.side_by_side import ROOT, Side, alternate, commit, compared, write_result
+from dlm.datamodules.mixture import Mixture
+from dlm.datamodules.packed import PackedTokens, encode_packed, open_packed
+from dlm.manifest import read_manifest
 
 BLOCK, CHUNK_BLOCKS = 2049, 1024
-WINDOWS = 5
 PACKAGES = ("numpy", "torch", "tokenizers", "zstandard")
-Side = Callable[[], dict[str, float]]
-
-
-def alternate(ours: Side, peer: Side, windows: int = WINDOWS) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """What each measured in turn, after one window of each that does not count."""
-    results: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
-    for window in range(windows + 1):
-        for side, kept in zip((ours, peer), results, strict=True):
-            measured = side()
-            if window:
-                kept.append(measured)
-    return results
-
-
-def compared(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, their ratio and the spread of the windows, for every quantity that both measured."""
-    row = {}
-    for key in ours[0].keys() & peer[0].keys():
-        left, right = [item[key] for item in ours], [item[key] for item in peer]
-        row[key] = {
-            "ours": statistics.median(left),
-            "peer": statistics.median(right),
-            "ratio": statistics.median(left) / statistics.median(right),
-            "spread_ours": [min(left), max(left)],
-            "spread_peer": [min(right), max(right)],
-        }
-    return row
 
 
 def lit_gpt(peer: Path) -> None:
@@ -272,12 +241,6 @@ def measure(name: str, peers: Path) -> dict[str, Any]:
         return {"peer": peer, "peer_commit": commit(peers / peer), **row(peers, Path(folder))}
 
 
-def commit(repository: Path) -> str | None:
-    command = ["git", "-C", str(repository), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", type=Path, required=True)
@@ -289,19 +252,8 @@ def main() -> None:
         peer_prepare(options.peers / "TinyLlama", *options.peer_prepare, options.whole)
         return
     rows = {name: measure(name, options.peers.resolve()) for name in options.rows.split(",")}
-    today = datetime.date.today().isoformat()
-    result = {
-        "date": today,
-        "command": f"python benchmarks/data.py --peers DIR --rows {options.rows}",
-        "commit": commit(ROOT),
-        "windows": WINDOWS,
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "rows": rows,
-    }
-    path = ROOT / "benchmarks" / "results" / f"data_cpu_{today}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    command = f"python benchmarks/data.py --peers DIR --rows {options.rows}"
+    path = write_result(f"data_cpu_{datetime.date.today()}", rows, command=command, packages=PACKAGES)
     print(json.dumps(rows, indent=2))
     print(path.relative_to(ROOT))
 

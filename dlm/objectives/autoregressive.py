@@ -30,5 +30,6 @@ class Autoregressive:
         """(B,) mean cross-entropy of tokens 1..T given BOS and the tokens before."""
         tokens_BT = batch["tokens"]
         logits_BTV = model(F.pad(tokens_BT[:, :-1], (1, 0), value=self.bos_id))
-        ce_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
-        return ce_BT.mean(dim=1)
+        # flat, since the form (B, V, T) that cross_entropy takes has the vocabulary strided: a third slower at 14M
+        ce_M = F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten(), reduction="none")
+        return ce_M.view_as(tokens_BT).mean(dim=1)

@@ -1,0 +1,119 @@
+"""Kill a run with SIGKILL at random moments, checkpoint writes included, and compare it with an undisturbed one.
+
+    python tests/kills.py [--kills 20] [--seed 0] [--out FILE.json]
+
+A tiny model on the standard library's text, real processes. A third of the kills wait for a checkpoint being written.
+Exit code 1 when one number of the loss curve, or of the result, differs by one bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dlm.files import read_jsonl
+from dlm.record import merge_metrics, read_result, read_status
+
+STEPS, FIRST_CHECKPOINT = 6000, 60
+RUN = ("experiment=debug", "logger=none", "model=8k", "data.block_size=32", f"training.steps={STEPS}",
+       f"callbacks.checkpoint.every_n_steps={FIRST_CHECKPOINT}", "trainer.log_every_n_steps=10",
+       "validation.num_sequences=16", "validation.draws=2")  # fmt: skip
+CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
+
+
+def start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The run in a process group of its own."""
+    with open(log, "ab") as stream:
+        return subprocess.Popen([sys.executable, "-m", "dlm.launch", *RUN, f"paths.run_dir={run_dir}"],
+                                stdout=stream, stderr=stream, start_new_session=True)  # fmt: skip
+
+
+def logged_step(run_dir: Path) -> int:
+    """The last step in metrics.jsonl; 0 without one. A half-written last line is another time's business."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(lines[-2])["step"]) if len(lines) > 1 else 0
+
+
+def being_written(run_dir: Path) -> bool:
+    """Whether a checkpoint is begun and not yet sealed."""
+    return any((run_dir / "checkpoints").glob(".step_*.building"))
+
+
+def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path) -> dict[str, object]:
+    """Go on with the run and kill it past ``step``; what was seen then."""
+    process = start(run_dir, log)
+    while logged_step(run_dir) < step or not (run_dir / "checkpoints").is_dir():
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended by itself with {process.returncode}, see {log}")
+        time.sleep(0.001)
+    while in_a_write and not being_written(run_dir) and process.poll() is None:
+        pass
+    os.killpg(process.pid, signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise SystemExit(f"the run ended before it was killed, with {process.returncode}")
+    return {"step": logged_step(run_dir), "in_a_write": being_written(run_dir)}
+
+
+def curve(run_dir: Path) -> dict[int, dict[str, float]]:
+    """The loss curve by step, where a repeated step counts as it came out last."""
+    return {row["step"]: {name: row[name] for name in CURVE if name in row}
+            for row in merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))}  # fmt: skip
+
+
+def main() -> int:
+    """Run undisturbed, run with kills, compare, print the result."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    drawn = random.Random(options.seed)
+    steps = sorted(drawn.sample(range(FIRST_CHECKPOINT, STEPS - FIRST_CHECKPOINT), options.kills))
+    with tempfile.TemporaryDirectory() as folder:
+        calm, killed, log = (Path(folder) / name for name in ("calm", "killed", "log.txt"))
+        if code := start(calm, log).wait():
+            raise SystemExit(f"the undisturbed run ended with {code}: {log.read_text()[-2000:]}")
+        kills = [kill_at(step, in_a_write=place % 3 == 0, run_dir=killed, log=log) for place, step in enumerate(steps)]
+        if code := start(killed, log).wait():
+            raise SystemExit(f"the last attempt ended with {code}: {log.read_text()[-2000:]}")
+        a, b, results = curve(calm), curve(killed), [read_result(calm), read_result(killed)]
+        status = read_status(killed)
+        assert status is not None and results[0] is not None and results[1] is not None
+        same = a == b and (results[0].loss, results[0].loss_se) == (results[1].loss, results[1].loss_se)
+        numbers = sum(len(row) for row in a.values())
+        outcome = {
+            "what": "SIGKILL at random moments against an undisturbed run, bit for bit",
+            "same": same,
+            "numbers_compared": numbers + 2,
+            "kills": len(kills),
+            "kills_inside_a_checkpoint_write": sum(bool(kill["in_a_write"]) for kill in kills),
+            "attempts": status.attempts,
+            "steps": STEPS,
+            "steps_redone": status.steps_redone,
+            "loss": [results[0].loss, results[1].loss],
+            "moments": kills,
+            "seed": options.seed,
+            "command": " ".join(["python", "tests/kills.py", *sys.argv[1:]]),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        }
+    text = json.dumps(outcome, indent=1)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
