@@ -103,5 +103,5 @@ def _apply_rotary(
     """Turn the pairs (x1, x2) into (o1, o2), which may be the same memory; back where ``conj``."""
     sin = -sin if conj else sin
     turned = x1 * cos - x2 * sin, x1 * sin + x2 * cos
-    o1.copy_(turned[0])
-    o2.copy_(turned[1])
+    o1.data.copy_(turned[0])  # as the extension writes: autograd does not see it
+    o2.data.copy_(turned[1])
