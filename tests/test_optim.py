@@ -11,8 +11,11 @@ from reference_model import TINY
 from dlm.errors import UserError
 from dlm.ladder import ModelShape
 from dlm.models.encoder import TransEncoder
+from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives.masked_diffusion import MaskedDiffusion
 from dlm.optim import check_branch, factors, kind_of, make_optimizer, make_schedule, multiplier_of
+from dlm.plan import cell_config
+from dlm.recipe import derive, fill
 
 ADAMW = {"name": "adamw", "lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3, "weight_decay": 0.1, "decay": "all"}
 MUON = {**ADAMW, "name": "muon", "momentum": 0.95}
@@ -228,3 +231,21 @@ def test_a_branch_starts_where_trunk_and_branch_hold_the_peak():
     check(WSD, named, 2000)
     with pytest.raises(UserError):
         check(WSD, named - 1, 2000)
+
+
+@pytest.mark.parametrize(("limit", "after"), [(1.0, 1.0), (0.01, 0.01), (1e6, None), (None, None)])
+def test_the_global_norm_of_the_gradients_is_clipped(limit, after):
+    groups = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw",
+              "scheduler": "cosine"}  # fmt: skip
+    config = fill(cell_config(groups, {"optimizer.gradient_clip_val": limit}))
+    config["trainer"] = {"attention": "auto", "compile": False, "activation_checkpointing": False, "strategy": "auto"}
+    module = DiffusionLMLightningModule(derive(config), MaskedDiffusion(vocab_size=256), config)
+    for place, parameter in enumerate(module.parameters()):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(place))
+    before = [parameter.grad.clone() for parameter in module.parameters()]
+    norm = sum(float(gradient.double().square().sum()) for gradient in before) ** 0.5
+    module.configure_gradient_clipping(None)
+    assert float(module.grad_norm) == pytest.approx(norm, rel=1e-5) and norm > 2
+    share = 1.0 if after is None else after / norm
+    for parameter, gradient in zip(module.parameters(), before, strict=True):
+        assert (parameter.grad - share * gradient).abs().max() < 1e-5 * share

@@ -5,10 +5,12 @@ import pytest
 from dlm.files import read_jsonl
 from dlm.record import merge_metrics, read_result
 
-# Norms are not decayed, so that the optimiser has groups in another order than the model has parameters.
+# Every gradient is clipped, by its norm over all shards; norms are not decayed, so that the optimiser has its
+# parameters in another order than the model.
 CELL = ("experiment=debug", "logger=none", "model=4k", "model.qk_norm=true", "data.block_size=32", "training.steps=40",
         "validation.num_sequences=15", "validation.draws=2", "optimizer.decay=matrices",
-        "callbacks.checkpoint.every_n_steps=10", "callbacks.checkpoint.save_top_k=9")  # fmt: skip
+        "optimizer.gradient_clip_val=0.05", "callbacks.checkpoint.every_n_steps=10",
+        "callbacks.checkpoint.save_top_k=9")  # fmt: skip
 TWO = {name: ("trainer.devices=2", f"trainer.strategy={name}") for name in ("ddp", "fsdp2")}
 ROUNDING = {"train/loss": 1e-6, "val/loss": 1e-6, "grad_norm": 1e-5}  # relative, over 40 steps; seen: 3e-7
 
