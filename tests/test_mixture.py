@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from masked import taken_apart
 
 from dlm.datamodules.mixture import Mixture, open_mixture, spread_rows
 from dlm.datamodules.packed import PackedTokens, encode_packed
@@ -195,7 +196,7 @@ def test_validation_is_divided_by_weight_and_fixed(folders):
             ValidationBatches(tokens, objective, seed=1, num_sequences=20, draws=2, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
-        return np.concatenate([batch["tokens"] for part in parts for batch in (part[k] for k in range(len(part)))])
+        return np.concatenate([taken_apart(batch)["tokens"] for part in parts for batch in part])
 
     alone = read(1)
     assert (np.sum(alone[:, 0] < 20_000), np.sum(alone[:, 0] >= 20_000)) == (2 * 14, 2 * 6)
