@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, checkpoint writes included, and compare it with an undisturbed one.
 
-    python tests/kills.py [--kills 20] [--seed 0] [--out FILE.json]
+    python tests/kills.py [--kills 20] [--seed 0] [--out FILE.json] [OVERRIDE ...]
 
 A tiny model on the standard library's text, real processes. A third of the kills wait for a checkpoint being written.
 Exit code 1 when one number of the loss curve, or of the result, differs by one bit.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlm.files import read_jsonl
@@ -30,10 +31,10 @@ RUN = ("experiment=debug", "logger=none", "model=8k", "data.block_size=32", f"tr
 CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
 
 
-def start(run_dir: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """The run in a process group of its own."""
     with open(log, "ab") as stream:
-        return subprocess.Popen([sys.executable, "-m", "dlm.launch", *RUN, f"paths.run_dir={run_dir}"],
+        return subprocess.Popen([sys.executable, "-m", "dlm.launch", *RUN, *overrides, f"paths.run_dir={run_dir}"],
                                 stdout=stream, stderr=stream, start_new_session=True)  # fmt: skip
 
 
@@ -51,9 +52,9 @@ def being_written(run_dir: Path) -> bool:
     return any((run_dir / "checkpoints").glob(".step_*.building"))
 
 
-def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path) -> dict[str, object]:
+def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path, overrides: Sequence[str]) -> dict[str, object]:
     """Go on with the run and kill it past ``step``; what was seen then."""
-    process = start(run_dir, log)
+    process = start(run_dir, log, overrides)
     while logged_step(run_dir) < step or not (run_dir / "checkpoints").is_dir():
         if process.poll() is not None:
             raise SystemExit(f"the run ended by itself with {process.returncode}, see {log}")
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the result here")
+    parser.add_argument("overrides", nargs="*", help="of the run that is killed; the undisturbed one has none")
     options = parser.parse_args()
     drawn = random.Random(options.seed)
     steps = sorted(drawn.sample(range(FIRST_CHECKPOINT, STEPS - FIRST_CHECKPOINT), options.kills))
@@ -85,8 +87,9 @@ def main() -> int:
         calm, killed, log = (Path(folder) / name for name in ("calm", "killed", "log.txt"))
         if code := start(calm, log).wait():
             raise SystemExit(f"the undisturbed run ended with {code}: {log.read_text()[-2000:]}")
-        kills = [kill_at(step, in_a_write=place % 3 == 0, run_dir=killed, log=log) for place, step in enumerate(steps)]
-        if code := start(killed, log).wait():
+        kills = [kill_at(step, in_a_write=place % 3 == 0, run_dir=killed, log=log, overrides=options.overrides)
+                 for place, step in enumerate(steps)]  # fmt: skip
+        if code := start(killed, log, options.overrides).wait():
             raise SystemExit(f"the last attempt ended with {code}: {log.read_text()[-2000:]}")
         a, b, results = curve(calm), curve(killed), [read_result(calm), read_result(killed)]
         status = read_status(killed)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dlm.callbacks.checkpoint import damage
 from dlm.callbacks.record_writer import Spike
@@ -232,6 +234,40 @@ def test_damaged_checkpoints_are_passed_over(launch, workdir):
         truncate(folder)
     assert "going on" not in launch(*SHORT).out  # from nothing
     assert losses(run_dir) == truth
+
+
+def test_a_checkpoint_written_while_steps_run_is_that_of_its_own_step(launch, workdir, monkeypatch):
+    def states(run_dir: Path) -> dict[str, dict]:
+        assert all(damage(folder) is None for folder in (run_dir / "checkpoints").iterdir())
+        found = {folder.name: torch.load(folder / "state.ckpt", weights_only=True)
+                 for folder in (run_dir / "checkpoints").iterdir()}  # fmt: skip
+        return {name: {"parameters": state["state_dict"], "moments": state["optimizer_states"][0]["state"]}
+                for name, state in found.items()}  # fmt: skip
+
+    plain = TorchCheckpointIO.save_checkpoint
+
+    def slow(*given, **named):
+        time.sleep(0.3)  # as long as several steps
+        plain(*given, **named)
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", slow)
+    keep = "callbacks.checkpoint.save_top_k=9"
+    assert launch(*SHORT, keep, f"paths.run_dir={workdir}/a").code == 0
+    ended = launch(*SHORT, keep, f"paths.run_dir={workdir}/b", "callbacks.checkpoint.asynchronous=true")
+    assert ended.code == 0, ended.err
+    torch.testing.assert_close(states(workdir / "b"), states(workdir / "a"), rtol=0, atol=0)
+    assert losses(workdir / "b") == losses(workdir / "a")
+    assert (workdir / "b" / "LATEST").read_text() == "step_00000040\n"
+
+
+def test_a_checkpoint_that_cannot_be_written_by_the_thread_stops_the_run(launch, workdir, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dlm.callbacks.checkpoint._seal", full)
+    with pytest.raises(OSError, match="No space left"):
+        launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
+    assert not (workdir / "a" / "result.json").exists()
 
 
 def test_a_resume_with_another_split_of_the_batch_goes_on(launch, workdir):

@@ -1,7 +1,8 @@
 """checkpoint: a run -> checkpoints/step_00001234/ and LATEST; and back, the newest one that is whole.
 
 Every step has a new directory that is built under another name and renamed; its manifest with sizes and hashes is
-written last; LATEST moves by rename. Nothing is overwritten, and two whole ones are always kept.
+written last; LATEST moves by rename. Nothing is overwritten, and two whole ones are always kept. An asynchronous one
+is copied to the host's memory in the step that it belongs to, and written by a thread while the next steps run.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from dlm.callbacks import at_step_end, callbacks_of, evenly
 from dlm.callbacks.preemption import Preemption
@@ -27,8 +31,20 @@ STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
 KEEP_LAST = 2
 
 
+class Copying(TorchCheckpointIO):
+    """In place of writing, a copy in the host's memory, which no later step changes."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Keep ``checkpoint`` as ``copied``; every tensor is a new one on the CPU, every container a new one too."""
+        self.copied = apply_to_collection(checkpoint, torch.Tensor, lambda one: one.detach().to("cpu", copy=True))
+
+
 class Checkpoint(LightningCheckpoint):
-    """Saves evenly over the run, at its last step and on preemption; keeps the last two and the best ``save_top_k``."""
+    """Saves evenly over the run, at its last step and on preemption; keeps the last two and the best ``save_top_k``.
+
+    ``asynchronous`` takes the writing out of the steps, for one more copy of the state in the host's memory. At most
+    one is being written; what fails there is raised by the next save, and at the latest when training ends.
+    """
 
     def __init__(
         self,
@@ -36,6 +52,7 @@ class Checkpoint(LightningCheckpoint):
         run_dir: str | None = None,
         times: int = 10,
         every_n_steps: int | None = None,
+        asynchronous: bool = False,
         save_top_k: int = 1,
         monitor: str = "val/loss",
         mode: str = "min",
@@ -45,6 +62,8 @@ class Checkpoint(LightningCheckpoint):
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.times, self.every_n_steps, self.save_top_k = times, every_n_steps, save_top_k
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
+        self.thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self.writing: Future[None] | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,26 +84,60 @@ class Checkpoint(LightningCheckpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if self.run_dir is None or score is None or not trainer.is_global_zero:
             return
+        self.wait()
         path = self.run_dir / "checkpoints" / f"step_{trainer.global_step:08d}" / MANIFEST
         if path.is_file():
             write_json(path, {**json.loads(path.read_text()), "score": float(score)})
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The last one stands before anything is said about the run."""
+        self.wait()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """What the run had saved before it failed is kept."""
+        self.wait()
+
     def save(self, trainer: L.Trainer, run_dir: Path, step: int) -> None:
-        """Write one checkpoint, point LATEST at it, drop what is no longer kept."""
+        """Write one checkpoint, or begin to."""
+        self.wait()
         folder = run_dir / "checkpoints" / f"step_{step:08d}"
         building = folder.with_name(f".{folder.name}.building")
         if trainer.is_global_zero:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
-        trainer.save_checkpoint(building / STATE, weights_only=False)
-        if not trainer.is_global_zero:
+        if self.thread is None:
+            trainer.save_checkpoint(building / STATE, weights_only=False)
+            if trainer.is_global_zero:
+                self._finish(building, folder, step)
             return
+        writer, copying = trainer.strategy.checkpoint_io, Copying()
+        trainer.strategy.checkpoint_io = copying
+        try:
+            trainer.save_checkpoint(building / STATE, weights_only=False)
+        finally:
+            trainer.strategy.checkpoint_io = writer
+
+        def write() -> None:
+            writer.save_checkpoint(copying.copied, building / STATE)
+            self._finish(building, folder, step)
+
+        if trainer.is_global_zero:
+            self.writing = self.thread.submit(write)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what the writing raised."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _finish(self, building: Path, folder: Path, step: int) -> None:
+        """Seal what was built, point LATEST at it, drop what is no longer kept."""
         _seal(building, step=step)
         if folder.exists():  # left by an earlier attempt and not whole, or the resume would have begun there
             shutil.rmtree(folder)
         os.rename(building, folder)
         sync_directory(folder.parent)
-        write_atomic(run_dir / LATEST, folder.name + "\n")
+        write_atomic(folder.parent.parent / LATEST, folder.name + "\n")
         self._prune(folder.parent)
 
     def _prune(self, folder: Path) -> None:
