@@ -48,7 +48,7 @@ def estimate_cell(
     hardware: Hardware,
     flops_per_sec: float | None,
 ) -> Estimate:
-    """Hours from ``flops`` (true ones: full_masked_head) at a measured rate, or at the assumed share of the peak."""
+    """Hours from ``flops`` (true ones, validations too) at a measured rate, or at the assumed share of the peak."""
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
     hours, basis = None, "not measured on this machine yet"
     if flops_per_sec is not None:

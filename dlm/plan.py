@@ -21,8 +21,10 @@ from dlm import locate
 from dlm.errors import UserError, close_matches, unknown
 from dlm.estimate import Estimate, estimate_cell, rate_of, read_estimates, write_estimates
 from dlm.files import dump_json, read_json, write_if_changed
+from dlm.flops import flops_per_token
 from dlm.groups import choices, load_base, load_choice
 from dlm.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.ladder import load_shape
 from dlm.manifest import DataSet, read_data
 from dlm.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.sweep import Hardware, SweepSpec, parse_sweep
@@ -313,13 +315,13 @@ def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
-    """The plan with what each cell costs: at rates measured here (model -> FLOP/s), else on its own hardware."""
+    """The plan with each cell's cost, validations too: at rates measured here (model -> FLOP/s), else as defined."""
     hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
     cells = tuple(
         dataclasses.replace(
             cell,
             estimate=estimate_cell(
-                flops=cell.flops["full_masked_head"],
+                flops=cell.flops["full_masked_head"] + validation_flops(cell),
                 shape_name=cell.model,
                 causal=cell.objective == "autoregressive",
                 global_batch_size=cell.global_batch_size,
@@ -331,6 +333,22 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
         for cell in plan.cells
     )
     return dataclasses.replace(plan, cells=cells)
+
+
+def validation_flops(cell: Cell) -> float:
+    """The forward passes of all of a cell's validations, at most: a split may hold fewer sequences than are asked for.
+
+    They count in the hours and not in the budget, which is a training budget.
+    """
+    asked = {
+        name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
+    }
+    causal = cell.objective == "autoregressive"  # its loss is exact: one draw
+    passes = asked["num_sequences"] * (1 if causal else asked["draws"]) * asked["times"]
+    per_token = flops_per_token(
+        load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, causal=causal
+    )
+    return float(passes * cell.block_size * per_token / 3)
 
 
 def write_plan(sweep_dir: Path, plan: Plan) -> Plan:

@@ -17,7 +17,7 @@ from dlm import launch as launching
 from dlm.errors import UserError
 from dlm.locate import PACKAGE, configs_dir, sweeps_dir
 from dlm.manifest import Manifest, PackedFile, write_manifest
-from dlm.plan import make_plan, read_plan, with_estimates, write_plan
+from dlm.plan import make_plan, read_plan, validation_flops, with_estimates, write_plan
 from dlm.recipe import fill
 from dlm.sweep import load_sweep, parse_sweep
 
@@ -68,7 +68,9 @@ def test_smdm_comes_out_as_published(command, workdir, tmp_path, monkeypatch):
     assert asked <= cell.keys() and set(cell["flops"]) == {"6n", "6n_total", "full", "full_masked_head"}
     assert cell["tokens"] == 18710 * 256 * 2048 and cell["epochs"] is None and cell["learning_rate"] == 2e-4
     assert cell["hours"] * 8 == pytest.approx(cell["gpu_hours"])
-    assert cell["gpu_hours"] == pytest.approx(cell["flops"]["full_masked_head"] / (989e12 * 0.4) / 3600)
+    true = cell["flops"]["full_masked_head"]
+    validation = true / 3 * (4 * 1024 * 8 * 2048) / cell["tokens"]  # forward only; 4 times, 8 draws
+    assert cell["gpu_hours"] == pytest.approx((true + validation) / (989e12 * 0.4) / 3600, rel=1e-9)
     assert -100 / cell["steps"] < cell["budget_error_pct"] <= 0
 
 
@@ -222,7 +224,7 @@ def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
     slow, fast = (with_estimates(plan, rates={"4k": rate, "19k": rate}) for rate in (1e8, 1e9))
     for left, right in zip(slow.cells, fast.cells, strict=True):
         assert left.hours == pytest.approx(10 * right.hours)
-        assert left.hours == pytest.approx(left.flops["full_masked_head"] / 1e8 / 3600)
+        assert left.hours == pytest.approx((left.flops["full_masked_head"] + validation_flops(left)) / 1e8 / 3600)
     write_plan(tmp_path / "slow", slow)
     write_plan(tmp_path / "fast", fast)
     assert (tmp_path / "slow/plan.json").read_bytes() == (tmp_path / "fast/plan.json").read_bytes()
