@@ -141,9 +141,12 @@ def main() -> int:
             from dlm.train import run
 
             codes.append(run(fill(config)))
-        except UserError as error:
+        except Exception as error:  # a callback's own complaint comes inside one of Hydra's
+            line = explain(error)
+            if line is None:
+                raise
             if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a run come to the same
-                print(f"dlm: {error}", file=sys.stderr)
+                print(f"dlm: {line}", file=sys.stderr)
             codes.append(ExitCode.USER_ERROR)
 
     try:

@@ -169,6 +169,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scheduler.min_ratio": (0, 1),
     "scheduler.decay_fraction": (1e-6, 1),
     "objective.eps": (1e-9, 0.999),
+    "callbacks.record.spike": (0, math.inf),
 }
 NAMES = {
     "recipe": ("smdm", "power_law"),
@@ -186,6 +187,9 @@ WHOLE = {
     "validation.times": 1,
     "data.stride": 1,
     "trainer.threads": 1,
+    "callbacks.checkpoint.times": 1,
+    "callbacks.checkpoint.every_n_steps": 1,
+    "callbacks.checkpoint.save_top_k": 0,
 }
 
 

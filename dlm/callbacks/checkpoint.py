@@ -59,6 +59,8 @@ class Checkpoint(LightningCheckpoint):
     ) -> None:
         if mode not in ("min", "max"):
             raise UserError(f"callbacks.checkpoint.mode is {mode!r}: allowed are min and max")
+        if not isinstance(asynchronous, bool):
+            raise UserError(f"callbacks.checkpoint.asynchronous is {asynchronous!r}: allowed are true and false")
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.times, self.every_n_steps, self.save_top_k = times, every_n_steps, save_top_k
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
