@@ -15,10 +15,10 @@ TOP = $(if $(BUDGET),--top-budget '$(BUDGET)')
 FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITION))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status collect fit report cancel test check format clean
+.PHONY: help setup sweep plan status collect fit report cancel test test-slurm slurm-sandbox check format clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make a virtual environment with everything, from nothing (the other targets call it)
 
@@ -52,6 +52,12 @@ cancel: $(READY) ## stop what runs or waits: SWEEP=
 
 test: $(READY) ## everything that needs no cluster and no GPU
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slurm: $(READY) ## the tests on a real SLURM, booted here for them (root; Debian's slurm-wlm slurmdbd munge mariadb-server)
+	@$(BIN)/python -m pytest -m slurm tests/slurm
+
+slurm-sandbox: $(READY) ## a shell on a throwaway SLURM cluster of this machine, gone when the shell ends
+	@$(BIN)/python tests/slurm/sandbox.py
 
 check: $(READY) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -19,7 +19,6 @@ from dlm.errors import ExitCode, UserError, unknown
 if TYPE_CHECKING:
     from dlm.cluster import Slurm
     from dlm.plan import Cell, Plan
-    from dlm.pool import LocalPool
     from dlm.sweep import SweepSpec
 
 
@@ -33,6 +32,7 @@ class Stop(Exception):
 
 MIN_SIZES = 4  # of one budget: fewer make no isoFLOP parabola with an error
 LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
+LAUNCHER_KEY = "hydra.launcher."
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,16 @@ def _launcher(name: str) -> str:
     return "submitit_slurm" if slurm_answers() else "submitit_local"
 
 
-def _cluster(launcher: str) -> Slurm | LocalPool:
-    if launcher == "submitit_slurm":
-        from dlm.cluster import Slurm, slurm_settings
-        from dlm.groups import load_choice
+def _slurm(overrides: Sequence[str]) -> Slurm:
+    """The cluster of configs/hydra/launcher/submitit_slurm.yaml with ``hydra.launcher.KEY=VALUE`` over it."""
+    from omegaconf import OmegaConf
 
-        return Slurm(slurm_settings(load_choice("hydra/launcher", launcher)))
-    from dlm.pool import LocalPool
+    from dlm.cluster import Slurm, slurm_settings
+    from dlm.groups import load_choice
 
-    return LocalPool()
+    given = OmegaConf.from_dotlist([word.removeprefix(LAUNCHER_KEY) for word in overrides])
+    facts = OmegaConf.merge(dict(load_choice("hydra/launcher", "submitit_slurm")), given)
+    return Slurm(slurm_settings(OmegaConf.to_container(facts)))  # type: ignore[arg-type]
 
 
 def _prepared(chosen: Chosen) -> Chosen:
@@ -265,6 +266,7 @@ def _agree(chosen: Chosen, *, yes: bool, question: str) -> None:
 def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> int:
     """Train every cell here; the exit code of the first that did not end well. Raises Stop when interrupted."""
     from dlm import locate
+    from dlm.pool import LocalPool
     from dlm.screen import LocalProgress
     from dlm.submit import submit_plan
 
@@ -272,7 +274,7 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> i
         done = submit_plan(
             chosen.plan,
             chosen.sweep_dir,
-            cluster=_cluster("submitit_local"),
+            cluster=LocalPool(),
             data_dir=locate.data_dir(),
             extra=extra,
             retry_failed=retry_failed,
@@ -298,9 +300,9 @@ def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -
     done = submit_plan(
         chosen.plan,
         chosen.sweep_dir,
-        cluster=_cluster("submitit_slurm"),
+        cluster=_slurm([word for word in extra if word.startswith(LAUNCHER_KEY)]),
         data_dir=locate.data_dir(),
-        extra=extra,
+        extra=[word for word in extra if not word.startswith(LAUNCHER_KEY)],
         retry_failed=retry_failed,
     )
     for name, reason in done.skipped.items():
@@ -327,6 +329,10 @@ def start(
     from dlm.screen import show_plan
 
     local = _launcher(launcher) == "submitit_local"
+    extra = [word.lstrip("+") if word.lstrip("+").startswith(LAUNCHER_KEY) else word for word in extra]
+    for word in extra:
+        if local and word.startswith(LAUNCHER_KEY):
+            raise UserError(f"{word} is for SLURM, and this would run here: set the launcher to submitit_slurm")
     chosen = _prepare_what_dlm_can(choose(target, budget, top_budget, settings))
     if not left_to_do(chosen):
         print(f"every cell of {chosen.sweep_dir} is done: nothing to train")

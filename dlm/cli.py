@@ -46,7 +46,11 @@ LauncherName = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Extra = Annotated[
-    list[str] | None, typer.Option("--override", help="A Hydra override for every job that does not change its result.")
+    list[str] | None,
+    typer.Option(
+        "--override",
+        help="A Hydra override for every job that does not change its result, or hydra.launcher.KEY=VALUE.",
+    ),
 ]
 
 

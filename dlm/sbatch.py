@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.cluster import THREAD_VARIABLES, Job, Resources, SlurmSettings
-from dlm.errors import UserError
+from dlm.errors import ExitCode, UserError
 from dlm.files import write_atomic
 
 
@@ -51,6 +51,15 @@ def job_line(job: Job) -> str:
     return shlex.join(words)
 
 
+# SLURM itself requeues what it preempts without grace. A cancelled job is no longer RUNNING, and must not come back.
+REQUEUE = (
+    "# Told to stop, and stopped with a checkpoint: within a grace time, or before the time limit. It goes on later.",
+    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
+    '    scontrol requeue "$SLURM_JOB_ID"',
+    "fi",
+)
+
+
 def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> str:
     """The text of a batch script that a person can read, change and submit by hand.
 
@@ -81,6 +90,7 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         "srun --kill-on-bad-exit=1 --open-mode=append \\",
         f'    --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
         f'    {shlex.quote(sys.executable)} -P -m dlm.launch "$@" || code=$?',
+        *(REQUEUE if settings.requeue else ()),
         'exit "$code"  # SLURM is told the truth: the code of the cell is the code of the task',
     ]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,269 @@
+"""sandbox: a whole SLURM cluster on this machine's loopback, for as long as a command runs.
+
+    python tests/slurm/sandbox.py [--nodes 3] [COMMAND ...]
+
+Boots munged, MariaDB, slurmdbd, slurmctld and a slurmd for every node out of one temporary folder, runs the command
+(without one, a shell) with SLURM_CONF set, and takes everything down again. Needs root and Debian's packages
+slurm-wlm, slurmdbd, munge and mariadb-server. Ports and names are its own, so that several run side by side.
+
+Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts.
+Every node has 4 CPUs, 4 GB and 2 GPUs that exist in the books only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = {
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "sbatch": "slurm-wlm",
+    "slurmdbd": "slurmdbd",
+    "munged": "munge",
+    "mariadbd": "mariadb-server",
+    "mariadb-install-db": "mariadb-server",
+}
+HOSTS = Path("/etc/hosts")
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+class SandboxError(Exception):
+    """What keeps a sandbox from standing, in one line."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A cluster that stands. ``env`` is what its commands need; ``nodes`` are its node names."""
+
+    folder: Path
+    nodes: tuple[str, ...]
+    env: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]]
+
+    def __call__(self, *command: str, check: bool = True) -> str:
+        """The output of a SLURM command."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60)
+        if check and done.returncode:
+            raise SandboxError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def stop(self, name: str) -> None:
+        """End one daemon (slurmdbd, a node) by its pid, as a machine that dies would."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(30)
+
+
+def missing() -> str | None:
+    """What this machine lacks, in one line."""
+    if os.geteuid() != 0:
+        return "the SLURM sandbox needs root: its daemons start jobs for users"
+    absent = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program, path=PATH)})
+    return f"the SLURM sandbox needs {', '.join(absent)}: apt-get install {' '.join(absent)}" if absent else None
+
+
+@contextlib.contextmanager
+def sandbox(nodes: int = 3, *, options: str = "") -> Iterator[Sandbox]:
+    """A cluster for the length of the block; ``options`` are more lines of slurm.conf. Raises SandboxError."""
+    reason = missing()
+    if reason is not None:
+        raise SandboxError(reason)
+    folder = Path(tempfile.mkdtemp(prefix="dlm-slurm-", dir="/tmp"))  # short: a socket's path has 107 characters
+    name = folder.name.removeprefix("dlm-slurm-").lower().replace("_", "x")
+    names = tuple(f"{name}-n{place}" for place in range(1, nodes + 1))
+    env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+    cluster = Sandbox(folder, names, env, {})
+    try:
+        with open(HOSTS, "a") as stream:
+            stream.write(_host_line(cluster))
+        _boot(cluster, name, options)
+        yield cluster
+    finally:
+        _take_down(cluster)
+
+
+def _boot(cluster: Sandbox, name: str, options: str) -> None:
+    folder, ports = cluster.folder, _free_ports(3 + len(cluster.nodes))
+    database_port, slurmdbd_port, slurmctld_port, *node_ports = ports
+    password = secrets.token_hex(8)
+    for part in ("database", "state", "spool", "log"):
+        (folder / part).mkdir(mode=0o755)
+    folder.chmod(0o755)
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    (folder / "munge.key").chmod(0o400)
+    _write(folder / "slurm.conf", _slurm_conf(folder, name, cluster.nodes, slurmdbd_port, slurmctld_port, node_ports))
+    with open(folder / "slurm.conf", "a") as stream:
+        stream.write(options + "\n")
+    for place in range(2):
+        (folder / f"gpu{place}").touch()  # SLURM counts the files
+    _write(folder / "gres.conf", f"Name=gpu File={folder}/gpu[0-1]\n")
+    _write(folder / "slurmdbd.conf", _slurmdbd_conf(folder, slurmdbd_port, database_port, password), mode=0o600)
+
+    _start(cluster, "munged", "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
+           f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed",
+           f"--log-file={folder}/log/munged.log")  # fmt: skip
+    database = ("--no-defaults", f"--datadir={folder}/database", "--user=root")
+    subprocess.run(["mariadb-install-db", *database, "--auth-root-authentication-method=normal", "--skip-test-db"],
+                   env=cluster.env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    _write(folder / "users.sql", f"CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';\n"
+                                 "GRANT ALL ON slurm.* TO slurm@'127.0.0.1';\n")  # fmt: skip
+    _start(cluster, "mariadbd", "mariadbd", *database, f"--port={database_port}", "--bind-address=127.0.0.1",
+           "--skip-name-resolve", "--innodb-buffer-pool-size=64M", f"--socket={folder}/database.socket",
+           f"--pid-file={folder}/mariadbd.pid", f"--init-file={folder}/users.sql")  # fmt: skip
+    _until(cluster, "mariadbd", lambda: _listens(database_port))
+    _until(cluster, "munged", (folder / "munge.socket").exists)
+    _start(cluster, "slurmdbd", "slurmdbd", "-D")
+    _until(cluster, "slurmdbd", lambda: _listens(slurmdbd_port))
+    cluster("sacctmgr", "-i", "add", "cluster", name)
+    _start(cluster, "slurmctld", "slurmctld", "-D")
+    _until(cluster, "slurmctld", lambda: _listens(slurmctld_port))
+    for node in cluster.nodes:
+        start_node(cluster, node)
+    _until(cluster, "slurmctld", lambda: _all_idle(cluster))
+
+
+def start_node(cluster: Sandbox, node: str) -> None:
+    """Start the slurmd of one node (again)."""
+    _start(cluster, node, "slurmd", "-D", "-N", node)
+
+
+def _slurm_conf(
+    folder: Path, name: str, nodes: tuple[str, ...], slurmdbd_port: int, slurmctld_port: int, node_ports: list[int]
+) -> str:
+    host = socket.gethostname()
+    # cred_expire is also how long a requeued job waits before it may start again: 120 s by default.
+    lines = [
+        f"ClusterName={name}", f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={slurmctld_port}",
+        "SlurmUser=root", "AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.socket,cred_expire=5",
+        "CredType=cred/munge", f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/spool/%n",
+        f"SlurmctldPidFile={folder}/slurmctld.pid", f"SlurmdPidFile={folder}/slurmd-%n.pid",
+        f"SlurmctldLogFile={folder}/log/slurmctld.log", f"SlurmdLogFile={folder}/log/slurmd-%n.log",
+        "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "MpiDefault=none", "ReturnToService=2",
+        "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SlurmdParameters=config_overrides",
+        "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1",
+        "SlurmctldParameters=preempt_send_user_signal", "SchedulerType=sched/backfill",
+        "SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2", "KillWait=5", "MinJobAge=300",
+        "SlurmctldTimeout=10", "SlurmdTimeout=10", "InactiveLimit=0", "GresTypes=gpu", "MaxArraySize=1001",
+        "AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1",
+        f"AccountingStoragePort={slurmdbd_port}", f"AccountingStoragePass={folder}/munge.socket",
+        "AccountingStoreFlags=job_comment", "AccountingStorageTRES=gres/gpu",
+        "JobAcctGatherType=jobacct_gather/none",
+    ]  # fmt: skip
+    lines += [
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:2"
+        for node, port in zip(nodes, node_ports, strict=True)
+    ]
+    shared = f"Nodes={','.join(nodes)} State=UP MaxTime=INFINITE"
+    lines += [
+        f"PartitionName=low {shared} PriorityTier=1 Default=YES",
+        f"PartitionName=grace {shared} PriorityTier=1 GraceTime=20",
+        f"PartitionName=high {shared} PriorityTier=10 PreemptMode=OFF",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _slurmdbd_conf(folder: Path, port: int, database_port: int, password: str) -> str:
+    return "\n".join(
+        ["AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.socket", "DbdHost=localhost", "DbdAddr=127.0.0.1",
+         f"DbdPort={port}", "SlurmUser=root", f"LogFile={folder}/log/slurmdbd.log", f"PidFile={folder}/slurmdbd.pid",
+         "StorageType=accounting_storage/mysql", "StorageHost=127.0.0.1", f"StoragePort={database_port}",
+         "StorageUser=slurm", f"StoragePass={password}", "StorageLoc=slurm", ""]
+    )  # fmt: skip
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    path.touch(mode=mode)
+    path.chmod(mode)
+    path.write_text(text)
+
+
+def _start(cluster: Sandbox, name: str, *command: str) -> None:
+    with open(cluster.folder / "log" / f"{name}.out", "ab") as stream:
+        cluster.processes[name] = subprocess.Popen(
+            command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+
+
+def _until(cluster: Sandbox, name: str, condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until ``condition`` holds. Raises SandboxError with the end of the daemon's log when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if cluster.processes[name].poll() is not None or time.monotonic() > deadline:
+            logs = sorted((cluster.folder / "log").glob(f"{name}*"))
+            said = " / ".join(line for log in logs for line in log.read_text(errors="replace").splitlines()[-3:])
+            raise SandboxError(f"{name} does not come up: {said}")
+        time.sleep(0.1)
+
+
+def _all_idle(cluster: Sandbox) -> bool:
+    return cluster("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * len(cluster.nodes)
+
+
+def _host_line(cluster: Sandbox) -> str:
+    return f"\n127.0.0.1 {' '.join(cluster.nodes)} # {cluster.folder}"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _take_down(cluster: Sandbox) -> None:
+    """End the jobs, then the daemons, each by its pid; remove the folder and the names."""
+    if "slurmctld" in cluster.processes:
+        cluster("scancel", "--full", "--signal=KILL", "--user=root", check=False)
+        cluster("scancel", "--user=root", check=False)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and cluster("squeue", "-h", check=False).strip():
+            time.sleep(0.2)
+    for process in reversed(list(cluster.processes.values())):
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    HOSTS.write_text(HOSTS.read_text().replace(_host_line(cluster), ""))
+    shutil.rmtree(cluster.folder)
+
+
+def main() -> int:
+    """Boot, run the command, take down; the command's exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    command = given.command or [os.environ.get("SHELL", "bash")]
+    try:
+        with sandbox(given.nodes) as cluster:
+            print(f"SLURM stands: nodes {', '.join(cluster.nodes)}; partitions low, grace, high; SLURM_CONF is set.",
+                  "It goes when this command ends.", flush=True)  # fmt: skip
+            return subprocess.run(command, env=cluster.env, check=False).returncode
+    except SandboxError as error:
+        print(f"dlm: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
