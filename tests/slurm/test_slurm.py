@@ -49,7 +49,7 @@ def test_a_cancelled_cell_is_not_done(sweep):
     assert cell["state"] == "cancelled"
 
 
-@pytest.mark.parametrize("partition", ["low"])
+@pytest.mark.parametrize("partition", ["low", "grace"])
 def test_a_preempted_cell_goes_on_where_it_was(partition, sweep, cluster):
     assert sweep.submit("--set", "budgets=[1.2e12]", "--override", f"hydra.launcher.partition={partition}").code == 0
     (run_dir,) = sweep.wait_for(lambda: sweep.folder.joinpath("runs").is_dir() and sweep.run_dirs)
