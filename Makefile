@@ -53,11 +53,12 @@ cancel: $(READY) ## stop what runs or waits: SWEEP=
 test: $(READY) ## everything that needs no cluster and no GPU
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slurm: $(READY) ## the tests on a real SLURM, booted here for them (root; Debian's slurm-wlm slurmdbd munge mariadb-server)
+test-slurm: $(READY) ## the tests on a real SLURM, installed (Debian, root) and booted here for them
+	@$(BIN)/python tests/slurm/sandbox.py --install --nodes 1 true
 	@$(BIN)/python -m pytest -m slurm tests/slurm
 
 slurm-sandbox: $(READY) ## a shell on a throwaway SLURM cluster of this machine, gone when the shell ends
-	@$(BIN)/python tests/slurm/sandbox.py
+	@$(BIN)/python tests/slurm/sandbox.py --install
 
 check: $(READY) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -49,11 +49,14 @@ class Sweep:
         return json.loads(self.command("dlm.cli", "status", self.folder, "--json").out)
 
     def accounts(self) -> list[tuple[str, str]]:
-        """(state, exit code) of every job in sacct, once nothing of it runs or waits."""
+        """(state, exit code) of every job in sacct, once nothing of it runs or waits there either."""
         self.wait_for(lambda: not self.cluster("squeue", "-h").strip(), seconds=240)
-        time.sleep(3)  # accounting lags behind
+        return self.wait_for(self._ended_accounts, seconds=30)  # accounting lags behind
+
+    def _ended_accounts(self) -> list[tuple[str, str]]:
         rows = self.cluster("sacct", "-X", "-n", "-P", "-o", "state,exitcode,jobname", "-S", "now-1hour").splitlines()
-        return [tuple(row.split("|")[:2]) for row in rows if row.endswith(f"|{self.folder.name}")]
+        mine = [tuple(row.split("|")[:2]) for row in rows if row.endswith(f"|{self.folder.name}")]
+        return [] if any(state in ("PENDING", "RUNNING", "REQUEUED") for state, _ in mine) else mine
 
 
 @pytest.fixture

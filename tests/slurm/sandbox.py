@@ -1,10 +1,11 @@
 """sandbox: a whole SLURM cluster on this machine's loopback, for as long as a command runs.
 
-    python tests/slurm/sandbox.py [--nodes 3] [COMMAND ...]
+    python tests/slurm/sandbox.py [--install] [--nodes 3] [COMMAND ...]
 
 Boots munged, MariaDB, slurmdbd, slurmctld and a slurmd for every node out of one temporary folder, runs the command
 (without one, a shell) with SLURM_CONF set, and takes everything down again. Needs root and Debian's packages
-slurm-wlm, slurmdbd, munge and mariadb-server. Ports and names are its own, so that several run side by side.
+slurm-wlm, slurmdbd, munge and mariadb-server (--install fetches those that are absent). Ports and names are its own,
+so that several run side by side.
 
 Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts.
 Every node has 4 CPUs, 4 GB and 2 GPUs that exist in the books only.
@@ -37,6 +38,7 @@ PROGRAMS = {
     "mariadb-install-db": "mariadb-server",
 }
 HOSTS = Path("/etc/hosts")
+NO_QUESTIONS = {"DEBIAN_FRONTEND": "noninteractive"}
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -67,12 +69,30 @@ class Sandbox:
         process.wait(30)
 
 
+def absent_packages() -> list[str]:
+    """The Debian packages that are not installed."""
+    return sorted({package for program, package in PROGRAMS.items() if not shutil.which(program, path=PATH)})
+
+
 def missing() -> str | None:
     """What this machine lacks, in one line."""
     if os.geteuid() != 0:
         return "the SLURM sandbox needs root: its daemons start jobs for users"
-    absent = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program, path=PATH)})
+    absent = absent_packages()
     return f"the SLURM sandbox needs {', '.join(absent)}: apt-get install {' '.join(absent)}" if absent else None
+
+
+def install() -> None:
+    """Fetch the packages that are absent. Raises SandboxError with apt-get's words."""
+    absent = absent_packages()
+    if not absent or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return  # ``missing`` says what is wrong
+    print(f"installing {', '.join(absent)} ...", flush=True)
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *absent]):
+        done = subprocess.run(["apt-get", "--quiet", "--quiet", *command], env={**os.environ, **NO_QUESTIONS},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        if done.returncode and command != ["update"]:
+            raise SandboxError(f"apt-get {' '.join(command)} failed: {' '.join(done.stderr.split())}")
 
 
 @contextlib.contextmanager
@@ -86,13 +106,16 @@ def sandbox(nodes: int = 3, *, options: str = "") -> Iterator[Sandbox]:
     names = tuple(f"{name}-n{place}" for place in range(1, nodes + 1))
     env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
     cluster = Sandbox(folder, names, env, {})
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM too takes the cluster down
     try:
         with open(HOSTS, "a") as stream:
             stream.write(_host_line(cluster))
         _boot(cluster, name, options)
         yield cluster
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _take_down(cluster)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _boot(cluster: Sandbox, name: str, options: str) -> None:
@@ -251,11 +274,14 @@ def _take_down(cluster: Sandbox) -> None:
 def main() -> int:
     """Boot, run the command, take down; the command's exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--install", action="store_true")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     command = given.command or [os.environ.get("SHELL", "bash")]
     try:
+        if given.install:
+            install()
         with sandbox(given.nodes) as cluster:
             print(f"SLURM stands: nodes {', '.join(cluster.nodes)}; partitions low, grace, high; SLURM_CONF is set.",
                   "It goes when this command ends.", flush=True)  # fmt: skip
@@ -263,6 +289,8 @@ def main() -> int:
     except SandboxError as error:
         print(f"dlm: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

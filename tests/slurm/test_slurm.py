@@ -51,7 +51,7 @@ def test_a_cancelled_cell_is_not_done(sweep):
 
 @pytest.mark.parametrize("partition", ["low", "grace"])
 def test_a_preempted_cell_goes_on_where_it_was(partition, sweep, cluster):
-    assert sweep.submit("--set", "budgets=[1.2e12]", "--override", f"hydra.launcher.partition={partition}").code == 0
+    assert sweep.submit("--set", "budgets=[4e11]", "--override", f"hydra.launcher.partition={partition}").code == 0
     (run_dir,) = sweep.wait_for(lambda: sweep.folder.joinpath("runs").is_dir() and sweep.run_dirs)
     sweep.wait_for(lambda: (run_dir / "LATEST").is_file())
     cluster("sbatch", "-p", "high", "-N3", "--exclusive", "-J", "rival", "-o", "/dev/null", "--wrap", "sleep 3")
