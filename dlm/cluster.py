@@ -24,6 +24,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
 )  # cpus_per_task goes in each
 COMMAND_TIMEOUT_SEC = 60.0  # a busy slurmctld answers late
+LOOK_BACK = "30days"  # how old a submission that was cut off may be and still be looked up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Job:
     overrides: tuple[str, ...]
     run_dir: Path
     resources: Resources = Resources()
+    micro_batch: int | None = None  # what its overrides ask for after it ran out of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class SlurmSettings:
     timeout_min: int | None = None
     array_parallelism: int = 256  # tasks of one array that run at once
     max_array_size: int = 1000  # tasks in one array (MaxArraySize of slurm.conf, less one)
+    sbatch_per_min: int | None = 60  # submissions in a minute, at most: a site's limit, or its good manners
     signal_delay_s: int = 90  # USR1 this long before the time limit: time to write a checkpoint
     requeue: bool = True
     stderr_to_stdout: bool = True
@@ -76,11 +79,10 @@ class SlurmSettings:
     poll_sec: float = 15.0  # only for `-m`: how often squeue and sacct are asked
 
     def __post_init__(self) -> None:
-        for key in ("array_parallelism", "max_array_size"):
-            if getattr(self, key) < 1:
-                raise UserError(
-                    f"hydra.launcher.{key} is {getattr(self, key)}: it must be 1 or more ({LAUNCHER_CONFIG})"
-                )
+        for key in ("array_parallelism", "max_array_size", "sbatch_per_min"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"hydra.launcher.{key} is {value}: it must be 1 or more ({LAUNCHER_CONFIG})")
 
 
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
@@ -97,11 +99,17 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """What SLURM knows of one task: its word (RUNNING, FAILED, ...), exit code and the signal that ended it."""
+    """What SLURM knows of one task: its word (RUNNING, FAILED, ...), exit code, the signal that ended it, and why."""
 
     word: str
     exit_code: int | None = None
     signal: int | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        why = "" if self.reason in (None, "None", "", "NonZeroExitCode") else f" ({self.reason})"
+        codes = f" {self.exit_code}:{self.signal}" if self.exit_code or self.signal else ""
+        return f"{self.word}{codes}{why}"
 
 
 # SLURM's words -> ours; a final one only says how the task ended, the run directory says what it achieved.
@@ -146,8 +154,18 @@ class Answer:
     """What squeue and sacct said; ``silent`` when squeue did not answer, so that absence means nothing."""
 
     states: Mapping[str, TaskState] = field(default_factory=dict)
+    arrays: Mapping[str, str] = field(default_factory=dict)  # job name -> array id, of the names asked for
     warnings: tuple[str, ...] = ()
     silent: bool = False
+
+
+def job_name(sweep: str, submission: str) -> str:
+    """What an array is called in SLURM: unique, so that a submission that was cut off can be found by it."""
+    return f"{sweep}-{submission}"
+
+
+QUEUE_COLUMNS = "JobArrayID:|,State:|,exit_code:|,Reason:|,Name:|"
+ACCOUNT_COLUMNS = "JobID,State,ExitCode,Reason,JobName"
 
 
 class Slurm:
@@ -163,28 +181,49 @@ class Slurm:
         done = _run(["sbatch", "--parsable", str(script)])
         if done.returncode:
             words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise UserError(f"sbatch refused {script}: {words} (change hydra.launcher.* or {LAUNCHER_CONFIG})")
+            raise UserError(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
         return done.stdout.strip().split(";")[0]
 
-    def states(self, ids: Iterable[str]) -> Answer:
-        """The states of tasks (ids such as 1001_3), by one squeue and one sacct.
+    def states(self, ids: Iterable[str], *, names: Iterable[str] = ()) -> Answer:
+        """The states of tasks (ids such as 1001_3), and the arrays of these job names, by one squeue and one sacct.
 
-        squeue knows what is queued and running, sacct what has ended; an id that neither knows is absent.
+        squeue knows what is queued and running and, for some minutes, what has ended; sacct what has ended; an id that
+        neither knows is absent.
         """
-        wanted = set(ids)
-        if not wanted:
+        wanted, named = set(ids), set(names)
+        if not wanted and not named:
             return Answer()
         roots = ",".join(sorted({task.split("_")[0] for task in wanted}))
-        account = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode"]
-        queue = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T"]
-        ended, no_account = _ask([*account, f"--jobs={roots}"])
-        live, no_queue = _ask(queue)
-        states = {**dict(ended), **dict(live)}  # the queue has the last word
+        account = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={ACCOUNT_COLUMNS}"]
+        queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
+        ended, no_account = _ask([*account, f"--jobs={roots}"]) if wanted else ([], None)
+        if named:
+            found, no_account = _ask([*account, f"--name={','.join(sorted(named))}", f"--starttime=now-{LOOK_BACK}"])
+            ended += found
+        live, no_queue = _ask([*queue, f"--user={getpass.getuser()}"])
+        tasks = {row.task: row for row in (*ended, *live)}  # the queue has the last word
         return Answer(
-            states={task: state for task, state in states.items() if task in wanted},
+            states={task: row.state for task, row in tasks.items() if task in wanted or row.name in named},
+            arrays={row.name: row.task.split("_")[0] for row in tasks.values() if row.name in named},
             warnings=tuple(filter(None, (no_account, no_queue))),
             silent=no_queue is not None,
         )
+
+    def max_array_size(self) -> int:
+        """Tasks in one array: what the settings say, and no more than MaxArraySize where the controller tells it."""
+        said = _run(["scontrol", "show", "config"]).stdout if shutil.which("scontrol") else ""
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
+        return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
+
+    def max_time_min(self) -> int | None:
+        """The longest time limit of the partition (of the shortest of several); None where none is known."""
+        if shutil.which("sinfo") is None:
+            return None
+        chosen = self.settings.partition
+        only = [] if chosen is None else [f"--partition={chosen}"]
+        rows = [line.split("|") for line in _run(["sinfo", "--noheader", "--format=%P|%l", *only]).stdout.splitlines()]
+        limits = [minutes(row[1]) for row in rows if len(row) == 2 and (chosen or row[0].endswith("*"))]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """scancel; a task that has ended is no error. Raises UserError with SLURM's own words otherwise."""
@@ -193,6 +232,39 @@ class Slurm:
         done = _run(["scancel", *ids])
         if done.returncode:
             raise UserError(f"scancel failed: {' '.join(done.stderr.split())}")
+
+
+def minutes(limit: str) -> int | None:
+    """SLURM's [days-]hours:minutes:seconds, or minutes:seconds, in minutes; None for infinite and what is none."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit.strip())
+    if match is None:
+        return None
+    days, hours, mins, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + mins
+
+
+# What sbatch says -> the keys of hydra.launcher that asked for it (SLURM 22.05's own words, tried).
+_BEHIND = (
+    ("partition", ("partition",)),
+    ("time limit|--time", ("timeout_min",)),
+    ("account", ("account", "partition")),
+    ("qos", ("qos",)),
+    ("feature|constraint", ("constraint",)),
+    ("memory", ("mem_gb",)),
+    ("array", ("max_array_size",)),
+    ("generic resource|gres", ("gres", "gpus_per_node")),
+    ("node configuration|cpu count|processors", ("gpus_per_node", "cpus_per_task", "nodes", "mem_gb", "partition")),
+    ("node name", ("exclude",)),
+    ("reservation|option", ("additional_parameters",)),
+)
+
+
+def key_behind(words: str) -> str:
+    """The launcher's keys that can have led to a refusal of sbatch."""
+    for pattern, keys in _BEHIND:
+        if re.search(pattern, words, re.IGNORECASE):
+            return " or ".join(f"hydra.launcher.{key}" for key in keys)
+    return "hydra.launcher.*"
 
 
 def slurm_answers(timeout_sec: float = 5.0) -> bool:
@@ -213,7 +285,16 @@ def _run(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> subpro
         raise UserError(f"{command[0]} did not answer within {timeout_sec:g} s: try again later") from error
 
 
-def _ask(command: list[str]) -> tuple[list[tuple[str, TaskState]], str | None]:
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """One task in the answer of squeue or sacct."""
+
+    task: str
+    state: TaskState
+    name: str | None = None  # of the job
+
+
+def _ask(command: list[str]) -> tuple[list[TaskRow], str | None]:
     """(rows, warning) of squeue or sacct: a command that is down costs its knowledge, not the whole answer."""
     if shutil.which(command[0]) is None:
         return [], f"{command[0]} is not on PATH"
@@ -223,24 +304,30 @@ def _ask(command: list[str]) -> tuple[list[tuple[str, TaskState]], str | None]:
         return [], str(error)
     if done.returncode:
         return [], f"{command[0]} failed: {' '.join(done.stderr.split())}"
-    return list(parse_states(done.stdout)), None
+    return list(parse_tasks(done.stdout)), None
 
 
-def parse_states(text: str) -> Iterator[tuple[str, TaskState]]:
-    """(task id, state) of each line `id|state[|code:signal]` of squeue or sacct, pending ranges expanded."""
+def parse_tasks(text: str) -> Iterator[TaskRow]:
+    """The tasks in lines `id|state|exit code|reason|job name`, pending ranges expanded.
+
+    sacct writes an exit code as code:signal, squeue as wait(2) does: 256 code + signal.
+    """
     for line in text.splitlines():
-        task, _, rest = line.strip().partition("|")
-        word, _, codes = rest.partition("|")
+        task, word, codes, reason, name = [*(part.strip() for part in line.split("|")), "", "", "", ""][:5]
         if not word:
             continue
-        code, _, number = codes.partition(":")
+        code, colon, number = codes.partition(":")
+        if code and not colon:
+            code, number = str(int(code) >> 8), str(int(code) & 0x7F)
+        killed = int(number) if number else None
         state = TaskState(
             word=word.split()[0].rstrip("+"),  # "CANCELLED by 1000"
-            exit_code=int(code) if code else None,
-            signal=int(number) if number else None,
+            exit_code=(0 if killed else int(code)) if code else None,
+            signal=killed,
+            reason=reason or None,
         )
         for one in expand_task(task):
-            yield one, state
+            yield TaskRow(task=one, state=state, name=name or None)
 
 
 def expand_task(task: str) -> Iterator[str]:

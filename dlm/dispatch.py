@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlm.cluster import Job, Slurm
+from dlm.cluster import Job, Slurm, job_name
 from dlm.errors import UserError
-from dlm.ledger import Ledger, local_ending
+from dlm.files import Lease
+from dlm.ledger import CellNow, Ledger, local_ending, reconciled
 from dlm.pool import Event, LocalPool
 from dlm.record import State
-from dlm.sbatch import arrays, write_script
+from dlm.sbatch import Array, arrays, write_script
 from dlm.snapshot import git_environment, snapshot_code
+
+PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than a dead one's lease stays fresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +45,24 @@ def submit_jobs(
     *,
     cluster: LocalPool | Slurm,
     sweep_dir: Path,
-    was: Mapping[str, State] | None = None,
+    was: Mapping[str, CellNow] | None = None,
     steps: Mapping[str, int] | None = None,
+    environment: Mapping[str, str] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
     """The submission core: on SLURM returns when sbatch has taken every array, locally when every process ended.
 
-    ``was`` (cell -> state that made it run again) and ``steps`` (cell -> planned last step) come from the plan.
+    ``was`` (cell -> the state that makes it run again) and ``steps`` (cell -> planned last step) come from the plan;
+    ``environment`` goes into every job's. On SLURM the caller holds ``submitting``.
     """
     if not jobs:
         return Submission()
     ledger, code = Ledger(sweep_dir), snapshot_code(sweep_dir)
     submission = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    facts = {**git_environment(), **(environment or {})}
     if isinstance(cluster, Slurm):
-        return _submit_to_slurm(jobs, cluster, ledger, submission=submission, code=code, was=was or {})
+        return _submit_to_slurm(jobs, cluster, ledger, submission=submission, code=code, was=was or {}, facts=facts)
     ledger.intent(submission, cluster="local", jobs=jobs, code=code, was=was or {})
     endings: dict[str, tuple[State, str | None]] = {}
 
@@ -70,7 +77,7 @@ def submit_jobs(
     def wanted(job: Job) -> bool:
         return job.name not in ledger.cancelled_now()
 
-    facts = git_environment()
+    facts["DLM_SUBMISSION"] = submission
     result = cluster.run(jobs, code=code, environment=facts, wanted=wanted, on_event=record, on_tick=on_tick)
     return Submission(
         submitted=tuple(job.name for job in jobs),
@@ -80,6 +87,20 @@ def submit_jobs(
     )
 
 
+@contextlib.contextmanager
+def submitting(cluster: LocalPool | Slurm, sweep_dir: Path, cell_ids: Sequence[str]) -> Iterator[None]:
+    """On SLURM one submission of a sweep at a time, after what an earlier one left unfinished is written down.
+
+    Raises UserError when another goes on for over PATIENCE_SEC. Here the leases of the cells suffice.
+    """
+    if not isinstance(cluster, Slurm):
+        yield
+        return
+    with Lease(sweep_dir, doing="submitted", patience_sec=PATIENCE_SEC):
+        reconciled(sweep_dir, cell_ids, repair=True)
+        yield
+
+
 def _submit_to_slurm(
     jobs: Sequence[Job],
     cluster: Slurm,
@@ -87,24 +108,51 @@ def _submit_to_slurm(
     *,
     submission: str,
     code: Path,
-    was: Mapping[str, State],
+    was: Mapping[str, CellNow],
+    facts: Mapping[str, str],
 ) -> Submission:
     job_ids: dict[str, str] = {}
-    facts = git_environment()
-    for array in arrays(jobs, submission=submission, max_size=cluster.settings.max_array_size):
+    pace = Pace(cluster.settings.sbatch_per_min)
+    for array in arrays(jobs, submission=submission, max_size=cluster.max_array_size()):
         script = write_script(array, settings=cluster.settings, code=code, folder=ledger.folder, facts=facts)
         for job in array.jobs:  # a plan that grows keeps the cells that have a directory
             job.run_dir.mkdir(parents=True, exist_ok=True)
+        pace.wait()
         ledger.intent(array.submission, cluster="slurm", jobs=array.jobs, code=code, was=was)
-        try:
-            array_id = cluster.sbatch(script)
-        except UserError as error:
-            ledger.refused(array.submission, str(error))
-            raise
+        array_id = _sbatch(cluster, script, array, ledger, taken=len(job_ids))
         ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
         ledger.submitted(array.submission, ids)
         job_ids |= ids
     return Submission(submitted=tuple(job_ids), job_ids=job_ids)
+
+
+def _sbatch(cluster: Slurm, script: Path, array: Array, ledger: Ledger, *, taken: int) -> str:
+    """The id of an array; a refusal is written down, unless SLURM has the array all the same (sbatch timed out)."""
+    try:
+        return cluster.sbatch(script)
+    except UserError as error:
+        name = job_name(ledger.folder.absolute().parent.name, array.submission)
+        found = cluster.states([], names=[name]).arrays.get(name)
+        if found is not None:
+            return found
+        ledger.refused(array.submission, str(error))
+        so_far = f"; {taken} cells were taken before, and the same command submits the rest" if taken else ""
+        raise UserError(f"{error}{so_far}") from error
+
+
+class Pace:
+    """At most ``per_min`` calls of ``wait`` return in any minute; None sets no limit."""
+
+    def __init__(self, per_min: int | None) -> None:
+        self.per_min, self.times = per_min, list[float]()
+
+    def wait(self) -> None:
+        """Until the next one may go ahead."""
+        if self.per_min is None:
+            return
+        if len(self.times) >= self.per_min:
+            time.sleep(max(0.0, self.times[-self.per_min] + 60 - time.monotonic()))
+        self.times.append(time.monotonic())
 
 
 def override(key: str, value: str) -> str:

@@ -19,6 +19,9 @@ class ExitCode(IntEnum):
     PREEMPTED = 75  # EX_TEMPFAIL: to be continued
 
 
+NOTHING_TO_DO = 100  # what admit tells a batch script, which then ends with 0
+
+
 class UserError(ValueError):
     """A mistake of the user: one line with the value, what is allowed and which key to change."""
 

@@ -116,27 +116,32 @@ def _process_started(pid: int) -> str | None:
     return None if state == "Z" else fields[18]
 
 
-class Lease:
-    """Keeps a second process out of a live run directory. ``with Lease(run_dir): ...``
+class HeldError(UserError):
+    """Another live process holds the lease."""
 
-    Raises UserError when another live process holds it. The holder is live when its process exists (same
-    host) or its heartbeat is fresh (another host).
+
+class Lease:
+    """Keeps a second process out of a folder, for instance a live run directory. ``with Lease(run_dir): ...``
+
+    Raises HeldError when another live process holds it and goes on holding it for ``patience_sec``. The holder is live
+    when its process exists (same host) or its heartbeat is fresh (another host).
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "lease.json"
+    def __init__(self, folder: Path, *, doing: str = "run", patience_sec: float = 0.0) -> None:
+        self.path = folder / "lease.json"
+        self.doing, self.patience_sec = doing, patience_sec
         self._stop = threading.Event()
 
     def __enter__(self) -> Lease:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            holder = live_holder(self.path.parent)
-            if holder is not None:
-                raise UserError(
-                    f"{self.path.parent.name} is being run by process {holder['pid']} on {holder['host']}: "
+        deadline = time.monotonic() + self.patience_sec
+        while (holder := self._take()) is not None:
+            if time.monotonic() >= deadline:
+                raise HeldError(
+                    f"{self.path.parent.name} is being {self.doing} by process {holder['pid']} on {holder['host']}: "
                     "wait for it or stop it, nothing was started"
                 )
-            self._beat()
+            time.sleep(0.2)
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
@@ -148,6 +153,14 @@ class Lease:
         if holder is None or holder["pid"] == os.getpid():  # else another took it over while this host was cut off
             self.path.unlink(missing_ok=True)
 
+    def _take(self) -> dict[str, Any] | None:
+        """Who holds it; None when it is ours now."""
+        with self._lock():
+            holder = live_holder(self.path.parent)
+            if holder is None:
+                self._beat()
+            return holder
+
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Held only while a lease is looked at and taken, so that two starters cannot both take it."""
@@ -158,7 +171,7 @@ class Lease:
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - lock.stat().st_mtime > HEARTBEAT_SEC:  # its owner died holding it
+                    if server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC:  # its owner died holding it
                         lock.unlink()
                 time.sleep(0.2)
         else:
@@ -169,14 +182,9 @@ class Lease:
             lock.unlink(missing_ok=True)
 
     def _beat(self) -> None:
+        """The file's modification time is the heartbeat."""
         pid = os.getpid()
-        holder = {
-            "host": socket.gethostname(),
-            "pid": pid,
-            "started": _process_started(pid),
-            "heartbeat": time.time(),
-        }
-        write_json(self.path, holder)
+        write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": _process_started(pid)})
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
@@ -184,13 +192,33 @@ class Lease:
                 self._beat()
 
 
-def live_holder(run_dir: Path) -> dict[str, Any] | None:
-    """Who is running ``run_dir`` right now ({host, pid, started, heartbeat}), or None."""
+def server_time(folder: Path) -> float:
+    """Now, by the clock that stamps the files of ``folder``: those of the nodes that share it may differ.
+
+    By this host's own clock where it may not write there.
+    """
     try:
-        holder: dict[str, Any] = json.loads((run_dir / "lease.json").read_text())
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b".")
+            stream.flush()
+            os.fsync(stream.fileno())
+            return os.fstat(stream.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | None:
+    """Who holds the lease of ``folder`` right now ({host, pid, started}), or None.
+
+    ``now`` is its server_time where the caller knows it, to look at many folders for the price of one.
+    """
+    path = folder / "lease.json"
+    try:
+        holder: dict[str, Any] = json.loads(path.read_text())
         if holder["host"] == socket.gethostname():
             started = _process_started(int(holder["pid"]))
             return holder if started is not None and started == holder["started"] else None
-        return holder if time.time() - float(holder["heartbeat"]) < STALE_SEC else None
+        age = (server_time(folder) if now is None else now) - path.stat().st_mtime
+        return holder if age < STALE_SEC else None
     except (OSError, ValueError, KeyError, TypeError):  # absent or unreadable: nobody can be holding it
         return None

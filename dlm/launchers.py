@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from dlm.cluster import Job, Resources, Slurm, SlurmSettings, slurm_settings
-from dlm.dispatch import Submission, submit_jobs
+from dlm.dispatch import Submission, submit_jobs, submitting
 from dlm.errors import ExitCode, unknown
 from dlm.ledger import cells_now, finished
 from dlm.pool import Event, LocalPool
@@ -71,20 +71,23 @@ class CoreLauncher(Launcher):
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         jobs = {item.job.name: item.job for item in composed}
         sweep_dir = composed[0].job.run_dir.parents[1]
-        now, _ = cells_now([(name, None) for name in jobs], sweep_dir)
-        live = (State.RUNNING, State.SUBMITTED) if isinstance(self, SlurmLauncher) else ()
-        skip = {name for name, cell in now.items() if cell.state in (State.DONE, *live)}
-        for name in sorted(skip):
-            _say(f"{name} is {now[name].state}: not started again")
-        codes = self.run([job for name, job in jobs.items() if name not in skip], sweep_dir, list(jobs))
+        codes = self.run(jobs, sweep_dir)
         for name, job in jobs.items():
             if codes.get(name):
                 _say(f"{name} failed with exit code {codes[name]}: see {job.run_dir / 'log.txt'}")
         return [_job_return(item, codes.get(item.job.name, 0)) for item in composed]
 
-    def run(self, jobs: list[Job], sweep_dir: Path, names: list[str]) -> dict[str, int]:
-        """Submit ``jobs``, wait for all of ``names``; the exit code of each that ran."""
+    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
+        """Submit those of ``jobs`` that are to start, wait for all; the exit code of each that ran."""
         raise NotImplementedError
+
+    def worth_starting(self, jobs: Mapping[str, Job], sweep_dir: Path, *, live: Sequence[State] = ()) -> list[Job]:
+        """The jobs that are neither done nor in one of the ``live`` states."""
+        now, _ = cells_now([(name, None) for name in jobs], sweep_dir)
+        skip = {name for name, cell in now.items() if cell.state in (State.DONE, *live)}
+        for name in sorted(skip):
+            _say(f"{name} is {now[name].state}: not started again")
+        return [job for name, job in jobs.items() if name not in skip]
 
     def settings(self) -> SlurmSettings:
         """The launcher's keys; what both launchers share has the same names."""
@@ -127,22 +130,25 @@ class LocalLauncher(CoreLauncher):
         """Only the cores of a job are asked for here."""
         return SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1)
 
-    def run(self, jobs: list[Job], sweep_dir: Path, names: list[str]) -> dict[str, int]:
+    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
         """Run them as processes of this machine."""
         pool = LocalPool(cores=self.params.get("cores"), grace_sec=self.params.get("grace_sec") or 120.0)
-        done = submit_jobs(jobs, cluster=pool, sweep_dir=sweep_dir, on_event=_show)
-        never = dict.fromkeys(names, int(ExitCode.PREEMPTED)) if done.interrupted else {}
-        started = {job.name for job in jobs}
-        return {name: code for name, code in never.items() if name in started} | dict(done.exit_codes)
+        started = self.worth_starting(jobs, sweep_dir)
+        done = submit_jobs(started, cluster=pool, sweep_dir=sweep_dir, on_event=_show)
+        never = dict.fromkeys((job.name for job in started), int(ExitCode.PREEMPTED)) if done.interrupted else {}
+        return never | dict(done.exit_codes)
 
 
 class SlurmLauncher(CoreLauncher):
     """hydra/launcher=submitit_slurm: job arrays; waits for them unless hydra.launcher.wait=false."""
 
-    def run(self, jobs: list[Job], sweep_dir: Path, names: list[str]) -> dict[str, int]:
+    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
         """Submit them, and poll squeue and sacct until each has ended."""
-        settings = self.settings()
-        done = submit_jobs(jobs, cluster=Slurm(settings), sweep_dir=sweep_dir)
+        settings, names = self.settings(), list(jobs)
+        cluster = Slurm(settings)
+        with submitting(cluster, sweep_dir, names):
+            starting = self.worth_starting(jobs, sweep_dir, live=(State.RUNNING, State.SUBMITTED))
+            done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir)
         _say(submitted_line(done))
         return wait_for(names, sweep_dir, poll_sec=settings.poll_sec) if settings.wait else {}
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlm.cluster import Job, Slurm, TaskState, ended_state, live_state
+from dlm.cluster import Answer, Job, Slurm, TaskState, ended_state, job_name, live_state
 from dlm.errors import ExitCode
-from dlm.files import append_jsonl, live_holder, read_jsonl
+from dlm.files import append_jsonl, live_holder, read_jsonl, server_time
 from dlm.record import Result, State, Status, read_result, read_status
 
 _BY_EXIT_CODE: dict[int, State] = {
@@ -27,6 +27,8 @@ _BY_EXIT_CODE: dict[int, State] = {
 }
 
 GONE = "it was done, and its result.json is gone or not whole"
+KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, SLURM 22.05)
 EVENTS = ("intent", "submitted", "refused", "cancelled", "ended")
 
 
@@ -46,28 +48,35 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """What the ledger says of one cell."""
+    """What the ledger says of one cell. All but the counts is of its latest submission."""
 
     submissions: int = 0
-    failures: int = 0  # submissions that were made because the cell had failed
-    submitted: float = 0.0  # seconds since the epoch, of the latest
-    job_id: str | None = None  # SLURM's, of the latest
-    cancelled: float = 0.0  # seconds since the epoch, of the latest `dlm cancel`
+    submission: str | None = None
+    cluster: str = "local"
+    job_id: str | None = None  # SLURM's
+    cancelled: str | None = None  # why it is not to run
     ending: Ending | None = None
+    failures: int = 0  # submissions made because the cell had failed, and got no further than when it failed before
+    failed_at: int = -1  # the step it had then
+    micro_batch: int | None = None  # what it was given after it ran out of memory
 
     @property
     def waits_here(self) -> bool:
         """A `dlm sweep` or `dlm submit` on this machine has it in its list, if that still lives."""
-        return self.job_id is None and self.submitted > max(self.cancelled, self.ending.time if self.ending else 0.0)
+        here = self.submission is not None and self.cluster == "local"
+        return here and self.cancelled is None and self.ending is None
 
     @property
-    def is_cancelled(self) -> bool:
-        """Stopped by `dlm cancel` and not submitted since."""
-        return self.cancelled > self.submitted
+    def unconfirmed(self) -> bool:
+        """About to be submitted to SLURM, and nothing said since: its submitter died, or is at it."""
+        return self.cluster == "slurm" and self.job_id is None and self.submission is not None
 
 
 class Ledger:
-    """The submission log of one sweep; ``folder`` also holds the batch scripts and their jobs files."""
+    """The submission log of one sweep; ``folder`` also holds the batch scripts and their jobs files.
+
+    The order of its lines counts, not their times: clocks of the machines that write them may differ.
+    """
 
     def __init__(self, sweep_dir: Path) -> None:
         self.folder = sweep_dir / "ledger"
@@ -79,12 +88,26 @@ class Ledger:
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
     def intent(
-        self, submission: str, *, cluster: str, jobs: Iterable[Job], code: Path, was: Mapping[str, State]
+        self,
+        submission: str,
+        *,
+        cluster: str,
+        jobs: Sequence[Job],
+        code: Path,
+        was: Mapping[str, CellNow],
     ) -> None:
-        """What is about to be submitted; ``was`` holds the state that made a cell run again."""
-        names = [job.name for job in jobs]
-        again = {name: was[name] for name in names if name in was}
-        self._append("intent", submission=submission, cluster=cluster, code=code.name, cells=names, was=again)
+        """What is about to be submitted; ``was`` holds the states that make cells run again."""
+        again = {job.name: was[job.name] for job in jobs if job.name in was}
+        self._append(
+            "intent",
+            submission=submission,
+            cluster=cluster,
+            code=code.name,
+            cells=[job.name for job in jobs],
+            was={name: now.state for name, now in again.items()},
+            steps={name: now.status.step for name, now in again.items() if now.status is not None},
+            micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
+        )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:
         """SLURM has taken the submission: cell -> task id."""
@@ -94,9 +117,9 @@ class Ledger:
         """SLURM has not."""
         self._append("refused", submission=submission, reason=reason)
 
-    def cancelled(self, cell_ids: Sequence[str]) -> None:
+    def cancelled(self, cell_ids: Sequence[str], reason: str = "by dlm cancel") -> None:
         """These are not to be started, nor shown as anything but cancelled, until they are submitted again."""
-        self._append("cancelled", cells=list(cell_ids))
+        self._append("cancelled", cells=list(cell_ids), reason=reason)
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
         """A local process has ended."""
@@ -106,7 +129,7 @@ class Ledger:
         """The cells that are not to run; cheap to ask often, for the log is read when it has grown."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._cancelled[0]:
-            self._cancelled = size, frozenset(name for name, record in self.read().items() if record.is_cancelled)
+            self._cancelled = size, frozenset(name for name, record in self.read().items() if record.cancelled)
         return self._cancelled[1]
 
     def read(self) -> dict[str, CellRecord]:
@@ -122,31 +145,42 @@ class Ledger:
 
 def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> Iterable[tuple[str, dict[str, Any]]]:
     """(cell, changed fields of its CellRecord) of one ledger line."""
-    when = float(line["time"])
     if line["event"] == "intent":
         for cell_id in line["cells"]:
-            before = cells.get(cell_id, CellRecord())
-            failed = line["was"].get(cell_id) == State.FAILED
-            yield (
-                cell_id,
-                {
-                    "submissions": before.submissions + 1,
-                    "failures": before.failures + failed,
-                    "submitted": when,
-                    "job_id": None,
-                },
-            )
+            yield cell_id, _intended(line, cell_id, cells.get(cell_id, CellRecord()))
     elif line["event"] == "submitted":
         for cell_id, job_id in line["ids"].items():
-            yield cell_id, {"job_id": job_id, "submitted": when}
+            if cells.get(cell_id, CellRecord()).submission == line["submission"]:
+                yield cell_id, {"job_id": job_id}
+    elif line["event"] == "refused":
+        for cell_id, record in cells.items():
+            if record.submission == line["submission"]:
+                yield cell_id, {"submission": None}
     elif line["event"] == "cancelled":
         for cell_id in line["cells"]:
-            yield cell_id, {"cancelled": when}
+            yield cell_id, {"cancelled": line["reason"]}
     elif line["event"] == "ended":
-        yield (
-            line["cell"],
-            {"ending": Ending(state=State(line["state"]), reason=line["reason"], time=when)},
-        )
+        ending = Ending(state=State(line["state"]), reason=line["reason"], time=float(line["time"]))
+        yield line["cell"], {"ending": ending}
+
+
+def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict[str, Any]:
+    failures, failed_at = before.failures, before.failed_at
+    if line["was"].get(cell_id) == State.FAILED:
+        step = line["steps"].get(cell_id, 0)
+        failures = failures + 1 if step <= failed_at else 1
+        failed_at = max(step, failed_at)
+    return {
+        "submissions": before.submissions + 1,
+        "submission": line["submission"],
+        "cluster": line["cluster"],
+        "job_id": None,
+        "cancelled": None,
+        "ending": None,
+        "failures": failures,
+        "failed_at": failed_at,
+        "micro_batch": line["micro_batch"].get(cell_id, before.micro_batch),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,18 +214,22 @@ def cell_now(
     record: CellRecord | None = None,
     task: TaskState | None = None,
     slurm_silent: bool = False,
+    now: float | None = None,
 ) -> CellNow:
-    """The one state of a cell. ``task`` is what SLURM says of its latest job; ``slurm_silent``: it did not answer."""
+    """The one state of a cell. ``task`` is what SLURM says of its latest job; ``slurm_silent``: it did not answer.
+
+    ``now`` is the sweep's files.server_time.
+    """
     result, status = finished(run_dir, cell_id, steps), read_status(run_dir)
     if result is not None:
         return CellNow(state=State.DONE, status=status, result=result)
-    holder = live_holder(run_dir)
+    holder = live_holder(run_dir, now=now)
     if holder is not None:
         reason = f"process {holder['pid']} on {holder['host']}"
         return CellNow(state=State.RUNNING, reason=reason, status=status)
     live = live_state(task)
     if live is not None and task is not None:
-        return CellNow(state=live, reason=f"SLURM says {task.word}", status=status)
+        return CellNow(state=live, reason=f"SLURM says {task}", status=status)
     state, said = _last_word(record or CellRecord(), status, task, slurm_silent)
     return CellNow(state=state, reason=said, status=status)
 
@@ -199,33 +237,57 @@ def cell_now(
 def _last_word(
     record: CellRecord, status: Status | None, task: TaskState | None, slurm_silent: bool
 ) -> tuple[State, str | None]:
-    """(state, reason) of a cell that nobody is running: the latest who spoke."""
-    if record.is_cancelled:
-        return State.CANCELLED, "by dlm cancel"
-    spoke = status.updated if status is not None else 0.0
-    if record.job_id is not None and (record.submitted > spoke or (status and status.exit_code is None)):
-        return _word_of_slurm(record.job_id, task, slurm_silent)
-    if record.ending is not None and record.ending.time >= spoke:
+    """(state, reason) of a cell that nobody is running."""
+    if record.cancelled is not None:
+        return State.CANCELLED, record.cancelled
+    if record.unconfirmed and slurm_silent:
+        return State.SUBMITTED, f"submission {record.submission} was cut off, and SLURM does not answer"
+    if record.job_id is not None:
+        own = status if status is not None and status.submission == record.submission else None
+        return _word_of_job(record.job_id, own, task, slurm_silent)
+    if record.ending is not None and (status is None or record.ending.time >= status.updated):
         if record.ending.state is State.DONE:
             return State.LOST, GONE
         return record.ending.state, record.ending.reason
+    return _own_word(status)
+
+
+def _own_word(status: Status | None) -> tuple[State, str | None]:
     if status is None:
         return State.PLANNED, None
     if status.state is State.DONE:
         return State.LOST, GONE
-    if status.state is State.RUNNING or status.exit_code is None:
+    if status.exit_code is None:
         return State.LOST, f"its last word was {status.state} at step {status.step}, and no process holds it"
     return status.state, status.reason
 
 
-def _word_of_slurm(job_id: str, task: TaskState | None, slurm_silent: bool) -> tuple[State, str]:
+def _word_of_job(
+    job_id: str, own: Status | None, task: TaskState | None, slurm_silent: bool
+) -> tuple[State, str | None]:
+    """Of a job that has left the queue: its own last word (of this submission) where SLURM saw it end that way."""
     if task is None and slurm_silent:
         return State.SUBMITTED, f"job {job_id}; SLURM does not answer"
+    spoke = own is not None and own.exit_code is not None
+    if own is not None and spoke and (task is None or (task.exit_code == own.exit_code and not task.signal)):
+        return _own_word(own)
     if task is None:
         return State.LOST, f"SLURM does not know job {job_id} any more"
-    if task.exit_code and task.word == "FAILED":
-        return state_of_exit(task.exit_code), f"job {job_id} ended with exit code {task.exit_code}"
-    return ended_state(task), f"SLURM says {task.word} of job {job_id}"
+    if task.signal == CANNOT_START:
+        return State.LOST, (
+            f"job {job_id} could not start or could not write its log ({task}): do the nodes see the workdir?"
+        )
+    if task.word == "FAILED" and task.exit_code:
+        return state_of_exit(task.exit_code), f"job {job_id} ended with {exit_words(task.exit_code)}"
+    return ended_state(task), f"SLURM says {task} of job {job_id}"
+
+
+def exit_words(exit_code: int) -> str:
+    """An exit code for a person: srun's is 128 and more when a signal ended a task, sacct's the signal alone."""
+    number = exit_code - 128 if exit_code > 128 else exit_code
+    if number in KILLERS:
+        return f"a process that {signal.Signals(number).name} ended"
+    return f"exit code {exit_code}"
 
 
 def local_ending(job: Job, exit_code: int, *, steps: int | None = None) -> tuple[State, str | None]:
@@ -255,13 +317,52 @@ def last_line(log: Path, limit: int = 300) -> str | None:
 
 def cells_now(cells: Sequence[tuple[str, int | None]], sweep_dir: Path) -> tuple[dict[str, CellNow], list[str]]:
     """Every cell (id, planned steps) as it is now, and warnings; SLURM is asked once, if it was ever used."""
-    records = Ledger(sweep_dir).read()
-    ids = [records[name].job_id for name, _ in cells if name in records]
-    answer = Slurm().states(job_id for job_id in ids if job_id)
+    records, answer, warnings = reconciled(sweep_dir, [name for name, _ in cells])
+    clock = server_time(sweep_dir)
     now = {}
     for name, steps in cells:
         record = records.get(name)
         task = answer.states.get(record.job_id) if record is not None and record.job_id else None
         run_dir = run_directory(sweep_dir, name)
-        now[name] = cell_now(name, run_dir, steps=steps, record=record, task=task, slurm_silent=answer.silent)
-    return now, list(answer.warnings)
+        now[name] = cell_now(
+            name, run_dir, steps=steps, record=record, task=task, slurm_silent=answer.silent, now=clock
+        )
+    return now, warnings
+
+
+def reconciled(
+    sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool = False
+) -> tuple[dict[str, CellRecord], Answer, list[str]]:
+    """(the ledger's records, SLURM's answer, warnings): a submission that was cut off is looked up by its name.
+
+    ``repair`` writes what was found into the ledger; only for who holds the sweep's submission lease.
+    """
+    ledger = Ledger(sweep_dir)
+    records = ledger.read()
+    mine = {name: records[name] for name in cell_ids if name in records}
+    cut_off = {record.submission for record in mine.values() if record.unconfirmed and record.submission}
+    title = sweep_dir.absolute().name
+    answer = Slurm().states(
+        [record.job_id for record in mine.values() if record.job_id], names=[job_name(title, s) for s in cut_off]
+    )
+    for submission in sorted(cut_off):
+        array_id = answer.arrays.get(job_name(title, submission))
+        places = {name: place for place, name in enumerate(submitted_cells(ledger, submission))}
+        if array_id is not None:
+            ids = {name: f"{array_id}_{place}" for name, place in places.items()}
+            for name in ids.keys() & mine.keys():
+                records[name] = dataclasses.replace(records[name], job_id=ids[name])
+            if repair:
+                ledger.submitted(submission, ids)
+        elif not answer.silent:
+            for name in places.keys() & mine.keys():
+                records[name] = dataclasses.replace(records[name], submission=None)
+            if repair:
+                ledger.refused(submission, "it never reached sbatch")
+    return records, answer, list(answer.warnings)
+
+
+def submitted_cells(ledger: Ledger, submission: str) -> list[str]:
+    """The cells of a submission in the order of their tasks."""
+    lines = [line for line in read_jsonl(ledger.path) if line.get("event") == "intent"]
+    return next((line["cells"] for line in lines if line.get("submission") == submission), [])

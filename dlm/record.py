@@ -98,6 +98,8 @@ class Status:
     tokens_per_sec: float | None = None
     exit_code: int | None = None  # set when the attempt has ended
     reason: str | None = None
+    submission: str | None = None  # the ledger's name for what started this attempt; None: by hand
+    gpu_hours: float = 0.0  # of all attempts, steps that were lost too; GPUs that are held count, used or not
     started: float  # seconds since the epoch, this attempt
     updated: float
 
@@ -116,6 +118,12 @@ def read_status(run_dir: Path) -> Status | None:
         return None
 
 
+def gpu_hours_used(sweep_dir: Path) -> float:
+    """GPU-hours that the runs of a sweep have spent so far, those that run now included."""
+    found = (read_status(path.parent) for path in sweep_dir.glob("runs/*/status.json"))
+    return sum(status.gpu_hours for status in found if status is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """result.json: written once, when the planned last step has been validated."""
@@ -130,7 +138,7 @@ class Result:
     tokens_per_sec: float
     device: str
     num_devices: int
-    gpu_hours: float
+    gpu_hours: float  # of all attempts, as in Status
     attempts: int
     steps_redone: int
     unique_tokens: int

@@ -5,6 +5,7 @@ One array for each resource class; a script that a person can read, change and s
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -12,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlm.cluster import THREAD_VARIABLES, Job, Resources, SlurmSettings
-from dlm.errors import ExitCode, UserError
+from dlm.cluster import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
+from dlm.errors import NOTHING_TO_DO, ExitCode, UserError
 from dlm.files import write_atomic
 
 
@@ -53,7 +54,7 @@ def job_line(job: Job) -> str:
 
 # SLURM itself requeues what it preempts without grace. A cancelled job is no longer RUNNING, and must not come back.
 REQUEUE = (
-    "# Told to stop, and stopped with a checkpoint: within a grace time, or before the time limit. It goes on later.",
+    "# To be continued: it was told to stop, and did with a checkpoint, or another process still runs the cell.",
     f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
     '    scontrol requeue "$SLURM_JOB_ID"',
     "fi",
@@ -70,6 +71,7 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
     threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
     jobs_file = shlex.quote(str(jobs_path(folder, array)))
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
+    python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
         "#!/bin/bash",
         f"# Written by dlm: {len(array.jobs)} cells of {title}, submission {array.submission}.",
@@ -79,6 +81,7 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
         f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export DLM_SUBMISSION={array.submission}",
         *(f"export {name}={shlex.quote(value)}" for name, value in facts.items()),
         *threads,
         *settings.setup,
@@ -87,9 +90,14 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         "shift",
         'mkdir -p "$run_dir"',
         "code=0",
-        "srun --kill-on-bad-exit=1 --open-mode=append \\",
-        f'    --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
-        f'    {shlex.quote(sys.executable)} -P -m dlm.launch "$@" || code=$?',
+        f'{python} dlm.admit "$run_dir" || code=$?',
+        'if [ "$code" -eq 0 ]; then',
+        "    srun --kill-on-bad-exit=1 --open-mode=append \\",
+        f'        --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
+        f'        {python} dlm.launch "$@" || code=$?',
+        f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
+        "    code=0  # it said why",
+        "fi",
         *(REQUEUE if settings.requeue else ()),
         'exit "$code"  # SLURM is told the truth: the code of the cell is the code of the task',
     ]
@@ -103,7 +111,7 @@ def jobs_path(folder: Path, array: Array) -> Path:
 
 def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> Iterator[str]:
     need = array.resources
-    yield f"--job-name={_word(title)}"
+    yield f"--job-name={_word(job_name(title, array.submission))}"
     yield f"--array=0-{len(array.jobs) - 1}%{settings.array_parallelism}"
     yield f"--output={_word(str(folder.absolute()))}/slurm-%A_%a.txt"
     yield "--open-mode=append"
@@ -121,8 +129,9 @@ def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) ->
     for key in ("partition", "account", "qos", "constraint", "exclude", "gres"):
         if getattr(settings, key) is not None:
             yield f"--{key}={_word(str(getattr(settings, key)))}"
-    # Not B: (the batch shell alone): Lightning needs the signal in the steps.
-    yield f"--signal=USR1@{settings.signal_delay_s}"
+    # Not B: (the batch shell alone): the cell needs the signal. A short job has more time left than it uses up.
+    limit_s = math.inf if need.time_min is None else need.time_min * 60
+    yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
     yield "--requeue" if settings.requeue else "--no-requeue"
     for key, value in settings.additional_parameters.items():
         yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"

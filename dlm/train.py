@@ -44,6 +44,7 @@ from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
 from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status, write_validation
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
+SLURM_FACTS = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_NODELIST", "JOB_PARTITION")
 COMPUTED = {  # trainer keys that have another owner, and what to set instead
     "max_steps": "set training.budget or training.steps",
     "max_epochs": "set training.budget or training.steps",
@@ -142,7 +143,16 @@ def _last_word(run_dir: Path, recipe: Recipe, state: State, code: ExitCode, reas
     result = read_result(run_dir) if state is State.DONE else None
     known: dict[str, Any] = {} if result is None else {"step": result.step, "loss": result.loss}
     write_status(
-        run_dir, dataclasses.replace(status, state=state, exit_code=int(code), reason=reason, updated=now, **known)
+        run_dir,
+        dataclasses.replace(
+            status,
+            state=state,
+            exit_code=int(code),
+            reason=reason,
+            submission=os.environ.get("DLM_SUBMISSION"),
+            updated=now,
+            **known,
+        ),
     )
 
 
@@ -346,7 +356,6 @@ def _write_result(
     loss, error = module.validation_loss
     print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {recipe.steps} steps, {record.wall_sec:.0f} s")
     seen = recipe.steps * recipe.global_batch_size
-    gpus = trainer.world_size if module.device.type == "cuda" else 0
     losses, variances = module.validation_terms.T.tolist()
     write_validation(run_dir, losses, variances)
     write_result(
@@ -362,7 +371,7 @@ def _write_result(
             tokens_per_sec=recipe.tokens / record.wall_sec,
             device=device_name(module.device),
             num_devices=trainer.world_size,
-            gpu_hours=gpus * record.wall_sec / 3600,
+            gpu_hours=record.gpu_hours,
             attempts=record.attempts,
             steps_redone=record.steps_redone,
             unique_tokens=data.train_tokens.unique_tokens(seen, seed=config["seed"]),
@@ -390,7 +399,8 @@ def _write_environment(run_dir: Path, trainer: L.Trainer) -> None:
             "started": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "submission": os.environ.get("DLM_SUBMISSION"),
+            "slurm": {name: os.environ[f"SLURM_{name}"] for name in SLURM_FACTS if f"SLURM_{name}" in os.environ},
             "device": device_name(trainer.strategy.root_device),
             "num_devices": trainer.world_size,
             "python": platform.python_version(),

@@ -20,10 +20,13 @@ from dlm.cluster import (
     Resources,
     Slurm,
     SlurmSettings,
+    TaskRow,
     TaskState,
     expand_task,
+    key_behind,
     live_state,
-    parse_states,
+    minutes,
+    parse_tasks,
     slurm_answers,
     slurm_settings,
 )
@@ -259,7 +262,7 @@ def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
     lines = script_lines(jobs, settings)
     options = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
     assert options == {
-        "job-name=isoflop",
+        "job-name=isoflop-s-0",
         "array=0-11%4",
         "output=/w/isoflop/ledger/slurm-%A_%a.txt",
         "open-mode=append",
@@ -279,7 +282,7 @@ def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
         "mail-type=END",
         "exclusive",
     }
-    assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if line.startswith("srun"))
+    assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if "srun --kill" in line)
     assert "export OMP_NUM_THREADS=12" in lines
 
 
@@ -369,26 +372,32 @@ def test_sbatch_missing_is_one_line(monkeypatch):
 def test_states_join_squeue_and_sacct_in_one_call_each(tmp_path, bin_dir):
     log = tmp_path / "calls.txt"
     command(
-        bin_dir, "squeue", f'echo "squeue $@" >> {log}; echo "1001_2|RUNNING"; echo "1001_3|PENDING"; echo "77|RUNNING"'
+        bin_dir,
+        "squeue",
+        f"""
+        echo "squeue $@" >> {log}
+        printf "1001_2|RUNNING|0|None|x|\\n1001_3|PENDING|0|Priority|x|\\n77|RUNNING|0||y|\\n"
+        """,
     )
     command(
         bin_dir,
         "sacct",
         f"""
         echo "sacct $@" >> {log}
-        echo "1001_0|COMPLETED|0:0"
-        echo "1001_1|CANCELLED by 1000|0:15"
-        echo "1001_2|PENDING|0:0"
-        echo "1001_[3-4%2]|PENDING|0:0"
+        echo "1001_0|COMPLETED|0:0||x"
+        echo "1001_1|CANCELLED by 1000|0:15||x"
+        echo "1001_2|PENDING|0:0||x"
+        echo "1001_[3-4%2]|PENDING|0:0||x"
         """,
     )
     answer = Slurm().states(["1001_0", "1001_1", "1001_2", "1001_3", "1002_0"])
     assert answer.states == {
         "1001_0": TaskState(word="COMPLETED", exit_code=0, signal=0),
         "1001_1": TaskState(word="CANCELLED", exit_code=0, signal=15),
-        "1001_2": TaskState(word="RUNNING"),  # squeue is fresher than sacct
-        "1001_3": TaskState(word="PENDING"),
+        "1001_2": TaskState(word="RUNNING", exit_code=0, signal=0, reason="None"),  # squeue is fresher than sacct
+        "1001_3": TaskState(word="PENDING", exit_code=0, signal=0, reason="Priority"),
     }
+    assert str(answer.states["1001_3"]) == "PENDING (Priority)" and str(answer.states["1001_2"]) == "RUNNING"
     assert not answer.warnings and not answer.silent
     calls = log.read_text().splitlines()
     assert len(calls) == 2 and "--jobs=1001,1002" in calls[0]
@@ -437,5 +446,50 @@ def test_expanding_a_pending_range_gives_back_its_tasks(tasks):
     assert list(expand_task(f"9_[{text}%4]")) == [f"9_{task}" for task in ordered]
 
 
+def test_arrays_are_found_by_their_jobs_names(bin_dir, tmp_path):
+    command(bin_dir, "squeue", 'echo "12_0|RUNNING|0|None|demo-s-0|"; echo "14_0|RUNNING|0|None|demo-s-00|"')
+    command(bin_dir, "sacct", f'echo "$@" >> {tmp_path}/args.txt; echo "13_0|FAILED|1:0|None|demo-s-1"')
+    answer = Slurm().states([], names=["demo-s-0", "demo-s-1", "demo-s-2"])
+    assert answer.arrays == {"demo-s-0": "12", "demo-s-1": "13"} and set(answer.states) == {"12_0", "13_0"}
+    assert "--name=demo-s-0,demo-s-1,demo-s-2" in (tmp_path / "args.txt").read_text()
+
+
+def test_exit_codes_of_squeue_and_sacct_are_one():
+    rows = list(parse_tasks("1_0|FAILED|768|NonZeroExitCode|j|\n1_1|FAILED|4021|JobLaunchFailure|j|\n"))
+    rows += list(parse_tasks("1_0|FAILED|3:0|None|j\n1_1|FAILED|0:53|None|j\n"))
+    assert [(row.state.exit_code, row.state.signal) for row in rows] == [(3, 0), (0, 53)] * 2
+
+
 def test_lines_that_are_no_states_are_passed_over():
-    assert list(parse_states("\nJUNK\n5_1|RUNNING\n")) == [("5_1", TaskState(word="RUNNING"))]
+    assert list(parse_tasks("\nJUNK\n5_1|RUNNING\n")) == [TaskRow(task="5_1", state=TaskState(word="RUNNING"))]
+
+
+# The words of SLURM 22.05 (tests/slurm asks a real one for some of them).
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("sbatch: error: invalid partition specified: nopart", "partition"),
+        ("sbatch: error: Invalid --time specification", "timeout_min"),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", "timeout_min"),
+        ("sbatch: error: Memory specification can not be satisfied", "mem_gb"),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", "constraint"),
+        ("sbatch: error: Batch job submission failed: Invalid job array specification", "max_array_size"),
+        ("sbatch: error: Invalid generic resource (gres) specification", "gres or hydra.launcher.gpus_per_node"),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "qos"),
+        ("something new", "*"),
+    ],
+)
+def test_a_refusal_names_the_key_that_asked_for_it(words, key):
+    assert key_behind(words) == f"hydra.launcher.{key}"
+
+
+def test_the_partitions_limit_is_read_and_the_clusters_array_size_kept_to(bin_dir):
+    command(bin_dir, "sinfo", 'echo "low*|1-02:30:00"; echo "high|30:00"; echo "long|infinite"')
+    assert Slurm().max_time_min() == 26 * 60 + 30  # of the default partition
+    command(bin_dir, "sinfo", 'echo "low*|1:00:00"; echo "high|30:00"')
+    assert Slurm(SlurmSettings(partition="low,high")).max_time_min() == 30
+    assert [minutes(limit) for limit in ("infinite", "n/a", "45:00", "2-00:00:00")] == [None, None, 45, 2880]
+    command(bin_dir, "scontrol", 'echo "MaxArraySize            = 11"')
+    assert Slurm().max_array_size() == 11 and Slurm(SlurmSettings(max_array_size=4)).max_array_size() == 4
+    command(bin_dir, "scontrol", "exit 1")
+    assert Slurm().max_array_size() == 1000

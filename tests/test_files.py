@@ -154,12 +154,28 @@ def test_of_many_starters_one_takes_it(tmp_path):
     assert sum("is being run by process" in text for text in said) == 3
 
 
-def test_a_holder_elsewhere_lives_as_long_as_its_heart_beats(tmp_path):
-    holder = {"host": "another", "pid": os.getpid(), "started": "1", "heartbeat": time.time() - STALE_SEC / 2}
+@pytest.mark.parametrize("clock", [0, 3600, -3600])
+def test_a_holder_elsewhere_lives_as_long_as_its_heart_beats_whatever_our_clock_says(tmp_path, clock, monkeypatch):
+    holder = {"host": "another", "pid": os.getpid(), "started": "1"}
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + clock)
     write_json(tmp_path / "lease.json", holder)
-    assert live_holder(tmp_path) == holder
-    write_json(tmp_path / "lease.json", {**holder, "heartbeat": time.time() - 2 * STALE_SEC})
+    os.utime(tmp_path / "lease.json", (now - STALE_SEC / 2,) * 2)
+    assert live_holder(tmp_path) == holder == live_holder(tmp_path, now=now)
+    os.utime(tmp_path / "lease.json", (now - 2 * STALE_SEC,) * 2)
     assert live_holder(tmp_path) is None
+    assert live_holder(tmp_path, now=now - STALE_SEC * 1.5) == holder
+
+
+def test_a_patient_starter_takes_over_from_one_that_ends(tmp_path):
+    holder = python(HOLD, tmp_path, 1.5)
+    assert holder.stdout is not None and holder.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match="is being submitted by"), Lease(tmp_path, doing="submitted", patience_sec=0.3):
+        pass
+    with Lease(tmp_path, patience_sec=20):
+        mine = live_holder(tmp_path)
+        assert mine is not None and mine["pid"] == os.getpid()
+    holder.communicate()
 
 
 def test_a_recycled_process_number_is_nobody(tmp_path):

@@ -118,7 +118,7 @@ def test_slurm_that_does_not_answer_is_said_and_nothing_is_called_lost(tmp_path,
     monkeypatch.setenv("PATH", "/nonexistent")
     plan = make_plan(a=1.0)
     ledger = Ledger(tmp_path)
-    job = SimpleNamespace(name="a")
+    job = SimpleNamespace(name="a", micro_batch=None)
     ledger.intent("s", cluster="slurm", jobs=[job], code=Path("code/ab"), was={})
     ledger.submitted("s", {"a": "1001_0"})
     cells, warnings = sweep_now(tmp_path, plan)

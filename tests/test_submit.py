@@ -1,5 +1,6 @@
 """Plan -> jobs with real local processes and a stand-in SLURM: what runs, what is skipped, what is written down."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from stub_cell import STEPS, result, status
 
 from dlm import ledger as ledger_module
 from dlm.cluster import Slurm, SlurmSettings
-from dlm.dispatch import quote
+from dlm.dispatch import Pace, quote
 from dlm.errors import UserError
 from dlm.files import Lease, live_holder
 from dlm.ledger import Ledger, cells_now, last_line
@@ -35,8 +36,8 @@ OFF_THE_LIST = "taken off the list of the sweep here"
 
 def make_cell(name: str, **changes) -> SimpleNamespace:
     values = {
-        "cell_id": name, "global_batch_size": 8, "num_params": 4144,
-        "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"},
+        "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "memory_gib": None,
+        "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"}, "overrides": {},
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
@@ -116,7 +117,7 @@ def test_endings_are_reconciled_and_each_cause_has_its_own_retry(sweep_dir):
     assert forced.submitted == ("config",)
 
 
-@pytest.mark.parametrize("state", [State.DIVERGED, State.OUT_OF_MEMORY, State.BAD_CONFIG])
+@pytest.mark.parametrize("state", [State.DIVERGED, State.BAD_CONFIG])
 def test_a_cause_that_stays_is_not_tried_again(sweep_dir, state):
     write_status(run_dir(sweep_dir, "a"), status(state, exit_code=3, reason="as it says"))
     assert "as it says" in submit(make_plan("a"), sweep_dir).skipped["a"]
@@ -315,8 +316,12 @@ SBATCH = """
     for i in $(seq 0 $last); do echo "PENDING" > {db}/${{id}}_$i.live; done
     echo $id
 """
-SQUEUE = 'cd {db}; [ -f down ] && exit 1; for f in *.live; do [ -f $f ] && echo "${{f%.live}}|$(cat $f)"; done; true'
-SACCT = 'cd {db}; [ -f down ] && exit 1; for f in *.ended; do [ -f $f ] && echo "${{f%.ended}}|$(cat $f)"; done; true'
+TELL = """
+    cd {db}; [ -f down ] && exit 1
+    name() {{ grep -oP '(?<=--job-name=).*' ${{1%%_*}}.script; }}
+"""
+SQUEUE = TELL + 'for f in *.live; do [ -f $f ] && echo "${{f%.live}}|$(cat $f)|0|None|$(name $f)|"; done; true'
+SACCT = TELL + 'for f in *.ended; do [ -f $f ] && echo "${{f%.ended}}|$(cat $f)|None|$(name $f)"; done; true'
 SCANCEL = 'cd {db}; for id in "$@"; do rm $id.live; echo "CANCELLED by 0|0:15" > $id.ended; done'
 
 
@@ -337,6 +342,10 @@ def slurm(tmp_path, monkeypatch):
 def end(db: Path, task: str, said: str) -> None:
     (db / f"{task}.live").unlink()
     (db / f"{task}.ended").write_text(said)
+
+
+def submission_of(sweep_dir: Path, name: str) -> str | None:
+    return Ledger(sweep_dir).read()[name].submission
 
 
 def state_of(sweep_dir: Path, name: str) -> tuple[State, str | None]:
@@ -375,8 +384,9 @@ def test_what_is_queued_or_runs_is_not_submitted_again(slurm, sweep_dir):
     [
         ("FAILED|1:0", State.FAILED, True),
         ("FAILED|2:0", State.BAD_CONFIG, False),
-        ("FAILED|4:0", State.OUT_OF_MEMORY, False),
-        ("OUT_OF_MEMORY|0:125", State.OUT_OF_MEMORY, False),
+        ("FAILED|4:0", State.OUT_OF_MEMORY, True),
+        ("OUT_OF_MEMORY|0:125", State.OUT_OF_MEMORY, True),
+        ("FAILED|0:53", State.LOST, True),
         ("NODE_FAIL|0:0", State.LOST, True),
         ("TIMEOUT|0:0", State.PREEMPTED, True),
         ("CANCELLED by 1000|0:15", State.CANCELLED, True),
@@ -390,14 +400,165 @@ def test_how_slurm_ended_a_silent_cell_decides_about_the_next_try(slurm, sweep_d
     assert bool(submit(make_plan("a"), sweep_dir, Slurm()).submitted) is again
 
 
-def test_the_cells_own_last_word_wins_over_slurms_unless_it_is_older(slurm, sweep_dir):
+def test_out_of_memory_is_tried_again_with_half_the_micro_batch_and_the_whole_batch(slurm, sweep_dir):
+    asked = []
+    for number in range(1001, 1006):
+        done = submit(make_plan("a"), sweep_dir, Slurm())
+        if done.submitted:
+            script = sorted((sweep_dir / "ledger").glob("*.jobs"), key=lambda path: path.stat().st_mtime_ns)[-1]
+            asked.append(script.read_text().rpartition("data.micro_batch_size=")[2].strip())
+            end(slurm, f"{number}_0", "FAILED|4:0")
+    assert asked[1:] == ["4", "2", "1"] and "+cell=a" in asked[0]  # 8 sequences, at first as many as fit
+    assert "one sequence at a time" in done.skipped["a"]
+    assert submit(make_plan("a"), sweep_dir, Slurm(), retry_failed=True).submitted
+
+
+def test_the_cells_own_last_word_wins_where_slurm_saw_it_end_that_way(slurm, sweep_dir):
     submit(make_plan("a"), sweep_dir, Slurm())
-    write_status(run_dir(sweep_dir, "a"), status(State.DIVERGED, exit_code=3, reason="loss is nan at step 3"))
+    said = status(State.DIVERGED, exit_code=3, reason="loss is nan", submission=submission_of(sweep_dir, "a"))
+    write_status(run_dir(sweep_dir, "a"), said)
     end(slurm, "1001_0", "FAILED|3:0")
-    assert state_of(sweep_dir, "a") == (State.DIVERGED, "loss is nan at step 3")
+    assert state_of(sweep_dir, "a") == (State.DIVERGED, "loss is nan")
+    (slurm / "1001_0.ended").write_text("CANCELLED by 0|0:15")
+    assert state_of(sweep_dir, "a")[0] is State.CANCELLED
     submit(make_plan("a"), sweep_dir, Slurm(), retry_failed=True)
     end(slurm, "1002_0", "NODE_FAIL|0:0")  # before the cell could say anything
     assert state_of(sweep_dir, "a") == (State.LOST, "SLURM says NODE_FAIL of job 1002_0")
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_clocks_that_differ_between_nodes_change_nothing(slurm, sweep_dir, hours):
+    submit(make_plan("a", "b"), sweep_dir, Slurm())
+    for name in "ab":
+        then = time.time() + 3600 * hours
+        said = status(State.DIVERGED, exit_code=3, reason="loss is nan", submission=submission_of(sweep_dir, name))
+        write_status(run_dir(sweep_dir, name), dataclasses.replace(said, started=then, updated=then))
+        end(slurm, f"1001_{'ab'.index(name)}", "FAILED|3:0")
+    assert state_of(sweep_dir, "a") == (State.DIVERGED, "loss is nan")
+    submit(make_plan("b"), sweep_dir, Slurm(), retry_failed=True)
+    end(slurm, "1002_0", "FAILED|4:0")
+    assert state_of(sweep_dir, "b")[0] is State.OUT_OF_MEMORY  # the status is of the submission before
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+@pytest.mark.parametrize("moment", ["before the intent", "before sbatch", "after sbatch", "in the ledger's line"])
+def test_a_submission_cut_off_anywhere_is_repaired_by_the_next(slurm, sweep_dir, monkeypatch, moment):
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if moment == "before the intent":
+            patch.setattr(Ledger, "intent", die)
+        elif moment == "before sbatch":
+            patch.setattr(Slurm, "sbatch", die)
+        else:
+            patch.setattr(Ledger, "submitted", die)
+        submit(make_plan("a", "b"), sweep_dir, Slurm())
+    if moment == "in the ledger's line":
+        with open(Ledger(sweep_dir).path, "a") as stream:
+            stream.write('{"event": "submitted", "time": 1.0, "subm')
+    taken = moment in ("after sbatch", "in the ledger's line")
+    assert state_of(sweep_dir, "b")[0] is (State.SUBMITTED if taken else State.PLANNED)
+    if taken and moment == "after sbatch":  # one of them is over before anybody looks
+        end(slurm, "1001_0", "FAILED|3:0")
+    done = submit(make_plan("a", "b"), sweep_dir, Slurm())
+    assert set(done.submitted) == (set() if taken else {"a", "b"})
+    assert Ledger(sweep_dir).read()["b"].job_id == "1001_1" and len(list(slurm.glob("*.script"))) == 1
+    assert submit(make_plan("b"), sweep_dir, Slurm()).submitted == ()
+
+
+def test_a_cut_off_submission_waits_until_slurm_answers(slurm, sweep_dir, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Ledger, "submitted", lambda *_: (_ for _ in ()).throw(Killed))
+        submit(make_plan("a"), sweep_dir, Slurm())
+    (slurm / "down").touch()
+    assert "cut off" in submit(make_plan("a"), sweep_dir, Slurm()).skipped["a"]
+    (slurm / "down").unlink()
+    assert "PENDING" in submit(make_plan("a"), sweep_dir, Slurm()).skipped["a"]
+
+
+def test_an_sbatch_that_fails_after_slurm_took_the_job_is_no_refusal(slurm, sweep_dir, monkeypatch):
+    took = Slurm.sbatch
+
+    def time_out(self, script):
+        took(self, script)
+        raise UserError("sbatch did not answer within 60 s")
+
+    monkeypatch.setattr(Slurm, "sbatch", time_out)
+    assert submit(make_plan("a"), sweep_dir, Slurm()).job_ids == {"a": "1001_0"}
+
+
+def test_a_second_submission_at_the_same_time_waits_and_finds_all_submitted(slurm, sweep_dir, monkeypatch):
+    slow = Slurm.sbatch
+
+    def sbatch(self, script):
+        time.sleep(0.5)
+        return slow(self, script)
+
+    monkeypatch.setattr(Slurm, "sbatch", sbatch)
+    done = []
+    threads = [
+        threading.Thread(target=lambda: done.append(submit(make_plan("a", "b"), sweep_dir, Slurm()))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(len(one.submitted) for one in done) == [0, 0, 2] and len(list(slurm.glob("*.script"))) == 1
+
+
+def test_what_was_taken_before_a_refusal_stays_and_is_said(slurm, sweep_dir, monkeypatch):
+    plan = SimpleNamespace(cells=(make_cell("a"), make_cell("big", nodes=2)))
+    limited = Slurm.sbatch
+
+    def sbatch(self, script):
+        if script.stem.endswith("-1"):
+            raise UserError("sbatch refused: Job violates accounting/QOS policy (job submit limit)")
+        return limited(self, script)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 cells were taken before"):
+        patch.setattr(Slurm, "sbatch", sbatch)
+        submit(plan, sweep_dir, Slurm())
+    assert submit(plan, sweep_dir, Slurm()).submitted == ("big",)
+
+
+def test_the_pace_of_submissions_is_kept(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    pace, times = Pace(3), []
+    for _ in range(8):
+        pace.wait()
+        times.append(now[0])
+        now[0] += 1
+    assert all(later - earlier >= 60 for earlier, later in zip(times, times[3:], strict=False)) and times[2] == 102
+
+
+def test_a_failure_counts_only_where_the_cell_got_no_further(slurm, sweep_dir):
+    for number, step in enumerate([3, 5, 7, 7, 7]):
+        assert submit(make_plan("a"), sweep_dir, Slurm()).submitted
+        said = status(State.FAILED, step=step, exit_code=1, reason="killed", submission=submission_of(sweep_dir, "a"))
+        write_status(run_dir(sweep_dir, "a"), said)
+        end(slurm, f"{1001 + number}_0", "FAILED|1:0")
+    assert "failed 3 times (killed)" in submit(make_plan("a"), sweep_dir, Slurm()).skipped["a"]
+
+
+def test_time_limits_stay_within_the_partitions(monkeypatch):
+    cell = make_cell("a", hours=10.0)
+    assert cell_resources(cell, max_time_min=240).time_min == 240  # and goes on in the next job
+    assert cell_resources(make_cell("a"), max_time_min=240).time_min is None  # nothing known, nothing asked
+    with pytest.raises(UserError, match=r"timeout_min is 600, the partition \(default\) allows 240"):
+        cell_resources(cell, SlurmSettings(timeout_min=600), max_time_min=240)
+
+
+def test_host_memory_comes_from_the_plan():
+    assert cell_resources(make_cell("a", memory_gib=0.1)).mem_gib == 4  # two for the process, rounded up
+    on_gpu = make_cell("a", gpus_per_node=8, memory_gib=40.0, num_params_total=10**9)
+    assert cell_resources(on_gpu).mem_gib == 128  # 8 x 8, and the state twice
+    assert cell_resources(on_gpu, SlurmSettings(mem_gb=500)).mem_gib == 500
 
 
 def test_a_job_that_slurm_has_forgotten_is_lost(slurm, sweep_dir):

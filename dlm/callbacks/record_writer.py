@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,29 @@ class RecordWriter(L.Callback):
         assert isinstance(module, DiffusionLMLightningModule)
         self._begun = True
         self._started, self._clock = time.time(), time.perf_counter()
-        self.attempts, self.steps_redone = self._history(trainer.global_step)
+        self.attempts, self.steps_redone, self._spent = self._history(trainer.global_step)
+        self._gpus = gpus_held(trainer.world_size if module.device.type == "cuda" else 0)
         self._loss: float | None = None
         self._write_status(trainer, module, State.RUNNING)
 
-    def _history(self, step: int) -> tuple[int, int]:
-        """(attempts with this one, steps redone with this resume): what was logged past ``step`` is done again."""
+    @property
+    def gpu_hours(self) -> float:
+        """Of all attempts up to now, each from its first step on."""
+        return self._spent + self._gpus * (time.perf_counter() - self._clock) / 3600
+
+    def _history(self, step: int) -> tuple[int, int, float]:
+        """(attempts with this one, steps redone with this resume, GPU-hours before it).
+
+        What was logged past ``step`` is done again.
+        """
         if self.run_dir is None:
-            return 1, 0
+            return 1, 0, 0.0
         before = read_status(self.run_dir)
         reached = max((row["step"] for row in read_jsonl(self.run_dir / "metrics.jsonl")), default=0)
         if before is None:
-            return 1, 0
-        return before.attempts + 1, before.steps_redone + max(max(reached, before.step) - step, 0)
+            return 1, 0, 0.0
+        redone = max(max(reached, before.step) - step, 0)
+        return before.attempts + 1, before.steps_redone + redone, before.gpu_hours
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -148,6 +159,8 @@ class RecordWriter(L.Callback):
             steps_redone=self.steps_redone,
             loss=self._loss,
             tokens_per_sec=self.tokens_per_sec(trainer, module),
+            submission=os.environ.get("DLM_SUBMISSION"),
+            gpu_hours=self.gpu_hours,
             started=self._started,
             updated=time.time(),
         )
@@ -157,3 +170,9 @@ class RecordWriter(L.Callback):
         """Tokens per second of training over all attempts; None before the first step."""
         tokens = trainer.global_step * module.recipe.tokens_per_step
         return tokens / self.wall_sec if self.wall_sec > 0 else None
+
+
+def gpus_held(used: int) -> int:
+    """GPUs that nobody else can have meanwhile: those of the SLURM job, used or not; else the ``used`` ones."""
+    on_node = os.environ.get("SLURM_GPUS_ON_NODE")
+    return used if on_node is None else int(on_node) * int(os.environ.get("SLURM_NNODES", "1"))

@@ -55,7 +55,7 @@ class Sweep:
 
     def _ended_accounts(self) -> list[tuple[str, str]]:
         rows = self.cluster("sacct", "-X", "-n", "-P", "-o", "state,exitcode,jobname", "-S", "now-1hour").splitlines()
-        mine = [tuple(row.split("|")[:2]) for row in rows if row.endswith(f"|{self.folder.name}")]
+        mine = [tuple(row.split("|")[:2]) for row in rows if row.split("|")[2].startswith(f"{self.folder.name}-20")]
         return [] if any(state in ("PENDING", "RUNNING", "REQUEUED") for state, _ in mine) else mine
 
 
@@ -68,5 +68,5 @@ def sweep(cluster, command, stdlib_data, workdir, monkeypatch, request):
     plain = made.submit
     made.submit = lambda *arguments: plain("--set", f"name={name}", *arguments)
     yield made
-    cluster("scancel", f"--jobname={name}", check=False)
+    cluster("scancel", "--user=root", check=False)
     assert os.environ["SLURM_CONF"] == cluster.env["SLURM_CONF"]

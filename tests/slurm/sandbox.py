@@ -8,7 +8,7 @@ slurm-wlm, slurmdbd, munge and mariadb-server (--install fetches those that are 
 so that several run side by side.
 
 Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts.
-Every node has 4 CPUs, 4 GB and 2 GPUs that exist in the books only.
+Every node has 4 CPUs, 16 GB and 2 GPUs that exist in the books only.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _slurm_conf(
         "JobAcctGatherType=jobacct_gather/none",
     ]  # fmt: skip
     lines += [
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:2"
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 Gres=gpu:2"
         for node, port in zip(nodes, node_ports, strict=True)
     ]
     shared = f"Nodes={','.join(nodes)} State=UP MaxTime=INFINITE"
