@@ -6,9 +6,15 @@ Torch and Lightning are imported only when a run starts: composing, naming and s
 from __future__ import annotations
 
 import os
+import sys
+
+from dlm import signals
+
+if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
+    signals.remember()  # a submitted run can be told to stop while the imports below go on
+
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +133,11 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{name}.")
 
 
+def first_process() -> bool:
+    """Whether this is the process of a run that speaks for all: under srun, torchrun, Lightning, or alone."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+
+
 def main() -> int:
     """Compose and run; the exit code is that of the run, or of the first run of a multirun that did not end well."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and what is shown is ours to say
@@ -145,7 +156,7 @@ def main() -> int:
             line = explain(error)
             if line is None:
                 raise
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a run come to the same
+            if first_process():  # the other processes of a run come to the same
                 print(f"dlm: {line}", file=sys.stderr)
             codes.append(ExitCode.USER_ERROR)
 

@@ -180,6 +180,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
         for preemption in preemptions:
             preemption.return_signals()
     if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
+        _end_wandb()
         return True
     if run_dir is not None:
         if module.validated_step != recipe.steps:
@@ -328,6 +329,13 @@ def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
     os.environ.setdefault("WANDB_SILENT", "true")
     return hydra.utils.instantiate(config["logger"])
+
+
+def _end_wandb() -> None:
+    """Let W&B write what it has. SLURM signals every process of a job: its own may have ended with what it had."""
+    if "wandb" in sys.modules:
+        with contextlib.suppress(ConnectionError):
+            sys.modules["wandb"].teardown()
 
 
 def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
