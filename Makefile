@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 SWEEP ?= $(if $(BUDGET),isoflop,demo)
 LAUNCHER ?= auto
 YES ?=
+ALLOW_DIRTY ?=
 DEFINITION = $(if $(wildcard sweeps/$(SWEEP).yaml),sweeps/$(SWEEP).yaml,$(SWEEP))
 TOP = $(if $(BUDGET),--top-budget '$(BUDGET)')
 # On a folder in workdir/ the later stages work from what was planned there.
@@ -29,8 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-sweep: $(READY) ## plan, train, collect, fit and report: BUDGET=1e19 SWEEP=isoflop LAUNCHER=auto YES=1
-	@$(BIN)/dlm sweep $(DEFINITION) $(TOP) --launcher $(LAUNCHER) $(if $(YES),--yes)
+sweep: $(READY) ## plan, train, collect, fit and report: BUDGET=1e19 SWEEP=isoflop LAUNCHER=auto YES=1 ALLOW_DIRTY=1
+	@$(BIN)/dlm sweep $(DEFINITION) $(TOP) --launcher $(LAUNCHER) $(if $(YES),--yes) $(if $(ALLOW_DIRTY),--allow-dirty)
 
 plan: $(READY) ## show what a sweep would be, start nothing: BUDGET= SWEEP=
 	@$(BIN)/dlm plan $(DEFINITION) $(TOP)

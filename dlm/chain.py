@@ -5,6 +5,7 @@ Everything slow is imported by the function that needs it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -41,6 +42,18 @@ class Chosen:
 
     sweep_dir: Path
     plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What `dlm submit` and `dlm sweep` are told beside the plan."""
+
+    launcher: str = "auto"
+    yes: bool = False
+    retry_failed: bool = False
+    allow_dirty: bool = False
+    max_gpu_hours: float | None = None  # None: the definition's
+    extra: Sequence[str] = ()  # Hydra overrides of every job
 
 
 def is_sweep_dir(target: str) -> bool:
@@ -131,14 +144,15 @@ def _launcher(name: str) -> str:
     return "submitit_slurm" if slurm_answers() else "submitit_local"
 
 
-def _slurm(overrides: Sequence[str]) -> Slurm:
+def _slurm(how: How) -> Slurm:
     """The cluster of configs/hydra/launcher/submitit_slurm.yaml with ``hydra.launcher.KEY=VALUE`` over it."""
     from omegaconf import OmegaConf
 
     from dlm.cluster import Slurm, slurm_settings
     from dlm.groups import load_choice
 
-    given = OmegaConf.from_dotlist([word.removeprefix(LAUNCHER_KEY) for word in overrides])
+    words = [word.removeprefix(LAUNCHER_KEY) for word in how.extra if word.startswith(LAUNCHER_KEY)]
+    given = OmegaConf.from_dotlist([*words, *(["allow_dirty=true"] if how.allow_dirty else [])])
     facts = OmegaConf.merge(dict(load_choice("hydra/launcher", "submitit_slurm")), given)
     return Slurm(slurm_settings(OmegaConf.to_container(facts)))  # type: ignore[arg-type]
 
@@ -245,25 +259,37 @@ def _smaller_budget(spec: SweepSpec, budget: float) -> str:
     return f"BUDGET={format_flops(rounded)}, or `make sweep` alone for the demo"
 
 
-def _agree(chosen: Chosen, *, yes: bool, question: str) -> None:
-    """Ask on a terminal; without one go ahead within max_gpu_hours. Raises UserError beyond it."""
+def _agree(chosen: Chosen, how: How) -> float | None:
+    """Ask on a terminal; without one go ahead within max_gpu_hours. The GPU-hours that the sweep may then use.
+
+    Raises UserError for what costs more than it may.
+    """
+    from dlm.record import gpu_hours_used
+
     spec = chosen.plan.spec
-    gpu_hours = sum(cell.gpu_hours or 0 for cell in left_to_do(chosen))
+    used = gpu_hours_used(chosen.sweep_dir)
+    gpu_hours = used + sum(cell.gpu_hours or 0 for cell in left_to_do(chosen))
+    priced = f"{f'{used:,.4g} used and ' if used else ''}{gpu_hours - used:,.4g} GPU-hours to go"
+    if how.max_gpu_hours is not None and gpu_hours > how.max_gpu_hours:
+        raise UserError(
+            f"{priced} are more than --max-gpu-hours {how.max_gpu_hours:,.4g}: raise it, or lower the budget"
+        )
     beyond = spec.max_gpu_hours is not None and gpu_hours > spec.max_gpu_hours
-    if yes:
-        return
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if not how.yes and sys.stdin.isatty() and sys.stdout.isatty():
         import typer
 
-        typer.confirm(question, default=True, abort=True)
-    elif beyond:
+        typer.confirm("Start it?", default=True, abort=True)
+    elif not how.yes and beyond and how.max_gpu_hours is None:
         raise UserError(
             f"the plan costs {gpu_hours:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
             "confirm with YES=1 (--yes), lower the budget or raise max_gpu_hours"
         )
+    if how.max_gpu_hours is not None:
+        return how.max_gpu_hours
+    return None if beyond else spec.max_gpu_hours
 
 
-def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> int:
+def _run_local(chosen: Chosen, how: How) -> int:
     """Train every cell here; the exit code of the first that did not end well. Raises Stop when interrupted."""
     from dlm import locate
     from dlm.pool import LocalPool
@@ -276,8 +302,8 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> i
             chosen.sweep_dir,
             cluster=LocalPool(),
             data_dir=locate.data_dir(),
-            extra=extra,
-            retry_failed=retry_failed,
+            extra=how.extra,
+            retry_failed=how.retry_failed,
             on_event=progress.on_event,
             on_tick=progress.on_tick,
         )
@@ -293,17 +319,18 @@ def _run_local(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> i
     return code if code >= 0 else 128 - code
 
 
-def _submit_slurm(chosen: Chosen, *, retry_failed: bool, extra: Sequence[str]) -> int:
+def _submit_slurm(chosen: Chosen, how: How, max_gpu_hours: float | None) -> int:
     from dlm import locate
     from dlm.submit import submit_plan
 
     done = submit_plan(
         chosen.plan,
         chosen.sweep_dir,
-        cluster=_slurm([word for word in extra if word.startswith(LAUNCHER_KEY)]),
+        cluster=_slurm(how),
         data_dir=locate.data_dir(),
-        extra=[word for word in extra if not word.startswith(LAUNCHER_KEY)],
-        retry_failed=retry_failed,
+        extra=[word for word in how.extra if not word.startswith(LAUNCHER_KEY)],
+        retry_failed=how.retry_failed,
+        max_gpu_hours=max_gpu_hours,
     )
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
@@ -318,18 +345,14 @@ def start(
     budget: Sequence[str] | None,
     top_budget: str | None,
     settings: Sequence[str] | None,
-    *,
-    launcher: str,
-    yes: bool,
-    retry_failed: bool,
-    extra: Sequence[str],
+    how: How,
 ) -> tuple[Chosen, bool, int]:
     """Plan, show, price, ask, submit. Returns the sweep, whether it ran here, and the first bad exit code of a cell."""
     from dlm.plan import write_plan
     from dlm.screen import show_plan
 
-    local = _launcher(launcher) == "submitit_local"
-    extra = [word.lstrip("+") if word.lstrip("+").startswith(LAUNCHER_KEY) else word for word in extra]
+    local = _launcher(how.launcher) == "submitit_local"
+    extra = tuple(word.lstrip("+") if word.lstrip("+").startswith(LAUNCHER_KEY) else word for word in how.extra)
     for word in extra:
         if local and word.startswith(LAUNCHER_KEY):
             raise UserError(f"{word} is for SLURM, and this would run here: set the launcher to submitit_slurm")
@@ -342,11 +365,10 @@ def start(
     else:
         show_plan(chosen.plan)
         chosen = _prepared(chosen)
-    if left_to_do(chosen):
-        _agree(chosen, yes=yes, question="Start it?")
+    how = dataclasses.replace(how, extra=extra)
+    max_gpu_hours = _agree(chosen, how) if left_to_do(chosen) else None
     chosen = Chosen(chosen.sweep_dir, write_plan(chosen.sweep_dir, chosen.plan))
-    run = _run_local if local else _submit_slurm
-    return chosen, local, run(chosen, retry_failed=retry_failed, extra=extra)
+    return chosen, local, _run_local(chosen, how) if local else _submit_slurm(chosen, how, max_gpu_hours)
 
 
 def _priced_here(chosen: Chosen) -> tuple[Chosen, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -83,6 +84,19 @@ def plan(
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also cells that diverged, ran out of memory or failed often.")
 ]
+AllowDirty = Annotated[
+    bool,
+    typer.Option("--allow-dirty", help="To SLURM even code that differs from the last commit; its diff is kept."),
+]
+MaxGpuHours = Annotated[
+    float | None,
+    typer.Option(
+        "--max-gpu-hours",
+        min=0,
+        help="Refuse what costs more; on SLURM, start no cell once the sweep has used that much. "
+        "By default max_gpu_hours of the definition.",
+    ),
+]
 
 
 @app.command()
@@ -94,12 +108,20 @@ def submit(
     launcher: LauncherName = "auto",
     yes: Yes = False,
     retry_failed: RetryFailed = False,
+    allow_dirty: AllowDirty = False,
+    max_gpu_hours: MaxGpuHours = None,
     override: Extra = None,
 ) -> None:
     """Start the cells that are not done: on SLURM it returns at once, on this machine it trains them."""
-    _, _, code = chain.start(
-        target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
+    how = chain.How(
+        launcher=launcher,
+        yes=yes,
+        retry_failed=retry_failed,
+        allow_dirty=allow_dirty,
+        max_gpu_hours=max_gpu_hours,
+        extra=tuple(override or ()),
     )
+    _, _, code = chain.start(target, budget, top_budget, set_, how)
     raise typer.Exit(code)
 
 
@@ -112,12 +134,20 @@ def sweep(
     launcher: LauncherName = "auto",
     yes: Yes = False,
     retry_failed: RetryFailed = False,
+    allow_dirty: AllowDirty = False,
+    max_gpu_hours: MaxGpuHours = None,
     override: Extra = None,
 ) -> None:
     """Plan, submit and, on this machine, train, collect, fit and report. Run again, it goes on."""
-    chosen, ran_here, code = chain.start(
-        target, budget, top_budget, set_, launcher=launcher, yes=yes, retry_failed=retry_failed, extra=override or ()
+    how = chain.How(
+        launcher=launcher,
+        yes=yes,
+        retry_failed=retry_failed,
+        allow_dirty=allow_dirty,
+        max_gpu_hours=max_gpu_hours,
+        extra=tuple(override or ()),
     )
+    chosen, ran_here, code = chain.start(target, budget, top_budget, set_, how)
     if ran_here:
         chain.report(chosen.sweep_dir)
     raise typer.Exit(code)
@@ -127,11 +157,12 @@ def sweep(
 def status(
     target: Target,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every few seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again until nothing runs or waits.")] = False,
 ) -> None:
     """What every cell is doing: state, step, loss, speed, time left, reason of a failure."""
     import time
 
+    from dlm.record import State
     from dlm.screen import show_status
     from dlm.status import status_rows, status_values, summary_line, sweep_now
 
@@ -144,19 +175,25 @@ def status(
             show_status(status_rows(found), summary_line(found, chosen.plan))
             for warning in warnings:
                 chain.warn(warning)
-        if not watch:
+        if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in found):
             return
         time.sleep(5)
+        if sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
 
 
 @app.command()
 def cancel(
     target: Target,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell; repeat it.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Only cells in this state, submitted or running; repeat it.")
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Stop the cells that run or wait. They keep their checkpoints, and `dlm submit` goes on with them."""
     from dlm.errors import unknown
+    from dlm.record import State
     from dlm.submit import cancel as cancel_cells
 
     chosen = chain.existing(target)
@@ -164,12 +201,30 @@ def cancel(
     for name in cell or ():
         if name not in names:
             raise unknown("cell", name, names)
+    for name in state or ():
+        if name not in (State.SUBMITTED, State.RUNNING):
+            raise unknown("--state", name, (State.SUBMITTED, State.RUNNING))
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Stop what runs or waits of {chosen.sweep_dir}?", abort=True)
-    done = cancel_cells(cell or names, chosen.sweep_dir)
+    done = cancel_cells(cell or names, chosen.sweep_dir, states=tuple(map(State, state or ())))
     for name, what in done.items():
         print(f"{name}: {what}")
     print(f"stopped {len(done)} cells" if done else "nothing runs or waits")
+
+
+@app.command()
+def logs(
+    cell: Annotated[str, typer.Argument(help="A cell's id, a part of it that no other has, or its run directory.")],
+    target: Annotated[str | None, typer.Argument(help="The sweep, where several have such a cell.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many, from the end.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added.")] = False,
+) -> None:
+    """The end of what a cell, and its batch job, said."""
+    from dlm.logs import find_run, logs_of
+
+    paths = logs_of(find_run(cell, None if target is None else chain.existing(target).sweep_dir))
+    command = ["tail", f"--lines={lines}", "--verbose", *(["--follow=name"] if follow else []), *map(str, paths)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @app.command()

@@ -71,6 +71,7 @@ class SlurmSettings:
     max_array_size: int = 1000  # tasks in one array (MaxArraySize of slurm.conf, less one)
     sbatch_per_min: int | None = 60  # submissions in a minute, at most: a site's limit, or its good manners
     signal_delay_s: int = 90  # USR1 this long before the time limit: time to write a checkpoint
+    allow_dirty: bool = False  # submit code that differs from the last commit
     requeue: bool = True
     stderr_to_stdout: bool = True
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from dlm.ledger import CellNow, Ledger, local_ending, reconciled
 from dlm.pool import Event, LocalPool
 from dlm.record import State
 from dlm.sbatch import Array, arrays, write_script
-from dlm.snapshot import git_environment, snapshot_code
+from dlm.snapshot import check_clean, code_origin, snapshot_code
 
 PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than a dead one's lease stays fresh
 
@@ -58,9 +58,12 @@ def submit_jobs(
     """
     if not jobs:
         return Submission()
-    ledger, code = Ledger(sweep_dir), snapshot_code(sweep_dir)
+    origin = code_origin()
+    if isinstance(cluster, Slurm) and not cluster.settings.allow_dirty:
+        check_clean(origin)
+    ledger, code = Ledger(sweep_dir), snapshot_code(sweep_dir, origin=origin)
     submission = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    facts = {**git_environment(), **(environment or {})}
+    facts = {"DLM_CODE": code.name, **(origin.environment() if origin else {}), **(environment or {})}
     if isinstance(cluster, Slurm):
         return _submit_to_slurm(jobs, cluster, ledger, submission=submission, code=code, was=was or {}, facts=facts)
     ledger.intent(submission, cluster="local", jobs=jobs, code=code, was=was or {})

@@ -10,16 +10,22 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.errors import UserError
+from dlm.files import write_if_changed
 from dlm.locate import PACKAGE, configs_dir
 
 _LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 
-def snapshot_code(sweep_dir: Path, *, package: Path = PACKAGE, configs: Path | None = None) -> Path:
+def snapshot_code(
+    sweep_dir: Path, *, package: Path = PACKAGE, configs: Path | None = None, origin: Origin | None = None
+) -> Path:
     """Copy dlm/ and configs/ once per content; the folder that goes first on PYTHONPATH.
+
+    Beside it, HASH.diff is what ``origin`` says of changes that no commit holds.
 
     Raises UserError when the folder of that content no longer holds it.
     """
@@ -39,6 +45,8 @@ def snapshot_code(sweep_dir: Path, *, package: Path = PACKAGE, configs: Path | N
         shutil.rmtree(copy, ignore_errors=True)
     if not content_hash_of(target).startswith(target.name):
         raise UserError(f"{target} was changed after it was written: delete it, and submit again")
+    if origin is not None and origin.diff:
+        write_if_changed(target.with_name(f"{target.name}.diff"), origin.diff + "\n")
     return target
 
 
@@ -57,18 +65,47 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def git_environment(package: Path = PACKAGE) -> dict[str, str]:
-    """DLM_GIT_SHA and DLM_GIT_DIRTY (0 or 1) of the code that was copied: a snapshot is no repository itself.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The commit behind the code, and what differs from it in dlm/, configs/ and pyproject.toml."""
 
-    Empty where the package is not in one, or git is not there.
-    """
+    sha: str
+    changed: tuple[str, ...] = ()  # paths, new files too
+    diff: str = ""
+
+    def environment(self) -> dict[str, str]:
+        """For the jobs: a snapshot is no repository itself."""
+        return {"DLM_GIT_SHA": self.sha, "DLM_GIT_DIRTY": str(int(bool(self.changed)))}
+
+
+def code_origin(package: Path = PACKAGE) -> Origin | None:
+    """Where the code that is about to run comes from; None where it is in no repository, or git is not there."""
+    root = package.parent
+    deciding = ("--", str(package), str(configs_dir()), str(root / "pyproject.toml"))
     try:
-        sha = _git(package, "rev-parse", "HEAD")
-        changed = _git(package, "status", "--porcelain", "--", str(package), str(configs_dir()))
+        sha = _git(root, "rev-parse", "HEAD")
+        status = _git(root, "status", "--porcelain", "--untracked-files=all", *deciding)
     except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"DLM_GIT_SHA": sha, "DLM_GIT_DIRTY": str(int(bool(changed)))}
+        return None
+    new = [line[3:] for line in status.splitlines() if line.startswith("??")]
+    diffs = [_git(root, "diff", "HEAD", "--binary", *deciding)] if status else []
+    diffs += [_git(root, "diff", "--no-index", "--binary", "/dev/null", name, differs=True) for name in new]
+    return Origin(sha=sha, changed=tuple(line[3:] for line in status.splitlines()), diff="\n".join(filter(None, diffs)))
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.check_output(["git", *arguments], cwd=folder, text=True, stderr=subprocess.DEVNULL).strip()
+def check_clean(origin: Origin | None) -> None:
+    """Raise UserError for code that no commit holds."""
+    if origin is not None and origin.changed:
+        more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
+        raise UserError(
+            f"{', '.join(origin.changed[:3])}{more} differ from the last commit: commit them, or submit with "
+            "--allow-dirty (hydra.launcher.allow_dirty=true), which keeps their diff beside the code"
+        )
+
+
+def _git(folder: Path, *arguments: str, differs: bool = False) -> str:
+    """What git says; with ``differs`` exit code 1 means that there is a difference, as diff(1) says it."""
+    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
+    if done.returncode not in ((0, 1) if differs else (0,)):
+        raise subprocess.CalledProcessError(done.returncode, done.args)
+    return done.stdout.rstrip("\n")

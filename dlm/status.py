@@ -32,6 +32,8 @@ class CellStatus:
     tokens_per_sec: float | None = None
     eta_sec: float | None = None  # of a running cell, at its present rate
     attempts: int = 0
+    steps_redone: int = 0  # because attempts ended between two checkpoints
+    gpu_hours: float = 0.0  # of all attempts
     reason: str | None = None  # what the state rests on: the last failure, the process, SLURM's word
 
 
@@ -42,6 +44,9 @@ class Progress:
     counts: Mapping[State, int]
     done_flops: float  # finished cells whole, the others as far as they are
     total_flops: float
+    gpu_hours: float
+    planned_gpu_hours: float  # 0 on machines without GPUs
+    steps_redone: int
     eta_sec: float | None  # when the running cells will have ended; None when none tells
 
     @property
@@ -71,6 +76,8 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
             loss=now.result.loss,
             tokens_per_sec=now.result.tokens_per_sec,
             attempts=now.result.attempts,
+            steps_redone=now.result.steps_redone,
+            gpu_hours=now.result.gpu_hours,
         )
     said = now.status
     step = min(said.step, cell.steps) if said is not None else 0
@@ -84,6 +91,8 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
         tokens_per_sec=rate,
         eta_sec=_eta_sec(cell, step, rate) if now.state is State.RUNNING else None,
         attempts=said.attempts if said is not None else 0,
+        steps_redone=said.steps_redone if said is not None else 0,
+        gpu_hours=said.gpu_hours if said is not None else 0.0,
         reason=now.reason,
     )
 
@@ -102,6 +111,9 @@ def sweep_progress(cells: Sequence[CellStatus], plan: Plan) -> Progress:
         counts=Counter(cell.state for cell in cells),
         done_flops=sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells),
         total_flops=sum(flops.values()),
+        gpu_hours=sum(cell.gpu_hours for cell in cells),
+        planned_gpu_hours=sum(cell.gpu_hours or 0 for cell in plan.cells),
+        steps_redone=sum(cell.steps_redone for cell in cells),
         eta_sec=max(etas) if etas else None,
     )
 
@@ -112,7 +124,7 @@ def status_values(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
 
 
 def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
-    """The cells for a person: cell, state, step, loss, tokens/s, ETA, attempts, reason; None where not known."""
+    """The cells for a person; None where a thing is not known."""
     return [
         {
             "cell": cell.cell_id,
@@ -122,6 +134,7 @@ def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
             "tokens/s": None if cell.tokens_per_sec is None else f"{cell.tokens_per_sec:,.0f}",
             "ETA": None if cell.eta_sec is None else clock(cell.eta_sec),
             "attempts": cell.attempts,
+            "redone": cell.steps_redone or None,
             "reason": None if cell.state is State.DONE else cell.reason,
         }
         for cell in cells
@@ -140,5 +153,11 @@ def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
     """One line under the table: the states, the share of the FLOPs that is done, when the running cells will end."""
     progress = sweep_progress(cells, plan)
     states = ", ".join(f"{progress.counts[state]} {state}" for state in State if progress.counts.get(state))
-    left = "" if progress.eta_sec is None else f"; running cells end in {clock(progress.eta_sec)}"
-    return f"{states}; {100 * progress.fraction:.1f} % of {progress.total_flops:.3g} FLOPs{left}"
+    said = [states, f"{100 * progress.fraction:.1f} % of {progress.total_flops:.3g} FLOPs"]
+    if progress.gpu_hours or progress.planned_gpu_hours:
+        said.append(f"{progress.gpu_hours:,.3g} GPU-hours used of {progress.planned_gpu_hours:,.3g} planned")
+    if progress.steps_redone:
+        said.append(f"{progress.steps_redone:,} steps redone")
+    if progress.eta_sec is not None:
+        said.append(f"running cells end in {clock(progress.eta_sec)}")
+    return "; ".join(said)

@@ -255,12 +255,15 @@ def _cell_job(
     )
 
 
-def cancel(cell_ids: Sequence[str], sweep_dir: Path) -> dict[str, str]:
+def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = ()) -> dict[str, str]:
     """Stop cells that run or wait: scancel, or SIGTERM to the process on this machine; cell -> what was done.
+
+    With ``states`` only those that are in one of them.
 
     A `dlm sweep` on this machine sees the ledger: it ends what it has just started and passes over what waits.
     """
     now, _ = cells_now([(name, None) for name in cell_ids], sweep_dir)
+    cell_ids = [name for name in cell_ids if not states or now[name].state in states]
     live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
     ledger, done = Ledger(sweep_dir), dict[str, str]()
     records, _, _ = reconciled(sweep_dir, cell_ids)

@@ -408,6 +408,7 @@ def _write_environment(run_dir: Path, trainer: L.Trainer) -> None:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "submission": os.environ.get("DLM_SUBMISSION"),
+            "code": os.environ.get("DLM_CODE"),  # the snapshot; None: the live code
             "slurm": {name: os.environ[f"SLURM_{name}"] for name in SLURM_FACTS if f"SLURM_{name}" in os.environ},
             "device": device_name(trainer.strategy.root_device),
             "num_devices": trainer.world_size,

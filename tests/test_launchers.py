@@ -80,7 +80,8 @@ def multirun(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{TESTS.parent}")
 
     def run(*overrides):
-        command = [sys.executable, "app.py", "-m", f"paths.workdir={tmp_path}", *overrides]
+        dirty = ["hydra.launcher.allow_dirty=true"] if "hydra/launcher=submitit_slurm" in overrides else []
+        command = [sys.executable, "app.py", "-m", f"paths.workdir={tmp_path}", *overrides, *dirty]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         returned = tmp_path / "returns.json"
         rows = json.loads(returned.read_text()) if returned.is_file() else None
@@ -189,7 +190,7 @@ def test_slurm_multirun_without_waiting_returns_when_sbatch_has_taken_it(multiru
 def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm, tmp_path):
     waiting = subprocess.Popen(
         [sys.executable, "app.py", "-m", f"paths.workdir={tmp_path}", "cell=a,b,c", "hydra/launcher=submitit_slurm",
-         "hydra.launcher.poll_sec=0.2"],
+         "hydra.launcher.poll_sec=0.2", "hydra.launcher.allow_dirty=true"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 20

@@ -27,9 +27,16 @@ from dlm.status import (
 STEPS = 10
 
 
-def make_plan(**flops: float) -> SimpleNamespace:
+def make_plan(gpu_hours: float | None = None, **flops: float) -> SimpleNamespace:
     cells = [
-        SimpleNamespace(cell_id=name, steps=STEPS, tokens=10240, flops={"6n": value, "full": 1.0}, convention="6n")
+        SimpleNamespace(
+            cell_id=name,
+            steps=STEPS,
+            tokens=10240,
+            flops={"6n": value, "full": 1.0},
+            convention="6n",
+            gpu_hours=gpu_hours,
+        )
         for name, value in flops.items()
     ]
     return SimpleNamespace(cells=tuple(cells))
@@ -95,14 +102,14 @@ def test_progress_stays_within_zero_and_one_and_is_one_when_all_is_done(cells):
 def test_rows_for_people_and_values_for_programs():
     running = CellStatus(
         cell_id="a", state=State.RUNNING, step=1234, steps=20000, loss=2.71828, tokens_per_sec=98765.4, eta_sec=12345.0,
-        attempts=2, reason="process 1 on host",
+        attempts=2, steps_redone=7, reason="process 1 on host",
     )  # fmt: skip
     planned = CellStatus(cell_id="b", state=State.PLANNED, step=0, steps=10)
     assert status_rows([running, planned]) == [
         {"cell": "a", "state": State.RUNNING, "step": "1,234/20,000", "loss": "2.7183", "tokens/s": "98,765",
-         "ETA": "3:25:45", "attempts": 2, "reason": "process 1 on host"},
+         "ETA": "3:25:45", "attempts": 2, "redone": 7, "reason": "process 1 on host"},
         {"cell": "b", "state": State.PLANNED, "step": "0/10", "loss": None, "tokens/s": None, "ETA": None,
-         "attempts": 0, "reason": None},
+         "attempts": 0, "redone": None, "reason": None},
     ]  # fmt: skip
     values = json.loads(json.dumps(status_values([running]), allow_nan=False))
     assert values[0]["eta_sec"] == 12345.0 and values[0]["state"] == "running"

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import textwrap
 import threading
 import time
@@ -18,16 +19,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stub_cell import STEPS, result, status
 
+from dlm import dispatch as dispatch_module
 from dlm import ledger as ledger_module
-from dlm.cluster import Slurm, SlurmSettings
-from dlm.dispatch import Pace, quote
+from dlm.cluster import Job, Slurm, SlurmSettings
+from dlm.dispatch import Pace, quote, submit_jobs
 from dlm.errors import UserError
 from dlm.files import Lease, live_holder
 from dlm.ledger import Ledger, cells_now, last_line
-from dlm.locate import PACKAGE
+from dlm.locate import PACKAGE, configs_dir
 from dlm.pool import LocalPool
 from dlm.record import State, write_result, write_status
-from dlm.snapshot import snapshot_code
+from dlm.snapshot import code_origin, snapshot_code
 from dlm.submit import cancel, cell_overrides, cell_resources, submit_plan, time_limit_min, trainer_overrides
 
 TESTS = Path(__file__).parent
@@ -173,6 +175,44 @@ def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_pat
     (second / "dlm/flops.py").write_text("# edited in place\n")
     with pytest.raises(UserError, match="was changed after it was written"):
         snapshot_code(tmp_path, package=package)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_path, monkeypatch):
+    root = tmp_path / "repository"
+    shutil.copytree(PACKAGE, root / "dlm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(configs_dir(), root / "configs")
+    monkeypatch.setenv("DLM_CONFIGS", str(root / "configs"))
+    (root / "pyproject.toml").touch()
+    assert code_origin(root / "dlm") is None  # no repository
+    git(root, "init")
+    git(root, "add", "-A")
+    git(root, "commit", "-m", "all")
+    clean = code_origin(root / "dlm")
+    assert clean is not None and (clean.changed, clean.diff) == ((), "")
+    (root / "notes.txt").write_text("is no code")
+    assert code_origin(root / "dlm") == clean
+    (root / "dlm/flops.py").write_text("# changed\n")
+    (root / "configs/data/mine.yaml").write_text("name: mine\n")
+    (root / "pyproject.toml").write_text("[x]\n")
+    origin = code_origin(root / "dlm")
+    assert origin is not None and origin.sha == clean.sha
+    assert set(origin.changed) == {"dlm/flops.py", "configs/data/mine.yaml", "pyproject.toml"}
+    assert all(line in origin.diff for line in ("+# changed", "+name: mine", "+[x]"))
+    monkeypatch.setattr(dispatch_module, "code_origin", lambda: origin)
+    job = Job(name="a", overrides=("+cell=a",), run_dir=tmp_path / "work/demo/runs/a")
+    with pytest.raises(UserError, match=r"differ from the last commit: commit them, or submit with --allow-dirty"):
+        submit_jobs([job], cluster=Slurm(), sweep_dir=tmp_path / "work/demo")
+    assert not (tmp_path / "work").exists()
+    code = snapshot_code(tmp_path / "work/demo", package=root / "dlm", configs=root / "configs", origin=origin)
+    git(root, "stash", "--include-untracked")
+    git(root, "apply", str(code.with_name(f"{code.name}.diff")))  # the commit and the diff give what ran
+    assert (root / "dlm/flops.py").read_bytes() == (code / "dlm/flops.py").read_bytes() == b"# changed\n"
+    assert (root / "configs/data/mine.yaml").read_bytes() == (code / "configs/data/mine.yaml").read_bytes()
 
 
 def test_a_half_written_ledger_line_costs_that_line_only(sweep_dir):
@@ -336,6 +376,7 @@ def slurm(tmp_path, monkeypatch):
         path.write_text("#!/bin/bash\n" + textwrap.dedent(body).format(db=db))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
+    monkeypatch.setattr(dispatch_module, "code_origin", lambda: None)  # this checkout may hold changes
     return db
 
 
