@@ -50,6 +50,13 @@ class Job:
     micro_batch: int | None = None  # what its overrides ask for after it ran out of memory
 
 
+_WHOLE = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min"), 1),
+    **dict.fromkeys(("array_parallelism", "max_array_size", "sbatch_per_min"), 1),
+    **dict.fromkeys(("gpus_per_node", "signal_delay_s"), 0),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
     """The keys of configs/hydra/launcher/submitit_slurm.yaml; None leaves a thing to the plan or the cluster."""
@@ -80,10 +87,12 @@ class SlurmSettings:
     poll_sec: float = 15.0  # only for `-m`: how often squeue and sacct are asked
 
     def __post_init__(self) -> None:
-        for key in ("array_parallelism", "max_array_size", "sbatch_per_min"):
+        for key, low in _WHOLE.items():
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"hydra.launcher.{key} is {value}: it must be 1 or more ({LAUNCHER_CONFIG})")
+            if value is not None and not (isinstance(value, int) and value >= low):
+                raise UserError(
+                    f"hydra.launcher.{key} is {value}: it must be a whole number, {low} or more ({LAUNCHER_CONFIG})"
+                )
 
 
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
@@ -205,7 +214,7 @@ class Slurm:
         tasks = {row.task: row for row in (*ended, *live)}  # the queue has the last word
         return Answer(
             states={task: row.state for task, row in tasks.items() if task in wanted or row.name in named},
-            arrays={row.name: row.task.split("_")[0] for row in tasks.values() if row.name in named},
+            arrays={row.name: row.task.split("_")[0] for row in tasks.values() if row.name in named and row.stands},
             warnings=tuple(filter(None, (no_account, no_queue))),
             silent=no_queue is not None,
         )
@@ -293,6 +302,11 @@ class TaskRow:
     task: str
     state: TaskState
     name: str | None = None  # of the job
+
+    @property
+    def stands(self) -> bool:
+        """Whether SLURM took the job; it also keeps a record of one that it has refused."""
+        return self.state.reason != "BadConstraints"
 
 
 def _ask(command: list[str]) -> tuple[list[TaskRow], str | None]:

@@ -268,8 +268,7 @@ def _word_of_job(
     """Of a job that has left the queue: its own last word (of this submission) where SLURM saw it end that way."""
     if task is None and slurm_silent:
         return State.SUBMITTED, f"job {job_id}; SLURM does not answer"
-    spoke = own is not None and own.exit_code is not None
-    if own is not None and spoke and (task is None or (task.exit_code == own.exit_code and not task.signal)):
+    if own is not None and own.exit_code is not None and (task is None or _agree(own.exit_code, task)):
         return _own_word(own)
     if task is None:
         return State.LOST, f"SLURM does not know job {job_id} any more"
@@ -280,6 +279,12 @@ def _word_of_job(
     if task.word == "FAILED" and task.exit_code:
         return state_of_exit(task.exit_code), f"job {job_id} ended with {exit_words(task.exit_code)}"
     return ended_state(task), f"SLURM says {task} of job {job_id}"
+
+
+def _agree(exit_code: int, task: TaskState) -> bool:
+    """Whether a cell that said it ends with ``exit_code`` did. SLURM may have the code of another of its processes."""
+    failed = task.word == "FAILED" and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    return failed or (task.exit_code == exit_code and not task.signal)
 
 
 def exit_words(exit_code: int) -> str:

@@ -131,7 +131,8 @@ def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) ->
             yield f"--{key}={_word(str(getattr(settings, key)))}"
     # Not B: (the batch shell alone): the cell needs the signal. A short job has more time left than it uses up.
     limit_s = math.inf if need.time_min is None else need.time_min * 60
-    yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
+    if settings.signal_delay_s:
+        yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
     yield "--requeue" if settings.requeue else "--no-requeue"
     for key, value in settings.additional_parameters.items():
         yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"

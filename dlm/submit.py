@@ -71,9 +71,9 @@ def cell_resources(
     """
     settings = settings or SlurmSettings()
     gpus = settings.gpus_per_node if settings.gpus_per_node is not None else cell.gpus_per_node or 0
-    tasks = settings.tasks_per_node or max(1, gpus)
+    tasks = settings.tasks_per_node or gpus or cell.overrides.get("trainer.devices") or 1
     return Resources(
-        nodes=settings.nodes or cell.nodes or 1,
+        nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.nodes or 1,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
         cpus_per_task=settings.cpus_per_task or cpus_per_task,
@@ -103,7 +103,8 @@ def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
         return None
     state = 2 * 16 * cell.num_params_total / GIB
     needed = HOST_GIB[on_gpu] * tasks + (state if on_gpu else 1.5 * cell.memory_gib * tasks)
-    return int(2 ** math.ceil(math.log2(needed)))
+    power = 2 ** math.floor(math.log2(needed))
+    return int(next(size for size in (power, 1.5 * power, 2 * power) if size >= needed))
 
 
 def time_limit_min(hours: float | None) -> int | None:

@@ -44,6 +44,7 @@ from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
 from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status, write_validation
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
 SLURM_FACTS = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_NODELIST", "JOB_PARTITION")
 COMPUTED = {  # trainer keys that have another owner, and what to set instead
     "max_steps": "set training.budget or training.steps",
@@ -90,11 +91,31 @@ def run(config: Mapping[str, Any]) -> ExitCode:
         print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
     if getattr(rank_zero_only, "rank", 0):  # another process of the run: the first holds the lease and keeps the record
-        with contextlib.suppress(DivergedError, torch.OutOfMemoryError):  # the first says it; its exit code counts
-            _fit(config, recipe, data_set, run_dir)
-        return ExitCode.DONE
+        return _beside_the_first(config, recipe, data_set, run_dir)
     with Lease(run_dir):
         return _recorded(config, recipe, data_set, run_dir)
+
+
+def _beside_the_first(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path) -> ExitCode:
+    """What all processes come to, the first says. Memory can run out in one alone, and then that one says it."""
+    try:
+        _fit(config, recipe, data_set, run_dir)
+    except DivergedError:
+        pass
+    except Exception as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        _last_word(run_dir, recipe, State.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, reason)
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.DONE
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What an exception says of memory that ran out; None when it is of something else."""
+    line = str(error).split("\n")[0]
+    torchs = isinstance(error, RuntimeError) and any(words in line for words in NO_MEMORY)
+    return line or "MemoryError" if torchs or isinstance(error, (torch.OutOfMemoryError, MemoryError)) else None
 
 
 def check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
@@ -124,12 +145,13 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
     except DivergedError as error:
         code, reason, state = ExitCode.DIVERGED, str(error), State.DIVERGED
         print(f"dlm: {error}", file=sys.stderr)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        code, reason, state = ExitCode.OUT_OF_MEMORY, str(error).split("\n")[0], State.OUT_OF_MEMORY
-        print(f"dlm: out of memory: {reason}: lower data.micro_batch_size", file=sys.stderr)
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise
+        reason = out_of_memory(error)
+        if reason is None:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            raise
+        code, state = ExitCode.OUT_OF_MEMORY, State.OUT_OF_MEMORY
+        print(f"dlm: out of memory: {reason}: lower data.micro_batch_size", file=sys.stderr)
     finally:
         _last_word(run_dir, recipe, state, code, reason)
     return code
@@ -198,6 +220,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours seeks: FromOffset
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # on a login node, or for a look
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its successor is too new
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")  # it is reduced before
     warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")

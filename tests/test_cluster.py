@@ -345,8 +345,9 @@ def test_a_line_break_in_an_override_is_refused():
 def test_settings_refuse_unknown_keys_with_the_near_ones():
     with pytest.raises(UserError, match=r"unknown key of hydra\.launcher 'partitions': did you mean partition"):
         slurm_settings({"partitions": "x"})
-    with pytest.raises(UserError, match="array_parallelism is 0"):
-        slurm_settings({"array_parallelism": 0})
+    for key, value in [("array_parallelism", 0), ("nodes", 2.5), ("timeout_min", "1h"), ("gpus_per_node", -1)]:
+        with pytest.raises(UserError, match=f"{key} is {value}: it must be a whole number"):
+            slurm_settings({key: value})
 
 
 # --- SLURM: its commands ----------------------------------------------------------------------------------------
@@ -447,10 +448,11 @@ def test_expanding_a_pending_range_gives_back_its_tasks(tasks):
 
 
 def test_arrays_are_found_by_their_jobs_names(bin_dir, tmp_path):
-    command(bin_dir, "squeue", 'echo "12_0|RUNNING|0|None|demo-s-0|"; echo "14_0|RUNNING|0|None|demo-s-00|"')
+    rows = ("12_0|RUNNING|0|None|demo-s-0|", "14_0|RUNNING|0|None|demo-s-00|", "15_0|FAILED|1|BadConstraints|demo-s-2|")
+    command(bin_dir, "squeue", "\n".join(f'echo "{row}"' for row in rows))  # SLURM keeps a record of what it refused
     command(bin_dir, "sacct", f'echo "$@" >> {tmp_path}/args.txt; echo "13_0|FAILED|1:0|None|demo-s-1"')
     answer = Slurm().states([], names=["demo-s-0", "demo-s-1", "demo-s-2"])
-    assert answer.arrays == {"demo-s-0": "12", "demo-s-1": "13"} and set(answer.states) == {"12_0", "13_0"}
+    assert answer.arrays == {"demo-s-0": "12", "demo-s-1": "13"} and set(answer.states) == {"12_0", "13_0", "15_0"}
     assert "--name=demo-s-0,demo-s-1,demo-s-2" in (tmp_path / "args.txt").read_text()
 
 

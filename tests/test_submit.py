@@ -596,9 +596,9 @@ def test_time_limits_stay_within_the_partitions(monkeypatch):
 
 
 def test_host_memory_comes_from_the_plan():
-    assert cell_resources(make_cell("a", memory_gib=0.1)).mem_gib == 4  # two for the process, rounded up
+    assert cell_resources(make_cell("a", memory_gib=0.1)).mem_gib == 3  # two for the process, rounded up
     on_gpu = make_cell("a", gpus_per_node=8, memory_gib=40.0, num_params_total=10**9)
-    assert cell_resources(on_gpu).mem_gib == 128  # 8 x 8, and the state twice
+    assert cell_resources(on_gpu).mem_gib == 96  # 8 x 8, and the state twice
     assert cell_resources(on_gpu, SlurmSettings(mem_gb=500)).mem_gib == 500
 
 

@@ -7,7 +7,8 @@ Boots munged, MariaDB, slurmdbd, slurmctld and a slurmd for every node out of on
 slurm-wlm, slurmdbd, munge and mariadb-server (--install fetches those that are absent). Ports and names are its own,
 so that several run side by side.
 
-Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts.
+Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts;
+short, of jobs of two minutes.
 Every node has 4 CPUs, 16 GB and 2 GPUs that exist in the books only.
 """
 
@@ -62,11 +63,16 @@ class Sandbox:
             raise SandboxError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def stop(self, name: str) -> None:
-        """End one daemon (slurmdbd, a node) by its pid, as a machine that dies would."""
+    def stop(self, name: str, *, how: signal.Signals = signal.SIGTERM) -> None:
+        """End one daemon (slurmdbd, a node) by its pid."""
         process = self.processes.pop(name)
-        process.terminate()
+        process.send_signal(how)
         process.wait(30)
+
+    def start(self, name: str) -> None:
+        """Start slurmdbd, slurmctld or the slurmd of a node (again)."""
+        command = ("slurmd", "-D", "-N", name) if name in self.nodes else (name, "-D")
+        _start(self, name, *command)
 
 
 def absent_packages() -> list[str]:
@@ -148,19 +154,14 @@ def _boot(cluster: Sandbox, name: str, options: str) -> None:
            f"--pid-file={folder}/mariadbd.pid", f"--init-file={folder}/users.sql")  # fmt: skip
     _until(cluster, "mariadbd", lambda: _listens(database_port))
     _until(cluster, "munged", (folder / "munge.socket").exists)
-    _start(cluster, "slurmdbd", "slurmdbd", "-D")
+    cluster.start("slurmdbd")
     _until(cluster, "slurmdbd", lambda: _listens(slurmdbd_port))
     cluster("sacctmgr", "-i", "add", "cluster", name)
-    _start(cluster, "slurmctld", "slurmctld", "-D")
+    cluster.start("slurmctld")
     _until(cluster, "slurmctld", lambda: _listens(slurmctld_port))
     for node in cluster.nodes:
-        start_node(cluster, node)
+        cluster.start(node)
     _until(cluster, "slurmctld", lambda: _all_idle(cluster))
-
-
-def start_node(cluster: Sandbox, node: str) -> None:
-    """Start the slurmd of one node (again)."""
-    _start(cluster, node, "slurmd", "-D", "-N", node)
 
 
 def _slurm_conf(
@@ -194,6 +195,7 @@ def _slurm_conf(
         f"PartitionName=low {shared} PriorityTier=1 Default=YES",
         f"PartitionName=grace {shared} PriorityTier=1 GraceTime=20",
         f"PartitionName=high {shared} PriorityTier=10 PreemptMode=OFF",
+        f"PartitionName=short {shared.replace('INFINITE', '2')} PriorityTier=1",
     ]
     return "\n".join(lines) + "\n"
 
@@ -283,8 +285,8 @@ def main() -> int:
         if given.install:
             install()
         with sandbox(given.nodes) as cluster:
-            print(f"SLURM stands: nodes {', '.join(cluster.nodes)}; partitions low, grace, high; SLURM_CONF is set.",
-                  "It goes when this command ends.", flush=True)  # fmt: skip
+            print(f"SLURM stands: nodes {', '.join(cluster.nodes)}; partitions low, grace, high, short.",
+                  "SLURM_CONF is set. It goes when this command ends.", flush=True)  # fmt: skip
             return subprocess.run(command, env=cluster.env, check=False).returncode
     except SandboxError as error:
         print(f"dlm: {error}", file=sys.stderr)
