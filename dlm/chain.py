@@ -146,15 +146,23 @@ def _launcher(name: str) -> str:
 
 def _slurm(how: How) -> Slurm:
     """The cluster of configs/hydra/launcher/submitit_slurm.yaml with ``hydra.launcher.KEY=VALUE`` over it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     from dlm.cluster import Slurm, slurm_settings
     from dlm.groups import load_choice
 
-    words = [word.removeprefix(LAUNCHER_KEY) for word in how.extra if word.startswith(LAUNCHER_KEY)]
-    given = OmegaConf.from_dotlist([*words, *(["allow_dirty=true"] if how.allow_dirty else [])])
-    facts = OmegaConf.merge(dict(load_choice("hydra/launcher", "submitit_slurm")), given)
-    return Slurm(slurm_settings(OmegaConf.to_container(facts)))  # type: ignore[arg-type]
+    words = [word for word in how.extra if word.startswith(LAUNCHER_KEY)]
+    try:
+        given = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
+    except HydraException as error:
+        raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
+    facts = OmegaConf.create(dict(load_choice("hydra/launcher", "submitit_slurm")))
+    for key, value in given.items():
+        OmegaConf.update(facts, key.removeprefix(LAUNCHER_KEY), value)
+    values: dict[str, Any] = OmegaConf.to_container(facts)  # type: ignore[assignment]
+    return Slurm(slurm_settings({**values, **({"allow_dirty": True} if how.allow_dirty else {})}))
 
 
 def _prepared(chosen: Chosen) -> Chosen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import platform
@@ -118,6 +119,15 @@ def out_of_memory(error: BaseException) -> str | None:
     return line or "MemoryError" if torchs or isinstance(error, (torch.OutOfMemoryError, MemoryError)) else None
 
 
+def disk_full(error: BaseException | None) -> bool:
+    """Whether that is behind an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
     """The run's data. Raises UserError when they are not prepared or have another vocabulary."""
     data_set = ensure_data(config["data"])
@@ -147,11 +157,17 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
         print(f"dlm: {error}", file=sys.stderr)
     except BaseException as error:
         reason = out_of_memory(error)
-        if reason is None:
+        if reason is not None:
+            code, state = ExitCode.OUT_OF_MEMORY, State.OUT_OF_MEMORY
+            print(f"dlm: out of memory: {reason}: lower data.micro_batch_size", file=sys.stderr)
+        elif disk_full(error):
+            reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
+            print(f"dlm: {reason}", file=sys.stderr)
+            logging.raiseExceptions = False  # W&B's own log has no room either, and would say so at length
+            _end_wandb()
+        else:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
-        code, state = ExitCode.OUT_OF_MEMORY, State.OUT_OF_MEMORY
-        print(f"dlm: out of memory: {reason}: lower data.micro_batch_size", file=sys.stderr)
     finally:
         _last_word(run_dir, recipe, state, code, reason)
     return code
@@ -164,18 +180,14 @@ def _last_word(run_dir: Path, recipe: Recipe, state: State, code: ExitCode, reas
     )
     result = read_result(run_dir) if state is State.DONE else None
     known: dict[str, Any] = {} if result is None else {"step": result.step, "loss": result.loss}
-    write_status(
-        run_dir,
-        dataclasses.replace(
-            status,
-            state=state,
-            exit_code=int(code),
-            reason=reason,
-            submission=os.environ.get("DLM_SUBMISSION"),
-            updated=now,
-            **known,
-        ),
+    submission = os.environ.get("DLM_SUBMISSION")
+    word = dataclasses.replace(
+        status, state=state, exit_code=int(code), reason=reason, submission=submission, updated=now, **known
     )
+    try:
+        write_status(run_dir, word)
+    except OSError as error:  # the exit code says it too
+        print(f"dlm: {run_dir / 'status.json'} cannot be written ({error})", file=sys.stderr)
 
 
 def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path | None) -> bool:

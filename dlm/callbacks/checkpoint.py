@@ -7,10 +7,12 @@ is copied to the host's memory in the step that it belongs to, and written by a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -108,9 +110,10 @@ class Checkpoint(LightningCheckpoint):
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
         if self.thread is None:
-            trainer.save_checkpoint(building / STATE, weights_only=False)
-            if trainer.is_global_zero:
-                self._finish(building, folder, step)
+            with _removed_if_unfinished(building):
+                trainer.save_checkpoint(building / STATE, weights_only=False)
+                if trainer.is_global_zero:
+                    self._finish(building, folder, step)
             return
         writer, copying = trainer.strategy.checkpoint_io, Copying()
         trainer.strategy.checkpoint_io = copying
@@ -120,8 +123,9 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = writer
 
         def write() -> None:
-            writer.save_checkpoint(copying.copied, building / STATE)
-            self._finish(building, folder, step)
+            with _removed_if_unfinished(building):
+                writer.save_checkpoint(copying.copied, building / STATE)
+                self._finish(building, folder, step)
 
         if trainer.is_global_zero:
             self.writing = self.thread.submit(write)
@@ -150,6 +154,16 @@ class Checkpoint(LightningCheckpoint):
         for path in saved:
             if path not in keep:
                 shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _removed_if_unfinished(building: Path) -> Iterator[None]:
+    """On a full disk the room that it takes is the room in which the run can say so."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _seal(folder: Path, *, step: int) -> None:
