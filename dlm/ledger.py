@@ -230,12 +230,12 @@ def cell_now(
     live = live_state(task)
     if live is not None and task is not None:
         return CellNow(state=live, reason=f"SLURM says {task}", status=status)
-    state, said = _last_word(record or CellRecord(), status, task, slurm_silent)
+    state, said = _last_word(run_dir, record or CellRecord(), status, task, slurm_silent)
     return CellNow(state=state, reason=said, status=status)
 
 
 def _last_word(
-    record: CellRecord, status: Status | None, task: TaskState | None, slurm_silent: bool
+    run_dir: Path, record: CellRecord, status: Status | None, task: TaskState | None, slurm_silent: bool
 ) -> tuple[State, str | None]:
     """(state, reason) of a cell that nobody is running."""
     if record.cancelled is not None:
@@ -244,7 +244,7 @@ def _last_word(
         return State.SUBMITTED, f"submission {record.submission} was cut off, and SLURM does not answer"
     if record.job_id is not None:
         own = status if status is not None and status.submission == record.submission else None
-        return _word_of_job(record.job_id, own, task, slurm_silent)
+        return _word_of_job(run_dir, record.job_id, own, task, slurm_silent)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
         if record.ending.state is State.DONE:
             return State.LOST, GONE
@@ -263,7 +263,7 @@ def _own_word(status: Status | None) -> tuple[State, str | None]:
 
 
 def _word_of_job(
-    job_id: str, own: Status | None, task: TaskState | None, slurm_silent: bool
+    run_dir: Path, job_id: str, own: Status | None, task: TaskState | None, slurm_silent: bool
 ) -> tuple[State, str | None]:
     """Of a job that has left the queue: its own last word (of this submission) where SLURM saw it end that way."""
     if task is None and slurm_silent:
@@ -277,7 +277,9 @@ def _word_of_job(
             f"job {job_id} could not start or could not write its log ({task}): do the nodes see the workdir?"
         )
     if task.word == "FAILED" and task.exit_code:
-        return state_of_exit(task.exit_code), f"job {job_id} ended with {exit_words(task.exit_code)}"
+        said = last_line(run_dir / "log.txt") if task.exit_code in (ExitCode.BUG, *_BY_EXIT_CODE) else None
+        words = f"job {job_id} ended with {exit_words(task.exit_code)}"
+        return state_of_exit(task.exit_code), f"{words}: {said}" if said else words
     return ended_state(task), f"SLURM says {task} of job {job_id}"
 
 

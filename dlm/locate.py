@@ -5,12 +5,14 @@ In a checkout configs/ and sweeps/ stand beside the package; in an installed whe
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 
 
+@functools.cache
 def _shipped(name: str) -> Path:
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name

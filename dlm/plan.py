@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from dlm.flops import flops_per_token
 from dlm.groups import choices, load_base, load_choice
 from dlm.identity import canonical_json, cell_id, content_hash, format_flops
 from dlm.ladder import load_shape
+from dlm.locate import configs_dir
 from dlm.manifest import DataSet, read_data
 from dlm.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.sweep import Hardware, SweepSpec, parse_sweep
@@ -112,11 +114,12 @@ def make_plan(spec: SweepSpec) -> Plan:
     found: dict[str, DataSet | None] = {}
     cells, dropped = [], []
     for point in _points(spec, groups):
-        node = data_node(point["groups"], point["overrides"])
+        config = cell_config(point["groups"], point["overrides"])
+        node = _in_place(config["data"])
         key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
         if key not in found:
             found[key] = read_data(node)
-        cell = _cell(spec, point, found[key])
+        cell = _cell(spec, point, config, found[key])
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
@@ -163,14 +166,18 @@ def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[dict[str, An
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The nodes that decide a result, as Hydra would compose them. Raises UserError for an unknown key."""
-    config: dict[str, Any] = copy.deepcopy(load_base())
-    for group in DECIDING:
-        config[group] = copy.deepcopy(load_choice(group, groups[group]))
+    config = copy.deepcopy(_composed(configs_dir(), *(groups[group] for group in DECIDING)))
     config["trainer"] = {"precision": overrides.get("trainer.precision", "auto")}
     for key, value in overrides.items():
         if key.split(".")[0] not in OTHER_GROUPS:
             _put(config, key, value)
     return config
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed(configs: Path, *chosen: str) -> dict[str, Any]:
+    """The deciding groups as they stand in ``configs``; not to be changed."""
+    return load_base() | {group: load_choice(group, choice) for group, choice in zip(DECIDING, chosen, strict=True)}
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
@@ -224,9 +231,9 @@ def _name(dropped: Mapping[str, Any]) -> str:
     return f"{dropped['model']} at {format_flops(dropped['budget_flops'])}"
 
 
-def _cell(spec: SweepSpec, point: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+def _cell(spec: SweepSpec, point: Mapping[str, Any], composed: Mapping[str, Any], data: DataSet | None) -> Cell | str:
     """The cell of a point, or the reason why there is none."""
-    config = fill(cell_config(point["groups"], point["overrides"]))
+    config = fill(composed)
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(

@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from dlm import signals
 from dlm.callbacks import callbacks_of, evenly
 from dlm.callbacks.checkpoint import latest_whole, state_file
 from dlm.callbacks.preemption import Preemption
@@ -165,11 +166,15 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
             print(f"dlm: {reason}", file=sys.stderr)
             logging.raiseExceptions = False  # W&B's own log has no room either, and would say so at length
             _end_wandb()
+        elif isinstance(error, ConnectionError) and signals.asked_to_stop():
+            code, state, reason = ExitCode.PREEMPTED, State.PREEMPTED, "stopped by a signal while it started"
+            _end_wandb()  # whose process took the signal to heart before ours could take a step
         else:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
     finally:
         _last_word(run_dir, recipe, state, code, reason)
+        signals.forget()
     return code
 
 

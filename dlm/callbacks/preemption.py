@@ -46,6 +46,7 @@ class Preemption(L.Callback):
 
     def _set_flag(self, number: int, frame: Any) -> None:
         self._flag = True
+        signals.note(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends at once
 

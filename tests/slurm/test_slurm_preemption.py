@@ -1,7 +1,12 @@
 """Told to stop, a cell on a real SLURM goes on where it was: preempted, with and without grace, or out of time."""
 
+import contextlib
+import os
+import signal
+from pathlib import Path
+
 import pytest
-from conftest import LONG, curve, wait_for
+from conftest import LONG, Sweep, curve, wait_for
 
 from dlm.record import read_result, read_status
 from dlm.wandb_file import read_wandb_run
@@ -10,29 +15,34 @@ pytestmark = pytest.mark.slurm
 RIVAL = ("sbatch", "-p", "high", "-N3", "--exclusive", "-J", "rival", "-o", "/dev/null", "--wrap", "sleep 2")
 
 
-@pytest.mark.parametrize(
-    ("partition", "keys"),
-    [("low", ""), ("low", " signal_delay_s=0"), ("grace", ""), ("grace", " signal_delay_s=0")],
-    ids=["no grace", "no grace, no signal", "grace", "grace, no signal"],
-)
-def test_a_preempted_cell_goes_on_where_it_was(partition, keys, sweep, cluster, undisturbed):
-    assert sweep.submit(LONG, launcher=f"partition={partition}{keys}").code == 0
-    wait_for(sweep.trains)
-    cluster(*RIVAL)
-    wait_for(lambda: "PENDING" in sweep.queued() or "REQUEUED" in sweep.queued())
-    assert sweep.cell["state"] == "submitted"  # not done, not failed: SLURM will start it again
-    assert sweep.accounts() == [("COMPLETED", "0:0")]
-    status = read_status(sweep.run_dir)
-    assert (sweep.cell["state"], status.attempts) == ("done", 2), sweep.log
-    assert "going on from step_" in sweep.log and "Traceback" not in sweep.log
-    assert status.steps_redone == 0  # it was given the time to write a checkpoint, and no step was lost
-    assert curve(sweep.run_dir) == curve(undisturbed)
-    assert read_result(sweep.run_dir).loss == read_result(undisturbed).loss
-    wandb = list((sweep.run_dir / "wandb").glob("offline-run-*"))
-    assert len(wandb) == 2 and {path.name.split("-", 3)[3] for path in wandb} == {
-        f"{sweep.folder.name}-{sweep.run_dir.name}"
+def test_preempted_cells_go_on_where_they_were(cluster, command, stdlib_data, workdir, undisturbed):
+    """With and without grace, with and without the user signal: all at once, by one rival."""
+    ways = {
+        "plain": "partition=low",
+        "no-signal": "partition=low signal_delay_s=0",
+        "grace": "partition=grace",
+        "grace-no-signal": "partition=grace signal_delay_s=0",
     }
-    assert read_wandb_run(sweep.run_dir, f"{sweep.folder.name}-{sweep.run_dir.name}") is not None
+    sweeps = {name: Sweep(cluster, command, workdir / name) for name in ways}
+    for name, keys in ways.items():
+        assert sweeps[name].submit(LONG, launcher=keys).code == 0
+    for sweep in sweeps.values():
+        wait_for(sweep.trains)
+    cluster(*RIVAL)
+    for sweep in sweeps.values():
+        wait_for(lambda sweep=sweep: {"PENDING", "REQUEUED"} & set(sweep.queued()))
+        assert sweep.cell["state"] == "submitted"  # not done, not failed: SLURM will start it again
+    for name, sweep in sweeps.items():
+        assert sweep.accounts() == [("COMPLETED", "0:0")], name
+        status, said = read_status(sweep.run_dir), sweep.log
+        assert (sweep.cell["state"], status.attempts) == ("done", 2), said
+        assert "going on from step_" in said and "Traceback" not in said, said
+        assert status.steps_redone == 0, name  # it was given the time to write a checkpoint, and no step was lost
+        assert curve(sweep.run_dir) == curve(undisturbed)
+        assert read_result(sweep.run_dir).loss == read_result(undisturbed).loss
+        attempts = [path.name.split("-", 3)[3] for path in (sweep.run_dir / "wandb").glob("offline-run-*")]
+        assert attempts == [f"{name}-{sweep.run_dir.name}"] * 2  # one W&B run
+        assert read_wandb_run(sweep.run_dir, attempts[0]) is not None
 
 
 def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
@@ -48,7 +58,39 @@ def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
 
 @pytest.mark.slow
 def test_a_cell_longer_than_the_time_limit_chains_until_it_is_done(sweep):
-    assert sweep.submit("budgets=[6e11]", launcher="partition=short timeout_min=1").code == 0
+    assert sweep.submit("budgets=[3.5e11]", launcher="partition=short timeout_min=1").code == 0
     assert sweep.accounts(seconds=280) == [("COMPLETED", "0:0")]
     assert sweep.cell["state"] == "done" and sweep.cell["attempts"] >= 2, sweep.log
     assert len(sweep.job_ids()) == 1 and read_status(sweep.run_dir).steps_redone == 0
+
+
+def rank_pid(rank: int) -> int:
+    """The process of that rank of the only cell that trains."""
+    wanted = (f"SLURM_PROCID={rank}".encode(), b"DLM_SUBMISSION=")
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            words = environ.read_bytes().split(b"\0")
+            command = environ.with_name("cmdline").read_bytes()
+            if all(any(word.startswith(want) for word in words) for want in wanted) and b"dlm.launch" in command:
+                return int(environ.parent.name)
+    raise AssertionError(f"no process is rank {rank}")
+
+
+def test_two_ranks_on_two_nodes_agree_to_stop_and_survive_the_loss_of_one(sweep, cluster, undisturbed):
+    on_two = ("trainer.strategy=fsdp2",)
+    more = [word for one in on_two for word in ("--override", one)]
+    assert sweep.submit(LONG, launcher="nodes=2 partition=grace", more=more).code == 0
+    wait_for(sweep.trains)
+    cluster(*RIVAL)
+    wait_for(lambda: not sweep.trains())
+    wait_for(sweep.trains, seconds=120)
+    status = read_status(sweep.run_dir)
+    assert (status.attempts, status.steps_redone) == (2, 0), sweep.log  # both wrote one checkpoint, and were requeued
+    os.kill(rank_pid(1), signal.SIGKILL)
+    assert sweep.accounts()[0][0] == "FAILED"
+    assert sweep.cell["state"] == "failed", sweep.cell
+    assert sweep.submit(LONG, launcher="nodes=2", more=more).code == 0
+    sweep.accounts()
+    result = read_result(sweep.run_dir)
+    assert result is not None and (result.num_devices, result.attempts) == (2, 3), sweep.log
+    assert result.loss == pytest.approx(read_result(undisturbed).loss, abs=1e-4)

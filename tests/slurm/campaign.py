@@ -1,0 +1,268 @@
+"""campaign: a sweep on a real SLURM under a hundred random faults, compared bit for bit with an undisturbed one.
+
+    python tests/slurm/campaign.py [--faults 104] [--seed 0] [--out FILE.json]
+
+Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them somebody
+types `dlm submit` again and again, as a researcher (or cron) does. Exit code 1 when a cell is not done, was done twice,
+has a number in its loss curve that differs by a bit, or more than one W&B run. As root, on Debian.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox import Sandbox, install, sandbox
+
+from dlm.files import live_holder, read_jsonl
+from dlm.locate import PACKAGE
+from dlm.record import merge_metrics, read_result, read_status
+
+SMOKE = PACKAGE.parent / "sweeps" / "smoke.yaml"
+CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[3e11]", "tokens_per_param=[1,1e5]")
+CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
+A_NODE_EACH = "hydra.launcher.cpus_per_task=4"
+
+
+def submit_to(launcher: str, *arguments: str) -> list[str]:
+    """The command line, as a person types it."""
+    settings = [word for setting in CELLS for word in ("--set", setting)]
+    return [sys.executable, "-m", "dlm.cli", "submit", str(SMOKE), *settings, "--launcher", launcher, "--yes",
+            *arguments]  # fmt: skip
+
+
+def curve(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Every number of a run's loss curve, by step."""
+    rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+    return {row["step"]: {name: row[name] for name in CURVE if name in row} for row in rows}
+
+
+class Campaign:
+    """The sweep, the cluster, and what is done to them."""
+
+    def __init__(self, cluster: Sandbox, workdir: Path, dice: random.Random) -> None:
+        self.cluster, self.workdir, self.dice = cluster, workdir, dice
+        self.folder = workdir / "campaign"
+        self.env = {**cluster.env, "DLM_WORKDIR": str(workdir)}
+        self.beside: list[subprocess.Popen[bytes]] = []
+
+    def submit_command(self) -> list[str]:
+        partition = f"hydra.launcher.partition={self.dice.choice(['low', 'grace'])}"
+        return submit_to("submitit_slurm", "--allow-dirty", "--retry-failed", "--override", A_NODE_EACH,
+                         "--override", partition)  # fmt: skip
+
+    def submit(self) -> None:
+        """To its end. A second one waits for a first; that is no failure."""
+        done = subprocess.run(self.submit_command(), env=self.env, cwd=PACKAGE.parent, capture_output=True, text=True)
+        if done.returncode:
+            print("submit:", done.stderr.strip(), flush=True)
+
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, env=self.env, cwd=PACKAGE.parent,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        self.beside.append(process)
+        return process
+
+    def running(self) -> list[tuple[str, str, Path, int]]:
+        """(job id, node, run directory, pid) of cells that SLURM calls RUNNING and whose process trains."""
+        rows = self.cluster("squeue", "-h", "--array", "-t", "RUNNING", "-O", "JobArrayID:|,JobID:|,NodeList:|",
+                            check=False).splitlines()  # fmt: skip
+        tasks = {row.split("|")[0].strip(): row.split("|")[1:3] for row in rows}
+        lines = read_jsonl(self.folder / "ledger" / "ledger.jsonl")
+        owner = {task: cell for line in lines if line["event"] == "submitted" for cell, task in line["ids"].items()}
+        found = []
+        for task, (_, node) in tasks.items():
+            run_dir = self.folder / "runs" / owner.get(task, "none")
+            holder, status = live_holder(run_dir), read_status(run_dir)
+            if holder is not None and status is not None and status.exit_code is None and status.step > 0:
+                found.append((task, node.strip(), run_dir, int(holder["pid"])))
+        return found
+
+    # --- the faults: each gets a cell that runs ---
+
+    def kill_process(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_in_a_checkpoint(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """As soon as one is being written, or after a second."""
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline and not list((run_dir / "checkpoints").glob(".step_*.building")):
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_and_tear_a_checkpoint(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        newest = max((run_dir / "checkpoints").glob("step_*/state.ckpt"), default=None)
+        if newest is not None and len(list((run_dir / "checkpoints").glob("step_*"))) > 1:
+            os.truncate(newest, newest.stat().st_size // 2)
+
+    def terminate_process(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
+
+    def user_signal(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """What comes before a time limit."""
+        self.cluster("scancel", "--signal=USR1", task, check=False)
+
+    def preempt(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """In partition low at once, in grace with 20 s of warning."""
+        self.cluster("sbatch", "-p", "high", "-w", node, "--exclusive", "-J", "rival", "-o", "/dev/null",
+                     "--wrap", "sleep 1")  # fmt: skip
+
+    def requeue(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        self.cluster("scontrol", "requeue", task, check=False)
+
+    def scancel(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        self.cluster("scancel", task, check=False)
+
+    def kill_node_daemon(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """The cell trains on; SLURM gives the node up after ten seconds, and gets it back."""
+        self.cluster.stop(node, how=signal.SIGKILL)
+        time.sleep(self.dice.choice([1, 14]))
+        self.cluster.start(node)
+
+    def kill_controller(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        self.cluster.stop("slurmctld", how=signal.SIGKILL)
+        time.sleep(2)
+        self.cluster.start("slurmctld")
+
+    def accounting_down(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """And a submission meanwhile."""
+        self.cluster.stop("slurmdbd", how=signal.SIGKILL)
+        self.submit()
+        self.cluster.start("slurmdbd")
+
+    def kill_submitter(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        process = self.start(self.submit_command())
+        time.sleep(self.dice.uniform(0.5, 3))
+        process.kill()
+
+    def submit_twice_at_once(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        for process in [self.start(self.submit_command()) for _ in range(2)]:
+            process.wait(180)
+
+    def run_it_by_hand_too(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """A second process for a live cell: it must refuse. Started, and left alone."""
+        self.start([sys.executable, "-m", "dlm.launch", f"+cell={run_dir.name}", "sweep=campaign",
+                    f"hydra.searchpath=[file://{self.folder}]"])  # fmt: skip
+
+    @classmethod
+    def kinds(cls) -> list[Callable[..., None]]:
+        """Every fault."""
+        return [cls.kill_process, cls.kill_in_a_checkpoint, cls.kill_and_tear_a_checkpoint, cls.terminate_process,
+                cls.user_signal, cls.preempt, cls.requeue, cls.scancel, cls.kill_node_daemon, cls.kill_controller,
+                cls.accounting_down, cls.kill_submitter, cls.submit_twice_at_once, cls.run_it_by_hand_too]  # fmt: skip
+
+    # --- the run ---
+
+    def left(self) -> int:
+        """Cells without a result."""
+        plan = json.loads((self.folder / "plan.json").read_text())
+        return sum(read_result(self.folder / "runs" / cell["cell_id"]) is None for cell in plan["cells"])
+
+    def run(self, count: int, *, pause_sec: float, limit_sec: float) -> list[dict[str, object]]:
+        """All faults, in random order, then on to the end of the sweep. What was done, to whom, when."""
+        kinds = self.kinds()
+        todo = [kinds[place % len(kinds)] for place in range(count)]
+        self.dice.shuffle(todo)
+        began, submitted, faults = time.monotonic(), 0.0, list[dict[str, object]]()
+        self.submit()
+        while self.left():
+            assert time.monotonic() - began < limit_sec, f"{self.left()} cells are not done"
+            live = self.running()
+            if todo and live:
+                target = self.dice.choice(live)
+                fault = todo.pop()
+                step = read_status(target[2])
+                faults.append({"kind": fault.__name__, "cell": target[2].name, "step": step.step if step else None,
+                               "sec": round(time.monotonic() - began, 1)})  # fmt: skip
+                print(f"{len(faults)}: {faults[-1]}; {self.left()} cells left", flush=True)
+                try:
+                    fault(self, *target)
+                except subprocess.TimeoutExpired as error:  # SLURM was too busy to be hurt: it counts as none
+                    print(f"not done: {error}", flush=True)
+                    todo.insert(0, fault)
+                    faults.pop()
+                time.sleep(self.dice.uniform(0, pause_sec))
+            if time.monotonic() - submitted > 10:
+                self.submit()
+                submitted = time.monotonic()
+            time.sleep(0.3)
+        for process in self.beside:
+            process.wait(180)
+        assert not todo, f"the sweep was done after {len(faults)} of {count} faults: take longer cells"
+        return faults
+
+
+def verdict(folder: Path, undisturbed: Path) -> dict[str, object]:
+    """What became of every cell, and what it took."""
+    wrong: list[str] = []
+    attempts = restarts = redone = numbers = 0
+    for cell in json.loads((folder / "plan.json").read_text())["cells"]:
+        name = cell["cell_id"]
+        run, other = folder / "runs" / name, undisturbed / "runs" / name
+        result, expected = read_result(run), read_result(other)
+        assert result is not None and expected is not None
+        said = (run / "log.txt").read_text().count("nats/token after")
+        if said != 1:
+            wrong.append(f"{name} was finished {said} times")
+        if curve(run) != curve(other) or result.loss != expected.loss or result.loss_se != expected.loss_se:
+            wrong.append(f"{name} has another loss curve")
+        ids = {path.name.split("-", 3)[3] for path in (run / "wandb").glob("offline-run-*")}
+        if ids != {f"{folder.name}-{name}"}:
+            wrong.append(f"{name} has the W&B runs {ids}")
+        numbers += sum(map(len, curve(run).values()))
+        started = json.loads((run / "env.json").read_text())["attempts"]
+        attempts += len(started)
+        restarts += sum("RESTART_COUNT" in attempt["slurm"] for attempt in started)
+        redone += result.steps_redone
+    return {"wrong": wrong, "cells": len(list((folder / "runs").iterdir())), "attempts": attempts,
+            "requeued": restarts, "steps_redone": redone, "numbers_compared": numbers}  # fmt: skip
+
+
+def main() -> int:
+    """Undisturbed first, then the campaign; its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--faults", type=int, default=112)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=4.0, help="seconds between faults, at most")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which it is given up")
+    parser.add_argument("--undisturbed", type=Path, help="a work directory of an earlier one, to be gone on with")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="dlm-campaign-"))
+    before, alone = time.monotonic(), given.undisturbed or base / "undisturbed"
+    subprocess.run(submit_to("submitit_local"), env={**os.environ, "DLM_WORKDIR": str(alone)}, cwd=PACKAGE.parent,
+                   check=True)  # fmt: skip
+    undisturbed_sec = time.monotonic() - before
+    install()
+    with sandbox() as cluster:
+        campaign = Campaign(cluster, base / "work", random.Random(given.seed))
+        before = time.monotonic()
+        faults = campaign.run(given.faults, pause_sec=given.pause, limit_sec=given.limit)
+        wall_sec = time.monotonic() - before
+    figures = {
+        "faults": dict(sorted(Counter(str(fault["kind"]) for fault in faults).items())),
+        "seed": given.seed,
+        "undisturbed_sec": round(undisturbed_sec),
+        "wall_sec": round(wall_sec),
+        **verdict(base / "work" / "campaign", alone / "campaign"),
+    }
+    print(json.dumps(figures, indent=2))
+    if given.out is not None:
+        given.out.write_text(json.dumps({**figures, "list": faults}, indent=2) + "\n")
+    print(f"{base} is kept" if figures["wrong"] else "as undisturbed, bit for bit")
+    return int(bool(figures["wrong"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
