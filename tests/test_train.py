@@ -19,6 +19,7 @@ from dlm.callbacks.checkpoint import damage
 from dlm.callbacks.record_writer import Spike
 from dlm.errors import DivergedError, UserError
 from dlm.files import Lease, read_json, read_jsonl
+from dlm.models import encoder
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
@@ -351,6 +352,24 @@ def test_a_profiler_and_a_precision_by_name(launch, workdir, caplog):
     assert launch(*SHORT, f"paths.run_dir={workdir}/exact").code == 0
     exact = losses(workdir / "exact")
     assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
+
+
+def test_a_run_in_bf16_true_keeps_its_rotary_tables(launch, workdir, monkeypatch):
+    seen = set()
+    plain = encoder.Block.forward
+
+    def look(self, x, cos, sin, causal):
+        seen.add((x.dtype, self.mlp.down.weight.dtype, cos.dtype, sin.dtype))
+        return plain(self, x, cos, sin, causal)
+
+    monkeypatch.setattr(encoder.Block, "forward", look)
+    assert launch(*SHORT, "trainer.precision=bf16-true").code == 0
+    assert seen == {(torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)}
+    rough = losses(only_run(workdir))
+    assert launch(*SHORT, f"paths.run_dir={workdir}/exact").code == 0
+    exact = losses(workdir / "exact")
+    assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
+    assert rough[40]["val/loss"] < rough[10]["val/loss"]  # it learns, if less
 
 
 def test_stopped_early_it_has_no_result(launch, workdir):
