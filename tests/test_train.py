@@ -20,6 +20,7 @@ from dlm.callbacks.record_writer import Spike
 from dlm.errors import DivergedError, UserError
 from dlm.files import Lease, read_json, read_jsonl
 from dlm.models import encoder
+from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
@@ -370,6 +371,30 @@ def test_a_run_in_bf16_true_keeps_its_rotary_tables(launch, workdir, monkeypatch
     exact = losses(workdir / "exact")
     assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
     assert rough[40]["val/loss"] < rough[10]["val/loss"]  # it learns, if less
+
+
+def test_validations_are_no_part_of_the_training_rate(launch, workdir, monkeypatch):
+    """A validation that takes as long as many steps; wall time has it, step time and tokens per second do not."""
+    plain, waits = DiffusionLMLightningModule.validation_step, 0.3
+
+    def slow(self, batch, batch_idx):
+        time.sleep(waits)
+        plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionLMLightningModule, "validation_step", slow)
+    assert launch(*TINY, "training.steps=40").code == 0
+    run_dir = only_run(workdir)
+    for resumed in (False, True):
+        result = read_result(run_dir)
+        training_sec = result.tokens / result.tokens_per_sec
+        assert result.wall_sec - training_sec == pytest.approx(3 * waits, abs=0.1)  # the fourth comes after
+        rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+        assert max(row["step_time"] for row in rows) < waits and len(rows) == 40
+        assert sum(row["step_time"] for row in rows) == pytest.approx(training_sec, rel=0.2)
+        if not resumed:
+            (run_dir / "result.json").unlink()
+            (run_dir / "checkpoints" / "step_00000040" / "state.ckpt").unlink()
+            assert "going on from step_00000036" in launch(*TINY, "training.steps=40").out
 
 
 def test_stopped_early_it_has_no_result(launch, workdir):
