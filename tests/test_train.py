@@ -17,8 +17,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dlm.callbacks.checkpoint import damage
 from dlm.callbacks.record_writer import Spike
+from dlm.convert import main as convert
 from dlm.errors import DivergedError, UserError
-from dlm.files import Lease, read_json, read_jsonl
+from dlm.files import Lease, read_json, read_jsonl, write_json
 from dlm.models import encoder
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
@@ -236,6 +237,24 @@ def test_damaged_checkpoints_are_passed_over(launch, workdir):
         truncate(folder)
     assert "going on" not in launch(*SHORT).out  # from nothing
     assert losses(run_dir) == truth
+
+
+def test_a_checkpoint_of_a_newer_dlm_is_neither_passed_over_nor_deleted(launch, workdir, capfd):
+    assert launch(*TINY, "training.steps=20").code == 0
+    run_dir = only_run(workdir)
+    (run_dir / "result.json").unlink()
+    newest = run_dir / "checkpoints" / "step_00000020"
+    manifest = read_json(newest / "manifest.json")
+    write_json(newest / "manifest.json", {**manifest, "version": 2})
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+    words = f"{newest} has format 2, this dlm reads 1: update dlm"
+    assert words in launch(*TINY, "training.steps=20").complaint  # going on
+    assert words in launch(*TINY, "training.steps=20", f"ckpt_path={newest}", "sweep=branch").complaint
+    for source in (run_dir, newest):
+        assert convert([str(source), str(workdir / "weights.pt")]) == 2
+        said = capfd.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
 
 
 def test_a_checkpoint_written_while_steps_run_is_that_of_its_own_step(launch, workdir, monkeypatch):
