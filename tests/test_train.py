@@ -486,6 +486,8 @@ def test_a_cooldown_branch_ends_where_a_run_of_its_length_ends(launch, workdir):
         ((*SHORT, "objective.weight=elb"), ("objective.weight 'elb'", "did you mean elbo")),
         ((*SHORT, "validation.estimator=exact"), ("validation.estimator", "exact_count")),
         ((*SHORT, "trainer.threads=-1"), ("trainer.threads is -1", "at least 1")),
+        ((*SHORT, "trainer.compile=maybe"), ("trainer.compile is 'maybe'", "true and false")),
+        ((*SHORT, "trainer.activation_checkpointing=1"), ("activation_checkpointing is 1", "true and false")),
         ((*SHORT, "training.budget=-4"), ("training.budget is -4", "above zero")),
         ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),
         ((*SHORT, "trainer.profiler=simple"), ("unknown key 'trainer.profiler'", "or profiler")),
