@@ -18,6 +18,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from dlm.callbacks.checkpoint import damage
 from dlm.callbacks.record_writer import Spike
 from dlm.convert import main as convert
+from dlm.datamodules.packed import write_packed
+from dlm.datamodules.prepare import index_packed
 from dlm.errors import DivergedError, UserError
 from dlm.files import Lease, read_json, read_jsonl, write_json
 from dlm.models import encoder
@@ -499,6 +501,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, launch, workdir
     complaint = launch(*overrides).complaint
     assert all(word in complaint for word in words), complaint
     assert not list(workdir.glob("*/runs/*/checkpoints"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("split", "token"), [("train", 256), ("validation", -1)])
+def test_a_token_beyond_the_vocabulary_is_one_line(split, token, workers, launch, workdir, tmp_path):
+    """In a file of the same size as the one that was indexed."""
+    for name in ("train", "validation"):
+        write_packed(tmp_path / f"{name}.bin", np.full(2048, 7, dtype=np.int16))
+    index_packed(tmp_path, vocab_size=256, bos_id=0, tokenizer="none")
+    write_packed(tmp_path / f"{split}.bin", np.full(2048, token, dtype=np.int16))
+    data = (f"data.data_dir={tmp_path}", "data.prepare=null", f"data.num_workers={workers}")
+    complaint = launch(*TINY, "training.steps=4", *data).complaint
+    assert f"{tmp_path} holds token {token}, its vocabulary has 256: a file was replaced" in complaint
 
 
 def test_a_run_that_lives_is_not_started_twice(launch, workdir):

@@ -44,7 +44,7 @@ class TrainingBatches(Dataset[Batch]):
         first = (self.rank * self.accumulation + part) * self.micro
         position_B = np.arange(first, first + self.micro)
         index_B = step * self.batch_size + position_B
-        rows_BT = self.tokens.rows(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
+        rows_BT = self.tokens.text(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
         uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
@@ -87,7 +87,7 @@ class ValidationBatches(Dataset[Batch]):
             raise IndexError(k)
         sequence_S = self.parts[k]  # contiguous, so their draws are too
         draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
-        rows_BT = self.tokens.rows(np.repeat(self.rows[sequence_S], self.draws))
+        rows_BT = self.tokens.text(np.repeat(self.rows[sequence_S], self.draws))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
         batch = self.objective.probe(rows_BT, stratified_t(self.seed, 0, draw_B), uniform_BT)
         return {**batch, "sequence": sequence_S, "draws": self.draws}
