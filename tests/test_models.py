@@ -146,6 +146,14 @@ def test_kernels_that_are_not_there_are_refused():
     for name in ("efficient", "cudnn", "flash_attn", "fa4"):
         with pytest.raises(UserError, match=rf"trainer\.attention {name} needs a CUDA device, this run is on cpu"):
             kernels(name, cpu)
+    for precision in ("32-true", "64-true"):
+        for name in ("flash", "cudnn", "flash_attn", "fa4"):
+            words = rf"trainer\.attention {name} computes in 16 bits, trainer\.precision is {precision}: set auto"
+            with pytest.raises(UserError, match=words):
+                kernels(name, gpu, precision=precision)
+        for name in ("math", "efficient"):
+            kernels(name, gpu, precision=precision)
+        kernels("flash", cpu, precision=precision)  # PyTorch's, which computes in 32 bits there
     with pytest.raises(UserError, match=r"trainer\.attention 'flesh': did you mean flash"):
         kernels("flesh", cpu)
     with pytest.raises(UserError, match=r"needs the package flash-attn: install dlm\[flash\] or set auto"):
