@@ -24,6 +24,7 @@ from dlm.errors import DivergedError, UserError
 from dlm.files import Lease, read_json, read_jsonl, write_json
 from dlm.models import encoder
 from dlm.models.lightning_module import DiffusionLMLightningModule
+from dlm.recipe import derive
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
@@ -374,6 +375,49 @@ def test_a_profiler_and_a_precision_by_name(launch, workdir, caplog):
     assert launch(*SHORT, f"paths.run_dir={workdir}/exact").code == 0
     exact = losses(workdir / "exact")
     assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
+
+
+def test_what_the_monitors_write_is_so(launch, workdir, monkeypatch):
+    """MFU of a stated peak, the weights' norm, and every micro-batch with more masked than there is room for."""
+    monkeypatch.setattr("dlm.objectives.masked_diffusion.capacity", lambda *_, eps: 16)  # of about 64 masked tokens
+    peak = "callbacks.speed_monitor.peak_flops_per_device=1e12"
+    settings = (*TINY, "training.steps=20", "data.micro_batch_size=4", "trainer.log_every_n_steps=5", peak)
+    assert launch(*settings).code == 0
+    run_dir = only_run(workdir)
+    rows = [row for row in merge_metrics(read_jsonl(run_dir / "metrics.jsonl")) if "train/loss" in row]
+    assert [row["overflows"] for row in rows] == [10, 10, 10, 10]  # five steps of two
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    per_step = derive(config).flops["full_masked_head"] / 20
+    for row in rows:
+        assert row["mfu"] == pytest.approx(per_step / row["step_time"] / 1e12, rel=1e-9) and row["mfu"] > 0
+    state = torch.load(run_dir / "checkpoints" / "step_00000020" / "state.ckpt", weights_only=True)["state_dict"]
+    norm = sum(float(value.double().square().sum()) for value in state.values()) ** 0.5
+    assert rows[-1]["weight_norm"] == pytest.approx(norm, rel=1e-6) and norm != rows[0]["weight_norm"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_computes_the_same(launch, workdir, monkeypatch):
+    compiled = []
+
+    def look(loss, plain=torch.compile, **options):
+        result = plain(loss, **options)
+
+        def counted(*given):
+            compiled.append(given)
+            return result(*given)
+
+        return counted
+
+    settings = (*TINY, "training.steps=4", "validation.num_sequences=4", "validation.times=1")
+    assert launch(*settings, f"paths.run_dir={workdir}/plain").code == 0
+    monkeypatch.setattr(torch, "compile", look)
+    assert launch(*settings, f"paths.run_dir={workdir}/compiled", "trainer.compile=true").code == 0
+    assert len(compiled) >= 5  # four steps and a validation
+    a, b = losses(workdir / "plain"), losses(workdir / "compiled")
+    assert a.keys() == b.keys()
+    for step, row in a.items():
+        assert b[step] == pytest.approx(row, rel=1e-4)
+    assert damage(workdir / "compiled" / "checkpoints" / "step_00000004") is None
 
 
 def test_a_run_in_bf16_true_keeps_its_rotary_tables(launch, workdir, monkeypatch):
