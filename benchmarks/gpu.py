@@ -3,17 +3,20 @@
     python benchmarks/gpu.py --peers DIR --out results.json [--rows G1,G5]
 
 Works from a plain checkout with torch, numpy, lightning and transformers; DIR holds checkouts SMDM/, nanochat/ and
-litgpt/. A row that is in the file already is kept, so rows can be measured a few at a time; a peer that is absent is
-said to be, with what failed. bf16 autocast, sequences of 2,048 random tokens, a vocabulary of 32,000, about 64 k tokens
-a micro-step; ours and the peer's windows alternate, medians count. Without a GPU (or with --device cpu) every row runs
-at a toy size: that shows that the script works and measures nothing ("measured": false).
+litgpt/; Liger and cut-cross-entropy count where they are installed. A row that was measured is kept, so rows can be
+measured a few at a time. A peer that is absent is said to be, with what failed; so is a row that failed, and the later
+ones go on; the next call tries both again. bf16 autocast, sequences of 2,048 random tokens, a vocabulary of 32,000,
+about 64 k tokens a micro-step; ours and the peer's windows alternate, medians count. Without a GPU (or with --device
+cpu) every row runs at a toy size: that shows that the script works and measures nothing ("measured": false).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +84,19 @@ class Bench:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def allocated(self) -> int:
+        """Bytes that the GPU holds for this process; 0 on a CPU."""
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+    def peak_bytes(self, window: Side, before: int) -> int | None:
+        """What a second window holds at most beyond ``before``, which is another's; None on a CPU."""
+        window()
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        window()
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def autocast(self) -> torch.autocast:
         """bf16-mixed."""
@@ -358,6 +375,7 @@ def g7(bench: Bench) -> Iterator[tuple[str, Any]]:
 
     sides, memory, exact = [], [], []
     for compute in (objective.loss, dense_loss):
+        before = bench.allocated()
         model = TransEncoder(shape, causal=False)
         model.init_weights(torch.Generator().manual_seed(0))
         model.to(bench.device)
@@ -369,11 +387,7 @@ def g7(bench: Bench) -> Iterator[tuple[str, Any]]:
         compiled = torch.compile(compute, dynamic=False)
         window = bench.windows(model, lambda step, c=compiled, m=model: c(m, batches[step]).mean(),
                                bench.flops(shape, causal=False), bench.batch(shape) * bench.length)  # fmt: skip
-        window()
-        if bench.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(bench.device)
-            window()
-            memory.append(torch.cuda.max_memory_allocated(bench.device))
+        memory.append(bench.peak_bytes(window, before))
         sides.append(window)
     gradients = max(
         ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
@@ -383,9 +397,81 @@ def g7(bench: Bench) -> Iterator[tuple[str, Any]]:
         "6M",
         {
             **compared(*alternate(*sides)),
-            "peak_bytes": dict(zip(("masked", "dense"), memory, strict=False)) or None,
+            "peak_bytes": dict(zip(("masked", "dense"), memory, strict=True)),
             "loss_relative_difference": abs(exact[0][0] / exact[1][0] - 1),
             "gradient_relative_difference": gradients,
+        },
+    )
+
+
+def liger() -> tuple[str, Callable[..., torch.Tensor]]:
+    """The package, and its head and loss in one: (M, C) hidden, (V, C) weights, (M,) targets -> (M,) nats."""
+    call = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    return "liger-kernel", lambda hidden_MC, weight_VC, target_M: call(hidden_MC, weight_VC, target_M, reduction="none")
+
+
+def cut_cross_entropy() -> tuple[str, Callable[..., torch.Tensor]]:
+    """The same of cut-cross-entropy."""
+    call = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return "cut-cross-entropy", lambda hidden_MC, weight_VC, target_M: call(
+        hidden_MC, weight_VC, target_M, reduction="none"
+    )
+
+
+def g7_liger(bench: Bench) -> Iterator[tuple[str, Any]]:
+    """Our head and loss on masked positions, compiled, against Liger's in one kernel on the same rows, at 6M."""
+    yield from fused(bench, liger)
+
+
+def g7_cut(bench: Bench) -> Iterator[tuple[str, Any]]:
+    """Our head and loss on masked positions, compiled, against cut-cross-entropy on the same rows, at 6M."""
+    yield from fused(bench, cut_cross_entropy)
+
+
+def fused(bench: Bench, package: Callable[[], tuple[str, Callable[..., torch.Tensor]]]) -> Iterator[tuple[str, Any]]:
+    """Against an installed package's fused head and loss behind our own compiled trunk. Raises Absent."""
+    try:
+        name, linear_cross_entropy = package()
+    except ImportError as error:
+        raise Absent(f"{package.__name__}: {type(error).__name__}: {error}") from error
+    shape = bench.shape("6M")
+    batches = bench.batches(shape, MaskedDiffusion(vocab_size=shape.vocab_size))
+    before = bench.allocated()
+    ours, our_loss = bench.compiled(shape)
+    per_step, tokens = bench.flops(shape, causal=False), bench.batch(shape) * bench.length
+    our_window = bench.windows(ours, our_loss, per_step, tokens)
+    with bench.autocast(), torch.no_grad():
+        values = [our_loss(0).item()]
+    memory = {"ours": bench.peak_bytes(our_window, before)}
+
+    before = bench.allocated()
+    model = TransEncoder(shape, causal=False)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.to(bench.device)
+    weight_VC, model.head = model.head.weight, nn.Identity()  # type: ignore[assignment]
+    model.register_parameter("head_weight", weight_VC)
+    trunk = torch.compile(model, dynamic=False)
+    attention = kernels("auto", bench.device)
+
+    def their_loss(step: int) -> torch.Tensor:
+        batch = batches[step % len(batches)]
+        with attention():
+            hidden_MC = trunk(batch["tokens"], batch["index"])
+        # a package's kernels take what they are given: autocast would have cast both for our own head
+        ce_M = linear_cross_entropy(hidden_MC.bfloat16(), weight_VC.bfloat16(), batch["target"])
+        return (ce_M.float() * batch["weight"]).sum() / bench.batch(shape)
+
+    with bench.autocast(), torch.no_grad():
+        values.append(their_loss(0).item())
+    their_window = bench.windows(model, their_loss, per_step, tokens)
+    memory["peer"] = bench.peak_bytes(their_window, before)
+    yield "package", f"{name} {metadata.version(name)}"
+    yield (
+        "6M",
+        {
+            **compared(*alternate(our_window, their_window)),
+            "peak_bytes": memory,
+            "loss_relative_difference_bf16": abs(values[0] / values[1] - 1),
         },
     )
 
@@ -396,7 +482,9 @@ def g9(bench: Bench) -> Iterator[tuple[str, Any]]:
         for name in ("cold", "warm"):
             command = [sys.executable, __file__, "--compile-once", "--device", bench.device.type]
             environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"--compile-once ended with {done.returncode}: {done.stderr[-500:]}")
             yield name, float(done.stdout.split()[-1])
 
 
@@ -412,8 +500,35 @@ def compile_once(bench: Bench) -> None:
     print(time.perf_counter() - began)
 
 
-ROWS = {"G1": g1, "G2": g2, "G3": g3, "G4": g4, "G5": g5, "G6": g6, "G7": g7, "G9": g9}
+ROWS = {"G1": g1, "G2": g2, "G3": g3, "G4": g4, "G5": g5, "G6": g6, "G7": g7, "G7_liger": g7_liger, "G7_cut": g7_cut,
+        "G9": g9}  # fmt: skip
+AGAIN = {"absent", "failed"}  # what a row has that the next call tries again
 PEER_OF = {"G1": "SMDM", "G2": "nanochat", "G3": "litgpt"}
+
+
+def measured_row(bench: Bench, name: str) -> dict[str, Any]:
+    """One row: what was found, up to where it failed, if it did."""
+    began, peer = time.perf_counter(), PEER_OF.get(name)
+    found: dict[str, Any] = {}
+    try:
+        for key, value in ROWS[name](bench):
+            found[key] = value
+    except Absent as error:
+        found["absent"] = str(error)
+    except Exception as error:  # memory, a compiler, a peer's own mistake: the later rows are worth measuring
+        found["failed"] = f"{type(error).__name__}: {error}"[:2000]
+    if "failed" in found:
+        with contextlib.suppress(Exception):  # after an illegal access the device answers nothing any more
+            torch.compiler.reset()
+            gc.collect()
+            torch.cuda.empty_cache()
+    return {
+        "what": str(ROWS[name].__doc__),
+        "measured": bench.real and not found.keys() & AGAIN,
+        "peer_commit": commit(bench.peers / peer) if peer and (bench.peers / peer).is_dir() else None,
+        "seconds": round(time.perf_counter() - began, 1),
+        **found,
+    }
 
 
 def main() -> None:
@@ -425,6 +540,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--compile-once", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if strange := set(options.rows.split(",")) - ROWS.keys():
+        parser.error(f"--rows {', '.join(sorted(strange))}: allowed are {', '.join(ROWS)}")
     bench = Bench(torch.device(options.device), options.peers.resolve(), real=options.device == "cuda")
     torch.set_float32_matmul_precision("high")
     if options.compile_once:
@@ -432,22 +549,10 @@ def main() -> None:
         return
     rows: dict[str, Any] = json.loads(options.out.read_text())["rows"] if options.out.is_file() else {}
     for name in options.rows.split(","):
-        if name in rows and "absent" not in rows[name]:
+        if name in rows and not rows[name].keys() & AGAIN:
             print(f"{name}: kept")
             continue
-        began = time.perf_counter()
-        try:
-            measured = dict(ROWS[name](bench))
-        except Absent as error:
-            measured = {"absent": str(error)}
-        peer = PEER_OF.get(name)
-        rows[name] = {
-            "what": str(ROWS[name].__doc__),
-            "measured": bench.real and "absent" not in measured,
-            "peer_commit": commit(bench.peers / peer) if peer and (bench.peers / peer).is_dir() else None,
-            "seconds": round(time.perf_counter() - began, 1),
-            **measured,
-        }
+        rows[name] = measured_row(bench, name)
         device = torch.cuda.get_device_name() if bench.real else "CPU, toy sizes: nothing is measured"
         about = {"date": str(datetime.date.today()), "device": device, "torch": torch.__version__,
                  "python": sys.version.split()[0], "commit": commit(Path(__file__).resolve().parent)}  # fmt: skip

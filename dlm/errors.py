@@ -25,6 +25,10 @@ NOTHING_TO_DO = 100  # what admit tells a batch script, which then ends with 0
 class UserError(ValueError):
     """A mistake of the user: one line with the value, what is allowed and which key to change."""
 
+    def __str__(self) -> str:
+        """The line alone: a DataLoader hands on what a worker raised with that worker's traceback as its words."""
+        return super().__str__().rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip("\n")
+
 
 class DivergedError(RuntimeError):
     """The loss stopped being a number: the cell ends with ExitCode.DIVERGED."""

@@ -6,6 +6,9 @@ The conventions (design.md section 3). N is non-embedding, d the width, L layers
     6n_total          6 (N + input embedding + head)
     full              6 N + 12 L d T (causal: half) + 6 V d  body, attention scores and values, head
     full_masked_head  the same with the head on masked positions only, as dlm computes masked diffusion
+
+full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is: a convention
+is one number per token and shape, so that plans and tables compare. At eps = 0.1 the head computes 10 % more than that.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "A100": 312e12,
     "L40S": 362e12,
 }

@@ -192,6 +192,8 @@ WHOLE = {
     "callbacks.checkpoint.save_top_k": 0,
 }
 
+SWITCHES = ("trainer.compile", "trainer.activation_checkpointing")
+
 
 def check_values(config: Mapping[str, Any]) -> None:
     """Raise UserError for a value that no run can use, with its key and what is allowed."""
@@ -208,6 +210,10 @@ def check_values(config: Mapping[str, Any]) -> None:
         name = _at(config, key)
         if name is not None and name not in allowed:
             raise unknown(key, name, allowed)
+    for key in SWITCHES:
+        value = _at(config, key)
+        if value is not None and not isinstance(value, bool):  # "no" and 1 would both be taken for true
+            raise UserError(f"{key} is {value!r}: allowed are true and false")
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -71,7 +71,7 @@ class RunRow:
     epochs: float | None
     data: str
     data_hash: str | None
-    tokens_per_sec: float | None
+    tokens_per_sec: float | None  # as in Result; of a run without one, as in Status
     device: str | None
     gpu_hours: float | None  # 0 on a machine without GPUs
     attempts: int
@@ -95,7 +95,7 @@ class Status:
     attempts: int
     steps_redone: int = 0
     loss: float | None = None
-    tokens_per_sec: float | None = None
+    tokens_per_sec: float | None = None  # of wall time, validations included: what remains takes them too
     exit_code: int | None = None  # set when the attempt has ended
     reason: str | None = None
     submission: str | None = None  # the ledger's name for what started this attempt; None: by hand
@@ -134,8 +134,8 @@ class Result:
     loss: float  # nats/token
     loss_se: float  # Monte Carlo standard error over the noise, given the validation set
     estimator: str
-    wall_sec: float  # training time of all attempts
-    tokens_per_sec: float
+    wall_sec: float  # of all attempts, from the first step to the last; validations between them included
+    tokens_per_sec: float  # of training: without validations, with checkpoints
     device: str
     num_devices: int
     gpu_hours: float  # of all attempts, as in Status

@@ -416,7 +416,7 @@ def _write_result(
             loss_se=error,
             estimator=module.objective.estimator,
             wall_sec=record.wall_sec,
-            tokens_per_sec=recipe.tokens / record.wall_sec,
+            tokens_per_sec=recipe.tokens / record.training_sec,
             device=device_name(module.device),
             num_devices=trainer.world_size,
             gpu_hours=record.gpu_hours,

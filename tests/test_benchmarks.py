@@ -1,11 +1,14 @@
 """The GPU script runs end to end where there is none, at toy sizes, and says that it measured nothing."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
@@ -26,3 +29,63 @@ def test_the_gpu_script_runs_at_toy_sizes_keeps_its_rows_and_names_absent_peers(
     assert "SMDM" in json.dumps(first["G1"]) and "absent" in json.dumps(first["G1"])
     head = second["G7"]["6M"]  # on masked positions only, against all of them
     assert max(head["loss_relative_difference"], head["gradient_relative_difference"]) < 1e-6
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parents[1])
+    module = importlib.import_module("benchmarks.gpu")
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # what is measured is not at stake here
+    monkeypatch.setattr(module, "alternate", lambda ours, peer: ([ours()], [peer()]))
+    return module
+
+
+def run(gpu, monkeypatch, out, names):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--rows", names, "--out", str(out)])
+    gpu.main()
+    return json.loads(out.read_text())["rows"]
+
+
+def test_a_row_that_fails_is_recorded_the_later_ones_go_on_and_it_is_tried_again(gpu, monkeypatch, tmp_path):
+    def broken(bench):
+        """One size, then no more memory."""
+        yield "6M", {"tokens_per_sec": 1.0}
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    def whole(bench):
+        yield "6M", {"tokens_per_sec": 2.0}
+
+    monkeypatch.setattr(gpu, "ROWS", {"G1": broken, "G2": whole})
+    rows = run(gpu, monkeypatch, tmp_path / "gpu.json", "G1,G2")
+    assert rows["G1"]["failed"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 4 GiB"
+    assert rows["G1"]["6M"] == {"tokens_per_sec": 1.0} and not rows["G1"]["measured"]
+    assert rows["G2"]["6M"] == {"tokens_per_sec": 2.0} and not rows["G2"].keys() & {"failed", "absent"}
+    monkeypatch.setattr(gpu, "ROWS", {"G1": whole, "G2": broken})
+    rows = run(gpu, monkeypatch, tmp_path / "gpu.json", "G1,G2")
+    assert "failed" not in rows["G1"] and rows["G1"]["6M"] == rows["G2"]["6M"] == {"tokens_per_sec": 2.0}
+    with pytest.raises(SystemExit):
+        run(gpu, monkeypatch, tmp_path / "gpu.json", "G1,G8")
+
+
+@pytest.mark.parametrize(
+    ("row", "module", "call", "package"),
+    [
+        ("G7_liger", "liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", "liger-kernel"),
+        ("G7_cut", "cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy"),
+    ],
+)
+def test_packages_that_fuse_head_and_loss_are_peers_where_they_are_installed(
+    row, module, call, package, gpu, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(sys.modules, module.split(".")[0], None)
+    absent = run(gpu, monkeypatch, tmp_path / "gpu.json", row)[row]
+    assert module.split(".")[0] in absent["absent"] and not absent["measured"]
+
+    def plain(hidden, weight, target, *, reduction):
+        return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), target, reduction=reduction)
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: {module: SimpleNamespace(**{call: plain})}[name])
+    monkeypatch.setattr(gpu.metadata, "version", lambda name: "1.2.3")
+    there = run(gpu, monkeypatch, tmp_path / "gpu.json", row)[row]
+    assert there["package"] == f"{package} 1.2.3" and there["6M"]["tokens_per_sec"]["ratio"] > 0
+    assert there["6M"]["loss_relative_difference_bf16"] < 1e-3  # the same sum of the same rows

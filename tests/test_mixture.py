@@ -59,6 +59,17 @@ def first_tokens(tokens, samples):
     return tokens.rows(np.array(rows, dtype=np.int64))[:, 0]
 
 
+def test_the_source_of_a_token_beyond_the_vocabulary_is_named(folders):
+    both = mixture(node(folders))
+    every = np.arange(len(both))
+    assert np.array_equal(both.text(every), both.rows(every))
+    path = folders["star"] / "train_1.bin"
+    path.write_bytes(path.read_bytes()[:-2] + np.uint16(60_000).tobytes())
+    both = mixture(node(folders))
+    with pytest.raises(UserError, match=r"/star holds token 60000, its vocabulary has 60000: .* dlm prepare$"):
+        both.text(every)
+
+
 @given(
     total=st.integers(0, 10_000),
     weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(lambda w: sum(w) > 1e-3),

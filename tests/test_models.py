@@ -51,6 +51,18 @@ def test_the_tables_are_float32_with_every_position_its_own():
     assert (turned.float() - exact).abs().max() <= exact.abs().max() * 2**-8  # rounded once, at the end
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_no_cast_of_the_model_reaches_the_tables(dtype):
+    model = made(load_shape("8k"))
+    cos, sin = rotary_tables(model.shape.block_size, model.cos.shape[1])
+    cast = model.to(dtype)
+    assert cast is model and model.head.weight.dtype == dtype
+    assert torch.equal(model.cos, cos) and torch.equal(model.sin, sin) and model.cos.dtype == torch.float32
+    assert "cos" in dict(model.named_buffers()) and "cos" not in model.state_dict()
+    model.to("meta").to_empty(device="cpu")
+    assert torch.equal(model.cos, cos) and model.sin.device == torch.device("cpu")
+
+
 def test_the_gradient_of_rotary_is_rotated_back():
     x = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     weight = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -134,6 +146,14 @@ def test_kernels_that_are_not_there_are_refused():
     for name in ("efficient", "cudnn", "flash_attn", "fa4"):
         with pytest.raises(UserError, match=rf"trainer\.attention {name} needs a CUDA device, this run is on cpu"):
             kernels(name, cpu)
+    for precision in ("32-true", "64-true"):
+        for name in ("flash", "cudnn", "flash_attn", "fa4"):
+            words = rf"trainer\.attention {name} computes in 16 bits, trainer\.precision is {precision}: set auto"
+            with pytest.raises(UserError, match=words):
+                kernels(name, gpu, precision=precision)
+        for name in ("math", "efficient"):
+            kernels(name, gpu, precision=precision)
+        kernels("flash", cpu, precision=precision)  # PyTorch's, which computes in 32 bits there
     with pytest.raises(UserError, match=r"trainer\.attention 'flesh': did you mean flash"):
         kernels("flesh", cpu)
     with pytest.raises(UserError, match=r"needs the package flash-attn: install dlm\[flash\] or set auto"):

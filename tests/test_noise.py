@@ -1,6 +1,7 @@
 """Noise and data order: functions of seed and global sample index, and of nothing else; and random enough."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy import stats
 from dlm.datamodules import slim_pajama
 from dlm.datamodules.mixture import Mixture, spread_rows
 from dlm.datamodules.packed import PackedTokens, encode_packed
-from dlm.datamodules.slim_pajama import FromOffset, TrainingBatches, ValidationBatches
+from dlm.datamodules.slim_pajama import FromOffset, SlimPajamaDataModule, TrainingBatches, ValidationBatches
 from dlm.errors import UserError
 from dlm.objectives.autoregressive import Autoregressive
 from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
@@ -194,6 +195,19 @@ def test_validation_sequences_are_distinct_and_evenly_spread(available, wanted):
     assert len(rows) == min(available, wanted) and rows[0] == 0 and rows[-1] < available
     gaps = np.diff(rows)
     assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(device, tokens):
+    data = object.__new__(SlimPajamaDataModule)
+    data.objective, data.seed, data.steps, data.num_workers = DIFFUSION, 7, 3, 0
+    data.batch_size, data.micro, data.accumulation = BATCH, BATCH, 1
+    data.validation = {"seed": 1, "num_sequences": 8, "draws": 2}
+    data.train_tokens = data.validation_tokens = tokens
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.pin_memory == (device == "cuda") and loader.batch_size is None
 
 
 def test_a_resume_counts_on():

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 from masked import taken_apart
+from modules import make_module
 from reference_model import TINY
 
 from dlm.errors import UserError
 from dlm.ladder import ModelShape
 from dlm.models.encoder import TransEncoder
-from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives.masked_diffusion import MaskedDiffusion
 from dlm.optim import check_branch, factors, kind_of, make_optimizer, make_schedule, multiplier_of
-from dlm.plan import cell_config
-from dlm.recipe import derive, fill
 
 ADAMW = {"name": "adamw", "lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3, "weight_decay": 0.1, "decay": "all"}
 MUON = {**ADAMW, "name": "muon", "momentum": 0.95}
@@ -160,6 +158,20 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_them_orthogonal():
         assert 0.1 < size < 0.3, name  # as large as AdamW's changes usually are: .2 of the learning rate
 
 
+def test_muon_shrinks_a_matrix_by_rate_times_decay():
+    """Decoupled, as AdamW's: W - lr (O + decay W) (Liu et al. 2502.16982), whatever adjusts the rate of O."""
+    shape, decay = shape_of(), 0.3
+    start = {name: p.detach().clone() for name, p in model_of(shape).named_parameters()}
+    ends = []
+    for weight_decay in (0.0, decay):
+        model = model_of(shape)
+        train(model, make_optimizer(model, {**MUON, "weight_decay": weight_decay}, shape), shape, 1)
+        ends.append(dict(model.named_parameters()))
+    for name, before in start.items():  # both optimisers: no parameter is left out under decay: all
+        shrunk = ends[1][name] - ends[0][name]
+        assert (shrunk + MUON["lr"] * decay * before).abs().max() < 1e-6, name
+
+
 def test_muon_goes_on_from_its_state_bit_for_bit():
     shape = shape_of()
     model = model_of(shape)
@@ -235,11 +247,7 @@ def test_a_branch_starts_where_trunk_and_branch_hold_the_peak():
 
 @pytest.mark.parametrize(("limit", "after"), [(1.0, 1.0), (0.01, 0.01), (1e6, None), (None, None)])
 def test_the_global_norm_of_the_gradients_is_clipped(limit, after):
-    groups = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw",
-              "scheduler": "cosine"}  # fmt: skip
-    config = fill(cell_config(groups, {"optimizer.gradient_clip_val": limit}))
-    config["trainer"] = {"attention": "auto", "compile": False, "activation_checkpointing": False, "strategy": "auto"}
-    module = DiffusionLMLightningModule(derive(config), MaskedDiffusion(vocab_size=256), config)
+    module = make_module({"optimizer.gradient_clip_val": limit})
     for place, parameter in enumerate(module.parameters()):
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(place))
     before = [parameter.grad.clone() for parameter in module.parameters()]

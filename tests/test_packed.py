@@ -114,6 +114,11 @@ def test_what_cannot_be_indexed(folder, tmp_path, capsys):
     assert "holds token 96" in capsys.readouterr().err
     assert main(["packed", str(tmp_path)]) == 2
     assert "holds no train*.bin" in capsys.readouterr().err
+    for split, empty in (("train", "none_*.bin"), ("validation", "none_0.bin")):
+        write(folder / "none_0.bin", [])
+        assert main(["packed", str(folder), "--vocab-size", "100", f"--{split}", empty]) == 2
+        said = f"dlm: the {empty} of {folder} hold no tokens: set --{split} to files that do\n"
+        assert capsys.readouterr().err == said
     write(folder / "train_slim_2_0.bin", [3, -1], "<i4")
     assert main(["packed", str(folder), "--vocab-size", "100"]) == 2
     assert "holds token -1" in capsys.readouterr().err

@@ -463,6 +463,20 @@ def test_what_makes_no_data_set_is_refused_in_one_line(arguments, words, tmp_pat
     assert not Path("out").exists()
 
 
+def test_a_refused_empty_set_blocks_no_other_command(source, tmp_path, capsys):
+    (source / "a.jsonl").write_bytes(lines(["", ""]))
+    options = ("--out", tmp_path / "out", "--tokenizer", "bytes")
+    assert "holds no documents" in refusal(capsys, source, *options)
+    (source / "a.jsonl").write_bytes(lines(["one document"]))
+    assert "no documents to train on" in refusal(capsys, source, *options)
+    (source / "b.jsonl").write_bytes(lines([""]))
+    held_out = ("--validation-source", source / "b.jsonl")
+    assert "validation files" in refusal(capsys, source / "a.jsonl", *options, *held_out)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    (source / "b.jsonl").write_bytes(lines(["another"]))
+    assert prepare(source / "a.jsonl", *options, *held_out) == 0
+
+
 def test_a_tokenizer_without_an_end_wants_one(tmp_path):
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<|im_end|>": 1, "[UNK]": 2}, unk_token="[UNK]"))
     model.save(str(tmp_path / "tokenizer.json"))

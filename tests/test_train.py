@@ -17,8 +17,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dlm.callbacks.checkpoint import damage
 from dlm.callbacks.record_writer import Spike
+from dlm.convert import main as convert
+from dlm.datamodules.packed import write_packed
+from dlm.datamodules.prepare import index_packed
 from dlm.errors import DivergedError, UserError
-from dlm.files import Lease, read_json, read_jsonl
+from dlm.files import Lease, read_json, read_jsonl, write_json
+from dlm.models import encoder
+from dlm.models.lightning_module import DiffusionLMLightningModule
+from dlm.recipe import derive
 from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
@@ -236,6 +242,24 @@ def test_damaged_checkpoints_are_passed_over(launch, workdir):
     assert losses(run_dir) == truth
 
 
+def test_a_checkpoint_of_a_newer_dlm_is_neither_passed_over_nor_deleted(launch, workdir, capfd):
+    assert launch(*TINY, "training.steps=20").code == 0
+    run_dir = only_run(workdir)
+    (run_dir / "result.json").unlink()
+    newest = run_dir / "checkpoints" / "step_00000020"
+    manifest = read_json(newest / "manifest.json")
+    write_json(newest / "manifest.json", {**manifest, "version": 2})
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+    words = f"{newest} has format 2, this dlm reads 1: update dlm"
+    assert words in launch(*TINY, "training.steps=20").complaint  # going on
+    assert words in launch(*TINY, "training.steps=20", f"ckpt_path={newest}", "sweep=branch").complaint
+    for source in (run_dir, newest):
+        assert convert([str(source), str(workdir / "weights.pt")]) == 2
+        said = capfd.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+
+
 def test_a_checkpoint_written_while_steps_run_is_that_of_its_own_step(launch, workdir, monkeypatch):
     def states(run_dir: Path) -> dict[str, dict]:
         assert all(damage(folder) is None for folder in (run_dir / "checkpoints").iterdir())
@@ -353,6 +377,91 @@ def test_a_profiler_and_a_precision_by_name(launch, workdir, caplog):
     assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
 
 
+def test_what_the_monitors_write_is_so(launch, workdir, monkeypatch):
+    """MFU of a stated peak, the weights' norm, and every micro-batch with more masked than there is room for."""
+    monkeypatch.setattr("dlm.objectives.masked_diffusion.capacity", lambda *_, eps: 16)  # of about 64 masked tokens
+    peak = "callbacks.speed_monitor.peak_flops_per_device=1e12"
+    settings = (*TINY, "training.steps=20", "data.micro_batch_size=4", "trainer.log_every_n_steps=5", peak)
+    assert launch(*settings).code == 0
+    run_dir = only_run(workdir)
+    rows = [row for row in merge_metrics(read_jsonl(run_dir / "metrics.jsonl")) if "train/loss" in row]
+    assert [row["overflows"] for row in rows] == [10, 10, 10, 10]  # five steps of two
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    per_step = derive(config).flops["full_masked_head"] / 20
+    for row in rows:
+        assert row["mfu"] == pytest.approx(per_step / row["step_time"] / 1e12, rel=1e-9) and row["mfu"] > 0
+    state = torch.load(run_dir / "checkpoints" / "step_00000020" / "state.ckpt", weights_only=True)["state_dict"]
+    norm = sum(float(value.double().square().sum()) for value in state.values()) ** 0.5
+    assert rows[-1]["weight_norm"] == pytest.approx(norm, rel=1e-6) and norm != rows[0]["weight_norm"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_computes_the_same(launch, workdir, monkeypatch):
+    compiled = []
+
+    def look(loss, plain=torch.compile, **options):
+        result = plain(loss, **options)
+
+        def counted(*given):
+            compiled.append(given)
+            return result(*given)
+
+        return counted
+
+    settings = (*TINY, "training.steps=4", "validation.num_sequences=4", "validation.times=1")
+    assert launch(*settings, f"paths.run_dir={workdir}/plain").code == 0
+    monkeypatch.setattr(torch, "compile", look)
+    assert launch(*settings, f"paths.run_dir={workdir}/compiled", "trainer.compile=true").code == 0
+    assert len(compiled) >= 5  # four steps and a validation
+    a, b = losses(workdir / "plain"), losses(workdir / "compiled")
+    assert a.keys() == b.keys()
+    for step, row in a.items():
+        assert b[step] == pytest.approx(row, rel=1e-4)
+    assert damage(workdir / "compiled" / "checkpoints" / "step_00000004") is None
+
+
+def test_a_run_in_bf16_true_keeps_its_rotary_tables(launch, workdir, monkeypatch):
+    seen = set()
+    plain = encoder.Block.forward
+
+    def look(self, x, cos, sin, causal):
+        seen.add((x.dtype, self.mlp.down.weight.dtype, cos.dtype, sin.dtype))
+        return plain(self, x, cos, sin, causal)
+
+    monkeypatch.setattr(encoder.Block, "forward", look)
+    assert launch(*SHORT, "trainer.precision=bf16-true").code == 0
+    assert seen == {(torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)}
+    rough = losses(only_run(workdir))
+    assert launch(*SHORT, f"paths.run_dir={workdir}/exact").code == 0
+    exact = losses(workdir / "exact")
+    assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
+    assert rough[40]["val/loss"] < rough[10]["val/loss"]  # it learns, if less
+
+
+def test_validations_are_no_part_of_the_training_rate(launch, workdir, monkeypatch):
+    """A validation that takes as long as many steps; wall time has it, step time and tokens per second do not."""
+    plain, waits = DiffusionLMLightningModule.validation_step, 0.3
+
+    def slow(self, batch, batch_idx):
+        time.sleep(waits)
+        plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionLMLightningModule, "validation_step", slow)
+    assert launch(*TINY, "training.steps=40").code == 0
+    run_dir = only_run(workdir)
+    for resumed in (False, True):
+        result = read_result(run_dir)
+        training_sec = result.tokens / result.tokens_per_sec
+        assert result.wall_sec - training_sec == pytest.approx(3 * waits, abs=0.1)  # the fourth comes after
+        rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+        assert max(row["step_time"] for row in rows) < waits and len(rows) == 40
+        assert sum(row["step_time"] for row in rows) == pytest.approx(training_sec, rel=0.2)
+        if not resumed:
+            (run_dir / "result.json").unlink()
+            (run_dir / "checkpoints" / "step_00000040" / "state.ckpt").unlink()
+            assert "going on from step_00000036" in launch(*TINY, "training.steps=40").out
+
+
 def test_stopped_early_it_has_no_result(launch, workdir):
     ended = launch(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
                    "+callbacks.early_stopping.min_delta=10")  # fmt: skip
@@ -423,6 +532,8 @@ def test_a_cooldown_branch_ends_where_a_run_of_its_length_ends(launch, workdir):
         ((*SHORT, "objective.weight=elb"), ("objective.weight 'elb'", "did you mean elbo")),
         ((*SHORT, "validation.estimator=exact"), ("validation.estimator", "exact_count")),
         ((*SHORT, "trainer.threads=-1"), ("trainer.threads is -1", "at least 1")),
+        ((*SHORT, "trainer.compile=maybe"), ("trainer.compile is 'maybe'", "true and false")),
+        ((*SHORT, "trainer.activation_checkpointing=1"), ("activation_checkpointing is 1", "true and false")),
         ((*SHORT, "training.budget=-4"), ("training.budget is -4", "above zero")),
         ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),
         ((*SHORT, "trainer.profiler=simple"), ("unknown key 'trainer.profiler'", "or profiler")),
@@ -434,6 +545,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, launch, workdir
     complaint = launch(*overrides).complaint
     assert all(word in complaint for word in words), complaint
     assert not list(workdir.glob("*/runs/*/checkpoints"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("split", "token"), [("train", 256), ("validation", -1)])
+def test_a_token_beyond_the_vocabulary_is_one_line(split, token, workers, launch, workdir, tmp_path):
+    """In a file of the same size as the one that was indexed."""
+    for name in ("train", "validation"):
+        write_packed(tmp_path / f"{name}.bin", np.full(2048, 7, dtype=np.int16))
+    index_packed(tmp_path, vocab_size=256, bos_id=0, tokenizer="none")
+    write_packed(tmp_path / f"{split}.bin", np.full(2048, token, dtype=np.int16))
+    data = (f"data.data_dir={tmp_path}", "data.prepare=null", f"data.num_workers={workers}")
+    complaint = launch(*TINY, "training.steps=4", *data).complaint
+    assert f"{tmp_path} holds token {token}, its vocabulary has 256: a file was replaced" in complaint
 
 
 def test_a_run_that_lives_is_not_started_twice(launch, workdir):

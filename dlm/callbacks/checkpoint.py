@@ -30,6 +30,7 @@ from dlm.files import sync_directory, write_atomic, write_json
 from dlm.models.lightning_module import DiffusionLMLightningModule
 
 STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
+VERSION = 1  # of the manifest
 KEEP_LAST = 2
 
 
@@ -173,7 +174,7 @@ def _seal(folder: Path, *, step: int) -> None:
         handle = os.open(folder / name, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    write_json(folder / MANIFEST, {"version": 1, "step": step, "score": None, "files": files})
+    write_json(folder / MANIFEST, {"version": VERSION, "step": step, "score": None, "files": files})
 
 
 def _sha256(path: Path) -> str:
@@ -182,11 +183,19 @@ def _sha256(path: Path) -> str:
 
 
 def damage(folder: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is as its manifest says; sizes only, or hashes too."""
+    """What is wrong with a checkpoint, or None when every file is as its manifest says; sizes only, or hashes too.
+
+    Raises UserError for one that a newer dlm wrote: it is whole, and going back to an earlier one would delete it.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = int(manifest["version"]), manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
+    if version > VERSION:
+        raise UserError(
+            f"{folder} has format {version}, this dlm reads {VERSION}: update dlm, or choose another checkpoint"
+        )
     for name, stated in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != stated["bytes"]:
@@ -197,7 +206,10 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
 
 
 def latest_whole(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None; LATEST is only a hint, since it may be torn."""
+    """The newest checkpoint of a run that is whole, or None; LATEST is only a hint, since it may be torn.
+
+    Raises UserError where a newer dlm wrote it.
+    """
     for folder in sorted((run_dir / "checkpoints").glob("step_*"), reverse=True):
         reason = damage(folder)
         if reason is None:

@@ -51,18 +51,23 @@ class RecordWriter(L.Callback):
     def __init__(self, *, run_dir: str | None = None, spike: float | None = 2.0) -> None:
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.spike = Spike(spike)
-        self.wall_sec = 0.0  # training time of all attempts up to the last checkpoint
+        self.wall_sec = 0.0  # of all attempts up to the last checkpoint, validations included
+        self.training_sec = 0.0  # the same without validations
+        self._validation_sec = 0.0
         self._resumed_wall_sec = 0.0
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in every checkpoint."""
-        return {"wall_sec": self.wall_sec, "recent": self.spike.recent, "best": self.spike.best}
+        times = {"wall_sec": self.wall_sec, "training_sec": self.training_sec}
+        return {**times, "recent": self.spike.recent, "best": self.spike.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint that the run goes on from."""
         self._resumed_wall_sec = state_dict["wall_sec"]
         self.wall_sec = state_dict["wall_sec"]
+        self.training_sec = state_dict.get("training_sec", self.wall_sec)  # older checkpoints do not tell them apart
+        self._validation_sec = self.wall_sec - self.training_sec
         self.spike.recent, self.spike.best = state_dict["recent"], state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -71,6 +76,7 @@ class RecordWriter(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """An attempt that finds all steps done, and only the last validation missing, never starts to train."""
+        self._validation_began = time.perf_counter()
         if not self._begun and not trainer.sanity_checking:
             self._begin(trainer, module)
 
@@ -109,6 +115,7 @@ class RecordWriter(L.Callback):
         assert isinstance(module, DiffusionLMLightningModule)
         if at_step_end(trainer, batch_idx):
             self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
+            self.training_sec = self.wall_sec - self._validation_sec
         if not at_logged_step(trainer, batch_idx):
             return
         loss = trainer.strategy.reduce(module.loss_sum / module.loss_count, reduce_op="mean").item()
@@ -132,6 +139,7 @@ class RecordWriter(L.Callback):
         assert isinstance(module, DiffusionLMLightningModule)
         if trainer.sanity_checking:
             return
+        self._validation_sec += time.perf_counter() - self._validation_began
         loss, error = module.validation_loss
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss is {loss} at step {trainer.global_step}")
@@ -167,7 +175,7 @@ class RecordWriter(L.Callback):
         write_status(self.run_dir, status)
 
     def tokens_per_sec(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> float | None:
-        """Tokens per second of training over all attempts; None before the first step."""
+        """Tokens per second over all attempts, validations included as an ETA needs it; None before the first step."""
         tokens = trainer.global_step * module.recipe.tokens_per_step
         return tokens / self.wall_sec if self.wall_sec > 0 else None
 

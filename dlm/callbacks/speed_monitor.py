@@ -34,15 +34,27 @@ class SpeedMonitor(L.Callback):
     """Observes step_time (s), tokens_per_sec, memory_bytes and, where the peak is known, mfu in true FLOPs.
 
     True are the FLOPs of full_masked_head; peak_flops_per_device says the peak of a device that is not in the table.
+    Validations are no part of a step; checkpoints and what else happens between steps are.
     """
 
     def __init__(self, *, peak_flops_per_device: float | None = None) -> None:
         self.peak = peak_flops_per_device
+        self._since = (0.0, 0)  # when and at which step the last row was; later by the validations since then
+        self._validating = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock."""
         self._since = (time.perf_counter(), trainer.global_step)
         self.peak = self.peak or peak_flops(module.device)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Stop the clock; a checkpoint is written at every step that is validated, so the device has caught up."""
+        self._validating = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Let it go on."""
+        since, step = self._since
+        self._since = (since + time.perf_counter() - self._validating, step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

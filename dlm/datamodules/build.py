@@ -72,7 +72,13 @@ def prepare_text(job: Job, data_dir: Path, *, workers: int) -> Manifest:
     building.mkdir(parents=True, exist_ok=True)
     with Lease(building):
         _check_plan(building, plan)
-        manifest = _build(job, tokenizer, units, building, workers)
+        records = _build(job, units, building, workers)
+        try:
+            _check_splits(job, records)
+        except UserError:
+            shutil.rmtree(building)  # going on would end here again, and other sources or options begin anew
+            raise
+        manifest = _describe(job, tokenizer, units, records)
         manifest = dataclasses.replace(manifest, notes={**manifest.notes, "plan": content_hash(plan)[:16]})
         _write_whole(building / "data", manifest)
     move_into_place(building / "data", data_dir)
@@ -158,8 +164,8 @@ def _moved(before: dict[str, Any], now: dict[str, Any]) -> str:
     return next((f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)), "other units")
 
 
-def _build(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], building: Path, workers: int) -> Manifest:
-    """Encode every unit that is not done, and describe the whole."""
+def _build(job: Job, units: Sequence[Unit], building: Path, workers: int) -> list[Record]:
+    """Encode every unit that is not done; the records of all, in order."""
     with Crew(job, building, units, workers) as crew:
         crew.run([n for n, unit in enumerate(units) if unit.split == "validation"])
         limit = round(job.validation_share * KEYS)
@@ -169,7 +175,7 @@ def _build(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], building: Path
         if keys and not any("validation" in record.files for record in crew.records.values()):
             limit = min(keys.values()) + 1  # so few documents that the share held none out: hold out one
             crew.run([n for n, key in keys.items() if key < limit], limit=limit)
-        return _describe(job, tokenizer, units, [crew.records[n] for n in range(len(units))])
+        return [crew.records[n] for n in range(len(units))]
 
 
 class Crew:
@@ -282,12 +288,10 @@ def _held_out(folder: str) -> frozenset[bytes]:
 
 
 def _describe(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], records: Sequence[Record]) -> Manifest:
-    """The manifest of everything that was written. Raises UserError when a split is empty."""
+    """The manifest of everything that was written."""
     splits: dict[str, tuple[PackedFile, ...]] = {
         split: tuple(file for record in records for file in record.files.get(split, ())) for split in SPLITS
     }
-    documents = {split: sum(record.documents.get(split, 0) for record in records) for split in SPLITS}
-    _check_splits(job, documents)
     assert tokenizer.bos_id is not None
     return Manifest(
         name=job.name,
@@ -299,7 +303,7 @@ def _describe(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], records: Se
             "sources": [*job.sources, *job.validation_sources],
             "files": len({path for unit in units for path in unit.paths}),
             "bytes": sum(unit.size for unit in units),
-            "documents": documents,
+            "documents": _documents(records),
             "skipped": {reason: sum(record.skipped[reason] for record in records) for reason in SKIPPED},
             "eos_id": tokenizer.eos_id,
             "tokenizer_sha256": tokenizer.sha256,
@@ -307,8 +311,13 @@ def _describe(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], records: Se
     )
 
 
-def _check_splits(job: Job, documents: dict[str, int]) -> None:
-    where = ", ".join(job.sources)
+def _documents(records: Sequence[Record]) -> dict[str, int]:
+    return {split: sum(record.documents.get(split, 0) for record in records) for split in SPLITS}
+
+
+def _check_splits(job: Job, records: Sequence[Record]) -> None:
+    """Raise UserError when a split is empty."""
+    where, documents = ", ".join(job.sources), _documents(records)
     if not any(documents.values()):
         raise UserError(f"{where} holds no documents: give files with text")
     if not documents["validation"]:

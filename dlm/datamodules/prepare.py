@@ -125,6 +125,8 @@ def index_packed(
         if not paths:
             raise UserError(f"{data_dir} holds no {pattern}: give the folder of the packed files, or set --{split}")
         splits[split] = tuple(_describe(path, vocab_size, out) for path in paths)
+        if not any(file.tokens for file in splits[split]):
+            raise UserError(f"the {pattern} of {data_dir} hold no tokens: set --{split} to files that do")
     manifest = Manifest(name=out.name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=bos_id, splits=splits)
     if out != data_dir and (out / MANIFEST).exists():
         raise UserError(f"{out} holds prepared data already: choose another --out or move it away")

@@ -7,6 +7,7 @@ every rank and micro-batch takes a contiguous part of it, and a resume starts at
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -44,7 +45,7 @@ class TrainingBatches(Dataset[Batch]):
         first = (self.rank * self.accumulation + part) * self.micro
         position_B = np.arange(first, first + self.micro)
         index_B = step * self.batch_size + position_B
-        rows_BT = self.tokens.rows(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
+        rows_BT = self.tokens.text(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
         uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
@@ -87,7 +88,7 @@ class ValidationBatches(Dataset[Batch]):
             raise IndexError(k)
         sequence_S = self.parts[k]  # contiguous, so their draws are too
         draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
-        rows_BT = self.tokens.rows(np.repeat(self.rows[sequence_S], self.draws))
+        rows_BT = self.tokens.text(np.repeat(self.rows[sequence_S], self.draws))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
         batch = self.objective.probe(rows_BT, stratified_t(self.seed, 0, draw_B), uniform_BT)
         return {**batch, "sequence": sequence_S, "draws": self.draws}
@@ -138,6 +139,12 @@ class SlimPajamaDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
+    def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
+        """One item a batch; in pinned memory where it goes to a GPU, so that the copy need not wait for the device."""
+        assert self.trainer is not None
+        pinned = self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(dataset, batch_size=None, pin_memory=pinned, **options)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the trainer's current step on."""
         assert self.trainer is not None
@@ -151,12 +158,12 @@ class SlimPajamaDataModule(L.LightningDataModule):
         )
         start = self.trainer.global_step * self.accumulation
         sampler = FromOffset(start, self.steps * self.accumulation)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return self._loader(dataset, sampler=sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The fixed validation set with its fixed noise."""
         dataset = ValidationBatches(self.validation_tokens, self.objective, **self.validation, **self._place())
-        return DataLoader(dataset, batch_size=None, num_workers=0)
+        return self._loader(dataset)
 
     @property
     def num_validation_sequences(self) -> int:

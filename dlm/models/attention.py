@@ -23,20 +23,31 @@ SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 BACKENDS = ("auto", *SDPA, "flash_attn", "fa4")  # trainer.attention
+_HALF_ONLY = ("flash", "cudnn", "flash_attn", "fa4")  # on a GPU
 _HOPPER = 9  # compute capability from which cuDNN's kernel is ahead of FlashAttention 2, which PyTorch carries
 
 
-def kernels(backend: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What to run a model in so that attention uses ``backend`` on ``device``; ``auto`` is the fastest there.
+def kernels(
+    backend: str, device: torch.device, *, precision: str = "bf16-mixed"
+) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """What to run a model in so that attention uses ``backend`` on ``device``.
 
-    The choice of ``auto`` depends on the device alone, so a resumed run has the same. Raises UserError for an
-    unknown back end and for one that is not there.
+    ``auto`` depends on the device alone, so a resumed run has the same: of PyTorch's own back ends cuDNN's first from
+    Hopper on, elsewhere FlashAttention 2. It never takes flash-attn or FA4, even where they are installed: what they
+    would gain over these is not measured yet, and so no installed package changes a run.
+
+    Raises UserError for an unknown back end and for one that is not there or cannot compute in ``precision``.
     """
     if backend not in BACKENDS:
         raise unknown("trainer.attention", backend, BACKENDS)
     on_gpu = device.type == "cuda"
     if backend in ("efficient", "cudnn", "flash_attn", "fa4") and not on_gpu:
         raise UserError(f"trainer.attention {backend} needs a CUDA device, this run is on {device.type}: set auto")
+    if on_gpu and backend in _HALF_ONLY and precision in ("32-true", "64-true"):
+        raise UserError(
+            f"trainer.attention {backend} computes in 16 bits, trainer.precision is {precision}: set auto, or "
+            "trainer.precision=bf16-mixed"
+        )
     if backend == "auto":
         if not on_gpu:
             return contextlib.nullcontext

@@ -6,6 +6,7 @@ Legend: B sequences, T tokens, C channels, V vocabulary, M selected positions, R
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,6 +60,13 @@ class TransEncoder(nn.Module):
         cos, sin = rotary_tables(shape.block_size, rotated)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TransEncoder:
+        """Move or convert all but the tables' float32, which bf16-true would cast: most positions would be alike."""
+        super()._apply(fn, recurse)
+        cos, sin = rotary_tables(self.shape.block_size, self.cos.shape[-1])
+        self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        return self
 
     def init_weights(self, generator: torch.Generator) -> None:
         """SMDM's initialisation: normal with std sqrt(2 / 5d); projections back into the stream 1 / (sqrt(d) L).

@@ -83,8 +83,9 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
-        """Choose the attention kernels of this device. Raises UserError for a back end that is not there."""
-        self.kernels = kernels(self.config["trainer"]["attention"], self.trainer.strategy.root_device)
+        """Choose the attention kernels of this device. Raises UserError for a back end that cannot be used here."""
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
 
     def configure_model(self) -> None:
         """Shard the model where the strategy is fsdp2, every block a unit, and compile; once."""

@@ -1,0 +1,68 @@
+"""What depends on the device, with the GPU faked: its peak, its precision."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from modules import make_module
+
+from dlm.callbacks.speed_monitor import peak_flops
+from dlm.errors import UserError
+from dlm.train import _precision
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),  # the makers' data sheets, dense bf16
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_the_peak_is_that_of_the_very_card(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    def fake(*, there: bool, bf16: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
+        )
+
+    return fake
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_auto_is_bf16_where_the_device_has_it(accelerator, gpu):
+    gpu(there=True, bf16=True)
+    assert [_precision(name, accelerator) for name in ("auto", "bf16-true", "16-mixed", "32-true")] == [
+        "bf16-mixed", "bf16-true", "16-mixed", "32-true"
+    ]  # fmt: skip
+    assert _precision("auto", "cpu") == "32-true"
+    gpu(there=True, bf16=False)  # PyTorch would emulate it, slowly
+    assert _precision("auto", accelerator) == "32-true" and _precision("16-mixed", accelerator) == "16-mixed"
+    for name in ("bf16-mixed", "bf16-true"):
+        with pytest.raises(UserError, match=rf"trainer\.precision {name} needs a device with bfloat16.*: set 32-true"):
+            _precision(name, accelerator)
+    gpu(there=False, bf16=False)
+    assert _precision("auto", accelerator) == "32-true"
+    with pytest.raises(UserError, match="16-mixed needs a GPU: set bf16-mixed or 32-true"):
+        _precision("16-mixed", accelerator)
+
+
+def test_a_run_in_float32_refuses_attention_in_16_bits_when_it_is_set_up():
+    module = make_module({"trainer.attention": "flash_attn"})
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    module.trainer = SimpleNamespace(strategy=strategy, precision="32-true")
+    with pytest.raises(UserError, match=r"flash_attn computes in 16 bits, trainer\.precision is 32-true"):
+        module.setup("fit")
+    module.trainer.precision = "bf16-mixed"
+    with pytest.raises(UserError, match="needs the package flash-attn"):  # the next thing to look for
+        module.setup("fit")
