@@ -13,14 +13,17 @@ from pathlib import Path
 
 from dlm.errors import NOTHING_TO_DO, ExitCode
 from dlm.files import STALE_SEC, live_holder
-from dlm.ledger import Ledger, finished
+from dlm.ledger import CellRecord, Ledger, finished, read_max_gpu_hours, refuse
 from dlm.record import gpu_hours_used
 
 PATIENCE_SEC = 1.5 * STALE_SEC  # a holder that died with its node is known to be dead before that
 
 
-def admit(run_dir: Path, *, max_gpu_hours: float | None, patience_sec: float = PATIENCE_SEC) -> int:
-    """0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later; says why."""
+def admit(run_dir: Path, *, submission: str | None, patience_sec: float = PATIENCE_SEC) -> int:
+    """0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later; says why.
+
+    ``submission`` is the one that the job is of.
+    """
     deadline = time.monotonic() + patience_sec
     while (holder := live_holder(run_dir)) is not None:
         if time.monotonic() >= deadline:
@@ -32,19 +35,19 @@ def admit(run_dir: Path, *, max_gpu_hours: float | None, patience_sec: float = P
         print(f"dlm: {run_dir.name} is done: {result.loss:.4f} nats/token")
         return NOTHING_TO_DO
     sweep_dir = run_dir.parents[1]
-    if max_gpu_hours is not None and (used := gpu_hours_used(sweep_dir)) >= max_gpu_hours:
-        reason = f"the sweep has used {used:.4g} of its {max_gpu_hours:g} GPU-hours: submit with more --max-gpu-hours"
-        Ledger(sweep_dir).cancelled([run_dir.name], reason)
+    record = Ledger(sweep_dir).read().get(run_dir.name, CellRecord())
+    if record.cancelled is not None or record.submission not in (None, submission):
+        why = "cancelled" if record.cancelled is not None else f"submitted anew as {record.submission}"
+        print(f"dlm: {run_dir.name} was {why}: not started")
+        return NOTHING_TO_DO
+    limit = read_max_gpu_hours(sweep_dir)
+    if limit is not None and (used := gpu_hours_used(sweep_dir)) >= limit:
+        reason = f"the sweep has used {used:.4g} of its {limit:g} GPU-hours: submit with more --max-gpu-hours"
+        refuse(run_dir, submission, reason)
         print(f"dlm: {run_dir.name} is not started: {reason}")
         return NOTHING_TO_DO
     return 0
 
 
-def main() -> int:
-    """The command."""
-    limit = os.environ.get("DLM_MAX_GPU_HOURS")
-    return admit(Path(sys.argv[1]), max_gpu_hours=None if limit is None else float(limit))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(admit(Path(sys.argv[1]), submission=os.environ.get("DLM_SUBMISSION")))

@@ -276,7 +276,7 @@ def _agree(chosen: Chosen, how: How) -> float | None:
 
     spec = chosen.plan.spec
     used = gpu_hours_used(chosen.sweep_dir)
-    gpu_hours = used + sum(cell.gpu_hours or 0 for cell in left_to_do(chosen))
+    gpu_hours = used + sum((cell.gpu_hours or 0) * _share_left(chosen, cell) for cell in left_to_do(chosen))
     priced = f"{f'{used:,.4g} used and ' if used else ''}{gpu_hours - used:,.4g} GPU-hours to go"
     if how.max_gpu_hours is not None and gpu_hours > how.max_gpu_hours:
         raise UserError(
@@ -295,6 +295,15 @@ def _agree(chosen: Chosen, how: How) -> float | None:
     if how.max_gpu_hours is not None:
         return how.max_gpu_hours
     return None if beyond else spec.max_gpu_hours
+
+
+def _share_left(chosen: Chosen, cell: Cell) -> float:
+    """Of a cell's steps, the share that is still to be done: the rest is in the GPU-hours used."""
+    from dlm.ledger import run_directory
+    from dlm.record import read_status
+
+    status = read_status(run_directory(chosen.sweep_dir, cell.cell_id))
+    return 1.0 if status is None else 1 - min(status.step, cell.steps) / cell.steps
 
 
 def _run_local(chosen: Chosen, how: How) -> int:
@@ -342,8 +351,8 @@ def _submit_slurm(chosen: Chosen, how: How, max_gpu_hours: float | None) -> int:
     )
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
-    arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
-    print(f"submitted {len(done.submitted)} cells{' as arrays ' + ', '.join(arrays) if arrays else ''}")
+    arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
+    print(f"submitted {len(done.submitted)} cells{' as arrays ' + ', '.join(map(str, arrays)) if arrays else ''}")
     print(f"watch it with: dlm status {chosen.sweep_dir}; when it is done: dlm report {chosen.sweep_dir}")
     return ExitCode.DONE
 

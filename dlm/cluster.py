@@ -5,7 +5,6 @@ Called by the submission core and status. ``sbatch`` writes the scripts; ``pool`
 
 from __future__ import annotations
 
-import getpass
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
 )  # cpus_per_task goes in each
 COMMAND_TIMEOUT_SEC = 60.0  # a busy slurmctld answers late
+LONGEST_ARGUMENT = 100_000  # characters; Linux takes 128 KiB
 LOOK_BACK = "30days"  # how old a submission that was cut off may be and still be looked up
 
 
@@ -194,27 +194,34 @@ class Slurm:
             raise UserError(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
         return done.stdout.strip().split(";")[0]
 
-    def states(self, ids: Iterable[str], *, names: Iterable[str] = ()) -> Answer:
-        """The states of tasks (ids such as 1001_3), and the arrays of these job names, by one squeue and one sacct.
+    def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = ()) -> Answer:
+        """The states of tasks (id such as 1001_3 -> name of its job), and the arrays of these job names.
 
-        squeue knows what is queued and running and, for some minutes, what has ended; sacct what has ended; an id that
-        neither knows is absent.
+        By one squeue and one sacct. squeue knows what is queued and running and, for some minutes, what has ended;
+        sacct what has ended; an id that neither knows is absent. Names are asked for too: numbers begin anew with a new
+        controller, and a sweep's jobs may be another user's.
         """
-        wanted, named = set(ids), set(names)
-        if not wanted and not named:
+        looked_up = set(names)
+        all_names = looked_up | set(jobs.values())
+        if not all_names:
             return Answer()
-        roots = ",".join(sorted({task.split("_")[0] for task in wanted}))
-        account = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={ACCOUNT_COLUMNS}"]
-        queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
-        ended, no_account = _ask([*account, f"--jobs={roots}"]) if wanted else ([], None)
-        if named:
-            found, no_account = _ask([*account, f"--name={','.join(sorted(named))}", f"--starttime=now-{LOOK_BACK}"])
+        account = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers", f"--format={ACCOUNT_COLUMNS}"]
+        roots = ",".join(sorted({task.split("_")[0] for task in jobs}))
+        ended, no_account = _ask([*account, f"--jobs={roots}"]) if jobs else ([], None)
+        if looked_up:
+            found, no_account = _ask(
+                [*account, f"--name={','.join(sorted(looked_up))}", f"--starttime=now-{LOOK_BACK}"]
+            )
             ended += found
-        live, no_queue = _ask([*queue, f"--user={getpass.getuser()}"])
-        tasks = {row.task: row for row in (*ended, *live)}  # the queue has the last word
+        joined = f"--name={','.join(sorted(all_names))}"
+        queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
+        live, no_queue = _ask([*queue, joined] if len(joined) < LONGEST_ARGUMENT else queue)
+        if no_queue is None:  # what the queue does not hold is not live, whatever accounting believes
+            ended = [row for row in ended if live_state(row.state) is None]
+        rows = {row.task: row for row in (*ended, *live) if row.name in all_names}  # the queue has the last word
         return Answer(
-            states={task: row.state for task, row in tasks.items() if task in wanted or row.name in named},
-            arrays={row.name: row.task.split("_")[0] for row in tasks.values() if row.name in named and row.stands},
+            states={task: row.state for task, row in rows.items()},
+            arrays={row.name: row.task.split("_")[0] for row in rows.values() if row.name in looked_up and row.stands},
             warnings=tuple(filter(None, (no_account, no_queue))),
             silent=no_queue is not None,
         )
@@ -239,9 +246,10 @@ class Slurm:
         """scancel; a task that has ended is no error. Raises UserError with SLURM's own words otherwise."""
         if not ids:
             return
-        done = _run(["scancel", *ids])
-        if done.returncode:
-            raise UserError(f"scancel failed: {' '.join(done.stderr.split())}")
+        for start in range(0, len(ids), 500):
+            done = _run(["scancel", *ids[start : start + 500]])
+            if done.returncode:
+                raise UserError(f"scancel failed: {' '.join(done.stderr.split())}")
 
 
 def minutes(limit: str) -> int | None:
@@ -255,9 +263,10 @@ def minutes(limit: str) -> int | None:
 
 # What sbatch says -> the keys of hydra.launcher that asked for it (SLURM 22.05's own words, tried).
 _BEHIND = (
+    ("policy", ("qos", "account", "max_array_size", "timeout_min")),
+    ("account", ("account", "partition")),
     ("partition", ("partition",)),
     ("time limit|--time", ("timeout_min",)),
-    ("account", ("account", "partition")),
     ("qos", ("qos",)),
     ("feature|constraint", ("constraint",)),
     ("memory", ("mem_gb",)),
@@ -306,7 +315,7 @@ class TaskRow:
     @property
     def stands(self) -> bool:
         """Whether SLURM took the job; it also keeps a record of one that it has refused."""
-        return self.state.reason != "BadConstraints"
+        return (self.state.word, self.state.reason) != ("FAILED", "BadConstraints")
 
 
 def _ask(command: list[str]) -> tuple[list[TaskRow], str | None]:

@@ -47,14 +47,13 @@ def submit_jobs(
     sweep_dir: Path,
     was: Mapping[str, CellNow] | None = None,
     steps: Mapping[str, int] | None = None,
-    environment: Mapping[str, str] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
     """The submission core: on SLURM returns when sbatch has taken every array, locally when every process ended.
 
-    ``was`` (cell -> the state that makes it run again) and ``steps`` (cell -> planned last step) come from the plan;
-    ``environment`` goes into every job's. On SLURM the caller holds ``submitting``.
+    ``was`` (cell -> the state that makes it run again) and ``steps`` (cell -> planned last step) come from the plan.
+    On SLURM the caller holds ``submitting``.
     """
     if not jobs:
         return Submission()
@@ -63,7 +62,7 @@ def submit_jobs(
         check_clean(origin)
     ledger, code = Ledger(sweep_dir), snapshot_code(sweep_dir, origin=origin)
     submission = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    facts = {"DLM_CODE": code.name, **(origin.environment() if origin else {}), **(environment or {})}
+    facts = {"DLM_CODE": code.name, **(origin.environment() if origin else {})}
     if isinstance(cluster, Slurm):
         return _submit_to_slurm(jobs, cluster, ledger, submission=submission, code=code, was=was or {}, facts=facts)
     ledger.intent(submission, cluster="local", jobs=jobs, code=code, was=was or {})
@@ -135,10 +134,11 @@ def _sbatch(cluster: Slurm, script: Path, array: Array, ledger: Ledger, *, taken
         return cluster.sbatch(script)
     except UserError as error:
         name = job_name(ledger.folder.absolute().parent.name, array.submission)
-        found = cluster.states([], names=[name]).arrays.get(name)
-        if found is not None:
-            return found
-        ledger.refused(array.submission, str(error))
+        answer = cluster.states({}, names=[name])
+        if name in answer.arrays:
+            return answer.arrays[name]
+        if not answer.silent:  # else the next submission looks it up
+            ledger.refused(array.submission, str(error))
         so_far = f"; {taken} cells were taken before, and the same command submits the rest" if taken else ""
         raise UserError(f"{error}{so_far}") from error
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlm.errors import UserError
+from dlm.errors import ExitCode, UserError
 
 HEARTBEAT_SEC = 10.0
 STALE_SEC = 60.0  # a lease on another host is dead after this long without a heartbeat
@@ -150,7 +151,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         holder = live_holder(self.path.parent)
-        if holder is None or holder["pid"] == os.getpid():  # else another took it over while this host was cut off
+        if holder is None or self._is_us(holder):  # else another took it over while this host was cut off
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> dict[str, Any] | None:
@@ -189,7 +190,20 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
             with contextlib.suppress(OSError):  # a full or slow disk now; the next beat may reach it
+                self._end_if_taken_over()
                 self._beat()
+
+    def _end_if_taken_over(self) -> None:
+        """This host was cut off or stood still for so long that another took over: two must not go on."""
+        holder = live_holder(self.path.parent)
+        if holder is not None and not self._is_us(holder):
+            print(f"dlm: {self.path.parent.name} was taken over by process {holder['pid']} on {holder['host']}: "
+                  "this one ends", file=sys.stderr, flush=True)  # fmt: skip
+            os._exit(ExitCode.PREEMPTED)
+
+    @staticmethod
+    def _is_us(holder: dict[str, Any]) -> bool:
+        return bool((holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid()))
 
 
 def server_time(folder: Path) -> float:

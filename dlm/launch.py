@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlm import locate
 from dlm.errors import ExitCode, UserError, close_matches
+from dlm.files import HeldError
 from dlm.groups import choices
 from dlm.identity import SWEEP_NAME
 
@@ -158,7 +159,9 @@ def main() -> int:
                 raise
             if first_process():  # the other processes of a run come to the same
                 print(f"dlm: {line}", file=sys.stderr)
-            codes.append(ExitCode.USER_ERROR)
+            held = any(isinstance(cause, HeldError) for cause in causes(error))
+            later = held and "DLM_SUBMISSION" in os.environ  # a job waits for its turn: nothing is wrong with the cell
+            codes.append(ExitCode.PREEMPTED if later else ExitCode.USER_ERROR)
 
     try:
         hydra.main(version_base=None, config_path=str(locate.configs_dir()), config_name="config")(task)()

@@ -7,6 +7,7 @@ how each local process ended. The truth about a cell is its result.json, then it
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from dlm.cluster import Answer, Job, Slurm, TaskState, ended_state, job_name, live_state
 from dlm.errors import ExitCode
-from dlm.files import append_jsonl, live_holder, read_jsonl, server_time
+from dlm.files import append_jsonl, live_holder, read_json, read_jsonl, server_time, write_json
 from dlm.record import Result, State, Status, read_result, read_status
 
 _BY_EXIT_CODE: dict[int, State] = {
@@ -28,6 +29,8 @@ _BY_EXIT_CODE: dict[int, State] = {
 
 GONE = "it was done, and its result.json is gone or not whole"
 KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+BY_CANCEL = "by dlm cancel"
+NOT_STARTED = "not_started.json"  # in a run directory: what admit refused
 CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, SLURM 22.05)
 EVENTS = ("intent", "submitted", "refused", "cancelled", "ended")
 
@@ -117,7 +120,7 @@ class Ledger:
         """SLURM has not."""
         self._append("refused", submission=submission, reason=reason)
 
-    def cancelled(self, cell_ids: Sequence[str], reason: str = "by dlm cancel") -> None:
+    def cancelled(self, cell_ids: Sequence[str], reason: str = BY_CANCEL) -> None:
         """These are not to be started, nor shown as anything but cancelled, until they are submitted again."""
         self._append("cancelled", cells=list(cell_ids), reason=reason)
 
@@ -158,7 +161,7 @@ def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> Iterab
                 yield cell_id, {"submission": None}
     elif line["event"] == "cancelled":
         for cell_id in line["cells"]:
-            yield cell_id, {"cancelled": line["reason"]}
+            yield cell_id, {"cancelled": line.get("reason", BY_CANCEL)}
     elif line["event"] == "ended":
         ending = Ending(state=State(line["state"]), reason=line["reason"], time=float(line["time"]))
         yield line["cell"], {"ending": ending}
@@ -167,7 +170,7 @@ def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> Iterab
 def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict[str, Any]:
     failures, failed_at = before.failures, before.failed_at
     if line["was"].get(cell_id) == State.FAILED:
-        step = line["steps"].get(cell_id, 0)
+        step = line.get("steps", {}).get(cell_id, 0)
         failures = failures + 1 if step <= failed_at else 1
         failed_at = max(step, failed_at)
     return {
@@ -179,7 +182,7 @@ def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict
         "ending": None,
         "failures": failures,
         "failed_at": failed_at,
-        "micro_batch": line["micro_batch"].get(cell_id, before.micro_batch),
+        "micro_batch": line.get("micro_batch", {}).get(cell_id, before.micro_batch),
     }
 
 
@@ -243,7 +246,12 @@ def _last_word(
     if record.unconfirmed and slurm_silent:
         return State.SUBMITTED, f"submission {record.submission} was cut off, and SLURM does not answer"
     if record.job_id is not None:
+        if status is not None and status.submission is None and _is_newer(run_dir, record.job_id):
+            return _own_word(status)  # run by hand since
         own = status if status is not None and status.submission == record.submission else None
+        refused = None if own is not None or task is None else not_started(run_dir, record.submission)
+        if refused is not None:
+            return State.CANCELLED, refused
         return _word_of_job(run_dir, record.job_id, own, task, slurm_silent)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
         if record.ending.state is State.DONE:
@@ -283,9 +291,49 @@ def _word_of_job(
     return ended_state(task), f"SLURM says {task} of job {job_id}"
 
 
+def _is_newer(run_dir: Path, job_id: str) -> bool:
+    """Whether the last word of a run was said after its job began, by the clock of the file server."""
+    try:
+        began = (run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt").stat().st_mtime
+        return (run_dir / "status.json").stat().st_mtime > began
+    except OSError:
+        return False
+
+
+def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
+    """Say in a run directory why a job did not start its cell.
+
+    Not in the ledger: nodes that append to one file over a network file system can overwrite each other's lines.
+    """
+    write_json(run_dir / NOT_STARTED, {"submission": submission, "reason": reason})
+
+
+def not_started(run_dir: Path, submission: str | None) -> str | None:
+    """Why the job of that submission did not start the cell; None when it did, or has not begun."""
+    try:
+        said = json.loads((run_dir / NOT_STARTED).read_text())
+        return str(said["reason"]) if said["submission"] == submission else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
+    """What jobs that begin from now on go by, those that wait already too."""
+    write_json(sweep_dir / "ledger" / "limits.json", {"max_gpu_hours": limit})
+
+
+def read_max_gpu_hours(sweep_dir: Path) -> float | None:
+    """The latest ``write_max_gpu_hours``; None sets no limit."""
+    path = sweep_dir / "ledger" / "limits.json"
+    limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
+    return None if limit is None else float(limit)
+
+
 def _agree(exit_code: int, task: TaskState) -> bool:
     """Whether a cell that said it ends with ``exit_code`` did. SLURM may have the code of another of its processes."""
     failed = task.word == "FAILED" and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    if exit_code == ExitCode.BUG and task.exit_code in _BY_EXIT_CODE:
+        return False  # another process of it knew the cause
     return failed or (task.exit_code == exit_code and not task.signal)
 
 
@@ -349,9 +397,8 @@ def reconciled(
     mine = {name: records[name] for name in cell_ids if name in records}
     cut_off = {record.submission for record in mine.values() if record.unconfirmed and record.submission}
     title = sweep_dir.absolute().name
-    answer = Slurm().states(
-        [record.job_id for record in mine.values() if record.job_id], names=[job_name(title, s) for s in cut_off]
-    )
+    jobs = {record.job_id: job_name(title, str(record.submission)) for record in mine.values() if record.job_id}
+    answer = Slurm().states(jobs, names=[job_name(title, submission) for submission in cut_off])
     for submission in sorted(cut_off):
         array_id = answer.arrays.get(job_name(title, submission))
         places = {name: place for place, name in enumerate(submitted_cells(ledger, submission))}

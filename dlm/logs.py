@@ -11,8 +11,8 @@ from dlm.ledger import cells_now, reconciled, run_directory
 
 def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
     """The run directory behind an id, a part of one, or a path. Raises UserError where there is none, or several."""
-    if Path(cell).is_dir():
-        return Path(cell)
+    if (path := Path(cell).absolute()).parent.name == "runs" and path.is_dir():
+        return path
     folders = [sweep_dir] if sweep_dir is not None else sorted(path.parent for path in locate.workdir().glob("*/runs"))
     runs = [run for folder in folders for run in sorted((folder / "runs").glob("*")) if run.is_dir()]
     found = [run for run in runs if run.name == cell] or [run for run in runs if cell in run.name]

@@ -27,6 +27,7 @@ from dlm.locate import PACKAGE
 from dlm.record import read_result
 
 LOG = "log.txt"
+HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how one ends that finds its cell held by another process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ class LocalPool:
                 continue
             self._running.remove(running)
             job = running.job
-            if waiting is not None and exit_code == ExitCode.USER_ERROR and live_holder(job.run_dir):
+            if waiting is not None and exit_code in HELD and live_holder(job.run_dir):
                 waiting.append(job)  # another process took the lease between our look and the child's
                 self._defer(job, on_event)
                 continue

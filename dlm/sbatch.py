@@ -55,8 +55,10 @@ def job_line(job: Job) -> str:
 # SLURM itself requeues what it preempts without grace. A cancelled job is no longer RUNNING, and must not come back.
 REQUEUE = (
     "# To be continued: it was told to stop, and did with a checkpoint, or another process still runs the cell.",
-    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
-    '    scontrol requeue "$SLURM_JOB_ID"',
+    "# By array and task: one task of every array has the array's own id, which stands for all of them.",
+    'task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
+    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then',
+    '    scontrol requeue "$task"',
     "fi",
 )
 
@@ -82,6 +84,7 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         "unset DLM_CONFIGS  # the snapshot's configs count",
         f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export DLM_SUBMISSION={array.submission}",
+        "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
         *(f"export {name}={shlex.quote(value)}" for name, value in facts.items()),
         *threads,
         *settings.setup,

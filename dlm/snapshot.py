@@ -81,16 +81,22 @@ class Origin:
 def code_origin(package: Path = PACKAGE) -> Origin | None:
     """Where the code that is about to run comes from; None where it is in no repository, or git is not there."""
     root = package.parent
-    deciding = ("--", str(package), str(configs_dir()), str(root / "pyproject.toml"))
+    paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
+    deciding = ("--", *map(str, paths))
     try:
+        _git(root, "ls-files", "--error-unmatch", str(package / "__init__.py"))  # or an environment in another's folder
         sha = _git(root, "rev-parse", "HEAD")
-        status = _git(root, "status", "--porcelain", "--untracked-files=all", *deciding)
+        lines = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding).split(
+            "\0"
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    new = [line[3:] for line in status.splitlines() if line.startswith("??")]
-    diffs = [_git(root, "diff", "HEAD", "--binary", *deciding)] if status else []
-    diffs += [_git(root, "diff", "--no-index", "--binary", "/dev/null", name, differs=True) for name in new]
-    return Origin(sha=sha, changed=tuple(line[3:] for line in status.splitlines()), diff="\n".join(filter(None, diffs)))
+    changed = tuple(line[3:] for line in lines if line)
+    new = [line[3:] for line in lines if line.startswith("??")]
+    whole = ("--binary", "--no-ext-diff", "--no-color")
+    diffs = [_git(root, "diff", "HEAD", *whole, *deciding)] if changed else []
+    diffs += [_git(root, "diff", "--no-index", *whole, "/dev/null", name, differs=True) for name in new]
+    return Origin(sha=sha, changed=changed, diff="\n".join(filter(None, diffs)))
 
 
 def check_clean(origin: Origin | None) -> None:

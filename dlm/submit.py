@@ -6,6 +6,7 @@ one goes on from its checkpoint, a failed one is retried by its cause.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,7 +21,7 @@ from dlm.dispatch import Submission, override, quote, submit_jobs, submitting
 from dlm.errors import UserError
 from dlm.estimate import GIB
 from dlm.files import live_holder
-from dlm.ledger import CellNow, CellRecord, Ledger, cells_now, reconciled, run_directory
+from dlm.ledger import CellNow, CellRecord, Ledger, cells_now, reconciled, run_directory, write_max_gpu_hours
 from dlm.pool import Event, LocalPool
 from dlm.recipe import accumulation
 from dlm.record import State
@@ -144,10 +145,12 @@ def submit_plan(
 ) -> Submission:
     """Submit every cell of a plan that is worth starting; see ``why_not`` for the others.
 
-    Jobs on SLURM that begin when the sweep has used ``max_gpu_hours`` end at once.
+    Jobs on SLURM, those too that wait already, end at once when they begin and the sweep has used ``max_gpu_hours``.
     """
     steps = {cell.cell_id: cell.steps for cell in plan.cells}
     with submitting(cluster, sweep_dir, list(steps)):
+        if isinstance(cluster, Slurm):
+            write_max_gpu_hours(sweep_dir, max_gpu_hours)
         now, _ = cells_now(list(steps.items()), sweep_dir)
         jobs, skipped = _worth_starting(
             plan, sweep_dir, now, cluster=cluster, data_dir=data_dir, extra=extra, retry_failed=retry_failed
@@ -158,7 +161,6 @@ def submit_plan(
             sweep_dir=sweep_dir,
             was={name: cell for name, cell in now.items() if cell.state != State.PLANNED},
             steps=steps,
-            environment={} if max_gpu_hours is None else {"DLM_MAX_GPU_HOURS": repr(float(max_gpu_hours))},
             on_event=on_event,
             on_tick=on_tick,
         )
@@ -192,11 +194,17 @@ def _worth_starting(
         settings = cluster.settings if isinstance(cluster, Slurm) else None
         resources = cell_resources(cell, settings, max_time_min=max_time_min)
         micro = record.micro_batch
+        if now[name].state is State.OUT_OF_MEMORY and not retry_failed and _host_memory(now[name], resources, settings):
+            skipped[name] = f"{now[name].reason}: that is memory of the host, raise hydra.launcher.mem_gb"
+            continue
         if now[name].state is State.OUT_OF_MEMORY:
-            micro = _smaller_micro_batch(cell, resources, micro)
-            if micro is None and not retry_failed:
+            smaller = _smaller_micro_batch(cell, resources, micro)
+            if smaller is None and not retry_failed:
                 skipped[name] = f"out of memory ({now[name].reason}) with one sequence at a time: use more devices"
                 continue
+            micro = smaller or 1
+        if micro is not None:
+            micro = _dividing(cell, resources, at_most=micro)
         jobs.append(_cell_job(cell, sweep_dir, resources=resources, micro=micro, data_dir=data_dir, extra=extra))
     return jobs, skipped
 
@@ -216,6 +224,18 @@ def _devices(resources: Resources) -> int:
     return max(resources.gpus_per_node, resources.tasks_per_node) * resources.nodes
 
 
+def _host_memory(now: CellNow, resources: Resources, settings: SlurmSettings | None) -> bool:
+    """Whether a smaller micro-batch would not help: SLURM ended a job with GPUs, and got no other mem_gb since."""
+    unchanged = settings is None or settings.mem_gb is None
+    return resources.gpus_per_node > 0 and unchanged and str(now.reason).startswith("SLURM says OUT_OF_MEMORY")
+
+
+def _dividing(cell: Cell, resources: Resources, *, at_most: int) -> int | None:
+    """The largest micro-batch up to ``at_most`` that divides the share of a device; None when there is none."""
+    share = cell.global_batch_size // _devices(resources)
+    return max((size for size in range(1, at_most + 1) if share % size == 0), default=None)
+
+
 def _smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) -> int | None:
     """Half the micro-batch, the global batch kept; None when it is one sequence already."""
     devices = _devices(resources)
@@ -226,8 +246,7 @@ def _smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) -
             world_size=devices,
             num_params=cell.num_params,
         )
-    share = cell.global_batch_size // devices
-    return max((size for size in range(1, before // 2 + 1) if share % size == 0), default=None)
+    return _dividing(cell, resources, at_most=before // 2)
 
 
 def _cell_job(
@@ -277,12 +296,14 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
         ledger.cancelled([*live, *waiting])
     done |= dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
-        job_id = records[name].job_id if name in records else None
+        record, status = records.get(name, CellRecord()), now[name].status
         holder = live_holder(run_directory(sweep_dir, name))
-        if job_id is not None:
-            done[name] = f"scancel {job_id}"
+        by_hand = holder is not None and status is not None and status.submission != record.submission
+        if record.job_id is not None and not by_hand:
+            done[name] = f"scancel {record.job_id}"
         elif holder is not None and holder["host"] == socket.gethostname():
-            os.kill(int(holder["pid"]), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(int(holder["pid"]), signal.SIGTERM)
             done[name] = f"SIGTERM to process {holder['pid']}"
         elif holder is not None:
             done[name] = f"runs as process {holder['pid']} on {holder['host']}: stop it there"

@@ -64,6 +64,7 @@ COMPUTED = {  # trainer keys that have another owner, and what to set instead
 }
 OURS = ("threads", "attention", "compile", "activation_checkpointing")  # trainer keys that Lightning does not know
 STRATEGIES = ("auto", "ddp", "fsdp2")
+_BEGAN = time.time()
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
 
@@ -184,8 +185,12 @@ def _last_word(run_dir: Path, recipe: Recipe, state: State, code: ExitCode, reas
         state=state, step=0, steps=recipe.steps, attempts=1, started=now, updated=now
     )
     result = read_result(run_dir) if state is State.DONE else None
-    known: dict[str, Any] = {} if result is None else {"step": result.step, "loss": result.loss}
+    known: dict[str, Any] = {}
+    if result is not None:
+        known = {"step": result.step, "loss": result.loss, "gpu_hours": result.gpu_hours}
     submission = os.environ.get("DLM_SUBMISSION")
+    if (status.state, status.submission) == (State.OUT_OF_MEMORY, submission) and status.started >= _BEGAN:
+        return  # another process of this run knew the cause, and ours is only what came of it
     word = dataclasses.replace(
         status, state=state, exit_code=int(code), reason=reason, submission=submission, updated=now, **known
     )

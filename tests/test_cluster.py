@@ -308,7 +308,13 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
     script = write_script(
         array, settings=SlurmSettings(), code=tmp_path / "code", folder=sweep / "ledger", facts={"DLM_GIT_SHA": "abc"}
     )
-    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "SRUN_CODE": "3", "DLM_CONFIGS": "/live"}
+    environment = {
+        **os.environ,
+        "SLURM_ARRAY_JOB_ID": "5",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SRUN_CODE": "3",
+        "DLM_CONFIGS": "/live",
+    }
     done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     words = (tmp_path / "srun.txt").read_text().splitlines()
@@ -391,7 +397,7 @@ def test_states_join_squeue_and_sacct_in_one_call_each(tmp_path, bin_dir):
         echo "1001_[3-4%2]|PENDING|0:0||x"
         """,
     )
-    answer = Slurm().states(["1001_0", "1001_1", "1001_2", "1001_3", "1002_0"])
+    answer = Slurm().states(dict.fromkeys(["1001_0", "1001_1", "1001_2", "1001_3", "1002_0"], "x"))
     assert answer.states == {
         "1001_0": TaskState(word="COMPLETED", exit_code=0, signal=0),
         "1001_1": TaskState(word="CANCELLED", exit_code=0, signal=15),
@@ -402,17 +408,17 @@ def test_states_join_squeue_and_sacct_in_one_call_each(tmp_path, bin_dir):
     assert not answer.warnings and not answer.silent
     calls = log.read_text().splitlines()
     assert len(calls) == 2 and "--jobs=1001,1002" in calls[0]
-    assert Slurm().states([]).states == {} and len(log.read_text().splitlines()) == 2  # nothing to ask
+    assert Slurm().states({}).states == {} and len(log.read_text().splitlines()) == 2  # nothing to ask
 
 
 def test_sacct_down_costs_a_warning_squeue_down_makes_absence_mean_nothing(bin_dir):
-    command(bin_dir, "squeue", 'echo "1_0|RUNNING"')
+    command(bin_dir, "squeue", 'echo "1_0|RUNNING|0|None|j|"')
     command(bin_dir, "sacct", 'echo "sacct: error: Slurm accounting storage is disabled" >&2; exit 1')
-    answer = Slurm().states(["1_0", "1_1"])
+    answer = Slurm().states({"1_0": "j", "1_1": "j"})
     assert live_state(answer.states["1_0"]) is State.RUNNING
     assert "accounting storage is disabled" in answer.warnings[0] and not answer.silent
     command(bin_dir, "squeue", "exit 1")
-    assert Slurm().states(["1_0"]).silent
+    assert Slurm().states({"1_0": "j"}).silent
 
 
 def test_scontrol_ping_decides_whether_slurm_answers(bin_dir):
@@ -451,9 +457,17 @@ def test_arrays_are_found_by_their_jobs_names(bin_dir, tmp_path):
     rows = ("12_0|RUNNING|0|None|demo-s-0|", "14_0|RUNNING|0|None|demo-s-00|", "15_0|FAILED|1|BadConstraints|demo-s-2|")
     command(bin_dir, "squeue", "\n".join(f'echo "{row}"' for row in rows))  # SLURM keeps a record of what it refused
     command(bin_dir, "sacct", f'echo "$@" >> {tmp_path}/args.txt; echo "13_0|FAILED|1:0|None|demo-s-1"')
-    answer = Slurm().states([], names=["demo-s-0", "demo-s-1", "demo-s-2"])
+    answer = Slurm().states({}, names=["demo-s-0", "demo-s-1", "demo-s-2"])
     assert answer.arrays == {"demo-s-0": "12", "demo-s-1": "13"} and set(answer.states) == {"12_0", "13_0", "15_0"}
     assert "--name=demo-s-0,demo-s-1,demo-s-2" in (tmp_path / "args.txt").read_text()
+
+
+def test_another_jobs_task_of_the_same_number_is_not_ours_and_accounting_alone_keeps_nothing_alive(bin_dir):
+    """Numbers begin anew with a new controller; and slurmdbd can miss an end."""
+    command(bin_dir, "squeue", 'echo "7_0|RUNNING|0|None|other-s-0|"')
+    command(bin_dir, "sacct", 'echo "7_0|RUNNING|0:0|None|mine-s-0"; echo "7_1|FAILED|1:0|None|mine-s-0"')
+    answer = Slurm().states({"7_0": "mine-s-0", "7_1": "mine-s-0"})
+    assert {task: state.word for task, state in answer.states.items()} == {"7_1": "FAILED"}
 
 
 def test_exit_codes_of_squeue_and_sacct_are_one():
@@ -478,6 +492,14 @@ def test_lines_that_are_no_states_are_passed_over():
         ("sbatch: error: Batch job submission failed: Invalid job array specification", "max_array_size"),
         ("sbatch: error: Invalid generic resource (gres) specification", "gres or hydra.launcher.gpus_per_node"),
         ("sbatch: error: Batch job submission failed: Invalid qos specification", "qos"),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            "account or hydra.launcher.partition",
+        ),
+        (
+            "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            "qos or hydra.launcher.account or hydra.launcher.max_array_size or hydra.launcher.timeout_min",
+        ),
         ("something new", "*"),
     ],
 )

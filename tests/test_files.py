@@ -178,6 +178,26 @@ def test_a_patient_starter_takes_over_from_one_that_ends(tmp_path):
     holder.communicate()
 
 
+TAKEN = """
+import sys, time
+from pathlib import Path
+from dlm import files
+files.HEARTBEAT_SEC = 0.2
+with files.Lease(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(30)
+"""
+
+
+def test_a_process_that_stood_still_ends_when_another_has_taken_over(tmp_path):
+    sleeper = python(TAKEN, tmp_path)
+    assert sleeper.stdout is not None and sleeper.stdout.readline() == "mine\n"
+    time.sleep(0.5)
+    write_json(tmp_path / "lease.json", {"host": "another", "pid": 1, "started": "1"})
+    assert sleeper.wait(10) == 75
+    assert json.loads((tmp_path / "lease.json").read_text())["host"] == "another"  # and took nothing back
+
+
 def test_a_recycled_process_number_is_nobody(tmp_path):
     with Lease(tmp_path):
         holder = json.loads((tmp_path / "lease.json").read_text())

@@ -142,8 +142,9 @@ SBATCH = """
     cp "$2" {db}/script; cp "${{2%.sbatch}}.jobs" {db}/jobs
     n=$(wc -l < {db}/jobs); for i in $(seq 0 $((n - 1))); do echo RUNNING > {db}/1001_$i; done; echo 1001
 """
-SQUEUE = 'cd {db}; for f in 1001_*; do [ -f $f ] && echo "$f|$(cat $f)"; done; true'
-SACCT = "cd {db}; cat accounted 2>/dev/null; true"
+NAME = "cd {db}; name=$(grep -oP '(?<=--job-name=).*' script); "
+SQUEUE = NAME + 'for f in 1001_*; do [ -f $f ] && echo "$f|$(cat $f)|0|None|$name|"; done; true'
+SACCT = NAME + 'sed "s/$/|None|$name/" accounted 2>/dev/null; true'
 
 
 @pytest.fixture

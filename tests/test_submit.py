@@ -7,6 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -198,11 +199,17 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
     assert code_origin(root / "dlm") == clean
     (root / "dlm/flops.py").write_text("# changed\n")
     (root / "configs/data/mine.yaml").write_text("name: mine\n")
+    (root / "configs/data/mein größter.yaml").write_text("name: ours\n")
     (root / "pyproject.toml").write_text("[x]\n")
     origin = code_origin(root / "dlm")
     assert origin is not None and origin.sha == clean.sha
-    assert set(origin.changed) == {"dlm/flops.py", "configs/data/mine.yaml", "pyproject.toml"}
-    assert all(line in origin.diff for line in ("+# changed", "+name: mine", "+[x]"))
+    assert set(origin.changed) == {
+        "dlm/flops.py",
+        "configs/data/mine.yaml",
+        "configs/data/mein größter.yaml",
+        "pyproject.toml",
+    }
+    assert all(line in origin.diff for line in ("+# changed", "+name: mine", "+name: ours", "+[x]"))
     monkeypatch.setattr(dispatch_module, "code_origin", lambda: origin)
     job = Job(name="a", overrides=("+cell=a",), run_dir=tmp_path / "work/demo/runs/a")
     with pytest.raises(UserError, match=r"differ from the last commit: commit them, or submit with --allow-dirty"):
@@ -452,6 +459,80 @@ def test_out_of_memory_is_tried_again_with_half_the_micro_batch_and_the_whole_ba
     assert asked[1:] == ["4", "2", "1"] and "+cell=a" in asked[0]  # 8 sequences, at first as many as fit
     assert "one sequence at a time" in done.skipped["a"]
     assert submit(make_plan("a"), sweep_dir, Slurm(), retry_failed=True).submitted
+    script = sorted((sweep_dir / "ledger").glob("*.jobs"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    assert script.read_text().rpartition("data.micro_batch_size=")[2].strip() == "1"  # not with the largest
+
+
+def test_more_devices_after_out_of_memory_get_a_micro_batch_that_divides_their_share(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    end(slurm, "1001_0", "FAILED|4:0")
+    submit(make_plan("a"), sweep_dir, Slurm())  # 4 sequences
+    end(slurm, "1002_0", "NODE_FAIL|0:0")
+    assert submit(make_plan("a"), sweep_dir, Slurm(SlurmSettings(tasks_per_node=4))).submitted
+    script = sorted((sweep_dir / "ledger").glob("*.jobs"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    assert "data.micro_batch_size=2" in script.read_text()
+
+
+def test_memory_of_the_host_beside_gpus_needs_mem_gb(slurm, sweep_dir):
+    plan = make_plan("a", gpus_per_node=1)
+    submit(plan, sweep_dir, Slurm())
+    end(slurm, "1001_0", "OUT_OF_MEMORY|0:125")
+    assert "raise hydra.launcher.mem_gb" in submit(plan, sweep_dir, Slurm()).skipped["a"]
+    assert submit(plan, sweep_dir, Slurm(SlurmSettings(mem_gb=64))).submitted
+
+
+def test_a_ledger_of_an_earlier_dlm_is_read(sweep_dir):
+    ledger = Ledger(sweep_dir)
+    ledger._append("intent", submission="s", cluster="local", code="ab", cells=["a", "b"], was={"a": "failed"})
+    ledger._append("cancelled", cells=["b"])
+    assert ledger.read()["a"].failures == 1 and ledger.cancelled_now() == {"b"}
+
+
+def test_a_submission_that_timed_out_while_slurm_was_deaf_is_looked_up_later(slurm, sweep_dir, monkeypatch):
+    took = Slurm.sbatch
+
+    def time_out(self, script):
+        took(self, script)
+        (slurm / "down").touch()
+        raise UserError("sbatch did not answer within 60 s")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="did not answer"):
+        patch.setattr(Slurm, "sbatch", time_out)
+        submit(make_plan("a"), sweep_dir, Slurm())
+    (slurm / "down").unlink()
+    assert "PENDING" in submit(make_plan("a"), sweep_dir, Slurm()).skipped["a"]
+
+
+def test_a_run_by_hand_after_the_job_has_the_last_word(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    (sweep_dir / "ledger/slurm-1001_0.txt").touch()
+    os.utime(sweep_dir / "ledger/slurm-1001_0.txt", (1, 1))
+    end(slurm, "1001_0", "FAILED|2:0")
+    assert state_of(sweep_dir, "a")[0] is State.BAD_CONFIG
+    write_status(run_dir(sweep_dir, "a"), status(State.PREEMPTED, exit_code=75, reason="by Ctrl-C"))
+    assert state_of(sweep_dir, "a") == (State.PREEMPTED, "by Ctrl-C")
+
+
+def test_a_run_by_hand_is_stopped_by_its_process_whatever_job_it_had(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    end(slurm, "1001_0", "FAILED|1:0")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir(sweep_dir, "a"))])
+    while live_holder(run_dir(sweep_dir, "a")) is None:
+        time.sleep(0.02)
+    assert cancel(["a"], sweep_dir) == {"a": f"SIGTERM to process {holder.pid}"}
+    assert holder.wait(10) == -signal.SIGTERM
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from stub_cell import status
+from dlm.files import Lease
+from dlm.record import State, write_status
+write_status(Path(sys.argv[1]), status(State.RUNNING))
+with Lease(Path(sys.argv[1])):
+    time.sleep(30)
+"""
 
 
 def test_the_cells_own_last_word_wins_where_slurm_saw_it_end_that_way(slurm, sweep_dir):

@@ -1,6 +1,7 @@
 """One run from its command to its record: what it writes, what it learns, how it ends and how it goes on."""
 
 import csv
+import dataclasses
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dlm.callbacks.checkpoint import damage
-from dlm.callbacks.record_writer import Spike
+from dlm.callbacks.record_writer import RecordWriter, Spike
 from dlm.convert import main as convert
 from dlm.datamodules.packed import write_packed
 from dlm.datamodules.prepare import index_packed
@@ -25,7 +26,16 @@ from dlm.files import Lease, read_json, read_jsonl, write_json
 from dlm.models import encoder
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.recipe import derive
-from dlm.record import State, merge_metrics, paired_difference, read_result, read_status, read_validation
+from dlm.record import (
+    State,
+    Status,
+    merge_metrics,
+    paired_difference,
+    read_result,
+    read_status,
+    read_validation,
+    write_status,
+)
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
 SHORT = (*DEBUG, "training.steps=40")
@@ -289,9 +299,9 @@ def test_a_checkpoint_that_cannot_be_written_by_the_thread_stops_the_run(launch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dlm.callbacks.checkpoint._seal", full)
-    with pytest.raises(OSError, match="No space left"):
-        launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
-    assert not (workdir / "a" / "result.json").exists()
+    ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
+    assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err and "Traceback" not in ended.err
+    assert not (workdir / "a" / "result.json").exists() and read_status(workdir / "a").state == "failed"
 
 
 def test_a_resume_with_another_split_of_the_batch_goes_on(launch, workdir):
@@ -306,6 +316,19 @@ def test_a_resume_with_another_split_of_the_batch_goes_on(launch, workdir):
     assert resumed.keys() == truth.keys() and resumed != truth
     for step, row in truth.items():
         assert resumed[step] == pytest.approx(row, rel=1e-5)
+
+
+def test_steps_redone_are_those_of_each_attempt(tmp_path):
+    """Logged up to 50, resumed at 30; then up to 40 only, and resumed at 30 again: 20 and 10."""
+    record = RecordWriter(run_dir=str(tmp_path))
+    now = Status(state=State.RUNNING, step=50, steps=100, attempts=1, gpu_hours=1.0, started=1.0, updated=2.0)
+    assert record._history(0) == (1, 0, 0.0)
+    for reached, redone in [(50, 20), (40, 30), (20, 30)]:
+        now = dataclasses.replace(now, step=reached)
+        write_status(tmp_path, now)
+        attempts, total, spent = record._history(30)
+        assert (attempts, total, spent) == (now.attempts + 1, redone, 1.0)
+        now = dataclasses.replace(now, attempts=attempts, steps_redone=total)
 
 
 def test_divergence_is_said_with_exit_code_3(launch, workdir):

@@ -31,7 +31,7 @@ class Preemption(L.Callback):
     def take_signals(self) -> None:
         """Before the fit begins, so that Lightning, which puts back at its end what it found, puts back these."""
         self._before = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
-        self._flag = signals.asked_to_stop()
+        self._flag = self._flag or signals.asked_to_stop()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take them from Lightning too, which would requeue or end on its own."""

@@ -13,7 +13,7 @@ import torch
 
 from dlm.callbacks import at_logged_step, at_step_end
 from dlm.errors import DivergedError
-from dlm.files import append_jsonl, read_jsonl
+from dlm.files import append_jsonl
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.record import State, Status, metrics_row, read_status, write_status
 
@@ -97,15 +97,14 @@ class RecordWriter(L.Callback):
     def _history(self, step: int) -> tuple[int, int, float]:
         """(attempts with this one, steps redone with this resume, GPU-hours before it).
 
-        What was logged past ``step`` is done again.
+        What the last attempt logged past ``step`` is done again.
         """
         if self.run_dir is None:
             return 1, 0, 0.0
         before = read_status(self.run_dir)
-        reached = max((row["step"] for row in read_jsonl(self.run_dir / "metrics.jsonl")), default=0)
         if before is None:
             return 1, 0, 0.0
-        redone = max(max(reached, before.step) - step, 0)
+        redone = max(before.step - step, 0)
         return before.attempts + 1, before.steps_redone + redone, before.gpu_hours
 
     def on_train_batch_end(
@@ -181,6 +180,5 @@ class RecordWriter(L.Callback):
 
 
 def gpus_held(used: int) -> int:
-    """GPUs that nobody else can have meanwhile: those of the SLURM job, used or not; else the ``used`` ones."""
-    on_node = os.environ.get("SLURM_GPUS_ON_NODE")
-    return used if on_node is None else int(on_node) * int(os.environ.get("SLURM_NNODES", "1"))
+    """GPUs that nobody else can have meanwhile: those of its own SLURM job, used or not; else the ``used`` ones."""
+    return int(os.environ.get("DLM_GPUS_HELD", used))

@@ -2,9 +2,10 @@
 
     python tests/slurm/campaign.py [--faults 104] [--seed 0] [--out FILE.json]
 
-Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them somebody
-types `dlm submit` again and again, as a researcher (or cron) does. Exit code 1 when a cell is not done, was done twice,
-has a number in its loss curve that differs by a bit, or more than one W&B run. As root, on Debian.
+Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them
+somebody types `dlm submit` three times a minute, as a researcher (or cron) may. Exit code 1 when a cell is not done, was
+done twice, has a number in its loss curve that differs by a bit (in a row of a lost attempt too), or more than one W&B
+run. As root, on Debian.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from sandbox import Sandbox, install, sandbox
 
 from dlm.files import live_holder, read_jsonl
 from dlm.locate import PACKAGE
-from dlm.record import merge_metrics, read_result, read_status
+from dlm.record import read_result, read_status
 
 SMOKE = PACKAGE.parent / "sweeps" / "smoke.yaml"
 CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[3e11]", "tokens_per_param=[1,1e5]")
 CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
+SUBMIT_EVERY_SEC = 20
+HAND_LOG = "by_hand.txt"
 A_NODE_EACH = "hydra.launcher.cpus_per_task=4"
 
 
@@ -41,10 +45,23 @@ def submit_to(launcher: str, *arguments: str) -> list[str]:
             *arguments]  # fmt: skip
 
 
-def curve(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Every number of a run's loss curve, by step."""
-    rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
-    return {row["step"]: {name: row[name] for name in CURVE if name in row} for row in rows}
+def rows(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
+    """(step, the numbers of the loss curve) of every row that was ever written, by attempts that were lost too."""
+    return [(row["step"], {name: row[name] for name in CURVE if name in row})
+            for row in read_jsonl(run_dir / "metrics.jsonl")]  # fmt: skip
+
+
+def differing(run_dir: Path, undisturbed: Path) -> str | None:
+    """The first number that is not what it is without faults, or a step that is missing; None when there is none."""
+    truth: dict[int, dict[str, float]] = {}
+    for step, numbers in rows(undisturbed):
+        truth.setdefault(step, {}).update(numbers)
+    for step, numbers in rows(run_dir):
+        for name, number in numbers.items():
+            if truth.get(step, {}).get(name) != number:
+                return f"{name} at step {step} is {number!r}, not {truth.get(step, {}).get(name)!r}"
+    missing = truth.keys() - {step for step, _ in rows(run_dir)}
+    return f"steps {sorted(missing)[:3]} are missing" if missing else None
 
 
 class Campaign:
@@ -55,21 +72,24 @@ class Campaign:
         self.folder = workdir / "campaign"
         self.env = {**cluster.env, "DLM_WORKDIR": str(workdir)}
         self.beside: list[subprocess.Popen[bytes]] = []
+        self.given_up = 0
 
     def submit_command(self) -> list[str]:
         partition = f"hydra.launcher.partition={self.dice.choice(['low', 'grace'])}"
-        return submit_to("submitit_slurm", "--allow-dirty", "--retry-failed", "--override", A_NODE_EACH,
-                         "--override", partition)  # fmt: skip
+        return submit_to("submitit_slurm", "--allow-dirty", "--override", A_NODE_EACH, "--override", partition)
 
     def submit(self) -> None:
-        """To its end. A second one waits for a first; that is no failure."""
+        """To its end. Cells that failed three times without getting further are tried again, and counted."""
         done = subprocess.run(self.submit_command(), env=self.env, cwd=PACKAGE.parent, capture_output=True, text=True)
         if done.returncode:
             print("submit:", done.stderr.strip(), flush=True)
+        if "failed 3 times" in done.stdout:
+            self.given_up += 1
+            subprocess.run([*self.submit_command(), "--retry-failed"], env=self.env, cwd=PACKAGE.parent)
 
-    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def start(self, command: list[str], log: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, env=self.env, cwd=PACKAGE.parent,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                                   stdout=log, stderr=log)  # fmt: skip
         self.beside.append(process)
         return process
 
@@ -151,9 +171,11 @@ class Campaign:
             process.wait(180)
 
     def run_it_by_hand_too(self, task: str, node: str, run_dir: Path, pid: int) -> None:
-        """A second process for a live cell: it must refuse. Started, and left alone."""
-        self.start([sys.executable, "-m", "dlm.launch", f"+cell={run_dir.name}", "sweep=campaign",
-                    f"hydra.searchpath=[file://{self.folder}]"])  # fmt: skip
+        """A second process for a live cell: it must refuse, unless the cell has ended when it is ready."""
+        command = [sys.executable, "-m", "dlm.launch", f"+cell={run_dir.name}", "sweep=campaign",
+                   f"hydra.searchpath=[file://{self.folder}]"]  # fmt: skip
+        with open(run_dir / HAND_LOG, "ab") as log:
+            self.start(command, log)
 
     @classmethod
     def kinds(cls) -> list[Callable[..., None]]:
@@ -188,12 +210,12 @@ class Campaign:
                 print(f"{len(faults)}: {faults[-1]}; {self.left()} cells left", flush=True)
                 try:
                     fault(self, *target)
-                except subprocess.TimeoutExpired as error:  # SLURM was too busy to be hurt: it counts as none
+                except (subprocess.TimeoutExpired, ProcessLookupError) as error:  # too late, or SLURM too busy
                     print(f"not done: {error}", flush=True)
                     todo.insert(0, fault)
                     faults.pop()
                 time.sleep(self.dice.uniform(0, pause_sec))
-            if time.monotonic() - submitted > 10:
+            if time.monotonic() - submitted > SUBMIT_EVERY_SEC:
                 self.submit()
                 submitted = time.monotonic()
             time.sleep(0.3)
@@ -206,27 +228,33 @@ class Campaign:
 def verdict(folder: Path, undisturbed: Path) -> dict[str, object]:
     """What became of every cell, and what it took."""
     wrong: list[str] = []
-    attempts = restarts = redone = numbers = 0
+    attempts = restarts = redone = numbers = refused = crashes = 0
     for cell in json.loads((folder / "plan.json").read_text())["cells"]:
         name = cell["cell_id"]
         run, other = folder / "runs" / name, undisturbed / "runs" / name
         result, expected = read_result(run), read_result(other)
         assert result is not None and expected is not None
-        said = (run / "log.txt").read_text().count("nats/token after")
+        logs = [run / log for log in ("log.txt", HAND_LOG) if (run / log).is_file()]
+        said = sum(log.read_text().count("nats/token after") for log in logs)
+        refused += sum(log.read_text().count("is being run by process") for log in logs)
+        crashes += sum(log.read_text().count("Error executing job") for log in logs)
         if said != 1:
             wrong.append(f"{name} was finished {said} times")
-        if curve(run) != curve(other) or result.loss != expected.loss or result.loss_se != expected.loss_se:
-            wrong.append(f"{name} has another loss curve")
+        if (difference := differing(run, other)) is not None:
+            wrong.append(f"{name}: {difference}")
+        if (result.loss, result.loss_se) != (expected.loss, expected.loss_se):
+            wrong.append(f"{name} ends with {result.loss!r}, not {expected.loss!r}")
         ids = {path.name.split("-", 3)[3] for path in (run / "wandb").glob("offline-run-*")}
         if ids != {f"{folder.name}-{name}"}:
             wrong.append(f"{name} has the W&B runs {ids}")
-        numbers += sum(map(len, curve(run).values()))
+        numbers += sum(len(of_step) for _, of_step in rows(run))
         started = json.loads((run / "env.json").read_text())["attempts"]
         attempts += len(started)
         restarts += sum("RESTART_COUNT" in attempt["slurm"] for attempt in started)
         redone += result.steps_redone
     return {"wrong": wrong, "cells": len(list((folder / "runs").iterdir())), "attempts": attempts,
-            "requeued": restarts, "steps_redone": redone, "numbers_compared": numbers}  # fmt: skip
+            "requeued": restarts, "second_processes_refused": refused,
+            "ended_by_an_exception": crashes, "steps_redone": redone, "numbers_compared": numbers}  # fmt: skip
 
 
 def main() -> int:
@@ -255,6 +283,7 @@ def main() -> int:
         "seed": given.seed,
         "undisturbed_sec": round(undisturbed_sec),
         "wall_sec": round(wall_sec),
+        "retry_failed_needed": campaign.given_up,
         **verdict(base / "work" / "campaign", alone / "campaign"),
     }
     print(json.dumps(figures, indent=2))

@@ -1,6 +1,7 @@
 """Told to stop, a cell on a real SLURM goes on where it was: preempted, with and without grace, or out of time."""
 
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -56,12 +57,16 @@ def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
     assert sweep.cell["state"] == "done" and sweep.cell["attempts"] >= 2, sweep.log
 
 
-@pytest.mark.slow
-def test_a_cell_longer_than_the_time_limit_chains_until_it_is_done(sweep):
-    assert sweep.submit("budgets=[3.5e11]", launcher="partition=short timeout_min=1").code == 0
-    assert sweep.accounts(seconds=280) == [("COMPLETED", "0:0")]
-    assert sweep.cell["state"] == "done" and sweep.cell["attempts"] >= 2, sweep.log
-    assert len(sweep.job_ids()) == 1 and read_status(sweep.run_dir).steps_redone == 0
+def test_cells_longer_than_the_time_limit_chain_until_they_are_done(sweep, cluster):
+    """Two of one array: one of its tasks has the array's own job id, and must not requeue the other."""
+    assert sweep.submit("budgets=[2.5e11]", "seeds=[0,1]", launcher="partition=short timeout_min=1").code == 0
+    assert sweep.accounts(seconds=280) == [("COMPLETED", "0:0")] * 2
+    cells = sweep.status()
+    assert [cell["state"] for cell in cells] == ["done"] * 2
+    assert [cell["attempts"] >= 2 and cell["steps_redone"] == 0 for cell in cells] == [True] * 2, cells
+    assert len(sweep.job_ids()) == 2  # requeued by themselves, not submitted again
+    attempts = [json.loads((run / "env.json").read_text())["attempts"] for run in sweep.run_dirs]
+    assert all("RESTART_COUNT" in tried[-1]["slurm"] for tried in attempts)
 
 
 def rank_pid(rank: int) -> int:
