@@ -3,9 +3,9 @@
     python tests/slurm/campaign.py [--faults 104] [--seed 0] [--out FILE.json]
 
 Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them
-somebody types `dlm submit` three times a minute, as a researcher (or cron) may. Exit code 1 when a cell is not done, was
-done twice, has a number in its loss curve that differs by a bit (in a row of a lost attempt too), or more than one W&B
-run. As root, on Debian.
+somebody types `dlm submit` three times a minute, as a researcher (or cron) may. Exit code 1 when a cell is not done,
+was done twice, has a number in its loss curve that differs by a bit (in a row of a lost attempt too), or more than one
+W&B run. As root, on Debian.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Campaign:
 
     def user_signal(self, task: str, node: str, run_dir: Path, pid: int) -> None:
         """What comes before a time limit."""
-        self.cluster("scancel", "--signal=USR1", task, check=False)
+        self.start(["scancel", "--signal=USR1", task])  # which tries for a minute where a job is about to end
 
     def preempt(self, task: str, node: str, run_dir: Path, pid: int) -> None:
         """In partition low at once, in grace with 20 s of warning."""
