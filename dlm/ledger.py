@@ -29,6 +29,7 @@ _BY_EXIT_CODE: dict[int, State] = {
 
 GONE = "it was done, and its result.json is gone or not whole"
 KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+FAILURES = (State.FAILED, State.OUT_OF_MEMORY, State.DIVERGED, State.BAD_CONFIG, State.LOST)
 BY_CANCEL = "by dlm cancel"
 NOT_STARTED = "not_started.json"  # in a run directory: what admit refused
 CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, SLURM 22.05)
@@ -62,6 +63,7 @@ class CellRecord:
     failures: int = 0  # submissions made because the cell had failed, and got no further than when it failed before
     failed_at: int = -1  # the step it had then
     micro_batch: int | None = None  # what it was given after it ran out of memory
+    before: str | None = None  # the last failure that made it run again, and its reason
 
     @property
     def waits_here(self) -> bool:
@@ -108,6 +110,7 @@ class Ledger:
             code=code.name,
             cells=[job.name for job in jobs],
             was={name: now.state for name, now in again.items()},
+            reasons={name: f"{now.state}: {now.reason}" for name, now in again.items() if now.state in FAILURES},
             steps={name: now.status.step for name, now in again.items() if now.status is not None},
             micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
         )
@@ -182,6 +185,7 @@ def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict
         "ending": None,
         "failures": failures,
         "failed_at": failed_at,
+        "before": line.get("reasons", {}).get(cell_id, before.before),
         "micro_batch": line.get("micro_batch", {}).get(cell_id, before.micro_batch),
     }
 
@@ -194,6 +198,7 @@ class CellNow:
     reason: str | None = None
     status: Status | None = None  # its own last word, whoever is right about the state
     result: Result | None = None  # of the planned last step only
+    before: str | None = None  # the last failure before this try
 
 
 def state_of_exit(exit_code: int) -> State:
@@ -379,9 +384,8 @@ def cells_now(cells: Sequence[tuple[str, int | None]], sweep_dir: Path) -> tuple
         record = records.get(name)
         task = answer.states.get(record.job_id) if record is not None and record.job_id else None
         run_dir = run_directory(sweep_dir, name)
-        now[name] = cell_now(
-            name, run_dir, steps=steps, record=record, task=task, slurm_silent=answer.silent, now=clock
-        )
+        one = cell_now(name, run_dir, steps=steps, record=record, task=task, slurm_silent=answer.silent, now=clock)
+        now[name] = dataclasses.replace(one, before=record.before if record is not None else None)
     return now, warnings
 
 

@@ -93,8 +93,15 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
         attempts=said.attempts if said is not None else 0,
         steps_redone=said.steps_redone if said is not None else 0,
         gpu_hours=said.gpu_hours if said is not None else 0.0,
-        reason=now.reason,
+        reason=_reason(now),
     )
+
+
+def _reason(now: CellNow) -> str | None:
+    """What the state rests on; of one that is being tried again also why its last try failed."""
+    if now.before is not None and now.state in (State.RUNNING, State.SUBMITTED):
+        return f"{now.reason}; before, {now.before}"
+    return now.reason
 
 
 def _eta_sec(cell: Cell, step: int, tokens_per_sec: float | None) -> float | None:

@@ -683,6 +683,14 @@ def test_host_memory_comes_from_the_plan():
     assert cell_resources(on_gpu, SlurmSettings(mem_gb=500)).mem_gib == 500
 
 
+def test_a_cell_that_is_tried_again_says_why_its_last_try_failed(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    end(slurm, "1001_0", "FAILED|1:0")
+    submit(make_plan("a"), sweep_dir, Slurm())
+    now, _ = cells_now([("a", STEPS)], sweep_dir)
+    assert (now["a"].state, now["a"].before) == (State.SUBMITTED, "failed: job 1001_0 ended with exit code 1")
+
+
 def test_a_job_that_slurm_has_forgotten_is_lost(slurm, sweep_dir):
     submit(make_plan("a"), sweep_dir, Slurm())
     (slurm / "1001_0.live").unlink()
