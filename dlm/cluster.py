@@ -116,6 +116,11 @@ class TaskState:
     signal: int | None = None
     reason: str | None = None
 
+    @property
+    def held_after_launch_failure(self) -> bool:
+        """A node failed to start it, and SLURM holds what it requeued until somebody releases it (22.05's words)."""
+        return self.word == "PENDING" and "requeued held" in (self.reason or "")
+
     def __str__(self) -> str:
         why = "" if self.reason in (None, "None", "", "NonZeroExitCode") else f" ({self.reason})"
         codes = f" {self.exit_code}:{self.signal}" if self.exit_code or self.signal else ""
@@ -241,6 +246,13 @@ class Slurm:
         rows = [line.split("|") for line in _run(["sinfo", "--noheader", "--format=%P|%l", *only]).stdout.splitlines()]
         limits = [minutes(row[1]) for row in rows if len(row) == 2 and (chosen or row[0].endswith("*"))]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    def release(self, ids: Sequence[str]) -> None:
+        """Let tasks start that SLURM has put on hold. Raises UserError with SLURM's own words."""
+        for task in ids:
+            done = _run(["scontrol", "release", task])
+            if done.returncode:
+                raise UserError(f"scontrol release {task} failed: {' '.join(done.stderr.split())}")
 
     def cancel(self, ids: Sequence[str]) -> None:
         """scancel; a task that has ended is no error. Raises UserError with SLURM's own words otherwise."""

@@ -394,7 +394,8 @@ def reconciled(
 ) -> tuple[dict[str, CellRecord], Answer, list[str]]:
     """(the ledger's records, SLURM's answer, warnings): a submission that was cut off is looked up by its name.
 
-    ``repair`` writes what was found into the ledger; only for who holds the sweep's submission lease.
+    ``repair`` writes what was found into the ledger, and releases what a node failed to launch; only for who holds the
+    sweep's submission lease.
     """
     ledger = Ledger(sweep_dir)
     records = ledger.read()
@@ -403,6 +404,9 @@ def reconciled(
     title = sweep_dir.absolute().name
     jobs = {record.job_id: job_name(title, str(record.submission)) for record in mine.values() if record.job_id}
     answer = Slurm().states(jobs, names=[job_name(title, submission) for submission in cut_off])
+    if repair:
+        held = [task for task in jobs if task in answer.states and answer.states[task].held_after_launch_failure]
+        Slurm().release(held)
     for submission in sorted(cut_off):
         array_id = answer.arrays.get(job_name(title, submission))
         places = {name: place for place, name in enumerate(submitted_cells(ledger, submission))}

@@ -367,7 +367,8 @@ TELL = """
     cd {db}; [ -f down ] && exit 1
     name() {{ grep -oP '(?<=--job-name=).*' ${{1%%_*}}.script; }}
 """
-SQUEUE = TELL + 'for f in *.live; do [ -f $f ] && echo "${{f%.live}}|$(cat $f)|0|None|$(name $f)|"; done; true'
+WHY = "$(cat ${{f%.live}}.why 2>&-)"
+SQUEUE = TELL + 'for f in *.live; do [ -f $f ] && echo "${{f%.live}}|$(cat $f)|0|' + WHY + '|$(name $f)|"; done; true'
 SACCT = TELL + 'for f in *.ended; do [ -f $f ] && echo "${{f%.ended}}|$(cat $f)|None|$(name $f)"; done; true'
 SCANCEL = 'cd {db}; for id in "$@"; do rm $id.live; echo "CANCELLED by 0|0:15" > $id.ended; done'
 
@@ -689,6 +690,16 @@ def test_a_cell_that_is_tried_again_says_why_its_last_try_failed(slurm, sweep_di
     submit(make_plan("a"), sweep_dir, Slurm())
     now, _ = cells_now([("a", STEPS)], sweep_dir)
     assert (now["a"].state, now["a"].before) == (State.SUBMITTED, "failed: job 1001_0 ended with exit code 1")
+
+
+def test_what_a_node_failed_to_launch_is_released(slurm, sweep_dir, tmp_path):
+    submit(make_plan("a", "b"), sweep_dir, Slurm())
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/scontrol.txt\n')
+    scontrol.chmod(0o755)
+    (slurm / "1001_1.why").write_text("launch failed requeued held")
+    assert submit(make_plan("a", "b"), sweep_dir, Slurm()).submitted == ()
+    assert "release 1001_1" in (tmp_path / "scontrol.txt").read_text().splitlines()
 
 
 def test_a_job_that_slurm_has_forgotten_is_lost(slurm, sweep_dir):
