@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlm.cluster import Job, Resources, Slurm, SlurmSettings
+from dlm.cluster import Job, Resources, Slurm, SlurmSettings, live_state
 from dlm.dispatch import Submission, override, quote, submit_jobs, submitting
 from dlm.errors import UserError
 from dlm.estimate import GIB
@@ -286,7 +286,7 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
     cell_ids = [name for name in cell_ids if not states or now[name].state in states]
     live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
     ledger, done = Ledger(sweep_dir), dict[str, str]()
-    records, _, _ = reconciled(sweep_dir, cell_ids)
+    records, answer, _ = reconciled(sweep_dir, cell_ids)
     waiting = [
         name
         for name in cell_ids
@@ -296,11 +296,11 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
         ledger.cancelled([*live, *waiting])
     done |= dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
-        record, status = records.get(name, CellRecord()), now[name].status
+        job_id = records.get(name, CellRecord()).job_id
         holder = live_holder(run_directory(sweep_dir, name))
-        by_hand = holder is not None and status is not None and status.submission != record.submission
-        if record.job_id is not None and not by_hand:
-            done[name] = f"scancel {record.job_id}"
+        slurm_has_it = answer.silent or live_state(answer.states.get(job_id or "")) is not None
+        if job_id is not None and slurm_has_it:  # else it ran, and somebody runs the cell by hand since
+            done[name] = f"scancel {job_id}"
         elif holder is not None and holder["host"] == socket.gethostname():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(int(holder["pid"]), signal.SIGTERM)
