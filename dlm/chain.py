@@ -56,6 +56,29 @@ class How:
     extra: Sequence[str] = ()  # Hydra overrides of every job
 
 
+def by_name(target: str) -> str:
+    """A sweep in workdir/ by its name alone, where no definition has that name; else ``target`` as it is."""
+    from dlm import locate
+
+    folder = locate.workdir() / target
+    is_name = Path(target).name == target and not (locate.sweeps_dir() / f"{target}.yaml").is_file()
+    return str(folder) if is_name and is_sweep_dir(str(folder)) else target
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Raise UserError for an override of every job that would change what a planned cell is, or how it is launched."""
+    from dlm.plan import DECIDING
+
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if key == "hydra/launcher":
+            raise UserError(f"--override {word}: choose the launcher with --launcher")
+        top = key.split(".")[0]
+        decides = top in (*DECIDING, "training", "validation", "seed", "recipe") or key == "trainer.precision"
+        if decides and key not in ("data.micro_batch_size", "data.num_workers", "data.data_dir"):
+            raise UserError(f"--override {word} would change the result of planned cells: use --set {word.lstrip('+')}")
+
+
 def is_sweep_dir(target: str) -> bool:
     return (Path(target) / "plan.json").is_file()
 
@@ -89,6 +112,7 @@ def choose(
     from dlm import locate
     from dlm.plan import make_plan, read_plan, with_estimates
 
+    target = by_name(target)
     if is_sweep_dir(target):
         if budgets or top is not None or settings:
             raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
@@ -102,6 +126,7 @@ def existing(target: str) -> Chosen:
     from dlm import locate
     from dlm.plan import read_plan
 
+    target = by_name(target)
     sweep_dir = Path(target)
     if not is_sweep_dir(target) and not sweep_dir.is_dir():
         sweep_dir = locate.workdir() / _definition(target, None, None, None).name
@@ -277,6 +302,8 @@ def _agree(chosen: Chosen, how: How) -> float | None:
     spec = chosen.plan.spec
     used = gpu_hours_used(chosen.sweep_dir)
     gpu_hours = used + sum((cell.gpu_hours or 0) * _share_left(chosen, cell) for cell in left_to_do(chosen))
+    if how.max_gpu_hours is not None and not any(cell.gpu_hours for cell in chosen.plan.cells):
+        warn("this plan asks for no GPUs, so --max-gpu-hours limits nothing")
     priced = f"{f'{used:,.4g} used and ' if used else ''}{gpu_hours - used:,.4g} GPU-hours to go"
     if how.max_gpu_hours is not None and gpu_hours > how.max_gpu_hours:
         raise UserError(
@@ -368,6 +395,7 @@ def start(
     from dlm.plan import write_plan
     from dlm.screen import show_plan
 
+    check_overrides(how.extra)
     local = _launcher(how.launcher) == "submitit_local"
     extra = tuple(word.lstrip("+") if word.lstrip("+").startswith(LAUNCHER_KEY) else word for word in how.extra)
     for word in extra:

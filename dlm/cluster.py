@@ -22,6 +22,7 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
 )  # cpus_per_task goes in each
+ANSWER_TIMEOUT_SEC = 30.0  # squeue and sacct: a status can do without
 COMMAND_TIMEOUT_SEC = 60.0  # a busy slurmctld answers late
 LONGEST_ARGUMENT = 100_000  # characters; Linux takes 128 KiB
 LOOK_BACK = "30days"  # how old a submission that was cut off may be and still be looked up
@@ -196,6 +197,8 @@ class Slurm:
         done = _run(["sbatch", "--parsable", str(script)])
         if done.returncode:
             words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            if re.search("configuration source|contact slurm controller", words):
+                raise UserError(f"sbatch finds no SLURM controller: {words} (SLURM_CONF says where one is)")
             raise UserError(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
         return done.stdout.strip().split(";")[0]
 
@@ -335,7 +338,7 @@ def _ask(command: list[str]) -> tuple[list[TaskRow], str | None]:
     if shutil.which(command[0]) is None:
         return [], f"{command[0]} is not on PATH"
     try:
-        done = _run(command)
+        done = _run(command, timeout_sec=ANSWER_TIMEOUT_SEC)
     except UserError as error:
         return [], str(error)
     if done.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from dlm.record import State
 from dlm.sbatch import Array, arrays, write_script
 from dlm.snapshot import check_clean, code_origin, snapshot_code
 
+UNSURE = "did not answer|timed out|Unable to contact"  # what sbatch may say of a job that SLURM has taken all the same
 PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than a dead one's lease stays fresh
 
 
@@ -98,6 +100,8 @@ def submitting(cluster: LocalPool | Slurm, sweep_dir: Path, cell_ids: Sequence[s
     if not isinstance(cluster, Slurm):
         yield
         return
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
     with Lease(sweep_dir, doing="submitted", patience_sec=PATIENCE_SEC):
         reconciled(sweep_dir, cell_ids, repair=True)
         yield
@@ -137,7 +141,7 @@ def _sbatch(cluster: Slurm, script: Path, array: Array, ledger: Ledger, *, taken
         answer = cluster.states({}, names=[name])
         if name in answer.arrays:
             return answer.arrays[name]
-        if not answer.silent:  # else the next submission looks it up
+        if not answer.silent or not re.search(UNSURE, str(error)):  # else the next submission looks it up
             ledger.refused(array.submission, str(error))
         so_far = f"; {taken} cells were taken before, and the same command submits the rest" if taken else ""
         raise UserError(f"{error}{so_far}") from error

@@ -150,7 +150,13 @@ class SlurmLauncher(CoreLauncher):
             starting = self.worth_starting(jobs, sweep_dir, live=(State.RUNNING, State.SUBMITTED))
             done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir)
         _say(submitted_line(done))
-        return wait_for(names, sweep_dir, poll_sec=settings.poll_sec) if settings.wait else {}
+        if not settings.wait:
+            return {}
+        try:
+            return wait_for(names, sweep_dir, poll_sec=settings.poll_sec)
+        except KeyboardInterrupt:
+            _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
+            raise SystemExit(130) from None
 
 
 def submitted_line(done: Submission) -> str:

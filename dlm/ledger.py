@@ -376,8 +376,9 @@ def last_line(log: Path, limit: int = 300) -> str | None:
 
 
 def cells_now(cells: Sequence[tuple[str, int | None]], sweep_dir: Path) -> tuple[dict[str, CellNow], list[str]]:
-    """Every cell (id, planned steps) as it is now, and warnings; SLURM is asked once, if it was ever used."""
-    records, answer, warnings = reconciled(sweep_dir, [name for name, _ in cells])
+    """Every cell (id, planned steps) as it is now, and warnings; SLURM is asked once, of what is not done."""
+    left = [name for name, steps in cells if finished(run_directory(sweep_dir, name), name, steps) is None]
+    records, answer, warnings = reconciled(sweep_dir, left)
     clock = server_time(sweep_dir)
     now = {}
     for name, steps in cells:

@@ -90,8 +90,7 @@ def _time_limit(settings: SlurmSettings, planned: int | None, allowed: int | Non
             f"hydra.launcher.timeout_min is {asked}, the partition {settings.partition or '(default)'} allows "
             f"{allowed} minutes: lower it; a longer cell goes on in the next job"
         )
-    wanted = asked or planned
-    return min((limit for limit in (wanted, allowed) if limit is not None), default=None) if wanted else None
+    return min((limit for limit in (asked or planned, allowed) if limit is not None), default=None)
 
 
 def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
@@ -285,27 +284,30 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
     now, _ = cells_now([(name, None) for name in cell_ids], sweep_dir)
     cell_ids = [name for name in cell_ids if not states or now[name].state in states]
     live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
-    ledger, done = Ledger(sweep_dir), dict[str, str]()
     records, answer, _ = reconciled(sweep_dir, cell_ids)
+    known = {name: records.get(name, CellRecord()) for name in cell_ids}
+    if answer.silent and any(known[name].cluster == "slurm" for name in live):
+        raise UserError("SLURM does not answer, so its jobs cannot be stopped: nothing was cancelled, try again later")
     waiting = [
-        name
-        for name in cell_ids
-        if name not in live and name in records and records[name].waits_here and now[name].state != State.DONE
+        name for name in cell_ids if name not in live and known[name].waits_here and now[name].state != State.DONE
     ]
+    jobs = {
+        name: job_id  # of those that SLURM has; another job ran, and somebody runs the cell by hand since
+        for name in live
+        if (job_id := known[name].job_id) is not None and live_state(answer.states.get(job_id)) is not None
+    }
+    Slurm().cancel(list(jobs.values()))  # what it refuses is not written down as done
     if live or waiting:
-        ledger.cancelled([*live, *waiting])
-    done |= dict.fromkeys(waiting, "taken off the list of the sweep here")
+        Ledger(sweep_dir).cancelled([*live, *waiting])
+    done = dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
-        job_id = records.get(name, CellRecord()).job_id
         holder = live_holder(run_directory(sweep_dir, name))
-        slurm_has_it = answer.silent or live_state(answer.states.get(job_id or "")) is not None
-        if job_id is not None and slurm_has_it:  # else it ran, and somebody runs the cell by hand since
-            done[name] = f"scancel {job_id}"
+        if name in jobs:
+            done[name] = f"scancel {jobs[name]}"
         elif holder is not None and holder["host"] == socket.gethostname():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(int(holder["pid"]), signal.SIGTERM)
             done[name] = f"SIGTERM to process {holder['pid']}"
         elif holder is not None:
             done[name] = f"runs as process {holder['pid']} on {holder['host']}: stop it there"
-    Slurm().cancel([word.split()[1] for word in done.values() if word.startswith("scancel")])
     return done

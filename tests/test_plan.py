@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from smdm_table import BUDGETS, SMDM
 
+from dlm import chain
 from dlm import launch as launching
 from dlm.errors import UserError
 from dlm.locate import PACKAGE, configs_dir, sweeps_dir
@@ -305,3 +306,28 @@ def test_planning_imports_nothing_slow(name, stdlib_data, workdir):
     loaded = set(done.stderr.split())
     assert done.returncode == 0 and "dlm.cli" in loaded
     assert loaded.isdisjoint({"torch", "lightning", "wandb", "pandas", "hydra", "scipy", "matplotlib"})
+
+
+def test_a_sweep_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLM_WORKDIR", str(tmp_path))
+    for name in ("mine", "demo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text("{}")
+    assert chain.by_name("mine") == str(tmp_path / "mine")
+    assert [chain.by_name(target) for target in ("demo", "none", "sweeps/demo.yaml")] == [
+        "demo", "none", "sweeps/demo.yaml"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word", ["optimizer.lr=1e-2", "+model.x=1", "seed=3", "data.batch_size=4", "trainer.precision=x"]
+)
+def test_an_override_that_would_change_a_planned_cell_is_refused(word):
+    with pytest.raises(UserError, match="would change the result of planned cells: use --set"):
+        chain.check_overrides([word])
+
+
+def test_other_overrides_pass_but_the_launchers():
+    chain.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
+    with pytest.raises(UserError, match="choose the launcher with --launcher"):
+        chain.check_overrides(["hydra/launcher=submitit_slurm"])

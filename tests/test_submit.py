@@ -672,7 +672,8 @@ def test_a_failure_counts_only_where_the_cell_got_no_further(slurm, sweep_dir):
 def test_time_limits_stay_within_the_partitions(monkeypatch):
     cell = make_cell("a", hours=10.0)
     assert cell_resources(cell, max_time_min=240).time_min == 240  # and goes on in the next job
-    assert cell_resources(make_cell("a"), max_time_min=240).time_min is None  # nothing known, nothing asked
+    assert cell_resources(make_cell("a"), max_time_min=240).time_min == 240  # not known: all that there is
+    assert cell_resources(make_cell("a")).time_min is None
     with pytest.raises(UserError, match=r"timeout_min is 600, the partition \(default\) allows 240"):
         cell_resources(cell, SlurmSettings(timeout_min=600), max_time_min=240)
 
@@ -690,6 +691,28 @@ def test_a_cell_that_is_tried_again_says_why_its_last_try_failed(slurm, sweep_di
     submit(make_plan("a"), sweep_dir, Slurm())
     now, _ = cells_now([("a", STEPS)], sweep_dir)
     assert (now["a"].state, now["a"].before) == (State.SUBMITTED, "failed: job 1001_0 ended with exit code 1")
+
+
+def test_what_could_not_be_cancelled_is_not_called_so(slurm, sweep_dir, tmp_path):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    (slurm / "down").touch()
+    with pytest.raises(UserError, match="SLURM does not answer, so its jobs cannot be stopped"):
+        cancel(["a"], sweep_dir)
+    (slurm / "down").unlink()
+    (tmp_path / "bin" / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    with pytest.raises(UserError, match="scancel failed"):
+        cancel(["a"], sweep_dir)
+    assert state_of(sweep_dir, "a")[0] is State.SUBMITTED
+
+
+def test_an_sbatch_that_finds_no_controller_leaves_the_cells_planned(slurm, sweep_dir, tmp_path):
+    (slurm / "down").touch()
+    (tmp_path / "bin" / "sbatch").write_text(
+        "#!/bin/bash\necho 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1\n"
+    )
+    with pytest.raises(UserError, match="sbatch finds no SLURM controller"):
+        submit(make_plan("a"), sweep_dir, Slurm())
+    assert state_of(sweep_dir, "a")[0] is State.PLANNED
 
 
 def test_what_a_node_failed_to_launch_is_released(slurm, sweep_dir, tmp_path):
