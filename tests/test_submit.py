@@ -141,18 +141,22 @@ def test_preemption_and_kills_never_use_up_the_tries(sweep_dir):
 def test_a_cell_that_another_process_runs_is_waited_for(sweep_dir):
     lease = Lease(run_dir(sweep_dir, "a"))
     lease.__enter__()
+    seen, events = threading.Event(), []
 
     def release():
-        time.sleep(0.3)
+        assert seen.wait(30)
         write_result(run_dir(sweep_dir, "a"), result("a"))
         lease.__exit__()
 
+    def on_event(event):
+        events.append(event.kind)
+        seen.set()
+
     thread = threading.Thread(target=release)
     thread.start()
-    events = []
-    done = submit(make_plan("a"), sweep_dir, on_event=events.append)
+    done = submit(make_plan("a"), sweep_dir, on_event=on_event)
     thread.join()
-    assert [event.kind for event in events] == ["deferred", "skipped"] and done.endings == {}
+    assert events == ["deferred", "skipped"] and done.endings == {}
 
 
 def test_the_jobs_run_the_snapshot_and_not_the_live_code(sweep_dir):
