@@ -388,7 +388,8 @@ def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
     if run_dir is not None:
         own = latest_whole(run_dir)
         if own is not None:
-            print(f"going on from {own.name}")
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                print(f"going on from {own.name}")
             return state_file(own)
     return None if config["ckpt_path"] is None else state_file(Path(config["ckpt_path"]))
 

@@ -89,7 +89,7 @@ def test_multirun_through_the_launcher_waits_or_does_not(cluster, command, stdli
     ("launcher", "said"),
     [
         ("partition=nopart", ["invalid partition specified: nopart", "hydra.launcher.partition"]),
-        ("gpus_per_node=4", ["Requested node configuration is not available", "hydra.launcher.gpus_per_node"]),
+        ("gpus_per_node=4 mem_gb=4", ["Requested node configuration is not available", "hydra.launcher.gpus_per_node"]),
         ("constraint=h100", ["Invalid feature specification", "hydra.launcher.constraint"]),
         ("mem_gb=999", ["Memory specification can not be satisfied", "hydra.launcher.mem_gb"]),
         ("partition=short timeout_min=600", ["timeout_min is 600, the partition short allows 2 minutes"]),
