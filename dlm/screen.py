@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,16 @@ def duration(hours: float | None) -> str:
     return f"{hours * 3600:.0f} s"
 
 
+MANY_ROWS = 200  # more are plain lines: rich takes a millisecond a row
+
+
+def plain_lines(names: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+    """The lines of a table with a header; the columns named in ``right`` are aligned there."""
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    sides = [">" if name in right else "<" for name in names]
+    return ["  ".join(map(format, row, map("{}{}".format, sides, widths))).rstrip() for row in (names, *rows)]
+
+
 def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
     """The cells as a table, then what was dropped and what it all costs."""
     from rich.table import Table
@@ -53,14 +63,12 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
     out = console()
     title = f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in ("cell", "N", "tokens", "steps", "tokens/N", "budget", "error %", "epochs", "time", "GPU-h", "GiB"):
+    columns = ("cell", "N", "tokens", "steps", "tokens/N", "budget", "error %", "epochs", "time", "GPU-h", "GiB")
+    for name in columns:
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    previous = None
+    previous, rows = None, []
     for cell in plan.cells:
-        if previous not in (None, cell.budget_flops):
-            table.add_section()
-        previous = cell.budget_flops
-        table.add_row(
+        values = (
             cell.cell_id,
             human(cell.num_params),
             human(cell.tokens),
@@ -73,7 +81,18 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
             "-" if cell.gpu_hours is None else f"{cell.gpu_hours:.3g}",
             "-" if cell.memory_gib is None else f"{cell.memory_gib:.2g}",
         )
-    out.print(table)
+        rows.append(values)
+        if len(plan.cells) > MANY_ROWS:
+            continue
+        if previous not in (None, cell.budget_flops):
+            table.add_section()
+        previous = cell.budget_flops
+        table.add_row(*values)
+    if len(rows) > MANY_ROWS:
+        out.print(title)
+        print("\n".join(plain_lines(columns, rows, right=columns[1:])))
+    else:
+        out.print(table)
     for reason, names in _dropped_by_reason(plan, show_dropped):
         out.print(f"[dim]dropped {names}: {reason}[/]")
     hidden = len(plan.dropped) - show_dropped
@@ -99,6 +118,12 @@ def _cost_line(plan: Plan) -> str:
 
 def show_status(rows: list[dict[str, Any]], summary: str) -> None:
     """One line per cell and a summary."""
+    left = ("cell", "state", "reason")
+    if len(rows) > MANY_ROWS:
+        cells = [["-" if value is None else str(value) for value in row.values()] for row in rows]
+        print("\n".join(plain_lines(list(rows[0]), cells, right=[name for name in rows[0] if name not in left])))
+        print(summary)
+        return
     from rich.table import Table
 
     colours = {
@@ -108,7 +133,7 @@ def show_status(rows: list[dict[str, Any]], summary: str) -> None:
     out = console()
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("cell", "state", "reason") else "right")
+        table.add_column(name, justify="left" if name in left else "right")
     for row in rows:
         shown = {key: "-" if value is None else str(value) for key, value in row.items()}
         colour = colours.get(row["state"], "red")

@@ -13,6 +13,7 @@ from stub_cell import result, status
 from dlm.files import Lease
 from dlm.ledger import Ledger
 from dlm.record import State, write_result, write_status
+from dlm.screen import plain_lines
 from dlm.status import (
     CellStatus,
     clock,
@@ -145,3 +146,8 @@ def test_a_thousand_cells_in_under_a_second(tmp_path):
     cells = sweep_status(tmp_path, plan)
     assert time.monotonic() - before < 1
     assert {cell.state for cell in cells} == {State.PREEMPTED}
+
+
+def test_many_rows_are_plain_aligned_lines():
+    lines = plain_lines(["cell", "N"], [["a", "12"], ["long", "3"]], right=["N"])
+    assert lines == ["cell   N", "a     12", "long   3"]
