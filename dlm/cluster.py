@@ -190,10 +190,13 @@ class Slurm:
     def __init__(self, settings: SlurmSettings | None = None) -> None:
         self.settings = settings or SlurmSettings()
 
-    def sbatch(self, script: Path) -> str:
-        """Submit ``script``; the array's job id. Raises UserError with SLURM's own words when it refuses."""
+    def check_there(self) -> None:
+        """Raise UserError where there is no sbatch."""
         if shutil.which("sbatch") is None:
             raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
+
+    def sbatch(self, script: Path) -> str:
+        """Submit ``script``; the array's job id. Raises UserError with SLURM's own words when it refuses."""
         done = _run(["sbatch", "--parsable", str(script)])
         if done.returncode:
             words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,8 +99,7 @@ def submitting(cluster: LocalPool | Slurm, sweep_dir: Path, cell_ids: Sequence[s
     if not isinstance(cluster, Slurm):
         yield
         return
-    if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
+    cluster.check_there()
     with Lease(sweep_dir, doing="submitted", patience_sec=PATIENCE_SEC):
         reconciled(sweep_dir, cell_ids, repair=True)
         yield

@@ -372,7 +372,7 @@ def test_sbatch_gives_the_id_or_its_own_words(tmp_path, bin_dir, monkeypatch):
 def test_sbatch_missing_is_one_line(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match="sbatch is not on PATH"):
-        Slurm().sbatch(Path("x"))
+        Slurm().check_there()
     assert not slurm_answers()
 
 

@@ -1,6 +1,6 @@
 """campaign: a sweep on a real SLURM under a hundred random faults, compared bit for bit with an undisturbed one.
 
-    python tests/slurm/campaign.py [--faults 104] [--seed 0] [--out FILE.json]
+    python tests/slurm/campaign.py [--faults 112] [--seed 0] [--out FILE.json]
 
 Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them
 somebody types `dlm submit` three times a minute, as a researcher (or cron) may. Exit code 1 when a cell is not done,
@@ -68,7 +68,7 @@ class Campaign:
     """The sweep, the cluster, and what is done to them."""
 
     def __init__(self, cluster: Sandbox, workdir: Path, dice: random.Random) -> None:
-        self.cluster, self.workdir, self.dice = cluster, workdir, dice
+        self.cluster, self.dice = cluster, dice
         self.folder = workdir / "campaign"
         self.env = {**cluster.env, "DLM_WORKDIR": str(workdir)}
         self.beside: list[subprocess.Popen[bytes]] = []
@@ -95,13 +95,13 @@ class Campaign:
 
     def running(self) -> list[tuple[str, str, Path, int]]:
         """(job id, node, run directory, pid) of cells that SLURM calls RUNNING and whose process trains."""
-        rows = self.cluster("squeue", "-h", "--array", "-t", "RUNNING", "-O", "JobArrayID:|,JobID:|,NodeList:|",
+        rows = self.cluster("squeue", "-h", "--array", "-t", "RUNNING", "-O", "JobArrayID:|,NodeList:|",
                             check=False).splitlines()  # fmt: skip
-        tasks = {row.split("|")[0].strip(): row.split("|")[1:3] for row in rows}
+        tasks = {row.split("|")[0].strip(): row.split("|")[1] for row in rows}
         lines = read_jsonl(self.folder / "ledger" / "ledger.jsonl")
         owner = {task: cell for line in lines if line["event"] == "submitted" for cell, task in line["ids"].items()}
         found = []
-        for task, (_, node) in tasks.items():
+        for task, node in tasks.items():
             run_dir = self.folder / "runs" / owner.get(task, "none")
             holder, status = live_holder(run_dir), read_status(run_dir)
             if holder is not None and status is not None and status.exit_code is None and status.step > 0:

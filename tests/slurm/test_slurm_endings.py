@@ -56,7 +56,7 @@ def test_a_cell_that_is_killed_goes_on_where_it_was_bit_for_bit(sweep, undisturb
     assert sweep.cell["state"] == "failed" and "SIGKILL ended" in sweep.cell["reason"]
     assert sweep.submit(LONG).code == 0
     sweep.accounts()
-    assert sweep.cell["state"] == "done" and sweep.cell["attempts"] == 2 and sweep.cell["steps_redone"] >= 0
+    assert sweep.cell["state"] == "done" and sweep.cell["attempts"] == 2
     assert curve(sweep.run_dir) == curve(undisturbed)
     assert read_result(sweep.run_dir).loss == read_result(undisturbed).loss
 
