@@ -5,27 +5,18 @@ Called by resample.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from dlm.fit import optimum, text
+from dlm.fit.draws import Draws
 from dlm.fit.points import Array
 from dlm.fit.result import NAN, FitResult, Interval, Minimum, Optimum
 from dlm.fit.surface import EXPONENT_RANGE, ZERO
 
 FEW_FAILED = 0.005  # of the replicates: not worth a warning
 NATURAL_LOGS = ("A", "B", "N0", "D0", "L0")  # parameters that scale, so their intervals are taken in logs
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Draws:
-    """What a bootstrap produced: parameter rows (R, k), vertices as logs (R, budgets, 3), and how to read them."""
-
-    rows: Array
-    vertices: Array | None
-    method: str
-    dof: int  # for Student's t; 0 means percentiles as they are
 
 
 def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[float]) -> FitResult:

@@ -87,6 +87,11 @@ class FitResult:
     failed: int = 0  # replicates that found no law
     dof: int = 0  # of the intervals that resampled residuals give
 
+    @property
+    def usable(self) -> list[Minimum]:
+        """The minima that a line may use."""
+        return [m for m in self.minima if m.usable]
+
     def to_json(self) -> dict[str, Any]:
         """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
         head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n")}
