@@ -83,8 +83,8 @@ def test_scancel_by_hand_is_cancelled_and_can_be_submitted_again(sweep, cluster)
     assert sweep.accounts()[0][0].startswith("CANCELLED")
     assert sweep.cell["state"] == "cancelled" and "SLURM says CANCELLED" in sweep.cell["reason"]
     assert "submitted 1 cells" in sweep.submit("budgets=[2e12]").out
-    assert sweep.command("dlm.cli", "cancel", sweep.folder, "--yes").code == 0  # while it waits
-    assert sweep.cell["state"] == "cancelled"
+    assert sweep.command("dlm.cli", "cancel", sweep.folder, "--yes").code == 0  # while it waits or has just begun
+    wait_for(lambda: sweep.cell["state"] == "cancelled")
 
 
 def test_with_accounting_down_every_state_is_still_seen(sweep, cluster):
