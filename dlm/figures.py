@@ -188,11 +188,11 @@ def _minimum(axes: Axes, minimum: Minimum, colour: str) -> None:
 
 
 def _surface_curve(axes: Axes, isoflop: FitResult, surface: FitResult, minimum: Minimum, colour: str) -> None:
-    assert isoflop.points is not None
+    assert isoflop.points is not None and surface.surface is not None
     sizes = isoflop.points.params[isoflop.points.budget == minimum.budget]
     grid = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 80)
     log_d = np.log(minimum.budget) - surface.cost.log_per_token(grid)
-    loss = optimum.surface(optimum.as_rows(surface.law, surface.params), grid[None], log_d[None])[0]
+    loss = surface.surface.predict(optimum.as_rows(surface.surface, surface.params), grid[None], log_d[None])[0]
     axes.plot(np.exp(grid), loss, color=colour, lw=1.2, ls=(0, (1, 2)), alpha=0.9)
 
 

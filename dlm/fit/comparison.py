@@ -76,7 +76,7 @@ def compare(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: float
 
 
 def _name(result: FitResult) -> str:
-    kind = f"{result.law} ({result.loss}, {result.space})" if result.law == "chinchilla" else result.law
+    kind = f"{result.law} ({result.loss}, {result.space})" if result.surface is not None else result.law
     return f"{result.label} {kind}".strip()
 
 

@@ -18,6 +18,7 @@ from dlm.fit.points import Points, as_points, cost_of
 from dlm.fit.result import NAN, Allocation, FitResult, Minimum
 from dlm.fit.surface import best_at, reach_warnings
 
+HOW = "slopes of the log-log lines through the envelope's points"
 LEAST_POINTS, LEAST_SIZES, LEAST_DECADES = 4, 3, 1.0
 
 
@@ -42,7 +43,7 @@ def fit_envelope(
     if schedule is not None:
         _check_finished(points, schedule)
     chosen, cost = frontier(points), cost_of(points)
-    span, top = optimum.span_of(points), float(points.flops.max())
+    top = float(points.flops.max())
     reason = _refusal(chosen)
     warnings = [reason] if reason else reach_warnings("envelope", at, top)
     fitted = {} if reason else _line(chosen)
@@ -54,8 +55,8 @@ def fit_envelope(
         delta=NAN,
         n=len(points),
         params=fitted,
-        allocation=refused if reason else optimum.allocation("envelope", fitted, span, cost),
-        at={} if reason else best_at("envelope", fitted, cost, at, top),
+        allocation=refused if reason else Allocation(a=fitted["a"], b=fitted["b"], how=HOW),
+        at={} if reason else best_at(None, fitted, cost, at, top),
         status="refused" if reason else "warned" if warnings else "ok",
         warnings=tuple(warnings),
         minima=tuple(_minima(chosen)),
@@ -78,7 +79,7 @@ def frontier(points: Points) -> Points:
 def _line(chosen: Points) -> dict[str, float]:
     logs = np.log(np.stack([chosen.params, chosen.tokens, chosen.loss], axis=1))
     fitted = lines(chosen.flops, logs[None])[0].tolist()
-    return dict(zip(optimum.PARAMS["envelope"], fitted, strict=True))
+    return dict(zip(optimum.LINE, fitted, strict=True))
 
 
 def _minima(chosen: Points) -> list[Minimum]:

@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from dlm.fit import optimum, text
+from dlm.fit.diagnose import EXPONENT_RANGE, ZERO
 from dlm.fit.draws import Draws
 from dlm.fit.points import Array
 from dlm.fit.result import NAN, FitResult, Interval, Minimum, Optimum
-from dlm.fit.surface import EXPONENT_RANGE, ZERO
+from dlm.fit.surface import LINE_REACH, SURFACE_REACH
 
 FEW_FAILED = 0.005  # of the replicates: not worth a warning
-NATURAL_LOGS = ("A", "B", "N0", "D0", "L0")  # parameters that scale, so their intervals are taken in logs
+LINE_SCALES = ("N0", "D0", "L0")  # their intervals are taken in logs
 
 
 def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[float]) -> FitResult:
@@ -27,10 +28,13 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
     span = optimum.span_of(result.points)
     result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method)
     result = replace(result, failed=int(np.sum(~np.isfinite(draws.rows).all(axis=1))))
-    slopes = optimum.exponents(result.law, draws.rows, span, result.cost)
+    law = result.surface
+    slopes = optimum.exponents(law, draws.rows, span, result.cost)
+    scales = LINE_SCALES if law is None else law.scales
     ci = {
-        name: ends(result.params[name], draws.rows[:, k], draws.dof, level, log=name in NATURAL_LOGS)
-        for k, name in enumerate(optimum.PARAMS[result.law])
+        name: ends(result.params[name], draws.rows[:, k], draws.dof, level, log=name in scales)
+        for k, name in enumerate(optimum.names(law))
+        if name not in result.fixed
     }
     share = (result.allocation.a, result.allocation.b)
     ci |= {name: ends(share[k], slopes[:, k], draws.dof, level) for k, name in enumerate("ab")}
@@ -73,25 +77,27 @@ def _stretch(dof: int, tail: float) -> float:
 
 def _optimum(result: FitResult, flops: float, level: float) -> Optimum:
     assert result.points is not None
-    point = optimum.best(result.law, optimum.as_rows(result.law, result.params), flops, result.cost)[0].tolist()
+    point = optimum.best(result.surface, optimum.as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
     top = max((m.budget for m in result.minima if m.usable), default=float(result.points.flops.max()))
     best = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top)
     if result.draws is None:
         return best
-    spread = optimum.best(result.law, result.draws, flops, result.cost)
+    spread = optimum.best(result.surface, result.draws, flops, result.cost)
     ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
-    if best.reach > optimum.REACH[result.law]:
+    if best.reach > (LINE_REACH if result.surface is None else SURFACE_REACH):
         ci["L"] = (NAN, NAN)
+    ratio = spread[:, 1] / spread[:, 0]
+    ci["tokens_per_param"] = ends(best.tokens_per_param, ratio, result.dof, level, log=True)
     return replace(best, ci=ci, regret=_regret(result, flops, best.N, ci["N"]))
 
 
 def _regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:
     """The loss given away, at most, by training any size inside the interval of N* at C FLOPs."""
     log_n = np.log([best, *ends_n])
-    if result.law == "chinchilla":
+    if result.surface is not None:
         log_d = np.log(flops) - result.cost.log_per_token(log_n)
-        row = optimum.as_rows(result.law, result.params)
-        loss = optimum.surface(row, log_n[None], log_d[None])[0]
+        row = optimum.as_rows(result.surface, result.params)
+        loss = result.surface.predict(row, log_n[None], log_d[None])[0]
         return float((loss[1:] - loss[0]).max())
     curvature = float(np.median([m.coefficients[2] for m in result.minima if m.usable]))
     return float(curvature * ((log_n[1:] - log_n[0]) ** 2).max())
@@ -116,7 +122,7 @@ def _warnings(result: FitResult, level: float) -> list[str]:
         warned.append(f"{result.failed} of {len(result.draws)} resampled fits found no law")
     if share > (1 - level) / 2:
         warned[0] += ": the data do not bound it, so no interval is given"
-    elif result.law == "chinchilla":
+    elif result.surface is not None:
         warned += _unseen(result)
     warned += [
         f"budget {text.flops(m.budget)}: the place of the minimum is not bounded by its points"
@@ -139,10 +145,13 @@ def _unseen(result: FitResult) -> list[str]:
     """Parameters whose interval reaches a bound."""
     assert result.points is not None
     warned = []
-    for name in ("alpha", "beta"):
+    assert result.surface is not None
+    for name in result.surface.exponents:
+        if name in result.fixed:
+            continue
         low, high = result.ci[name]
         if low <= EXPONENT_RANGE[0] or high >= EXPONENT_RANGE[1]:
             warned.append(f"{name} is not determined: its interval ({low:.2g} to {high:.2g}) reaches what no law has")
-    if result.ci["E"][0] < ZERO * result.points.loss.min():
+    if "E" not in result.fixed and result.ci["E"][0] < ZERO * result.points.loss.min():
         warned.append("E is not determined: its interval reaches zero, so the loss far beyond these runs is not known")
     return warned

@@ -17,6 +17,7 @@ from dlm.fit.points import Array, Cost, Points, as_points, cost_of
 from dlm.fit.result import NAN, Allocation, FitResult, Minimum
 from dlm.fit.surface import best_at, reach_warnings
 
+HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
 LEAST_BUDGETS = 2
 WIDE = 20.0  # largest over smallest size; noise-free Chinchilla curves of 16 / 64 put D* off by 1.3 / 2.9 %
 
@@ -92,8 +93,8 @@ def _with_lines(blank: FitResult, points: Points, usable: list[Minimum], at: Seq
     return replace(
         blank,
         params=fitted,
-        allocation=optimum.allocation("isoflop", fitted, optimum.span_of(points), blank.cost),
-        at=best_at("isoflop", fitted, blank.cost, at, usable[-1].budget),
+        allocation=Allocation(a=fitted["a"], b=fitted["b"], how=HOW),
+        at=best_at(None, fitted, blank.cost, at, usable[-1].budget),
         holdout=_holdout(usable),
         status="warned" if warnings else "ok",
         warnings=warnings,
@@ -103,7 +104,7 @@ def _with_lines(blank: FitResult, points: Points, usable: list[Minimum], at: Seq
 def _line(usable: Sequence[Minimum]) -> dict[str, float]:
     logs = np.log([[m.N, m.D, m.L] for m in usable])
     fitted = lines(np.array([m.budget for m in usable]), logs[None])[0].tolist()
-    return dict(zip(optimum.PARAMS["isoflop"], fitted, strict=True))
+    return dict(zip(optimum.LINE, fitted, strict=True))
 
 
 def _refused(blank: FitResult, usable: int) -> FitResult:
@@ -132,9 +133,9 @@ def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
     for k in (1, 2):
         if len(usable) - k < LEAST_BUDGETS:
             break
-        rows = optimum.as_rows("isoflop", _line(usable[:-k]))
+        rows = optimum.as_rows(None, _line(usable[:-k]))
         top = usable[-1]
-        n, d, loss = optimum.best("isoflop", rows, top.budget, Cost())[0].tolist()
+        n, d, loss = optimum.best(None, rows, top.budget, Cost())[0].tolist()
         errors = {"N_error": n / top.N - 1, "D_error": d / top.D - 1, "L_error": loss / top.L - 1}
         found[f"without_top_{k}"] = {"from_flops": top.budget, **errors}
     return found

@@ -28,6 +28,7 @@ class Points:
     weight: Array  # multiplies the point's term in the objective
     cluster: npt.NDArray[np.int64]  # points with one number share noise and are resampled together
     convention: str  # how `flops` are counted, for the reader
+    unique: Array | None = None  # unique tokens, of which `tokens` are epochs; None: nothing is known of them
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -44,6 +45,7 @@ class Points:
             weight=self.weight[keep],
             cluster=self.cluster[keep],
             convention=self.convention,
+            unique=None if self.unique is None else self.unique[keep],
         )
 
     def at_budget(self, level: float) -> Points:
@@ -63,16 +65,21 @@ def as_points(
     *,
     flops: npt.ArrayLike | None = None,
     budget: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
+    unique: npt.ArrayLike | None = None,
     convention: str | None = None,
 ) -> Points:
-    """Check and freeze the arrays; without `flops`, C = 6 N D. Raises UserError for anything unusable."""
+    """Check and freeze the arrays; without `flops`, C = 6 N D; weights 'compute' are C over its mean.
+
+    Raises UserError for anything unusable.
+    """
     n_, d_, l_ = (_positive(v, name) for v, name in ((params, "params"), (tokens, "tokens"), (loss, "loss")))
     size = len(l_)
     spent = 6.0 * n_ * d_ if flops is None else _positive(flops, "flops")
     aimed = None if budget is None else _positive(budget, "budget")
-    weight = np.ones(size) if weights is None else _weights(weights)
+    weight = np.ones(size) if weights is None else _weights(weights, spent)
+    once = None if unique is None else _positive(unique, "unique_tokens")
     labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
     columns = {
         "params": n_,
@@ -81,6 +88,7 @@ def as_points(
         "budget": aimed,
         "weights": weight,
         "cluster": labels,
+        "unique_tokens": once,
     }
     for name, column in columns.items():
         if column is not None and len(column) != size:
@@ -95,6 +103,7 @@ def as_points(
         weight=weight,
         cluster=labels.astype(np.int64),
         convention=named,
+        unique=once,
     )
 
 
@@ -106,7 +115,11 @@ def _positive(values: npt.ArrayLike, name: str) -> Array:
     return column
 
 
-def _weights(values: npt.ArrayLike) -> Array:
+def _weights(values: npt.ArrayLike | str, flops: Array) -> Array:
+    if isinstance(values, str):
+        if values != "compute":
+            raise UserError(f"weights is {values!r}: give numbers, or 'compute' for C over its mean")
+        return np.asarray(flops / flops.mean())
     column = _column(values, "weights")
     if not np.isfinite(column).all() or (column < 0).any() or not column.any():
         raise UserError("weights must be finite numbers, none below 0 and not all 0")

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlm.fit import text
+from dlm.fit.laws import Law
 from dlm.fit.points import Array, Cost, Points
+from dlm.fit.solve import Norm
 
 Interval = tuple[float, float]
 NAN = float("nan")
@@ -36,6 +38,11 @@ class Optimum:
     ci: Mapping[str, Interval] = field(default_factory=dict)
     regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
     reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
+
+    @property
+    def tokens_per_param(self) -> float:
+        """D* / N*."""
+        return self.D / self.N if self.N > 0 else NAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,11 @@ class FitResult:
     cost: Cost = field(default_factory=Cost, repr=False)
     draws: Array | None = field(default=None, repr=False)  # (replicates, params), NaN rows failed
     interval_method: str = ""
+    surface: Law | None = field(default=None, repr=False)  # the law itself; None for lines
+    how: Norm | None = field(default=None, repr=False)  # the whole norm of a surface
+    fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were pinned
+    rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: params and objective
+    outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
     failed: int = 0  # replicates that found no law
     dof: int = 0  # of the intervals that resampled residuals give
 
@@ -106,6 +118,10 @@ class FitResult:
             "warnings": list(self.warnings),
             "minima": [_minimum(m) for m in self.minima],
             "label": self.label,
+            "fixed": self.fixed,
+            "under_tuned": 1.0 if self.how is None else self.how.under_tuned,
+            "rivals": self.rivals,
+            "outliers": self.outliers,
             "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }
         return {key: _plain(value) for key, value in (head | body).items()}

@@ -1,5 +1,5 @@
-"""scan: variable projection over a grid of (alpha, beta) -> starting points near the global minimum.
-Called by surface, resample.
+"""scan: variable projection over a grid of (alpha, beta) -> Chinchilla laws near the global minimum, where every
+law's fit begins. Called by solve and surface_draws.
 
 For fixed exponents the law is linear in (E, A, B), so one matrix product gives every replicate's weighted
 least squares at every cell of the grid (Golub and Pereyra 1973). Log residuals enter as raw ones weighted by
@@ -24,7 +24,7 @@ def grid(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Array]:
 
     loss and weight: (R, n) or (1, n).
     """
-    size, tokens = np.exp(-np.outer(problem.x, EXPONENTS)), np.exp(-np.outer(problem.y, EXPONENTS))
+    size, tokens = np.exp(-np.outer(problem.x[0], EXPONENTS)), np.exp(-np.outer(problem.x[1], EXPONENTS))
     weight = weight / loss**2 if problem.space == "log" else weight
     moments = _moments(size, tokens, loss, weight / weight.sum(axis=1, keepdims=True))
     with np.errstate(all="ignore"):
@@ -34,7 +34,7 @@ def grid(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Array]:
 def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
     """The best cell of every replicate: theta (R, 5) and whether there is one (R,), chunk by chunk."""
     size = max(len(loss), len(weight))
-    loss, weight = (np.broadcast_to(v, (size, len(problem.x))) for v in (loss, weight))
+    loss, weight = (np.broadcast_to(v, (size, len(problem.x[0]))) for v in (loss, weight))
     found = []
     for i in range(0, size, CHUNK):
         theta, squares = grid(problem, loss[i : i + CHUNK], weight[i : i + CHUNK])

@@ -1,30 +1,29 @@
-"""surface: (N, D, L) points -> the Chinchilla law, at its global optimum. Called by table, cli and notebooks.
+"""surface: (N, D, L) points -> a loss surface L(N, D), at its global optimum. Called by table, gate and notebooks.
 
-L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2203.15556, approach 3; numbers corrected by Besiroglu et
-al. 2404.10102). Variable projection finds the basins, Newton finishes them; the lowest is the answer.
+The laws are in `dlm.fit.laws`; Chinchilla's is the default (2203.15556, approach 3; corrected by 2404.10102).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dlm.errors import UserError, unknown
-from dlm.fit import optimum, scan, solver, text
-from dlm.fit.points import Array, Cost, Points, as_points, cost_of
+from dlm.fit import diagnose, optimum, solver, text
+from dlm.fit.holdout import leave_future_out
+from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
+from dlm.fit.points import Cost, Points, as_points, cost_of
 from dlm.fit.result import NAN, FitResult, Optimum
+from dlm.fit.solve import Norm, Solution, solve
 
-LAWS = ("chinchilla",)
-NORMS = ("huber", "mse", "l1")
-SPACES = ("log", "raw")
-NUM_PARAMS = 5
-EXPONENT_RANGE = (0.02, 3.0)  # outside, an exponent says that the points do not see the term
 TOP = 1.05  # times the highest C still counts as inside
 ONE_BUDGET = 1.25  # a smaller range of C is one budget: L(N, D) is then seen along one curve only
-ZERO = 1e-3  # E below this fraction of the lowest loss counts as zero
+# Times the highest C that a fit rests on: beyond, its own interval of L is withheld, for it assumes the form.
+SURFACE_REACH, LINE_REACH = 10.5, 1.05
+MOST_ROUNDS, SETTLED = 200, 1e-9  # of the data-constrained law's fixed point
+ONE_EPOCH = 1.05  # tokens over unique tokens, up to which nothing counts as repeated
 
 
 @np.errstate(all="ignore")  # numbers that overflow are found and named in the warnings
@@ -37,10 +36,13 @@ def fit_surface(
     norm: str = "huber",
     delta: float = 1e-3,
     space: str = "log",
+    under_tuned: float = 1.0,
+    fixed: Mapping[str, float] | None = None,
     flops: npt.ArrayLike | None = None,
     budget: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
+    unique_tokens: npt.ArrayLike | None = None,
     convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
@@ -49,9 +51,12 @@ def fit_surface(
 
     params, tokens: counts; loss: nats/token; flops: the cost of each run in `convention` (6 N D if absent);
     norm: 'huber' with its corner `delta`, 'mse' (sum of squares) or 'l1', of log-loss or raw-loss residuals;
-    cluster: points with one value share noise. Raises UserError for unusable input. Intervals: `bootstrap`.
+    under_tuned: below 1, a point above the law counts by so much less (runs tuned badly can only lie above);
+    fixed: parameters pinned, {'E': 1.7} for a known asymptote; weights: numbers, or 'compute' for C over its mean;
+    cluster: points with one value share noise; unique_tokens: for the law 'data-constrained'. Raises UserError for
+    unusable input. Intervals: `bootstrap`.
     """
-    _check(law, norm, space, delta)
+    _check(law, norm, space, delta, under_tuned)
     points = as_points(
         params,
         tokens,
@@ -60,13 +65,22 @@ def fit_surface(
         budget=budget,
         weights=weights,
         cluster=cluster,
+        unique=unique_tokens,
         convention=convention,
     )
     if points.flops.max() < ONE_BUDGET * points.flops.min():
         raise UserError("all runs cost nearly the same C: a surface needs runs at two budgets or more")
-    found = solve(points, norm=norm, delta=delta, space=space)
+    if np.ptp(points.loss) == 0.0:
+        raise UserError(f"every loss is {points.loss[0]:g}: nothing to fit")
+    how = Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
+    pinned = dict(fixed or {})
+    surface = _law(law, points, how, pinned)
+    found = solve(points, surface, how, pinned)
+    if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(pinned):
+        surface, found = _consistent(points, surface, found, how, pinned)
     cost, span, top = cost_of(points), optimum.span_of(points), float(points.flops.max())
-    warnings = (*_warnings(points, found), *reach_warnings(law, at, top))
+    seen = diagnose.surface(points, surface, found)
+    warnings = (*seen.warnings, *reach_warnings(law, at, top))
     return FitResult(
         law=law,
         loss=norm,
@@ -75,63 +89,25 @@ def fit_surface(
         n=len(points),
         params=found.params,
         objective=found.objective,
-        allocation=optimum.allocation(law, found.params, span, cost),
-        at=best_at(law, found.params, cost, at, top),
-        holdout=_holdout(points, norm=norm, delta=delta, space=space),
+        allocation=optimum.allocation(surface, found.params, span, cost),
+        at=best_at(surface, found.params, cost, at, top),
+        holdout=leave_future_out(points, surface, how, pinned),
         status="warned" if warnings else "ok",
         warnings=warnings,
         label=label,
         points=points,
         cost=cost,
+        surface=surface,
+        how=how,
+        fixed=pinned,
+        rivals=found.rivals,
+        outliers=seen.outliers,
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
-    """The lowest minimum, and whether another within 1 % of it has exponents that differ by over 10 %."""
-
-    params: dict[str, float]
-    objective: float
-    converged: bool
-    has_rivals: bool
-
-
-def solve(points: Points, *, norm: str, delta: float, space: str) -> Solution:
-    """The global minimum over the five parameters. Raises UserError where no surface exists."""
-    if len(points) <= NUM_PARAMS:
-        raise UserError(f"{len(points)} points cannot fit a surface of {NUM_PARAMS} parameters: give 6 or more")
-    problem = solver.problem_of(points, space=space, norm=norm, delta=delta)
-    target, weight = solver.target_of(problem, points.loss)[None], points.weight[None]
-    starts = scan.many_starts(problem, points.loss, points.weight, target[0])
-    if not len(starts):
-        raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
-    starts = np.concatenate([starts, *_eased(problem, starts, target, weight)])
-    rough, values, _ = solver.minimise(problem, starts, target, weight, max_steps=40)
-    near = rough[values <= 1.02 * values.min()]
-    thetas, values, done = solver.minimise(problem, near, target, weight, max_steps=500)
-    best = int(values.argmin())
-    minima = thetas[done & (values <= 1.01 * values[best])][:, [1, 3]]
-    rivals = (np.abs(minima / thetas[best, [1, 3]] - 1) > 0.1).any(axis=1).any()
-    named = solver.natural(problem, thetas[[best]])[0].tolist()
-    return Solution(
-        params=dict(zip(optimum.PARAMS["chinchilla"], named, strict=True)),
-        objective=float(values[best]),
-        converged=bool(done[best]),
-        has_rivals=bool(rivals),
-    )
-
-
-def _eased(problem: solver.Problem, starts: Array, target: Array, weight: Array) -> list[Array]:
-    """More starts for norms with corners: the minima of squares, and of Huber's norm with a wider corner."""
-    if problem.norm == "mse":
-        return []
-    smooth = replace(problem, norm="mse")
-    wide = replace(problem, norm="huber", delta=10.0 * problem.delta)
-    squares, _, _ = solver.minimise(smooth, starts, target, weight, max_steps=40)
-    return [squares, solver.minimise(wide, squares, target, weight, max_steps=40)[0]]
-
-
-def best_at(law: str, params: dict[str, float], cost: Cost, at: Sequence[float], top: float) -> dict[float, Optimum]:
+def best_at(
+    law: Law | None, params: Mapping[str, float], cost: Cost, at: Sequence[float], top: float
+) -> dict[float, Optimum]:
     """N*, D*, L* of the fit at each C, without intervals; `top` is the highest C that the fit rests on."""
     rows = optimum.as_rows(law, params)
     found = {float(c): optimum.best(law, rows, float(c), cost)[0].tolist() for c in at}
@@ -139,84 +115,71 @@ def best_at(law: str, params: dict[str, float], cost: Cost, at: Sequence[float],
 
 
 def reach_warnings(law: str, at: Sequence[float], top: float) -> list[str]:
-    """What is asked beyond `top`, and where the interval of L is withheld (see `optimum.REACH`)."""
-    limit, beyond = optimum.REACH[law], sorted(c for c in at if c > TOP * top)
+    """What is asked beyond `top`, and where the interval of L is withheld."""
+    limit = SURFACE_REACH if law in LAWS else LINE_REACH
+    beyond = sorted(c for c in at if c > TOP * top)
     if not beyond:
         return []
     what = "the highest C used"
     warned = [f"C = {text.flops(beyond[-1])} is beyond {what} ({text.flops(top)}): true only if the law keeps its form"]
     far = [c for c in beyond if c > limit * top]
     if far:
-        why = "the form of the law matters too much that far out" if limit > TOP else "a straight line has no floor"
+        why = "the form of the law matters too much that far out" if law in LAWS else "a straight line has no floor"
         warned.append(f"no interval for L at C = {text.flops(far[0])}{' and above' if far[1:] else ''}: {why}")
     return warned
 
 
-def _check(law: str, norm: str, space: str, delta: float) -> None:
-    for what, value, allowed in (("law", law, LAWS), ("loss norm", norm, NORMS), ("space", space, SPACES)):
-        if value not in allowed:
-            raise unknown(what, value, allowed)
+def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:
+    law = LAWS[name]
+    odd = [key for key in fixed if key not in law.pins]
+    if odd:
+        raise unknown(f"parameter to pin in {name}:", odd[0], sorted(law.pins))
+    bad = [key for key, v in fixed.items() if not (np.isfinite(v) and v > 0)]
+    if bad:
+        raise UserError(f"fixed {bad[0]} is {fixed[bad[0]]}: give a finite number above 0")
+    if law is not DataConstrained:
+        return law()
+    if points.unique is None:
+        raise UserError("data-constrained needs the unique tokens of every run: a column unique_tokens")
+    return DataConstrained(_base(points, how, fixed), float(points.unique.max()))
+
+
+def _base(points: Points, how: Norm, fixed: Mapping[str, float]) -> dict[str, float]:
+    """The Chinchilla law that says which size the unique tokens are best for."""
+    assert points.unique is not None
+    if set(Chinchilla.params) <= set(fixed):
+        return {name: fixed[name] for name in Chinchilla.params}
+    once = points.take(points.tokens <= ONE_EPOCH * points.unique)
+    try:
+        return solve(once, Chinchilla(), how).params
+    except UserError as error:
+        raise UserError(
+            f"data-constrained needs a law of runs that repeat nothing, and the {len(once)} such runs give none "
+            f"({error}): add some, or pin E, A, B, alpha and beta"
+        ) from error
+
+
+def _consistent(
+    points: Points, law: DataConstrained, found: Solution, how: Norm, fixed: dict[str, float]
+) -> tuple[DataConstrained, Solution]:
+    """The law whose own E, A, B, alpha, beta say which size its unique tokens are best for: a fixed point."""
+    for _ in range(MOST_ROUNDS):
+        base = {name: found.params[name] for name in Chinchilla.params}
+        moved = max(abs(base[name] / law.base[name] - 1) for name in base)
+        if moved < SETTLED:
+            break
+        law = DataConstrained(base, law.unique)
+        rows = np.array([list(found.params.values()), *([r[k] for k in found.params] for r in found.rivals)])
+        found = solve(points, law, how, fixed, begin=rows)
+    return law, found
+
+
+def _check(law: str, norm: str, space: str, delta: float, under_tuned: float) -> None:
+    allowed = (("law", law, tuple(LAWS)), ("loss norm", norm, solver.NORMS), ("space", space, solver.SPACES))
+    for what, value, choices in allowed:
+        if value not in choices:
+            raise unknown(what, value, choices)
     if not (np.isfinite(delta) and delta > 0):
         raise UserError(f"delta is {delta}: Huber's corner must be a finite number above 0 (1e-3 is usual)")
-
-
-def _warnings(points: Points, found: Solution) -> list[str]:
-    warned = [] if found.converged else ["the fit did not converge: take its numbers as rough"]
-    if found.params["E"] < ZERO * points.loss.min():
-        warned.append(
-            "E, the loss that no run gets below, came out at zero: the runs do not reach far enough to see it"
-        )
-    for name in ("alpha", "beta"):
-        if not EXPONENT_RANGE[0] < found.params[name] < EXPONENT_RANGE[1]:
-            warned.append(f"{name} = {found.params[name]:.3g} is not believable: these points do not determine it")
-    for name in ("A", "B"):
-        if not 0 < found.params[name] < np.inf:
-            warned.append(f"{name} came out as {found.params[name]:g}: the law has no optimum, and none is given")
-    if found.has_rivals:
-        warned.append("minima with other exponents lie within 1 % of the best: the exponents are not well determined")
-    if len(points) < 2 * NUM_PARAMS:
-        warned.append(f"{len(points)} points for {NUM_PARAMS} parameters: expect wide or missing intervals")
-    return warned + _design_warnings(points)
-
-
-def _design_warnings(points: Points) -> list[str]:
-    log_n, log_d = np.log(points.params), np.log(points.tokens)
-    if min(np.ptp(log_n), np.ptp(log_d)) < 1e-9:
-        return ["all runs have one size or one number of tokens: the law has nothing to tell them apart by"]
-    if np.corrcoef(log_n, log_d)[0, 1] > 0.97:
-        return ["all runs have nearly one ratio of tokens to parameters: N and D cannot be told apart"]
-    return []
-
-
-def _holdout(points: Points, *, norm: str, delta: float, space: str) -> dict[str, dict[str, float]]:
-    """Refit without the top one and top two budgets: the relative error of the predicted loss there (leave-
-    future-out).
-    """
-    found = {}
-    for k in (1, 2):
-        level, cut = _cut(points, k)
-        kept, top = points.take(level < cut), points.take(level >= cut)
-        if len(kept) < NUM_PARAMS + 3 or len(np.unique(level[level < cut])) < 2:
-            continue
-        try:
-            rows = optimum.as_rows("chinchilla", solve(kept, norm=norm, delta=delta, space=space).params)
-        except UserError:  # the lower budgets alone show no surface: nothing to report
-            continue
-        error = optimum.surface(rows, np.log(top.params)[None], np.log(top.tokens)[None])[0] / top.loss - 1.0
-        found[f"without_top_{k}"] = {
-            "from_flops": cut,
-            "num_held_out": float(len(top)),
-            "L_error": float(error.mean()),
-            "L_rms_error": float(np.sqrt((error**2).mean())),
-        }
-    return found
-
-
-def _cut(points: Points, k: int) -> tuple[Array, float]:
-    """What is compared (budget or FLOPs) and the k-th level from the top; half decades where there are no
-    levels.
-    """
-    level, levels = points.flops if points.budget is None else points.budget, points.budgets()
-    if len(levels) > len(points) / 3:
-        return level, float(levels[-1] / 10 ** (k / 2))
-    return level, float(levels[max(-k, -len(levels))])
+    if not 0 < under_tuned <= 1:
+        raise UserError(f"under_tuned is {under_tuned}: the share of a point above the law must lie in (0, 1]")

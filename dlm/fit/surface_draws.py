@@ -8,18 +8,27 @@ import numpy.typing as npt
 from dlm.fit import draws, scan, solver
 from dlm.fit.points import Array, Points
 from dlm.fit.result import FitResult
-from dlm.fit.surface import NUM_PARAMS
+from dlm.fit.solve import chinchilla_problem
 
 FEW = 40  # points; below, 'auto' resamples residuals
 
 
 def draw(result: FitResult, points: Points, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
+    """Rows of refitted parameters; NaN where a replicate has no fit."""
+    assert result.surface is not None and result.how is not None
+    law, how = result.surface, result.how
     problem = solver.problem_of(
-        points, space=result.space, norm=result.loss, delta=np.nan_to_num(result.delta, nan=1e-3)
+        points,
+        law,
+        space=how.space,
+        norm=how.norm,
+        delta=how.delta,
+        under_tuned=how.under_tuned,
+        fixed=dict(result.fixed),
     )
-    theta = _theta(problem, result)
-    fitted, target = solver.predict(problem, theta)[0], solver.target_of(problem, points.loss)
-    residual, dof = target - fitted, len(points) - NUM_PARAMS
+    thetas = law.theta(_rows(result), problem.centre)
+    fitted, target = solver.predict(problem, thetas[:1])[0], solver.target_of(problem, points.loss)
+    residual, dof = target - fitted, len(points) - len(problem.free)
     if draws.by_pairs(method, points, len(points) < FEW):
         weight, targets, method, dof = draws.cluster_counts(points, replicates, rng), target[None], "pairs", 0
     else:
@@ -27,28 +36,41 @@ def draw(result: FitResult, points: Points, replicates: int, method: str, rng: n
         scaled = residual * np.sqrt(points.weight * len(points) / dof)
         drawn = draws.pick(scaled - scaled.mean(), replicates, rng)
         targets = fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300))
-    found, done = _refit(problem, theta, residual, targets, weight)
-    rows = solver.natural(problem, found)
+    found, done = _refit(problem, thetas, residual, targets, weight)
+    rows = law.rows(found, problem.centre)
     failed = np.logical_not(np.logical_and(done, np.isfinite(rows).all(axis=1)))
     rows[failed] = np.nan
     return draws.Draws(rows=rows, vertices=None, method=method, dof=dof)
 
 
+def _rows(result: FitResult) -> Array:
+    """The fit and its rivals."""
+    assert result.surface is not None
+    return np.array([[p[name] for name in result.surface.params] for p in (result.params, *result.rivals)])
+
+
 def _refit(
-    problem: solver.Problem, theta: Array, residual: Array, targets: Array, weight: Array
+    problem: solver.Problem, thetas: Array, residual: Array, targets: Array, weight: Array
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Newton from the better of each replicate's own scan (outliers held down) and the fit itself."""
-    loss = np.exp(targets) if problem.space == "log" else targets
-    tame = 1.0 if problem.norm == "mse" else 1.0 / np.maximum(np.abs(residual), problem.delta)
-    begin, usable = scan.starts(problem, loss, weight * tame)
-    own, common = (solver.value(problem, start, targets, weight) for start in (begin, theta))
-    begin = np.where((usable & (own < common))[:, None], begin, theta)
+    """Newton from the best of the fit itself, its rivals and each replicate's own scan (outliers held down)."""
+    begin = np.broadcast_to(thetas[0], (max(len(targets), len(weight)), thetas.shape[1])).copy()
+    lowest = solver.value(problem, begin, targets, weight)
+    for other in (*thetas[1:, None], *_scanned(problem, residual, targets, weight)):
+        found = solver.value(problem, other, targets, weight)
+        better = found < lowest
+        begin[better] = np.broadcast_to(other, begin.shape)[better]
+        lowest = np.where(better, found, lowest)
     found, _, done = solver.minimise(problem, begin, targets, weight)
     return found, done
 
 
-def _theta(problem: solver.Problem, result: FitResult) -> Array:
-    p = result.params
-    logs = np.log([p["A"], p["B"], p["E"]])
-    row = [logs[0] - p["alpha"] * problem.centre[0], p["alpha"]]
-    return np.array([[*row, logs[1] - p["beta"] * problem.centre[1], p["beta"], logs[2]]])
+def _scanned(problem: solver.Problem, residual: Array, targets: Array, weight: Array) -> list[Array]:
+    """Starts of the law, each (R, p), from the Chinchilla law that each replicate's own scan finds."""
+    if {0, 1, 2, 3, 4} <= set(problem.fixed):
+        return []
+    loss = np.exp(targets) if problem.space == "log" else targets
+    tame = 1.0 if problem.norm == "mse" else 1.0 / np.maximum(np.abs(residual), problem.delta)
+    begin, usable = scan.starts(chinchilla_problem(problem), loss, weight * tame)
+    starts = problem.pinned(problem.law.starts(begin))
+    starts = starts.reshape(-1, len(begin), starts.shape[1]) if len(starts) % len(begin) == 0 else starts[None]
+    return [np.where(usable[:, None], each, np.nan) for each in starts]

@@ -4,13 +4,14 @@ Called by cli, report and notebooks; pandas ends here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from dlm.errors import UserError, unknown
-from dlm.fit import text
+from dlm.fit import laws, text
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.isoflop import fit_isoflop
 from dlm.fit.resample import bootstrap as add_intervals
@@ -20,7 +21,7 @@ from dlm.fit.surface import fit_surface
 
 __all__ = ["fit_runs", "fit_sweep", "read_runs"]
 
-LAWS = ("chinchilla", "isoflop", "envelope")
+LAWS = (*laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # up to here, every budget is reported
 
 
@@ -35,21 +36,26 @@ def fit_runs(
     seed: int = 0,
     at: Sequence[float] = (),
     objective: str | None = None,
+    fixed: Mapping[str, float] | None = None,
+    under_tuned: float = 1.0,
+    weights: str | None = None,
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with `bootstrap` replicates (0: no intervals).
 
-    loss, delta and space shape the surface's norm; isoflop and envelope are plain least squares. Reported at
-    `at` and at the budgets (FLOPs); without `at`, also at ten times the highest. Raises UserError for what
-    cannot be fitted.
+    loss, delta, space, fixed and under_tuned are those of `fit_surface`; isoflop and envelope are plain least
+    squares. weights: 'compute', or the column `weight` where there is one. Reported at `at` and at the budgets
+    (FLOPs); without `at`, also at ten times the highest. Raises UserError for what cannot be fitted.
     """
     if law not in LAWS:
         raise unknown("law", law, LAWS)
     frame = _one_objective(read_runs(source), objective)
     frame.attrs["warnings"] += _mixtures(frame)
     places = _places(frame, at)
-    if law == "chinchilla":
-        result = _surface(frame, places, norm=loss, delta=delta, space=space)
+    if law in laws.LAWS:
+        how: dict[str, Any] = {"norm": loss, "delta": delta, "space": space, "under_tuned": under_tuned}
+        result = _surface(frame, law, places, weights=weights, fixed=fixed, **how)
     else:
+        _lines_have_none(law, fixed=fixed, under_tuned=under_tuned)
         result = _isoflop(frame, places) if law == "isoflop" else _envelope(frame, places)
     remarks = tuple(frame.attrs["warnings"])
     if remarks:
@@ -136,23 +142,38 @@ def _named(frame: pd.DataFrame) -> tuple[str | None, str]:
     return said.get("convention"), said.get("objective", "")
 
 
-def _surface(frame: pd.DataFrame, at: Sequence[float], *, norm: str, delta: float, space: str) -> FitResult:
+def _lines_have_none(law: str, *, fixed: Mapping[str, float] | None, under_tuned: float) -> None:
+    if fixed or under_tuned != 1.0:
+        what = "fixed parameters" if fixed else "under_tuned"
+        raise UserError(f"{law} has no {what}: only surfaces do ({', '.join(laws.LAWS)})")
+
+
+def _surface(
+    frame: pd.DataFrame,
+    law: str,
+    at: Sequence[float],
+    *,
+    weights: str | None,
+    fixed: Mapping[str, float] | None,
+    **how: Any,
+) -> FitResult:
     convention, label = _named(frame)
     whole = "budget" in frame and frame["budget"].notna().all()
     return fit_surface(
         frame["params"],
         frame["tokens"],
         frame["loss"],
-        norm=norm,
-        delta=delta,
-        space=space,
+        law=law,
+        fixed=fixed,
         flops=frame.get("flops"),
         budget=frame["budget"] if whole else None,
-        weights=frame.get("weight"),
+        weights=frame.get("weight") if weights is None else weights,
+        unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
         cluster=frame["run_id"].astype(str) if "run_id" in frame else None,
         convention=convention,
         at=at,
         label=label,
+        **how,
     )
 
 

@@ -3,11 +3,12 @@ import pytest
 import scipy.optimize
 
 from dlm.fit import fit_surface, optimum
+from dlm.fit.laws import Chinchilla
 from dlm.fit.points import Cost, as_points, cost_of
 
 
 def row(world):
-    return optimum.as_rows("chinchilla", vars(world))
+    return optimum.as_rows(Chinchilla(), vars(world))
 
 
 @pytest.mark.parametrize("flops", [1e15, 1e20, 1e26])
@@ -16,7 +17,7 @@ def test_closed_form_is_the_minimum(world, flops):
         return world.loss(np.exp(log_n), flops / 6 / np.exp(log_n))
 
     peer = scipy.optimize.minimize_scalar(loss, bracket=(5, 20, 35), tol=1e-12)
-    n, d, lowest = optimum.best("chinchilla", row(world), flops, Cost())[0]
+    n, d, lowest = optimum.best(Chinchilla(), row(world), flops, Cost())[0]
     assert np.log(n) == pytest.approx(peer.x, abs=1e-5)
     assert lowest == pytest.approx(peer.fun, rel=1e-12)
     assert 6 * n * d == pytest.approx(flops, rel=1e-12)
@@ -36,7 +37,7 @@ def test_other_conventions_minimise_under_their_cost(world):
         return world.loss(np.exp(log_n), flops / with_head(np.exp(log_n)))
 
     peer = scipy.optimize.minimize_scalar(loss, bracket=(np.log(4e3), 13, np.log(4e6)), tol=1e-12)
-    n, d, lowest = optimum.best("chinchilla", row(world), flops, cost)[0]
+    n, d, lowest = optimum.best(Chinchilla(), row(world), flops, cost)[0]
     assert np.log(n) == pytest.approx(peer.x, abs=0.02)  # the interpolated cost has corners
     assert lowest == pytest.approx(peer.fun, rel=1e-7)
     assert with_head(n) * d == pytest.approx(flops, rel=1e-3)
@@ -44,9 +45,9 @@ def test_other_conventions_minimise_under_their_cost(world):
 
 def test_the_search_agrees_with_the_closed_form_when_the_ratio_is_constant(world):
     constant = Cost(log_params=np.array([10.0, 20.0]), log_extra=np.full(2, np.log(0.5)))
-    found = optimum.best("chinchilla", row(world), 1.5e20, constant)[0]
+    found = optimum.best(Chinchilla(), row(world), 1.5e20, constant)[0]
     np.testing.assert_allclose(found[:2], world.best(1e20), rtol=1e-6)
-    assert optimum.exponents("chinchilla", row(world), (1e18, 1e20), constant)[0, 0] == pytest.approx(
+    assert optimum.exponents(Chinchilla(), row(world), (1e18, 1e20), constant)[0, 0] == pytest.approx(
         0.28 / 0.62, abs=1e-6
     )
 

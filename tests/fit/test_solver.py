@@ -3,32 +3,84 @@ import pytest
 import scipy.optimize
 
 from dlm.fit import scan, solver
+from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
 from dlm.fit.points import as_points
 
-THETA = np.array([[-0.4, 0.34, -0.2, 0.28, 0.5], [-1.0, 0.5, 0.1, 0.2, 0.3]])
+TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "R": 1.3, "k": 0.6, "R_D": 6.0, "R_N": 3.0}
 
 
-def make(world, space, norm, *, sigma=0.02, delta=1e-3):
+def law_of(name):
+    return DataConstrained(TRUTH, 3e9) if name == "data-constrained" else LAWS[name]()
+
+
+def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
     n, d, loss, _ = world.grid(np.geomspace(1e18, 1e20, 3), sigma=sigma, sizes=8)
-    problem = solver.problem_of(as_points(n, d, loss), space=space, norm=norm, delta=delta)
+    points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
+    problem = solver.problem_of(points, law or Chinchilla(), space=space, norm=norm, delta=delta, under_tuned=under)
     return problem, loss, solver.target_of(problem, loss)[None], np.linspace(0.5, 2.0, len(n))[None]
 
 
 def central(function, theta, step=1e-5):
-    """Central differences of a function of theta_R5, along the last axis."""
-    bumps = step * np.eye(5)
+    """Central differences of a function of theta (R, p), along the last axis."""
+    bumps = step * np.eye(theta.shape[1])
     return np.stack([(function(theta + b) - function(theta - b)) / (2 * step) for b in bumps], axis=-1)
 
 
+@pytest.mark.parametrize("under", [1.0, 0.3])
 @pytest.mark.parametrize("space", ["log", "raw"])
 @pytest.mark.parametrize("norm", ["mse", "huber"])
-def test_derivatives_equal_finite_differences(world, space, norm):
-    problem, _, target, weight = make(world, space, norm, delta=0.3)
-    value, grad, hess = solver.derivatives(problem, THETA, target, weight)
-    np.testing.assert_allclose(value, solver.value(problem, THETA, target, weight), rtol=1e-12)
-    np.testing.assert_allclose(grad, central(lambda t: solver.value(problem, t, target, weight), THETA), rtol=1e-6)
-    slopes = central(lambda t: solver.derivatives(problem, t, target, weight)[1], THETA)
-    np.testing.assert_allclose(hess, slopes, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", LAWS)
+def test_derivatives_equal_finite_differences(world, name, space, norm, under):
+    law = law_of(name)
+    problem, _, target, weight = make(world, space, norm, delta=0.3, law=law, under=under)
+    rows = np.array([[TRUTH[k] for k in law.params], [1.1 * TRUTH[k] for k in law.params]])
+    theta = law.theta(rows, problem.centre)
+    np.testing.assert_allclose(law.rows(theta, problem.centre), rows, rtol=1e-12)
+    value, grad, hess = solver.derivatives(problem, theta, target, weight)
+    np.testing.assert_allclose(value, solver.value(problem, theta, target, weight), rtol=1e-12)
+    slope = central(lambda t: solver.value(problem, t, target, weight), theta)
+    np.testing.assert_allclose(grad, slope, rtol=1e-6, atol=1e-8 * np.abs(grad).max())
+    slopes = central(lambda t: solver.derivatives(problem, t, target, weight)[1], theta)
+    np.testing.assert_allclose(hess, slopes, rtol=1e-5, atol=1e-7 * np.abs(hess).max())
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_law_need_not_bring_its_own_curvature(world, name):
+    law = law_of(name)
+    problem, *_ = make(world, "raw", "mse", law=law)
+    theta = law.theta(np.array([[TRUTH[k] for k in law.params]]), problem.centre)
+    pull = np.random.default_rng(0).standard_normal((1, len(problem.x[0])))
+    _, slopes = law.jet(theta, problem.x)
+    np.testing.assert_allclose(
+        law.bend(theta, problem.x, slopes, pull), Law.bend(law, theta, problem.x, slopes, pull), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_skaling_with_k_one_is_chinchilla(world):
+    n, d = np.log(np.geomspace(1e7, 1e9, 9)), np.log(np.geomspace(1e9, 1e10, 9))
+    plain = np.array([[1.69, 406.4, 410.7, 0.34, 0.28]])
+    mixed = np.array([[1.69, 406.4, 410.7 / 406.4, 0.34, 0.28, 1.0]])
+    found, same = LAWS["skaling"](), Chinchilla()
+    np.testing.assert_allclose(
+        found.predict(mixed, n[None], d[None]), same.predict(plain, n[None], d[None]), rtol=1e-13
+    )
+    half = np.array([[1.69, 20.0, 2.0, 0.34, 0.28, 0.4]])
+    direct = 1.69 + 20.0 * (np.exp(-0.34 * n) + 2.0 * np.exp(-0.28 * d)) ** 0.4
+    np.testing.assert_allclose(found.predict(half, n[None], d[None])[0], direct, rtol=1e-13)
+
+
+def test_data_constrained_is_the_published_formula():
+    """2305.16264, equations 5 and 6, written out."""
+    law = law_of("data-constrained")
+    row = np.array([[TRUTH[k] for k in law.params]])
+    n, d, unique = 2e9, 4e10, 3e9
+    g = (0.34 * 406.4 / (0.28 * 410.7)) ** (1 / 0.62)
+    un = min(n, g * (unique * g) ** (0.28 / 0.34))
+    d_worth = unique + unique * 6.0 * (1 - np.exp(-(d / unique - 1) / 6.0))
+    n_worth = un + un * 3.0 * (1 - np.exp(-(n / un - 1) / 3.0))
+    expected = 1.69 + 406.4 / n_worth**0.34 + 410.7 / d_worth**0.28
+    assert law.predict(row, np.log([n]), np.log([d]))[0] == pytest.approx(expected, rel=1e-12)
+    assert un < n
 
 
 def test_scan_is_least_squares_at_each_cell(world):
@@ -36,7 +88,7 @@ def test_scan_is_least_squares_at_each_cell(world):
     theta, squares = scan.grid(problem, loss[None], weight)
     cell = 32 * 13 + 17
     alpha, beta = theta[0, cell, 1], theta[0, cell, 3]
-    columns = np.stack([np.ones_like(loss), np.exp(-alpha * problem.x), np.exp(-beta * problem.y)], axis=1)
+    columns = np.stack([np.ones_like(loss), np.exp(-alpha * problem.x[0]), np.exp(-beta * problem.x[1])], axis=1)
     root = np.sqrt(weight[0] / weight.sum())
     solved, rss, *_ = np.linalg.lstsq(columns * root[:, None], loss * root)
     np.testing.assert_allclose(np.exp(theta[0, cell, [4, 0, 2]]), solved, rtol=1e-7)

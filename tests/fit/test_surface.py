@@ -129,7 +129,7 @@ def test_says_what_the_points_do_not_determine(world):
 
 
 BAD = [
-    ({"law": "skaling"}, "unknown law 'skaling'.*chinchilla"),
+    ({"law": "skalling"}, "unknown law 'skalling': did you mean skaling"),
     ({"norm": "hubber"}, "did you mean huber"),
     ({"space": "linear"}, "allowed: log, raw"),
     ({"delta": 0.0}, "delta is 0"),
@@ -148,7 +148,8 @@ def test_refuses_what_it_cannot_do(options, words):
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        ([2.0] * 5, "5 points cannot fit"),
+        (np.linspace(3, 2, 5), "5 points cannot fit 5 parameters of chinchilla: give 6 or more, or pin"),
+        ([2.0] * 7, "every loss is 2: nothing to fit"),
         ([2.0] * 6 + [np.nan], r"loss\[6\] is nan"),
         (np.arange(1.0, 8), "does not fall"),
     ],

@@ -1,0 +1,13 @@
+"""laws: the loss surfaces that can be fitted, by name. Called by surface, optimum and table."""
+
+from __future__ import annotations
+
+from dlm.fit.laws.chinchilla import Chinchilla
+from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.law import Law
+from dlm.fit.laws.skaling import Skaling
+from dlm.fit.laws.tied import Tied
+
+__all__ = ["LAWS", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
+
+LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}

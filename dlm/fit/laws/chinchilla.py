@@ -1,0 +1,65 @@
+"""chinchilla: L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2203.15556, approach 3).
+
+theta = (a, alpha, b, beta, e): L = exp(a - alpha x) + exp(b - beta y) + exp(e), x and y centred log N and log D.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from dlm.fit.laws.law import Features, Law, two_term_optimum
+from dlm.fit.points import Array
+
+
+class Chinchilla(Law):
+    """Two power laws and a floor."""
+
+    name = "chinchilla"
+    params = ("E", "A", "B", "alpha", "beta")
+    pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4}
+    formula = "L = E + A/N^alpha + B/D^beta"
+
+    def loss(self, theta: Array, x: Features) -> Array:
+        a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))
+        return np.asarray(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + np.exp(e))
+
+    def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
+        a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))
+        slopes = np.empty((len(theta), 5, x[0].shape[-1]), dtype=theta.dtype)
+        size = np.exp(a - alpha * x[0], out=slopes[:, 0])
+        tokens = np.exp(b - beta * x[1], out=slopes[:, 2])
+        np.multiply(size, -x[0], out=slopes[:, 1])
+        np.multiply(tokens, -x[1], out=slopes[:, 3])
+        slopes[:, 4] = np.exp(e)
+        return size + tokens + np.exp(e), slopes
+
+    def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
+        second = np.zeros((len(theta), 5, 5))
+        for k, v in ((0, x[0]), (2, x[1])):
+            moments = (pull * slopes[:, k]) @ np.stack([np.ones_like(v), -v, v * v], axis=1)
+            second[:, k, k] = moments[:, 0]
+            second[:, k, k + 1] = second[:, k + 1, k] = moments[:, 1]
+            second[:, k + 1, k + 1] = moments[:, 2]
+        second[:, 4, 4] = pull.sum(axis=1) * np.exp(theta[:, 4])
+        return second
+
+    def rows(self, theta: Array, centre: Array) -> Array:
+        a, alpha, b, beta, e = theta.T
+        with np.errstate(over="ignore"):
+            return np.stack([np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta], 1)
+
+    def theta(self, rows: Array, centre: Array) -> Array:
+        e, a, b, alpha, beta = rows.T
+        return np.stack([np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta, np.log(e)], axis=1)
+
+    def starts(self, chinchilla: Array) -> Array:
+        return chinchilla
+
+    def exponents_at_6nd(self, rows: Array) -> Array:
+        return np.asarray(rows[:, 4] / (rows[:, 3] + rows[:, 4]))
+
+    def optimum_at_6nd(self, rows: Array, flops: float) -> Array:
+        _, a, b, alpha, beta = rows.T
+        return two_term_optimum(np.log(b) - np.log(a), alpha, beta, flops)

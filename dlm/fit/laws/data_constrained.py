@@ -1,0 +1,84 @@
+"""data_constrained: Chinchilla on tokens and parameters whose repetition is worth less (Muennighoff et al. 2305.16264).
+
+D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) beyond the U unique tokens, and N' the same beyond U_N, the size that U tokens
+are best for. theta = (a, alpha, b, beta, e, log R_D, log R_N); features: log N, log D (as far as unique), and the
+repetitions D/U - 1, N/U_N - 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from dlm.fit.laws.law import Features, Law
+from dlm.fit.points import Array, Points
+
+R_STARTS = (0.5, 1.5, 5.0, 15.0, 50.0, 150.0)
+
+
+class DataConstrained(Law):
+    """Unique tokens and epochs; predictions are for `unique` tokens."""
+
+    name = "data-constrained"
+    params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
+    scales = ("A", "B", "R_D", "R_N")
+    pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4, "R_D": 5, "R_N": 6, "A": 0, "B": 2}
+    formula = "L = E + A/N'^alpha + B/D'^beta"
+
+    def __init__(self, base: dict[str, float], unique: float) -> None:
+        """base: the Chinchilla law of runs that repeat nothing, which says U_N; unique: U of predictions, tokens."""
+        self.base, self.unique = base, unique
+
+    def best_size(self, unique: Array) -> Array:
+        """U_N: N of the compute-optimal run that has U tokens, under `base` and C = 6 N D."""
+        a, b, alpha, beta = (self.base[k] for k in ("A", "B", "alpha", "beta"))
+        log_g = (np.log(alpha * a) - np.log(beta * b)) / (alpha + beta)
+        return np.asarray(np.exp(log_g + (np.log(unique) + log_g) * beta / alpha))
+
+    def features(self, points: Points) -> Features:
+        assert points.unique is not None, "fit_surface has asked for them"
+        return self._features(np.log(points.params), np.log(points.tokens), points.unique)
+
+    def along(self, log_n: Array, log_d: Array) -> Features:
+        return self._features(log_n, log_d, np.asarray(self.unique))
+
+    def _features(self, log_n: Array, log_d: Array, unique: Array) -> Features:
+        log_u, log_size = np.log(unique), np.log(self.best_size(unique))
+        repeated = (np.expm1(np.maximum(v, 0.0)) for v in (log_n - log_size, log_d - log_u))
+        return np.minimum(log_n, log_size), np.minimum(log_d, log_u), *repeated
+
+    def loss(self, theta: Array, x: Features) -> Array:
+        return self.jet(theta, x)[0]
+
+    def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
+        a, alpha, b, beta, e, log_rd, log_rn = (theta[:, k : k + 1] for k in range(7))
+        log_n, by_rn = _worth(x[0], x[2], log_rn)
+        log_d, by_rd = _worth(x[1], x[3], log_rd)
+        size, tokens = np.exp(a - alpha * log_n), np.exp(b - beta * log_d)
+        own = [size, -size * log_n, tokens, -tokens * log_d, np.exp(e) + 0 * size]
+        both = [*own, -tokens * beta * by_rd, -size * alpha * by_rn]
+        return size + tokens + np.exp(e), np.stack(np.broadcast_arrays(*both), axis=1)
+
+    def rows(self, theta: Array, centre: Array) -> Array:
+        a, alpha, b, beta, e, log_rd, log_rn = theta.T
+        scaled = [e, a + alpha * centre[0], b + beta * centre[1]]
+        with np.errstate(over="ignore"):
+            return np.stack([*np.exp(scaled), alpha, beta, np.exp(log_rd), np.exp(log_rn)], axis=1)
+
+    def theta(self, rows: Array, centre: Array) -> Array:
+        e, a, b, alpha, beta, rd, rn = rows.T
+        own = [np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta]
+        return np.stack([*own, np.log(e), np.log(rd), np.log(rn)], axis=1)
+
+    def starts(self, chinchilla: Array) -> Array:
+        grid = np.log(np.stack(np.meshgrid(R_STARTS, R_STARTS), axis=-1).reshape(-1, 2))
+        return np.column_stack([np.repeat(chinchilla, len(grid), axis=0), np.tile(grid, (len(chinchilla), 1))])
+
+
+def _worth(log_unique: Array, repeated: Array, log_r: Array) -> tuple[Array, Array]:
+    """log of what unique and repeated are worth together, and its derivative by log R."""
+    r = np.exp(log_r)
+    left = np.exp(-repeated / r)
+    gain = r * (1.0 - left)
+    return log_unique + np.log1p(gain), (gain - repeated * left) / (1.0 + gain)

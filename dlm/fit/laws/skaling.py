@@ -1,0 +1,104 @@
+"""skaling: L = E + A (N^-alpha + R D^-beta)^k (2608.07222); k = 1 is Chinchilla with B = A R.
+
+theta = (a, alpha', b, beta', e, log k) with u = a - alpha' x, v = b - beta' y: L = exp(e) + (exp(u/k) + exp(v/k))^k.
+There alpha' = k alpha and beta' = k beta are the slopes that are seen, so that theta hardly moves with k.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from dlm.fit.laws.law import Features, Law, two_term_optimum
+from dlm.fit.points import Array
+
+K_STARTS = (0.15, 0.35, 0.7, 1.0, 1.6)
+
+
+class Skaling(Law):
+    """A power k of two power laws, and a floor."""
+
+    name = "skaling"
+    params = ("E", "A", "R", "alpha", "beta", "k")
+    scales = ("A", "R", "k")
+    pins: ClassVar[dict[str, int]] = {"E": 4, "k": 5}
+    formula = "L = E + A (N^-alpha + R D^-beta)^k"
+
+    def loss(self, theta: Array, x: Features) -> Array:
+        return np.asarray(np.exp(self._mixed(theta, x)[0]) + np.exp(theta[:, 4:5]))
+
+    def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
+        h, share, entropy, _, k = self._mixed(theta, x)
+        mixed = np.exp(h)
+        slopes = np.empty((len(theta), 6, x[0].shape[-1]), dtype=theta.dtype)
+        slopes[:, 0] = mixed * share
+        slopes[:, 1] = -slopes[:, 0] * x[0]
+        slopes[:, 2] = mixed * (1.0 - share)
+        slopes[:, 3] = -slopes[:, 2] * x[1]
+        slopes[:, 4] = np.exp(theta[:, 4:5])
+        slopes[:, 5] = mixed * k * entropy
+        return mixed + np.exp(theta[:, 4:5]), slopes
+
+    def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
+        """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), h'' from the softmax of (u, v)/k."""
+        h, share, entropy, gap, k = self._mixed(theta, x)
+        mixed = pull * np.exp(h)
+        one, other = np.ones_like(x[0]), 1.0 - share
+        inner = [share, -share * x[0], other, -other * x[1], k * entropy]
+        first = np.stack([np.broadcast_to(v, share.shape) for v in inner], axis=1)
+        second = np.zeros((len(theta), 6, 6))
+        second[:, :5, :5] = (first * mixed[:, None]) @ first.transpose(0, 2, 1)
+        tilt = mixed * share * other / k  # h_uu = h_vv = -h_uv
+        along = np.stack([one, -x[0], -one, x[1]])  # of u - v, by (a, alpha', b, beta')
+        second[:, :4, :4] += (tilt[:, None] * along) @ along.T
+        cross = -(mixed * share * other * gap) @ along.T  # h_(log k, u) = -h_(log k, v)
+        second[:, :4, 4] += cross
+        second[:, 4, :4] += cross
+        second[:, 4, 4] += (mixed * k * (entropy + share * other * gap**2)).sum(axis=1)
+        order = [0, 1, 2, 3, 5, 4]  # e stands before log k in theta
+        second = second[:, order][:, :, order]
+        second[:, 4, 4] = pull.sum(axis=1) * np.exp(theta[:, 4])
+        return second
+
+    def rows(self, theta: Array, centre: Array) -> Array:
+        a, alpha, b, beta, e, log_k = theta.T
+        k = np.exp(log_k)
+        log_a, log_b = a + alpha * centre[0], b + beta * centre[1]
+        with np.errstate(over="ignore"):
+            return np.stack([np.exp(e), np.exp(log_a), np.exp((log_b - log_a) / k), alpha / k, beta / k, k], axis=1)
+
+    def theta(self, rows: Array, centre: Array) -> Array:
+        e, a, r, alpha, beta, k = rows.T
+        log_a = np.log(a)
+        log_b = log_a + k * np.log(r)
+        own = [log_a - k * alpha * centre[0], k * alpha, log_b - k * beta * centre[1], k * beta]
+        return np.stack([*own, np.log(e), np.log(k)], axis=1)
+
+    def starts(self, chinchilla: Array) -> Array:
+        """At each k, the Chinchilla laws lifted so that the middle of the points keeps its loss."""
+        found = []
+        for k in K_STARTS:
+            lifted = np.column_stack([chinchilla, np.full(len(chinchilla), np.log(k))])
+            lifted[:, [0, 2]] += (1.0 - k) * np.log(2.0)
+            found.append(lifted)
+        return np.concatenate(found)
+
+    def exponents_at_6nd(self, rows: Array) -> Array:
+        return np.asarray(rows[:, 4] / (rows[:, 3] + rows[:, 4]))
+
+    def optimum_at_6nd(self, rows: Array, flops: float) -> Array:
+        return two_term_optimum(np.log(rows[:, 2]), rows[:, 3], rows[:, 4], flops)
+
+    def _mixed(self, theta: Array, x: Features) -> tuple[Array, Array, Array, Array, Array]:
+        """h, the softmax's share of u, its entropy, (u - v)/k and k."""
+        a, alpha, b, beta, _, log_k = (theta[:, j : j + 1] for j in range(6))
+        k = np.exp(log_k)
+        first, second = (a - alpha * x[0]) / k, (b - beta * x[1]) / k
+        gap = first - second
+        top = np.where(gap.real > 0, first, second)
+        rest = np.exp(-np.where(gap.real > 0, gap, -gap))  # of the smaller term
+        total = top + np.log1p(rest)
+        share = np.where(gap.real > 0, 1.0, rest) / (1.0 + rest)
+        entropy = total - share * first - (1.0 - share) * second
+        return k * total, share, entropy, gap, k

@@ -1,0 +1,53 @@
+"""tied: L = E + A/N^alpha + B/D^alpha, one exponent for both (Gadre et al. 2403.08540, eq. 4).
+
+In their letters E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D: alpha = 2 eta. It needs few runs: their
+best size grows as C^.5 by assumption. theta = (a, b, alpha, e).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from dlm.fit.laws.law import Features, Law, two_term_optimum
+from dlm.fit.points import Array
+
+
+class Tied(Law):
+    """Chinchilla with alpha = beta."""
+
+    name = "tied"
+    params = ("E", "A", "B", "alpha")
+    exponents = ("alpha",)
+    pins: ClassVar[dict[str, int]] = {"alpha": 2, "E": 3}
+    formula = "L = E + A/N^alpha + B/D^alpha"
+
+    def loss(self, theta: Array, x: Features) -> Array:
+        return self.jet(theta, x)[0]
+
+    def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
+        a, b, alpha, e = (theta[:, k : k + 1] for k in range(4))
+        size, tokens = np.exp(a - alpha * x[0]), np.exp(b - alpha * x[1])
+        slopes = [size, tokens, -size * x[0] - tokens * x[1], np.exp(e) + 0 * size]
+        return size + tokens + np.exp(e), np.stack(slopes, axis=1)
+
+    def rows(self, theta: Array, centre: Array) -> Array:
+        a, b, alpha, e = theta.T
+        with np.errstate(over="ignore"):
+            return np.stack([np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + alpha * centre[1]), alpha], axis=1)
+
+    def theta(self, rows: Array, centre: Array) -> Array:
+        e, a, b, alpha = rows.T
+        return np.stack([np.log(a) - alpha * centre[0], np.log(b) - alpha * centre[1], alpha, np.log(e)], axis=1)
+
+    def starts(self, chinchilla: Array) -> Array:
+        a, alpha, b, beta, e = chinchilla.T
+        return np.stack([a, b, (alpha + beta) / 2, e], axis=1)
+
+    def exponents_at_6nd(self, rows: Array) -> Array:
+        return np.full(len(rows), 0.5)
+
+    def optimum_at_6nd(self, rows: Array, flops: float) -> Array:
+        _, a, b, alpha = rows.T
+        return two_term_optimum(np.log(b) - np.log(a), alpha, alpha, flops)

@@ -1,0 +1,139 @@
+"""solve: points and a law -> its global minimum, and any rival that is nearly as low. Called by surface, gate.
+
+Variable projection over a grid of exponents finds the basins (scan), the law says where to begin in each, Newton
+finishes them (solver); the lowest is the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dlm.errors import UserError
+from dlm.fit import scan, solver
+from dlm.fit.laws import Chinchilla, Law
+from dlm.fit.points import Array, Points
+
+NEAR = 1.01  # times the lowest objective: a minimum below it is a rival
+APART = 0.1  # rivals differ by this much, relatively, in an exponent, in k or in R
+NO_BOUND = 1e3  # k or R beyond it are one: nothing changes any more
+MOST_STARTS = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """How residuals count. Raises UserError for what is not allowed."""
+
+    norm: str = "huber"
+    delta: float = 1e-3  # Huber's corner, in units of the residual
+    space: str = "log"
+    under_tuned: float = 1.0  # multiplies the terms of points above the law
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """The lowest minimum, and the others within 1 % of it whose exponents differ by over 10 %."""
+
+    problem: solver.Problem
+    theta: Array  # (1, p)
+    params: dict[str, float]
+    objective: float
+    converged: bool
+    rivals: tuple[dict[str, float], ...]  # params and objective
+    rival_thetas: Array  # (rivals, p)
+
+
+def solve(
+    points: Points, law: Law, how: Norm, fixed: dict[str, float] | None = None, *, begin: Array | None = None
+) -> Solution:
+    """The global minimum over the law's free parameters. Raises UserError where no surface exists.
+
+    begin: rows of params (S, p) to start from instead of searching, for a law that has just been fitted.
+    """
+    fixed = fixed or {}
+    free = len(law.params) - len(fixed)
+    if len(points) <= free:
+        more = "" if len(points) < 2 else f", or pin some (of {', '.join(law.pins)})"
+        raise UserError(
+            f"{len(points)} points cannot fit {free} parameters of {law.name}: give {free + 1} or more{more}"
+        )
+    problem = solver.problem_of(
+        points, law, space=how.space, norm=how.norm, delta=how.delta, under_tuned=how.under_tuned, fixed=fixed
+    )
+    target, weight = solver.target_of(problem, points.loss)[None], points.weight[None]
+    if begin is None:
+        starts = _starts(problem, points, target, weight)
+    else:
+        starts = problem.pinned(law.theta(begin, problem.centre))
+    rough, values, _ = solver.minimise(problem, starts, target, weight, max_steps=40)
+    near = _distinct(rough[values <= 1.02 * values.min()])
+    thetas, values, done = solver.minimise(problem, near, target, weight, max_steps=500)
+    best = int(values.argmin())
+    rows = law.rows(thetas, problem.centre)
+    rivals = _rivals(law, rows, values, done, best)
+    return Solution(
+        problem=problem,
+        theta=thetas[[best]],
+        params=_named(law, rows[best]),
+        objective=float(values[best]),
+        converged=bool(done[best]),
+        rivals=tuple(_named(law, rows[k]) | {"objective": float(values[k])} for k in rivals),
+        rival_thetas=thetas[rivals],
+    )
+
+
+def chinchilla_problem(problem: solver.Problem) -> solver.Problem:
+    """The same residuals under Chinchilla's law, nothing pinned: where every law's fit begins."""
+    return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, under_tuned=1.0)
+
+
+def _starts(problem: solver.Problem, points: Points, target: Array, weight: Array) -> Array:
+    law = problem.law
+    if {0, 1, 2, 3, 4} <= set(problem.fixed):  # the surface itself is given
+        begin = np.array([[problem.fixed[k] for k in range(5)]])
+    else:
+        plain = chinchilla_problem(problem)
+        begin = scan.many_starts(plain, points.loss, points.weight, target[0])
+        if not len(begin):
+            raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
+    starts = problem.pinned(law.starts(begin))
+    if len(starts) > MOST_STARTS:
+        starts = starts[np.argsort(solver.value(problem, starts, target, weight))[:MOST_STARTS]]
+    return np.concatenate([starts, *_eased(problem, starts, target, weight)])
+
+
+def _eased(problem: solver.Problem, starts: Array, target: Array, weight: Array) -> list[Array]:
+    """More starts for norms with corners: the minima of squares, and of Huber's norm with a wider corner."""
+    if problem.norm == "mse":
+        return []
+    smooth = replace(problem, norm="mse")
+    wide = replace(problem, norm="huber", delta=10.0 * problem.delta)
+    squares = _distinct(solver.minimise(smooth, starts, target, weight, max_steps=40)[0])
+    return [squares, solver.minimise(wide, squares, target, weight, max_steps=40)[0]]
+
+
+def _distinct(thetas: Array, digits: int = 6) -> Array:
+    """Rows that differ in the first `digits` digits: many starts end in one minimum."""
+    scale = np.maximum(np.abs(thetas).max(axis=0), 1e-12)
+    _, first = np.unique(np.round(thetas / scale, digits), axis=0, return_index=True)
+    return thetas[np.sort(first)]
+
+
+def _rivals(law: Law, rows: Array, values: Array, done: npt.NDArray[np.bool_], best: int) -> list[int]:
+    """Rows of other minima, each apart from the best and from each other, the lowest first."""
+    telling = [k for k, name in enumerate(law.params) if name not in ("E", "A", "B", "R")]
+    seen = np.minimum(rows[:, telling], NO_BOUND)
+    kept = [best]
+    for k in np.argsort(values).tolist():
+        if not done[k] or values[k] > NEAR * values[best]:
+            continue
+        ratios = np.abs(seen[k] / seen[kept] - 1)
+        if (ratios > APART).any(axis=1).all():
+            kept.append(k)
+    return kept[1:]
+
+
+def _named(law: Law, row: Array) -> dict[str, float]:
+    return dict(zip(law.params, row.tolist(), strict=True))
