@@ -15,20 +15,21 @@ from dlm.fit.points import Array
 from dlm.fit.solver import CHUNK, Problem, value
 
 EXPONENTS = np.geomspace(0.02, 3.0, 32)
+COARSE = EXPONENTS[1::3]  # for replicates, which also start from the fit itself
 LEAST = 1e-6  # E, as a fraction of the smallest loss, where least squares would have it negative
 
 
-def grid(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Array]:
-    """Every cell's theta, (R, 1024, 5), and weighted sum of squares, (R, 1024); inf where A or B is not
-    positive.
+def grid(problem: Problem, loss: Array, weight: Array, exponents: Array = EXPONENTS) -> tuple[Array, Array]:
+    """Every cell's theta, (R, cells, 5), and weighted sum of squares, (R, cells); inf where A or B is not
+    positive. A cell is a pair of `exponents`.
 
     loss and weight: (R, n) or (1, n).
     """
-    size, tokens = np.exp(-np.outer(problem.x[0], EXPONENTS)), np.exp(-np.outer(problem.x[1], EXPONENTS))
+    size, tokens = (np.exp(-np.outer(v, exponents)) for v in problem.x)
     weight = weight / loss**2 if problem.space == "log" else weight
     moments = _moments(size, tokens, loss, weight / weight.sum(axis=1, keepdims=True))
     with np.errstate(all="ignore"):
-        return _solve(*moments, least=LEAST * loss.min(axis=1)[:, None, None])
+        return _solve(exponents, *moments, least=LEAST * loss.min(axis=1)[:, None, None])
 
 
 def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -37,7 +38,7 @@ def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDA
     loss, weight = (np.broadcast_to(v, (size, len(problem.x[0]))) for v in (loss, weight))
     found = []
     for i in range(0, size, CHUNK):
-        theta, squares = grid(problem, loss[i : i + CHUNK], weight[i : i + CHUNK])
+        theta, squares = grid(problem, loss[i : i + CHUNK], weight[i : i + CHUNK], COARSE)
         best = squares.argmin(axis=1)
         rows = np.arange(len(best))
         found.append((theta[rows, best], np.isfinite(squares[rows, best])))
@@ -75,6 +76,7 @@ def _moments(size: Array, tokens: Array, loss: Array, weight: Array) -> tuple[Ar
 
 
 def _solve(
+    exponents: Array,
     f: Array,
     g: Array,
     ff: Array,
@@ -97,8 +99,8 @@ def _solve(
         a * a * ff + b * b * gg + 2 * a * b * fg
     )
     squares = np.where((a > 0) & (b > 0) & np.isfinite(squares), squares, np.inf)
-    alpha = np.broadcast_to(EXPONENTS[None, :, None], squares.shape)
-    beta = np.broadcast_to(EXPONENTS[None, None, :], squares.shape)
+    alpha = np.broadcast_to(exponents[None, :, None], squares.shape)
+    beta = np.broadcast_to(exponents[None, None, :], squares.shape)
     theta = np.stack([np.log(a), alpha, np.log(b), beta, np.log(e)], axis=-1)
     return theta.reshape(len(theta), -1, 5), squares.reshape(len(squares), -1)
 

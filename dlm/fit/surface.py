@@ -46,6 +46,7 @@ def fit_surface(
     convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
+    holdout: bool = True,
 ) -> FitResult:
     """Fit L(N, D) and say what is best at each C of `at` (FLOPs).
 
@@ -53,8 +54,8 @@ def fit_surface(
     norm: 'huber' with its corner `delta`, 'mse' (sum of squares) or 'l1', of log-loss or raw-loss residuals;
     under_tuned: below 1, a point above the law counts by so much less (runs tuned badly can only lie above);
     fixed: parameters pinned, {'E': 1.7} for a known asymptote; weights: numbers, or 'compute' for C over its mean;
-    cluster: points with one value share noise; unique_tokens: for the law 'data-constrained'. Raises UserError for
-    unusable input. Intervals: `bootstrap`.
+    cluster: points with one value share noise; unique_tokens: for the law 'data-constrained'; holdout: refit without
+    the top budgets. Raises UserError for unusable input. Intervals: `bootstrap`.
     """
     _check(law, norm, space, delta, under_tuned)
     points = as_points(
@@ -91,7 +92,7 @@ def fit_surface(
         objective=found.objective,
         allocation=optimum.allocation(surface, found.params, span, cost),
         at=best_at(surface, found.params, cost, at, top),
-        holdout=leave_future_out(points, surface, how, pinned),
+        holdout=leave_future_out(points, surface, how, pinned) if holdout else {},
         status="warned" if warnings else "ok",
         warnings=warnings,
         label=label,
