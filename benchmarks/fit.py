@@ -385,7 +385,7 @@ def table(rows: dict[str, Any]) -> str:
             if isinstance(row, dict):
                 part = f", {row['fraction']:.2%} of it measured" if row.get("fraction", 1) < 1 else ""
                 ratio = rows["ratios"].get(f"{tool}: {job}")
-                reached = f"{row['objective']:.10g}" if "objective" in row else ""
+                reached = f"{row['objective']:.10g}" if "objective" in row else _ended(row)
                 times = "" if ratio is None else f"{ratio:.3g}"
                 lines.append(f"| {tool}: {job}{part} | {row['seconds']:.3g} | {times} | {reached} |")
         if "absent" in rows[tool]:
@@ -395,6 +395,14 @@ def table(rows: dict[str, Any]) -> str:
     for where, row in rows["optimum_never_above_scipys"].items():
         lines.append(f"\noptimum never above scipy's, {where}: {_said(row)}")
     return "\n".join(lines)
+
+
+def _ended(row: dict[str, Any]) -> str:
+    if "above_ours" not in row:
+        return ""
+    resampled = round(REPLICATES * row["fraction"])
+    above, far, below = (int(row[name]) for name in ("above_ours", "above_ours_by_.1_%", "below_ours"))
+    return f"of {resampled} resamples {above} above ours, {far} by .1 %; {below} below"
 
 
 def _said(row: dict[str, Any]) -> str:
