@@ -1,14 +1,19 @@
-"""The GPU script runs end to end where there is none, at toy sizes, and says that it measured nothing."""
+"""The GPU script runs end to end where there is none, at toy sizes, and says that it measured nothing. The fitting
+script says in one line that the published points are absent, and its peers minimise the right objective.
+"""
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import approx_fprime
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
@@ -89,3 +94,36 @@ def test_packages_that_fuse_head_and_loss_are_peers_where_they_are_installed(
     there = run(gpu, monkeypatch, tmp_path / "gpu.json", row)[row]
     assert there["package"] == f"{package} 1.2.3" and there["6M"]["tokens_per_sec"]["ratio"] > 0
     assert there["6M"]["loss_relative_difference_bf16"] < 1e-3  # the same sum of the same rows
+
+
+FIT = SCRIPT.with_name("fit.py")
+
+
+@pytest.mark.parametrize("folder", [None, "nowhere"])
+def test_without_the_published_points_the_fitting_script_measures_nothing(folder, tmp_path):
+    there = {} if folder is None else {"DLM_REFERENCE_DATA": str(tmp_path / folder)}
+    clean = {key: value for key, value in os.environ.items() if key != "DLM_REFERENCE_DATA"}
+    ended = subprocess.run([sys.executable, FIT], capture_output=True, text=True, cwd=tmp_path, env=clean | there)
+    assert ended.returncode == 2 and ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("fit: absent: ") and "DLM_REFERENCE_DATA" in line
+
+
+def test_the_objective_given_to_scipy_is_the_one_that_our_fit_reports(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
+        monkeypatch.setenv(name, "1")  # the script sets them for its process; here they are put back
+    monkeypatch.syspath_prepend(SCRIPT.parents[1])
+    bench = importlib.import_module("benchmarks.fit")
+    rng = np.random.default_rng(0)
+    n, d = 10.0 ** rng.uniform(7, 10, 40), 10.0 ** rng.uniform(9, 11, 40)
+    points = bench.Points(n, d, (1.7 + 400 / n**0.34 + 400 / d**0.28) * np.exp(0.01 * rng.standard_normal(40)))
+    fit = points.fit(budget=points.two_budgets)
+    assert not fit.holdout
+    x = bench.log_named(np.array([fit.params[name] for name in bench.NAMES]))
+    task = bench.plain(points, np.ones(40))
+    assert task(x)[0] == pytest.approx(fit.objective, rel=1e-9)
+    away = x + 0.1
+    numeric = approx_fprime(away, lambda at: task(at)[0], 1e-7)
+    assert task(away)[1] == pytest.approx(numeric, rel=1e-4)
+    lowest, _ = bench.lowest_of_scipy(points, np.ones(40), [])
+    assert fit.objective <= lowest * (1 + bench.ROUNDING)
