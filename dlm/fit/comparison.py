@@ -13,7 +13,8 @@ import numpy as np
 from dlm.errors import UserError
 from dlm.fit import text
 from dlm.fit.intervals import optima
-from dlm.fit.result import NAN, FitResult, Interval
+from dlm.fit.points import NAN
+from dlm.fit.result import FitResult, Interval
 
 HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
 

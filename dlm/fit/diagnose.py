@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlm.fit import solver, text
+from dlm.fit import noise, text
 from dlm.fit.laws import Law
 from dlm.fit.points import Array, Points
 from dlm.fit.solve import Solution
@@ -33,7 +33,7 @@ class Seen:
 
 def surface(points: Points, law: Law, found: Solution) -> Seen:
     """Everything that can be seen without refitting."""
-    residual = _residual(points, found)
+    residual = noise.relative_residual(points, found.problem, found.theta)
     outliers = _outliers(residual, points)
     warnings = [
         *_fit(points, law, found),
@@ -44,13 +44,6 @@ def surface(points: Points, law: Law, found: Solution) -> Seen:
         *_correlated(points),
     ]
     return Seen(warnings=tuple(warnings), outliers=tuple(outliers.tolist()))
-
-
-def _residual(points: Points, found: Solution) -> Array:
-    """Loss over prediction less one, roughly: in log space as fitted, in raw space relative."""
-    fitted = solver.predict(found.problem, found.theta)[0]
-    off = solver.target_of(found.problem, points.loss) - fitted
-    return np.asarray(off if found.problem.space == "log" else off / points.loss)
 
 
 def _fit(points: Points, law: Law, found: Solution) -> list[str]:

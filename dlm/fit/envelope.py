@@ -14,8 +14,8 @@ import numpy.typing as npt
 from dlm.errors import UserError
 from dlm.fit import optimum
 from dlm.fit.isoflop import lines
-from dlm.fit.points import Points, as_points, cost_of
-from dlm.fit.result import NAN, Allocation, FitResult, Minimum
+from dlm.fit.points import NAN, Points, as_points, cost_of
+from dlm.fit.result import Allocation, FitResult, Minimum
 from dlm.fit.surface import best_at, reach_warnings
 
 HOW = "slopes of the log-log lines through the envelope's points"

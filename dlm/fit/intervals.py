@@ -12,8 +12,8 @@ import numpy as np
 from dlm.fit import optimum, text
 from dlm.fit.diagnose import EXPONENT_RANGE, ZERO
 from dlm.fit.draws import Draws
-from dlm.fit.points import Array
-from dlm.fit.result import NAN, FitResult, Interval, Minimum, Optimum
+from dlm.fit.points import NAN, Array
+from dlm.fit.result import FitResult, Interval, Minimum, Optimum
 from dlm.fit.surface import LINE_REACH, SURFACE_REACH
 
 FEW_FAILED = 0.005  # of the replicates: not worth a warning

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.fit import optimum, parabola
-from dlm.fit.points import Array, Cost, Points, as_points, cost_of
-from dlm.fit.result import NAN, Allocation, FitResult, Minimum
+from dlm.fit.points import NAN, Array, Cost, Points, as_points, cost_of
+from dlm.fit.result import Allocation, FitResult, Minimum
 from dlm.fit.surface import best_at, reach_warnings
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dlm.errors import UserError
 
 Array = npt.NDArray[np.float64]
+NAN = float("nan")
 SIX_ND_TOLERANCE = 0.01  # rows whose flops are 6 N D to within this are counted as 6 N D
 
 
@@ -29,6 +30,8 @@ class Points:
     cluster: npt.NDArray[np.int64]  # points with one number share noise and are resampled together
     convention: str  # how `flops` are counted, for the reader
     unique: Array | None = None  # unique tokens, of which `tokens` are epochs; None: nothing is known of them
+    loss_se: Array | None = None  # Monte Carlo standard error of a loss that is an estimated bound, nats/token
+    loss_se_own: Array | None = None  # the part of it that runs do not share
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -46,6 +49,8 @@ class Points:
             cluster=self.cluster[keep],
             convention=self.convention,
             unique=None if self.unique is None else self.unique[keep],
+            loss_se=None if self.loss_se is None else self.loss_se[keep],
+            loss_se_own=None if self.loss_se_own is None else self.loss_se_own[keep],
         )
 
     def at_budget(self, level: float) -> Points:
@@ -68,6 +73,8 @@ def as_points(
     weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
     unique: npt.ArrayLike | None = None,
+    loss_se: npt.ArrayLike | None = None,
+    loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
 ) -> Points:
     """Check and freeze the arrays; without `flops`, C = 6 N D; weights 'compute' are C over its mean.
@@ -80,6 +87,9 @@ def as_points(
     aimed = None if budget is None else _positive(budget, "budget")
     weight = np.ones(size) if weights is None else _weights(weights, spent)
     once = None if unique is None else _positive(unique, "unique_tokens")
+    errors, own = (
+        None if v is None else _errors(v, f"loss_se{end}") for v, end in ((loss_se, ""), (loss_se_own, "_own"))
+    )
     labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
     columns = {
         "params": n_,
@@ -89,6 +99,8 @@ def as_points(
         "weights": weight,
         "cluster": labels,
         "unique_tokens": once,
+        "loss_se": errors,
+        "loss_se_own": own,
     }
     for name, column in columns.items():
         if column is not None and len(column) != size:
@@ -104,6 +116,8 @@ def as_points(
         cluster=labels.astype(np.int64),
         convention=named,
         unique=once,
+        loss_se=errors,
+        loss_se_own=own,
     )
 
 
@@ -112,6 +126,13 @@ def _positive(values: npt.ArrayLike, name: str) -> Array:
     bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
     if len(bad):
         raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number above 0")
+    return column
+
+
+def _errors(values: npt.ArrayLike, name: str) -> Array:
+    column = _column(values, name)
+    if not np.isfinite(column).all() or (column < 0).any():
+        raise UserError(f"{name} must be finite numbers, none below 0")
     return column
 
 

@@ -9,15 +9,20 @@ fit counts as unbounded: where too many do, the interval is not a number and a w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from dlm.errors import UserError, unknown
 from dlm.fit import isoflop_draws, surface_draws
+from dlm.fit.draws import Draws
 from dlm.fit.intervals import with_intervals
+from dlm.fit.noise import shared_se
+from dlm.fit.optimum import LINE
+from dlm.fit.points import Points
 from dlm.fit.result import FitResult
 
-METHODS = ("auto", "pairs", "residuals")
+METHODS = ("auto", "pairs", "residuals", "nested")
 
 
 @np.errstate(all="ignore")  # replicates that overflow are counted as failed
@@ -33,8 +38,8 @@ def bootstrap(
     """Intervals for the parameters, a, b, and N*, D*, L* at each C of the result (or of `at`). Same seed,
     same numbers.
 
-    `auto` takes residuals below 40 points (surface) or 10 a budget (isoflop), else pairs; repeated clusters
-    need pairs.
+    `auto` takes residuals below 40 points (surface) or 10 a budget (isoflop), else pairs. Where points share a
+    cluster it takes 'nested' (one noise a cluster, one a point) below 40 clusters, else draws clusters whole.
     """
     if method not in METHODS:
         raise unknown("bootstrap method", method, METHODS)
@@ -45,4 +50,18 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draw = isoflop_draws.draw if result.law == "isoflop" else surface_draws.draw
     draws = draw(result, result.points, replicates, method, rng)
+    draws = _with_shared_noise(draws, result, result.points, rng)
     return with_intervals(result, draws, level, tuple(result.at) if at is None else at)
+
+
+def _with_shared_noise(draws: Draws, result: FitResult, points: Points, rng: np.random.Generator) -> Draws:
+    """The Monte Carlo error that all losses share moves E, or the whole line of L, and nothing else."""
+    error = shared_se(points)
+    if not error or not draws.rows.size:
+        return draws
+    rows, shift = draws.rows.copy(), error * rng.standard_normal(len(draws.rows))
+    if result.surface is None:
+        rows[:, LINE.index("L0")] *= np.exp(shift / np.median(points.loss))
+    elif "E" not in result.fixed:
+        rows[:, result.surface.params.index("E")] = np.maximum(rows[:, result.surface.params.index("E")] + shift, 0.0)
+    return replace(draws, rows=rows)

@@ -12,11 +12,11 @@ from typing import Any
 
 from dlm.fit import text
 from dlm.fit.laws import Law
-from dlm.fit.points import Array, Cost, Points
+from dlm.fit.noise import Noise
+from dlm.fit.points import NAN, Array, Cost, Points
 from dlm.fit.solve import Norm
 
 Interval = tuple[float, float]
-NAN = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,7 @@ class FitResult:
     how: Norm | None = field(default=None, repr=False)  # the whole norm of a surface
     fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were pinned
     rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: params and objective
+    noise: Noise = field(default_factory=Noise)
     outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
     failed: int = 0  # replicates that found no law
     dof: int = 0  # of the intervals that resampled residuals give
@@ -121,6 +122,7 @@ class FitResult:
             "fixed": self.fixed,
             "under_tuned": 1.0 if self.how is None else self.how.under_tuned,
             "rivals": self.rivals,
+            "noise": vars(self.noise),
             "outliers": self.outliers,
             "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.errors import UserError, unknown
-from dlm.fit import diagnose, optimum, solver, text
+from dlm.fit import diagnose, noise, optimum, solver, text
 from dlm.fit.holdout import leave_future_out
 from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
-from dlm.fit.points import Cost, Points, as_points, cost_of
-from dlm.fit.result import NAN, FitResult, Optimum
+from dlm.fit.points import NAN, Cost, Points, as_points, cost_of
+from dlm.fit.result import FitResult, Optimum
 from dlm.fit.solve import Norm, Solution, solve
 
 TOP = 1.05  # times the highest C still counts as inside
@@ -43,6 +43,8 @@ def fit_surface(
     weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
     unique_tokens: npt.ArrayLike | None = None,
+    loss_se: npt.ArrayLike | None = None,
+    loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
@@ -54,8 +56,10 @@ def fit_surface(
     norm: 'huber' with its corner `delta`, 'mse' (sum of squares) or 'l1', of log-loss or raw-loss residuals;
     under_tuned: below 1, a point above the law counts by so much less (runs tuned badly can only lie above);
     fixed: parameters pinned, {'E': 1.7} for a known asymptote; weights: numbers, or 'compute' for C over its mean;
-    cluster: points with one value share noise; unique_tokens: for the law 'data-constrained'; holdout: refit without
-    the top budgets. Raises UserError for unusable input. Intervals: `bootstrap`.
+    cluster: points with one value share noise; unique_tokens: for the law 'data-constrained'; loss_se: standard error
+    of each loss (nats/token) where it is a Monte Carlo estimate on text and noise that all runs share, loss_se_own the
+    part that they do not; holdout: refit without the top budgets. Raises UserError for unusable input.
+    Intervals: `bootstrap`.
     """
     _check(law, norm, space, delta, under_tuned)
     points = as_points(
@@ -67,6 +71,8 @@ def fit_surface(
         weights=weights,
         cluster=cluster,
         unique=unique_tokens,
+        loss_se=loss_se,
+        loss_se_own=loss_se_own,
         convention=convention,
     )
     if points.flops.max() < ONE_BUDGET * points.flops.min():
@@ -81,7 +87,8 @@ def fit_surface(
         surface, found = _consistent(points, surface, found, how, pinned)
     cost, span, top = cost_of(points), optimum.span_of(points), float(points.flops.max())
     seen = diagnose.surface(points, surface, found)
-    warnings = (*seen.warnings, *reach_warnings(law, at, top))
+    scatter = noise.parts(points, found.problem, found.theta)
+    warnings = (*seen.warnings, *scatter.warnings(), *reach_warnings(law, at, top))
     return FitResult(
         law=law,
         loss=norm,
@@ -103,6 +110,7 @@ def fit_surface(
         fixed=pinned,
         rivals=found.rivals,
         outliers=seen.outliers,
+        noise=scatter,
     )
 
 

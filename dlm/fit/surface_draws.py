@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dlm.fit import draws, scan, solver
+from dlm.fit import draws, noise, scan, solver
 from dlm.fit.points import Array, Points
 from dlm.fit.result import FitResult
 from dlm.fit.solve import chinchilla_problem
 
 FEW = 40  # points; below, 'auto' resamples residuals
+FEW_CLUSTERS = 40  # trunks or runs; below, drawing them whole says too little, and 'auto' draws nested noise
+MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
 
 
 def draw(result: FitResult, points: Points, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
@@ -29,7 +31,11 @@ def draw(result: FitResult, points: Points, replicates: int, method: str, rng: n
     thetas = law.theta(_rows(result), problem.centre)
     fitted, target = solver.predict(problem, thetas[:1])[0], solver.target_of(problem, points.loss)
     residual, dof = target - fitted, len(points) - len(problem.free)
-    if draws.by_pairs(method, points, len(points) < FEW):
+    nested = noise.is_nested(points) and len(np.unique(points.cluster)) < FEW_CLUSTERS and len(points) <= MOST_NESTED
+    if method == "nested" or (method == "auto" and nested):
+        weight, method, dof = points.weight[None], "nested", 0
+        targets = fitted + noise.draw_nested(points, problem, thetas[:1], replicates, rng)
+    elif draws.by_pairs(method, points, len(points) < FEW):
         weight, targets, method, dof = draws.cluster_counts(points, replicates, rng), target[None], "pairs", 0
     else:
         weight, method = points.weight[None], "residuals"
