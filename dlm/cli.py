@@ -270,7 +270,7 @@ def fit(
         at=at or (),
         objective=objective,
     )
-    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.report())
+    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
 
 
 @app.command()

@@ -8,15 +8,17 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.fit import text
 from dlm.fit.laws import Law
 from dlm.fit.noise import Noise
-from dlm.fit.points import NAN, Array, Cost, Points
+from dlm.fit.points import NAN, Array, Cost, Interval, Points
 from dlm.fit.solve import Norm
+from dlm.fit.verdict import Verdict
 
-Interval = tuple[float, float]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Optimum:
     ci: Mapping[str, Interval] = field(default_factory=dict)
     regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
     reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
+    withheld: str = ""  # why L or its interval is not given
 
     @property
     def tokens_per_param(self) -> float:
@@ -97,6 +100,7 @@ class FitResult:
     rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: params and objective
     noise: Noise = field(default_factory=Noise)
     outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
+    verdict: Verdict | None = field(default=None, repr=False)  # how far it may be believed: after `judge`
     failed: int = 0  # replicates that found no law
     dof: int = 0  # of the intervals that resampled residuals give
 
@@ -105,7 +109,7 @@ class FitResult:
         """The minima that a line may use."""
         return [m for m in self.minima if m.usable]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
         head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n")}
         body = {
@@ -123,6 +127,7 @@ class FitResult:
             "under_tuned": 1.0 if self.how is None else self.how.under_tuned,
             "rivals": self.rivals,
             "noise": vars(self.noise),
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
             "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }
@@ -137,21 +142,30 @@ class FitResult:
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _table(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += [f"  {name}: {_errors(errors)}" for name, errors in self.holdout.items()]
+        rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(rows)
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: L of the runs with L*(C), and N*(C), with their intervals. UserError without a law."""
+        from dlm.fit.plot import draw
+
+        return draw(self)
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><td>{n}</td><td>{v}</td><td>{html.escape(e)}</td></tr>" for n, v, e in _table(self))
         best = "".join(f"<li>{text.flops(c)} FLOPs: {sentence(o)}</li>" for c, o in self.at.items())
         warned = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
         table = f"<table><tr><th></th><th>value</th><th>95 % interval</th></tr>{cells}</table>"
-        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}<ul>{best}</ul><ul>{warned}</ul>"
+        said = "" if self.verdict is None else f"<p>{html.escape(self.verdict.sentence())}</p>"
+        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}<ul>{best}</ul>{said}<ul>{warned}</ul>"
 
 
 def sentence(best: Optimum) -> str:
     """'N = 1.2M (1M to 1.4M), D = ..., L = ...'."""
     sizes = (f"{k} = {text.count(getattr(best, k))} ({text.interval(best.ci.get(k), 'count')})" for k in "ND")
-    return f"{', '.join(sizes)}, L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
+    loss = f"L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
+    return f"{', '.join(sizes)}, {f'L withheld: {best.withheld}' if best.withheld else loss}"
 
 
 def _head(result: FitResult) -> str:

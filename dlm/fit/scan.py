@@ -101,7 +101,7 @@ def _solve(
     squares = np.where((a > 0) & (b > 0) & np.isfinite(squares), squares, np.inf)
     alpha = np.broadcast_to(exponents[None, :, None], squares.shape)
     beta = np.broadcast_to(exponents[None, None, :], squares.shape)
-    theta = np.stack([np.log(a), alpha, np.log(b), beta, np.log(e)], axis=-1)
+    theta = np.stack([np.log(a), alpha, np.log(b), beta, e], axis=-1)
     return theta.reshape(len(theta), -1, 5), squares.reshape(len(squares), -1)
 
 

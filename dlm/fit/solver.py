@@ -17,6 +17,7 @@ from dlm.fit.points import Array, Points
 
 CHUNK = 250  # replicates held in cache together
 STEEPEST = 1e8  # bound on a scaled Hessian entry: eigenvalues of wilder ones may not converge
+GOOD_ENOUGH = 1e-3  # of the objective: a row that runs out of steps with less than that to gain has arrived
 LONGEST = 5.0  # bound on a step in any of theta: e to the 5 is far enough at once
 L1_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6)  # |r| as the limit of Huber's norm
 NORMS = ("huber", "mse", "l1")
@@ -64,7 +65,7 @@ def problem_of(
 ) -> Problem:
     """Centre the features of the points; `fixed` names params of the law and their values."""
     fixed = fixed or {}
-    columns = {law.pins[name]: np.log(v) if name not in law.exponents else v for name, v in fixed.items()}
+    columns = {law.pins[name]: v if name in ("E", *law.exponents) else np.log(v) for name, v in fixed.items()}
     features = law.features(points)
     # A scale is a coordinate of theta only on features that are not centred.
     centred = not {"A", "B"} & set(fixed)
@@ -153,17 +154,20 @@ def _newton(
     with np.errstate(all="ignore"):
         best, grad, hess = derivatives(problem, theta, target, weight)
         free = problem.free
-        damping = np.full(len(theta), 1e-4)
+        damping, expected = np.full(len(theta), 1e-4), np.full(len(theta), np.inf)
         exact = np.finfo(float).eps ** 2 * _sum(weight * target**2)  # an objective that rounding cannot tell from 0
         for _ in range(max_steps):
             step = np.zeros_like(theta[live])
-            step[:, free], promise = _step(grad[live][:, free], hess[live][:, free][:, :, free], damping[live])
+            slope, curve = _bounded(problem.law.floor, theta[live], grad[live], hess[live])
+            step[:, free], promise = _step(slope[:, free], curve[:, free][:, :, free], damping[live])
+            expected[live] = promise
             done[live] = (promise <= tolerance * best[live] + exact[live]) | (damping[live] > 1e12)
             keep = ~done[live]
             live, step = live[keep], step[keep]
             if not len(live):
                 break
             trial = theta[live] + step
+            trial[:, problem.law.floor] = np.maximum(trial[:, problem.law.floor], 0.0)
             new, new_grad, new_hess = derivatives(problem, trial, target[live], weight[live])
             good = new < best[live]
             rows = live[good]
@@ -175,7 +179,16 @@ def _newton(
             )
             damping[live] = np.where(good, damping[live] / 10, damping[live] * 8)
             damping[live] = np.maximum(damping[live], 1e-12)
-    return theta, best, done & np.isfinite(best)
+    return theta, best, (done | (expected <= GOOD_ENOUGH * best)) & np.isfinite(best)
+
+
+def _bounded(floor: int, theta: Array, grad: Array, hess: Array) -> tuple[Array, Array]:
+    """Gradient and Hessian of rows whose E lies at 0 and would fall: there E does not move."""
+    held = np.flatnonzero((theta[:, floor] <= 0.0) & (grad[:, floor] > 0.0))
+    grad[held, floor] = 0.0
+    hess[held, floor] = hess[held, :, floor] = 0.0
+    hess[held, floor, floor] = 1.0
+    return grad, hess
 
 
 def _step(grad: Array, hess: Array, damping: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ import pandas as pd
 from dlm.errors import UserError, unknown
 from dlm.fit import laws, text
 from dlm.fit.envelope import fit_envelope
+from dlm.fit.gate import judge
 from dlm.fit.isoflop import fit_isoflop
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
@@ -61,7 +62,9 @@ def fit_runs(
     if remarks:
         status = "warned" if result.status == "ok" else result.status
         result = replace(result, warnings=(*result.warnings, *remarks), status=status)
-    return add_intervals(result, replicates=bootstrap, seed=seed) if bootstrap else result
+    if not bootstrap:
+        return result
+    return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)
 
 
 def fit_sweep(

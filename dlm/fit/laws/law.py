@@ -24,7 +24,8 @@ class Law(ABC):
     params: ClassVar[tuple[str, ...]]  # the columns of `rows`
     scales: ClassVar[tuple[str, ...]] = ("A", "B")  # params that multiply: their intervals are taken in logs
     exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
-    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed -> their column of theta (E: as its log)
+    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed -> their column of theta
+    floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
     formula: ClassVar[str]
 
     @abstractmethod
