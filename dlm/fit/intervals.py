@@ -56,13 +56,14 @@ def ends(point: float, values: Array, dof: int, level: float, *, log: bool = Fal
         return (NAN, NAN)
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
     low, high = np.quantile(good, [tail, 1 - tail])
-    k = _stretch(dof, tail)
+    k = stretch(dof, tail)
     pair = (min(middle, middle + k * (low - middle)), max(middle, middle + k * (high - middle)))
     with np.errstate(over="ignore"):
         return (float(np.exp(pair[0])), float(np.exp(pair[1]))) if log else (float(pair[0]), float(pair[1]))
 
 
-def _stretch(dof: int, tail: float) -> float:
+def stretch(dof: int, tail: float) -> float:
+    """Student's quantile over the normal one: 1 for dof 0, which means that percentiles are taken as they are."""
     if dof <= 0:
         return 1.0
     from scipy.special import ndtri, stdtrit

@@ -131,7 +131,7 @@ class FitResult:
             "outliers": self.outliers,
             "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }
-        return {key: _plain(value) for key, value in (head | body).items()}
+        return {key: plain(value) for key, value in (head | body).items()}
 
     def _drawn(self) -> int:
         return 0 if self.draws is None else len(self.draws)
@@ -192,11 +192,12 @@ def _minimum(minimum: Minimum) -> dict[str, Any]:
     return dict(vars(minimum))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON has it: a number that is not known is None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
