@@ -27,7 +27,7 @@ from dlm.fit.minima import along
 from dlm.fit.points import Array, Cost, Points
 from dlm.fit.result import FitResult, Minimum
 
-MOST_LOST = 0.5  # of a budget's draws
+MOST_LOST = 0.25  # of a budget's draws
 SURE = 0.01  # scatter about the line of N* that noise alone exceeds less often than this is real
 
 
@@ -179,15 +179,17 @@ def _scatter(z: Array, log_n: Array, drawn: Array, rng: np.random.Generator) -> 
     """
     from scipy.special import chdtrc
 
+    if np.isnan(drawn).all(axis=0).any():  # a budget without minima: no line is drawn
+        return np.zeros_like(drawn)
     free = len(z) - 2
     basis = np.linalg.qr((z - z.mean())[:, None] ** np.arange(2))[0]
     residual = log_n - basis @ (basis.T @ log_n)
     noise = np.var(drawn, axis=0, where=np.isfinite(drawn))
-    root = 1 / np.sqrt(noise)
+    root = 1 / np.sqrt(np.maximum(noise, 1e-30))
     weighted = np.linalg.qr(basis * root[:, None])[0]
     whitened = log_n * root
     excess = float(np.sum((whitened - weighted @ (weighted.T @ whitened)) ** 2))
-    if not np.isfinite(excess) or chdtrc(free, excess) > SURE:
+    if chdtrc(free, excess) > SURE:
         return np.zeros_like(drawn)
     total = residual @ residual / rng.chisquare(free, size=len(drawn))
     tau = np.sqrt(np.maximum(total - noise.mean(), 0.0))
