@@ -54,8 +54,8 @@ def draw(result: FitResult, points: Points, replicates: int, method: str, rng: n
     usable, budgets = result.usable, np.array([m.budget for m in result.usable])
     groups = [points.at_budget(m.budget) for m in usable]
     groups = [g.take(g.weight > 0) for g in groups]
-    pairs = draws.by_pairs(method, points, few=True)
-    if pairs and result.curve == "akima":
+    pairs = draws.by_pairs(method, points, few=True) and result.curve != "akima"
+    if method == "pairs" and not pairs:
         raise UserError(
             "bootstrap method 'pairs' leaves sizes out, and an Akima curve without them is another: "
             "use 'residuals', or curve='parabola' or 'cubic'"
