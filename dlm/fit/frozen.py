@@ -98,17 +98,18 @@ class Score:
             f"{'' if r['inside'] else ': outside'}"
             for r in self.rows
         ]
-        lines += [
-            f"  at {text.flops(s['flops'])} FLOPs the best of {s['runs']} runs has {text.count(s['N'])} parameters, so N* "
-            f"lies within {text.interval(s['between'], 'count')}: predicted {text.interval((s['low'], s['high']), 'count')}"
-            f"{'' if s['inside'] else ': outside'}"
-            for s in self.sizes
-        ]
+        lines += [_of_size(s) for s in self.sizes]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for `--json`."""
         return {**plain(vars(self)), "inside": self.inside, "sentence": self.sentence()}
+
+
+def _of_size(s: dict[str, Any]) -> str:
+    between, said = text.interval(s["between"], "count"), text.interval((s["low"], s["high"]), "count")
+    best = f"the best of {s['runs']} runs has {text.count(s['N'])} parameters, so N* lies within {between}"
+    return f"  at {text.flops(s['flops'])} FLOPs {best}: predicted {said}{'' if s['inside'] else ': outside'}"
 
 
 def score(path: Path, points: Points) -> Score:

@@ -50,19 +50,19 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Minimum:
-    """One isoFLOP curve: its parabola L = c0 + c1 z + c2 z^2, z = log N - centre, and its vertex, or why
-    there is none.
+    """One isoFLOP curve: its polynomial L = c0 + c1 z + c2 z^2 (+ c3 z^3), z = log N - centre (log D with axis
+    'tokens'), and its minimum, or why there is none. An Akima curve keeps the parabola through its points here.
     """
 
     budget: float
     num_points: int
-    reason: str = ""  # '' or one of parabola.REASONS
+    reason: str = ""  # '' or one of minima.REASONS
     detail: str = ""  # the reason with its numbers, in words
     N: float = NAN
     D: float = NAN
     L: float = NAN
     centre: float = NAN
-    coefficients: tuple[float, float, float] = (NAN, NAN, NAN)
+    coefficients: tuple[float, ...] = (NAN, NAN, NAN)
     ci: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
@@ -89,6 +89,8 @@ class FitResult:
     status: str = "ok"
     warnings: tuple[str, ...] = ()
     minima: tuple[Minimum, ...] = ()  # per budget, for isoflop and envelope
+    curve: str = ""  # of isoflop: parabola, cubic or akima
+    axis: str = ""  # of isoflop: the curve runs over log of 'params' or 'tokens'
     label: str = ""  # which objective or group of runs, for the reader
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
@@ -111,7 +113,7 @@ class FitResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
-        head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n")}
+        head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n", "curve", "axis")}
         body = {
             "params": self.params,
             "ci": self.ci,
@@ -171,7 +173,8 @@ def sentence(best: Optimum) -> str:
 def _head(result: FitResult) -> str:
     label = f" of {result.label}" if result.label else ""
     norm = f"{result.loss} on {result.space} loss" if result.loss else "line"
-    return f"{result.law}{label}, {result.n} points, {norm}"
+    curve = f", {result.curve} over log {'N' if result.axis == 'params' else 'D'}" if result.curve else ""
+    return f"{result.law}{label}, {result.n} points, {norm}{curve}"
 
 
 def _table(result: FitResult) -> list[tuple[str, str, str]]:
