@@ -100,8 +100,8 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
     rho, first, second = _norm(problem, target_of(problem, loss) - target)
     first, second = weight * first, weight * second
     if problem.space == "log":  # d log L = dL / L, and its own curvature
-        second = (second - first) / (loss * loss)
         first = first / loss
+        second = (second / loss - first) / loss
     grad = np.matmul(slopes, first[:, :, None])[:, :, 0]
     hess = np.matmul(slopes * second[:, None], slopes.transpose(0, 2, 1))
     hess += problem.law.bend(theta, problem.x, slopes, first)
@@ -110,6 +110,11 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
         more = problem.extra(theta)
         return total + more[0], grad + more[1], hess + more[2]
     return total, grad, hess
+
+
+def take(values: Array, rows: slice | npt.NDArray[np.bool_]) -> Array:
+    """Rows of values, unless all replicates share one."""
+    return values if len(values) == 1 else values[rows]
 
 
 def minimise(
@@ -127,15 +132,10 @@ def minimise(
     for i in range(0, len(theta), CHUNK):
         rows = slice(i, i + CHUNK)
         found.append(
-            _minimise(problem, theta[rows], _take(target, rows), _take(weight, rows), max_steps, tolerance)
+            _minimise(problem, theta[rows], take(target, rows), take(weight, rows), max_steps, tolerance)
         )
     thetas, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
     return thetas, values, done
-
-
-def _take(values: Array, rows: slice | npt.NDArray[np.bool_]) -> Array:
-    """Rows of values, unless all replicates share one."""
-    return values if len(values) == 1 else values[rows]
 
 
 def _minimise(
@@ -168,7 +168,7 @@ def _newton(
             if leaves.any():
                 rows, keep = live[leaves], ~leaves
                 ends[rows], values[rows], done[rows] = theta[leaves], best[leaves], True
-                target, weight = _take(target, keep), _take(weight, keep)
+                target, weight = take(target, keep), take(weight, keep)
                 live, theta, step, best, grad, hess, damping, exact = (
                     v[keep] for v in (live, theta, step, best, grad, hess, damping, exact)
                 )
