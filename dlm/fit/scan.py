@@ -39,14 +39,17 @@ def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDA
     return theta[rows, best], np.isfinite(squares[rows, best])
 
 
-def many_starts(problem: Problem, loss: Array, weight: Array, target: Array, *, best: int = 16) -> Array:
+def many_starts(
+    problem: Problem, loss: Array, weight: Array, target: Array, *, cells: int | None = None, best: int = 16
+) -> Array:
     """For one fit: the best cells by the true objective, and the best of each 8 x 8 block, so that no basin
-    is missed.
+    is missed. With `cells`, only of so many cells, those with the least squares.
     """
     thetas, squares = (v[0] for v in grid(problem, loss[None], weight[None]))
-    usable = np.isfinite(squares)
+    scored = np.argsort(squares)[:cells]
+    scored = scored[np.isfinite(squares[scored])]
     scores = np.full(len(squares), np.inf)
-    scores[usable] = value(problem, thetas[usable], target[None], weight[None])
+    scores[scored] = value(problem, thetas[scored], target[None], weight[None])
     side = len(EXPONENTS)
     blocks = np.arange(side * side).reshape(side // 8, 8, side // 8, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     chosen = np.concatenate([np.argsort(scores)[:best], blocks[np.arange(len(blocks)), scores[blocks].argmin(axis=1)]])

@@ -131,9 +131,7 @@ def minimise(
     found = []
     for i in range(0, len(theta), CHUNK):
         rows = slice(i, i + CHUNK)
-        found.append(
-            _minimise(problem, theta[rows], take(target, rows), take(weight, rows), max_steps, tolerance)
-        )
+        found.append(_minimise(problem, theta[rows], take(target, rows), take(weight, rows), max_steps, tolerance))
     thetas, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
     return thetas, values, done
 
@@ -169,9 +167,9 @@ def _newton(
                 rows, keep = live[leaves], ~leaves
                 ends[rows], values[rows], done[rows] = theta[leaves], best[leaves], True
                 target, weight = take(target, keep), take(weight, keep)
-                live, theta, step, best, grad, hess, damping, exact = (
-                    v[keep] for v in (live, theta, step, best, grad, hess, damping, exact)
-                )
+                live = live[keep]
+                theta, step, best, grad = theta[keep], step[keep], best[keep], grad[keep]
+                hess, damping, exact = hess[keep], damping[keep], exact[keep]
             if not len(live):
                 break
             trial = theta.copy()
@@ -216,11 +214,11 @@ def _eliminate(left: Array, right: Array) -> tuple[Array, Array, npt.NDArray[np.
         left[k + 1 :, k + 1 :] -= share[:, None] * left[k, k + 1 :]
         right[k + 1 :] -= share * right[k]
     pivots = left[np.arange(size), np.arange(size)]
-    gain = (right * right / pivots).sum(axis=0)
+    gain = _sum((right * right / pivots).T)
     for k in reversed(range(size)):
         right[k] -= (left[k, k + 1 :] * right[k + 1 :]).sum(axis=0)
         right[k] /= pivots[k]
-    return right, gain, (pivots > LEAST_PIVOT).all(axis=0)
+    return right, gain, np.asarray(pivots.min(axis=0) > LEAST_PIVOT)
 
 
 def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Array, Array]:
