@@ -26,14 +26,12 @@ class Chinchilla(Law):
         return np.asarray(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + e)
 
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))
-        slopes = np.empty((len(theta), 5, x[0].shape[-1]), dtype=theta.dtype)
-        size = np.exp(a - alpha * x[0], out=slopes[:, 0])
-        tokens = np.exp(b - beta * x[1], out=slopes[:, 2])
-        np.multiply(size, -x[0], out=slopes[:, 1])
-        np.multiply(tokens, -x[1], out=slopes[:, 3])
-        slopes[:, 4] = 1.0
-        return size + tokens + e, slopes
+        slopes = np.empty((5, len(theta), len(x[0])), dtype=theta.dtype)
+        for k, v in ((0, x[0]), (2, x[1])):
+            term = np.matmul(theta[:, k : k + 2], np.stack([np.ones_like(v), -v]), out=slopes[k])
+            np.multiply(np.exp(term, out=term), -v, out=slopes[k + 1])
+        slopes[4] = 1.0
+        return slopes[0] + slopes[2] + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         second = np.zeros((len(theta), 5, 5))

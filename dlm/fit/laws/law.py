@@ -34,7 +34,7 @@ class Law(ABC):
 
     @abstractmethod
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        """L (R, n) and its derivatives by theta (R, p, n)."""
+        """L (R, n) and its derivatives by theta (R, p, n), fastest as a transposed (p, R, n); x: each (n,)."""
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         """Second derivatives of L summed over the points with weights `pull` (R, n): (R, p, p).

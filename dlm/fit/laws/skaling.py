@@ -31,14 +31,14 @@ class Skaling(Law):
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         h, share, entropy, _, k = self._mixed(theta, x)
         mixed = np.exp(h)
-        slopes = np.empty((len(theta), 6, x[0].shape[-1]), dtype=theta.dtype)
-        slopes[:, 0] = mixed * share
-        slopes[:, 1] = -slopes[:, 0] * x[0]
-        slopes[:, 2] = mixed * (1.0 - share)
-        slopes[:, 3] = -slopes[:, 2] * x[1]
-        slopes[:, 4] = 1.0
-        slopes[:, 5] = mixed * k * entropy
-        return mixed + theta[:, 4:5], slopes
+        slopes = np.empty((6, len(theta), len(x[0])), dtype=theta.dtype)
+        slopes[0] = mixed * share
+        slopes[1] = -slopes[0] * x[0]
+        slopes[2] = mixed * (1.0 - share)
+        slopes[3] = -slopes[2] * x[1]
+        slopes[4] = 1.0
+        slopes[5] = mixed * k * entropy
+        return mixed + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), h'' from the softmax of (u, v)/k."""
