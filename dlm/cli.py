@@ -268,6 +268,8 @@ def fit(
     pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold, E=1.7; repeat it.")] = None,
     under_tuned: Annotated[float, typer.Option(help="Below 1, points above the law count by so much less.")] = 1.0,
     weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its C.")] = None,
+    curve: Annotated[str, typer.Option(help="Of isoflop: parabola, cubic or akima.")] = "parabola",
+    axis: Annotated[str, typer.Option(help="Of isoflop: minima over log 'params' or log 'tokens'.")] = "params",
     as_json: AsJson = False,
 ) -> None:
     """Fit a law to a table of runs, dlm's own or any other, and say how far it may be believed."""
@@ -286,6 +288,8 @@ def fit(
         fixed=_pinned(pin or []),
         under_tuned=under_tuned,
         weights=weights,
+        curve=curve,
+        axis=axis,
     )
     print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
 

@@ -24,8 +24,22 @@ if TYPE_CHECKING:
 
 INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#fffffe"  # the page replaces ink and paper by its own
 BUDGET_ANCHORS = ("#3f6fb5", "#8561b8", "#c4508f", "#dd7630")  # low to high
-LAW_COLOURS = {"isoflop": "#c4513b", "chinchilla": "#3f6fb5", "envelope": "#2a9d8f"}
-LAW_NAMES = {"isoflop": "isoFLOP curves", "chinchilla": "fitted surface", "envelope": "envelope"}
+LAW_COLOURS = {
+    "isoflop": "#c4513b",
+    "chinchilla": "#3f6fb5",
+    "envelope": "#2a9d8f",
+    "skaling": "#7a5195",
+    "tied": "#8d6e3f",
+    "data-constrained": "#4f7942",
+}
+LAW_NAMES = {
+    "isoflop": "isoFLOP curves",
+    "chinchilla": "fitted surface",
+    "envelope": "envelope",
+    "skaling": "Skaling surface",
+    "tied": "surface of one exponent",
+    "data-constrained": "data-constrained surface",
+}
 BAND_POINTS = 14
 STYLE: Any = {
     "font.size": 10,

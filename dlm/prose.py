@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OBJECTIVES = {"masked_diffusion": "Masked diffusion", "autoregressive": "Autoregressive", "": "Result"}
-METHODS = {"isoflop": "isoFLOP curves", "chinchilla": "fitted surface", "envelope": "envelope"}
-SAY = {"isoflop": "say", "chinchilla": "says", "envelope": "says"}
+METHODS = {
+    "isoflop": "isoFLOP curves",
+    "chinchilla": "fitted surface",
+    "envelope": "envelope",
+    "skaling": "Skaling surface",
+    "tied": "surface of one exponent",
+    "data-constrained": "data-constrained surface",
+}
+SAY = dict.fromkeys(METHODS, "says") | {"isoflop": "say"}
 PARAMETERS = {
     "E": "the loss that no size and no amount of data gets below, nats/token",
     "A": "weight of the size term A / N^alpha",
@@ -24,6 +31,10 @@ PARAMETERS = {
     "N0": "best size is N0 C^a",
     "D0": "best number of tokens is D0 C^b",
     "L0": "loss there is L0 C^c",
+    "R": "weight of the data term beside the size term",
+    "k": "how the two terms mix: 1 adds them, 0 takes the larger",
+    "R_D": "how many repetitions of the data are worth something",
+    "R_N": "the same for parameters beyond what the unique tokens need",
     "a": "the best size grows as C^a",
     "b": "the best number of tokens grows as C^b",
     "c": "the loss falls as C^c within the runs",
@@ -61,8 +72,11 @@ GLOSSARY = {
     "N*, D*, L*": "at a given C: the size with the lowest loss, the tokens that C then pays for, and that loss.",
     "a, b": "the exponents of N* ~ C^a and D* ~ C^b.",
     "fitted surface": "L(N, D) = E + A/N^alpha + B/D^beta through all runs (Hoffmann et al., arXiv 2203.15556).",
-    "95 % interval": "found by refitting to resampled runs. It holds the scatter of the runs, and takes for granted "
-    "that the law has the right form and that the runs were tuned alike.",
+    "95 % interval": "found by refitting to resampled runs. Those of N*, D* and L* are taken over two forms of the law "
+    "and the isoFLOP curves, and that of L* is widened by what the forms differ and by what was missed on held-out "
+    "budgets; those of single parameters take their form for granted.",
+    "Skaling": "the second form, L(N, D) = E + A (N^-alpha + R D^-beta)^k (arXiv 2608.07222); with k = 1 it is the "
+    "fitted surface.",
     "nats/token": "the unit of the loss; divide by 0.693 for bits per token.",
 }
 NELBO = "the loss of a diffusion model: an upper bound on its negative log-likelihood, estimated by sampling masks."
@@ -89,6 +103,7 @@ def answer(fits: Sequence[FitResult]) -> Answer:
     if main.draws is not None and not _bounded(main, top):
         return _unbounded(fits, main, top)
     more = [_sure(usable, top), _second(usable, main, top), _open(fits, top), _growth(main), _beyond(usable, main, top)]
+    more.append(next((fit.verdict.sentence() for fit in (main, *usable) if fit.verdict is not None), ""))
     return Answer(lead=_lead(main, top), more=tuple(line for line in more if line))
 
 
@@ -222,11 +237,11 @@ def refused(fits: Iterable[FitResult]) -> list[str]:
 
 def method(fit: FitResult) -> str:
     """How the numbers of a fit were made."""
-    norm = f"{fit.loss} norm of {fit.space} loss" if fit.law == "chinchilla" else "least squares"
+    norm = "least squares" if fit.surface is None else f"{fit.loss} norm of {fit.space} loss"
     corner = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     drawn = 0 if fit.draws is None else len(fit.draws)
     failed = f" ({fit.failed} found no law)" if fit.failed else ""
-    ends = f"intervals from {drawn} refits to resampled {fit.interval_method}{failed}" if drawn else "no intervals"
+    ends = f"intervals from {drawn} draws by {fit.interval_method}{failed}" if drawn else "no intervals"
     return f"{fit.n} runs, {norm}{corner}; {fit.allocation.how}; {ends}."
 
 

@@ -198,7 +198,8 @@ def _side_by_side(fits: Mapping[str, FitResult]) -> Table:
 
 def _optimum(best: Optimum) -> tuple[str, ...]:
     sizes = (_with_ends(getattr(best, k), best.ci.get(k), "count") for k in "ND")
-    return (*sizes, text.count(best.D / best.N, digits=2), _with_ends(best.L, best.ci.get("L"), "number"))
+    loss = f"withheld: {best.withheld}" if best.withheld else _with_ends(best.L, best.ci.get("L"), "number")
+    return (*sizes, text.count(best.D / best.N, digits=2), loss)
 
 
 def _with_ends(value: float, ends: tuple[float, float] | None, style: str) -> str:

@@ -1,9 +1,8 @@
-"""resample: a FitResult -> the same with 95 % intervals, by refitting resampled points.
-Called by table and notebooks.
+"""resample: a FitResult -> the same with 95 % intervals, by refitting resampled points. Called by table and notebooks.
 
-'pairs' draws the points again (clusters whole, isoflop within budgets); 'residuals' keeps the design, draws
-leverage-corrected residuals, its ends widened by Student's t: the one for few points. A replicate that has no
-fit counts as unbounded: where too many do, the interval is not a number and a warning says so.
+'pairs' draws the points again (clusters whole, isoflop within budgets); 'residuals' keeps the design and draws
+residuals, the ends widened by Student's t: the one for few points; 'nested' draws one noise a cluster and one a point.
+A replicate that has no fit counts as unbounded: where too many do, the interval is not a number and a warning says so.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def bootstrap(
     """Intervals for the parameters, a, b, and N*, D*, L* at each C of the result (or of `at`). Same seed,
     same numbers.
 
-    `auto` takes residuals below 40 points (surface) or 10 a budget (isoflop), else pairs. Where points share a
-    cluster it takes 'nested' (one noise a cluster, one a point) below 40 clusters, else draws clusters whole.
+    `auto` takes residuals for isoflop and for surfaces below 40 points, else pairs. Where points share a cluster it
+    takes nested below 40 clusters (surfaces only), else draws clusters whole.
     """
     if method not in METHODS:
         raise unknown("bootstrap method", method, METHODS)

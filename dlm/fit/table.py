@@ -45,12 +45,15 @@ def fit_runs(
     fixed: Mapping[str, float] | None = None,
     under_tuned: float = 1.0,
     weights: str | None = None,
+    curve: str = "parabola",
+    axis: str = "params",
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with `bootstrap` replicates (0: no intervals).
 
-    loss, delta, space, fixed and under_tuned are those of `fit_surface`; isoflop and envelope are plain least
-    squares. weights: 'compute', or the column `weight` where there is one. Reported at `at` and at the budgets
-    (FLOPs); without `at`, also at ten times the highest. Raises UserError for what cannot be fitted.
+    loss, delta, space, fixed and under_tuned are those of `fit_surface`, curve and axis those of `fit_isoflop`; isoflop
+    and envelope are plain least squares. weights: 'compute', or the column `weight` where there is one. Reported at
+    `at` and at the budgets (FLOPs); without `at`, also at ten times the highest. With intervals comes the verdict of
+    `judge`. Raises UserError for what cannot be fitted.
     """
     if law not in LAWS:
         raise unknown("law", law, LAWS)
@@ -62,7 +65,7 @@ def fit_runs(
         result = _surface(frame, law, places, weights=weights, fixed=fixed, **how)
     else:
         _lines_have_none(law, fixed=fixed, under_tuned=under_tuned)
-        result = _isoflop(frame, places) if law == "isoflop" else _envelope(frame, places)
+        result = _isoflop(frame, places, curve, axis) if law == "isoflop" else _envelope(frame, places)
     remarks = tuple(frame.attrs["warnings"])
     if remarks:
         status = "warned" if result.status == "ok" else result.status
@@ -200,7 +203,7 @@ def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
     return own if "parent" not in frame else frame["parent"].fillna(own).astype(str)
 
 
-def _isoflop(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
+def _isoflop(frame: pd.DataFrame, at: Sequence[float], curve: str, axis: str) -> FitResult:
     convention, label = _named(frame)
     frame = _with_budget(frame)
     return fit_isoflop(
@@ -208,6 +211,8 @@ def _isoflop(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
         frame["tokens"],
         frame["loss"],
         frame["budget"],
+        curve=curve,
+        axis=axis,
         flops=frame.get("flops"),
         weights=frame.get("weight"),
         convention=convention,
