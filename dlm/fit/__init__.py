@@ -5,7 +5,7 @@ result = fit_surface(params, tokens, loss, flops=flops, at=[1e21])
 print(bootstrap(result, seed=0).report())
 """
 
-from dlm.fit.comparison import Comparison, compare
+from dlm.fit.comparison import SideBySide, side_by_side
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.intervals import optima
 from dlm.fit.isoflop import fit_isoflop
@@ -16,15 +16,15 @@ from dlm.fit.surface import fit_surface
 
 __all__ = [
     "Allocation",
-    "Comparison",
     "FitResult",
     "Minimum",
     "Optimum",
     "Points",
+    "SideBySide",
     "bootstrap",
-    "compare",
     "fit_envelope",
     "fit_isoflop",
     "fit_surface",
     "optima",
+    "side_by_side",
 ]
