@@ -9,6 +9,7 @@ from dlm.fit.comparison import SideBySide, side_by_side
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.intervals import optima
 from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.points import Points
 from dlm.fit.resample import bootstrap
 from dlm.fit.result import Allocation, FitResult, Minimum, Optimum
@@ -18,10 +19,12 @@ __all__ = [
     "Allocation",
     "FitResult",
     "Minimum",
+    "Multiplier",
     "Optimum",
     "Points",
     "SideBySide",
     "bootstrap",
+    "compare",
     "fit_envelope",
     "fit_isoflop",
     "fit_surface",
