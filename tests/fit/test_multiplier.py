@@ -106,6 +106,8 @@ def test_another_cost_per_token(world):
                 return next(iter(optima(result, [np.exp(log_c)]).values())).L - loss
 
             assert np.log(c) == pytest.approx(scipy.optimize.brentq(gap, np.log(1e16), np.log(1e23)), abs=1e-5)
+    resampled = compare(*(bootstrap(result, replicates=100) for result in pair))  # of no noise: every draw is the law
+    assert np.array(resampled.ci) == pytest.approx(np.array(found.multiplier)[:, None].repeat(2, axis=1), rel=1e-6)
 
 
 @pytest.mark.parametrize(("law", "norm"), [("chinchilla", "mse"), ("chinchilla", "huber"), ("isoflop", "mse")])
@@ -143,6 +145,8 @@ def test_two_samples_of_one_law_show_no_difference(world):
     assert "no change with scale is shown" in found.report()
     far = compare(pair[0], bootstrap(fitted(slower(world, 2.0), sigma=0.004, seed=5), replicates=400))
     assert "no difference" not in far.report()
+    low, high = compare(pair[0], pair[0]).ci[4]  # draws of one seed are no pairs: they are shuffled
+    assert high - low > 0.5 * (found.ci[4][1] - found.ci[4][0])
 
 
 def test_a_multiplier_that_rises_with_scale(world):
