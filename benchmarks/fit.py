@@ -183,8 +183,8 @@ def plain(points: Points, counts: Array) -> Objective:
 def resamples(points: Points, replicates: int) -> Array:
     """How often each point is drawn, (replicates, points)."""
     size = len(points.n)
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=replicates)
-    return np.asarray(drawn, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(size, size=(replicates, size))
+    return np.array([np.bincount(row, minlength=size) for row in drawn], dtype=np.float64)
 
 
 def epoch(points: Points, *, full: bool) -> dict[str, Side]:

@@ -241,22 +241,36 @@ def collect(target: Target) -> None:
     print(f"{len(collected.runs)} runs: {sweep_dir / 'runs.csv'}")
 
 
+RunsFile = Annotated[
+    Path, typer.Argument(help="Any CSV with columns params, tokens, loss (flops, budget, weight, run_id).")
+]
+LawName = Annotated[str, typer.Option(help="chinchilla, skaling, tied, data-constrained, isoflop or envelope.")]
+NormName = Annotated[str, typer.Option(help="The norm of the surface fit: huber, mse or l1.")]
+Delta = Annotated[float, typer.Option(help="Huber's corner, in units of the residual.")]
+Space = Annotated[str, typer.Option(help="Residuals of log or raw loss.")]
+Replicates = Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
+At = Annotated[list[float] | None, typer.Option("--at", help="FLOPs to give N*, D*, L* at; repeat it.")]
+Objective = Annotated[str | None, typer.Option(help="Which one, where the runs have several.")]
+
+
 @app.command()
 def fit(
-    runs: Annotated[
-        Path, typer.Argument(help="Any CSV with columns params, tokens, loss (flops, budget, weight, run_id).")
-    ],
-    law: Annotated[str, typer.Option(help="chinchilla, isoflop or envelope.")] = "chinchilla",
-    loss: Annotated[str, typer.Option(help="The norm of the surface fit: huber, mse or l1.")] = "huber",
-    delta: Annotated[float, typer.Option(help="Huber's corner, in units of the residual.")] = 1e-3,
-    space: Annotated[str, typer.Option(help="Residuals of log or raw loss.")] = "log",
-    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    at: Annotated[list[float] | None, typer.Option("--at", help="FLOPs to give N*, D*, L* at; repeat it.")] = None,
-    objective: Annotated[str | None, typer.Option(help="Which one, where the runs have several.")] = None,
+    runs: RunsFile,
+    law: LawName = "chinchilla",
+    loss: NormName = "huber",
+    delta: Delta = 1e-3,
+    space: Space = "log",
+    bootstrap: Replicates = 4000,
+    seed: Seed = 0,
+    at: At = None,
+    objective: Objective = None,
+    pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold, E=1.7; repeat it.")] = None,
+    under_tuned: Annotated[float, typer.Option(help="Below 1, points above the law count by so much less.")] = 1.0,
+    weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its C.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a law to a table of runs, dlm's own or any other."""
+    """Fit a law to a table of runs, dlm's own or any other, and say how far it may be believed."""
     from dlm.fit.table import fit_runs
 
     result = fit_runs(
@@ -269,8 +283,58 @@ def fit(
         seed=seed,
         at=at or (),
         objective=objective,
+        fixed=_pinned(pin or []),
+        under_tuned=under_tuned,
+        weights=weights,
     )
-    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.report())
+    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
+
+
+@app.command()
+def predict(
+    runs: RunsFile,
+    at: Annotated[list[float], typer.Option("--at", help="FLOPs to predict N*, D*, L* at; repeat it.")],
+    freeze: Annotated[Path | None, typer.Option(help="Write them, dated and hashed, to this new file.")] = None,
+    law: LawName = "chinchilla",
+    loss: NormName = "huber",
+    bootstrap: Replicates = 4000,
+    seed: Seed = 0,
+    objective: Objective = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what larger runs will give before they exist; `dlm score` grades it afterwards."""
+    from dlm.fit.table import predict_runs
+
+    result, written = predict_runs(
+        runs, at=at, freeze=freeze, law=law, loss=loss, bootstrap=bootstrap, seed=seed, objective=objective
+    )
+    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
+    if written and not as_json:
+        print(f"frozen in {freeze}: sha256 {written['sha256']}, made {written['made']}")
+
+
+@app.command()
+def score(
+    frozen: Annotated[Path, typer.Argument(help="What `dlm predict --freeze` wrote.")],
+    runs: RunsFile,
+    as_json: AsJson = False,
+) -> None:
+    """Grade frozen predictions by the runs that have come since."""
+    from dlm.fit.table import score_runs
+
+    graded = score_runs(frozen, runs)
+    print(json.dumps(graded.to_dict(), indent=2, allow_nan=False) if as_json else graded.report())
+
+
+def _pinned(words: list[str]) -> dict[str, float]:
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"--pin {word}: write NAME=NUMBER, for example --pin E=1.7") from None
+    return found
 
 
 @app.command()

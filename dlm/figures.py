@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlm.fit import FitResult, Minimum, optima, optimum, text
+from dlm.fit.isoflop import curve_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ Fits = Mapping[str, FitResult] | Iterable[FitResult]
 def isoflop_figure(
     isoflop: FitResult, surface: FitResult | None = None, *, loss_se: Sequence[float] | None = None
 ) -> Figure:
-    """Loss over size, one curve per budget: runs, parabola, its minimum with interval; the surface dotted.
+    """Loss over size, one curve per budget: runs, curve, its minimum with interval; the surface dotted.
 
     loss_se: the Monte Carlo standard error of each of the result's points, drawn as bars. A refused curve is hollow.
     """
@@ -72,7 +73,7 @@ def isoflop_figure(
         axes.set_xlabel("parameters N")
         axes.set_ylabel("validation loss, nats/token")
         axes.margins(x=0.09)
-        _explain(axes, plt, has_surface=surface is not None and bool(surface.params))
+        _explain(axes, plt, curve=isoflop.curve, has_surface=surface is not None and bool(surface.params))
     return figures[0]
 
 
@@ -166,11 +167,8 @@ def _curve(axes: Axes, fit: FitResult, minimum: Minimum, colour: str, loss_se: S
     face = colour if minimum.usable else PAPER
     axes.errorbar(sizes, loss, yerr=bars, fmt="o", ms=4.5, color=colour, mfc=face, mew=1.2, elinewidth=1, zorder=3)
     if np.isfinite(minimum.centre):
-        grid = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 80)
-        curve = np.polyval(minimum.coefficients[::-1], grid - minimum.centre)
-        axes.plot(
-            np.exp(grid), curve, color=colour, lw=1.7 if minimum.usable else 1.0, ls="-" if minimum.usable else "--"
-        )
+        width, style = (1.7, "-") if minimum.usable else (1.0, "--")
+        axes.plot(*curve_of(fit, minimum), color=colour, lw=width, ls=style)
     last = sizes.argmax()
     note = text.flops(minimum.budget) + ("" if minimum.usable else ", refused")
     axes.annotate(
@@ -196,12 +194,12 @@ def _surface_curve(axes: Axes, isoflop: FitResult, surface: FitResult, minimum: 
     axes.plot(np.exp(grid), loss, color=colour, lw=1.2, ls=(0, (1, 2)), alpha=0.9)
 
 
-def _explain(axes: Axes, plt: Any, *, has_surface: bool) -> None:
+def _explain(axes: Axes, plt: Any, *, curve: str, has_surface: bool) -> None:
     """One legend for the shapes; the budgets are written beside their curves."""
     line = plt.Line2D
     handles = [
         line([], [], marker="o", ls="", color=FAINT, ms=4.5, label="run"),
-        line([], [], color=FAINT, lw=1.7, label="parabola of one budget"),
+        line([], [], color=FAINT, lw=1.7, label=f"{curve or 'curve'} of one budget"),
         line([], [], marker="D", color=INK, mfc=FAINT, mec=INK, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"),
     ]
     if has_surface:

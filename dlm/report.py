@@ -51,7 +51,7 @@ class Section:
 def write_fits(sweep_dir: Path, fits: Fits) -> Path:
     """fits.json: one object per fit, as `dlm fit --json` prints it."""
     path = Path(sweep_dir) / "fits.json"
-    write_json(path, {name: fit.to_json() for name, fit in _named(fits).items()})
+    write_json(path, {name: fit.to_dict() for name, fit in _named(fits).items()})
     return path
 
 

@@ -132,7 +132,7 @@ def test_any_table_will_do(tmp_path):
 def test_fits_json_is_what_the_command_prints(good, tmp_path):
     fits = good[3]
     said = json.loads(report.write_fits(tmp_path, fits).read_text(), parse_constant=pytest.fail)
-    assert said == json.loads(json.dumps({name: fit.to_json() for name, fit in fits.items()}))
+    assert said == json.loads(json.dumps({name: fit.to_dict() for name, fit in fits.items()}))
     listed = json.loads(report.write_fits(tmp_path, list(fits.values())).read_text())
     assert listed.keys() == fits.keys()
 

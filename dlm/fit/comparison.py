@@ -12,9 +12,9 @@ import numpy as np
 
 from dlm.errors import UserError
 from dlm.fit import text
-from dlm.fit.intervals import optima
-from dlm.fit.points import NAN
-from dlm.fit.result import FitResult, Interval
+from dlm.fit.gate import optima
+from dlm.fit.points import NAN, Interval
+from dlm.fit.result import FitResult
 
 HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
 

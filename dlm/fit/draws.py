@@ -32,5 +32,6 @@ def cluster_counts(points: Points, replicates: int, rng: np.random.Generator) ->
     """How often each point is drawn, clusters whole, times its weight: (R, n)."""
     _, place = np.unique(points.cluster, return_inverse=True)
     size = int(place.max()) + 1
-    counts = rng.multinomial(size, np.full(size, 1.0 / size), size=replicates)
+    drawn = rng.integers(size, size=(replicates, size)) + size * np.arange(replicates)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=replicates * size).reshape(replicates, size)
     return np.asarray(counts[:, place] * points.weight, dtype=np.float64)

@@ -4,7 +4,7 @@ Called by resample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +12,13 @@ import numpy as np
 from dlm.fit import optimum, text
 from dlm.fit.diagnose import EXPONENT_RANGE, ZERO
 from dlm.fit.draws import Draws
-from dlm.fit.points import NAN, Array
-from dlm.fit.result import FitResult, Interval, Minimum, Optimum
-from dlm.fit.surface import LINE_REACH, SURFACE_REACH
+from dlm.fit.points import NAN, Array, Interval
+from dlm.fit.result import FitResult, Minimum, Optimum
+from dlm.fit.surface import TOP
 
+WITHHELD_LINE = "a straight line has no floor"
+WITHHELD_FORM = "one form alone does not say how far it holds"
+WITHHELD_FAR = "beyond the reach of these runs"
 FEW_FAILED = 0.005  # of the replicates: not worth a warning
 LINE_SCALES = ("N0", "D0", "L0")  # their intervals are taken in logs
 
@@ -38,19 +41,11 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
     }
     share = (result.allocation.a, result.allocation.b)
     ci |= {name: ends(share[k], slopes[:, k], draws.dof, level) for k, name in enumerate("ab")}
-    best = optima(result, at, level=level)
+    best = {float(c): at_compute(result, float(c), level) for c in at}
     minima = _minima(result.minima, draws, level)
     result = replace(result, ci=ci, at=best, minima=minima)
     warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
     return replace(result, warnings=warnings, status="warned" if warnings else result.status)
-
-
-@np.errstate(all="ignore")
-def optima(result: FitResult, at: Iterable[float], *, level: float = 0.95) -> dict[float, Optimum]:
-    """N*, D*, L* at each C (FLOPs) of any fit that has a law; with intervals after `bootstrap`."""
-    if result.points is None or not result.params:
-        return {}
-    return {float(c): _optimum(result, float(c), level) for c in at}
 
 
 def ends(point: float, values: Array, dof: int, level: float, *, log: bool = False) -> Interval:
@@ -61,13 +56,14 @@ def ends(point: float, values: Array, dof: int, level: float, *, log: bool = Fal
         return (NAN, NAN)
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
     low, high = np.quantile(good, [tail, 1 - tail])
-    k = _stretch(dof, tail)
+    k = stretch(dof, tail)
     pair = (min(middle, middle + k * (low - middle)), max(middle, middle + k * (high - middle)))
     with np.errstate(over="ignore"):
         return (float(np.exp(pair[0])), float(np.exp(pair[1]))) if log else (float(pair[0]), float(pair[1]))
 
 
-def _stretch(dof: int, tail: float) -> float:
+def stretch(dof: int, tail: float) -> float:
+    """Student's quantile over the normal one: 1 for dof 0, which means that percentiles are taken as they are."""
     if dof <= 0:
         return 1.0
     from scipy.special import ndtri, stdtrit
@@ -75,7 +71,11 @@ def _stretch(dof: int, tail: float) -> float:
     return float(stdtrit(dof, 1 - tail) / ndtri(1 - tail))
 
 
-def _optimum(result: FitResult, flops: float, level: float) -> Optimum:
+def at_compute(result: FitResult, flops: float, level: float, *, far: bool = False) -> Optimum:
+    """The optimum at C with the intervals that take the law's form for granted.
+
+    So that of L is withheld beyond the runs unless `far`; `gate.judge` gives one that holds further.
+    """
     assert result.points is not None
     point = optimum.best(result.surface, optimum.as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
     top = max((m.budget for m in result.minima if m.usable), default=float(result.points.flops.max()))
@@ -84,14 +84,15 @@ def _optimum(result: FitResult, flops: float, level: float) -> Optimum:
         return best
     spread = optimum.best(result.surface, result.draws, flops, result.cost)
     ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
-    if best.reach > (LINE_REACH if result.surface is None else SURFACE_REACH):
+    if best.reach > TOP and not far:
         ci["L"] = (NAN, NAN)
+        best = replace(best, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
     ratio = spread[:, 1] / spread[:, 0]
     ci["tokens_per_param"] = ends(best.tokens_per_param, ratio, result.dof, level, log=True)
-    return replace(best, ci=ci, regret=_regret(result, flops, best.N, ci["N"]))
+    return replace(best, ci=ci, regret=regret(result, flops, best.N, ci["N"]))
 
 
-def _regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:
+def regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:
     """The loss given away, at most, by training any size inside the interval of N* at C FLOPs."""
     log_n = np.log([best, *ends_n])
     if result.surface is not None:

@@ -1,7 +1,8 @@
 """isoflop: runs grouped by budget -> a minimum per budget and the lines N*(C), D*(C), L*(C).
 Called by table, cli, notebooks.
 
-Approach 2 of Hoffmann et al. (2203.15556). A curve without an interior minimum is refused with its reason.
+Approach 2 of Hoffmann et al. (2203.15556): parabolas over log N there; cubics, Akima curves and log D on request. A
+curve without an interior minimum is refused with its reason.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from dlm.fit import optimum, parabola
+from dlm.errors import unknown
+from dlm.fit import curves, optimum
+from dlm.fit.minima import AXES, along, mean_losses, minimum
 from dlm.fit.points import NAN, Array, Cost, Points, as_points, cost_of
 from dlm.fit.result import Allocation, FitResult, Minimum
 from dlm.fit.surface import best_at, reach_warnings
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
 LEAST_BUDGETS = 2
+REACH_NATS = 60.0  # how far log N is sought from log FLOPs per token: any unit of N
 WIDE = 20.0  # largest over smallest size; noise-free Chinchilla curves of 16 / 64 put D* off by 1.3 / 2.9 %
 
 
@@ -28,46 +32,70 @@ def fit_isoflop(
     loss: npt.ArrayLike,
     budget: npt.ArrayLike,
     *,
+    curve: str = "parabola",
+    axis: str = "params",
     flops: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | None = None,
     convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
 ) -> FitResult:
-    """Parabolas of loss (nats/token) over log N, one per distinct `budget` (FLOPs), and the lines through
-    their minima.
+    """Curves of loss (nats/token) over size, one per distinct `budget` (FLOPs), and the lines through their minima.
 
-    D* is budget / cost(N*), cost being flops/tokens of the rows (6 N without `flops`). Least squares on raw
-    loss. With fewer than two usable budgets there is no line: status 'refused', and `minima` says why.
+    curve: 'parabola' or 'cubic' (least squares on raw loss), or 'akima' (through the mean log loss of each size, for
+    curves that are no parabolas). axis: 'params' finds N* over log N, and D* is budget / cost(N*), cost being
+    flops/tokens of the rows (6 N without `flops`); 'tokens' finds D* over log D, and N* from the cost. Runs of one size
+    (seeds) are averaged by weight.
+
+    With fewer than two usable budgets there is no line: status 'refused', and `minima` says why.
     """
+    for what, value, allowed in (("curve", curve, curves.CURVES), ("axis", axis, AXES)):
+        if value not in allowed:
+            raise unknown(what, value, allowed)
     points = as_points(params, tokens, loss, flops=flops, budget=budget, weights=weights, convention=convention)
     cost = cost_of(points)
-    minima = tuple(_with_tokens(m, cost) for m in minima_of(points))
+    groups = [points.at_budget(level) for level in points.budgets()]
+    minima = tuple(_whole(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)
     usable = [m for m in minima if m.usable]
     blank = FitResult(
         law="isoflop",
         loss="mse",
-        space="raw",
+        space=curves.SPACE[curve],
         delta=NAN,
         n=len(points),
+        curve=curve,
+        axis=axis,
         minima=minima,
         label=label,
         points=points,
         cost=cost,
-        objective=_squares(points, minima),
+        objective=sum(_squares(g, m, curve, axis) for g, m in zip(groups, minima, strict=True)),
     )
     if len(usable) < LEAST_BUDGETS:
         return _refused(blank, len(usable))
     return _with_lines(blank, points, usable, at)
 
 
-def minima_of(points: Points) -> list[Minimum]:
-    """One Minimum per budget, rising, D not yet known."""
-    found = []
-    for level in points.budgets():
-        rows = points.at_budget(level)
-        found.append(parabola.minimum(float(level), rows.params, rows.loss, rows.weight))
-    return found
+def curve_of(result: FitResult, found: Minimum, num: int = 80) -> tuple[Array, Array]:
+    """The fitted curve of one budget for a figure: N (num,) across the sizes tried, and its loss (num,)."""
+    assert result.points is not None
+    rows = result.points.at_budget(found.budget)
+    x = along(rows, result.axis)
+    grid = np.linspace(x.min(), x.max(), num)
+    loss = _at(rows, found, result.curve, result.axis, grid)
+    return np.exp(grid if result.axis == "params" else log_params(result.cost, np.log(found.budget) - grid)), loss
+
+
+def log_params(cost: Cost, log_per_token: Array) -> Array:
+    """log N whose cost per token is this: the inverse of `Cost.log_per_token`, by bisection."""
+    if cost.is_6nd:
+        return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
+    low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = cost.log_per_token(middle) > log_per_token
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return np.asarray((low + high) / 2, dtype=np.float64)
 
 
 def lines(budgets: Array, logs: Array) -> Array:
@@ -80,16 +108,20 @@ def lines(budgets: Array, logs: Array) -> Array:
         return np.stack([np.exp(start), slope], axis=2).reshape(len(logs), 6)
 
 
-def _with_tokens(minimum: Minimum, cost: Cost) -> Minimum:
-    if not minimum.usable:
-        return minimum
-    log_cost = cost.log_per_token(np.log([minimum.N]))[0]
-    return replace(minimum, D=minimum.budget / float(np.exp(log_cost)))
+def _whole(found: Minimum, axis: str, cost: Cost) -> Minimum:
+    """The minimum with both N and D."""
+    if not found.usable:
+        return found
+    if axis == "params":
+        per_token = np.exp(cost.log_per_token(np.log([found.N])))
+        return replace(found, D=found.budget / float(per_token[0]))
+    best = np.exp(log_params(cost, np.log([found.budget / found.D])))
+    return replace(found, N=float(best[0]))
 
 
 def _with_lines(blank: FitResult, points: Points, usable: list[Minimum], at: Sequence[float]) -> FitResult:
     fitted = _line(usable)
-    warnings = (*_warnings(points, blank.minima, usable), *reach_warnings("isoflop", at, usable[-1].budget))
+    warnings = (*_warnings(points, blank, usable), *reach_warnings("isoflop", at, usable[-1].budget))
     return replace(
         blank,
         params=fitted,
@@ -114,12 +146,13 @@ def _refused(blank: FitResult, usable: int) -> FitResult:
     return replace(blank, status="refused", warnings=(why, *told), allocation=Allocation(how="refused: no line"))
 
 
-def _warnings(points: Points, minima: Sequence[Minimum], usable: Sequence[Minimum]) -> list[str]:
-    warned = [f"left out: {m.detail}" for m in minima if m.reason]
-    spans = [float(np.ptp(np.log(points.at_budget(m.budget).params))) for m in usable]
-    if np.median(spans) > np.log(WIDE):
+def _warnings(points: Points, blank: FitResult, usable: Sequence[Minimum]) -> list[str]:
+    warned = [f"left out: {m.detail}" for m in blank.minima if m.reason]
+    spans = [float(np.ptp(along(points.at_budget(m.budget), blank.axis))) for m in usable]
+    if blank.curve == "parabola" and np.median(spans) > np.log(WIDE):
         span = f"a factor of {np.exp(np.median(spans)):.0f}"
-        warned.append(f"the curves span {span} in size, and parabolas fit narrower ones: the minima may be biased")
+        biased = "the minima may be biased, less so with curve='cubic'"
+        warned.append(f"the curves span {span} in size, and parabolas fit narrower ones: {biased}")
     if len(usable) == LEAST_BUDGETS:
         warned.append("two budgets only: the lines pass through both exactly, and nothing checks their straightness")
     return warned
@@ -141,12 +174,20 @@ def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _squares(points: Points, minima: Sequence[Minimum]) -> float:
-    """Sum of weighted squared residuals over the curves that have a parabola."""
-    total = 0.0
-    for m in minima:
-        if np.isfinite(m.centre):
-            rows = points.at_budget(m.budget)
-            residual = rows.loss - np.polyval(m.coefficients[::-1], np.log(rows.params) - m.centre)
-            total += float(rows.weight @ residual**2)
-    return total
+def _squares(points: Points, found: Minimum, curve: str, axis: str) -> float:
+    """Sum of weighted squared residuals of one budget about its curve, in its space; 0 where there is none."""
+    if not np.isfinite(found.centre):
+        return 0.0
+    fitted, loss = _at(points, found, curve, axis, along(points, axis)), points.loss
+    if curves.SPACE[curve] == "log":
+        fitted, loss = np.log(fitted), np.log(loss)
+    return float(np.sum(points.weight * (loss - fitted) ** 2))
+
+
+def _at(points: Points, found: Minimum, curve: str, axis: str, x: Array) -> Array:
+    """The curve of one budget at x, log N or log D (m,)."""
+    if curve == "akima":
+        sizes, means = mean_losses(points, curve, axis)
+        inside = np.clip(x, sizes[0], sizes[-1])
+        return np.asarray(np.exp(curves.akima_at(sizes, means, inside)[0]), dtype=np.float64)
+    return np.asarray(curves.value(np.array([found.coefficients]), (x - found.centre)[None])[0], dtype=np.float64)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from dlm.errors import UserError
 from dlm.fit import isoflop_draws, optimum, text
 from dlm.fit.intervals import ends
-from dlm.fit.points import NAN, Array
-from dlm.fit.result import FitResult, Interval
+from dlm.fit.points import NAN, Array, Interval
+from dlm.fit.result import FitResult
 
 NUM_LOSSES = 9
 # Tables of L*(C) reach this far beyond a law's own budgets: a resampled law needs a little more C, a question about

@@ -14,6 +14,7 @@ from dlm.errors import UserError
 
 Array = npt.NDArray[np.float64]
 NAN = float("nan")
+Interval = tuple[float, float]
 SIX_ND_TOLERANCE = 0.01  # rows whose flops are 6 N D to within this are counted as 6 N D
 
 

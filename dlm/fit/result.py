@@ -8,15 +8,17 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.fit import text
 from dlm.fit.laws import Law
 from dlm.fit.noise import Noise
-from dlm.fit.points import NAN, Array, Cost, Points
+from dlm.fit.points import NAN, Array, Cost, Interval, Points
 from dlm.fit.solve import Norm
+from dlm.fit.verdict import Verdict
 
-Interval = tuple[float, float]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Optimum:
     ci: Mapping[str, Interval] = field(default_factory=dict)
     regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
     reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
+    withheld: str = ""  # why L or its interval is not given
 
     @property
     def tokens_per_param(self) -> float:
@@ -47,19 +50,19 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Minimum:
-    """One isoFLOP curve: its parabola L = c0 + c1 z + c2 z^2, z = log N - centre, and its vertex, or why
-    there is none.
+    """One isoFLOP curve: its polynomial L = c0 + c1 z + c2 z^2 (+ c3 z^3), z = log N - centre (log D with axis
+    'tokens'), and its minimum, or why there is none. An Akima curve keeps the parabola through its points here.
     """
 
     budget: float
     num_points: int
-    reason: str = ""  # '' or one of parabola.REASONS
+    reason: str = ""  # '' or one of minima.REASONS
     detail: str = ""  # the reason with its numbers, in words
     N: float = NAN
     D: float = NAN
     L: float = NAN
     centre: float = NAN
-    coefficients: tuple[float, float, float] = (NAN, NAN, NAN)
+    coefficients: tuple[float, ...] = (NAN, NAN, NAN)
     ci: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
@@ -86,6 +89,8 @@ class FitResult:
     status: str = "ok"
     warnings: tuple[str, ...] = ()
     minima: tuple[Minimum, ...] = ()  # per budget, for isoflop and envelope
+    curve: str = ""  # of isoflop: parabola, cubic or akima
+    axis: str = ""  # of isoflop: the curve runs over log of 'params' or 'tokens'
     label: str = ""  # which objective or group of runs, for the reader
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
@@ -97,6 +102,7 @@ class FitResult:
     rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: params and objective
     noise: Noise = field(default_factory=Noise)
     outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
+    verdict: Verdict | None = field(default=None, repr=False)  # how far it may be believed: after `judge`
     failed: int = 0  # replicates that found no law
     dof: int = 0  # of the intervals that resampled residuals give
 
@@ -105,9 +111,9 @@ class FitResult:
         """The minima that a line may use."""
         return [m for m in self.minima if m.usable]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The object `dlm fit --json` prints; a number that is not known is null, never filled in."""
-        head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n")}
+        head: dict[str, Any] = {k: getattr(self, k) for k in ("law", "loss", "space", "delta", "n", "curve", "axis")}
         body = {
             "params": self.params,
             "ci": self.ci,
@@ -123,10 +129,11 @@ class FitResult:
             "under_tuned": 1.0 if self.how is None else self.how.under_tuned,
             "rivals": self.rivals,
             "noise": vars(self.noise),
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
             "intervals": {"method": self.interval_method, "replicates": self._drawn(), "failed": self.failed},
         }
-        return {key: _plain(value) for key, value in (head | body).items()}
+        return {key: plain(value) for key, value in (head | body).items()}
 
     def _drawn(self) -> int:
         return 0 if self.draws is None else len(self.draws)
@@ -137,27 +144,37 @@ class FitResult:
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _table(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += [f"  {name}: {_errors(errors)}" for name, errors in self.holdout.items()]
+        rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(rows)
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: L of the runs with L*(C), and N*(C), with their intervals. UserError without a law."""
+        from dlm.fit.plot import draw
+
+        return draw(self)
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><td>{n}</td><td>{v}</td><td>{html.escape(e)}</td></tr>" for n, v, e in _table(self))
         best = "".join(f"<li>{text.flops(c)} FLOPs: {sentence(o)}</li>" for c, o in self.at.items())
         warned = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
         table = f"<table><tr><th></th><th>value</th><th>95 % interval</th></tr>{cells}</table>"
-        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}<ul>{best}</ul><ul>{warned}</ul>"
+        said = "" if self.verdict is None else f"<p>{html.escape(self.verdict.sentence())}</p>"
+        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}<ul>{best}</ul>{said}<ul>{warned}</ul>"
 
 
 def sentence(best: Optimum) -> str:
     """'N = 1.2M (1M to 1.4M), D = ..., L = ...'."""
     sizes = (f"{k} = {text.count(getattr(best, k))} ({text.interval(best.ci.get(k), 'count')})" for k in "ND")
-    return f"{', '.join(sizes)}, L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
+    loss = f"L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
+    return f"{', '.join(sizes)}, {f'L withheld: {best.withheld}' if best.withheld else loss}"
 
 
 def _head(result: FitResult) -> str:
     label = f" of {result.label}" if result.label else ""
     norm = f"{result.loss} on {result.space} loss" if result.loss else "line"
-    return f"{result.law}{label}, {result.n} points, {norm}"
+    curve = f", {result.curve} over log {'N' if result.axis == 'params' else 'D'}" if result.curve else ""
+    return f"{result.law}{label}, {result.n} points, {norm}{curve}"
 
 
 def _table(result: FitResult) -> list[tuple[str, str, str]]:
@@ -178,11 +195,12 @@ def _minimum(minimum: Minimum) -> dict[str, Any]:
     return dict(vars(minimum))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON has it: a number that is not known is None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

@@ -1,6 +1,7 @@
 """rows: any CSV or DataFrame -> the finished runs, every number checked. Called by table.
 
-Columns: params, tokens, loss; optional: flops, budget, weight, run_id, objective, convention, parent, status.
+Columns: params, tokens, loss; optional: flops, budget, weight, run_id, parent, loss_se, loss_se_own, unique_tokens,
+objective, convention, status.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def read_runs(source: Runs) -> pd.DataFrame:
     for name in POSITIVE:
         if name in frame:
             frame[name] = _numbers(frame, name, where, optional=name == "budget")
-    if "weight" in frame:
-        frame["weight"] = _numbers(frame, "weight", where, least=0.0)
+    for name in ("weight", "loss_se", "loss_se_own"):
+        if name in frame:
+            frame[name] = _numbers(frame, name, where, least=0.0, optional=name != "weight")
     frame, warnings = _once(frame)
     frame = frame.drop(columns="row").reset_index(drop=True)
     frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
@@ -97,8 +99,6 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def _remarks(frame: pd.DataFrame) -> list[str]:
     """What a law does not know about these runs."""
     remarks = []
-    if "parent" in frame and frame["parent"].notna().any():
-        remarks.append("branches of one trunk share its noise: the intervals are some 15 to 20 % too narrow")
     epochs = pd.to_numeric(frame["epochs"], errors="coerce").max() if "epochs" in frame else 0.0
     if epochs > 1.05:
         remarks.append(f"runs read their data up to {epochs:.1f} times: the law counts repeated tokens as new ones")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.fit.points import Array
-from dlm.fit.solver import CHUNK, Problem, value
+from dlm.fit.solver import Problem, value
 
 EXPONENTS = np.geomspace(0.02, 3.0, 32)
 COARSE = EXPONENTS[1::3]  # for replicates, which also start from the fit itself
@@ -33,27 +33,23 @@ def grid(problem: Problem, loss: Array, weight: Array, exponents: Array = EXPONE
 
 
 def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """The best cell of every replicate: theta (R, 5) and whether there is one (R,), chunk by chunk."""
-    size = max(len(loss), len(weight))
-    loss, weight = (np.broadcast_to(v, (size, len(problem.x[0]))) for v in (loss, weight))
-    found = []
-    for i in range(0, size, CHUNK):
-        theta, squares = grid(problem, loss[i : i + CHUNK], weight[i : i + CHUNK], COARSE)
-        best = squares.argmin(axis=1)
-        rows = np.arange(len(best))
-        found.append((theta[rows, best], np.isfinite(squares[rows, best])))
-    thetas, usable = (np.concatenate(part) for part in zip(*found, strict=True))
-    return thetas, usable
+    """The best cell of every replicate: theta (R, 5) and whether there is one (R,)."""
+    theta, squares = grid(problem, loss, weight, COARSE)
+    best, rows = squares.argmin(axis=1), np.arange(len(squares))
+    return theta[rows, best], np.isfinite(squares[rows, best])
 
 
-def many_starts(problem: Problem, loss: Array, weight: Array, target: Array, *, best: int = 16) -> Array:
+def many_starts(
+    problem: Problem, loss: Array, weight: Array, target: Array, *, cells: int | None = None, best: int = 16
+) -> Array:
     """For one fit: the best cells by the true objective, and the best of each 8 x 8 block, so that no basin
-    is missed.
+    is missed. With `cells`, only of so many cells, those with the least squares.
     """
     thetas, squares = (v[0] for v in grid(problem, loss[None], weight[None]))
-    usable = np.isfinite(squares)
+    scored = np.argsort(squares)[:cells]
+    scored = scored[np.isfinite(squares[scored])]
     scores = np.full(len(squares), np.inf)
-    scores[usable] = value(problem, thetas[usable], target[None], weight[None])
+    scores[scored] = value(problem, thetas[scored], target[None], weight[None])
     side = len(EXPONENTS)
     blocks = np.arange(side * side).reshape(side // 8, 8, side // 8, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     chosen = np.concatenate([np.argsort(scores)[:best], blocks[np.arange(len(blocks)), scores[blocks].argmin(axis=1)]])
@@ -101,7 +97,7 @@ def _solve(
     squares = np.where((a > 0) & (b > 0) & np.isfinite(squares), squares, np.inf)
     alpha = np.broadcast_to(exponents[None, :, None], squares.shape)
     beta = np.broadcast_to(exponents[None, None, :], squares.shape)
-    theta = np.stack([np.log(a), alpha, np.log(b), beta, np.log(e)], axis=-1)
+    theta = np.stack([np.log(a), alpha, np.log(b), beta, e], axis=-1)
     return theta.reshape(len(theta), -1, 5), squares.reshape(len(squares), -1)
 
 

@@ -20,6 +20,25 @@ NEAR = 1.01  # times the lowest objective: a minimum below it is a rival
 APART = 0.1  # rivals differ by this much, relatively, in an exponent, in k or in R
 NO_BOUND = 1e3  # k or R beyond it are one: nothing changes any more
 MOST_STARTS = 96
+SAME = 1 + 1e-6  # times the lowest objective: the same minimum
+HOPEFUL = 1.02  # times the lowest objective after some steps: it may still become the lowest
+Minima = tuple[Array, Array, npt.NDArray[np.bool_]]  # theta, objective, converged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How widely minima are looked for."""
+
+    cells: int | None  # of the scan: those whose objective is computed, all if None
+    best: int  # cells that become starts
+    kept: int  # starts of each kind, per start that the law makes of a cell
+    steps: int  # of Newton, before the hopeless are given up
+    tolerance: float  # of the minima of smoother norms
+    worth: float  # times the lowest after the first steps: still hopeful
+
+
+LITTLE = Effort(cells=64, best=6, kept=2, steps=10, tolerance=1e-3, worth=1.2)
+MUCH = Effort(cells=None, best=16, kept=MOST_STARTS, steps=40, tolerance=1e-9, worth=HOPEFUL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +83,10 @@ def solve(
     )
     target, weight = solver.target_of(problem, points.loss)[None], points.weight[None]
     if begin is None:
-        starts = _starts(problem, points, target, weight)
+        thetas, values, done = _search(problem, points, target, weight)
     else:
         starts = problem.pinned(law.theta(begin, problem.centre))
-    rough, values, _ = solver.minimise(problem, starts, target, weight, max_steps=40)
-    near = _distinct(rough[values <= 1.02 * values.min()])
-    thetas, values, done = solver.minimise(problem, near, target, weight, max_steps=500)
+        thetas, values, done = _finish(problem, starts, target, weight, MUCH)
     best = int(values.argmin())
     rows = law.rows(thetas, problem.centre)
     rivals = _rivals(law, rows, values, done, best)
@@ -89,29 +106,57 @@ def chinchilla_problem(problem: solver.Problem) -> solver.Problem:
     return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, under_tuned=1.0)
 
 
-def _starts(problem: solver.Problem, points: Points, target: Array, weight: Array) -> Array:
+def _search(problem: solver.Problem, points: Points, target: Array, weight: Array) -> Minima:
+    """Minima from a few starts where those all end in one, as they do on most points; from many where not."""
+    few, one = _starts(problem, points, target, weight, LITTLE)
+    found = thetas, values, done = _finish(problem, few, target, weight, LITTLE)
+    if one and done.all() and values.max() <= SAME * values.min():
+        return found
+    many, _ = _starts(problem, points, target, weight, MUCH)
+    return _finish(problem, np.concatenate([many, thetas]), target, weight, MUCH)
+
+
+def _starts(
+    problem: solver.Problem, points: Points, target: Array, weight: Array, effort: Effort
+) -> tuple[Array, bool]:
+    """Where to begin, and whether no smoother norm speaks for two minima."""
     law = problem.law
     if {0, 1, 2, 3, 4} <= set(problem.fixed):  # the surface itself is given
         begin = np.array([[problem.fixed[k] for k in range(5)]])
     else:
         plain = chinchilla_problem(problem)
-        begin = scan.many_starts(plain, points.loss, points.weight, target[0])
+        begin = scan.many_starts(plain, points.loss, points.weight, target[0], cells=effort.cells, best=effort.best)
         if not len(begin):
             raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
     starts = problem.pinned(law.starts(begin))
-    if len(starts) > MOST_STARTS:
-        starts = starts[np.argsort(solver.value(problem, starts, target, weight))[:MOST_STARTS]]
-    return np.concatenate([starts, *_eased(problem, starts, target, weight)])
-
-
-def _eased(problem: solver.Problem, starts: Array, target: Array, weight: Array) -> list[Array]:
-    """More starts for norms with corners: the minima of squares, and of Huber's norm with a wider corner."""
+    starts = starts[np.argsort(solver.value(problem, starts, target, weight))[:MOST_STARTS]]
     if problem.norm == "mse":
-        return []
-    smooth = replace(problem, norm="mse")
+        return starts, True
+    kept = effort.kept * (len(starts) // len(begin) + 1)  # a law that begins often from one surface has more minima
+    squares, values = _eased(replace(problem, norm="mse"), starts, target, weight, effort)
     wide = replace(problem, norm="huber", delta=10.0 * problem.delta)
-    squares = _distinct(solver.minimise(smooth, starts, target, weight, max_steps=40)[0])
-    return [squares, solver.minimise(wide, squares, target, weight, max_steps=40)[0]]
+    wider, _ = _eased(wide, squares[:kept], target, weight, effort)
+    one = not (values[1:] <= HOPEFUL * values[0]).any()
+    return np.concatenate([starts[:kept], squares[:kept], wider[:kept]]), one
+
+
+def _eased(smooth: solver.Problem, starts: Array, target: Array, weight: Array, effort: Effort) -> tuple[Array, Array]:
+    """More starts for norms with corners: the minima of a smoother one, each once, the lowest first; its values."""
+    thetas, values, _ = solver.minimise(
+        smooth, starts, target, weight, max_steps=effort.steps, tolerance=effort.tolerance
+    )
+    order = np.argsort(values)
+    values = values[order]
+    other = np.diff(values, prepend=-np.inf) > effort.tolerance * values
+    other[0] = True  # even where no value is finite
+    return thetas[order[other]], values[other]
+
+
+def _finish(problem: solver.Problem, starts: Array, target: Array, weight: Array, effort: Effort) -> Minima:
+    """The minima that the starts lead to, of those that are low after the first steps."""
+    rough, values, _ = solver.minimise(problem, starts, target, weight, max_steps=effort.steps)
+    near = _distinct(rough[values <= effort.worth * values.min()])
+    return solver.minimise(problem, near, target, weight, max_steps=500)
 
 
 def _distinct(thetas: Array, digits: int = 6) -> Array:

@@ -17,6 +17,8 @@ from dlm.fit.points import Array, Points
 
 CHUNK = 250  # replicates held in cache together
 STEEPEST = 1e8  # bound on a scaled Hessian entry: eigenvalues of wilder ones may not converge
+GOOD_ENOUGH = 1e-3  # of the objective: a row that runs out of steps with less than that to gain has arrived
+LEAST_PIVOT = 1e-10  # of a scaled Hessian that counts as positive
 LONGEST = 5.0  # bound on a step in any of theta: e to the 5 is far enough at once
 L1_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6)  # |r| as the limit of Huber's norm
 NORMS = ("huber", "mse", "l1")
@@ -64,7 +66,7 @@ def problem_of(
 ) -> Problem:
     """Centre the features of the points; `fixed` names params of the law and their values."""
     fixed = fixed or {}
-    columns = {law.pins[name]: np.log(v) if name not in law.exponents else v for name, v in fixed.items()}
+    columns = {law.pins[name]: v if name in ("E", *law.exponents) else np.log(v) for name, v in fixed.items()}
     features = law.features(points)
     # A scale is a coordinate of theta only on features that are not centred.
     centred = not {"A", "B"} & set(fixed)
@@ -99,8 +101,8 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
     rho, first, second = _norm(problem, target_of(problem, loss) - target)
     first, second = weight * first, weight * second
     if problem.space == "log":  # d log L = dL / L, and its own curvature
-        second = (second - first) / (loss * loss)
         first = first / loss
+        second = (second / loss - first) / loss
     grad = np.matmul(slopes, first[:, :, None])[:, :, 0]
     hess = np.matmul(slopes * second[:, None], slopes.transpose(0, 2, 1))
     hess += problem.law.bend(theta, problem.x, slopes, first)
@@ -109,6 +111,11 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
         more = problem.extra(theta)
         return total + more[0], grad + more[1], hess + more[2]
     return total, grad, hess
+
+
+def take(values: Array, rows: slice | npt.NDArray[np.bool_]) -> Array:
+    """Rows of values, unless all replicates share one."""
+    return values if len(values) == 1 else values[rows]
 
 
 def minimise(
@@ -122,12 +129,10 @@ def minimise(
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """Damped Newton from theta -> (theta, objective, converged), in chunks that fit the cache."""
     theta = problem.pinned(theta)
-    if problem.extra is None:
-        weight, target = (np.broadcast_to(v, (len(theta), target.shape[-1])) for v in (weight, target))
-    found = [
-        _minimise(problem, theta[i : i + CHUNK], target[i : i + CHUNK], weight[i : i + CHUNK], max_steps, tolerance)
-        for i in range(0, len(theta), CHUNK)
-    ]
+    found = []
+    for i in range(0, len(theta), CHUNK):
+        rows = slice(i, i + CHUNK)
+        found.append(_minimise(problem, theta[rows], take(target, rows), take(weight, rows), max_steps, tolerance))
     thetas, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
     return thetas, values, done
 
@@ -149,48 +154,93 @@ def _newton(
     """Per-row Levenberg damping on |Hessian|; a row leaves when the decrease it can still expect is
     negligible.
     """
-    theta, done, live = theta.copy(), np.zeros(len(theta), dtype=bool), np.arange(len(theta))
+    ends, values, done = theta.copy(), np.empty(len(theta)), np.zeros(len(theta), dtype=bool)
+    free, live = problem.free, np.arange(len(theta))
     with np.errstate(all="ignore"):
         best, grad, hess = derivatives(problem, theta, target, weight)
-        free = problem.free
         damping = np.full(len(theta), 1e-4)
-        exact = np.finfo(float).eps ** 2 * _sum(weight * target**2)  # an objective that rounding cannot tell from 0
+        # an objective that rounding cannot tell from 0
+        exact = np.broadcast_to(np.finfo(float).eps ** 2 * _sum(weight * target**2), best.shape)
         for _ in range(max_steps):
-            step = np.zeros_like(theta[live])
-            step[:, free], promise = _step(grad[live][:, free], hess[live][:, free][:, :, free], damping[live])
-            done[live] = (promise <= tolerance * best[live] + exact[live]) | (damping[live] > 1e12)
-            keep = ~done[live]
-            live, step = live[keep], step[keep]
+            _hold_floor(problem.law.floor, theta, grad, hess)
+            step, promise = _step(grad[:, free], hess[:, free[:, None], free], damping)
+            leaves = (promise <= tolerance * best + exact) | (damping > 1e12)
+            if leaves.any():
+                rows, keep = live[leaves], ~leaves
+                ends[rows], values[rows], done[rows] = theta[leaves], best[leaves], True
+                target, weight = take(target, keep), take(weight, keep)
+                live = live[keep]
+                theta, step, best, promise = theta[keep], step[keep], best[keep], promise[keep]
+                grad, hess, damping, exact = grad[keep], hess[keep], damping[keep], exact[keep]
             if not len(live):
                 break
-            trial = theta[live] + step
-            new, new_grad, new_hess = derivatives(problem, trial, target[live], weight[live])
-            good = new < best[live]
-            rows = live[good]
-            theta[rows], best[rows], grad[rows], hess[rows] = (
-                trial[good],
-                new[good],
-                new_grad[good],
-                new_hess[good],
-            )
-            damping[live] = np.where(good, damping[live] / 10, damping[live] * 8)
-            damping[live] = np.maximum(damping[live], 1e-12)
-    return theta, best, done & np.isfinite(best)
+            trial = theta.copy()
+            trial[:, free] += step
+            trial[:, problem.law.floor] = np.maximum(trial[:, problem.law.floor], 0.0)
+            new, new_grad, new_hess = derivatives(problem, trial, target, weight)
+            good = new < best
+            theta[good], best[good], grad[good], hess[good] = trial[good], new[good], new_grad[good], new_hess[good]
+            damping = np.maximum(np.where(good, damping / 10, damping * 8), 1e-12)
+        else:  # out of steps
+            ends[live], values[live], done[live] = theta, best, promise <= GOOD_ENOUGH * best
+    return ends, values, done & np.isfinite(values)
+
+
+def _hold_floor(floor: int, theta: Array, grad: Array, hess: Array) -> None:
+    """In place, for rows whose E lies at 0 and would fall: there E does not move."""
+    held = np.flatnonzero((theta[:, floor] <= 0.0) & (grad[:, floor] > 0.0))
+    grad[held, floor] = 0.0
+    hess[held, floor] = hess[held, :, floor] = 0.0
+    hess[held, floor, floor] = 1.0
 
 
 def _step(grad: Array, hess: Array, damping: Array) -> tuple[Array, Array]:
     """The damped step and the decrease that an undamped one would promise; the Hessian's eigenvalues made
     positive.
     """
-    scale = 1.0 / np.sqrt(np.maximum(np.abs(np.einsum("rii->ri", hess)), 1e-300))
-    scaled = hess * scale[:, :, None] * scale[:, None, :]
-    values, vectors = np.linalg.eigh(np.clip(np.nan_to_num(scaled, nan=0.0), -STEEPEST, STEEPEST))
-    curved = np.maximum(np.abs(values), 1e-10)
-    along = np.einsum("rij,ri->rj", vectors, grad * scale)
-    step = np.einsum("rij,rj->ri", vectors, along / (curved + damping[:, None]))
-    promise = 0.5 * np.einsum("rj,rj->r", along, along / curved)
-    step = step * scale
-    return -step * np.minimum(1.0, LONGEST / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300)), promise
+    count, size = grad.shape
+    scaled, pull, here = hess.transpose(1, 2, 0).copy(), grad.T.copy(), np.arange(size)
+    scale = 1.0 / np.sqrt(np.maximum(np.abs(scaled[here, here]), 1e-300))
+    scaled *= scale
+    scaled *= scale[:, None]
+    pull *= scale
+    both = np.concatenate([scaled, scaled], axis=2)
+    both[here, here, count:] += damping
+    step, gain, positive = _eliminate(both, np.concatenate([pull, pull], axis=1))
+    step, promise = step[:, count:], 0.5 * gain[:count]
+    bent = ~positive[:count]
+    if bent.any():
+        step[:, bent], promise[bent] = _along_eigenvectors(scaled[:, :, bent], pull[:, bent], damping[bent])
+    step *= scale
+    step *= -np.minimum(1.0, LONGEST / np.maximum(np.abs(step).max(axis=0), 1e-300))
+    return step.T, promise
+
+
+def _eliminate(left: Array, right: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """M^-1 v, v' M^-1 v and whether M is positive, for symmetric M (p, p, R) and v (p, R), both overwritten: Gauss
+    without pivoting, every operation over all R at once.
+    """
+    size = len(right)
+    for k in range(size - 1):
+        share = left[k + 1 :, k] / left[k, k]
+        left[k + 1 :, k + 1 :] -= share[:, None] * left[k, k + 1 :]
+        right[k + 1 :] -= share * right[k]
+    pivots = left[np.arange(size), np.arange(size)]
+    gain = _sum((right * right / pivots).T)
+    for k in reversed(range(size)):
+        right[k] -= (left[k, k + 1 :] * right[k + 1 :]).sum(axis=0)
+        right[k] /= pivots[k]
+    return right, gain, np.asarray(pivots.min(axis=0) > LEAST_PIVOT)
+
+
+def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Array, Array]:
+    """The step and its promise where the Hessian is not positive: its eigenvalues by their size."""
+    finite = np.clip(np.nan_to_num(scaled, nan=0.0), -STEEPEST, STEEPEST)
+    values, vectors = np.linalg.eigh(finite.transpose(2, 0, 1))
+    curved = np.maximum(np.abs(values), LEAST_PIVOT)
+    along = np.einsum("rij,ir->rj", vectors, pull)
+    step = np.einsum("rij,rj->ir", vectors, along / (curved + damping[:, None]))
+    return step, 0.5 * np.einsum("rj,rj->r", along, along / curved)
 
 
 def _norm(problem: Problem, residual: Array) -> tuple[Array, Array, Array]:

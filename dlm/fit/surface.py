@@ -20,8 +20,6 @@ from dlm.fit.solve import Norm, Solution, solve
 
 TOP = 1.05  # times the highest C still counts as inside
 ONE_BUDGET = 1.25  # a smaller range of C is one budget: L(N, D) is then seen along one curve only
-# Times the highest C that a fit rests on: beyond, its own interval of L is withheld, for it assumes the form.
-SURFACE_REACH, LINE_REACH = 10.5, 1.05
 MOST_ROUNDS, SETTLED = 200, 1e-9  # of the data-constrained law's fixed point
 ONE_EPOCH = 1.05  # tokens over unique tokens, up to which nothing counts as repeated
 
@@ -82,18 +80,32 @@ def fit_surface(
     how = Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
     pinned = dict(fixed or {})
     surface = _law(law, points, how, pinned)
+    return fit_points(points, surface, how, pinned, at=at, label=label, holdout=holdout)
+
+
+def fit_points(
+    points: Points,
+    surface: Law,
+    how: Norm,
+    pinned: dict[str, float],
+    *,
+    at: Sequence[float] = (),
+    label: str = "",
+    holdout: bool = True,
+) -> FitResult:
+    """`fit_surface` of points that are already checked."""
     found = solve(points, surface, how, pinned)
     if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(pinned):
         surface, found = _consistent(points, surface, found, how, pinned)
     cost, span, top = cost_of(points), optimum.span_of(points), float(points.flops.max())
     seen = diagnose.surface(points, surface, found)
     scatter = noise.parts(points, found.problem, found.theta)
-    warnings = (*seen.warnings, *scatter.warnings(), *reach_warnings(law, at, top))
+    warnings = (*seen.warnings, *scatter.warnings(), *reach_warnings(surface.name, at, top))
     return FitResult(
-        law=law,
-        loss=norm,
-        space=space,
-        delta=delta if norm == "huber" else NAN,
+        law=surface.name,
+        loss=how.norm,
+        space=how.space,
+        delta=how.delta if how.norm == "huber" else NAN,
         n=len(points),
         params=found.params,
         objective=found.objective,
@@ -125,16 +137,13 @@ def best_at(
 
 def reach_warnings(law: str, at: Sequence[float], top: float) -> list[str]:
     """What is asked beyond `top`, and where the interval of L is withheld."""
-    limit = SURFACE_REACH if law in LAWS else LINE_REACH
     beyond = sorted(c for c in at if c > TOP * top)
     if not beyond:
         return []
     what = "the highest C used"
     warned = [f"C = {text.flops(beyond[-1])} is beyond {what} ({text.flops(top)}): true only if the law keeps its form"]
-    far = [c for c in beyond if c > limit * top]
-    if far:
-        why = "the form of the law matters too much that far out" if law in LAWS else "a straight line has no floor"
-        warned.append(f"no interval for L at C = {text.flops(far[0])}{' and above' if far[1:] else ''}: {why}")
+    if law not in LAWS:
+        warned.append(f"no interval for L at C = {text.flops(beyond[0])} and above: a straight line has no floor")
     return warned
 
 

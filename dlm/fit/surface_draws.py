@@ -59,15 +59,24 @@ def _refit(
     problem: solver.Problem, thetas: Array, residual: Array, targets: Array, weight: Array
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Newton from the best of the fit itself, its rivals and each replicate's own scan (outliers held down)."""
-    begin = np.broadcast_to(thetas[0], (max(len(targets), len(weight)), thetas.shape[1])).copy()
-    lowest = solver.value(problem, begin, targets, weight)
+    count = max(len(targets), len(weight))
+    begin = np.empty((count, thetas.shape[1]))
+    for i in range(0, count, solver.CHUNK):
+        rows = slice(i, i + solver.CHUNK)
+        begin[rows] = _begin(problem, thetas, residual, solver.take(targets, rows), solver.take(weight, rows))
+    found, _, done = solver.minimise(problem, begin, targets, weight)
+    return found, done
+
+
+def _begin(problem: solver.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
+    begin = np.repeat(thetas[:1], max(len(targets), len(weight)), axis=0)
+    lowest = solver.value(problem, thetas[:1], targets, weight)
     for other in (*thetas[1:, None], *_scanned(problem, residual, targets, weight)):
         found = solver.value(problem, other, targets, weight)
         better = found < lowest
         begin[better] = np.broadcast_to(other, begin.shape)[better]
         lowest = np.where(better, found, lowest)
-    found, _, done = solver.minimise(problem, begin, targets, weight)
-    return found, done
+    return begin
 
 
 def _scanned(problem: solver.Problem, residual: Array, targets: Array, weight: Array) -> list[Array]:

@@ -7,21 +7,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dlm.errors import UserError, unknown
 from dlm.fit import laws, text
 from dlm.fit.envelope import fit_envelope
+from dlm.fit.gate import judge
 from dlm.fit.isoflop import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
+from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
 from dlm.fit.rows import Runs, read_runs
 from dlm.fit.surface import fit_surface
 
-__all__ = ["compare_runs", "fit_runs", "fit_sweep", "read_runs"]
+if TYPE_CHECKING:
+    from dlm.fit.frozen import Score
+
+__all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # up to here, every budget is reported
@@ -63,7 +68,9 @@ def fit_runs(
     if remarks:
         status = "warned" if result.status == "ok" else result.status
         result = replace(result, warnings=(*result.warnings, *remarks), status=status)
-    return add_intervals(result, replicates=bootstrap, seed=seed) if bootstrap else result
+    if not bootstrap:
+        return result
+    return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)
 
 
 def fit_sweep(
@@ -171,12 +178,27 @@ def _surface(
         budget=frame["budget"] if whole else None,
         weights=frame.get("weight") if weights is None else weights,
         unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
-        cluster=frame["run_id"].astype(str) if "run_id" in frame else None,
+        loss_se=_known(frame, "loss_se"),
+        loss_se_own=_known(frame, "loss_se_own"),
+        cluster=_clusters(frame),
         convention=convention,
         at=at,
         label=label,
         **how,
     )
+
+
+def _known(frame: pd.DataFrame, name: str) -> pd.Series[float] | None:
+    """A column that every row has, else None."""
+    return frame[name] if name in frame and frame[name].notna().all() else None
+
+
+def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
+    """What shares noise: branches of one trunk, and the points of one run."""
+    if "run_id" not in frame:
+        return None
+    own = frame["run_id"].astype(str)
+    return own if "parent" not in frame else frame["parent"].fillna(own).astype(str)
 
 
 def _isoflop(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
@@ -228,6 +250,30 @@ def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
         at=at,
         label=label,
     )
+
+
+def predict_runs(
+    source: Runs, *, at: Sequence[float], freeze: Path | None = None, **how: Any
+) -> tuple[FitResult, dict[str, Any] | None]:
+    """`fit_runs` at C = `at`; with `freeze`, also what was written to that new file (see `frozen.freeze`)."""
+    from dlm.fit import frozen
+
+    result = fit_runs(source, at=at, **how)
+    written = None if freeze is None else frozen.freeze(result, at, freeze)
+    return result, written
+
+
+def score_runs(path: Path, source: Runs) -> Score:
+    """Grade the frozen predictions in `path` by the finished runs of `source` of the same objective."""
+    from dlm.fit import frozen
+
+    frame = read_runs(source)
+    label = frozen.load(path)["label"]
+    if label and "objective" in frame:
+        frame = _one_objective(frame, label)
+    convention, _ = _named(frame)
+    points = as_points(frame["params"], frame["tokens"], frame["loss"], flops=frame.get("flops"), convention=convention)
+    return frozen.score(path, points)
 
 
 def compare_runs(

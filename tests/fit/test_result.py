@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm.errors import UserError
-from dlm.fit import bootstrap, fit_isoflop, fit_surface, side_by_side, text
+from dlm.fit import FitResult, bootstrap, fit_isoflop, fit_surface, side_by_side, text
 
 KEYS = {"law", "loss", "space", "delta", "n", "params", "ci", "objective", "allocation", "at", "holdout", "status"}
 
@@ -20,14 +20,14 @@ def fits(world):
 
 def test_json_has_the_promised_keys_and_no_nan(fits):
     for result in fits:
-        said = json.loads(json.dumps(result.to_json(), allow_nan=False))
+        said = json.loads(json.dumps(result.to_dict(), allow_nan=False))
         assert said.keys() >= KEYS | {"warnings"}
         assert set(said["allocation"]) == {"a", "b", "how"}
         assert set(said["at"]["1e+20"]) >= {"N", "D", "L", "ci"}
-    surface = fits[0].to_json()
+    surface = fits[0].to_dict()
     assert set(surface["params"]) == {"E", "A", "B", "alpha", "beta"}
     assert surface["at"]["1e+22"]["ci"]["L"] == [None, None]
-    assert any("no interval for L" in w for w in surface["warnings"])
+    assert "one form alone" in surface["at"]["1e+22"]["withheld"]
 
 
 def test_text_and_html_say_what_is_known(fits):
@@ -74,3 +74,13 @@ def test_import_brings_numpy_only():
     heavy = "pandas matplotlib torch scipy lightning"
     code = f"import sys, dlm.fit; print([m for m in {heavy.split()!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_plot_shows_points_and_law(fits, tmp_path):
+    for k, result in enumerate(fits):
+        figure = result.plot()
+        figure.savefig(tmp_path / f"{k}.png")
+        assert len(figure.axes) >= 2
+        assert figure.axes[0].get_xscale() == "log"
+    with pytest.raises(UserError, match="nothing to draw"):
+        FitResult(law="isoflop", loss="mse", space="raw", delta=np.nan, n=0).plot()

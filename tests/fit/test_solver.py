@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dlm.fit import scan, solver
+from dlm.fit import scan, solve, solver
 from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
 from dlm.fit.points import as_points
 
@@ -56,6 +56,23 @@ def test_a_law_need_not_bring_its_own_curvature(world, name):
     )
 
 
+def test_a_step_solves_the_damped_system_and_promises_the_undamped_decrease():
+    rng = np.random.default_rng(0)
+    root, grad = rng.standard_normal((3, 4, 4)), rng.standard_normal((3, 4)) / 10
+    hess, damping = root @ root.transpose(0, 2, 1) + np.eye(4), np.array([1e-4, 0.1, 3.0])
+    hess[2] -= 3 * np.eye(4)  # no longer positive
+    step, promise = solver._step(grad, hess, damping)
+    scale = np.sqrt(np.abs(np.einsum("rii->ri", hess)))
+    scaled, pull = hess / scale[:, :, None] / scale[:, None], grad / scale
+    values, vectors = np.linalg.eigh(scaled)
+    assert (values[2] < 0).any()
+    assert (values[:2] > 0).all()
+    along = np.einsum("rij,ri->rj", vectors, pull)
+    expected = -np.einsum("rij,rj->ri", vectors, along / (np.abs(values) + damping[:, None])) / scale
+    np.testing.assert_allclose(step, expected, rtol=1e-9)
+    np.testing.assert_allclose(promise, (along**2 / np.abs(values)).sum(axis=1) / 2, rtol=1e-9)
+
+
 def test_skaling_with_k_one_is_chinchilla(world):
     n, d = np.log(np.geomspace(1e7, 1e9, 9)), np.log(np.geomspace(1e9, 1e10, 9))
     plain = np.array([[1.69, 406.4, 410.7, 0.34, 0.28]])
@@ -91,7 +108,7 @@ def test_scan_is_least_squares_at_each_cell(world):
     columns = np.stack([np.ones_like(loss), np.exp(-alpha * problem.x[0]), np.exp(-beta * problem.x[1])], axis=1)
     root = np.sqrt(weight[0] / weight.sum())
     solved, rss, *_ = np.linalg.lstsq(columns * root[:, None], loss * root)
-    np.testing.assert_allclose(np.exp(theta[0, cell, [4, 0, 2]]), solved, rtol=1e-7)
+    np.testing.assert_allclose(np.array([theta[0, cell, 4], *np.exp(theta[0, cell, [0, 2]])]), solved, rtol=1e-7)
     np.testing.assert_allclose(squares[0, cell], rss[0], rtol=1e-6)
 
 
@@ -124,3 +141,13 @@ def test_l1_cannot_be_lowered_along_any_axis(world):
     best = theta[[values.argmin()]]
     for nudge in np.vstack([np.eye(5), -np.eye(5)]) * 1e-4:
         assert solver.value(problem, best + nudge, target, weight)[0] >= values.min() * (1 - 1e-7)
+
+
+def test_where_few_starts_disagree_many_are_tried(reference):
+    """These runs, under-tuned ones held down, have three minima within .1 %; the few starts miss the lowest."""
+    frame = reference("porian_main.csv")
+    frame = frame[(frame["hparams"] == "tuned") & (frame["decay"] == "const")]
+    points = as_points(frame["params"], frame["tokens"], frame["loss"])
+    found = solve.solve(points, Chinchilla(), solve.Norm(under_tuned=0.2))
+    assert found.objective <= 0.0021658309078
+    assert len(found.rivals) == 2

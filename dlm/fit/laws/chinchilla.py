@@ -1,6 +1,6 @@
 """chinchilla: L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2203.15556, approach 3).
 
-theta = (a, alpha, b, beta, e): L = exp(a - alpha x) + exp(b - beta y) + exp(e), x and y centred log N and log D.
+theta = (a, alpha, b, beta, E): L = exp(a - alpha x) + exp(b - beta y) + E, x and y centred log N and log D.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ class Chinchilla(Law):
 
     def loss(self, theta: Array, x: Features) -> Array:
         a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))
-        return np.asarray(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + np.exp(e))
+        return np.asarray(np.exp(a - alpha * x[0]) + np.exp(b - beta * x[1]) + e)
 
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))
-        slopes = np.empty((len(theta), 5, x[0].shape[-1]), dtype=theta.dtype)
-        size = np.exp(a - alpha * x[0], out=slopes[:, 0])
-        tokens = np.exp(b - beta * x[1], out=slopes[:, 2])
-        np.multiply(size, -x[0], out=slopes[:, 1])
-        np.multiply(tokens, -x[1], out=slopes[:, 3])
-        slopes[:, 4] = np.exp(e)
-        return size + tokens + np.exp(e), slopes
+        slopes = np.empty((5, len(theta), len(x[0])), dtype=theta.dtype)
+        for k, v in ((0, x[0]), (2, x[1])):
+            term = np.matmul(theta[:, k : k + 2], np.stack([np.ones_like(v), -v]), out=slopes[k])
+            np.multiply(np.exp(term, out=term), -v, out=slopes[k + 1])
+        slopes[4] = 1.0
+        return slopes[0] + slopes[2] + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         second = np.zeros((len(theta), 5, 5))
@@ -42,17 +40,16 @@ class Chinchilla(Law):
             second[:, k, k] = moments[:, 0]
             second[:, k, k + 1] = second[:, k + 1, k] = moments[:, 1]
             second[:, k + 1, k + 1] = moments[:, 2]
-        second[:, 4, 4] = pull.sum(axis=1) * np.exp(theta[:, 4])
         return second
 
     def rows(self, theta: Array, centre: Array) -> Array:
         a, alpha, b, beta, e = theta.T
         with np.errstate(over="ignore"):
-            return np.stack([np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta], 1)
+            return np.stack([e, np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1]), alpha, beta], 1)
 
     def theta(self, rows: Array, centre: Array) -> Array:
         e, a, b, alpha, beta = rows.T
-        return np.stack([np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta, np.log(e)], axis=1)
+        return np.stack([np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta, e], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
         return chinchilla

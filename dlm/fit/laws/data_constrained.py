@@ -1,7 +1,7 @@
 """data_constrained: Chinchilla on tokens and parameters whose repetition is worth less (Muennighoff et al. 2305.16264).
 
 D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) beyond the U unique tokens, and N' the same beyond U_N, the size that U tokens
-are best for. theta = (a, alpha, b, beta, e, log R_D, log R_N); features: log N, log D (as far as unique), and the
+are best for. theta = (a, alpha, b, beta, E, log R_D, log R_N); features: log N, log D (as far as unique), and the
 repetitions D/U - 1, N/U_N - 1.
 """
 
@@ -56,20 +56,20 @@ class DataConstrained(Law):
         log_n, by_rn = _worth(x[0], x[2], log_rn)
         log_d, by_rd = _worth(x[1], x[3], log_rd)
         size, tokens = np.exp(a - alpha * log_n), np.exp(b - beta * log_d)
-        own = [size, -size * log_n, tokens, -tokens * log_d, np.exp(e) + 0 * size]
+        own = [size, -size * log_n, tokens, -tokens * log_d, np.ones_like(size)]
         both = [*own, -tokens * beta * by_rd, -size * alpha * by_rn]
-        return size + tokens + np.exp(e), np.stack(np.broadcast_arrays(*both), axis=1)
+        return size + tokens + e, np.stack(np.broadcast_arrays(*both), axis=1)
 
     def rows(self, theta: Array, centre: Array) -> Array:
         a, alpha, b, beta, e, log_rd, log_rn = theta.T
-        scaled = [e, a + alpha * centre[0], b + beta * centre[1]]
+        scaled = [a + alpha * centre[0], b + beta * centre[1]]
         with np.errstate(over="ignore"):
-            return np.stack([*np.exp(scaled), alpha, beta, np.exp(log_rd), np.exp(log_rn)], axis=1)
+            return np.stack([e, *np.exp(scaled), alpha, beta, np.exp(log_rd), np.exp(log_rn)], axis=1)
 
     def theta(self, rows: Array, centre: Array) -> Array:
         e, a, b, alpha, beta, rd, rn = rows.T
         own = [np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta]
-        return np.stack([*own, np.log(e), np.log(rd), np.log(rn)], axis=1)
+        return np.stack([*own, e, np.log(rd), np.log(rn)], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
         grid = np.log(np.stack(np.meshgrid(R_STARTS, R_STARTS), axis=-1).reshape(-1, 2))

@@ -24,7 +24,8 @@ class Law(ABC):
     params: ClassVar[tuple[str, ...]]  # the columns of `rows`
     scales: ClassVar[tuple[str, ...]] = ("A", "B")  # params that multiply: their intervals are taken in logs
     exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
-    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed -> their column of theta (E: as its log)
+    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed -> their column of theta
+    floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
     formula: ClassVar[str]
 
     @abstractmethod
@@ -33,7 +34,7 @@ class Law(ABC):
 
     @abstractmethod
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        """L (R, n) and its derivatives by theta (R, p, n)."""
+        """L (R, n) and its derivatives by theta (R, p, n), fastest as a transposed (p, R, n); x: each (n,)."""
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         """Second derivatives of L summed over the points with weights `pull` (R, n): (R, p, p).

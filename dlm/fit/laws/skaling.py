@@ -1,6 +1,6 @@
 """skaling: L = E + A (N^-alpha + R D^-beta)^k (2608.07222); k = 1 is Chinchilla with B = A R.
 
-theta = (a, alpha', b, beta', e, log k) with u = a - alpha' x, v = b - beta' y: L = exp(e) + (exp(u/k) + exp(v/k))^k.
+theta = (a, alpha', b, beta', E, log k) with u = a - alpha' x, v = b - beta' y: L = E + (exp(u/k) + exp(v/k))^k.
 There alpha' = k alpha and beta' = k beta are the slopes that are seen, so that theta hardly moves with k.
 """
 
@@ -26,19 +26,19 @@ class Skaling(Law):
     formula = "L = E + A (N^-alpha + R D^-beta)^k"
 
     def loss(self, theta: Array, x: Features) -> Array:
-        return np.asarray(np.exp(self._mixed(theta, x)[0]) + np.exp(theta[:, 4:5]))
+        return np.asarray(np.exp(self._mixed(theta, x)[0]) + theta[:, 4:5])
 
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         h, share, entropy, _, k = self._mixed(theta, x)
         mixed = np.exp(h)
-        slopes = np.empty((len(theta), 6, x[0].shape[-1]), dtype=theta.dtype)
-        slopes[:, 0] = mixed * share
-        slopes[:, 1] = -slopes[:, 0] * x[0]
-        slopes[:, 2] = mixed * (1.0 - share)
-        slopes[:, 3] = -slopes[:, 2] * x[1]
-        slopes[:, 4] = np.exp(theta[:, 4:5])
-        slopes[:, 5] = mixed * k * entropy
-        return mixed + np.exp(theta[:, 4:5]), slopes
+        slopes = np.empty((6, len(theta), len(x[0])), dtype=theta.dtype)
+        slopes[0] = mixed * share
+        slopes[1] = -slopes[0] * x[0]
+        slopes[2] = mixed * (1.0 - share)
+        slopes[3] = -slopes[2] * x[1]
+        slopes[4] = 1.0
+        slopes[5] = mixed * k * entropy
+        return mixed + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), h'' from the softmax of (u, v)/k."""
@@ -56,24 +56,22 @@ class Skaling(Law):
         second[:, :4, 4] += cross
         second[:, 4, :4] += cross
         second[:, 4, 4] += (mixed * k * (entropy + share * other * gap**2)).sum(axis=1)
-        order = [0, 1, 2, 3, 5, 4]  # e stands before log k in theta
-        second = second[:, order][:, :, order]
-        second[:, 4, 4] = pull.sum(axis=1) * np.exp(theta[:, 4])
-        return second
+        order = [0, 1, 2, 3, 5, 4]  # E, which is not in h, stands before log k in theta
+        return second[:, order][:, :, order]
 
     def rows(self, theta: Array, centre: Array) -> Array:
         a, alpha, b, beta, e, log_k = theta.T
         k = np.exp(log_k)
         log_a, log_b = a + alpha * centre[0], b + beta * centre[1]
         with np.errstate(over="ignore"):
-            return np.stack([np.exp(e), np.exp(log_a), np.exp((log_b - log_a) / k), alpha / k, beta / k, k], axis=1)
+            return np.stack([e, np.exp(log_a), np.exp((log_b - log_a) / k), alpha / k, beta / k, k], axis=1)
 
     def theta(self, rows: Array, centre: Array) -> Array:
         e, a, r, alpha, beta, k = rows.T
         log_a = np.log(a)
         log_b = log_a + k * np.log(r)
         own = [log_a - k * alpha * centre[0], k * alpha, log_b - k * beta * centre[1], k * beta]
-        return np.stack([*own, np.log(e), np.log(k)], axis=1)
+        return np.stack([*own, e, np.log(k)], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
         """At each k, the Chinchilla laws lifted so that the middle of the points keeps its loss."""

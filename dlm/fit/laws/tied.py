@@ -1,7 +1,7 @@
 """tied: L = E + A/N^alpha + B/D^alpha, one exponent for both (Gadre et al. 2403.08540, eq. 4).
 
 In their letters E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D: alpha = 2 eta. It needs few runs: their
-best size grows as C^.5 by assumption. theta = (a, b, alpha, e).
+best size grows as C^.5 by assumption. theta = (a, b, alpha, E).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Tied(Law):
     params = ("E", "A", "B", "alpha")
     exponents = ("alpha",)
     pins: ClassVar[dict[str, int]] = {"alpha": 2, "E": 3}
+    floor = 3
     formula = "L = E + A/N^alpha + B/D^alpha"
 
     def loss(self, theta: Array, x: Features) -> Array:
@@ -29,17 +30,17 @@ class Tied(Law):
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         a, b, alpha, e = (theta[:, k : k + 1] for k in range(4))
         size, tokens = np.exp(a - alpha * x[0]), np.exp(b - alpha * x[1])
-        slopes = [size, tokens, -size * x[0] - tokens * x[1], np.exp(e) + 0 * size]
-        return size + tokens + np.exp(e), np.stack(slopes, axis=1)
+        slopes = [size, tokens, -size * x[0] - tokens * x[1], np.ones_like(size)]
+        return size + tokens + e, np.stack(slopes, axis=1)
 
     def rows(self, theta: Array, centre: Array) -> Array:
         a, b, alpha, e = theta.T
         with np.errstate(over="ignore"):
-            return np.stack([np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + alpha * centre[1]), alpha], axis=1)
+            return np.stack([e, np.exp(a + alpha * centre[0]), np.exp(b + alpha * centre[1]), alpha], axis=1)
 
     def theta(self, rows: Array, centre: Array) -> Array:
         e, a, b, alpha = rows.T
-        return np.stack([np.log(a) - alpha * centre[0], np.log(b) - alpha * centre[1], alpha, np.log(e)], axis=1)
+        return np.stack([np.log(a) - alpha * centre[0], np.log(b) - alpha * centre[1], alpha, e], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
         a, alpha, b, beta, e = chinchilla.T

@@ -1,0 +1,45 @@
+"""plot: a FitResult -> a matplotlib figure. Called by `FitResult.plot`; the report draws its own, in dlm.figures."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dlm.errors import UserError
+from dlm.fit.gate import optima
+from dlm.fit.result import FitResult, Optimum
+
+PLACES = 40  # along C
+FURTHER = 10.0  # times the highest C that is drawn
+LINE, BAND, POINT = "#3f6fb5", "#b9cbe6", "#777777"
+
+
+def draw(result: FitResult) -> Figure:
+    """Two panels over C: the loss of every run with L*(C), and the best size N*(C); 95 % intervals as bands.
+
+    What the law withholds is not drawn. Raises UserError where there is no law.
+    """
+    if result.points is None or not result.params:
+        raise UserError(f"nothing to draw: {result.warnings[0] if result.warnings else 'there is no law'}")
+    points, top = result.points, float(result.points.flops.max())
+    compute = np.geomspace(points.flops.min(), FURTHER * top, PLACES)
+    best = optima(result, compute.tolist())
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.scatter(points.flops, points.loss, s=14, c=np.log(points.params), cmap="viridis")
+    for axes, key, name in ((left, "L", "loss, nats/token"), (right, "N", "best size N*, parameters")):
+        _curve(axes, best, key)
+        axes.axvspan(top, compute[-1], color="#000000", alpha=0.05, lw=0)
+        axes.set(xscale="log", xlabel="compute C, FLOPs", ylabel=name)
+    right.set_yscale("log")
+    left.set_title(f"{result.label} {result.law}, {result.n} points".strip(), fontsize="medium")
+    right.set_title("grey: beyond the runs", fontsize="medium")
+    return figure
+
+
+def _curve(axes: Axes, best: dict[float, Optimum], key: str) -> None:
+    shown = {c: o for c, o in best.items() if key != "L" or not o.withheld}
+    axes.plot(list(shown), [getattr(o, key) for o in shown.values()], color=LINE)
+    ends = np.array([o.ci.get(key, (np.nan, np.nan)) for o in shown.values()]).reshape(-1, 2)
+    axes.fill_between(list(shown), ends[:, 0], ends[:, 1], color=BAND, alpha=0.6, lw=0)
