@@ -342,6 +342,33 @@ def _pinned(words: list[str]) -> dict[str, float]:
 
 
 @app.command()
+def compare(
+    runs: Annotated[Path, typer.Argument(help="A CSV of runs, as for dlm fit.")],
+    other: Annotated[
+        Path | None, typer.Argument(help="A second one; without it, two objectives of the first are compared.")
+    ] = None,
+    law: Annotated[str, typer.Option(help="chinchilla, skaling or isoflop.")] = "chinchilla",
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", help="Give it twice: for the first runs, for the second.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """How many times the compute of the first runs the second need, at equal loss."""
+    from dlm.fit.table import compare_runs
+
+    names = list(objective or ())
+    if len(names) == 1 and other is not None:
+        names *= 2
+    if len(names) not in (0, 2):
+        raise UserError(f"--objective is given {len(names)} times: name two, that of the first runs and of the second")
+    one, two = names or (None, None)
+    found = compare_runs(runs, other, first=one, second=two, law=law, bootstrap=bootstrap, seed=seed)
+    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else found.report())
+
+
+@app.command()
 def report(target: Target) -> None:
     """Collect, fit and write report/report.html with its figures."""
     chain.report(chain.existing(target).sweep_dir)

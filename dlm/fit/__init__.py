@@ -5,10 +5,11 @@ result = fit_surface(params, tokens, loss, flops=flops, at=[1e21])
 print(bootstrap(result, seed=0).report())
 """
 
-from dlm.fit.comparison import Comparison, compare
+from dlm.fit.comparison import SideBySide, side_by_side
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.gate import judge, optima
 from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.points import Points
 from dlm.fit.resample import bootstrap
 from dlm.fit.result import Allocation, FitResult, Minimum, Optimum
@@ -17,11 +18,12 @@ from dlm.fit.verdict import Verdict
 
 __all__ = [
     "Allocation",
-    "Comparison",
     "FitResult",
     "Minimum",
+    "Multiplier",
     "Optimum",
     "Points",
+    "SideBySide",
     "Verdict",
     "bootstrap",
     "compare",
@@ -30,4 +32,5 @@ __all__ = [
     "fit_surface",
     "judge",
     "optima",
+    "side_by_side",
 ]

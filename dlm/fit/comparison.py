@@ -1,5 +1,5 @@
 """comparison: several FitResults -> one table of a, b, N*, D*, L* at one C, and how far they disagree.
-Called by cli, report.
+Called by notebooks; two laws at equal loss are in multiplier.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class SideBySide:
     """Methods side by side at `flops`; `spread` is the largest N* over the smallest among those that
     answered.
     """
@@ -53,7 +53,7 @@ class Comparison:
     def verdict(self) -> str:
         """How far the methods disagree, in words."""
         if not np.isfinite(self.spread):
-            return "fewer than two methods give an answer: nothing to compare"
+            return "fewer than two methods give an answer: nothing to set side by side"
         return f"the methods' best sizes differ by a factor of {self.spread:.2f}"
 
     def _repr_html_(self) -> str:
@@ -64,16 +64,16 @@ class Comparison:
         return f"<table><tr>{head}</tr>{body}</table><p>{self.verdict()}</p>"
 
 
-def compare(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: float | None = None) -> Comparison:
+def side_by_side(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: float | None = None) -> SideBySide:
     """Set the methods side by side at `at` FLOPs, by default the highest C of the points."""
     named = dict(results) if isinstance(results, Mapping) else {_name(r): r for r in results}
     tops = [float(r.points.flops.max()) for r in named.values() if r.points is not None]
     if not tops:
-        raise UserError("nothing to compare: give at least one fitted result")
+        raise UserError("nothing to set side by side: give at least one fitted result")
     flops = max(tops) if at is None else float(at)
     rows = tuple(_row(name, result, flops) for name, result in named.items())
     sizes = [row.N for row in rows if np.isfinite(row.N)]
-    return Comparison(flops=flops, rows=rows, spread=max(sizes) / min(sizes) if len(sizes) > 1 else NAN)
+    return SideBySide(flops=flops, rows=rows, spread=max(sizes) / min(sizes) if len(sizes) > 1 else NAN)
 
 
 def _name(result: FitResult) -> str:

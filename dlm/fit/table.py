@@ -16,6 +16,7 @@ from dlm.fit import laws, text
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.gate import judge
 from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
@@ -25,7 +26,7 @@ from dlm.fit.surface import fit_surface
 if TYPE_CHECKING:
     from dlm.fit.frozen import Score
 
-__all__ = ["fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
+__all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # up to here, every budget is reported
@@ -278,3 +279,58 @@ def score_runs(path: Path, source: Runs) -> Score:
     convention, _ = _named(frame)
     points = as_points(frame["params"], frame["tokens"], frame["loss"], flops=frame.get("flops"), convention=convention)
     return frozen.score(path, points)
+
+
+def compare_runs(
+    source: Runs,
+    other: Runs | None = None,
+    *,
+    first: str | None = None,
+    second: str | None = None,
+    law: str = "chinchilla",
+    bootstrap: int = 4000,
+    seed: int = 0,
+    losses: Sequence[float] | None = None,
+    level: float = 0.95,
+    **how: Any,
+) -> Multiplier:
+    """The compute multiplier, at equal loss, of the runs of `other` against those of `source` (see `compare`).
+
+    Without `other`, of two objectives of `source`: those named `first` and `second`, or the only two it has. With it,
+    they choose the objective of either file. `how` goes to `fit_runs`. Raises UserError for what cannot be compared.
+    """
+    names = (first, second) if other is not None else _two_objectives(read_runs(source), first, second)
+    tables = (source, source if other is None else other)
+    fits = []
+    for k, (table, name) in enumerate(zip(tables, names, strict=True)):
+        frame = read_runs(table)
+        spent = frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
+        options = {"at": [float(spent.max())], **how}  # nothing beyond the budgets is asked for
+        fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, **options))
+    labels = _labels(tables, fits)
+    one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
+    return compare(one, two, losses=losses, level=level)
+
+
+def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
+    names = _objectives(frame)
+    if first is not None and second is not None:
+        return first, second
+    rest = [name for name in names if name not in (first, second)]
+    if first is None and second is None and len(rest) == 2:
+        return rest[0], rest[1]
+    if (first is None) != (second is None) and len(rest) == 1:
+        return (first, rest[0]) if first is not None else (rest[0], str(second))
+    has = f"its objectives are {text.listed(names)}" if names else "it has no column objective"
+    raise UserError(
+        f"one table of runs holds a comparison where it has two objectives, and {has}: name two, or a second CSV"
+    )
+
+
+def _labels(tables: Sequence[Runs], fits: Sequence[FitResult]) -> list[str]:
+    """The objectives; where they are the same, the files' names, or those of the folders that they are in."""
+    choices = [[fit.label for fit in fits]]
+    if all(not isinstance(table, pd.DataFrame) for table in tables):
+        paths = [Path(str(table)).resolve() for table in tables]
+        choices += [[path.stem for path in paths], [path.parent.name for path in paths]]
+    return next((names for names in choices if len(set(names)) == len(names)), choices[0])

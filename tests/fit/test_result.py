@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm.errors import UserError
-from dlm.fit import FitResult, bootstrap, compare, fit_isoflop, fit_surface, text
+from dlm.fit import FitResult, bootstrap, fit_isoflop, fit_surface, side_by_side, text
 
 KEYS = {"law", "loss", "space", "delta", "n", "params", "ci", "objective", "allocation", "at", "holdout", "status"}
 
@@ -41,17 +41,17 @@ def test_text_and_html_say_what_is_known(fits):
     assert "nan" not in (report + page).replace("finance", "")
 
 
-def test_compare_shows_the_disagreement(fits):
+def test_side_by_side_shows_the_disagreement(fits):
     surface, line = fits
-    both = compare({"surface": surface, "line": line}, at=1e20)
+    both = side_by_side({"surface": surface, "line": line}, at=1e20)
     sizes = [surface.at[1e20].N, line.at[1e20].N]
     assert both.spread == pytest.approx(max(sizes) / min(sizes))
     assert f"a factor of {both.spread:.2f}" in both.report()
-    elsewhere = compare(fits, at=3e19).rows  # not among the reported C: computed from the parameters
-    assert pytest.approx(compare([fit_again(surface)], at=3e19).rows[0].N) == elsewhere[0].N
+    elsewhere = side_by_side(fits, at=3e19).rows  # not among the reported C: computed from the parameters
+    assert pytest.approx(side_by_side([fit_again(surface)], at=3e19).rows[0].N) == elsewhere[0].N
     assert "<table>" in both._repr_html_()
-    with pytest.raises(UserError, match="nothing to compare"):
-        compare([])
+    with pytest.raises(UserError, match="nothing to set side by side"):
+        side_by_side([])
 
 
 def fit_again(result):
