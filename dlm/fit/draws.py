@@ -24,10 +24,6 @@ def by_pairs(method: str, points: Points, few: bool) -> bool:
     return method == "pairs" or (method == "auto" and (clustered or not few))
 
 
-def pick(pool: Array, replicates: int, rng: np.random.Generator) -> Array:
-    return pool[rng.integers(len(pool), size=(replicates, len(pool)))]
-
-
 def cluster_counts(points: Points, replicates: int, rng: np.random.Generator) -> Array:
     """How often each point is drawn, clusters whole, times its weight: (R, n)."""
     _, place = np.unique(points.cluster, return_inverse=True)

@@ -39,14 +39,27 @@ def draw(result: FitResult, points: Points, replicates: int, method: str, rng: n
         weight, targets, method, dof = draws.cluster_counts(points, replicates, rng), target[None], "pairs", 0
     else:
         weight, method = points.weight[None], "residuals"
-        scaled = residual * np.sqrt(points.weight * len(points) / dof)
-        drawn = draws.pick(scaled - scaled.mean(), replicates, rng)
+        pool = _pool(residual * np.sqrt(points.weight), len(problem.free), how.norm)
+        drawn = pool[rng.integers(len(pool), size=(replicates, len(points)))]
         targets = fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300))
     found, done = _refit(problem, thetas, residual, targets, weight)
     rows = law.rows(found, problem.centre)
     failed = np.logical_not(np.logical_and(done, np.isfinite(rows).all(axis=1)))
     rows[failed] = np.nan
     return draws.Draws(rows=rows, vertices=None, method=method, dof=dof)
+
+
+def _pool(residual: Array, free: int, norm: str) -> Array:
+    """What residuals are drawn from, corrected for the parameters that were fitted to them.
+
+    Squares shrink all residuals, by sqrt(1 - p/n) in the mean. A norm with a corner goes through p of the points, as
+    absolute errors do: those p say nothing of the noise, and the others are as large as they should be.
+    """
+    if norm == "mse":
+        pool = residual * np.sqrt(len(residual) / (len(residual) - free))
+    else:
+        pool = np.delete(residual, np.argsort(np.abs(residual))[:free])
+    return np.asarray(pool - pool.mean())
 
 
 def _rows(result: FitResult) -> Array:
