@@ -129,9 +129,9 @@ def compare(
     """How many times the compute of `first` does `second` need, at equal loss?
 
     losses: nats/token, (n,), by default 9 within the overlap, evenly spaced in log C of `first`. Intervals come from
-    the draws of both (see `bootstrap`), taken as independent; without them there are point values only. Raises
-    UserError where a law is missing or rises with C, the conventions of FLOPs differ, or the losses do not overlap:
-    then it says which budgets would make them.
+    the draws of both (see `bootstrap`), taken as independent, and after `judge` over both forms of the law; without
+    draws there are point values only. Raises UserError where a law is missing or rises with C, the conventions of FLOPs
+    differ, or the losses do not overlap: then it says which budgets would make them.
     """
     if not 0 < level < 1:
         raise UserError(f"level is {level}: give a number between 0 and 1, such as 0.95")
@@ -145,6 +145,7 @@ def compare(
     log_m = logs[1] - logs[0]
     spread, dof = _spread(first, second, wanted, logs)
     ci, trend_ci = _intervals(log_m, spread, dof, level)
+    ci, trend_ci = _over_forms(first, second, wanted, level, ci, trend_ci)
     return Multiplier(
         names=names,
         laws=(first.law, second.law),
@@ -376,6 +377,28 @@ def _intervals(log_m: Array, spread: Array | None, dof: int, level: float) -> tu
     ci = tuple(ends(float(np.exp(m)), np.exp(v), dof, level, log=True) for m, v in zip(log_m, spread.T, strict=True))
     rise = spread[:, -1] - spread[:, 0]
     return ci, ends(float(np.exp(log_m[-1] - log_m[0])), np.exp(rise), dof, level, log=True)
+
+
+def _over_forms(
+    first: FitResult, second: FitResult, losses: Array, level: float, ci: tuple[Interval, ...], trend_ci: Interval
+) -> tuple[tuple[Interval, ...], Interval]:
+    """The hull with the intervals of the form that checks both laws, where `judge` has fitted one."""
+    checks = [set() if r.verdict is None else set(r.verdict.forms) - {r.law} for r in (first, second)]
+    if first.law != second.law or first.surface is None:
+        return ci, trend_ci
+    for name in sorted(checks[0] & checks[1]):
+        one, other = (r.verdict.forms[name] for r in (first, second) if r.verdict is not None)
+        logs = np.array([_log_c(r, _fit_row(r), losses, NEAR_NATS, FIT_NODES)[0] for r in (one, other)])
+        spread, dof = _spread(one, other, losses, logs)
+        more, more_trend = _intervals(logs[1] - logs[0], spread, dof, level)
+        ci = tuple(_hull(a, b) for a, b in zip(ci, more, strict=True))
+        trend_ci = _hull(trend_ci, more_trend)
+    return ci, trend_ci
+
+
+def _hull(one: Interval, other: Interval) -> Interval:
+    """The least interval that holds both; a form that says nothing there (NaN) is left out."""
+    return float(np.fmin(one[0], other[0])), float(np.fmax(one[1], other[1]))
 
 
 def _warnings(
