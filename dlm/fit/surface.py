@@ -6,6 +6,7 @@ The laws are in `dlm.fit.laws`; Chinchilla's is the default (2203.15556, approac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -189,6 +190,8 @@ def _consistent(
         law = DataConstrained(base, law.unique)
         rows = np.array([list(found.params.values()), *([r[k] for k in found.params] for r in found.rivals)])
         found = solve(points, law, how, fixed, begin=rows)
+    else:
+        found = replace(found, converged=False)
     return law, found
 
 
