@@ -37,7 +37,7 @@ def fit_envelope(
     """Log-log lines through the frontier; refused where it has fewer than 4 points, 3 sizes or one decade of
     FLOPs.
 
-    Points of one `run_id` from the middle of a cosine `schedule` are not losses of finished runs: UserError.
+    Points of one `run_id` from the middle of a decaying `schedule` are not losses of finished runs: UserError.
     """
     points = as_points(params, tokens, loss, flops=flops, cluster=run_id, convention=convention)
     if schedule is not None:
@@ -99,8 +99,9 @@ def _refusal(chosen: Points) -> str:
 
 def _check_finished(points: Points, schedule: Sequence[str]) -> None:
     repeated = np.bincount(points.cluster)[points.cluster] > 1
-    if any(many and "cosine" in str(name) for many, name in zip(repeated, schedule, strict=True)):
+    decaying = sorted({str(name) for many, name in zip(repeated, schedule, strict=True) if many and name != "constant"})
+    if decaying:
         raise UserError(
-            "an envelope cannot use points from the middle of a cosine schedule: their learning rate is "
+            f"an envelope cannot use points from the middle of a {decaying[0]} schedule: their learning rate is "
             "not yet annealed, so their loss is too high; keep one row per run_id, its last"
         )

@@ -322,5 +322,7 @@ def test_envelope_refuses_what_cannot_support_it(world):
     result = fit_envelope(n, d, loss)
     assert result.status == "refused"
     assert "no envelope" in result.warnings[0]
-    with pytest.raises(UserError, match="middle of a cosine schedule"):
-        fit_envelope(n, d, loss, run_id=["a"] * 10, schedule=["cosine"] * 10)
+    for name in ("cosine", "linear", "wsd"):
+        with pytest.raises(UserError, match=f"middle of a {name} schedule"):
+            fit_envelope(n, d, loss, run_id=["a"] * 10, schedule=[name] * 10)
+    assert fit_envelope(n, d, loss, run_id=["a"] * 10, schedule=["constant"] * 10).n == 10

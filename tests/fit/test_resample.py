@@ -19,6 +19,7 @@ def test_besiroglu_intervals(epoch):  # T3: 4000 pairs bootstraps
     spread = dict(zip(("E", "A", "B", "alpha", "beta"), result.draws.std(axis=0), strict=True))
     assert spread["E"] == pytest.approx(0.02566, rel=0.05)
     assert (spread["alpha"], spread["beta"]) == pytest.approx((0.01540, 0.0206), rel=0.05)
+    assert spread["A"] == pytest.approx(124.5, rel=0.06) and spread["B"] == pytest.approx(1293, rel=0.12)  # long tails
     published = {
         "A": (285, 744),
         "B": (1042, 5810),
