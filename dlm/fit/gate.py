@@ -28,12 +28,13 @@ FORMS = ("chinchilla", "skaling")
 MOST_REACH = 100.0  # times the highest C: nothing beyond has been tried in simulated worlds
 WIDEST = 0.10  # relative width of the interval of L* beyond which it is withheld
 SHARE = 0.5  # of the forms' difference that is added to the hull
+LEVEL = 0.95
 GRID = 41  # places between the highest C and MOST_REACH times it
 
 
 @np.errstate(all="ignore")
 def judge(
-    result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = 0.95, at: Sequence[float] | None = None
+    result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL, at: Sequence[float] | None = None
 ) -> FitResult:
     """The result with a verdict, and with intervals at each C that hold under both forms.
 
@@ -74,7 +75,7 @@ def _forms(result: FitResult, replicates: int, seed: int) -> tuple[dict[str, Fit
 
 
 def _methods(result: FitResult, forms: Mapping[str, FitResult], replicates: int, seed: int) -> list[FitResult]:
-    """All that say N*: the forms, and the isoFLOP minima where there are budgets."""
+    """All that say N*: the forms, and the isoFLOP minima where there are budgets and their points bound them."""
     assert result.points is not None
     if result.law == "isoflop":
         return [*forms.values(), result]
@@ -84,9 +85,9 @@ def _methods(result: FitResult, forms: Mapping[str, FitResult], replicates: int,
     line = fit_isoflop(
         points.params, points.tokens, points.loss, points.budget, flops=points.flops, weights=points.weight
     )
-    if not line.params:
-        return list(forms.values())
-    return [*forms.values(), bootstrap(line, replicates=replicates, seed=seed)]
+    line = bootstrap(line, replicates=replicates, seed=seed)
+    bounded = line.params and np.isfinite(at_compute(line, float(points.flops.max()), LEVEL).ci["N"]).all()
+    return [*forms.values(), line] if bounded else list(forms.values())
 
 
 def _missed(forms: Mapping[str, FitResult]) -> float:
@@ -231,7 +232,7 @@ def _aicc(points: Points, forms: Mapping[str, FitResult]) -> dict[str, float]:
     return found
 
 
-def optima(result: FitResult, at: Iterable[float], *, level: float = 0.95) -> dict[float, Optimum]:
+def optima(result: FitResult, at: Iterable[float], *, level: float = LEVEL) -> dict[float, Optimum]:
     """N*, D*, L* at each C (FLOPs) of any fit that has a law: gated after `judge`, else with its own intervals."""
     if result.points is None or not result.params:
         return {}

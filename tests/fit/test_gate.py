@@ -88,6 +88,13 @@ def test_the_hull_holds_every_method(world):
         assert low <= own[0] and own[1] <= high
 
 
+def test_isoflop_minima_that_are_not_bounded_take_no_part(world):
+    n, d, loss, c = world.grid(BUDGETS, sizes=5, sigma=0.01, width=2.0)
+    result = judged(n, d, loss, c, at=[1e20])
+    assert "isoflop" not in [m.law for m in result.verdict.methods]
+    assert np.isfinite(result.at[1e20].ci["N"]).all()
+
+
 def test_an_isoflop_law_is_judged_by_both_forms(world):
     n, d, loss, c = world.grid(BUDGETS, sizes=7, sigma=0.003)
     line = judge(bootstrap(fit_isoflop(n, d, loss, c, at=[1e20, 1e21]), replicates=300), replicates=300)
