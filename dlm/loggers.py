@@ -1,10 +1,16 @@
-"""loggers: W&B's logger for runs that must outlive W&B. Named in configs/logger/wandb.yaml."""
+"""loggers: W&B's logger for runs that must outlive W&B. Named in configs/logger/wandb.yaml.
+
+What W&B misses is in metrics.jsonl and in its own file on disk, and `dlm sync` brings it there later.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+
+from dlm.record import RESULT_PREFIX
 
 
 class WandbLogger(LightningWandbLogger):
@@ -16,6 +22,10 @@ class WandbLogger(LightningWandbLogger):
 
     _ended = False
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # W&B 0.31 warns of it, even of None
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log, as long as there is somebody to log to."""
         if self._ended:
@@ -25,3 +35,13 @@ class WandbLogger(LightningWandbLogger):
         except ConnectionError as error:
             self._ended = True
             print(f"W&B's process has ended ({error}): from step {step} on metrics.jsonl alone is written", flush=True)
+
+    def log_result(self, result: Mapping[str, Any]) -> None:
+        """Put the result of the run into its summary, number by number (record.logged_result reads it)."""
+        if self._ended:
+            return
+        try:
+            self.experiment.summary.update({RESULT_PREFIX + key: value for key, value in result.items()})
+        except ConnectionError as error:
+            self._ended = True
+            print(f"W&B's process has ended ({error}): it has no result, result.json has", flush=True)

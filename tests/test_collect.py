@@ -13,9 +13,10 @@ from stub_cell import result, status
 from test_wandb_file import write_runs
 
 from dlm.collect import collect
-from dlm.crosscheck import check_history, differ, final_validation
+from dlm.crosscheck import check_history, differ
 from dlm.errors import UserError
 from dlm.files import Lease, append_jsonl, write_json
+from dlm.history import from_rows
 from dlm.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan import cell_config, make_plan, write_plan
 from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_result, write_status
@@ -62,7 +63,8 @@ def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
     """The run directory of a cell that has begun."""
     run_dir = sweep_dir / "runs" / cell.cell_id
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(cell_config(cell.groups, cell.overrides)))
+    config = {**cell_config(cell.groups, cell.overrides), "sweep": "s", "cell_id": cell.cell_id}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     write_json(run_dir / "env.json", {"attempts": [{"git_sha": "old"}, {"git_sha": "abc123", "device": "cpu (test)"}]})
     for row in rows:
         append_jsonl(run_dir / "metrics.jsonl", row)
@@ -170,7 +172,10 @@ def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
     )
     assert said[lost.cell_id].startswith(f"lost, step 9 of {lost.steps}") and "submit again" in said[lost.cell_id]
     assert f"at step {early.steps - 1}" in said[early.cell_id] and str(early.steps) in said[early.cell_id]
-    assert said[running.cell_id].startswith("running (process") and "wait" in said[running.cell_id]
+    assert (
+        said[running.cell_id].startswith(f"running, step 1 of {running.steps} (process")
+        and "wait" in said[running.cell_id]
+    )
     assert "another run" in said[foreign.cell_id]
     assert said[unlearned.cell_id].startswith("did not learn: its loss 3.4000") and "3.3000" in said[unlearned.cell_id]
     rows = collected.excluded.set_index("run_id")
@@ -242,7 +247,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
             (lacking, final_rows(lacking)[2:]),
         ],
     )
-    collected = collect(sweep_dir)
+    collected = collect(sweep_dir, verify=True)
     said = {cell.cell_id: [w for w in collected.warnings if w.startswith(cell.cell_id)] for cell in plan.cells}
     assert said[agrees.cell_id] == []
     (loss_line, history_line) = said[loss_differs.cell_id]
@@ -267,7 +272,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
     # A torn W&B file is a warning, and its run still counts.
     (path,) = wandb_files(sweep_dir / "runs" / agrees.cell_id)
     path.write_bytes(path.read_bytes()[:-20])
-    collected = collect(sweep_dir)
+    collected = collect(sweep_dir, verify=True)
     assert agrees.cell_id in set(collected.runs.run_id)
     assert any(w.startswith(agrees.cell_id) and "cut off" in w for w in collected.warnings)
 
@@ -282,12 +287,13 @@ def test_numbers_differ_beyond_rounding_only():
 
 def test_a_validation_at_another_step_is_not_the_final_one():
     rows = [{"step": 5, "val/loss": 3.0}, {"step": 10, "train/loss": 1.0}, {"step": 10, "val/loss": 2.0}]
-    assert final_validation(rows, 10) == (2.0, None) and final_validation(rows[:2], 10) == (None, None)
+    assert from_rows(rows, "a", [], []).at(10) == (2.0, None)
+    assert from_rows(rows[:2], "a", [], []).at(10) == (None, None)
 
 
 def test_equal_histories_say_nothing():
     rows = [{"step": 1, "lr": 0.5, "extra": "x"}, {"step": 2, "lr": None}]
-    assert list(check_history(rows, [dict(row) for row in rows])) == []
+    assert list(check_history(rows, [dict(row) for row in rows], "the W&B file")) == []
 
 
 def test_a_thousand_cells_are_collected_in_seconds(sweep):
