@@ -134,6 +134,12 @@ def existing(target: str) -> Chosen:
     return Chosen(sweep_dir, read_plan(sweep_dir))
 
 
+def run_folder(target: str) -> Path:
+    """The folder behind a target that may hold runs without a plan: those that `python -m dlm.launch` started."""
+    folder = Path(by_name(target))
+    return folder if (folder / "runs").is_dir() else existing(target).sweep_dir
+
+
 def warn(line: str) -> None:
     print(f"dlm: warning: {line}", file=sys.stderr)
 
@@ -464,7 +470,7 @@ def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, 
             "give a sweep, or --wandb ENTITY/PROJECT with --out DIR (and --mapping FILE for runs that dlm did not "
             "launch)"
         )
-    folder = existing(target).sweep_dir if target is not None else Path(str(source.out))
+    folder = run_folder(target) if target is not None else Path(str(source.out))
     if source.project is None:
         return folder, collect_runs(folder, verify=verify)
     filters = {"group": folder.name} if target is not None else {}

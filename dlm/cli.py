@@ -266,7 +266,7 @@ def sync(
     """Upload runs that were logged offline, or lost W&B on the way, and say what did not arrive."""
     from dlm.sync import sync as sync_runs
 
-    arrivals = sync_runs(chain.existing(target).sweep_dir, project=wandb)
+    arrivals = sync_runs(chain.run_folder(target), project=wandb)
     for one in arrivals:
         if one.skipped is not None:
             print(f"not looked at: {one.run_id}: {one.skipped}")

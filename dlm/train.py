@@ -39,7 +39,7 @@ from dlm.datamodules.prepare import ensure_data
 from dlm.datamodules.slim_pajama import SlimPajamaDataModule
 from dlm.errors import DivergedError, ExitCode, UserError, unknown
 from dlm.files import Lease, read_json, write_atomic, write_json
-from dlm.loggers import WandbLogger
+from dlm.loggers import WandbLogger, end_wandb
 from dlm.manifest import DataSet
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives import make_objective
@@ -177,15 +177,15 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
             reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
             print(f"dlm: {reason}", file=sys.stderr)
             logging.raiseExceptions = False  # W&B's own log has no room either, and would say so at length
-            _end_wandb()
         elif isinstance(error, ConnectionError) and signals.asked_to_stop():
             code, state, reason = ExitCode.PREEMPTED, State.PREEMPTED, "stopped by a signal while it started"
-            _end_wandb()  # whose process took the signal to heart before ours could take a step
+            # by W&B's process, which took the signal to heart before ours could take a step
         else:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
     finally:
         _last_word(run_dir, recipe, state, code, reason)
+        end_wandb(code)
         signals.forget()
     return code
 
@@ -235,7 +235,6 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
         for preemption in preemptions:
             preemption.return_signals()
     if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
-        _end_wandb()
         return True
     if run_dir is not None:
         if module.validated_step != recipe.steps:
@@ -393,13 +392,6 @@ def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
     os.environ.setdefault("WANDB_SILENT", "true")
     return hydra.utils.instantiate(config["logger"])
-
-
-def _end_wandb() -> None:
-    """Let W&B write what it has. SLURM signals every process of a job: its own may have ended with what it had."""
-    if "wandb" in sys.modules:
-        with contextlib.suppress(ConnectionError):
-            sys.modules["wandb"].teardown()
 
 
 def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:

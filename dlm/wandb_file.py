@@ -18,6 +18,7 @@ from dlm.errors import UserError
 
 BLOCK_BYTES = 32768
 FILE_HEADER = b":W&B"
+VERSION = b"\xe1\xbe\x00"  # what follows: a magic number, and version 0 of W&B 0.13 to 0.31
 HEADER_BYTES = 7  # of the file, and of each record: CRC32 (4), length (2), type (1)
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -64,6 +65,8 @@ def read_wandb_file(path: Path) -> WandbRun:
     data = path.read_bytes()
     if not FILE_HEADER.startswith(data[:4]) and not data.startswith(FILE_HEADER):
         raise UserError(f"{path} is no .wandb file: it does not begin with {FILE_HEADER.decode()}")
+    if len(data) >= HEADER_BYTES and data[4:HEADER_BYTES] != VERSION:
+        raise UserError(f"{path} is of another version of W&B's files ({data[4:HEADER_BYTES].hex()}): it was left out")
     run = WandbRun(path=path)
     if len(data) <= HEADER_BYTES:
         run.warnings.append(f"{path.name} holds nothing: the run was killed before W&B wrote to it")

@@ -172,6 +172,9 @@ def test_another_file_is_refused_in_one_line(tmp_path):
     path.write_bytes(b"PK\x03\x04 no")
     with pytest.raises(UserError, match=r"is no \.wandb file"):
         read_wandb_file(path)
+    path.write_bytes(b":W&B\xe1\xbe\x01" + bytes(100))
+    with pytest.raises(UserError, match="another version"):
+        read_wandb_file(path)
 
 
 def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(real, tmp_path):

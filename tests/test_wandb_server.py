@@ -324,3 +324,50 @@ def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):  # noqa: F811
     finish(sweep_dir, plan, plan.cells[0])
     assert "no login" in complaint(dlm(server, "sync", sweep_dir, WANDB_API_KEY=""))
     assert reasons(collect(sweep_dir, write=False))
+
+
+# --- a run that logs online -------------------------------------------------------------------------------------------
+
+
+def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A run of twenty steps that was to log online, its patience with W&B cut to two seconds."""
+    code = "import sys, dlm.loggers as l; l.PATIENCE_SEC = 2.0; from dlm.launch import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "experiment=debug", "training.steps=20", "logger.offline=false", *overrides]
+    env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), "DLM_WORKDIR": str(workdir), **environ}
+    return subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, stdlib_data):
+    server.fail("file_stream", times=10**6, status=500)
+    done = train(server, tmp_path)
+    assert done.returncode == 0 and "W&B has not taken everything within 2 s: `dlm sync`" in done.stdout, done.stderr
+    (run,) = server.runs.values()
+    (run_dir,) = (tmp_path / "adhoc/runs").iterdir()
+    assert not run.rows and (run_dir / "result.json").is_file()
+    server.faults.clear()
+    code, said, warned = dlm(server, "sync", tmp_path / "adhoc")  # a folder without a plan
+    assert code == 0 and "1 of 1 runs are whole" in said, warned
+    there = {(row["step"], row["time"]) for row in run.rows if "time" in row}
+    assert there == {(row["step"], row["time"]) for row in on_disk(run_dir)}
+    assert run.summary["result/loss"] == json.loads((run_dir / "result.json").read_text())["loss"]
+
+
+@pytest.mark.slow
+def test_no_server_at_the_start_is_a_file(server, tmp_path, stdlib_data):
+    done = train(server, tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="3")
+    assert done.returncode == 0 and "W&B does not answer" in done.stdout and "logs offline" in done.stdout, done.stderr
+    assert list(tmp_path.glob("adhoc/runs/*/wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(("environ", "words"), [({"WANDB_API_KEY": ""}, "No API key"), ({}, "entity nobody not found")])
+def test_a_refusal_is_the_users_mistake(server, tmp_path, environ, words):
+    code = ("from dlm.loggers import WandbLogger\n"
+            "try: WandbLogger(project='dlm', entity='nobody', id='a', offline=False).experiment\n"
+            "except ValueError as error: print('refused', error)")  # fmt: skip
+    env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.stdout.startswith("refused") and words in done.stdout and "logger.offline=true" in done.stdout
+    assert not server.runs
