@@ -390,7 +390,8 @@ def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
         return False
     # A short run that is killed would lose everything: the default flushes every 15 s (tried, W&B 0.31).
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
-    os.environ.setdefault("WANDB_SILENT", "true")
+    if config["logger"].get("offline"):  # online W&B has something to say: where the run is, and what it cannot upload
+        os.environ.setdefault("WANDB_SILENT", "true")
     return hydra.utils.instantiate(config["logger"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from stub_cell import status
+from stub_cell import status as status_of
 from test_collect import LOSS, final_rows, finish, reasons, started, sweep  # noqa: F401
 from test_wandb_file import write_runs
 from wandb_server import ENTITY, serving
@@ -262,7 +262,7 @@ def test_sync_brings_everything_once_and_says_what_it_could_not(sweep, server): 
     whole, torn, lost, resumed, live = plan.cells[:5]
     folders = {cell.cell_id: finish(sweep_dir, plan, cell) for cell in (whole, torn, lost, resumed)}
     folders[live.cell_id] = started(sweep_dir, plan, live, final_rows(live)[:1])
-    write_status(folders[live.cell_id], status(State.RUNNING, step=1, steps=live.steps))
+    write_status(folders[live.cell_id], status_of(State.RUNNING, step=1, steps=live.steps))
     params = {cell.cell_id: cell.num_params for cell in plan.cells}
     rows_of = {name: on_disk(folder) for name, folder in folders.items()}
     first = [
@@ -334,15 +334,20 @@ def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.
     code = "import sys, dlm.loggers as l; l.PATIENCE_SEC = 2.0; from dlm.launch import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "experiment=debug", "training.steps=20", "logger.offline=false", *overrides]
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), "DLM_WORKDIR": str(workdir), **environ}
+    del env["WANDB_SILENT"]  # that is train's to say
     return subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           timeout=120, check=False)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, stdlib_data):
-    server.fail("file_stream", times=10**6, status=500)
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(500, "W&B has not taken everything within 2 s: `dlm sync`"), (403, "Fatal error while uploading data")],
+)
+def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, stdlib_data, status, words):
+    server.fail("file_stream", times=10**6, status=status)
     done = train(server, tmp_path)
-    assert done.returncode == 0 and "W&B has not taken everything within 2 s: `dlm sync`" in done.stdout, done.stderr
+    assert done.returncode == 0 and words in done.stdout + done.stderr, done.stderr
     (run,) = server.runs.values()
     (run_dir,) = (tmp_path / "adhoc/runs").iterdir()
     assert not run.rows and (run_dir / "result.json").is_file()
