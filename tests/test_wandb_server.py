@@ -350,6 +350,7 @@ def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, st
     assert done.returncode == 0 and words in done.stdout + done.stderr, done.stderr
     (run,) = server.runs.values()
     (run_dir,) = (tmp_path / "adhoc/runs").iterdir()
+    assert run.tags == ["masked_diffusion", "8k", "stdlib"] and run.group == "adhoc"
     assert not run.rows and (run_dir / "result.json").is_file()
     server.faults.clear()
     code, said, warned = dlm(server, "sync", tmp_path / "adhoc")  # a folder without a plan
