@@ -77,6 +77,7 @@ class CellFiles:
     data_hash: str | None
     history: History  # of metrics.jsonl
     logged: list[Logged] = field(default_factory=list)  # by W&B, the most trusted first
+    source: str = "run_dir"  # of ``now.result``
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -100,7 +101,7 @@ def run_row(cell: CellFiles) -> tuple[dict[str, Any], str | None]:
         _take_logged_result(cell)
     known = _planned_columns(cell) | _measured_columns(cell)
     if cell.now.result is not None:
-        result, source = cell.now.result, _source_of_result(cell)
+        result, source = cell.now.result, cell.source
         final = {"loss": result.loss, "loss_se": result.loss_se, "source": source, "estimator": result.estimator}
         _cross_check(cell, final)
         reason = None if math.isfinite(result.loss) else f"its loss is {result.loss}"
@@ -120,13 +121,8 @@ def _take_logged_result(cell: CellFiles) -> None:
         result = one.result
         if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
             cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
+            cell.source = one.source
             return
-
-
-def _source_of_result(cell: CellFiles) -> str:
-    if read_result(cell.run_dir) is not None:
-        return "run_dir"
-    return next(one.source for one in cell.logged if one.result == cell.now.result)
 
 
 def _planned_columns(cell: CellFiles) -> dict[str, Any]:
