@@ -158,7 +158,9 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
             write_json(folder.parent / "tried.json", [*_tried(folder.parent), [path, folder.name]])
         command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
         where = ["--entity", entity, "--project", project]
-        done = subprocess.run([*command, *where, *map(str, folders)], capture_output=True, text=True, check=False)
+        paths = [str(folder.absolute()) for folder in folders]
+        with tempfile.TemporaryDirectory() as here:  # it leaves logs of its own where it runs
+            done = subprocess.run([*command, *where, *paths], cwd=here, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"wandb sync ended with {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr, flush=True)
 
