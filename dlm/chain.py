@@ -19,6 +19,7 @@ from dlm.errors import ExitCode, UserError, unknown
 
 if TYPE_CHECKING:
     from dlm.cluster import Slurm
+    from dlm.collect import Collected
     from dlm.plan import Cell, Plan
     from dlm.sweep import SweepSpec
 
@@ -131,6 +132,12 @@ def existing(target: str) -> Chosen:
     if not is_sweep_dir(target) and not sweep_dir.is_dir():
         sweep_dir = locate.workdir() / _definition(target, None, None, None).name
     return Chosen(sweep_dir, read_plan(sweep_dir))
+
+
+def run_folder(target: str) -> Path:
+    """The folder behind a target that may hold runs without a plan: those that `python -m dlm.launch` started."""
+    folder = Path(by_name(target))
+    return folder if (folder / "runs").is_dir() else existing(target).sweep_dir
 
 
 def warn(line: str) -> None:
@@ -436,6 +443,54 @@ def _priced_here(chosen: Chosen) -> tuple[Chosen, bool]:
     print(f"about {hours} of training here, {at_once} cells at a time, and some seconds to start each")
     prepared = _prepared(chosen)
     return Chosen(chosen.sweep_dir, with_estimates(prepared.plan, rates=rates)), hardware.device != "cpu" and not gpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where `dlm collect` looks beside a sweep's folder."""
+
+    project: str | None  # ENTITY/PROJECT on a W&B server
+    filters: Sequence[str]  # KEY=VALUE
+    mapping: Path | None
+    out: Path | None
+
+
+def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, Collected]:
+    """(folder, what was collected into it): of a sweep, of a W&B project, or of both."""
+    from dlm.collect import collect as collect_runs
+    from dlm.collect import collect_mapped
+    from dlm.groups import parse_yaml
+
+    if source.project is None:
+        for name, value in (("--mapping", source.mapping), ("--filter", source.filters), ("--out", source.out)):
+            if value:
+                raise UserError(f"{name} is for the runs of a W&B project: give --wandb ENTITY/PROJECT too")
+    if (target is None) != (source.out is not None) or (target and source.mapping):
+        raise UserError(
+            "give a sweep, or --wandb ENTITY/PROJECT with --out DIR (and --mapping FILE for runs that dlm did not "
+            "launch)"
+        )
+    folder = run_folder(target) if target is not None else Path(str(source.out))
+    if source.project is None:
+        return folder, collect_runs(folder, verify=verify)
+    filters = {"group": folder.name} if target is not None else {}
+    for word in source.filters:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
+        filters[key] = parse_yaml(value, f"--filter {word}")
+    if source.mapping is not None:
+        from dlm.mapping import load_mapping
+
+        mapping = load_mapping(source.mapping)
+    from dlm.wandb_api import Project
+
+    server = Project(source.project, filters=filters)
+    if not server.runs and target is None:
+        raise UserError(f"{source.project} has no run that {filters or 'it was asked for'} names: nothing was written")
+    if source.mapping is not None:
+        return folder, collect_mapped(server, mapping, folder)
+    return folder, collect_runs(folder, verify=verify, server=server)
 
 
 def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:

@@ -228,17 +228,54 @@ def logs(
 
 
 @app.command()
-def collect(target: Target) -> None:
-    """Read run directories and offline W&B files into runs.csv, excluded.csv and history.parquet."""
-    from dlm.collect import collect as collect_runs
-
-    sweep_dir = chain.existing(target).sweep_dir
-    collected = collect_runs(sweep_dir)
+def collect(
+    target: Annotated[str | None, typer.Argument(help="A sweep: its definition or folder. Without one, --out.")] = None,
+    wandb: Annotated[
+        str | None, typer.Option("--wandb", metavar="ENTITY/PROJECT", help="Also what a W&B server has.")
+    ] = None,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="KEY=VALUE in W&B's words (group, state, config.seed.value); repeat it."),
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="What the runs of others call things: a YAML file, see dlm/mapping.py.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Without a sweep: where the tables go.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every history against W&B's, number by number.")
+    ] = False,
+) -> None:
+    """Read run directories and offline W&B files, and a W&B server, into runs.csv, excluded.csv, history.parquet."""
+    source = chain.Source(project=wandb, filters=filter_ or (), mapping=mapping, out=out)
+    folder, collected = chain.collect(target, source, verify=verify)
     for warning in collected.warnings:
         chain.warn(warning)
     for row in collected.excluded.to_dict("records"):
         print(f"left out {row['run_id']}: {row['reason']}")
-    print(f"{len(collected.runs)} runs: {sweep_dir / 'runs.csv'}")
+    print(f"{len(collected.runs)} runs: {folder / 'runs.csv'}")
+
+
+@app.command()
+def sync(
+    target: Target,
+    wandb: Annotated[
+        str | None,
+        typer.Option("--wandb", metavar="ENTITY/PROJECT", help="Where to; by default your own entity, project dlm."),
+    ] = None,
+) -> None:
+    """Upload runs that were logged offline, or lost W&B on the way, and say what did not arrive."""
+    from dlm.sync import sync as sync_runs
+
+    arrivals = sync_runs(chain.run_folder(target), project=wandb)
+    for one in arrivals:
+        if one.skipped is not None:
+            print(f"not looked at: {one.run_id}: {one.skipped}")
+        elif not one.whole:
+            what = f"{len(one.lacking)} of {len(one.rows)} rows" if one.lacking else "its result"
+            chain.warn(f"{one.run_id}: {what} did not arrive{'; '.join(['', *one.trouble])}")
+    whole = [one for one in arrivals if one.whole]
+    print(f"{len(whole)} of {len(arrivals)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
+    raise typer.Exit(ExitCode.DONE if len(whole) == len(arrivals) else ExitCode.PREEMPTED)
 
 
 RunsFile = Annotated[

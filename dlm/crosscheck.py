@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-from dlm.record import merge_metrics
 
 # The run directory keeps 64-bit numbers, and so does W&B: what differs by more than rounding differs.
 RELATIVE_TOLERANCE = 1e-9
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
-
-
-def history_rows(rows: Iterable[dict[str, Any]], warnings: list[str], name: str) -> list[dict[str, Any]]:
-    """The rows by optimiser step, the last attempt winning; rows without a whole step are named and left out."""
-    rows = list(rows)
-    whole = [row for row in rows if isinstance(row.get("step"), int)]
-    if len(whole) < len(rows):
-        warnings.append(f"{name}: {len(rows) - len(whole)} logged rows have no step and were left out")
-    return merge_metrics(whole)
-
-
-def final_validation(rows: Iterable[dict[str, Any]], step: int) -> tuple[float | None, float | None]:
-    """(val/loss, its standard error) that was logged at ``step``; None where it was not."""
-    for row in rows:
-        if row.get("step") == step and row.get("val/loss") is not None:
-            error = row.get("val/loss_se")
-            return float(row["val/loss"]), None if error is None else float(error)
-    return None, None
 
 
 def differ(first: float, second: float) -> bool:
@@ -38,26 +18,26 @@ def differ(first: float, second: float) -> bool:
     return not math.isclose(first, second, rel_tol=RELATIVE_TOLERANCE)
 
 
-def check_value(what: str, ours: float | None, theirs: float | None, where: str) -> Iterator[str]:
-    """A line when both are there and differ."""
+def check_value(what: str, ours: float | None, theirs: float | None, first: str, where: str) -> Iterator[str]:
+    """A line when both are there and differ; ``first`` is where ours stands, and counts."""
     if ours is not None and theirs is not None and differ(ours, theirs):
-        yield f"{what} is {ours:.10g} in result.json and {theirs:.10g} in {where}: the run directory's counts"
+        yield f"{what} is {ours:.10g} in {first} and {theirs:.10g} in {where}: {first} counts"
 
 
-def check_history(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
-    """At most two lines: how many steps differ, with the first number that does; how many W&B lacks."""
+def check_history(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], where: str) -> Iterator[str]:
+    """At most two lines: how many steps differ, with the first number that does; how many ``where`` lacks."""
     other = {row["step"]: row for row in theirs}
     different = [found for row in ours for found in _differences(row, other.get(row["step"], {}))]
     if different:
         step, key, mine, its = different[0]
         steps = len({found[0] for found in different})
         yield (
-            f"{steps} of {len(ours)} logged steps differ between metrics.jsonl and the W&B file, first {key} at step "
+            f"{steps} of {len(ours)} logged steps differ between metrics.jsonl and {where}, first {key} at step "
             f"{step}: {mine:.10g} and {its:.10g}; the run directory's counts"
         )
     lacking = [row["step"] for row in ours if row["step"] not in other]
     if lacking:
-        yield f"the W&B file lacks {len(lacking)} of {len(ours)} logged steps, first step {lacking[0]}"
+        yield f"{where} lacks {len(lacking)} of {len(ours)} logged steps, first step {lacking[0]}"
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[int, str, float, float]]:

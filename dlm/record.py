@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from dlm.errors import UserError
 from dlm.files import write_atomic, write_json
 from dlm.groups import load_yaml
+from dlm.recipe import Recipe
 
 
 class State(StrEnum):
@@ -77,7 +78,7 @@ class RunRow:
     attempts: int
     steps_redone: int  # optimiser steps computed more than once because of interruptions
     git_sha: str | None
-    source: str  # where ``loss`` was read: run_dir or wandb
+    source: str  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
     status: str
 
 
@@ -124,6 +125,25 @@ def gpu_hours_used(sweep_dir: Path) -> float:
     return sum(status.gpu_hours for status in found if status is not None)
 
 
+RESULT_PREFIX = "result/"  # of the fields of Result in a run's summary in W&B
+UNITS = {
+    "train/loss": "nats/token",
+    "val/loss": "nats/token",
+    "val/loss_se": "nats/token",
+    "params": "parameters",
+    "tokens": "tokens",
+    "flops": "training FLOPs",
+    "time": "seconds since the epoch",
+    "step_time": "seconds",
+    "tokens_per_sec": "tokens/second",
+    "mfu": "fraction of the peak",
+    "memory_bytes": "bytes",
+    "grad_norm": "L2 norm",
+    "wall_sec": "seconds",
+    "gpu_hours": "GPU-hours",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """result.json: written once, when the planned last step has been validated."""
@@ -159,6 +179,42 @@ def read_result(run_dir: Path) -> Result | None:
         return Result(**json.loads((run_dir / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def logged_result(summary: Mapping[str, Any]) -> Result | None:
+    """The result that a run logged to W&B at its end, under RESULT_PREFIX; None when it is absent or not whole."""
+    found = {key.removeprefix(RESULT_PREFIX): value for key, value in summary.items() if key.startswith(RESULT_PREFIX)}
+    try:
+        return Result(
+            **{field.name: _typed(found[field.name], str(field.type)) for field in dataclasses.fields(Result)}
+        )
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """A number as it was written: W&B's server keeps 3.0 as 3."""
+    return {"int": int, "float": float, "str": str}[kind](value)
+
+
+def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[str, Any]:
+    """What a run tells W&B of itself at its start: its resolved config, and under ``record`` what follows from it.
+
+    ``facts`` are those of this attempt: data_hash, git_sha, device, attempt.
+    """
+    record = {
+        "sweep": config["sweep"],
+        "objective": config["objective"]["name"],
+        "params": recipe.shape.num_params,
+        "params_total": recipe.shape.num_params_total(causal=recipe.causal),
+        "tokens": recipe.tokens,
+        "steps": recipe.steps,
+        "convention": recipe.convention,
+        "flops": recipe.flops[recipe.convention],
+        **{f"flops_{convention}": value for convention, value in recipe.flops.items()},
+        **facts,
+    }
+    return {**config, "record": record, "units": UNITS}
 
 
 def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence[float]) -> None:

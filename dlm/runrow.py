@@ -1,6 +1,6 @@
-"""runrow: the files of one cell -> its row of runs.csv, or the reason why it has none. Called by collect.
+"""runrow: what was found of one cell -> its row of runs.csv, or the reason why it has none. Called by collect.
 
-The order of trust: result.json, metrics.jsonl, the offline W&B file. What they do not agree on becomes a warning.
+The order of trust: the run directory, its .wandb files, the W&B server. What they do not agree on becomes a warning.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlm.crosscheck import check_history, check_value, final_validation
+from dlm.crosscheck import check_history, check_value
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.groups import load_yaml
+from dlm.history import History, from_rows
 from dlm.identity import cell_id
 from dlm.ledger import CellNow
 from dlm.recipe import Recipe, derive
-from dlm.record import Result, RunRow, State, read_result
+from dlm.record import Result, RunRow, State, logged_result, read_result
 from dlm.wandb_file import WandbRun
 
 # What a result states of its run, under the same names as in RunRow.
@@ -42,45 +43,94 @@ ADVICE = {
 
 
 @dataclass(kw_only=True)
+class Logged:
+    """What one W&B source, named in the table and in words, knows of a run."""
+
+    source: str  # wandb (local files) or wandb_api
+    where: str  # "the W&B file" or "the W&B server"
+    run: WandbRun
+    history: History
+    read: bool  # whether the rows behind ``history`` were read just now
+
+    @classmethod
+    def of(cls, run: WandbRun, name: str, *, source: str, key: Any, read: bool = True) -> Logged:
+        """From a run as W&B tells it; its history merged on the optimiser step."""
+        where = {"wandb": "the W&B file", "wandb_api": "the W&B server"}[source]
+        return cls(source=source, where=where, run=run, history=from_rows(run.history, name, key, []), read=read)
+
+    @property
+    def result(self) -> Result | None:
+        """The result that the run logged at its end."""
+        return logged_result(self.run.summary)
+
+
+@dataclass(kw_only=True)
 class CellFiles:
     """One cell with everything that was found of it."""
 
     name: str
+    sweep: str
     run_dir: Path
     config: Mapping[str, Any]
     recipe: Recipe
     now: CellNow
     data_hash: str | None
+    history: History  # of metrics.jsonl
+    logged: list[Logged] = field(default_factory=list)  # by W&B, the most trusted first
+    source: str = "run_dir"  # of ``now.result``
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str:
+        """Its id in W&B."""
+        return f"{self.sweep}-{self.name}"
 
     def warn(self, lines: Iterable[str]) -> None:
         self.warnings += [f"{self.name}: {line}" for line in lines]
 
+    @property
+    def best_history(self) -> History:
+        """The history of the first source that has one."""
+        found = [self.history, *(one.history for one in self.logged)]
+        return next((history for history in found if history.num_rows), self.history)
 
-def run_row(
-    cell: CellFiles, sweep: str, metrics: list[dict[str, Any]], wandb: WandbRun | None
-) -> tuple[dict[str, Any], str | None]:
+
+def run_row(cell: CellFiles) -> tuple[dict[str, Any], str | None]:
     """(row of RunRow's columns, reason to exclude it or None)."""
-    known = _planned_columns(cell, sweep) | _measured_columns(cell)
+    if cell.now.result is None:
+        _take_logged_result(cell)
+    known = _planned_columns(cell) | _measured_columns(cell)
     if cell.now.result is not None:
-        result = cell.now.result
-        final = {"loss": result.loss, "loss_se": result.loss_se, "source": "run_dir", "estimator": result.estimator}
-        _cross_check(cell, final, metrics, wandb)
+        result, source = cell.now.result, cell.source
+        final = {"loss": result.loss, "loss_se": result.loss_se, "source": source, "estimator": result.estimator}
+        _cross_check(cell, final)
         reason = None if math.isfinite(result.loss) else f"its loss is {result.loss}"
-        reason = reason or _foreign(cell, result)
+        reason = reason or _foreign(cell, result, source)
         return dataclasses.asdict(RunRow(**{**known, **final})), reason
-    final = _final_without_result(cell, metrics, wandb)
+    final = _final_without_result(cell)
     if final:
         return dataclasses.asdict(RunRow(**{**known, **final})), None
     return dataclasses.asdict(RunRow(**known)), _reason(cell)
 
 
-def _planned_columns(cell: CellFiles, sweep: str) -> dict[str, Any]:
+def _take_logged_result(cell: CellFiles) -> None:
+    """Where the run directory has no result of the planned last step, W&B may have it."""
+    if cell.now.state in (State.RUNNING, State.SUBMITTED) or read_result(cell.run_dir) is not None:
+        return
+    for one in cell.logged:
+        result = one.result
+        if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
+            cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
+            cell.source = one.source
+            return
+
+
+def _planned_columns(cell: CellFiles) -> dict[str, Any]:
     """What is known of a cell before it has run."""
     config, recipe = cell.config, cell.recipe
     return {
         "run_id": cell.name,
-        "sweep": sweep,
+        "sweep": cell.sweep,
         "objective": config["objective"]["name"],
         "model": recipe.shape.name,
         "params": recipe.shape.num_params,
@@ -110,7 +160,7 @@ def _planned_columns(cell: CellFiles, sweep: str) -> dict[str, Any]:
 
 
 def _measured_columns(cell: CellFiles) -> dict[str, Any]:
-    """What the run directory says beyond the loss."""
+    """What the run says beyond the loss."""
     measured: dict[str, Any] = {}
     status, result = cell.now.status, cell.now.result
     if status is not None:
@@ -122,10 +172,10 @@ def _measured_columns(cell: CellFiles) -> dict[str, Any]:
     return measured
 
 
-def _last_attempt(cell: CellFiles) -> dict[str, Any]:
+def _last_attempt(cell: CellFiles) -> Mapping[str, Any]:
     path = cell.run_dir / "env.json"
     if not path.is_file():
-        return {}
+        return next((one.run.record for one in cell.logged if one.run.record), {})
     try:
         attempts = read_json(path)["attempts"]
         return dict(attempts[-1]) if attempts else {}
@@ -134,60 +184,82 @@ def _last_attempt(cell: CellFiles) -> dict[str, Any]:
         return {}
 
 
-def _cross_check(
-    cell: CellFiles, final: Mapping[str, Any], metrics: list[dict[str, Any]], wandb: WandbRun | None
-) -> None:
-    """Warn of every number that result.json, metrics.jsonl and the W&B file do not agree on."""
+def _cross_check(cell: CellFiles, final: Mapping[str, Any]) -> None:
+    """Warn of every number that the sources do not agree on."""
     step = cell.recipe.steps
-    for name, rows in (("metrics.jsonl", metrics), ("the W&B file", wandb.history if wandb else [])):
-        loss, error = final_validation(rows, step)
-        cell.warn(check_value(f"val/loss at step {step}", final["loss"], loss, name))
-        cell.warn(check_value(f"val/loss_se at step {step}", final["loss_se"], error, name))
-    if wandb is not None:
-        cell.warn(wandb.warnings)
-        cell.warn(check_history(metrics, wandb.history))
+    named = [("metrics.jsonl", cell.history), *((one.where, one.history) for one in cell.logged)]
+    first = "result.json" if final["source"] == "run_dir" else "the result in W&B"
+    for name, history in named:
+        loss, error = history.at(step)
+        cell.warn(check_value(f"val/loss at step {step}", final["loss"], loss, first, name))
+        cell.warn(check_value(f"val/loss_se at step {step}", final["loss_se"], error, first, name))
+    if not cell.history.num_rows:
+        return
+    ours = cell.history.rows() if cell.logged else []
+    for one in (one for one in cell.logged if one.read):
+        cell.warn(check_history(ours, one.history.rows(), one.where))
 
 
-def _final_without_result(cell: CellFiles, metrics: list[dict[str, Any]], wandb: WandbRun | None) -> dict[str, Any]:
-    """Where result.json is absent: the loss at the planned last step from metrics.jsonl, else from W&B, else {}."""
+def _final_without_result(cell: CellFiles) -> dict[str, Any]:
+    """Where there is no result: the loss at the planned last step from metrics.jsonl, else from W&B, else {}."""
     if cell.now.state in (State.RUNNING, State.SUBMITTED) or read_result(cell.run_dir) is not None:
         return {}
-    for source, rows in (("run_dir", metrics), ("wandb", wandb.history if wandb else [])):
-        loss, error = final_validation(rows, cell.recipe.steps)
+    step = cell.recipe.steps
+    named = [("run_dir", "metrics.jsonl", cell.history)]
+    named += [(one.source, one.where, one.history) for one in cell.logged]
+    for source, name, history in named:
+        loss, error = history.at(step)
         if loss is not None and math.isfinite(loss):
-            name = "metrics.jsonl" if source == "run_dir" else "the W&B file"
-            read = f"the loss {loss:g} at step {cell.recipe.steps} was read from {name}"
-            cell.warn([f"result.json is absent or not whole; {read}"])
+            cell.warn([f"result.json is absent or not whole; the loss {loss:g} at step {step} was read from {name}"])
             return {"loss": loss, "loss_se": error, "source": source, "estimator": "unknown", "status": str(State.DONE)}
     return {}
 
 
-def _foreign(cell: CellFiles, result: Result) -> str | None:
-    """Why a result is not of the cell it lies with: its config.yaml must have the id of the cell."""
-    path = cell.run_dir / "config.yaml"
-    if not path.is_file():
-        cell.warn(["config.yaml is absent: that its result is of this cell was not checked"])
-        return None
-    try:
-        config = load_yaml(path)
-        found = cell_id(config, steps=derive(config).steps, data_hash=result.data_hash)
-    except (UserError, KeyError, TypeError) as error:
-        cell.warn([f"config.yaml cannot be read ({error}): that its result is of this cell was not checked"])
-        return None
-    if found != cell.name:
-        return f"its config.yaml is that of {found}, another run: move the folder away, then submit it again"
+def _foreign(cell: CellFiles, result: Result, source: str) -> str | None:
+    """Why a result is not of the cell it lies with: the config that it ran with must have the id of the cell."""
+    where = "config.yaml" if source == "run_dir" else "config in W&B"
+    known = cell.history.config_id if source == "run_dir" else None
+    if known is None or known[0] != result.data_hash:
+        try:
+            config = _config_behind(cell, source)
+            if not config:
+                cell.warn([f"{where} is absent: that its result is of this cell was not checked"])
+                return None
+            known = [result.data_hash, cell_id(config, steps=derive(config).steps, data_hash=result.data_hash)]
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            cell.warn([f"{where} cannot be read ({error}): that its result is of this cell was not checked"])
+            return None
+        if source == "run_dir":
+            cell.history.config_id = known
+    if known[1] != cell.name:
+        return f"another config: its {where} is that of {known[1]}, another run: move it away, then submit it again"
     return None
+
+
+def _config_behind(cell: CellFiles, source: str) -> Any:
+    """The config that the run had which gave the result; None where it is not there."""
+    if source == "run_dir":
+        path = cell.run_dir / "config.yaml"
+        return load_yaml(path) if path.is_file() else None
+    return next(one.run.config for one in cell.logged if one.source == source)
 
 
 def _reason(cell: CellFiles) -> str:
     """Why a cell has no row in runs.csv, and what to do."""
-    now, result = cell.now, read_result(cell.run_dir)
+    now = cell.now
+    result = read_result(cell.run_dir) or next((one.result for one in cell.logged if one.result is not None), None)
     if result is not None:
         planned = f"{cell.name} at step {cell.recipe.steps}"
-        return f"its result is of {result.cell_id} at step {result.step}, planned was {planned}: submit it again"
-    progress = f", step {now.status.step} of {cell.recipe.steps}" if now.status is not None else ""
+        short = "short: " if result.cell_id == cell.name and result.step < cell.recipe.steps else ""
+        return f"{short}its result is of {result.cell_id} at step {result.step}, planned was {planned}: submit it again"
+    last = cell.best_history.last_step
+    step = now.status.step if now.status is not None else last
+    progress = f", step {step} of {cell.recipe.steps}" if step is not None else ""
     said = f" ({now.reason})" if now.reason else ""
-    return f"{now.state}{progress}{said}: {ADVICE.get(now.state, 'submit it again')}"
+    advice = ADVICE.get(now.state, "submit it again")
+    if now.state not in (State.RUNNING, State.SUBMITTED) and last is not None and last >= cell.recipe.steps:
+        said += ", missing validation: no val/loss at the planned last step"
+    return f"{now.state}{progress}{said}: {advice}"
 
 
 def did_not_learn(cell: CellFiles, row: Mapping[str, Any], entropies: Mapping[str, float]) -> str | None:

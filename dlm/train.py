@@ -39,11 +39,22 @@ from dlm.datamodules.prepare import ensure_data
 from dlm.datamodules.slim_pajama import SlimPajamaDataModule
 from dlm.errors import DivergedError, ExitCode, UserError, unknown
 from dlm.files import Lease, read_json, write_atomic, write_json
+from dlm.loggers import WandbLogger, end_wandb
 from dlm.manifest import DataSet
 from dlm.models.lightning_module import DiffusionLMLightningModule
 from dlm.objectives import make_objective
 from dlm.recipe import MIN_STEPS, Recipe, accumulation, derive
-from dlm.record import Result, State, Status, read_result, read_status, write_result, write_status, write_validation
+from dlm.record import (
+    Result,
+    State,
+    Status,
+    described,
+    read_result,
+    read_status,
+    write_result,
+    write_status,
+    write_validation,
+)
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
 NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
@@ -166,15 +177,15 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
             reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
             print(f"dlm: {reason}", file=sys.stderr)
             logging.raiseExceptions = False  # W&B's own log has no room either, and would say so at length
-            _end_wandb()
         elif isinstance(error, ConnectionError) and signals.asked_to_stop():
             code, state, reason = ExitCode.PREEMPTED, State.PREEMPTED, "stopped by a signal while it started"
-            _end_wandb()  # whose process took the signal to heart before ours could take a step
+            # by W&B's process, which took the signal to heart before ours could take a step
         else:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
             raise
     finally:
         _last_word(run_dir, recipe, state, code, reason)
+        end_wandb(code)
         signals.forget()
     return code
 
@@ -210,8 +221,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     L.seed_everything(config["seed"], verbose=False)
     trainer = make_trainer(config, recipe, run_dir)
     module, data = make_module_and_data(config, recipe, data_set, trainer.world_size)
-    if run_dir is not None and trainer.is_global_zero:
-        _write_environment(run_dir, trainer)
+    attempt = _write_environment(run_dir, trainer) if run_dir is not None and trainer.is_global_zero else {}
     start = _start_from(config, run_dir)
     if start is not None:
         module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True))
@@ -219,12 +229,12 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     for preemption in preemptions:
         preemption.take_signals()
     try:
+        _describe(config, recipe, data_set, trainer, attempt)
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     finally:
         for preemption in preemptions:
             preemption.return_signals()
     if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
-        _end_wandb()
         return True
     if run_dir is not None:
         if module.validated_step != recipe.steps:
@@ -232,6 +242,14 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
         if trainer.is_global_zero:
             _write_result(config, recipe, data_set, trainer, module, data, run_dir)
     return False
+
+
+def _describe(
+    config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, trainer: L.Trainer, attempt: Mapping[str, Any]
+) -> None:
+    """Tell the logger what runs: all that a run directory says of it before its first step."""
+    if trainer.logger is not None and trainer.is_global_zero:
+        trainer.logger.log_hyperparams(described(config, recipe, data_hash=data_set.hash, **attempt))
 
 
 def _quieten() -> None:
@@ -372,15 +390,9 @@ def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
         return False
     # A short run that is killed would lose everything: the default flushes every 15 s (tried, W&B 0.31).
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
-    os.environ.setdefault("WANDB_SILENT", "true")
+    if config["logger"].get("offline"):  # online W&B has something to say: where the run is, and what it cannot upload
+        os.environ.setdefault("WANDB_SILENT", "true")
     return hydra.utils.instantiate(config["logger"])
-
-
-def _end_wandb() -> None:
-    """Let W&B write what it has. SLURM signals every process of a job: its own may have ended with what it had."""
-    if "wandb" in sys.modules:
-        with contextlib.suppress(ConnectionError):
-            sys.modules["wandb"].teardown()
 
 
 def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
@@ -412,29 +424,30 @@ def _write_result(
     seen = recipe.steps * recipe.global_batch_size
     losses, variances = module.validation_terms.T.tolist()
     write_validation(run_dir, losses, variances)
-    write_result(
-        run_dir,
-        Result(
-            cell_id=config["cell_id"],
-            step=recipe.steps,
-            tokens=recipe.tokens,
-            loss=loss,
-            loss_se=error,
-            estimator=module.objective.estimator,
-            wall_sec=record.wall_sec,
-            tokens_per_sec=recipe.tokens / record.training_sec,
-            device=device_name(module.device),
-            num_devices=trainer.world_size,
-            gpu_hours=record.gpu_hours,
-            attempts=record.attempts,
-            steps_redone=record.steps_redone,
-            unique_tokens=data.train_tokens.unique_tokens(seen, seed=config["seed"]),
-            epochs=data.train_tokens.epochs(seen, seed=config["seed"]),
-            data_hash=data_set.hash,
-            unigram_entropy=data.unigram_entropy(),
-            finished=time.time(),
-        ),
+    result = Result(
+        cell_id=config["cell_id"],
+        step=recipe.steps,
+        tokens=recipe.tokens,
+        loss=loss,
+        loss_se=error,
+        estimator=module.objective.estimator,
+        wall_sec=record.wall_sec,
+        tokens_per_sec=recipe.tokens / record.training_sec,
+        device=device_name(module.device),
+        num_devices=trainer.world_size,
+        gpu_hours=record.gpu_hours,
+        attempts=record.attempts,
+        steps_redone=record.steps_redone,
+        unique_tokens=data.train_tokens.unique_tokens(seen, seed=config["seed"]),
+        epochs=data.train_tokens.epochs(seen, seed=config["seed"]),
+        data_hash=data_set.hash,
+        unigram_entropy=data.unigram_entropy(),
+        finished=time.time(),
     )
+    write_result(run_dir, result)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_result(dataclasses.asdict(result))
 
 
 def device_name(device: torch.device) -> str:
@@ -444,8 +457,8 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()})"
 
 
-def _write_environment(run_dir: Path, trainer: L.Trainer) -> None:
-    """env.json: where and with what each attempt ran, oldest first."""
+def _write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
+    """env.json: where and with what each attempt ran, oldest first. Returns what of it goes to W&B as well."""
     path = run_dir / "env.json"
     attempts = read_json(path)["attempts"] if path.is_file() else []
     attempts.append(
@@ -465,6 +478,7 @@ def _write_environment(run_dir: Path, trainer: L.Trainer) -> None:
         }
     )
     write_json(path, {"attempts": attempts})
+    return {"attempt": len(attempts), **{key: attempts[-1][key] for key in ("git_sha", "device")}}
 
 
 def _git() -> dict[str, Any]:

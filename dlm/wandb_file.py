@@ -6,7 +6,6 @@ length and type) of protobuf messages, of which the few fields that matter are d
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
 import zlib
@@ -19,6 +18,7 @@ from dlm.errors import UserError
 
 BLOCK_BYTES = 32768
 FILE_HEADER = b":W&B"
+VERSION = b"\xe1\xbe\x00"  # what follows: a magic number, and version 0 of W&B 0.13 to 0.31
 HEADER_BYTES = 7  # of the file, and of each record: CRC32 (4), length (2), type (1)
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -40,7 +40,21 @@ class WandbRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None  # None: the run never said that it ended
+    state: str | None = None  # what a server says of it; None: read from files
+    path: Path | None = None  # of its file, where it is one attempt
+    version: str = ""  # of what a server has: changes when that does
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> list[list[Any]]:
+        """What tells a server's run that has changed from one that has not (history.Key)."""
+        return [[self.version, 0, 0]]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What dlm says of the run in its config (record.described); {} of a run that dlm did not launch."""
+        record = self.config.get("record")
+        return record if isinstance(record, dict) else {}
 
 
 def read_wandb_file(path: Path) -> WandbRun:
@@ -51,7 +65,9 @@ def read_wandb_file(path: Path) -> WandbRun:
     data = path.read_bytes()
     if not FILE_HEADER.startswith(data[:4]) and not data.startswith(FILE_HEADER):
         raise UserError(f"{path} is no .wandb file: it does not begin with {FILE_HEADER.decode()}")
-    run = WandbRun()
+    if len(data) >= HEADER_BYTES and data[4:HEADER_BYTES] != VERSION:
+        raise UserError(f"{path} is of another version of W&B's files ({data[4:HEADER_BYTES].hex()}): it was left out")
+    run = WandbRun(path=path)
     if len(data) <= HEADER_BYTES:
         run.warnings.append(f"{path.name} holds nothing: the run was killed before W&B wrote to it")
     for message in _messages(data, run.warnings, path.name):
@@ -184,29 +200,36 @@ def wandb_files(run_dir: Path) -> list[Path]:
 
 
 def read_wandb_run(run_dir: Path, run_id: str) -> WandbRun | None:
-    """All attempts of a run as one: rows merged on the logged ``step``, where the last attempt wins.
+    """All attempts of a run as one: config and summary of the last, the rows of each in turn. None without a file.
 
-    W&B's own step starts at 0 again in a resumed offline run, so it is not used. None when there is no file.
+    W&B's own step starts at 0 again in a resumed offline run, so rows are merged on the logged ``step`` (history).
     """
     whole = WandbRun(run_id=run_id)
-    rows: dict[int, dict[str, Any]] = {}
-    paths = wandb_files(run_dir)
-    for path in paths:
+    for part in attempts_of(run_dir, whole):
+        whole.group, whole.exit_code = part.group or whole.group, part.exit_code
+        whole.config |= part.config
+        whole.summary |= part.summary
+        whole.history += part.history
+    return whole if wandb_files(run_dir) else None
+
+
+def attempts_of(run_dir: Path, whole: WandbRun) -> list[WandbRun]:
+    """The attempts of ``whole`` in their order: by the number that each wrote down, for a clock may jump back.
+
+    What cannot be read, or is of another run, is left out and named in its ``warnings``.
+    """
+    parts = []
+    for path in wandb_files(run_dir):
         try:
             part = read_wandb_file(path)
         except (UserError, OSError) as error:
             whole.warnings.append(str(error))
             continue
         whole.warnings += part.warnings
-        if part.run_id not in (None, run_id):
-            whole.warnings.append(f"{path} is of run {part.run_id}, not {run_id}: left out")
+        if part.run_id not in (None, whole.run_id):
+            whole.warnings.append(f"{path} is of run {part.run_id}, not {whole.run_id}: left out")
             continue
-        whole.group, whole.exit_code = part.group or whole.group, part.exit_code
-        whole.config |= part.config
-        whole.summary |= part.summary
-        for row in part.history:
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # a row without a step is no measurement
-                step = int(row["step"])
-                rows[step] = {**rows.get(step, {}), **row}
-    whole.history = [rows[step] for step in sorted(rows)]
-    return whole if paths else None
+        parts.append(part)
+    if all(isinstance(part.record.get("attempt"), int) for part in parts):
+        parts.sort(key=lambda part: int(part.record["attempt"]))
+    return parts

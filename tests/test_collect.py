@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from stub_cell import result, status
 from test_wandb_file import write_runs
 
 from dlm.collect import collect
-from dlm.crosscheck import check_history, differ, final_validation
+from dlm.crosscheck import check_history, differ
 from dlm.errors import UserError
 from dlm.files import Lease, append_jsonl, write_json
+from dlm.history import from_metrics, from_rows
 from dlm.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan import cell_config, make_plan, write_plan
 from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_result, write_status
@@ -62,7 +64,8 @@ def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
     """The run directory of a cell that has begun."""
     run_dir = sweep_dir / "runs" / cell.cell_id
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(cell_config(cell.groups, cell.overrides)))
+    config = {**cell_config(cell.groups, cell.overrides), "sweep": "s", "cell_id": cell.cell_id}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     write_json(run_dir / "env.json", {"attempts": [{"git_sha": "old"}, {"git_sha": "abc123", "device": "cpu (test)"}]})
     for row in rows:
         append_jsonl(run_dir / "metrics.jsonl", row)
@@ -170,7 +173,10 @@ def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
     )
     assert said[lost.cell_id].startswith(f"lost, step 9 of {lost.steps}") and "submit again" in said[lost.cell_id]
     assert f"at step {early.steps - 1}" in said[early.cell_id] and str(early.steps) in said[early.cell_id]
-    assert said[running.cell_id].startswith("running (process") and "wait" in said[running.cell_id]
+    assert (
+        said[running.cell_id].startswith(f"running, step 1 of {running.steps} (process")
+        and "wait" in said[running.cell_id]
+    )
     assert "another run" in said[foreign.cell_id]
     assert said[unlearned.cell_id].startswith("did not learn: its loss 3.4000") and "3.3000" in said[unlearned.cell_id]
     rows = collected.excluded.set_index("run_id")
@@ -201,6 +207,79 @@ def test_torn_files_cost_what_they_held_and_nothing_else(sweep):
     )
     assert pd.isna(collected.runs.git_sha[0]) and collected.runs.loss[1] == LOSS
     assert c.cell_id in reasons(collected)
+
+
+def test_a_second_directory_of_a_cell_and_one_of_another_plan_are_left_out(sweep):
+    sweep_dir, plan = sweep
+    folder = finish(sweep_dir, plan, plan.cells[0])
+    shutil.copytree(folder, folder.with_name("copy"))
+    other = shutil.copytree(folder, folder.with_name("other"))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    del config["cell_id"]
+    (other / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 99}))
+    collected = collect(sweep_dir)
+    said = reasons(collected)
+    assert list(collected.runs.run_id) == [plan.cells[0].cell_id]
+    assert said["copy"] == f"duplicate: a second run directory of {folder.name}; runs/{folder.name} counts"
+    assert said["other"].startswith("another config: mdm-4k-1e10-") and "is no cell of the plan" in said["other"]
+    assert set(collected.history.run_id) == {folder.name}
+    (sweep_dir / "plan.json").unlink()  # without a plan the copy is of another cell than its name says
+    assert "its result is of" in reasons(collect(sweep_dir))["copy"]
+
+
+def test_a_history_cut_anywhere_loses_its_torn_line_only(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    path = finish(sweep_dir, plan, cell) / "metrics.jsonl"
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 1, 3, 0):
+        path.write_bytes(whole[:size])
+        collected = collect(sweep_dir)
+        lines = whole[:size].split(b"\n")
+        kept = [json.loads(line) for line in lines if line.endswith(b"}")]
+        torn = [line for line in lines if line and not line.endswith(b"}")]
+        history = collected.history[collected.history.run_id == cell.cell_id]
+        assert list(history.step) == sorted({row["step"] for row in kept})
+        assert sum("torn in metrics.jsonl" in line for line in collected.warnings) == len(torn)
+        assert list(collected.runs.loss) == [LOSS]  # of its result
+        assert set(history["train/loss"].dropna()) == {row["train/loss"] for row in kept if "train/loss" in row}
+
+
+def test_a_clock_that_jumps_back_does_not_make_the_first_attempt_the_last(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    rows = [{**row, "attempt": 2} for row in final_rows(cell)]
+    first = [{**row, "train/loss": 9.0, "attempt": 1} for row in rows[:2]]
+    entry = {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s"}
+    for attempt, some in ((1, first), (2, rows)):
+        config = {"record": {"attempt": attempt, "git_sha": f"sha{attempt}"}}
+        write_runs(sweep_dir, [{**entry, "rows": some, "config": config}])
+    folders = sorted((sweep_dir / "runs" / cell.cell_id / "wandb").glob("offline-run-*"))
+    folders[1].rename(folders[1].with_name(folders[1].name.replace("offline-run-2", "offline-run-1")))
+    collected = collect(sweep_dir)
+    assert list(collected.history["train/loss"]) == [row["train/loss"] for row in rows[:3]]
+    row = collected.runs.iloc[0]
+    assert (row.source, row.git_sha, row.loss) == ("wandb", "sha2", LOSS)
+
+
+def test_what_has_not_changed_is_not_read_again(sweep, monkeypatch):
+    sweep_dir, plan = sweep
+    folders = [finish(sweep_dir, plan, cell) for cell in plan.cells[:3]]
+    first = collect(sweep_dir)
+    read = []
+    monkeypatch.setattr("dlm.history.from_metrics", lambda path, *rest: read.append(path) or from_metrics(path, *rest))
+    before = (sweep_dir / "history.parquet").stat().st_mtime_ns
+    again = collect(sweep_dir)
+    assert read == [] and (sweep_dir / "history.parquet").stat().st_mtime_ns == before
+    pd.testing.assert_frame_equal(first.history, again.history)
+    append_jsonl(
+        folders[1] / "metrics.jsonl", metrics_row(step=plan.cells[1].steps + 1, tokens=1, **{"train/loss": 1.0})
+    )
+    third = collect(sweep_dir)
+    assert read == [folders[1] / "metrics.jsonl"] and len(third.history) == len(first.history) + 1
+    assert list(third.history.run_id.unique()) == [folder.name for folder in folders]
+    (folders[2] / "config.yaml").write_text("seed: 1\n")  # what was found out of a config counts for that config only
+    assert any("config.yaml cannot be read" in line for line in collect(sweep_dir).warnings)
 
 
 def test_without_a_plan_every_run_directory_is_a_cell(sweep):
@@ -242,7 +321,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
             (lacking, final_rows(lacking)[2:]),
         ],
     )
-    collected = collect(sweep_dir)
+    collected = collect(sweep_dir, verify=True)
     said = {cell.cell_id: [w for w in collected.warnings if w.startswith(cell.cell_id)] for cell in plan.cells}
     assert said[agrees.cell_id] == []
     (loss_line, history_line) = said[loss_differs.cell_id]
@@ -267,7 +346,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
     # A torn W&B file is a warning, and its run still counts.
     (path,) = wandb_files(sweep_dir / "runs" / agrees.cell_id)
     path.write_bytes(path.read_bytes()[:-20])
-    collected = collect(sweep_dir)
+    collected = collect(sweep_dir, verify=True)
     assert agrees.cell_id in set(collected.runs.run_id)
     assert any(w.startswith(agrees.cell_id) and "cut off" in w for w in collected.warnings)
 
@@ -282,12 +361,13 @@ def test_numbers_differ_beyond_rounding_only():
 
 def test_a_validation_at_another_step_is_not_the_final_one():
     rows = [{"step": 5, "val/loss": 3.0}, {"step": 10, "train/loss": 1.0}, {"step": 10, "val/loss": 2.0}]
-    assert final_validation(rows, 10) == (2.0, None) and final_validation(rows[:2], 10) == (None, None)
+    assert from_rows(rows, "a", [], []).at(10) == (2.0, None)
+    assert from_rows(rows[:2], "a", [], []).at(10) == (None, None)
 
 
 def test_equal_histories_say_nothing():
     rows = [{"step": 1, "lr": 0.5, "extra": "x"}, {"step": 2, "lr": None}]
-    assert list(check_history(rows, [dict(row) for row in rows])) == []
+    assert list(check_history(rows, [dict(row) for row in rows], "the W&B file")) == []
 
 
 def test_a_thousand_cells_are_collected_in_seconds(sweep):

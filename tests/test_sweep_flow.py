@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from wandb_server import ENTITY, serving
 
 from dlm.collect import collect
 from dlm.files import read_jsonl
@@ -65,7 +67,7 @@ def test_everything_is_there(undisturbed: tuple[Path, str, float]) -> None:
 @pytest.mark.slow
 def test_collect_agrees_with_run_directories_and_wandb(undisturbed: tuple[Path, str, float]) -> None:
     folder, _, _ = undisturbed
-    collected = collect(folder, write=False)
+    collected = collect(folder, write=False, verify=True)
     assert collected.warnings == []
     for row in collected.runs.itertuples():
         run_dir = folder / "runs" / row.run_id
@@ -74,6 +76,50 @@ def test_collect_agrees_with_run_directories_and_wandb(undisturbed: tuple[Path, 
         assert wandb is not None
         assert row.loss == last["val/loss"] == [line for line in wandb.history if "val/loss" in line][-1]["val/loss"]
         assert row.tokens == last["tokens"] and row.steps == last["step"]
+
+
+@pytest.mark.slow
+def test_run_directories_offline_files_and_the_server_tell_the_same(
+    undisturbed: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    folder, _, _ = undisturbed
+    plan = (folder / "plan.json").read_bytes()
+
+    def told(by: str, *arguments: str | Path, **environ: str) -> dict[str, str]:
+        done = subprocess.run([*DLM, "collect", *map(str, arguments)], env={**os.environ, **environ},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        tables = {name: (tmp_path / by / "smoke" / f"{name}.csv").read_text() for name in ("runs", "excluded")}
+        sources = {table.count(f",{by},") for table in tables.values()}
+        assert sources == {len(table.splitlines()) - 1 for table in tables.values()}
+        return {name: table.replace(f",{by},", ",run_dir,") for name, table in tables.items()}
+
+    shutil.copytree(folder, tmp_path / "run_dir/smoke", symlinks=True)
+    for path in (tmp_path / "run_dir/smoke").glob("runs/*/wandb"):
+        shutil.rmtree(path)
+    for by in ("wandb", "wandb_api"):
+        (tmp_path / by / "smoke").mkdir(parents=True)
+        (tmp_path / by / "smoke/plan.json").write_bytes(plan)
+    for path in folder.glob("runs/*/wandb"):
+        shutil.copytree(path, tmp_path / "wandb/smoke/runs" / path.parent.name / "wandb", symlinks=True)
+    with serving() as server:
+        done = subprocess.run([*DLM, "sync", str(folder)], env={**os.environ, **server.env},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0 and "11 of 11 runs are whole on W&B" in done.stdout, done.stderr
+        by_run_dir = told("run_dir", tmp_path / "run_dir/smoke")
+        assert told("wandb", tmp_path / "wandb/smoke") == by_run_dir
+        where = ("--wandb", f"{ENTITY}/dlm")
+        assert told("wandb_api", tmp_path / "wandb_api/smoke", *where, **server.env) == by_run_dir
+        # And without the plan, into an empty folder: the same rows by name.
+        (tmp_path / "alone/smoke").mkdir(parents=True)
+        done = subprocess.run([*DLM, "collect", *where, "--out", str(tmp_path / "alone/smoke")],
+                              env={**os.environ, **server.env}, capture_output=True, text=True, check=True)  # fmt: skip
+        alone = (tmp_path / "alone/smoke/runs.csv").read_text().replace(",wandb_api,", ",run_dir,")
+        assert sorted(alone.splitlines()) == sorted(by_run_dir["runs"].splitlines())
+        assert not server.unknown
+    histories = [pd.read_parquet(tmp_path / by / "smoke/history.parquet") for by in ("run_dir", "wandb", "wandb_api")]
+    for other in histories[1:]:
+        pd.testing.assert_frame_equal(histories[0], other)
 
 
 @pytest.mark.slow

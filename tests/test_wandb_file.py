@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import struct
@@ -15,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlm.errors import UserError
+from dlm.history import from_rows
 from dlm.wandb_file import BLOCK_BYTES, _messages, read_wandb_file, read_wandb_run, wandb_files
 
 TESTS = Path(__file__).parent
@@ -25,11 +27,13 @@ def row(step: int, **more) -> dict:
     return {"step": step, "tokens": 1024 * step, "train/loss": 3.0 + 1 / (step + 1), "lr": 1e-3 / (step + 1), **more}
 
 
-def write_runs(folder: Path, specs: list[dict]) -> None:
+def write_runs(folder: Path, specs: list[dict], **environment: str) -> None:
+    """Log runs with the real W&B, in a process of its own."""
     (folder / "spec.json").write_text(json.dumps(specs))
     for spec in specs:
         (folder / spec["dir"]).mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, str(TESTS / "wandb_runs.py"), "spec.json"], cwd=folder, check=True, timeout=60)
+    command = [sys.executable, str(TESTS / "wandb_runs.py"), "spec.json"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +172,9 @@ def test_another_file_is_refused_in_one_line(tmp_path):
     path.write_bytes(b"PK\x03\x04 no")
     with pytest.raises(UserError, match=r"is no \.wandb file"):
         read_wandb_file(path)
+    path.write_bytes(b":W&B\xe1\xbe\x01" + bytes(100))
+    with pytest.raises(UserError, match="another version"):
+        read_wandb_file(path)
 
 
 def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(real, tmp_path):
@@ -177,14 +184,16 @@ def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(re
         write_runs(tmp_path, [{"dir": "run", "id": "s-c", "group": "s", "rows": rows, "exit": 75 * (1 - index)}])
     assert len(wandb_files(tmp_path / "run")) == 2
     run = read_wandb_run(tmp_path / "run", "s-c")
-    assert [logged["step"] for logged in run.history] == list(range(8))
-    assert [logged["train/loss"] for logged in run.history] == [9.0] * 4 + [1.0] * 4
-    assert run.history[-1]["val/loss"] == 2.0 and run.exit_code == 0 and not run.warnings
+    merged = from_rows(run.history, "a", [], []).rows()
+    assert [logged["step"] for logged in merged] == list(range(8))
+    assert [logged["train/loss"] for logged in merged] == [9.0] * 4 + [1.0] * 4
+    assert merged[-1]["val/loss"] == 2.0 and run.exit_code == 0 and not run.warnings
     # The killed first attempt, cut off, costs only what the second did not repeat.
     path = wandb_files(tmp_path / "run")[0]
     path.write_bytes(path.read_bytes()[:7])
     run = read_wandb_run(tmp_path / "run", "s-c")
-    assert [logged["step"] for logged in run.history] == [4, 5, 6, 7] and "holds nothing" in run.warnings[0]
+    merged = from_rows(run.history, "a", [], []).rows()
+    assert [logged["step"] for logged in merged] == [4, 5, 6, 7] and "holds nothing" in run.warnings[0]
 
 
 def test_a_file_of_another_run_is_left_out_and_none_is_none(real, tmp_path):

@@ -1,4 +1,6 @@
-"""Writes real offline W&B runs: `python wandb_runs.py SPEC.json`, a list of {dir, id, group, config, rows, exit}."""
+"""Real W&B runs from a JSON file, in a process of their own: `python wandb_runs.py SPEC.json`.
+
+The file holds a list of {dir, id, group, config, rows, exit, mode, tags, summary}."""
 
 import json
 import os
@@ -12,7 +14,8 @@ def main() -> None:
 
     for spec in json.loads(Path(sys.argv[1]).read_text()):
         run = wandb.init(
-            mode="offline",
+            mode=spec.get("mode", "offline"),
+            tags=spec.get("tags"),
             project="dlm",
             id=spec["id"],
             group=spec["group"],
@@ -23,6 +26,7 @@ def main() -> None:
         )
         for row in spec["rows"]:
             run.log(row)
+        run.summary.update(spec.get("summary", {}))
         run.finish(exit_code=spec.get("exit", 0))
 
 

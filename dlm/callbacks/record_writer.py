@@ -150,7 +150,8 @@ class RecordWriter(L.Callback):
         if self.run_dir is None or not trainer.is_global_zero:
             return
         numbers = {name: number for name, value in values.items() if math.isfinite(number := float(value))}
-        row = metrics_row(step=step, tokens=step * module.recipe.tokens_per_step, **numbers)
+        tokens = step * module.recipe.tokens_per_step
+        row = metrics_row(step=step, tokens=tokens, attempt=self.attempts, **numbers)
         append_jsonl(self.run_dir / "metrics.jsonl", row)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)

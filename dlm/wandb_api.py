@@ -1,0 +1,122 @@
+"""wandb_api: a project on a W&B server -> its runs, and what they logged. Called by the cli's collect, and by sync.
+
+The only module of the sweep half that imports wandb, with sync: both are imported when a server is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dlm.errors import UserError
+from dlm.wandb_file import WandbRun
+
+RUNS_A_PAGE = 500
+STEPS_A_PAGE = 10_000  # of history; W&B's own default, 1,000, is tried where the server gives less than it has
+AT_ONCE = 4  # histories that are asked for at the same time
+TIMEOUT_SEC = 60
+NO_PROJECT = "Could not find project"  # W&B's words
+
+
+class Project:
+    """The runs of ENTITY/PROJECT by their id, histories aside, which ``read_histories`` asks for run by run.
+
+    One login, one request per RUNS_A_PAGE runs, and for a history two and one per STEPS_A_PAGE steps. wandb-core tries
+    again what a busy server refuses (429, 5xx, a dropped connection). Raises UserError for a server, a login, an
+    entity or a project that is not there.
+    """
+
+    def __init__(self, path: str, *, filters: Mapping[str, Any] | None = None, missing_ok: bool = False) -> None:
+        entity, _, project = path.partition("/")
+        if not entity or not project or "/" in project:
+            raise UserError(f"{path!r} names no W&B project: give it as ENTITY/PROJECT")
+        self.path = path
+        self._runs = {run.id: run for run in _ask(path, filters or {}, missing_ok=missing_ok)}
+        self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
+
+    def read_histories(self, run_ids: Iterable[str]) -> None:
+        """Fill in what these runs logged, row by row as they did."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for run_id, rows in pool.map(lambda run_id: (run_id, self._rows(run_id)), list(run_ids)):
+                self.runs[run_id].history = rows
+
+    def _rows(self, run_id: str) -> list[dict[str, Any]]:
+        """All rows of one run; a server that gave fewer than it says it has is asked in small pages, then named."""
+        run, run_of = self._runs[run_id], self.runs[run_id]
+        rows = _scan(self.path, run, STEPS_A_PAGE)
+        counted = run._attrs.get("historyLineCount") or 0
+        if len(rows) < counted:
+            rows = _scan(self.path, run, 1000)
+        if len(rows) < counted:
+            run_of.warnings.append(f"the W&B server gave {len(rows)} of the {counted} rows that it says it has")
+        return rows
+
+
+def default_entity() -> str:
+    """The entity that runs go to when none is named. Raises UserError without a login or a server."""
+    try:
+        return str(_api().default_entity)
+    except Exception as error:
+        raise _explained(error, "the default entity") from error
+
+
+@functools.cache
+def _api() -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb.Api(timeout=TIMEOUT_SEC)
+
+
+def _ask(path: str, filters: Mapping[str, Any], *, missing_ok: bool) -> Sequence[Any]:
+    try:
+        _api().flush()  # it would give the runs of the last time again
+        runs = _api().runs(path, filters=dict(filters), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False)
+        return list(runs)
+    except ValueError as error:
+        if missing_ok and NO_PROJECT in str(error):
+            return []
+        raise _explained(error, path) from error
+    except Exception as error:
+        raise _explained(error, path) from error
+
+
+def _scan(path: str, run: Any, page_size: int) -> list[dict[str, Any]]:
+    try:
+        return list(run.scan_history(page_size=page_size))
+    except Exception as error:
+        raise _explained(error, f"{path}/{run.id}") from error
+
+
+def _explained(error: Exception, what: str) -> Exception:
+    """The user's mistake, or the server's trouble, in one line; what is neither stays itself."""
+    from wandb.errors import AuthenticationError, CommError, UsageError
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    said = " ".join(str(error).split())
+    url = os.environ.get("WANDB_BASE_URL", "the default server")
+    refused = isinstance(error, AuthenticationError) and any(code in said for code in ("401", "403", "API key"))
+    if isinstance(error, UsageError) or refused:
+        return UserError(f"no login at W&B ({url}): {said}; run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
+    if isinstance(error, ValueError) and NO_PROJECT in said:
+        return UserError(f"W&B ({url}) has no project {what}, or it has no runs: give ENTITY/PROJECT as its page says")
+    if isinstance(error, (AuthenticationError, CommError, WandbApiFailedError, TimeoutError)):
+        return UserError(f"W&B ({url}) does not answer for {what}: {said}; try again later, nothing was written")
+    return error
+
+
+def _as_wandb_run(run: Any) -> WandbRun:
+    """A run as the page of runs tells it; nothing here asks the server again."""
+    attrs = run._attrs
+    last_step = (attrs.get("historyKeys") or {}).get("lastStep", -1)
+    return WandbRun(
+        run_id=run.id,
+        group=attrs.get("group"),
+        config=dict(attrs.get("config") or {}),
+        summary=dict(attrs.get("summaryMetrics") or {}),
+        state=run.state,
+        version=f"{run.id}@{attrs.get('heartbeatAt')}@{last_step}",
+    )

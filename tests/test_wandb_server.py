@@ -1,0 +1,379 @@
+"""The real W&B against the stand-in server: online, resumed, under faults; dlm's collect and sync through it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from stub_cell import status as status_of
+from test_collect import LOSS, final_rows, finish, reasons, started, sweep  # noqa: F401
+from test_wandb_file import write_runs
+from wandb_server import ENTITY, serving
+
+from dlm.collect import collect
+from dlm.errors import UserError
+from dlm.files import Lease
+from dlm.fit.rows import read_runs
+from dlm.mapping import load_mapping
+from dlm.record import State, write_status
+from dlm.wandb_file import wandb_files
+
+ROOT = Path(__file__).parents[1]
+PROJECT = f"{ENTITY}/dlm"
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
+        assert not running.unknown
+
+
+def dlm(server, *arguments: str | Path, **environ: str):
+    """The command in a process of its own, its W&B sent to the server: (exit code, stdout, stderr)."""
+    pages = "import dlm.wandb_api as api; api.RUNS_A_PAGE, api.STEPS_A_PAGE = 3, 2000; "
+    code = f"import sys; {pages} from dlm.cli import main; main()"
+    env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}
+    server.asked.clear()
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def complaint(answer) -> str:
+    code, _, said = answer
+    assert code == 2 and len(said.strip().splitlines()) == 1 and said.startswith("dlm: "), said
+    return said.strip()
+
+
+def rows(first: int, end: int) -> list[dict]:
+    return [{"step": step, "time": 1e9 + step, "train/loss": 3 / (step + 1)} for step in range(first, end)]
+
+
+# --- the client itself ----------------------------------------------------------------------------------------------
+
+
+def test_an_online_run_and_its_resumption_are_one_run(server, tmp_path):
+    spec = {"dir": "run", "id": "s-a", "group": "s", "mode": "online", "config": {"lr": 0.5}, "tags": ["t"]}
+    write_runs(tmp_path, [{**spec, "rows": rows(0, 20), "exit": 75}], **server.env)
+    assert (server.run("s-a").state, len(server.run("s-a").rows)) == ("failed", 20)
+    write_runs(tmp_path, [{**spec, "rows": rows(15, 30)}], **server.env)
+    run = server.run("s-a")
+    assert [row["step"] for row in run.rows] == [*range(20), *range(15, 30)]
+    assert [row["_step"] for row in run.rows] == list(range(35))  # an online resume goes on counting
+    assert (run.state, run.group, run.tags, run.config["lr"]) == ("finished", "s", ["t"], {"value": 0.5})
+
+
+def test_what_the_server_refuses_for_a_while_arrives_later(server, tmp_path):
+    for operation, fault in (("UpsertBucket", {"status": 429}), ("file_stream", {"status": 500}),
+                             ("file_stream", {"drop": True}), ("CreateRunFiles", {"slow_sec": 1.0})):  # fmt: skip
+        server.fail(operation, **fault)
+    write_runs(
+        tmp_path, [{"dir": "run", "id": "s-a", "group": "s", "mode": "online", "rows": rows(0, 5)}], **server.env
+    )
+    assert [row["step"] for row in server.run("s-a").rows] == list(range(5))
+    assert not any(fault.times for fault in server.faults)
+
+
+# --- dlm collect through the API -------------------------------------------------------------------------------------
+
+
+def remote_runs(server, count: int) -> None:
+    """Runs of others: a GPT's names, 4,500 logged rows each, the loss every 1,500 steps."""
+    for number in range(count):
+        history = [{"step": step, "loss": 4 - step / 1e4} for step in range(1, 4501)]
+        for step in (1500, 3000, 4500):
+            history[step - 1]["eval/nll"] = 3 - step / 1e4 - number / 10
+        config = {"model": {"n": 10**6 * (number + 1)}, "train": {"steps": 4500, "batch": 8, "length": 128}}
+        server.add(f"run{number}", rows=history, config=config, state="finished", group="others",
+                   summary={"eval/nll": 0.0})  # fmt: skip
+
+
+MAPPING = {
+    "columns": {
+        "params": "model.n",
+        "tokens": {"product": ["train.steps", "train.batch", "train.length"]},
+        "steps": "train.steps",
+        "objective": {"value": "autoregressive"},
+    },
+    "history": {"step": "step", "val/loss": "eval/nll", "train/loss": {"metric": "loss", "scale": 2}},
+}
+
+
+def mapping_file(folder: Path, **changes) -> Path:
+    path = folder / "mapping.yaml"
+    path.write_text(yaml.safe_dump({**MAPPING, **changes}))
+    return path
+
+
+def test_a_project_of_others_becomes_a_table_in_few_requests(server, tmp_path):
+    remote_runs(server, 7)
+    server.add("elsewhere", group="another", state="finished")
+    command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--filter", "group=others")
+    command = (*command, "--out", tmp_path / "out")
+    server.fail("Runs", times=1, status=500)
+    server.fail("HistoryPage", times=1, status=429)
+    server.fail("HistoryPage", times=1, drop=True)
+    server.fail("RunParquetHistory", times=1, slow_sec=1.0)
+    code, said, warned = dlm(server, *command)
+    assert (code, warned) == (0, "") and "7 runs" in said
+    # three pages of runs and one failed; per run two requests and a page for each 2,000 of 4,500 steps, and two failed
+    expected = {"Viewer": 1, "Runs": 3 + 1, "RunHistoryKeys": 7, "RunParquetHistory": 7, "HistoryPage": 7 * 3 + 2}
+    assert dict(server.asked) == expected
+    runs = pd.read_csv(tmp_path / "out/runs.csv").set_index("run_id")
+    assert runs.loss.to_dict() == {f"run{n}": pytest.approx(3 - 0.45 - n / 10) for n in range(7)}
+    assert (runs.tokens == 4500 * 8 * 128).all() and (runs.params == [10**6 * (n + 1) for n in range(7)]).all()
+    assert (runs.flops == 6.0 * runs.params * runs.tokens).all() and set(runs.source) == {"wandb_api"}
+    assert runs.loss_se.isna().all() and runs.seed.isna().all() and len(read_runs(tmp_path / "out/runs.csv")) == 7
+    history = pd.read_parquet(tmp_path / "out/history.parquet")
+    one = history[history.run_id == "run3"]
+    assert list(one.step) == list(range(1, 4501)) and one["val/loss"].notna().sum() == 3
+    assert one["train/loss"].iloc[0] == 2 * (4 - 1e-4)
+    # Again: what has not changed is not asked for again; what has, is.
+    before = (tmp_path / "out/runs.csv").read_bytes(), (tmp_path / "out/history.parquet").stat().st_mtime_ns
+    dlm(server, *command)
+    assert dict(server.asked) == {"Viewer": 1, "Runs": 3}
+    assert ((tmp_path / "out/runs.csv").read_bytes(), (tmp_path / "out/history.parquet").stat().st_mtime_ns) == before
+    server.run("run2").heartbeat = "2027-01-01T00:00:00Z"
+    server.run("run2").history[4499]["eval/nll"] = 1.25
+    dlm(server, *command)
+    assert server.asked["RunParquetHistory"] == 1
+    assert pd.read_csv(tmp_path / "out/runs.csv").set_index("run_id").loss["run2"] == 1.25
+
+
+def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path):
+    config = {"model": {"n": 1000}, "train": {"steps": 10, "batch": 8, "length": 128}, "data": "web", "seed": 0}
+    whole = [{"step": step, "loss": 3.0} for step in range(1, 10)] + [{"step": 10, "loss": 3.0, "eval/nll": 2.5}]
+
+    def add(name, **facts):
+        server.add(name, **{"rows": whole, "config": config, "state": "finished", **facts})
+
+    add("older", heartbeat="2026-01-01T00:00:00Z")
+    add("fine", heartbeat="2026-02-01T00:00:00Z")
+    add("live", state="running")
+    add("cut", rows=whole[:6], state="crashed")
+    add("blown", rows=[*whole[:9], {"step": 10, "eval/nll": "NaN"}], state="failed")
+    add("books", config={**config, "data": "books"})
+    add("unscored", rows=[*whole[:9], {"step": 10, "loss": 3.0}])
+    add("images", config={"resolution": 64}, rows=[{"fid": 3.0}])
+    add("empty", rows=[])
+    add("words", config={**config, "model": {"n": "small"}})
+    add("total", config={**config, "flops": 7.0 * 1000 * 10240}, summary={})
+    mapping = mapping_file(tmp_path, require={"data": ["web"]}, cell=["model.n", "seed", "flops"])
+    content = yaml.safe_load(mapping.read_text())
+    command = ("collect", "--wandb", PROJECT, "--mapping", mapping, "--out", tmp_path / "out")
+    code, said, _ = dlm(server, *command)
+    table = pd.read_csv(tmp_path / "out/excluded.csv").set_index("run_id")
+    runs = pd.read_csv(tmp_path / "out/runs.csv").set_index("run_id")
+    assert code == 0 and list(runs.index) == ["fine", "total"] and runs.loss["fine"] == 2.5
+    expected = {
+        "older": "duplicate: the same cell as fine",
+        "live": "running: W&B says running",
+        "cut": "short: step 6 of 10 (W&B says crashed)",
+        "blown": "diverged: its last validation loss is nan",
+        "books": "another config: data is 'books', required is 'web'",
+        "unscored": "missing validation: no val/loss at step 10",
+        "images": "another config: data is None",
+        "empty": "missing validation: its history has none of the mapped metrics",
+        "words": "another config: model.n",
+    }
+    for name, reason in expected.items():
+        found = table.reason[name]
+        assert found.startswith(reason) or (name == "words" and "'small'" in found), (name, found)
+        assert f"left out {name}: {found}" in said and (name == "older") == pd.notna(table.loss[name])
+    assert set(table.index) == set(expected)
+    # With the FLOPs of each run mapped, those that count otherwise are of another convention.
+    content["columns"]["flops"] = "flops"
+    mapping.write_text(yaml.safe_dump(content))
+    dlm(server, *command)
+    table = pd.read_csv(tmp_path / "out/excluded.csv").set_index("run_id")
+    assert table.reason["total"].startswith("another convention: its flops are") and "6 N D" in table.reason["total"]
+    assert table.reason["fine"] == "another config: its config has no flops"
+
+
+def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
+    remote_runs(server, 1)
+    server.page_limit = 900
+    command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")
+    _, said, warned = dlm(server, *command)
+    assert "the W&B server gave 4100 of the 4500 rows that it says it has" in warned and "1 runs" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "words"),
+    [
+        (("--wandb", PROJECT), {"WANDB_API_KEY": ""}, "no login at W&B"),
+        (("--wandb", PROJECT), {"WANDB_API_KEY": "x" * 40}, "no login at W&B"),
+        (("--wandb", f"{ENTITY}/nothing"), {}, f"has no project {ENTITY}/nothing"),
+        (("--wandb", "nobody/dlm"), {}, "has no project nobody/dlm"),
+        (("--wandb", "dlm"), {}, "give it as ENTITY/PROJECT"),
+        (("--wandb", PROJECT, "--filter", "group"), {}, "give KEY=VALUE"),
+        (("--wandb", PROJECT, "--filter", "group=none"), {}, "nothing was written"),
+        (("--wandb", PROJECT), {}, "holds neither a plan.json nor a run"),
+        ((), {}, "give a sweep, or --wandb"),
+    ],
+)
+def test_a_mistake_is_one_line(server, tmp_path, arguments, environ, words):
+    server.add("image", config={"resolution": 64}, state="finished")
+    out = ("--out", tmp_path / "out") if arguments else ()
+    assert words in complaint(dlm(server, "collect", *arguments, *out, **environ))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"columns": {"params": "n"}}, "maps no column tokens"),
+        ({"columns": {**MAPPING["columns"], "loss": "x"}}, "unknown column"),
+        ({"columns": {**MAPPING["columns"], "parms": "x"}}, "did you mean params"),
+        ({"columns": {"params": {"config": "n", "value": 3}}}, "give exactly one of"),
+        ({"history": {"step": "step"}}, "maps no validation loss"),
+        ({"history": {"val/nll": "x"}}, "unknown history"),
+        ({"convention": "7n"}, "unknown convention"),
+        ({"convention": "full"}, "needs columns.flops"),
+        ({"colums": {}}, "colums"),
+    ],
+)
+def test_a_mistake_in_a_mapping_is_named(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        load_mapping(mapping_file(tmp_path, **changes))
+
+
+# --- dlm sync -------------------------------------------------------------------------------------------------------
+
+
+def logged(sweep_dir: Path, entries) -> None:
+    """W&B files of run directories, with the very rows of their metrics.jsonl or with some of them."""
+    specs = [{"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": some, "exit": code}
+             for cell, some, code in entries]  # fmt: skip
+    write_runs(sweep_dir, specs)
+
+
+def on_disk(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_sync_brings_everything_once_and_says_what_it_could_not(sweep, server):  # noqa: F811
+    sweep_dir, plan = sweep
+    whole, torn, lost, resumed, live = plan.cells[:5]
+    folders = {cell.cell_id: finish(sweep_dir, plan, cell) for cell in (whole, torn, lost, resumed)}
+    folders[live.cell_id] = started(sweep_dir, plan, live, final_rows(live)[:1])
+    write_status(folders[live.cell_id], status_of(State.RUNNING, step=1, steps=live.steps))
+    params = {cell.cell_id: cell.num_params for cell in plan.cells}
+    rows_of = {name: on_disk(folder) for name, folder in folders.items()}
+    first = [
+        {**rows_of[resumed.cell_id][0], "time": 1.0},
+        {**rows_of[resumed.cell_id][1], "time": 2.0, "train/loss": 9.0},
+    ]
+    logged(sweep_dir, [(whole, rows_of[whole.cell_id], 0), (torn, rows_of[torn.cell_id], 0), (resumed, first, 75)])
+    logged(sweep_dir, [(resumed, rows_of[resumed.cell_id], 0)])
+    (path,) = wandb_files(folders[torn.cell_id])
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"val/loss")])  # killed: the last row is half
+    for _ in range(8):  # `wandb sync` of one run gets nothing through, and ends with 0 all the same
+        server.fail("file_stream", times=1, status=400)
+    with Lease(folders[live.cell_id]):
+        code, said, warned = dlm(server, "sync", sweep_dir)
+    assert code == 75 and f"not looked at: s-{live.cell_id}: it runs" in said and "did not arrive" in warned
+    server.faults.clear()
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    assert code == 0 and warned == "" and "5 of 5 runs are whole on W&B" in said, (said, warned)
+    for name, wanted in rows_of.items():
+        run = server.run(f"s-{name}")
+        there = [(row["step"], row["time"]) for row in run.rows if "time" in row]
+        wanted = [(row["step"], row["time"]) for row in [*(first if name == resumed.cell_id else []), *wanted]]
+        assert there == wanted  # every row, once, in its order
+        if name != live.cell_id:
+            assert run.summary["result/loss"] == LOSS and run.summary["val/loss"] == LOSS
+            assert run.config["record"]["value"]["params"] == params[name]
+    code, said, _ = dlm(server, "sync", sweep_dir)
+    assert code == 0 and "0 rows new" in said
+    assert set(server.asked) == {"Viewer", "GetDefaultEntity", "Runs"}
+    # What was synced is what is collected: from the server alone, the last attempt wins.
+    alone = sweep_dir.parent / "alone"
+    code, _, warned = dlm(server, "collect", "--wandb", PROJECT, "--out", alone)
+    assert code == 0 and warned == ""
+    ours, theirs = (collect(sweep_dir).runs, pd.read_csv(alone / "runs.csv"))
+    assert dict(zip(theirs.run_id, theirs.loss, strict=True)) == dict(zip(ours.run_id, ours.loss, strict=True))
+    history = pd.read_parquet(alone / "history.parquet")
+    curve = history[history.run_id == resumed.cell_id]["train/loss"]
+    assert list(curve) == [row["train/loss"] for row in rows_of[resumed.cell_id][:3]]
+
+
+def test_a_server_that_lost_the_end_of_a_run_gets_that_end(sweep, server):  # noqa: F811
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    logged(sweep_dir, [(cell, on_disk(finish(sweep_dir, plan, cell)), 0)])
+    assert dlm(server, "sync", sweep_dir)[0] == 0
+    run = server.run(f"s-{cell.cell_id}")
+    for line in sorted(run.history)[-2:]:
+        del run.history[line]
+    run.heartbeat = "2027-01-01T00:00:00Z"
+    code, said, _ = dlm(server, "collect", sweep_dir, "--wandb", PROJECT, "--verify")
+    assert code == 0
+    code, said, _ = dlm(server, "sync", sweep_dir)
+    assert code == 0 and "2 rows new" in said and len(run.rows) == 4
+
+
+def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):  # noqa: F811
+    sweep_dir, plan = sweep
+    assert "holds no run" in complaint(dlm(server, "sync", sweep_dir))
+    finish(sweep_dir, plan, plan.cells[0])
+    assert "no login" in complaint(dlm(server, "sync", sweep_dir, WANDB_API_KEY=""))
+    assert reasons(collect(sweep_dir, write=False))
+
+
+# --- a run that logs online -------------------------------------------------------------------------------------------
+
+
+def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A run of twenty steps that was to log online, its patience with W&B cut to two seconds."""
+    code = "import sys, dlm.loggers as l; l.PATIENCE_SEC = 2.0; from dlm.launch import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "experiment=debug", "training.steps=20", "logger.offline=false", *overrides]
+    env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), "DLM_WORKDIR": str(workdir), **environ}
+    del env["WANDB_SILENT"]  # that is train's to say
+    return subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(500, "W&B has not taken everything within 2 s: `dlm sync`"), (403, "Fatal error while uploading data")],
+)
+def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, stdlib_data, status, words):
+    server.fail("file_stream", times=10**6, status=status)
+    done = train(server, tmp_path)
+    assert done.returncode == 0 and words in done.stdout + done.stderr, done.stderr
+    (run,) = server.runs.values()
+    (run_dir,) = (tmp_path / "adhoc/runs").iterdir()
+    assert run.tags == ["masked_diffusion", "8k", "stdlib"] and run.group == "adhoc"
+    assert not run.rows and (run_dir / "result.json").is_file()
+    server.faults.clear()
+    code, said, warned = dlm(server, "sync", tmp_path / "adhoc")  # a folder without a plan
+    assert code == 0 and "1 of 1 runs are whole" in said, warned
+    there = {(row["step"], row["time"]) for row in run.rows if "time" in row}
+    assert there == {(row["step"], row["time"]) for row in on_disk(run_dir)}
+    assert run.summary["result/loss"] == json.loads((run_dir / "result.json").read_text())["loss"]
+
+
+@pytest.mark.slow
+def test_no_server_at_the_start_is_a_file(server, tmp_path, stdlib_data):
+    done = train(server, tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="3")
+    assert done.returncode == 0 and "W&B does not answer" in done.stdout and "logs offline" in done.stdout, done.stderr
+    assert list(tmp_path.glob("adhoc/runs/*/wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(("environ", "words"), [({"WANDB_API_KEY": ""}, "No API key"), ({}, "entity nobody not found")])
+def test_a_refusal_is_the_users_mistake(server, tmp_path, environ, words):
+    code = ("from dlm.loggers import WandbLogger\n"
+            "try: WandbLogger(project='dlm', entity='nobody', id='a', offline=False).experiment\n"
+            "except ValueError as error: print('refused', error)")  # fmt: skip
+    env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.stdout.startswith("refused") and words in done.stdout and "logger.offline=true" in done.stdout
+    assert not server.runs
