@@ -288,6 +288,7 @@ Space = Annotated[str, typer.Option(help="Residuals of log or raw loss.")]
 Replicates = Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 At = Annotated[list[float] | None, typer.Option("--at", help="FLOPs to give N*, D*, L* at; repeat it.")]
+Pins = Annotated[list[str] | None, typer.Option(help="A parameter to hold, E=1.7; repeat it.")]
 Objective = Annotated[str | None, typer.Option(help="Which one, where the runs have several.")]
 
 
@@ -302,7 +303,7 @@ def fit(
     seed: Seed = 0,
     at: At = None,
     objective: Objective = None,
-    pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold, E=1.7; repeat it.")] = None,
+    pin: Pins = None,
     under_tuned: Annotated[float, typer.Option(help="Below 1, points above the law count by so much less.")] = 1.0,
     weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its C.")] = None,
     curve: Annotated[str, typer.Option(help="Of isoflop: parabola, cubic or akima.")] = "parabola",
@@ -328,6 +329,8 @@ def fit(
         curve=curve,
         axis=axis,
     )
+    if result.status == "refused":
+        raise UserError(f"{law}: {'; '.join(result.warnings)}")
     print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
 
 
@@ -338,16 +341,20 @@ def predict(
     freeze: Annotated[Path | None, typer.Option(help="Write them, dated and hashed, to this new file.")] = None,
     law: LawName = "chinchilla",
     loss: NormName = "huber",
+    delta: Delta = 1e-3,
+    space: Space = "log",
     bootstrap: Replicates = 4000,
     seed: Seed = 0,
     objective: Objective = None,
+    pin: Pins = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what larger runs will give before they exist; `dlm score` grades it afterwards."""
     from dlm.fit.table import predict_runs
 
+    how = {"law": law, "loss": loss, "delta": delta, "space": space, "fixed": _pinned(pin or [])}
     result, written = predict_runs(
-        runs, at=at, freeze=freeze, law=law, loss=loss, bootstrap=bootstrap, seed=seed, objective=objective
+        runs, at=at, freeze=freeze, bootstrap=bootstrap, seed=seed, objective=objective, **how
     )
     print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
     if written and not as_json:

@@ -108,6 +108,9 @@ def _determined(points: Points, law: Law, found: Solution, residual: Array) -> l
         if not share < LOOSE:
             by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%}"
             loose.append(f"{name} is not identified: its standard error is {by} of it")
+    for name in ("R_D", "R_N"):
+        if name in law.params and law.pins[name] not in found.problem.fixed and not errors[law.pins[name]] < 1.0:
+            loose.append(f"{name} is not identified: these runs do not show what repetition costs")
     return loose
 
 
@@ -143,8 +146,10 @@ def _told(outliers: npt.NDArray[np.int64], residual: Array, points: Points) -> l
         for k in order[:SHOWN].tolist()
     ]
     more = f"; and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
-    runs = "1 run lies" if len(order) == 1 else f"{len(order)} runs lie"
-    return [f"{runs} far from the law, and still count ({'; '.join(shown)}{more})"]
+    runs = "1 run lies far from the law, and still counts"
+    if len(order) > 1:
+        runs = f"{len(order)} runs lie far from the law, and still count"
+    return [f"{runs} ({'; '.join(shown)}{more})"]
 
 
 def _quantised(loss: Array, residual: Array, space: str) -> list[str]:
@@ -163,4 +168,4 @@ def _correlated(points: Points) -> list[str]:
     runs = len(np.unique(points.cluster))
     if runs == len(points):
         return []
-    return [f"{len(points)} points of {runs} runs: points of one run share its noise, so runs are drawn whole"]
+    return [f"{len(points)} points of {runs} runs: points of one run share its noise, and the intervals allow for it"]

@@ -46,6 +46,8 @@ def fit_envelope(
     top = float(points.flops.max())
     reason = _refusal(chosen)
     warnings = [reason] if reason else reach_warnings("envelope", at, top)
+    if schedule is None and len(np.unique(points.cluster)) < len(points):
+        warnings.append("several points of one run, and no column schedule says that they are not from its middle")
     fitted = {} if reason else _line(chosen)
     refused = Allocation(how="refused: no line")
     return FitResult(

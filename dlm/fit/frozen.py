@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dlm.errors import UserError
+from dlm.files import write_atomic
 from dlm.fit import text
 from dlm.fit.gate import optima
 from dlm.fit.laws import LAWS, DataConstrained
@@ -56,12 +57,15 @@ def freeze(result: FitResult, at: Sequence[float], path: Path, *, level: float =
         "missed": None if result.verdict is None else result.verdict.missed,
         "residual": result.noise.residual,
         "verdict": None if result.verdict is None else result.verdict.sentence(),
-        "predictions": {f"{c:g}": vars(best) for c, best in optima(result, at, level=level).items()},
+        "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
     }
     content = plain(content)
     content["sha256"] = _hash(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another name") from error
     return content
 
 
@@ -186,8 +190,8 @@ def _form(content: dict[str, Any]) -> Form:
 
 
 def _kept(draws: Array) -> list[list[float]]:
-    good = draws[np.isfinite(draws).all(axis=1)]
-    return [[float(f"{v:.10g}") for v in row] for row in good[:KEPT].tolist()]
+    """Draws that failed stay as they are, so that too many of them withhold the interval here too."""
+    return [[float(f"{v:.10g}") for v in row] for row in draws[:KEPT].tolist()]
 
 
 def _cells(points: Points) -> list[str]:

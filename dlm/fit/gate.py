@@ -43,6 +43,8 @@ def judge(
     """
     if result.points is None or not result.params or not _has_forms(result):
         return result
+    if result.draws is None:
+        result = bootstrap(result, replicates=replicates, seed=seed, level=level)
     forms, why = _forms(result, replicates, seed)
     if not forms:
         return result
@@ -83,7 +85,14 @@ def _methods(result: FitResult, forms: Mapping[str, FitResult], replicates: int,
     if points.budget is None or len(points.budgets()) > len(points) / 3:
         return list(forms.values())
     line = fit_isoflop(
-        points.params, points.tokens, points.loss, points.budget, flops=points.flops, weights=points.weight
+        points.params,
+        points.tokens,
+        points.loss,
+        points.budget,
+        flops=points.flops,
+        weights=points.weight,
+        loss_se=points.loss_se,
+        loss_se_own=points.loss_se_own,
     )
     line = bootstrap(line, replicates=replicates, seed=seed)
     bounded = line.params and np.isfinite(at_compute(line, float(points.flops.max()), LEVEL).ci["N"]).all()

@@ -14,10 +14,8 @@ from dlm.fit.diagnose import EXPONENT_RANGE, ZERO
 from dlm.fit.draws import Draws
 from dlm.fit.points import NAN, Array, Interval
 from dlm.fit.result import FitResult, Minimum, Optimum
-from dlm.fit.surface import TOP
+from dlm.fit.surface import TOP, WITHHELD_FORM, WITHHELD_LINE
 
-WITHHELD_LINE = "a straight line has no floor"
-WITHHELD_FORM = "one form alone does not say how far it holds"
 WITHHELD_FAR = "beyond the reach of these runs"
 FEW_FAILED = 0.005  # of the replicates: not worth a warning
 LINE_SCALES = ("N0", "D0", "L0")  # their intervals are taken in logs
@@ -49,13 +47,16 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
 
 
 def ends(point: float, values: Array, dof: int, level: float, *, log: bool = False) -> Interval:
-    """Percentiles of the finite replicates, stretched about the fit by t/z for residuals; NaN if too many failed."""
+    """Percentiles of the replicates, stretched about the fit by t/z for residuals. Those that failed could lie at
+    either end, and count at both; NaN if they are too many.
+    """
     tail = (1 - level) / 2
     good = values[np.isfinite(values)]
     if len(good) < (1 - tail) * len(values) or not np.isfinite(point):
         return (NAN, NAN)
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
-    low, high = np.quantile(good, [tail, 1 - tail])
+    beyond = (tail * len(values) - (len(values) - len(good))) / len(good)
+    low, high = np.quantile(good, [beyond, 1 - beyond])
     k = stretch(dof, tail)
     pair = (min(middle, middle + k * (low - middle)), max(middle, middle + k * (high - middle)))
     with np.errstate(over="ignore"):

@@ -36,6 +36,8 @@ def fit_isoflop(
     axis: str = "params",
     flops: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | None = None,
+    loss_se: npt.ArrayLike | None = None,
+    loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
@@ -45,14 +47,24 @@ def fit_isoflop(
     curve: 'parabola' or 'cubic' (least squares on raw loss), or 'akima' (through the mean log loss of each size, for
     curves that are no parabolas). axis: 'params' finds N* over log N, and D* is budget / cost(N*), cost being
     flops/tokens of the rows (6 N without `flops`); 'tokens' finds D* over log D, and N* from the cost. Runs of one size
-    (seeds) are averaged by weight.
+    (seeds) are averaged by weight. loss_se, loss_se_own: as in `fit_surface`.
 
     With fewer than two usable budgets there is no line: status 'refused', and `minima` says why.
     """
     for what, value, allowed in (("curve", curve, curves.CURVES), ("axis", axis, AXES)):
         if value not in allowed:
             raise unknown(what, value, allowed)
-    points = as_points(params, tokens, loss, flops=flops, budget=budget, weights=weights, convention=convention)
+    points = as_points(
+        params,
+        tokens,
+        loss,
+        flops=flops,
+        budget=budget,
+        weights=weights,
+        loss_se=loss_se,
+        loss_se_own=loss_se_own,
+        convention=convention,
+    )
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
     minima = tuple(_whole(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)

@@ -6,7 +6,7 @@ in the scatter), seed (seen where a cell was run again) and trunk (shared by bra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dlm.fit import solver
 from dlm.fit.points import NAN, Array, Points
 
 SHARES = np.linspace(0.0, 0.95, 20)  # sd of trunk over sd of trunk plus sd of the rest: the grid, a flat prior on it
+MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,20 @@ class Noise:
     lack_of_fit: float = NAN  # F of the law's misfit over the seeds' noise
     lack_of_fit_p: float = NAN  # how often chance gives such an F
 
+    def sentence(self) -> str:
+        """The parts that are known, in words; '' if none is."""
+        parts = {
+            "about the law": self.residual,
+            f"between seeds ({self.replicates} degrees of freedom)": self.seed,
+            "shared by a trunk or run": self.trunk,
+            "Monte Carlo": self.monte_carlo,
+            "of it the runs' own": self.monte_carlo_own,
+        }
+        said = [f"{value:.2%} {name}" for name, value in parts.items() if np.isfinite(value)]
+        if np.isfinite(self.lack_of_fit):
+            said.append(f"lack of fit F = {self.lack_of_fit:.2f}, p = {self.lack_of_fit_p:.2g}")
+        return ", ".join(said)
+
     def warnings(self) -> list[str]:
         """Where replicates say that the law does not fit."""
         if not self.lack_of_fit_p < 0.05:
@@ -38,7 +53,8 @@ class Noise:
 
 
 def parts(points: Points, problem: solver.Problem, theta: Array) -> Noise:
-    """The parts of the noise about the law `theta` (1, p)."""
+    """The parts of the noise about the law `theta` (1, p), of a point of mean weight."""
+    points = replace(points, weight=points.weight / points.weight.mean())
     residual, free = relative_residual(points, problem, theta), len(problem.free)
     dof = max(len(points) - free, 1)
     squares = float((points.weight * residual**2).sum())
@@ -52,9 +68,10 @@ def parts(points: Points, problem: solver.Problem, theta: Array) -> Noise:
         p = float(fdtrc(lack, replicates, max(f, 0.0)))
     share = NAN
     spread = np.sqrt(squares / dof)
-    if is_nested(points):
+    if is_nested(points) and len(points) <= MOST_NESTED:
         odds, sigma = _posterior(points, problem, theta)
         share = float((odds * sigma * SHARES / (1 - SHARES)).sum())
+        share /= 1.0 if problem.space == "log" else float(np.median(points.loss))
     return Noise(
         residual=float(spread),
         seed=seed,

@@ -37,7 +37,7 @@ def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
         if law is None:
             logs = np.log(rows[:, 0::2]) + np.log(flops) * rows[:, 1::2]
             return np.asarray(np.exp(logs), dtype=np.float64)
-        log_n = law.optimum_at_6nd(rows, flops)
+        log_n = law.optimum_at_6nd(rows, flops / cost.over_6n)
         if log_n is None or not cost.is_6nd:
             log_n = _search(law, rows, flops, cost, log_n)
         log_d = np.log(flops) - cost.log_per_token(log_n)

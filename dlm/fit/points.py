@@ -78,12 +78,20 @@ def as_points(
     loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
 ) -> Points:
-    """Check and freeze the arrays; without `flops`, C = 6 N D; weights 'compute' are C over its mean.
+    """Check and freeze the arrays; without `flops`, C = 6 N D; weights 'compute' are C over its mean; rows of weight 0
+    are left out.
 
     Raises UserError for anything unusable.
     """
     n_, d_, l_ = (_positive(v, name) for v, name in ((params, "params"), (tokens, "tokens"), (loss, "loss")))
     size = len(l_)
+    for name, first in (("params", n_), ("tokens", d_)):
+        if len(first) != size:
+            raise UserError(f"{name} has {len(first)} values but loss has {size}: they must be equally long")
+    if size > 1 and np.ptp(l_) == 0.0:
+        raise UserError(f"every loss is {l_[0]:g}: nothing to fit")
+    if not size:
+        raise UserError("there are no runs: give at least one row of params, tokens and loss")
     spent = 6.0 * n_ * d_ if flops is None else _positive(flops, "flops")
     aimed = None if budget is None else _positive(budget, "budget")
     weight = np.ones(size) if weights is None else _weights(weights, spent)
@@ -107,7 +115,7 @@ def as_points(
         if column is not None and len(column) != size:
             raise UserError(f"{name} has {len(column)} values but loss has {size}: they must be equally long")
     named = convention or ("6n" if flops is None else "as given")
-    return Points(
+    points = Points(
         params=n_,
         tokens=d_,
         loss=l_,
@@ -120,6 +128,7 @@ def as_points(
         loss_se=errors,
         loss_se_own=own,
     )
+    return points if (weight > 0).all() else points.take(weight > 0)  # a row without weight is no row
 
 
 def _positive(values: npt.ArrayLike, name: str) -> Array:
@@ -173,6 +182,11 @@ class Cost:
     def is_6nd(self) -> bool:
         """True where C = 6 N D, so that the optimum has a closed form."""
         return not len(self.log_extra)
+
+    @property
+    def over_6n(self) -> float:
+        """FLOPs per token over 6 N, in the middle of the sizes."""
+        return 1.0 if self.is_6nd else float(self.base + np.exp(np.median(self.log_extra)))
 
     def log_per_token(self, log_params: Array) -> Array:
         """log FLOPs per token at log N."""

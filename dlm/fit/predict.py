@@ -44,6 +44,11 @@ def predict(result: FitResult, params: npt.ArrayLike, tokens: npt.ArrayLike, *, 
     """
     if result.surface is None or result.draws is None:
         raise UserError(f"{result.law} gives no prediction: fit a surface and bootstrap it first")
+    for name, values in (("params", params), ("tokens", tokens)):
+        if not (np.isfinite(values) & (np.asarray(values) > 0)).all():
+            raise UserError(f"{name} must be finite numbers above 0")
+    if np.size(params) != np.size(tokens):
+        raise UserError(f"params has {np.size(params)} values and tokens {np.size(tokens)}: they must be equally long")
     forms = forms_of(result)
     missed = np.nan if result.verdict is None else result.verdict.missed
     return at_places(forms, missed, result.noise.residual, result.n, params, tokens, level)

@@ -47,6 +47,10 @@ def profile(result: FitResult, name: str, *, low: float, high: float, places: in
     free = [p for p in law.params if p not in result.fixed]
     if name not in free:
         raise unknown("parameter", name, free)
+    if places < 2:
+        raise UserError(f"places is {places}: a profile needs 2 or more")
+    if (name in law.scales or name == "E") and not low > 0:
+        raise UserError(f"low is {low:g}: {name} is above 0")
     if not low < high:
         raise UserError(f"low is {low:g} and high {high:g}: low must be below high")
     column = law.params.index(name)

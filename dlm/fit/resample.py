@@ -46,6 +46,11 @@ def bootstrap(
         raise UserError(f"replicates is {replicates}, level {level}: give 100 or more, and a level between 0 and 1")
     if result.points is None or result.law == "envelope" or not (result.params or result.usable):
         return result
+    if seed < 0:
+        raise UserError(f"seed is {seed}: give a whole number, 0 or above")
+    if result.surface is not None and len(np.unique(result.points.cluster)) == 1 < len(result.points):
+        said = "no interval: all points are of one run or trunk, and nothing shows how another would differ"
+        return replace(result, warnings=(*result.warnings, said), status="warned")
     rng = np.random.default_rng(seed)
     draw = isoflop_draws.draw if result.law == "isoflop" else surface_draws.draw
     draws = draw(result, result.points, replicates, method, rng)

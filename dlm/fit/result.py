@@ -119,7 +119,7 @@ class FitResult:
             "ci": self.ci,
             "objective": self.objective,
             "allocation": vars(self.allocation),
-            "at": {f"{flops:g}": _optimum(best) for flops, best in self.at.items()},
+            "at": {f"{flops:.12g}": _optimum(best) for flops, best in self.at.items()},
             "holdout": self.holdout,
             "status": self.status,
             "warnings": list(self.warnings),
@@ -144,6 +144,7 @@ class FitResult:
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _table(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += [f"  {name}: {_errors(errors)}" for name, errors in self.holdout.items()]
+        rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(rows)
@@ -167,7 +168,10 @@ def sentence(best: Optimum) -> str:
     """'N = 1.2M (1M to 1.4M), D = ..., L = ...'."""
     sizes = (f"{k} = {text.count(getattr(best, k))} ({text.interval(best.ci.get(k), 'count')})" for k in "ND")
     loss = f"L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
-    return f"{', '.join(sizes)}, {f'L withheld: {best.withheld}' if best.withheld else loss}"
+    if best.withheld:
+        loss = f"L withheld: {best.withheld}" if math.isnan(best.L) else f"{loss}: {best.withheld}"
+    ratio = text.number(best.tokens_per_param, digits=3)
+    return f"{', '.join(sizes)}, D/N = {ratio} ({text.interval(best.ci.get('tokens_per_param'))}), {loss}"
 
 
 def _head(result: FitResult) -> str:

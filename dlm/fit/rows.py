@@ -46,9 +46,12 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     if not path.is_file():
         raise UserError(f"no file {path}: give a CSV with the columns {', '.join(REQUIRED)}")
     try:
-        return pd.read_csv(path), str(path)
+        frame = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV file: {error}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise UserError(f"{path} has rows with more fields than its header has names")
+    return frame, str(path)
 
 
 def _require(frame: pd.DataFrame, name: str, where: str) -> None:
@@ -87,7 +90,7 @@ def _numbers(
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    keys = [name for name in ("run_id", "objective", *REQUIRED) if name in frame]
+    keys = [name for name in ("run_id", "seed", "objective", *REQUIRED) if name in frame]
     repeated = frame.duplicated(subset=keys)
     if not repeated.any():
         return frame, []
@@ -101,5 +104,6 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
     remarks = []
     epochs = pd.to_numeric(frame["epochs"], errors="coerce").max() if "epochs" in frame else 0.0
     if epochs > 1.05:
-        remarks.append(f"runs read their data up to {epochs:.1f} times: the law counts repeated tokens as new ones")
+        said = "every law but data-constrained counts repeated tokens as new"
+        remarks.append(f"runs read their data up to {epochs:.1f} times: {said}")
     return remarks

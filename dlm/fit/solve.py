@@ -61,7 +61,6 @@ class Solution:
     objective: float
     converged: bool
     rivals: tuple[dict[str, float], ...]  # params and objective
-    rival_thetas: Array  # (rivals, p)
 
 
 def solve(
@@ -97,7 +96,6 @@ def solve(
         objective=float(values[best]),
         converged=bool(done[best]),
         rivals=tuple(_named(law, rows[k]) | {"objective": float(values[k])} for k in rivals),
-        rival_thetas=thetas[rivals],
     )
 
 

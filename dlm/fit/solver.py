@@ -163,7 +163,7 @@ def _newton(
         exact = np.broadcast_to(np.finfo(float).eps ** 2 * _sum(weight * target**2), best.shape)
         for _ in range(max_steps):
             _hold_floor(problem.law.floor, theta, grad, hess)
-            step, promise = _step(grad[:, free], hess[:, free[:, None], free], damping)
+            step, promise = _step(grad[:, free], hess[:, free[:, None], free], damping, free != problem.law.floor)
             leaves = (promise <= tolerance * best + exact) | (damping > 1e12)
             if leaves.any():
                 rows, keep = live[leaves], ~leaves
@@ -194,9 +194,9 @@ def _hold_floor(floor: int, theta: Array, grad: Array, hess: Array) -> None:
     hess[held, floor, floor] = 1.0
 
 
-def _step(grad: Array, hess: Array, damping: Array) -> tuple[Array, Array]:
-    """The damped step and the decrease that an undamped one would promise; the Hessian's eigenvalues made
-    positive.
+def _step(grad: Array, hess: Array, damping: Array, logs: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """The damped step and the decrease that an undamped one would promise; the Hessian's eigenvalues made positive.
+    `logs` are the coordinates whose step is bounded: E has the unit of the loss.
     """
     count, size = grad.shape
     scaled, pull, here = hess.transpose(1, 2, 0).copy(), grad.T.copy(), np.arange(size)
@@ -212,7 +212,7 @@ def _step(grad: Array, hess: Array, damping: Array) -> tuple[Array, Array]:
     if bent.any():
         step[:, bent], promise[bent] = _along_eigenvectors(scaled[:, :, bent], pull[:, bent], damping[bent])
     step *= scale
-    step *= -np.minimum(1.0, LONGEST / np.maximum(np.abs(step).max(axis=0), 1e-300))
+    step *= -np.minimum(1.0, LONGEST / np.abs(step[logs]).max(axis=0, initial=1e-300))
     return step.T, promise
 
 

@@ -16,9 +16,11 @@ from dlm.fit import diagnose, noise, optimum, solver, text
 from dlm.fit.holdout import leave_future_out
 from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
 from dlm.fit.points import NAN, Cost, Points, as_points, cost_of
-from dlm.fit.result import FitResult, Optimum
+from dlm.fit.result import Allocation, FitResult, Optimum
 from dlm.fit.solve import Norm, Solution, solve
 
+WITHHELD_LINE = "a straight line has no floor"
+WITHHELD_FORM = "one form alone does not say how far it holds"
 TOP = 1.05  # times the highest C still counts as inside
 ONE_BUDGET = 1.25  # a smaller range of C is one budget: L(N, D) is then seen along one curve only
 MOST_ROUNDS, SETTLED = 200, 1e-9  # of the data-constrained law's fixed point
@@ -76,8 +78,6 @@ def fit_surface(
     )
     if points.flops.max() < ONE_BUDGET * points.flops.min():
         raise UserError("all runs cost nearly the same C: a surface needs runs at two budgets or more")
-    if np.ptp(points.loss) == 0.0:
-        raise UserError(f"every loss is {points.loss[0]:g}: nothing to fit")
     how = Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
     pinned = dict(fixed or {})
     surface = _law(law, points, how, pinned)
@@ -110,7 +110,7 @@ def fit_points(
         n=len(points),
         params=found.params,
         objective=found.objective,
-        allocation=optimum.allocation(surface, found.params, span, cost),
+        allocation=_allocation(surface, found.params, span, cost),
         at=best_at(surface, found.params, cost, at, top),
         holdout=leave_future_out(points, surface, how, pinned) if holdout else {},
         status="warned" if warnings else "ok",
@@ -127,13 +127,28 @@ def fit_points(
     )
 
 
+def _allocation(law: Law, params: Mapping[str, float], span: tuple[float, float], cost: Cost) -> Allocation:
+    """With the unique tokens that it is for, where the law has them."""
+    share = optimum.allocation(law, params, span, cost)
+    if not isinstance(law, DataConstrained):
+        return share
+    return replace(share, how=f"{share.how}; for {text.count(law.unique)} unique tokens, the most of any run")
+
+
 def best_at(
     law: Law | None, params: Mapping[str, float], cost: Cost, at: Sequence[float], top: float
 ) -> dict[float, Optimum]:
     """N*, D*, L* of the fit at each C, without intervals; `top` is the highest C that the fit rests on."""
     rows = optimum.as_rows(law, params)
+    wrong = [c for c in at if not 0 < c < np.inf]
+    if wrong:
+        raise UserError(f"at is {wrong[0]}: give compute in FLOPs, above 0")
     found = {float(c): optimum.best(law, rows, float(c), cost)[0].tolist() for c in at}
-    return {c: Optimum(N=n, D=d, L=loss, reach=c / top) for c, (n, d, loss) in found.items()}
+    why = WITHHELD_LINE if law is None else WITHHELD_FORM
+    return {
+        c: Optimum(N=n, D=d, L=loss, reach=c / top, withheld=why if c > TOP * top else "")
+        for c, (n, d, loss) in found.items()
+    }
 
 
 def reach_warnings(law: str, at: Sequence[float], top: float) -> list[str]:
@@ -153,9 +168,13 @@ def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> La
     odd = [key for key in fixed if key not in law.pins]
     if odd:
         raise unknown(f"parameter to pin in {name}:", odd[0], sorted(law.pins))
-    bad = [key for key, v in fixed.items() if not (np.isfinite(v) and v > 0)]
+    bad = [key for key, v in fixed.items() if not (np.isfinite(v) and (v > 0 or (key == "E" and v == 0)))]
     if bad:
         raise UserError(f"fixed {bad[0]} is {fixed[bad[0]]}: give a finite number above 0")
+    if fixed.get("E", 0.0) >= points.loss.min():
+        raise UserError(
+            f"fixed E is {fixed['E']}: it must lie below every loss, and the lowest is {points.loss.min():g}"
+        )
     if law is not DataConstrained:
         return law()
     if points.unique is None:

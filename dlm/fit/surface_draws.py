@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from dlm.errors import UserError
 from dlm.fit import draws, noise, scan, solver
 from dlm.fit.points import Array, Points
 from dlm.fit.result import FitResult
@@ -12,7 +13,7 @@ from dlm.fit.solve import chinchilla_problem
 
 FEW = 40  # points; below, 'auto' resamples residuals
 FEW_CLUSTERS = 40  # trunks or runs; below, drawing them whole says too little, and 'auto' draws nested noise
-MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
+LEAST_CLUSTERS = 5  # drawn whole; fewer say nothing of how they scatter
 
 
 def draw(result: FitResult, points: Points, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
@@ -31,11 +32,20 @@ def draw(result: FitResult, points: Points, replicates: int, method: str, rng: n
     thetas = law.theta(_rows(result), problem.centre)
     fitted, target = solver.predict(problem, thetas[:1])[0], solver.target_of(problem, points.loss)
     residual, dof = target - fitted, len(points) - len(problem.free)
-    nested = noise.is_nested(points) and len(np.unique(points.cluster)) < FEW_CLUSTERS and len(points) <= MOST_NESTED
-    if method == "nested" or (method == "auto" and nested):
+    clusters, tilted = len(np.unique(points.cluster)), how.under_tuned < 1.0
+    nested = noise.is_nested(points) and clusters < FEW_CLUSTERS and len(points) <= noise.MOST_NESTED
+    if tilted and method in ("nested", "residuals"):
+        raise UserError(
+            f"bootstrap method '{method}' draws noise that lies evenly, and under_tuned does not: take pairs"
+        )
+    if method == "nested" or (method == "auto" and nested and not tilted):
         weight, method, dof = points.weight[None], "nested", 0
         targets = fitted + noise.draw_nested(points, problem, thetas[:1], replicates, rng)
-    elif draws.by_pairs(method, points, len(points) < FEW):
+    elif draws.by_pairs(method, points, len(points) < FEW and not tilted):
+        if clusters < LEAST_CLUSTERS:
+            raise UserError(
+                f"the points are of {clusters} runs or trunks: {LEAST_CLUSTERS} or more have to be drawn whole"
+            )
         weight, targets, method, dof = draws.cluster_counts(points, replicates, rng), target[None], "pairs", 0
     else:
         weight, method = points.weight[None], "residuals"

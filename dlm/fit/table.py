@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
+NORM = {"loss": "huber", "delta": 1e-3, "space": "log"}  # of a surface, unless said otherwise
 FEW_BUDGETS = 8  # up to here, every budget is reported
 
 
@@ -61,11 +62,13 @@ def fit_runs(
     frame = _one_objective(read_runs(source), objective)
     frame.attrs["warnings"] += _mixtures(frame)
     places = _places(frame, at)
+    if law != "isoflop" and (curve, axis) != ("parabola", "params"):
+        raise UserError(f"{law} has no curve or axis: they are isoflop's")
     if law in laws.LAWS:
         how: dict[str, Any] = {"norm": loss, "delta": delta, "space": space, "under_tuned": under_tuned}
         result = _surface(frame, law, places, weights=weights, fixed=fixed, **how)
     else:
-        _lines_have_none(law, fixed=fixed, under_tuned=under_tuned)
+        _lines_have_none(law, fixed, under_tuned, weights, loss=loss, delta=delta, space=space)
         result = _isoflop(frame, places, curve, axis) if law == "isoflop" else _envelope(frame, places)
     remarks = tuple(frame.attrs["warnings"])
     if remarks:
@@ -154,10 +157,16 @@ def _named(frame: pd.DataFrame) -> tuple[str | None, str]:
     return said.get("convention"), said.get("objective", "")
 
 
-def _lines_have_none(law: str, *, fixed: Mapping[str, float] | None, under_tuned: float) -> None:
-    if fixed or under_tuned != 1.0:
-        what = "fixed parameters" if fixed else "under_tuned"
-        raise UserError(f"{law} has no {what}: only surfaces do ({', '.join(laws.LAWS)})")
+def _lines_have_none(
+    law: str, fixed: Mapping[str, float] | None, under_tuned: float, weights: str | None, **norm: Any
+) -> None:
+    """Refuse what only surfaces have, rather than pass over it."""
+    odd = [name for name, value in norm.items() if value != NORM[name]]
+    odd += ["fixed parameters"] if fixed else []
+    odd += ["under_tuned"] if under_tuned != 1.0 else []
+    odd += ["weights from compute"] if weights is not None else []
+    if odd:
+        raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
 
 
 def _surface(
@@ -216,6 +225,8 @@ def _isoflop(frame: pd.DataFrame, at: Sequence[float], curve: str, axis: str) ->
         axis=axis,
         flops=frame.get("flops"),
         weights=frame.get("weight"),
+        loss_se=_known(frame, "loss_se"),
+        loss_se_own=_known(frame, "loss_se_own"),
         convention=convention,
         at=at,
         label=label,

@@ -34,7 +34,7 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
-        far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.2g} times the highest)"
+        far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.3g} times the highest)"
         if self.reach <= self.top:
             far = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
         said = [f"L* may be read {far}: {self.limit}"]

@@ -29,7 +29,7 @@ def with_head(n):
 
 def test_other_conventions_minimise_under_their_cost(world):
     sizes = np.geomspace(4e3, 4e6, 200)
-    points = as_points(sizes, 1e9 / sizes, np.ones(200), flops=with_head(sizes) * 1e9 / sizes)
+    points = as_points(sizes, 1e9 / sizes, np.linspace(2, 1, 200), flops=with_head(sizes) * 1e9 / sizes)
     cost, flops = cost_of(points), 1e14
     assert not cost.is_6nd
 
@@ -78,8 +78,8 @@ def test_exponents_follow_the_cost(world):
 
 def test_cost_goes_on_beyond_the_sizes():
     sizes = np.geomspace(4e3, 4e5, 6)
-    cost = cost_of(as_points(sizes, np.full(6, 1e6), np.ones(6), flops=with_head(sizes) * 1e6))
+    cost = cost_of(as_points(sizes, np.full(6, 1e6), np.linspace(2, 1, 6), flops=with_head(sizes) * 1e6))
     for n in (5e2, 3e4, 1e8):
         assert np.exp(cost.log_per_token(np.log([n]))[0]) == pytest.approx(with_head(n), rel=1e-9)
-    below = cost_of(as_points(sizes, np.full(6, 1e6), np.ones(6), flops=3 * sizes * 1e6))
+    below = cost_of(as_points(sizes, np.full(6, 1e6), np.linspace(2, 1, 6), flops=3 * sizes * 1e6))
     assert np.exp(below.log_per_token(np.log([1e8]))[0]) == pytest.approx(3e8, rel=1e-9)

@@ -124,3 +124,30 @@ def test_wrong_arguments(world):
         bootstrap(fitted, method="pair")
     with pytest.raises(UserError, match="replicates is 3"):
         bootstrap(fitted, replicates=3)
+
+
+def test_one_trunk_gives_no_interval(world):
+    n, d, loss, _ = noisy(world)
+    result = bootstrap(fit_surface(n, d, loss, cluster=np.zeros(len(n)), at=[1e20]), replicates=200)
+    assert result.draws is None and any("all points are of one run or trunk" in w for w in result.warnings)
+    two = fit_surface(n, d, loss, cluster=np.arange(len(n)) % 2)
+    with pytest.raises(UserError, match="of 2 runs or trunks: 5 or more"):
+        bootstrap(two, method="pairs", replicates=200)
+    with pytest.raises(UserError, match="seed is -1"):
+        bootstrap(two, seed=-1)
+
+
+def test_under_tuned_runs_are_drawn_by_pairs(world):
+    """Even noise about a law that lies low would put every draw below it."""
+    hits = []
+    for seed in range(30):
+        n, d, loss, _ = world.grid(BUDGETS, sizes=7, sigma=0.004, seed=seed)
+        high = np.random.default_rng(seed + 99).random(len(n)) < 0.3
+        fitted = fit_surface(n, d, loss * (1 + 0.03 * high), norm="mse", under_tuned=0.1, at=[1e20], holdout=False)
+        result = bootstrap(fitted, replicates=200, seed=seed + 1000)
+        low, top = result.at[1e20].ci["L"]
+        assert result.interval_method == "pairs" and low < result.at[1e20].L < top
+        hits.append(low <= world.loss(*world.best(1e20)) <= top)
+    assert np.mean(hits) >= 0.7  # biased upwards still: a tenth of the pull is not none
+    with pytest.raises(UserError, match="draws noise that lies evenly"):
+        bootstrap(fitted, method="residuals", replicates=200)

@@ -61,7 +61,7 @@ def test_a_step_solves_the_damped_system_and_promises_the_undamped_decrease():
     root, grad = rng.standard_normal((3, 4, 4)), rng.standard_normal((3, 4)) / 10
     hess, damping = root @ root.transpose(0, 2, 1) + np.eye(4), np.array([1e-4, 0.1, 3.0])
     hess[2] -= 3 * np.eye(4)  # no longer positive
-    step, promise = solver._step(grad, hess, damping)
+    step, promise = solver._step(grad, hess, damping, np.ones(4, dtype=bool))
     scale = np.sqrt(np.abs(np.einsum("rii->ri", hess)))
     scaled, pull = hess / scale[:, :, None] / scale[:, None], grad / scale
     values, vectors = np.linalg.eigh(scaled)

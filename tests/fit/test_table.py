@@ -110,3 +110,57 @@ def test_wrong_arguments(runs):
         fit_runs(runs, law="isoflop", fixed={"E": 1.0})
     with pytest.raises(UserError, match="at is -1"):
         fit_runs(runs, at=[-1])
+
+
+def test_units_with_flops_of_their_own_change_nothing(runs):
+    """N and D in millions, FLOPs as they are: a token then costs a million million times 6 N."""
+    plain = fit_runs(runs, at=[1e20], bootstrap=0).at[1e20]
+    scaled = runs.assign(params=runs["params"] / 1e6, tokens=runs["tokens"] / 1e6)
+    other = fit_runs(scaled, at=[1e20], bootstrap=0).at[1e20]
+    assert pytest.approx((plain.N, plain.D, plain.L), rel=1e-3) == (other.N * 1e6, other.D * 1e6, other.L)
+
+
+def test_losses_in_any_unit(runs):
+    plain = fit_runs(runs, loss="mse", bootstrap=200)
+    large = fit_runs(runs.assign(loss=runs["loss"] * 1e6), loss="mse", bootstrap=200)
+    assert large.params["alpha"] == pytest.approx(plain.params["alpha"], rel=1e-4)
+    assert large.failed == 0
+
+
+IGNORED = [
+    ("isoflop", {"loss": "l1"}, "isoflop has no loss"),
+    ("isoflop", {"loss": "nonsense"}, "isoflop has no loss"),
+    ("envelope", {"weights": "compute"}, "envelope has no weights from compute"),
+    ("chinchilla", {"curve": "akima"}, "chinchilla has no curve or axis"),
+    ("isoflop", {"curve": "spline"}, "unknown curve 'spline'"),
+]
+
+
+@pytest.mark.parametrize(("law", "options", "words"), IGNORED)
+def test_no_option_is_passed_over(runs, law, options, words):
+    with pytest.raises(UserError, match=words):
+        fit_runs(runs, law=law, bootstrap=0, **options)
+
+
+def test_rows_without_weight_are_no_rows(runs):
+    half = np.arange(len(runs)) % 2 == 0
+    weighted = fit_runs(runs.assign(weight=half.astype(float)), bootstrap=300)
+    dropped = fit_runs(runs[half], bootstrap=300)
+    assert weighted.n == dropped.n == half.sum()
+    assert weighted.params == dropped.params and weighted.ci == dropped.ci
+    with pytest.raises(UserError, match="3 points cannot fit"):
+        fit_runs(runs.assign(weight=np.where(runs.index % 6 == 0, 1.0, 0.0)), bootstrap=0)
+
+
+def test_the_size_of_the_weights_is_no_noise(runs):
+    plain, heavy = (fit_runs(runs.assign(weight=w), loss="mse", bootstrap=0) for w in (1.0, 100.0))
+    assert heavy.noise.residual == pytest.approx(plain.noise.residual, rel=1e-6)
+
+
+def test_files_that_are_no_table(tmp_path):
+    (tmp_path / "head.csv").write_text("params,tokens,loss\n")
+    with pytest.raises(UserError, match="there are no runs"):
+        fit_runs(tmp_path / "head.csv")
+    (tmp_path / "ragged.csv").write_text("params,tokens,loss\n1,2,3,4,5\n1,2,3,4,5\n")
+    with pytest.raises(UserError, match="rows with more fields than its header"):
+        fit_runs(tmp_path / "ragged.csv")
