@@ -13,6 +13,7 @@ from dlm.fit.solve import chinchilla_problem
 
 FEW = 40  # points; below, 'auto' resamples residuals
 FEW_CLUSTERS = 40  # trunks or runs; below, drawing them whole says too little, and 'auto' draws nested noise
+FEW_RESIDUALS = 5  # below, each counts with both signs
 LEAST_CLUSTERS = 5  # drawn whole; fewer say nothing of how they scatter
 
 
@@ -69,6 +70,8 @@ def _pool(residual: Array, free: int, norm: str) -> Array:
         pool = residual * np.sqrt(len(residual) / (len(residual) - free))
     else:
         pool = np.delete(residual, np.argsort(np.abs(residual))[:free])
+    if len(pool) < FEW_RESIDUALS:  # centred, one or two would be nothing
+        pool = np.concatenate([pool, -pool])
     return np.asarray(pool - pool.mean())
 
 

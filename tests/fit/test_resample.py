@@ -151,3 +151,12 @@ def test_under_tuned_runs_are_drawn_by_pairs(world):
     assert np.mean(hits) >= 0.7  # biased upwards still: a tenth of the pull is not none
     with pytest.raises(UserError, match="draws noise that lies evenly"):
         bootstrap(fitted, method="residuals", replicates=200)
+
+
+@pytest.mark.parametrize("norm", ["huber", "mse"])
+def test_six_points_give_wide_intervals(world, norm):
+    """One more than the parameters: Student's t of one degree of freedom."""
+    n, d, loss, _ = world.grid([1e18, 1e20], sizes=3, sigma=0.003)
+    result = bootstrap(fit_surface(n, d, loss, norm=norm, at=[1e20]), replicates=300)
+    low, high = result.ci["alpha"]
+    assert result.n == 6 and not high - low < 0.05  # no interval is one too
