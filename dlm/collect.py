@@ -29,7 +29,7 @@ from dlm.history import (
 )
 from dlm.identity import cell_id
 from dlm.ledger import CellNow, cells_now, run_directory, state_of_exit
-from dlm.recipe import derive
+from dlm.recipe import Recipe, derive
 from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, RunRow, State, read_result
 from dlm.runrow import CellFiles, Logged, did_not_learn, run_row
 from dlm.wandb_file import WandbRun, read_wandb_run, wandb_files
@@ -145,7 +145,8 @@ def _cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> tuple[list[CellFi
         known = dict(sorted(known.items()))
     if not known:
         raise UserError(f"{sweep_dir} holds neither a plan.json nor a run: give the folder of a sweep")
-    recipes = {name: derive(config) for name, config in known.items()}
+    recipes, unreadable = _recipes(known, title)
+    known = {name: known[name] for name in recipes}
     now, warnings = _states(sweep_dir, {name: recipe.steps for name, recipe in recipes.items()})
     cells = [
         CellFiles(
@@ -160,9 +161,21 @@ def _cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> tuple[list[CellFi
         )
         for name, config in known.items()
     ]
-    left_out = [_beside(name, path, title, known) for name, path in beside.items()]
+    left_out = [*unreadable, *(_beside(name, path, title, known) for name, path in beside.items())]
     left_out += _unknown_remotes(remote, {cell.run_id for cell in cells})
     return cells, left_out, warnings
+
+
+def _recipes(known: Mapping[str, Any], sweep: str) -> tuple[dict[str, Recipe], list[dict[str, Any]]]:
+    """What follows from each config; and a row of excluded.csv of each that cannot be read."""
+    recipes, unreadable = {}, []
+    for name, config in known.items():
+        try:
+            recipes[name] = derive(config)
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            reason = f"another config: its config cannot be read ({type(error).__name__}: {error})"
+            unreadable.append({"run_id": name, "sweep": sweep, "status": "", "source": "", "reason": reason})
+    return recipes, unreadable
 
 
 def _states(sweep_dir: Path, steps: Mapping[str, int]) -> tuple[dict[str, CellNow], list[str]]:

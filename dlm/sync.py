@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.errors import UserError
-from dlm.files import live_holder, read_json, read_jsonl, write_json
+from dlm.files import Lease, live_holder, read_json, read_jsonl, write_json
 from dlm.groups import load_yaml
 from dlm.history import Key, key_of
 from dlm.recipe import derive
@@ -72,24 +72,31 @@ def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
     """Upload what a server lacks of every run that is not going on just now; the truth about each.
 
     ``project`` is ENTITY/PROJECT, by default the user's own entity and the project that the runs' configs name. Raises
-    UserError without a run, a login or a server.
+    UserError without a run, a login or a server, and while another process syncs this sweep.
     """
     found = sorted(sweep_dir.glob("runs/*/config.yaml"))
     if not found:
         raise UserError(f"{sweep_dir} holds no run: give the folder of a sweep that has begun")
-    path = project or f"{default_entity()}/{_project_of(found[0].parent)}"
-    arrivals = [Arrival(run_id=f"{sweep_dir.name}-{one.parent.name}", run_dir=one.parent) for one in found]
+    with Lease(sweep_dir / "ledger", doing="synced"):  # two at once would both upload what the server lacks
+        return _sync([one.parent for one in found], project)
+
+
+def _sync(run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
+    # The name that the runs logged under, which is not the folder's once that has been moved or copied.
+    sweep = _config_of(run_dirs[0])["sweep"]
+    path = project or f"{default_entity()}/{_project_of(run_dirs[0])}"
+    arrivals = [Arrival(run_id=f"{_config_of(one)['sweep']}-{one.name}", run_dir=one) for one in run_dirs]
     for one in arrivals:
         holder = live_holder(one.run_dir)
         if holder is not None:
             one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"
-    left = _ask(path, sweep_dir.name, [one for one in arrivals if one.skipped is None])
+    left = _ask(path, sweep, [one for one in arrivals if one.skipped is None])
     before = {one.run_id: len(one.lacking) for one in left}
     if left:
         _upload_files(path, left)
-        for one in _ask(path, sweep_dir.name, left):
+        for one in _ask(path, sweep, left):
             _upload_rows(path, one)
-        _ask(path, sweep_dir.name, left)
+        _ask(path, sweep, left)
     for one in left:
         one.uploaded = before[one.run_id] - len(one.lacking)
     return arrivals
@@ -106,8 +113,15 @@ def _marked(rows: Iterable[Mapping[str, Any]]) -> dict[Mark, Row]:
     return found
 
 
+def _config_of(run_dir: Path) -> Any:
+    config = load_yaml(run_dir / "config.yaml")
+    if not isinstance(config, dict) or "sweep" not in config:
+        raise UserError(f"{run_dir / 'config.yaml'} is not the config of a run: move that folder away, then sync again")
+    return config
+
+
 def _project_of(run_dir: Path) -> str:
-    logger = load_yaml(run_dir / "config.yaml").get("logger") or {}
+    logger = _config_of(run_dir).get("logger") or {}
     return str(logger.get("project") or "dlm")
 
 

@@ -385,3 +385,15 @@ def test_a_thousand_cells_are_collected_in_seconds(sweep):
     before = time.monotonic()
     collected = collect(sweep_dir)
     assert len(collected.runs) == len(plan.cells) > 1000 and time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize("text", ["{}", "", "model: 7"])
+def test_without_a_plan_one_config_that_cannot_be_read_keeps_no_other_from_its_row(sweep, text):
+    sweep_dir, plan = sweep
+    for cell in plan.cells[:2]:
+        finish(sweep_dir, plan, cell)
+    (sweep_dir / "plan.json").unlink()
+    (sweep_dir / "runs" / plan.cells[0].cell_id / "config.yaml").write_text(text)
+    collected = collect(sweep_dir)
+    assert collected.runs["run_id"].tolist() == [plan.cells[1].cell_id]
+    assert "its config cannot be read" in collected.excluded["reason"].iloc[0]

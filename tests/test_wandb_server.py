@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -316,6 +317,22 @@ def test_a_server_that_lost_the_end_of_a_run_gets_that_end(sweep, server):  # no
     assert code == 0
     code, said, _ = dlm(server, "sync", sweep_dir)
     assert code == 0 and "2 rows new" in said and len(run.rows) == 4
+
+
+def test_sync_of_a_folder_that_was_copied_uploads_nothing_again(sweep, server):  # noqa: F811
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    logged(sweep_dir, [(cell, on_disk(finish(sweep_dir, plan, cell)), 0)])
+    assert dlm(server, "sync", sweep_dir)[0] == 0
+    rows = len(server.run(f"s-{cell.cell_id}").rows)
+    copy = shutil.copytree(sweep_dir, sweep_dir.parent / "elsewhere")
+    code, said, warned = dlm(server, "sync", copy)
+    assert (code, warned) == (0, "") and "1 of 1 runs are whole on W&B, 0 rows new" in said
+    assert len(server.run(f"s-{cell.cell_id}").rows) == rows
+    with Lease(copy / "ledger", doing="synced"):
+        assert "is being synced by process" in complaint(dlm(server, "sync", copy))
+    (copy / "runs" / cell.cell_id / "config.yaml").write_text("{}")
+    assert "is not the config of a run" in complaint(dlm(server, "sync", copy))
 
 
 def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):  # noqa: F811
