@@ -106,8 +106,8 @@ def _determined(points: Points, law: Law, found: Solution, residual: Array) -> l
             continue
         share = errors[column] / abs(found.theta[0, column])
         if not share < LOOSE:
-            by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%}"
-            loose.append(f"{name} is not identified: its standard error is {by} of it")
+            by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%} of it"
+            loose.append(f"{name} is not identified: its standard error is {by}")
     for name in ("R_D", "R_N"):
         if name in law.params and law.pins[name] not in found.problem.fixed and not errors[law.pins[name]] < 1.0:
             loose.append(f"{name} is not identified: these runs do not show what repetition costs")
