@@ -17,6 +17,7 @@ import numpy as np
 
 from dlm.fit import FitResult, Minimum, optima, optimum, text
 from dlm.fit.isoflop import curve_of
+from dlm.fit.text import LAW_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,14 +32,6 @@ LAW_COLOURS = {
     "skaling": "#7a5195",
     "tied": "#8d6e3f",
     "data-constrained": "#4f7942",
-}
-LAW_NAMES = {
-    "isoflop": "isoFLOP curves",
-    "chinchilla": "fitted surface",
-    "envelope": "envelope",
-    "skaling": "Skaling surface",
-    "tied": "surface of one exponent",
-    "data-constrained": "data-constrained surface",
 }
 BAND_POINTS = 14
 STYLE: Any = {

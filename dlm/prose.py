@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.fit import FitResult, Optimum, text
+from dlm.fit.text import LAW_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OBJECTIVES = {"masked_diffusion": "Masked diffusion", "autoregressive": "Autoregressive", "": "Result"}
-METHODS = {
-    "isoflop": "isoFLOP curves",
-    "chinchilla": "fitted surface",
-    "envelope": "envelope",
-    "skaling": "Skaling surface",
-    "tied": "surface of one exponent",
-    "data-constrained": "data-constrained surface",
-}
-SAY = dict.fromkeys(METHODS, "says") | {"isoflop": "say"}
+SAY = dict.fromkeys(LAW_NAMES, "says") | {"isoflop": "say"}
 PARAMETERS = {
     "E": "the loss that no size and no amount of data gets below, nats/token",
     "A": "weight of the size term A / N^alpha",
@@ -128,7 +121,7 @@ def _unbounded(fits: Sequence[FitResult], main: FitResult, top: float) -> Answer
     if not all(map(math.isfinite, ends)) and main.draws is not None:
         scatter = f"{main.failed} of {len(main.draws)} refits to resampled runs found no law at all"
     lines = (
-        f"The {METHODS[main.law]} {SAY[main.law]} {size}, but {scatter}.",
+        f"The {LAW_NAMES[main.law]} {SAY[main.law]} {size}, but {scatter}.",
         *_alone(fits),
         "More budgets, more sizes near the minima, or less noise between runs would change that.",
     )
@@ -186,16 +179,16 @@ def _second(usable: Sequence[FitResult], main: FitResult, top: float) -> str:
     others = [fit for fit in usable if fit is not main and top in fit.at]
     if not others:
         missing = "isoFLOP curves" if main.law == "chinchilla" else "fitted surface"
-        return f"This is the word of the {METHODS[main.law]} alone; there is no {missing} law to check it."
+        return f"This is the word of the {LAW_NAMES[main.law]} alone; there is no {missing} law to check it."
     other = others[0]
     ratio, size = other.at[top].N / main.at[top].N, text.count(other.at[top].N, digits=2)
     beyond = ", an extrapolation for them" if other.at[top].reach > 1.05 else ""
     if abs(ratio - 1) < 0.03:
-        return f"The {METHODS[main.law]} and the {METHODS[other.law]} agree on it ({size} by the latter{beyond})."
+        return f"The {LAW_NAMES[main.law]} and the {LAW_NAMES[other.law]} agree on it ({size} by the latter{beyond})."
     apart = (
         f"{abs(ratio - 1):.0%} {'larger' if ratio > 1 else 'smaller'}" if ratio < 2 else f"{ratio:.1f} times as large"
     )
-    return f"That is the {METHODS[main.law]}; the {METHODS[other.law]} {SAY[other.law]} {size}, {apart}{beyond}."
+    return f"That is the {LAW_NAMES[main.law]}; the {LAW_NAMES[other.law]} {SAY[other.law]} {size}, {apart}{beyond}."
 
 
 def _growth(main: FitResult) -> str:
@@ -221,7 +214,7 @@ def reservations(fits: Iterable[FitResult]) -> list[str]:
     by: dict[str, list[str]] = {}
     for fit in fits:
         for warning in fit.warnings:
-            by.setdefault(warning, []).append(METHODS[fit.law])
+            by.setdefault(warning, []).append(LAW_NAMES[fit.law])
     return [_sentence(warning if len(names) > 1 else f"{names[0]}: {warning}") for warning, names in by.items()]
 
 
@@ -246,7 +239,7 @@ def method(fit: FitResult) -> str:
 
 
 def method_name(fit: FitResult) -> str:
-    return METHODS[fit.law]
+    return LAW_NAMES[fit.law]
 
 
 def objective(name: str) -> str:

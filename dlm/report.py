@@ -14,6 +14,7 @@ from dlm import figures, prose
 from dlm.figures import allocation_figure, isoflop_figure
 from dlm.files import write_atomic, write_json
 from dlm.fit import FitResult, Minimum, Optimum, text
+from dlm.fit.text import LAW_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +155,7 @@ def _section(name: str, fits: list[FitResult], runs: pd.DataFrame, folder: Path)
             "checks": _checks(fits),
         },
         reservations=prose.reservations(fits),
-        how=[f"{figures.LAW_NAMES[f.law]}: {prose.method(f)}" for f in fits if f.params],
+        how=[f"{LAW_NAMES[f.law]}: {prose.method(f)}" for f in fits if f.params],
     )
 
 

@@ -10,78 +10,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from by_hand import LOSS, final_rows, finish, planned, reasons, started
 from stub_cell import result, status
 from test_wandb_file import write_runs
 
 from dlm.collect import collect
 from dlm.crosscheck import check_history, differ
 from dlm.errors import UserError
-from dlm.files import Lease, append_jsonl, write_json
+from dlm.files import Lease, append_jsonl
 from dlm.history import from_metrics, from_rows
-from dlm.manifest import Manifest, PackedFile, write_manifest
-from dlm.plan import cell_config, make_plan, write_plan
-from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_result, write_status
-from dlm.sweep import SweepSpec
+from dlm.plan import cell_config, make_plan
+from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_status
 from dlm.wandb_file import wandb_files
-
-LOSS = 2.5
 
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """(sweep folder, its plan): six cells, none started, on data that count as prepared."""
-    monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
-    folder = tmp_path / "data/stdlib"
-    folder.mkdir(parents=True)
-    (folder / "x.bin").write_bytes(b"1234")
-    files = (PackedFile(name="x.bin", tokens=10**9, bytes=4, sha256="0"),)
-    splits = {"train": files, "validation": files}
-    write_manifest(folder, Manifest(name="stdlib", tokenizer="bytes", vocab_size=256, bos_id=0, splits=splits))
-    spec = SweepSpec(
-        name="s",
-        budgets=(1e10, 2e10),
-        convention="full_masked_head",
-        models=("4k", "8k", "19k"),
-        set={"optimizer.lr": 5e-3, "validation.num_sequences": 64},
-        hardware={"device": "cpu", "gpus_per_node": 0},
-    )
-    sweep_dir = tmp_path / "work/s"
-    return sweep_dir, write_plan(sweep_dir, make_plan(spec))
-
-
-def final_rows(cell, loss: float = LOSS) -> list[dict]:
-    """Three logged steps and the final validation."""
-    size = cell.tokens // cell.steps
-    steps = [1, cell.steps // 2, cell.steps]
-    rows = [
-        metrics_row(step=s, tokens=s * size, **{"train/loss": 3 + 1 / s, "lr": 1e-3 / s, "grad_norm": 1.0})
-        for s in steps
-    ]
-    return [*rows, metrics_row(step=cell.steps, tokens=cell.tokens, **{"val/loss": loss, "val/loss_se": 0.01})]
-
-
-def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
-    """The run directory of a cell that has begun."""
-    run_dir = sweep_dir / "runs" / cell.cell_id
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config = {**cell_config(cell.groups, cell.overrides), "sweep": "s", "cell_id": cell.cell_id}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    write_json(run_dir / "env.json", {"attempts": [{"git_sha": "old"}, {"git_sha": "abc123", "device": "cpu (test)"}]})
-    for row in rows:
-        append_jsonl(run_dir / "metrics.jsonl", row)
-    return run_dir
-
-
-def finish(sweep_dir: Path, plan, cell, *, loss: float = LOSS, **changes) -> Path:
-    run_dir = started(sweep_dir, plan, cell, final_rows(cell, loss))
-    facts = {"step": cell.steps, "tokens": cell.tokens, "loss": loss, "data_hash": plan.data_hash, "attempts": 2}
-    write_result(run_dir, result(cell.cell_id, **{**facts, **changes}))
-    write_status(run_dir, status(State.DONE, step=cell.steps, steps=cell.steps, exit_code=0))
-    return run_dir
-
-
-def reasons(collected) -> dict[str, str]:
-    return dict(zip(collected.excluded.run_id, collected.excluded.reason, strict=True))
+    return planned(tmp_path, monkeypatch)
 
 
 def test_a_finished_cell_becomes_a_row_of_what_was_planned_and_measured(sweep):

@@ -130,8 +130,9 @@ def score(path: Path, points: Points) -> Score:
     held = points.take(new)
     rows: list[dict[str, Any]] = []
     if len(held):
+        missed = np.nan if frozen["missed"] is None else frozen["missed"]
         seen = at_places(
-            [_form(f) for f in frozen["forms"]], frozen["missed"] or 0.0, frozen["residual"], frozen["runs"]["n"],
+            [_form(f) for f in frozen["forms"]], missed, frozen["residual"], frozen["runs"]["n"],
             held.params, held.tokens, frozen["level"],
         )  # fmt: skip
         columns = (held.params, held.tokens, held.loss, seen.loss, *seen.pi.T)

@@ -14,14 +14,14 @@ from dataclasses import replace
 import numpy as np
 
 from dlm.errors import UserError
-from dlm.fit.intervals import WITHHELD_FAR, at_compute, regret
+from dlm.fit.intervals import WITHHELD_FAR, at_compute, regret, top_of
 from dlm.fit.isoflop import fit_isoflop
 from dlm.fit.laws import LAWS
 from dlm.fit.points import NAN, Interval, Points
 from dlm.fit.resample import bootstrap
 from dlm.fit.result import FitResult, Optimum
 from dlm.fit.solve import Norm, solve
-from dlm.fit.surface import TOP, fit_points
+from dlm.fit.surface import TOP, WITHHELD_LINE, fit_points
 from dlm.fit.verdict import Verdict
 
 FORMS = ("chinchilla", "skaling")
@@ -122,8 +122,8 @@ def _gated(
     said = [at_compute(f, flops, level) for f in methods]
     ci = {k: _hull([o.ci[k] for o in said]) for k in ("N", "D", "tokens_per_param")}
     withheld = ""
-    if flops > TOP * reach or (result.law == "isoflop" and flops > TOP * result_top(result)):
-        withheld = WITHHELD_FAR if result.law != "isoflop" else "a straight line has no floor"
+    if flops > TOP * reach or (result.law == "isoflop" and flops > TOP * top_of(result)):
+        withheld = WITHHELD_FAR if result.law != "isoflop" else WITHHELD_LINE
         ci["L"] = (NAN, NAN)
     else:
         ci["L"] = _wide(result, forms, missed, flops, level)
@@ -132,15 +132,9 @@ def _gated(
         own,
         L=NAN if withheld else own.L,
         ci=ci,
-        regret=regret(main, flops, own.N, ci["N"]),
+        regret=regret(main, flops, at_compute(main, flops, level).N, ci["N"]),
         withheld=withheld,
     )
-
-
-def result_top(result: FitResult) -> float:
-    """The highest C that the result rests on."""
-    assert result.points is not None
-    return max((m.budget for m in result.minima if m.usable), default=float(result.points.flops.max()))
 
 
 def _hull(pairs: Sequence[Interval]) -> Interval:

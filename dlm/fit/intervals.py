@@ -55,7 +55,7 @@ def ends(point: float, values: Array, dof: int, level: float, *, log: bool = Fal
     if len(good) < (1 - tail) * len(values) or not np.isfinite(point):
         return (NAN, NAN)
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
-    beyond = (tail * len(values) - (len(values) - len(good))) / len(good)
+    beyond = max(tail * len(values) - (len(values) - len(good)), 0.0) / len(good)
     low, high = np.quantile(good, [beyond, 1 - beyond])
     k = stretch(dof, tail)
     pair = (min(middle, middle + k * (low - middle)), max(middle, middle + k * (high - middle)))
@@ -79,8 +79,7 @@ def at_compute(result: FitResult, flops: float, level: float, *, far: bool = Fal
     """
     assert result.points is not None
     point = optimum.best(result.surface, optimum.as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
-    top = max((m.budget for m in result.minima if m.usable), default=float(result.points.flops.max()))
-    best = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top)
+    best = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
     if result.draws is None:
         return best
     spread = optimum.best(result.surface, result.draws, flops, result.cost)
@@ -91,6 +90,12 @@ def at_compute(result: FitResult, flops: float, level: float, *, far: bool = Fal
     ratio = spread[:, 1] / spread[:, 0]
     ci["tokens_per_param"] = ends(best.tokens_per_param, ratio, result.dof, level, log=True)
     return replace(best, ci=ci, regret=regret(result, flops, best.N, ci["N"]))
+
+
+def top_of(result: FitResult) -> float:
+    """The highest C that the result rests on, FLOPs."""
+    assert result.points is not None
+    return max((m.budget for m in result.usable), default=float(result.points.flops.max()))
 
 
 def regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:

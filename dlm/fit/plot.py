@@ -12,7 +12,7 @@ from dlm.fit.result import FitResult, Optimum
 
 PLACES = 40  # along C
 FURTHER = 10.0  # times the highest C that is drawn
-LINE, BAND, POINT = "#3f6fb5", "#b9cbe6", "#777777"
+LINE, BAND = "#3f6fb5", "#b9cbe6"
 
 
 def draw(result: FitResult) -> Figure:

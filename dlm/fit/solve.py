@@ -43,7 +43,7 @@ MUCH = Effort(cells=None, best=16, kept=MOST_STARTS, steps=40, tolerance=1e-9, w
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """How residuals count. Raises UserError for what is not allowed."""
+    """How residuals count; `fit_surface` has checked it."""
 
     norm: str = "huber"
     delta: float = 1e-3  # Huber's corner, in units of the residual
@@ -119,7 +119,7 @@ def _starts(
 ) -> tuple[Array, bool]:
     """Where to begin, and whether no smoother norm speaks for two minima."""
     law = problem.law
-    if {0, 1, 2, 3, 4} <= set(problem.fixed):  # the surface itself is given
+    if problem.has_its_surface:
         begin = np.array([[problem.fixed[k] for k in range(5)]])
     else:
         plain = chinchilla_problem(problem)

@@ -46,6 +46,11 @@ class Problem:
         """The columns of theta that move."""
         return np.array([k for k in range(len(self.law.params)) if k not in self.fixed], dtype=np.int64)
 
+    @property
+    def has_its_surface(self) -> bool:
+        """Whether E, A, B, alpha and beta are all fixed, so that there is nothing to scan."""
+        return {0, 1, 2, 3, 4} <= set(self.fixed)
+
     def pinned(self, theta: Array) -> Array:
         """theta with the fixed columns at their values."""
         theta = theta.copy()

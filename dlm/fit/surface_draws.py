@@ -107,7 +107,7 @@ def _begin(problem: solver.Problem, thetas: Array, residual: Array, targets: Arr
 
 def _scanned(problem: solver.Problem, residual: Array, targets: Array, weight: Array) -> list[Array]:
     """Starts of the law, each (R, p), from the Chinchilla law that each replicate's own scan finds."""
-    if {0, 1, 2, 3, 4} <= set(problem.fixed):
+    if problem.has_its_surface:
         return []
     loss = np.exp(targets) if problem.space == "log" else targets
     tame = 1.0 if problem.norm == "mse" else 1.0 / np.maximum(np.abs(residual), problem.delta)

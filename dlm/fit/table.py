@@ -255,6 +255,11 @@ def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
     convention, label = _named(frame)
+    if "weight" in frame:
+        frame.attrs["warnings"].append(
+            "an envelope knows no weights: runs of weight 0 are left out, others count alike"
+        )
+        frame = frame[frame["weight"] > 0]
     return fit_envelope(
         frame["params"],
         frame["tokens"],

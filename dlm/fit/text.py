@@ -5,6 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+LAW_NAMES = {
+    "isoflop": "isoFLOP curves",
+    "chinchilla": "fitted surface",
+    "envelope": "envelope",
+    "skaling": "Skaling surface",
+    "tied": "surface of one exponent",
+    "data-constrained": "data-constrained surface",
+}
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

@@ -164,3 +164,11 @@ def test_files_that_are_no_table(tmp_path):
     (tmp_path / "ragged.csv").write_text("params,tokens,loss\n1,2,3,4,5\n1,2,3,4,5\n")
     with pytest.raises(UserError, match="rows with more fields than its header"):
         fit_runs(tmp_path / "ragged.csv")
+
+
+def test_an_envelope_leaves_out_rows_without_weight(world):
+    c = np.geomspace(1e18, 1e21, 7)
+    n, d = world.best(c)
+    runs = pd.DataFrame({"params": n, "tokens": d, "loss": world.loss(n, d), "flops": c, "weight": [1.0] * 6 + [0.0]})
+    result = fit_runs(runs, law="envelope")
+    assert result.n == 6 and any("knows no weights" in w for w in result.warnings)
