@@ -1,47 +1,76 @@
-"""crosscheck: two records of one run -> the lines that say where they disagree. Called by collect."""
+"""crosscheck: two records of one run -> the lines that say where they disagree. Called by runrow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # The run directory keeps 64-bit numbers, and so does W&B: what differs by more than rounding differs.
 RELATIVE_TOLERANCE = 1e-9
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
+Row = dict[str, Any]
 
 
-def differ(first: float, second: float) -> bool:
-    """Whether two numbers are not the same record; NaN equals NaN."""
+def differ(first: Any, second: Any) -> bool:
+    """Whether two values are not the same record; NaN equals NaN."""
+    if not (_is_number(first) and _is_number(second)):
+        return bool(first != second)
     if math.isnan(first) or math.isnan(second):
         return math.isnan(first) != math.isnan(second)
     return not math.isclose(first, second, rel_tol=RELATIVE_TOLERANCE)
 
 
-def check_value(what: str, ours: float | None, theirs: float | None, first: str, where: str) -> Iterator[str]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else repr(value)
+
+
+def check_value(what: str, ours: Any, theirs: Any, first: str, where: str) -> Iterator[str]:
     """A line when both are there and differ; ``first`` is where ours stands, and counts."""
     if ours is not None and theirs is not None and differ(ours, theirs):
-        yield f"{what} is {ours:.10g} in {first} and {theirs:.10g} in {where}: {first} counts"
+        yield f"{what} is {_shown(ours)} in {first} and {_shown(theirs)} in {where}: {first} counts"
 
 
-def check_history(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], where: str) -> Iterator[str]:
-    """At most two lines: how many steps differ, with the first number that does; how many ``where`` lacks."""
-    other = {row["step"]: row for row in theirs}
-    different = [found for row in ours for found in _differences(row, other.get(row["step"], {}))]
+def check_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, where: str) -> Iterator[str]:
+    """A line for each value of ``ours`` that differs."""
+    for what, value in ours.items():
+        yield from check_value(what, value, theirs.get(what), first, where)
+
+
+def check_history(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:
+    """At most three lines: how many steps differ, with the first number that does; how many either side lacks."""
+    mine, its = ({row["step"]: row for row in rows} for rows in (ours, theirs))
+    different = [found for row in ours for found in _differences(row, its.get(row["step"], {}))]
     if different:
-        step, key, mine, its = different[0]
+        step, key, here, there = different[0]
         steps = len({found[0] for found in different})
         yield (
-            f"{steps} of {len(ours)} logged steps differ between metrics.jsonl and {where}, first {key} at step "
-            f"{step}: {mine:.10g} and {its:.10g}; the run directory's counts"
+            f"{steps} of {len(ours)} logged steps differ between {first} and {where}, first {key} at step "
+            f"{step}: {_shown(here)} and {_shown(there)}; {first} counts"
         )
-    lacking = [row["step"] for row in ours if row["step"] not in other]
-    if lacking:
-        yield f"{where} lacks {len(lacking)} of {len(ours)} logged steps, first step {lacking[0]}"
+    yield from _lacking(ours, its, where, first)
+    yield from _lacking(theirs, mine, first, where)
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[int, str, float, float]]:
+def _differences(ours: Row, theirs: Row) -> Iterator[tuple[int, str, float, float]]:
     for key in COMPARED:
         mine, its = ours.get(key), theirs.get(key)
-        if isinstance(mine, (int, float)) and isinstance(its, (int, float)) and differ(mine, its):
-            yield ours["step"], key, float(mine), float(its)
+        if mine is not None and its is not None and differ(mine, its):
+            yield ours["step"], key, mine, its
+
+
+def _lacking(rows: list[Row], others: Mapping[int, Row], who: str, has: str) -> Iterator[str]:
+    """A line when ``others`` lacks steps of ``rows``, or a number at one."""
+    found = [
+        (row["step"], key)
+        for row in rows
+        for key in COMPARED
+        if row.get(key) is not None and others.get(row["step"], {}).get(key) is None
+    ]
+    if found:
+        (step, key), steps = found[0], len({step for step, _ in found})
+        yield f"{who} lacks {steps} of the {len(rows)} logged steps that {has} has, first {key} at step {step}"

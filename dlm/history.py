@@ -8,6 +8,7 @@ read again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,9 @@ class History:
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
     warnings: list[str] = field(default_factory=list)
-    config_id: list[str] | None = None  # [hash of the data, id of the config that lies with it]: slow to find out
+    config_id: list[str | None] | None = (
+        None  # [hash of the data, id of the config that lies with it]: slow to find out
+    )
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None
 
@@ -115,19 +118,28 @@ def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings
 
 def _whole(value: Any) -> int | None:
     """A whole number, also one that W&B wrote as 3.0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value in (_INF, -_INF):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
         return None
-    return int(value) if int(value) == value and abs(value) < 2**63 else None
-
-
-_INF = float("inf")
+    return int(value) if int(value) == value else None
 
 
 def number(value: Any) -> float | None:
     """A number; W&B says "NaN" and "Infinity" in words."""
     if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
         return float(value)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+
+
+def filled(first: History, second: History, key: Key) -> History:
+    """``first``, and what it lacks from ``second``; ``warnings`` are those of ``second``."""
+    import pyarrow as pa
+
+    return _merged(pa.concat_tables([second.read(), first.read()]), first.run_id, key, second.warnings)
 
 
 def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:

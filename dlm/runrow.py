@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from dlm.crosscheck import check_history, check_value
+from dlm.crosscheck import check_history, check_value, check_values
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.groups import load_yaml
-from dlm.history import History, from_rows
 from dlm.identity import cell_id
-from dlm.ledger import CellNow
-from dlm.recipe import Recipe, derive
-from dlm.record import Result, RunRow, State, logged_result, read_result
-from dlm.wandb_file import WandbRun
+from dlm.recipe import derive
+from dlm.record import RunRow, State, read_result
+from dlm.sources import LIVE, UNREADABLE, CellFiles
 
 # What a result states of its run, under the same names as in RunRow.
 _OF_RESULT = (
     "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours", "attempts", "steps_redone", "data_hash",
 )  # fmt: skip
+# What a run tells W&B of its plan (record.described), under the same names as in RunRow.
+RECORDED = ("objective", "params", "params_total", "tokens", "steps", "convention", "flops", "flops_6n",
+            "flops_6n_total", "flops_full", "flops_full_masked_head", "data_hash")  # fmt: skip
 # What to do about a cell that has no result, by its state.
 ADVICE = {
     State.PLANNED: "submit it",
@@ -42,87 +41,20 @@ ADVICE = {
 }
 
 
-@dataclass(kw_only=True)
-class Logged:
-    """What one W&B source, named in the table and in words, knows of a run."""
-
-    source: str  # wandb (local files) or wandb_api
-    where: str  # "the W&B file" or "the W&B server"
-    run: WandbRun
-    history: History
-    read: bool  # whether the rows behind ``history`` were read just now
-
-    @classmethod
-    def of(cls, run: WandbRun, name: str, *, source: str, key: Any, read: bool = True) -> Logged:
-        """From a run as W&B tells it; its history merged on the optimiser step."""
-        where = {"wandb": "the W&B file", "wandb_api": "the W&B server"}[source]
-        return cls(source=source, where=where, run=run, history=from_rows(run.history, name, key, []), read=read)
-
-    @property
-    def result(self) -> Result | None:
-        """The result that the run logged at its end."""
-        return logged_result(self.run.summary)
-
-
-@dataclass(kw_only=True)
-class CellFiles:
-    """One cell with everything that was found of it."""
-
-    name: str
-    sweep: str
-    run_dir: Path
-    config: Mapping[str, Any]
-    recipe: Recipe
-    now: CellNow
-    data_hash: str | None
-    history: History  # of metrics.jsonl
-    logged: list[Logged] = field(default_factory=list)  # by W&B, the most trusted first
-    source: str = "run_dir"  # of ``now.result``
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def run_id(self) -> str:
-        """Its id in W&B."""
-        return f"{self.sweep}-{self.name}"
-
-    def warn(self, lines: Iterable[str]) -> None:
-        self.warnings += [f"{self.name}: {line}" for line in lines]
-
-    @property
-    def best_history(self) -> History:
-        """The history of the first source that has one."""
-        found = [self.history, *(one.history for one in self.logged)]
-        return next((history for history in found if history.num_rows), self.history)
-
-
 def run_row(cell: CellFiles) -> tuple[dict[str, Any], str | None]:
     """(row of RunRow's columns, reason to exclude it or None)."""
-    if cell.now.result is None:
-        _take_logged_result(cell)
-    known = _planned_columns(cell) | _measured_columns(cell)
-    if cell.now.result is not None:
-        result, source = cell.now.result, cell.source
-        final = {"loss": result.loss, "loss_se": result.loss_se, "source": source, "estimator": result.estimator}
-        _cross_check(cell, final)
-        reason = None if math.isfinite(result.loss) else f"its loss is {result.loss}"
-        reason = reason or _foreign(cell, result, source)
-        return dataclasses.asdict(RunRow(**{**known, **final})), reason
-    final = _final_without_result(cell)
-    if final:
-        return dataclasses.asdict(RunRow(**{**known, **final})), None
-    return dataclasses.asdict(RunRow(**known)), _reason(cell)
-
-
-def _take_logged_result(cell: CellFiles) -> None:
-    """Where the run directory has no result of the planned last step, W&B may have it."""
-    if cell.now.state in (State.RUNNING, State.SUBMITTED) or read_result(cell.run_dir) is not None:
-        return
-    for one in cell.logged:
-        result = one.result
-        if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
-            cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
-            cell.source = one.source
-            return
+    planned = _planned_columns(cell)
+    _cross_check(cell, {key: planned[key] for key in RECORDED})
+    known = planned | _measured_columns(cell)
+    result, final = cell.now.result, dict[str, Any]()
+    if result is not None:
+        final = {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
+        reason = None if math.isfinite(result.loss) else f"diverged: its loss is {result.loss}"
+    else:
+        final, reason = _final_without_result(cell), None
+    if not final:
+        return dataclasses.asdict(RunRow(**known)), _reason(cell)
+    return dataclasses.asdict(RunRow(**{**known, **final})), reason or _foreign(cell, final["source"])
 
 
 def _planned_columns(cell: CellFiles) -> dict[str, Any]:
@@ -184,25 +116,33 @@ def _last_attempt(cell: CellFiles) -> Mapping[str, Any]:
         return {}
 
 
-def _cross_check(cell: CellFiles, final: Mapping[str, Any]) -> None:
-    """Warn of every number that the sources do not agree on."""
-    step = cell.recipe.steps
-    named = [("metrics.jsonl", cell.history), *((one.where, one.history) for one in cell.logged)]
-    first = "result.json" if final["source"] == "run_dir" else "the result in W&B"
-    for name, history in named:
-        loss, error = history.at(step)
-        cell.warn(check_value(f"val/loss at step {step}", final["loss"], loss, first, name))
-        cell.warn(check_value(f"val/loss_se at step {step}", final["loss_se"], error, first, name))
-    if not cell.history.num_rows:
-        return
-    ours = cell.history.rows() if cell.logged else []
-    for one in (one for one in cell.logged if one.read):
-        cell.warn(check_history(ours, one.history.rows(), one.where))
+def _cross_check(cell: CellFiles, planned: Mapping[str, Any]) -> None:
+    """Warn of every value that the sources do not agree on: the plan, the result, the logged steps."""
+    for one in cell.logged:
+        cell.warn(check_values(planned, one.run.record, "the plan", one.where))
+    result, step = cell.now.result, cell.recipe.steps
+    read = [("metrics.jsonl", cell.history), *((one.where, one.history) for one in cell.logged if one.read)]
+    read = [(name, history) for name, history in read if history.num_rows]
+    if result is not None:
+        first = "result.json" if cell.source == "run_dir" else "the result in W&B"
+        ours = {f"{item}, of the result,": value for item, value in dataclasses.asdict(result).items()}
+        for one in cell.logged:
+            if one.source != cell.source and (other := one.result) is not None:
+                theirs = {f"{item}, of the result,": value for item, value in dataclasses.asdict(other).items()}
+                cell.warn(check_values(ours, theirs, first, one.where))
+        for name, history in read:
+            loss, error = history.at(step)
+            cell.warn(check_value(f"val/loss at step {step}", result.loss, loss, first, name))
+            cell.warn(check_value(f"val/loss_se at step {step}", result.loss_se, error, first, name))
+    if len(read) > 1:
+        first, rows = read[0][0], read[0][1].rows()
+        for name, history in read[1:]:
+            cell.warn(check_history(rows, history.rows(), first, name))
 
 
 def _final_without_result(cell: CellFiles) -> dict[str, Any]:
     """Where there is no result: the loss at the planned last step from metrics.jsonl, else from W&B, else {}."""
-    if cell.now.state in (State.RUNNING, State.SUBMITTED) or read_result(cell.run_dir) is not None:
+    if cell.now.state in LIVE or read_result(cell.run_dir) is not None:
         return {}
     step = cell.recipe.steps
     named = [("run_dir", "metrics.jsonl", cell.history)]
@@ -215,18 +155,19 @@ def _final_without_result(cell: CellFiles) -> dict[str, Any]:
     return {}
 
 
-def _foreign(cell: CellFiles, result: Result, source: str) -> str | None:
-    """Why a result is not of the cell it lies with: the config that it ran with must have the id of the cell."""
+def _foreign(cell: CellFiles, source: str) -> str | None:
+    """Why a loss is not of the cell it lies with: the config that it was reached with must have the id of the cell."""
     where = "config.yaml" if source == "run_dir" else "config in W&B"
-    known = cell.history.config_id if source == "run_dir" else None
-    if known is None or known[0] != result.data_hash:
+    data_hash = _data_hash(cell, source)
+    known: list[str | None] | None = cell.history.config_id if source == "run_dir" else None
+    if known is None or known[0] != data_hash:
         try:
             config = _config_behind(cell, source)
             if not config:
                 cell.warn([f"{where} is absent: that its result is of this cell was not checked"])
                 return None
-            known = [result.data_hash, cell_id(config, steps=derive(config).steps, data_hash=result.data_hash)]
-        except (UserError, KeyError, TypeError, AttributeError) as error:
+            known = [data_hash, _id_of(config, data_hash)]
+        except UNREADABLE as error:
             cell.warn([f"{where} cannot be read ({error}): that its result is of this cell was not checked"])
             return None
         if source == "run_dir":
@@ -236,8 +177,24 @@ def _foreign(cell: CellFiles, result: Result, source: str) -> str | None:
     return None
 
 
+def _data_hash(cell: CellFiles, source: str) -> str | None:
+    """Of the data that a run was trained on, as its result says, else its record in W&B, else the plan."""
+    if cell.now.result is not None:
+        return cell.now.result.data_hash
+    record = next((one.run.record for one in cell.logged if one.source == source), {})
+    said = record.get("data_hash")
+    return said if isinstance(said, str) else cell.data_hash
+
+
+def _id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
+    """The id of the cell of a config; where nothing tells its data, the id that launch computed and wrote down."""
+    if data_hash is None and isinstance(config.get("cell_id"), str):
+        return str(config["cell_id"])
+    return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
+
+
 def _config_behind(cell: CellFiles, source: str) -> Any:
-    """The config that the run had which gave the result; None where it is not there."""
+    """The config that the run had which gave the loss; None where it is not there."""
     if source == "run_dir":
         path = cell.run_dir / "config.yaml"
         return load_yaml(path) if path.is_file() else None
@@ -248,16 +205,16 @@ def _reason(cell: CellFiles) -> str:
     """Why a cell has no row in runs.csv, and what to do."""
     now = cell.now
     result = read_result(cell.run_dir) or next((one.result for one in cell.logged if one.result is not None), None)
-    if result is not None:
+    if result is not None and now.state not in LIVE:
         planned = f"{cell.name} at step {cell.recipe.steps}"
         short = "short: " if result.cell_id == cell.name and result.step < cell.recipe.steps else ""
         return f"{short}its result is of {result.cell_id} at step {result.step}, planned was {planned}: submit it again"
-    last = cell.best_history.last_step
+    last = cell.merged.last_step
     step = now.status.step if now.status is not None else last
     progress = f", step {step} of {cell.recipe.steps}" if step is not None else ""
     said = f" ({now.reason})" if now.reason else ""
     advice = ADVICE.get(now.state, "submit it again")
-    if now.state not in (State.RUNNING, State.SUBMITTED) and last is not None and last >= cell.recipe.steps:
+    if now.state not in LIVE and last is not None and last >= cell.recipe.steps:
         said += ", missing validation: no val/loss at the planned last step"
     return f"{now.state}{progress}{said}: {advice}"
 

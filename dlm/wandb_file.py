@@ -6,6 +6,7 @@ length and type) of protobuf messages, of which the few fields that matter are d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -199,6 +200,18 @@ def wandb_files(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name)
 
 
+def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
+    """The config in the newest .wandb file that holds one of a run that dlm launched; its history is left unread."""
+    for path in reversed(wandb_files(run_dir)):
+        run = WandbRun()
+        for message in _messages(path.read_bytes(), [], path.name):
+            with contextlib.suppress(ValueError, IndexError):
+                _take(run, message)
+            if "cell_id" in run.config:
+                return run.config
+    return None
+
+
 def read_wandb_run(run_dir: Path, run_id: str) -> WandbRun | None:
     """All attempts of a run as one: config and summary of the last, the rows of each in turn. None without a file.
 
@@ -230,6 +243,7 @@ def attempts_of(run_dir: Path, whole: WandbRun) -> list[WandbRun]:
             whole.warnings.append(f"{path} is of run {part.run_id}, not {whole.run_id}: left out")
             continue
         parts.append(part)
+    parts = [part for part in parts if part.config or part.history]  # one that was killed at once tells no number
     if all(isinstance(part.record.get("attempt"), int) for part in parts):
         parts.sort(key=lambda part: int(part.record["attempt"]))
     return parts

@@ -273,7 +273,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
     assert "is 2.5 in result.json and 2.25 in the W&B file" in loss_line and "1 of 3 logged steps" in history_line
     (line,) = said[history_differs.cell_id]
     assert "1 of 3 logged steps differ" in line and f"train/loss at step {rows[1]['step']}" in line and "99" in line
-    assert "lacks 2 of 3 logged steps" in said[lacking.cell_id][0]
+    assert "the W&B file lacks 2 of the 3 logged steps that metrics.jsonl has" in said[lacking.cell_id][0]
     runs = collected.runs.set_index("run_id")
     assert runs.loss[loss_differs.cell_id] == LOSS  # the run directory's counts
     assert (runs.loss[gone.cell_id], runs.source[gone.cell_id], runs.status[gone.cell_id]) == (2.125, "wandb", "done")
@@ -312,7 +312,7 @@ def test_a_validation_at_another_step_is_not_the_final_one():
 
 def test_equal_histories_say_nothing():
     rows = [{"step": 1, "lr": 0.5, "extra": "x"}, {"step": 2, "lr": None}]
-    assert list(check_history(rows, [dict(row) for row in rows], "the W&B file")) == []
+    assert list(check_history(rows, [dict(row) for row in rows], "metrics.jsonl", "the W&B file")) == []
 
 
 def test_a_thousand_cells_are_collected_in_seconds(sweep):

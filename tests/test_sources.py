@@ -1,0 +1,320 @@
+"""What the sources of one cell know, put together: a cut history, a lost result, a foreign run, W&B's word."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from by_hand import LOSS, final_rows, finish, planned, reasons, started
+from stub_cell import result, status
+from test_wandb_file import write_runs
+
+import dlm.sources
+from dlm.collect import collect
+from dlm.plan import cell_config
+from dlm.recipe import derive
+from dlm.record import RESULT_PREFIX, State, described, write_status
+from dlm.sources import STATES
+from dlm.wandb_file import WandbRun, wandb_files
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    return planned(tmp_path, monkeypatch)
+
+
+def on_disk(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def config_of(cell, **overrides) -> dict:
+    """What the run of a cell tells W&B of itself."""
+    config = {**cell_config(cell.groups, {**cell.overrides, **overrides}), "sweep": "s", "cell_id": cell.cell_id}
+    return described(config, derive(config))
+
+
+def to_wandb(sweep_dir: Path, cell, rows, **facts) -> None:
+    spec = {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": rows, **facts}
+    write_runs(sweep_dir, [spec])
+
+
+def summary_of(cell, plan, **changes) -> dict:
+    values = result(cell.cell_id, **{"step": cell.steps, "loss": LOSS, "data_hash": plan.data_hash, **changes})
+    return {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(values).items()}
+
+
+class Online:
+    """What a server is to collect."""
+
+    def __init__(self, *runs: WandbRun) -> None:
+        self.runs = {str(run.run_id): run for run in runs}
+        self.all = {name: run.history for name, run in self.runs.items()}
+        for run in runs:
+            run.history = []
+        self.asked: list[str] = []
+
+    def read_histories(self, run_ids) -> None:
+        for name in run_ids:
+            self.asked.append(name)
+            self.runs[name].history = self.all[name]
+
+
+def online(cell, rows, *, state="finished", version="v1", **facts) -> WandbRun:
+    last = {key: value for row in rows for key, value in row.items()}
+    summary = {**last, **facts.pop("summary", {})}
+    facts = {"config": config_of(cell), "group": "s", "run_id": f"s-{cell.cell_id}", **facts}
+    return WandbRun(history=list(rows), summary=summary, state=state, version=version, **facts)
+
+
+def steps_of(collected, cell) -> list[int]:
+    return list(collected.history[collected.history.run_id == cell.cell_id].step)
+
+
+# --- the history ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_a_history_cut_at_the_end_of_a_line_is_filled_from_the_wandb_file(sweep, kept):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    rows = on_disk(finish(sweep_dir, plan, cell))
+    to_wandb(sweep_dir, cell, rows)
+    path = sweep_dir / "runs" / cell.cell_id / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:kept]))
+    collected = collect(sweep_dir)
+    history = collected.history
+    assert list(history.step) == sorted({row["step"] for row in rows})
+    assert (
+        list(history["train/loss"]) == [row["train/loss"] for row in rows[:3]] and history["val/loss"].iloc[-1] == LOSS
+    )
+    lacking = 3 - kept if kept < 3 else 1  # of the last step the validation
+    said = [f"metrics.jsonl lacks {lacking} of the 3 logged steps that the W&B file has" in line
+            for line in collected.warnings]  # fmt: skip
+    assert said == ([True] if kept else [])
+    before = (sweep_dir / "history.parquet").stat().st_mtime_ns
+    pd.testing.assert_frame_equal(collect(sweep_dir).history, history)
+    assert (sweep_dir / "history.parquet").stat().st_mtime_ns == before
+    path.write_text("".join(json.dumps({**row, "lr": 7.0}) + "\n" for row in rows))
+    assert set(collect(sweep_dir).history["lr"]) == {7.0}  # whole again, it is what counts
+
+
+def test_what_the_wandb_file_lacks_too_comes_from_the_server_once(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    rows = on_disk(finish(sweep_dir, plan, cell))
+    to_wandb(sweep_dir, cell, rows[:2])
+    path = sweep_dir / "runs" / cell.cell_id / "metrics.jsonl"
+    path.write_text(json.dumps({**rows[0], "lr": 7.0}) + "\n")
+    first = Online(online(cell, rows))
+    collected = collect(sweep_dir, server=first)
+    assert first.asked == [f"s-{cell.cell_id}"] and steps_of(collected, cell) == [row["step"] for row in rows[:3]]
+    assert list(collected.history["lr"]) == [7.0, *(row["lr"] for row in rows[1:3])]  # the run directory's first
+    again = Online(online(cell, rows))
+    before = (sweep_dir / "history.parquet").stat().st_mtime_ns
+    pd.testing.assert_frame_equal(collect(sweep_dir, server=again).history, collected.history)
+    assert again.asked == [] and (sweep_dir / "history.parquet").stat().st_mtime_ns == before
+    changed = Online(online(cell, [*rows[:2], {**rows[2], "lr": 8.0}, rows[3]], version="v2"))
+    assert list(collect(sweep_dir, server=changed).history["lr"])[-1] == 8.0 and changed.asked
+    assert steps_of(collect(sweep_dir), cell) == [row["step"] for row in rows[:2]]  # without it, what is on disk
+
+
+def test_a_server_is_not_asked_for_what_it_says_it_does_not_have(sweep):
+    sweep_dir, plan = sweep
+    whole, failed, further = plan.cells[:3]
+    rows = {cell.cell_id: on_disk(finish(sweep_dir, plan, cell)) for cell in (whole, failed, further)}
+    for cell in (failed, further):
+        run_dir = sweep_dir / "runs" / cell.cell_id
+        (run_dir / "result.json").unlink()
+        write_status(run_dir, status(State.FAILED, step=cell.steps // 2, steps=cell.steps, exit_code=1))
+        (run_dir / "metrics.jsonl").write_text(json.dumps(rows[cell.cell_id][0]) + "\n")
+    server = Online(
+        online(whole, rows[whole.cell_id]),
+        online(failed, rows[failed.cell_id][:1]),
+        online(further, rows[further.cell_id][:2]),
+    )
+    collected = collect(sweep_dir, server=server)
+    assert server.asked == [f"s-{further.cell_id}"] and steps_of(collected, further) == [1, further.steps // 2]
+    server.asked.clear()
+    collect(sweep_dir, server=server, verify=True)
+    assert len(server.asked) == 3
+
+
+def test_wandb_files_of_a_run_that_its_directory_tells_whole_are_not_read(sweep, monkeypatch):
+    sweep_dir, plan = sweep
+    done, failed, running = plan.cells[:3]
+    for cell in (done, failed, running):
+        to_wandb(sweep_dir, cell, on_disk(finish(sweep_dir, plan, cell))[:2])
+    for cell, state in ((failed, State.FAILED), (running, State.RUNNING)):
+        run_dir = sweep_dir / "runs" / cell.cell_id
+        (run_dir / "result.json").unlink()
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in final_rows(cell)[:2]))
+        write_status(run_dir, status(state, step=cell.steps // 2, steps=cell.steps))
+    read = []
+    monkeypatch.setattr(dlm.sources, "read_wandb_run", lambda run_dir, run_id: read.extend(wandb_files(run_dir)))
+    collect(sweep_dir)
+    assert read == []
+    write_status(run_dir, status(State.PREEMPTED, step=running.steps, steps=running.steps))
+    collect(sweep_dir)
+    assert read == wandb_files(run_dir)  # it came further than its rows do
+
+
+def test_verify_finds_a_single_number_that_was_lost(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    rows = on_disk(finish(sweep_dir, plan, cell))
+    to_wandb(sweep_dir, cell, [rows[0], rows[1], {**rows[2], "val/loss": LOSS}])
+    warned = collect(sweep_dir, verify=True).warnings
+    (line,) = warned
+    assert line.endswith(
+        f"the W&B file lacks 1 of the 3 logged steps that metrics.jsonl has, first val/loss_se at step {cell.steps}"
+    )
+
+
+# --- the result and the config ----------------------------------------------------------------------------------------
+
+
+def test_verify_compares_the_result_and_the_plan_with_what_wandb_was_told(sweep):
+    sweep_dir, plan = sweep
+    cell, agrees = plan.cells[:2]
+    for one, changes in ((cell, {"loss_se": 0.02, "device": "another", "attempts": 2}), (agrees, {"attempts": 2})):
+        rows = on_disk(finish(sweep_dir, plan, one))
+        told = config_of(one)
+        told["record"] |= {"tokens": one.tokens + 1, "convention": "6n"} if changes.get("device") else {}
+        kept = json.loads((sweep_dir / "runs" / one.cell_id / "result.json").read_text())
+        facts = {RESULT_PREFIX + key: changes.get(key, value) for key, value in kept.items()}
+        to_wandb(sweep_dir, one, rows, config=told, summary=facts)
+    said = [line.removeprefix(f"{cell.cell_id}: ") for line in collect(sweep_dir, verify=True).warnings]
+    assert said == [
+        f"tokens is {cell.tokens} in the plan and {cell.tokens + 1} in the W&B file: the plan counts",
+        "convention is 'full_masked_head' in the plan and '6n' in the W&B file: the plan counts",
+        "loss_se, of the result, is 0.01 in result.json and 0.02 in the W&B file: result.json counts",
+        "device, of the result, is 'cpu' in result.json and 'another' in the W&B file: result.json counts",
+    ]
+    assert collect(sweep_dir).warnings == []
+
+
+@pytest.mark.parametrize("where", ["run_dir", "wandb"])
+def test_without_a_result_the_loss_of_another_config_is_not_taken(sweep, where):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    other = config_of(cell, **{"optimizer.lr": 1e-2})
+    if where == "run_dir":
+        run_dir = started(sweep_dir, plan, cell, final_rows(cell))
+        (run_dir / "config.yaml").write_text(yaml.safe_dump({**other, "cell_id": cell.cell_id}))
+    else:
+        to_wandb(sweep_dir, cell, final_rows(cell), config=other)
+    collected = collect(sweep_dir)
+    assert collected.runs.empty and reasons(collected)[cell.cell_id].startswith("another config: its config")
+    if where == "wandb":
+        to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell))  # a second attempt has the last word
+        assert list(collect(sweep_dir).runs.source) == ["wandb"]
+
+
+def test_a_logged_result_counts_at_the_planned_last_step_only(sweep):
+    sweep_dir, plan = sweep
+    early, fine, alien = plan.cells[:3]
+    to_wandb(sweep_dir, early, final_rows(early)[:2], summary=summary_of(early, plan, step=early.steps - 1))
+    to_wandb(sweep_dir, fine, final_rows(fine)[:2], summary=summary_of(fine, plan), config=config_of(fine))
+    to_wandb(sweep_dir, alien, final_rows(alien)[:2], summary=summary_of(early, plan, step=alien.steps))
+    collected = collect(sweep_dir)
+    assert list(collected.runs.run_id) == [fine.cell_id] and list(collected.runs.source) == ["wandb"]
+    said = reasons(collected)
+    assert (
+        said[early.cell_id].startswith("short: its result is of") and f"step {early.steps - 1}" in said[early.cell_id]
+    )
+    assert f"its result is of {early.cell_id}" in said[alien.cell_id]
+
+
+# --- the state ------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_of_a_run_that_only_wandb_knows(sweep):
+    sweep_dir, plan = sweep
+    diverged, finished, killed = plan.cells[:3]
+    to_wandb(sweep_dir, diverged, final_rows(diverged)[:2], exit=3)
+    to_wandb(sweep_dir, finished, final_rows(finished)[:2])
+    to_wandb(sweep_dir, killed, final_rows(killed)[:2])
+    (path,) = wandb_files(sweep_dir / "runs" / killed.cell_id)
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"train/loss")])
+    rows = collect(sweep_dir).excluded.set_index("run_id")
+    assert [rows.status[cell.cell_id] for cell in (diverged, finished, killed)] == ["diverged", "lost", "lost"]
+    assert "its .wandb file has no end" in rows.reason[killed.cell_id]
+    words = [*STATES, "crashed"]
+    states = {"running": "running", "pending": "submitted", "preempting": "running", "preempted": "preempted",
+              "failed": "failed", "crashed": "lost"}  # fmt: skip
+    assert set(words) == set(states)
+    for cell, word in zip(plan.cells, words, strict=True):
+        shutil.rmtree(sweep_dir / "runs", ignore_errors=True)
+        said = collect(sweep_dir, write=False, server=Online(online(cell, final_rows(cell)[:2], state=word)))
+        row = said.excluded.set_index("run_id").loc[cell.cell_id]
+        assert row.status == states[word] and f"W&B says {word}" in row.reason
+
+
+def test_a_result_that_is_whole_counts_even_where_wandb_says_that_the_run_goes_on(sweep):
+    sweep_dir, plan = sweep
+    cell, other = plan.cells[:2]
+    server = Online(
+        online(cell, final_rows(cell), state="running", summary=summary_of(cell, plan)),
+        online(other, final_rows(other)[:2], state="running", summary=summary_of(other, plan, step=3)),
+    )
+    collected = collect(sweep_dir, server=server)
+    assert list(collected.runs.run_id) == [cell.cell_id] and list(collected.runs.source) == ["wandb_api"]
+    assert reasons(collected)[other.cell_id].startswith(f"running, step {other.steps // 2} of {other.steps} (W&B says")
+
+
+# --- what is a cell ---------------------------------------------------------------------------------------------------
+
+
+def test_wandb_files_alone_are_found_in_a_folder_of_another_name(sweep):
+    sweep_dir, plan = sweep
+    cell, lost = plan.cells[:2]
+    for one in (cell, lost):
+        to_wandb(sweep_dir, one, final_rows(one), config=config_of(one), summary=summary_of(one, plan))
+    (sweep_dir / "plan.json").unlink()
+    (path,) = wandb_files(sweep_dir / "runs" / lost.cell_id)
+    path.write_bytes(path.read_bytes()[:7])
+    moved = sweep_dir.rename(sweep_dir.with_name("elsewhere"))
+    collected = collect(moved)
+    assert collected.runs[["run_id", "sweep", "source", "loss"]].values.tolist() == [[cell.cell_id, "s", "wandb", LOSS]]
+    assert "has no config.yaml" in reasons(collected)[lost.cell_id]
+
+
+def test_a_planned_sweep_in_a_folder_of_another_name_still_has_its_wandb_files(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell), summary=summary_of(cell, plan))
+    assert list(collect(sweep_dir.rename(sweep_dir.with_name("elsewhere"))).runs.sweep) == ["s"]
+
+
+def test_an_empty_wandb_file_does_not_put_the_attempts_in_the_order_of_the_clock(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    rows = final_rows(cell)
+    for attempt, some in ((1, [{**row, "train/loss": 9.0} for row in rows[:2]]), (2, rows)):
+        to_wandb(sweep_dir, cell, some, config={"record": {"attempt": attempt}})
+    folder = sweep_dir / "runs" / cell.cell_id / "wandb"
+    first, second = sorted(folder.glob("offline-run-*"))
+    second.rename(second.with_name(second.name.replace("offline-run-2", "offline-run-1")))  # its clock was behind
+    empty = shutil.copytree(first, first.with_name(first.name.replace("offline-run-2", "offline-run-3")))
+    (path,) = empty.glob("*.wandb")
+    path.write_bytes(path.read_bytes()[:7])
+    collected = collect(sweep_dir)
+    assert list(collected.history["train/loss"]) == [row["train/loss"] for row in rows[:3]]
+    assert any("holds nothing" in line for line in collected.warnings)
+
+
+@pytest.mark.parametrize("of", ["abc", 7, None, ["a"], ""])
+def test_runs_on_a_server_whose_config_is_of_another_shape_are_named(tmp_path, sweep, of):
+    _, plan = sweep
+    cell = plan.cells[0]
+    fine = online(cell, final_rows(cell), summary=summary_of(cell, plan))
+    odd = WandbRun(run_id="odd", config={"cell_id": of}, state="finished", version="1")
+    copy = online(cell, final_rows(cell), run_id="t-copy", group="t")
+    collected = collect(tmp_path / "out", server=Online(fine, odd, copy))
+    assert list(collected.runs.run_id) == [cell.cell_id]
+    said = reasons(collected)
+    assert said["t-copy"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+    assert len(said) == 2 and said["abc" if of == "abc" else "odd"].startswith("another config")
