@@ -457,6 +457,7 @@ class Source:
 
 def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, Collected]:
     """(folder, what was collected into it): of a sweep, of a W&B project, or of both."""
+    from dlm.cells import sweep_name
     from dlm.collect import collect as collect_runs
     from dlm.collect import collect_mapped
     from dlm.groups import parse_yaml
@@ -465,6 +466,8 @@ def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, 
         for name, value in (("--mapping", source.mapping), ("--filter", source.filters), ("--out", source.out)):
             if value:
                 raise UserError(f"{name} is for the runs of a W&B project: give --wandb ENTITY/PROJECT too")
+    if source.mapping is not None and verify:
+        raise UserError("--verify is for runs that dlm launched: with --mapping there is nothing to compare them with")
     if (target is None) != (source.out is not None) or (target and source.mapping):
         raise UserError(
             "give a sweep, or --wandb ENTITY/PROJECT with --out DIR (and --mapping FILE for runs that dlm did not "
@@ -473,14 +476,15 @@ def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, 
     folder = run_folder(target) if target is not None else Path(str(source.out))
     if source.project is None:
         return folder, collect_runs(folder, verify=verify)
-    filters = {"group": folder.name} if target is not None else {}
+    _check_out(folder)
+    filters = {"group": sweep_name(folder)} if target is not None else {}
     for word in source.filters:
         key, separator, value = word.partition("=")
         if not separator:
             raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
         filters[key] = parse_yaml(value, f"--filter {word}")
     if source.mapping is not None:
-        from dlm.mapping import load_mapping
+        from dlm.mapping import check_keys, load_mapping
 
         mapping = load_mapping(source.mapping)
     from dlm.wandb_api import Project
@@ -489,8 +493,17 @@ def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, 
     if not server.runs and target is None:
         raise UserError(f"{source.project} has no run that {filters or 'it was asked for'} names: nothing was written")
     if source.mapping is not None:
+        check_keys(mapping, server.runs.values(), source.project)
         return folder, collect_mapped(server, mapping, folder)
     return folder, collect_runs(folder, verify=verify, server=server)
+
+
+def _check_out(folder: Path) -> None:
+    """Raises UserError when the tables could not be written once everything has been asked for."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "no folder" if not there.is_dir() else "not writable"
+        raise UserError(f"--out {folder}: {there} is {what}: give a folder to write to, or a new one")
 
 
 def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:

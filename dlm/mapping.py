@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from dlm.errors import UserError, unknown
+from dlm.errors import UserError, close_matches, unknown
 from dlm.flops import CONVENTIONS
 from dlm.groups import load_yaml
 from dlm.history import NUMBERS, History, from_rows, number
@@ -42,6 +43,15 @@ KINDS = {item.name: str(item.type) for item in dataclasses.fields(RunRow)}
 LIVE = ("running", "pending", "preempting")
 
 
+def _factor(value: float) -> float:
+    if not math.isfinite(value) or value == 0:
+        raise ValueError(f"{value:g} is no factor: give a finite number that is not 0")
+    return value
+
+
+Scale = Annotated[float, AfterValidator(_factor)]
+
+
 class Column(BaseModel):
     """Where a column comes from: exactly one of config, summary, product (of config keys) and value; times scale."""
 
@@ -50,7 +60,7 @@ class Column(BaseModel):
     summary: str | None = None
     product: tuple[str, ...] | None = None
     value: Any = None
-    scale: float = 1.0
+    scale: Scale = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +79,7 @@ class Metric(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     metric: str
-    scale: float = 1.0
+    scale: Scale = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +136,30 @@ def load_mapping(path: Path) -> Mapping:
     return mapping
 
 
+def check_keys(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
+    """Raises UserError for a config key that the mapping names and no run has: it would leave all of them out."""
+    named = [
+        (f"columns.{name}", key)
+        for name, column in mapping.columns.items()
+        for key in (column.config, *(column.product or ()))
+        if key is not None
+    ]
+    named += [("require", key) for key in mapping.require] + [("cell", key) for key in mapping.cell]
+    configs = [run.config for run in runs]
+    for place, key in named:
+        if all(_dig(config, key) is None for config in configs):
+            near = close_matches(key, {found for config in configs for found in _dotted(config)})
+            hint = f"did you mean {' or '.join(near)}?" if near else "see the config of one of them in W&B"
+            raise UserError(f"no run of {where} has the config key '{key}' ({place} of the mapping): {hint}")
+
+
+def _dotted(config: Dict[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{before}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{before}{key}.")
+
+
 @dataclass(kw_only=True)
 class Mapped:
     """A run in dlm's terms: its row, and why it has no place in runs.csv (None: it has)."""
@@ -155,15 +189,15 @@ def history_key(run: WandbRun, mapping: Mapping) -> list[list[Any]]:
 def map_run(run: WandbRun, history: History, mapping: Mapping) -> Mapped:
     """One run as a row of runs.csv, or the reason why it is none."""
     row: dict[str, Any] = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
-    reason = None
+    reason = cell = None
     try:
         _check_config(run, mapping)
+        cell = tuple(str(_there(run.config, key, "config")) for key in mapping.cell) or None
         row |= {name: _typed(name, _column(run, column)) for name, column in mapping.columns.items()}
         row |= _flops(row, mapping)
         row |= _final(run, row, history) | {"status": str(State.DONE)}
     except _Left as left:
-        reason = str(left)
-    cell = tuple(str(_dig(run.config, key)) for key in mapping.cell) if mapping.cell and reason is None else None
+        reason, cell = str(left), None
     return Mapped(row=row, history=history, reason=reason, cell=cell, version=run.version)
 
 
@@ -199,7 +233,8 @@ def _column(run: WandbRun, column: Column) -> Any:
     if column.value is not None:
         return column.value
     if column.product is not None:
-        return column.scale * math.prod(_as_number(_there(run.config, key, "config"), key) for key in column.product)
+        parts = [_as_number(_there(run.config, key, "config"), key) for key in column.product]
+        return _scaled(math.prod(parts), column.scale)
     if column.summary is not None:
         return _scaled(_there(run.summary, column.summary, "summary"), column.scale)
     return _scaled(_there(run.config, str(column.config), "config"), column.scale)
@@ -208,16 +243,26 @@ def _column(run: WandbRun, column: Column) -> Any:
 def _scaled(value: Any, scale: float) -> Any:
     if scale == 1.0:
         return value
-    return None if value is None else _as_number(value, "a scaled value") * scale
+    return _as_number(_as_number(value, "a scaled value") * scale, "a scaled value")
 
 
-def _as_number(value: Any, key: str) -> float:
-    if isinstance(value, bool):
-        raise _Left(f"another config: {key} is {value!r}, no number")
+def _as_number(value: Any, key: str) -> int | float:
+    """A finite number; whole ones stay whole."""
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise _Left(f"another config: {key} is {value!r}, no number") from error
+        if isinstance(value, bool):
+            raise TypeError
+        found = value if isinstance(value, int) and abs(value) < 2**63 else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _Left(f"another config: {key} is {_shown(value)}, no number") from error
+    if not math.isfinite(found):
+        raise _Left(f"another config: {key} is {_shown(value)}, no finite number")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A value as a line can hold it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _there(values: Dict[str, Any], key: str, where: str) -> Any:
@@ -252,13 +297,13 @@ def _typed(name: str, value: Any) -> Any:
     kind = KINDS[name]
     if value is None or "str" in kind:
         return None if value is None else str(value)
-    number_found = _as_number(value, name)
+    found = _as_number(value, name)
     if "int" not in kind:
-        return number_found
+        return float(found)
     least = 1 if name in ("params", "tokens", "steps") else 0
-    if not (math.isfinite(number_found) and number_found == int(number_found) and number_found >= least):
-        raise _Left(f"another config: {name} is {value!r}, no whole number of at least {least}")
-    return int(number_found)
+    if found != int(found) or not least <= found < 2**63:
+        raise _Left(f"another config: {name} is {_shown(value)}, no whole number of at least {least}")
+    return int(found)
 
 
 def _final(run: WandbRun, row: Dict[str, Any], history: History) -> dict[str, Any]:
@@ -274,6 +319,8 @@ def _final(run: WandbRun, row: Dict[str, Any], history: History) -> dict[str, An
         raise _Left(f"short: step {last} of {row['steps']} (W&B says {run.state})")
     if not row.get("steps") and run.state != "finished":
         raise _Left(f"short: W&B says {run.state} at step {last}, and no columns.steps tells how far it was to go")
+    if loss is not None and not math.isfinite(loss):
+        raise _Left(f"diverged: its validation loss is {loss}")
     if loss is None:
         where = f"step {row['steps']}" if row.get("steps") else f"the last step, {last}"
         raise _Left(f"missing validation: no val/loss at {where}")

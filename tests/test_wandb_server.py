@@ -168,8 +168,14 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
     add("images", config={"resolution": 64}, rows=[{"fid": 3.0}])
     add("empty", rows=[])
     add("words", config={**config, "model": {"n": "small"}})
-    add("total", config={**config, "flops": 7.0 * 1000 * 10240}, summary={})
-    mapping = mapping_file(tmp_path, require={"data": ["web"]}, cell=["model.n", "seed", "flops"])
+    add("total", config={**config, "seed": 1, "flops": 7.0 * 1000 * 10240}, summary={})
+    add("huge", config={**config, "model": {"n": 10**400}})
+    add("large", config={**config, "model": {"n": 2**63}})
+    add("endless", config={**config, "train": {"steps": 10, "batch": "inf", "length": 128}})
+    add("peak", rows=[*whole[:9], {"step": 10, "eval/nll": "Infinity"}])
+    add("rebound", rows=[*whole[:9], {"step": 10, "eval/nll": "-Infinity"}, {"step": 11, "eval/nll": 2.0}])
+    add("unseeded", config={key: value for key, value in config.items() if key != "seed"})
+    mapping = mapping_file(tmp_path, require={"data": ["web"]}, cell=["model.n", "seed"])
     content = yaml.safe_load(mapping.read_text())
     command = ("collect", "--wandb", PROJECT, "--mapping", mapping, "--out", tmp_path / "out")
     code, said, _ = dlm(server, *command)
@@ -186,6 +192,12 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
         "images": "another config: data is None",
         "empty": "missing validation: its history has none of the mapped metrics",
         "words": "another config: model.n",
+        "huge": "another config: params is 1000000",
+        "large": f"another config: params is {2**63}, no whole number",
+        "endless": "another config: train.batch is 'inf', no finite number",
+        "peak": "diverged: its last validation loss is inf",
+        "rebound": "diverged: its validation loss is -inf",
+        "unseeded": "another config: its config has no seed",
     }
     for name, reason in expected.items():
         found = table.reason[name]
@@ -199,6 +211,14 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
     table = pd.read_csv(tmp_path / "out/excluded.csv").set_index("run_id")
     assert table.reason["total"].startswith("another convention: its flops are") and "6 N D" in table.reason["total"]
     assert table.reason["fine"] == "another config: its config has no flops"
+    # A key that no run has would leave them all out: it is a mistake in the mapping.
+    for changes, words in (
+        ({"cell": ["model.n", "sed"]}, "the config key 'sed' (cell of the mapping): did you mean seed?"),
+        ({"columns": {**content["columns"], "params": "modl.n"}}, "'modl.n' (columns.params of"),
+    ):
+        mapping.write_text(yaml.safe_dump({**content, **changes}))
+        server.asked.clear()
+        assert words in complaint(dlm(server, *command)) and "HistoryPage" not in server.asked
 
 
 def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
@@ -230,6 +250,15 @@ def test_a_mistake_is_one_line(server, tmp_path, arguments, environ, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_tables_that_could_not_be_written_are_not_asked_for(server, tmp_path):
+    server.add("a", state="finished")
+    (tmp_path / "file").write_text("")
+    command = ("collect", "--wandb", PROJECT, "--out", tmp_path / "file/out")
+    assert "file is no folder: give a folder to write to" in complaint(dlm(server, *command)) and not server.asked
+    command = (*command[:-1], tmp_path / "out", "--mapping", mapping_file(tmp_path), "--verify")
+    assert "--verify is for runs that dlm launched" in complaint(dlm(server, *command)) and not server.asked
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -242,6 +271,8 @@ def test_a_mistake_is_one_line(server, tmp_path, arguments, environ, words):
         ({"convention": "7n"}, "unknown convention"),
         ({"convention": "full"}, "needs columns.flops"),
         ({"colums": {}}, "colums"),
+        ({"columns": {**MAPPING["columns"], "budget": {"config": "b", "scale": float("inf")}}}, "is no factor"),
+        ({"history": {"step": "step", "val/loss": {"metric": "x", "scale": 0}}}, "is no factor"),
     ],
 )
 def test_a_mistake_in_a_mapping_is_named(tmp_path, changes, words):
