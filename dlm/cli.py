@@ -268,14 +268,20 @@ def sync(
 
     arrivals = sync_runs(chain.run_folder(target), project=wandb)
     for one in arrivals:
+        trouble = "; ".join(one.trouble)
         if one.skipped is not None:
             print(f"not looked at: {one.run_id}: {one.skipped}")
+        elif one.nothing:
+            print(f"nothing to upload: {one.run_id}: {trouble or 'it logged nothing'}")
         elif not one.whole:
             what = f"{len(one.lacking)} of {len(one.rows)} rows" if one.lacking else "its result"
-            chain.warn(f"{one.run_id}: {what} did not arrive{'; '.join(['', *one.trouble])}")
+            chain.warn(f"{one.run_id}: {what} did not arrive{'; ' if trouble else ''}{trouble}")
+        elif trouble:
+            chain.warn(f"{one.run_id}: what can be read of it has arrived; {trouble}")
     whole = [one for one in arrivals if one.whole]
     print(f"{len(whole)} of {len(arrivals)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
-    raise typer.Exit(ExitCode.DONE if len(whole) == len(arrivals) else ExitCode.PREEMPTED)
+    done = all(one.whole or one.nothing for one in arrivals)
+    raise typer.Exit(ExitCode.DONE if done else ExitCode.PREEMPTED)
 
 
 RunsFile = Annotated[

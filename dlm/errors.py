@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     PREEMPTED = 75  # EX_TEMPFAIL: to be continued
 
 
+# In W&B's words: what a login, an entity or a project is refused with. Trying again does not help.
+REFUSED_BY_WANDB = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")
 NOTHING_TO_DO = 100  # what admit tells a batch script, which then ends with 0
 
 

@@ -17,12 +17,11 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from dlm.errors import ExitCode, UserError
+from dlm.errors import REFUSED_BY_WANDB, ExitCode, UserError
 from dlm.record import RESULT_PREFIX
 
 PATIENCE_SEC = 60.0  # for W&B's last uploads at the end of a run: meanwhile it holds its devices
 PATIENCE_PREEMPTED_SEC = 10.0  # the scheduler's own patience is short, and the next attempt goes on in the same W&B run
-REFUSED = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")  # in W&B's words
 
 
 class WandbLogger(LightningWandbLogger):
@@ -37,6 +36,10 @@ class WandbLogger(LightningWandbLogger):
     _ended = False
 
     def __init__(self, **options: Any) -> None:
+        # A short run that is killed would lose everything: the default flushes every 15 s (tried, W&B 0.31).
+        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
+        if options.get("offline"):  # online W&B has something to say: where the run is, and what it cannot upload
+            os.environ.setdefault("WANDB_SILENT", "true")
         super().__init__(**options)
         self._wandb_init.pop("anonymous", None)  # W&B 0.31 warns of it, even of None
 
@@ -52,7 +55,7 @@ class WandbLogger(LightningWandbLogger):
             return super().experiment
         except wandb.errors.Error as error:
             said = " ".join(str(error).split())
-            if any(words in said for words in REFUSED):
+            if any(words in said for words in REFUSED_BY_WANDB):
                 raise UserError(
                     f"W&B refuses to begin the run: {said}; log in (`wandb login`, WANDB_API_KEY), mend logger.entity "
                     "or logger.project, or log offline (logger.offline=true)"

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlm.errors import UserError
+from dlm.cells import config_of, run_directories, sweep_name
+from dlm.errors import REFUSED_BY_WANDB, UserError
 from dlm.files import Lease, live_holder, read_json, read_jsonl, write_json
-from dlm.groups import load_yaml
 from dlm.history import Key, key_of
 from dlm.recipe import derive
-from dlm.record import RESULT_PREFIX, described, read_result
+from dlm.record import RESULT_PREFIX, described, read_result, read_status
 from dlm.wandb_api import Project, default_entity
 from dlm.wandb_file import WandbRun, attempts_of, wandb_files
 
@@ -37,6 +37,7 @@ class Arrival:
 
     run_id: str
     run_dir: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
     skipped: str | None = None  # why it was not looked at
     known: bool = False  # found whole before, and changed nowhere since
     there: set[Mark] = field(default_factory=set)  # on the server
@@ -54,8 +55,17 @@ class Arrival:
 
     @functools.cached_property
     def attempts(self) -> list[WandbRun]:
-        """Its .wandb files, each read once."""
-        return attempts_of(self.run_dir, WandbRun(run_id=self.run_id))
+        """Its .wandb files, each read once; what cannot be read of them, and metrics.jsonl cannot tell, is trouble."""
+        whole = WandbRun(run_id=self.run_id)
+        parts = attempts_of(self.run_dir, whole)
+        if not (self.run_dir / "metrics.jsonl").is_file():
+            self.trouble += whole.warnings
+        return parts
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to upload: it logged no row, or none can be read."""
+        return not self.known and self.skipped is None and not self.rows
 
     @property
     def lacking(self) -> list[Row]:
@@ -65,31 +75,29 @@ class Arrival:
     @property
     def whole(self) -> bool:
         """Whether all of it has arrived."""
-        return self.known or (self.skipped is None and not self.lacking and self.result_there)
+        return self.known or (self.skipped is None and not self.nothing and not self.lacking and self.result_there)
 
 
 def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
     """Upload what a server lacks of every run that is not going on just now; the truth about each.
 
-    ``project`` is ENTITY/PROJECT, by default the user's own entity and the project that the runs' configs name. Raises
-    UserError without a run, a login or a server, and while another process syncs this sweep.
+    ``project`` is ENTITY/PROJECT, by default what the runs' configs name (logger.entity, or the user's own, and
+    logger.project). Raises UserError without a run, a login or a server, for an entity that refuses, and while another
+    process syncs this sweep.
     """
-    found = sorted(sweep_dir.glob("runs/*/config.yaml"))
-    if not found:
+    run_dirs = run_directories(sweep_dir)
+    if not run_dirs:
         raise UserError(f"{sweep_dir} holds no run: give the folder of a sweep that has begun")
     with Lease(sweep_dir / "ledger", doing="synced"):  # two at once would both upload what the server lacks
-        return _sync([one.parent for one in found], project)
+        return _sync(sweep_name(sweep_dir), run_dirs, project)
 
 
-def _sync(run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
-    # The name that the runs logged under, which is not the folder's once that has been moved or copied.
-    sweep = _config_of(run_dirs[0])["sweep"]
-    path = project or f"{default_entity()}/{_project_of(run_dirs[0])}"
-    arrivals = [Arrival(run_id=f"{_config_of(one)['sweep']}-{one.name}", run_dir=one) for one in run_dirs]
-    for one in arrivals:
-        holder = live_holder(one.run_dir)
-        if holder is not None:
-            one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"
+def _sync(sweep: str, run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
+    arrivals = [_arrival(run_dir) for run_dir in run_dirs]
+    named = [one for one in arrivals if one.config]
+    if not named:
+        raise UserError(str(arrivals[0].skipped))
+    path = project or _path(named[0].config)
     left = _ask(path, sweep, [one for one in arrivals if one.skipped is None])
     before = {one.run_id: len(one.lacking) for one in left}
     if left:
@@ -100,6 +108,25 @@ def _sync(run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
     for one in left:
         one.uploaded = before[one.run_id] - len(one.lacking)
     return arrivals
+
+
+def _arrival(run_dir: Path) -> Arrival:
+    """A run as its directory tells it."""
+    try:
+        config = config_of(run_dir)
+    except UserError as error:
+        return Arrival(run_id=run_dir.name, run_dir=run_dir, skipped=str(error))
+    one = Arrival(run_id=f"{config['sweep']}-{run_dir.name}", run_dir=run_dir, config=config)
+    holder = live_holder(run_dir)
+    if holder is not None:
+        one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"
+    return one
+
+
+def _path(config: Mapping[str, Any]) -> str:
+    """ENTITY/PROJECT where a run was to be logged."""
+    logger = config.get("logger") or {}
+    return f"{logger.get('entity') or default_entity()}/{logger.get('project') or 'dlm'}"
 
 
 def _marked(rows: Iterable[Mapping[str, Any]]) -> dict[Mark, Row]:
@@ -113,18 +140,6 @@ def _marked(rows: Iterable[Mapping[str, Any]]) -> dict[Mark, Row]:
     return found
 
 
-def _config_of(run_dir: Path) -> Any:
-    config = load_yaml(run_dir / "config.yaml")
-    if not isinstance(config, dict) or "sweep" not in config:
-        raise UserError(f"{run_dir / 'config.yaml'} is not the config of a run: move that folder away, then sync again")
-    return config
-
-
-def _project_of(run_dir: Path) -> str:
-    logger = _config_of(run_dir).get("logger") or {}
-    return str(logger.get("project") or "dlm")
-
-
 def _local_key(one: Arrival) -> Key:
     files = [*wandb_files(one.run_dir), one.run_dir / "metrics.jsonl", one.run_dir / "result.json"]
     return key_of([path for path in files if path.is_file()], one.run_dir)
@@ -135,7 +150,7 @@ def _ask(path: str, sweep: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
 
     What was found whole, and has changed neither here nor there since (wandb/synced.json), is not asked for again.
     """
-    server = Project(path, filters={"group": sweep}, missing_ok=True)
+    server = Project(path, filters={"group": sweep}, create=True)
     there = [one for one in arrivals if one.run_id in server.runs]
     for one in there:
         run = server.runs[one.run_id]
@@ -148,7 +163,7 @@ def _ask(path: str, sweep: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
         one.there = set(_marked(run.history))
         if one.whole:
             write_json(_marker(one), [path, run.version, _local_key(one)])
-    return [one for one in arrivals if not one.whole]
+    return [one for one in arrivals if not one.whole and not one.nothing]
 
 
 def _marker(one: Arrival) -> Path:
@@ -197,7 +212,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
     import wandb
 
     entity, project = path.split("/")
-    config, result = load_yaml(one.run_dir / "config.yaml"), read_result(one.run_dir)
+    result = read_result(one.run_dir)
     quiet = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off")
     last: Row = {}
     for row in one.rows.values():
@@ -205,25 +220,42 @@ def _upload_rows(path: str, one: Arrival) -> None:
     if result is not None:
         last |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(result).items()}
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            wandb.init(entity=entity, project=project, id=one.run_id, name=one.run_dir.name, group=config["sweep"],
-                       resume="allow", mode="online", dir=folder, settings=quiet) as run,
-        ):  # fmt: skip
-            described_so = _description(one.run_dir, config)
-            run.config.update(described_so, allow_val_change=True)  # type: ignore[no-untyped-call]
+        with tempfile.TemporaryDirectory() as folder:
+            run = wandb.init(
+                entity=entity, project=project, id=one.run_id, name=one.run_dir.name, group=one.config["sweep"],
+                tags=(one.config.get("logger") or {}).get("tags"), resume="allow", mode="online", dir=folder,
+                settings=quiet,
+            )  # fmt: skip
+            run.config.update(_description(one), allow_val_change=True)  # type: ignore[no-untyped-call]
             for row in one.lacking:
                 run.log({**row, "trainer/global_step": row["step"]})
             run.summary.update(last)  # type: ignore[no-untyped-call]
+            run.finish(exit_code=_exit_code(one))
     except (wandb.errors.Error, ConnectionError) as error:
-        one.trouble.append(" ".join(str(error).split()))
+        said = " ".join(str(error).split())
+        if any(words in said for words in REFUSED_BY_WANDB):
+            raise UserError(
+                f"W&B refuses runs in {path}: {said}; give --wandb ENTITY/PROJECT as its page says"
+            ) from error
+        one.trouble.append(said)
 
 
-def _description(run_dir: Path, config: Mapping[str, Any]) -> Row:
+def _exit_code(one: Arrival) -> int:
+    """What the run ended with, as W&B is to show it: of a run that never said so, that it failed unless it is done."""
+    status = read_status(one.run_dir)
+    said = [None if status is None else status.exit_code, *(part.exit_code for part in reversed(one.attempts))]
+    known = [code for code in said if code is not None]
+    return known[0] if known else int(read_result(one.run_dir) is None)
+
+
+def _description(one: Arrival) -> Row:
     """What the run told, or would have told, W&B of itself at its start."""
-    attempts = read_json(run_dir / "env.json")["attempts"] if (run_dir / "env.json").is_file() else []
+    if "record" in one.config:  # its config was found in W&B's own file, with all that it told then
+        return dict(one.config)
+    env = one.run_dir / "env.json"
+    attempts = read_json(env)["attempts"] if env.is_file() else []
     facts = {key: attempts[-1].get(key) for key in ("git_sha", "device")} if attempts else {}
-    result = read_result(run_dir)
+    result = read_result(one.run_dir)
     if result is not None:
         facts["data_hash"] = result.data_hash
-    return described(config, derive(config), attempt=len(attempts), **facts)
+    return described(one.config, derive(one.config), attempt=len(attempts), **facts)

@@ -388,10 +388,6 @@ def _logger(config: Mapping[str, Any], run_dir: Path | None) -> Any:
     """The configured logger; False for none and for a development run."""
     if run_dir is None or not config["logger"].get("_target_"):
         return False
-    # A short run that is killed would lose everything: the default flushes every 15 s (tried, W&B 0.31).
-    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
-    if config["logger"].get("offline"):  # online W&B has something to say: where the run is, and what it cannot upload
-        os.environ.setdefault("WANDB_SILENT", "true")
     return hydra.utils.instantiate(config["logger"])
 
 

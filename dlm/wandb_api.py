@@ -5,19 +5,23 @@ The only module of the sweep half that imports wandb, with sync: both are import
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dlm.errors import UserError
+from dlm.errors import REFUSED_BY_WANDB, UserError
 from dlm.wandb_file import WandbRun
 
 RUNS_A_PAGE = 500
 STEPS_A_PAGE = 10_000  # of history; W&B's own default, 1,000, is tried where the server gives less than it has
 AT_ONCE = 4  # histories that are asked for at the same time
 TIMEOUT_SEC = 60
+NOTICE_SEC = 5.0  # after which a wait is worth a line
 NO_PROJECT = "Could not find project"  # W&B's words
 
 
@@ -25,22 +29,23 @@ class Project:
     """The runs of ENTITY/PROJECT by their id, histories aside, which ``read_histories`` asks for run by run.
 
     One login, one request per RUNS_A_PAGE runs, and for a history two and one per STEPS_A_PAGE steps. wandb-core tries
-    again what a busy server refuses (429, 5xx, a dropped connection). Raises UserError for a server, a login, an
-    entity or a project that is not there.
+    again what a busy server refuses (429, 5xx, a dropped connection). ``create`` makes a project that is not there.
+    Raises UserError for a server, a login, an entity or a project that is not there.
     """
 
-    def __init__(self, path: str, *, filters: Mapping[str, Any] | None = None, missing_ok: bool = False) -> None:
+    def __init__(self, path: str, *, filters: Mapping[str, Any] | None = None, create: bool = False) -> None:
         entity, _, project = path.partition("/")
         if not entity or not project or "/" in project:
             raise UserError(f"{path!r} names no W&B project: give it as ENTITY/PROJECT")
         self.path = path
-        self._runs = {run.id: run for run in _ask(path, filters or {}, missing_ok=missing_ok)}
+        self._runs = {run.id: run for run in _ask(path, filters or {}, create=create)}
         self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
 
     def read_histories(self, run_ids: Iterable[str]) -> None:
         """Fill in what these runs logged, row by row as they did."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for run_id, rows in pool.map(lambda run_id: (run_id, self._rows(run_id)), list(run_ids)):
+        ids = list(run_ids)
+        with _notice(f"the histories of {len(ids)} runs of {self.path}"), ThreadPoolExecutor(AT_ONCE) as pool:
+            for run_id, rows in pool.map(lambda run_id: (run_id, self._rows(run_id)), ids):
                 self.runs[run_id].history = rows
 
     def _rows(self, run_id: str) -> list[dict[str, Any]]:
@@ -57,10 +62,12 @@ class Project:
 
 def default_entity() -> str:
     """The entity that runs go to when none is named. Raises UserError without a login or a server."""
+    what = "your default entity"
     try:
-        return str(_api().default_entity)
+        with _notice(what):
+            return str(_api().default_entity)
     except Exception as error:
-        raise _explained(error, "the default entity") from error
+        raise _explained(error, what) from error
 
 
 @functools.cache
@@ -71,17 +78,37 @@ def _api() -> Any:
     return wandb.Api(timeout=TIMEOUT_SEC)
 
 
-def _ask(path: str, filters: Mapping[str, Any], *, missing_ok: bool) -> Sequence[Any]:
+def _ask(path: str, filters: Mapping[str, Any], *, create: bool) -> Sequence[Any]:
     try:
-        _api().flush()  # it would give the runs of the last time again
-        runs = _api().runs(path, filters=dict(filters), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False)
-        return list(runs)
-    except ValueError as error:
-        if missing_ok and NO_PROJECT in str(error):
+        with _notice(f"the runs of {path}"):
+            _api().flush()  # it would give the runs of the last time again
+            runs = _api().runs(path, filters=dict(filters), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False)
+            try:
+                return list(runs)
+            except ValueError as error:
+                if not create or NO_PROJECT not in str(error):
+                    raise
+            entity, _, project = path.partition("/")
+            _api().create_project(project, entity)
             return []
-        raise _explained(error, path) from error
     except Exception as error:
         raise _explained(error, path) from error
+
+
+@contextlib.contextmanager
+def _notice(what: str) -> Iterator[None]:
+    """Say what a server is taking its time for."""
+    line = f"dlm: waiting for {what} from W&B ({_url()})"
+    timer = threading.Timer(NOTICE_SEC, lambda: print(line, file=sys.stderr, flush=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _url() -> str:
+    return os.environ.get("WANDB_BASE_URL", "the default server")
 
 
 def _scan(path: str, run: Any, page_size: int) -> list[dict[str, Any]]:
@@ -97,12 +124,14 @@ def _explained(error: Exception, what: str) -> Exception:
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     said = " ".join(str(error).split())
-    url = os.environ.get("WANDB_BASE_URL", "the default server")
+    url = _url()
     refused = isinstance(error, AuthenticationError) and any(code in said for code in ("401", "403", "API key"))
     if isinstance(error, UsageError) or refused:
         return UserError(f"no login at W&B ({url}): {said}; run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
     if isinstance(error, ValueError) and NO_PROJECT in said:
         return UserError(f"W&B ({url}) has no project {what}, or it has no runs: give ENTITY/PROJECT as its page says")
+    if isinstance(error, WandbApiFailedError) and any(words in said for words in REFUSED_BY_WANDB):
+        return UserError(f"W&B ({url}) refuses {what}: {said}; give ENTITY/PROJECT as its page says")
     if isinstance(error, (AuthenticationError, CommError, WandbApiFailedError, TimeoutError)):
         return UserError(f"W&B ({url}) does not answer for {what}: {said}; try again later, nothing was written")
     return error

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from kills_history import kill_one
 
 from dlm.errors import UserError
 from dlm.history import from_rows
@@ -201,3 +202,9 @@ def test_a_file_of_another_run_is_left_out_and_none_is_none(real, tmp_path):
     shutil.copytree(real / "long", tmp_path / "run")
     run = read_wandb_run(tmp_path / "run", "s-z")
     assert run.history == [] and "is of run s-a, not s-z" in run.warnings[0]
+
+
+def test_killed_without_warning_a_run_keeps_its_config_and_all_but_the_last_second(tmp_path):
+    kill = kill_one(tmp_path / "run", 2.5, every_sec=0.1)  # far below the 15 s after which W&B itself would flush
+    assert kill["rows"] > 10 and kill["config"]
+    assert kill["metrics"]["oldest_lost_sec"] <= 1.0 and kill["wandb"]["oldest_lost_sec"] <= 1.0

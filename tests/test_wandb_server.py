@@ -39,9 +39,9 @@ def server():
         assert not running.unknown
 
 
-def dlm(server, *arguments: str | Path, **environ: str):
+def dlm(server, *arguments: str | Path, settings: str = "pass", **environ: str):
     """The command in a process of its own, its W&B sent to the server: (exit code, stdout, stderr)."""
-    pages = "import dlm.wandb_api as api; api.RUNS_A_PAGE, api.STEPS_A_PAGE = 3, 2000; "
+    pages = f"import dlm.wandb_api as api; api.RUNS_A_PAGE, api.STEPS_A_PAGE = 3, 2000; {settings};"
     code = f"import sys; {pages} from dlm.cli import main; main()"
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}
     server.asked.clear()
@@ -369,6 +369,69 @@ def test_sync_of_a_folder_that_was_copied_uploads_nothing_again(sweep, server):
         assert "is being synced by process" in complaint(dlm(server, "sync", copy))
     (copy / "runs" / cell.cell_id / "config.yaml").write_text("{}")
     assert "is not the config of a run" in complaint(dlm(server, "sync", copy))
+
+
+def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(sweep, server):
+    sweep_dir, plan = sweep
+    silent, empty, unnamed, alone, torn = plan.cells[:5]
+    started(sweep_dir, plan, silent, [])
+    rows_of = {cell.cell_id: on_disk(finish(sweep_dir, plan, cell)) for cell in (empty, alone, torn)}
+    config = yaml.safe_load((sweep_dir / "runs" / alone.cell_id / "config.yaml").read_text())
+    for cell in (empty, unnamed, alone, torn):
+        name = cell.cell_id
+        spec = {"dir": f"runs/{name}", "id": f"s-{name}", "group": "s", "rows": rows_of.get(name, [{"step": 1}])}
+        told = {**config, "cell_id": name, "record": {"git_sha": "abc"}} if cell is alone else {}
+        write_runs(sweep_dir, [{**spec, "config": told}])
+        for path in (sweep_dir / "runs" / name).iterdir():
+            if path.name not in ("wandb", *(["config.yaml"] if cell in (empty, torn) else [])):
+                path.unlink()
+    files = {cell.cell_id: wandb_files(sweep_dir / "runs" / cell.cell_id)[0] for cell in (empty, torn)}
+    files[empty.cell_id].write_bytes(files[empty.cell_id].read_bytes()[:7])
+    content = files[torn.cell_id].read_bytes()
+    files[torn.cell_id].write_bytes(content[: content.index(b"val/loss")])
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    assert f"nothing to upload: s-{silent.cell_id}: it logged nothing" in said
+    assert f"nothing to upload: s-{empty.cell_id}: run-s-{empty.cell_id}.wandb holds nothing" in said
+    assert f"not looked at: {unnamed.cell_id}" in said and "has no config.yaml" in said
+    assert f"s-{torn.cell_id}: what can be read of it has arrived; run-s-{torn.cell_id}.wandb is cut off" in warned
+    assert code == 75 and "2 of 5 runs are whole on W&B, 7 rows new" in said, (said, warned)
+    assert {name for *_, name in server.runs} == {f"s-{alone.cell_id}", f"s-{torn.cell_id}"}
+    assert server.run(f"s-{alone.cell_id}").config["record"]["value"] == {"git_sha": "abc"}
+
+
+def test_rows_of_a_failed_run_do_not_make_it_a_finished_one(sweep, server):
+    sweep_dir, plan = sweep
+    failed, killed, done = plan.cells[:3]
+    for cell in (failed, killed):
+        started(sweep_dir, plan, cell, final_rows(cell)[:2])
+    write_status(sweep_dir / "runs" / failed.cell_id, status_of(State.DIVERGED, step=3, exit_code=3))
+    run_dir = finish(sweep_dir, plan, done)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({**config, "logger": {"tags": ["a"], "entity": ENTITY}}))
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    assert code == 0 and "3 of 3 runs are whole" in said, warned
+    states = {cell.cell_id: server.run(f"s-{cell.cell_id}").state for cell in (failed, killed, done)}
+    assert list(states.values()) == ["failed", "failed", "finished"]
+    assert server.run(f"s-{done.cell_id}").tags == ["a"]
+
+
+def test_sync_to_an_entity_that_refuses_is_the_users_mistake(sweep, server):
+    sweep_dir, plan = sweep
+    finish(sweep_dir, plan, plan.cells[0])
+    said = complaint(dlm(server, "sync", sweep_dir, "--wandb", "nobody/dlm"))
+    assert "refuses nobody/dlm: " in said and "entity nobody not found" in said
+    assert "UpsertBucket" not in server.asked and not server.runs
+    server.add("other", state="finished")  # the project can be read, and not written
+    server.fail("UpsertBucket", times=10**6, refuse="permission denied")
+    assert f"refuses runs in {PROJECT}: " in complaint(dlm(server, "sync", sweep_dir))
+
+
+def test_a_wait_for_the_server_is_said(server, tmp_path):
+    remote_runs(server, 1)
+    server.fail("Runs", slow_sec=1.5)
+    command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")
+    code, _, warned = dlm(server, *command, settings="api.NOTICE_SEC = 0.5")
+    assert code == 0 and warned == f"dlm: waiting for the runs of {PROJECT} from W&B ({server.url})\n"
 
 
 def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):

@@ -73,6 +73,7 @@ class WandbServer(ThreadingHTTPServer):
         self.entities = entities
         self.page_limit = page_limit  # rows of history in one answer, at most
         self.runs: dict[tuple[str, str, str], StoredRun] = {}
+        self.projects: set[tuple[str, str]] = set()  # that hold no run yet
         self.asked: Counter[str] = Counter()
         self.unknown: list[str] = []
         self.faults: list[Fault] = []
@@ -161,6 +162,10 @@ class WandbServer(ThreadingHTTPServer):
             return self._resume(asked)
         if operation == "UpsertBucket":
             return self._upsert(asked)
+        if operation == "CreateProject":
+            place = self._check_entity(asked["input"]["entityName"]), asked["input"]["name"]
+            self.projects.add(place)
+            return {"result": {"project": None, "model": None, "inserted": True}}
         if operation == "CreateRunFiles":
             url = f"{self.url}/upload/{asked['run']}"
             files = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in asked["files"]]
@@ -185,7 +190,7 @@ class WandbServer(ThreadingHTTPServer):
 
     def _runs(self, asked: dict[str, Any], *, without: tuple[str, ...]) -> dict[str, Any]:
         found = [run for run in self.runs.values() if (run.entity, run.project) == (asked["entity"], asked["project"])]
-        if not found:
+        if not found and (asked["entity"], asked["project"]) not in self.projects:
             return {"project": None}
         found = [run for run in found if _matches(run, json.loads(asked.get("filters") or "{}"))]
         begin = int(asked.get("cursor") or 0)
