@@ -5,6 +5,7 @@ Each with its config, what follows from it and its state. What is no cell gets a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from dlm.identity import cell_id
 from dlm.ledger import CellNow, cells_now, run_directory
 from dlm.plan import cell_config, read_plan
 from dlm.recipe import Recipe, derive
-from dlm.record import State, read_result
+from dlm.record import State, logged_result, read_result
 from dlm.sources import UNREADABLE, CellFiles
 from dlm.wandb_file import WandbRun, config_in_wandb
 
@@ -59,29 +60,29 @@ def config_of(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def sweep_name(sweep_dir: Path) -> str:
-    """The name that its runs logged under, which is not the folder's once that was moved or copied."""
+def sweep_names(sweep_dir: Path) -> list[str]:
+    """The names that its runs logged under, which are not the folder's once that was moved or copied."""
     if (sweep_dir / "plan.json").is_file():
-        return read_plan(sweep_dir).spec.name
+        return [read_plan(sweep_dir).spec.name]
+    names = set()
     for run_dir in run_directories(sweep_dir):
-        try:
-            return str(config_of(run_dir)["sweep"])
-        except UserError:  # the next one may tell
-            continue
-    return sweep_dir.absolute().name
+        with contextlib.suppress(UserError):  # the others tell
+            names.add(str(config_of(run_dir)["sweep"]))
+    return sorted(names) or [sweep_dir.absolute().name]
 
 
 def find_cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> Cells:
     """The cells of the plan; without one, every run that there is. Raises UserError when there is neither."""
-    title = sweep_name(sweep_dir)
+    planned = (sweep_dir / "plan.json").is_file()
+    title = sweep_names(sweep_dir)[0] if planned else sweep_dir.absolute().name
     found = Cells()
     run_dirs = run_directories(sweep_dir)
-    if (sweep_dir / "plan.json").is_file():
+    if planned:
         known = _planned(sweep_dir)
         found.left_out += [_beside(run_dir, title, known) for run_dir in run_dirs if run_dir.name not in known]
     else:
         known = _run(run_dirs, title, found)
-        for run_id, run in remote.items():
+        for run_id, run in sorted(remote.items(), key=lambda item: _worth(item[1]), reverse=True):
             name = run.config.get("cell_id")
             if isinstance(name, str) and name and name not in known:
                 sweep = run.config.get("sweep")
@@ -110,6 +111,12 @@ def find_cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> Cells:
         )
     found.left_out += _unknown_remotes(remote, {cell.run_id for cell in found.cells}, known)
     return found
+
+
+def _worth(run: WandbRun) -> tuple[bool, bool, str]:
+    """Of several runs of one cell on a server the one with a result counts, else a finished one, else the latest."""
+    heartbeat = run.version.partition("@")[2]
+    return logged_result(run.summary) is not None, run.state == "finished", heartbeat
 
 
 def _planned(sweep_dir: Path) -> dict[str, _Known]:
@@ -148,11 +155,21 @@ def _recipes(known: Mapping[str, _Known], found: Cells) -> dict[str, Recipe]:
     recipes = {}
     for name, one in known.items():
         try:
+            _check_columns(one.config)
             recipes[name] = derive(one.config)
         except UNREADABLE as error:
             reason = f"another config: its config cannot be read ({type(error).__name__}: {error})"
             found.left_out.append(_row(name, one.sweep, reason))
     return recipes
+
+
+def _check_columns(config: Mapping[str, Any]) -> None:
+    """Raises what is in UNREADABLE where a config lacks what goes into a row as it is."""
+    float(config["optimizer"]["lr"])
+    int(config["seed"])
+    for node in ("objective", "scheduler", "data"):
+        if not isinstance(config[node]["name"], str):
+            raise TypeError(f"{node}.name is {config[node]['name']!r}")
 
 
 def _states(sweep_dir: Path, steps: Mapping[str, int]) -> tuple[dict[str, CellNow], list[str]]:

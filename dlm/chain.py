@@ -457,7 +457,7 @@ class Source:
 
 def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, Collected]:
     """(folder, what was collected into it): of a sweep, of a W&B project, or of both."""
-    from dlm.cells import sweep_name
+    from dlm.cells import sweep_names
     from dlm.collect import collect as collect_runs
     from dlm.collect import collect_mapped
     from dlm.groups import parse_yaml
@@ -477,7 +477,7 @@ def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, 
     if source.project is None:
         return folder, collect_runs(folder, verify=verify)
     _check_out(folder)
-    filters = {"group": sweep_name(folder)} if target is not None else {}
+    filters = {"group": {"$in": sweep_names(folder)}} if target is not None else {}
     for word in source.filters:
         key, separator, value = word.partition("=")
         if not separator:
@@ -503,7 +503,7 @@ def _check_out(folder: Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "no folder" if not there.is_dir() else "not writable"
-        raise UserError(f"--out {folder}: {there} is {what}: give a folder to write to, or a new one")
+        raise UserError(f"the tables were to go to {folder}, but {there} is {what}: give a folder to write to")
 
 
 def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:

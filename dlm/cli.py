@@ -271,8 +271,10 @@ def sync(
         trouble = "; ".join(one.trouble)
         if one.skipped is not None:
             print(f"not looked at: {one.run_id}: {one.skipped}")
+        elif one.nothing and trouble:
+            chain.warn(f"{one.run_id}: nothing of it can be read: {trouble}")
         elif one.nothing:
-            print(f"nothing to upload: {one.run_id}: {trouble or 'it logged nothing'}")
+            print(f"nothing to upload: {one.run_id}: it logged nothing")
         elif not one.whole:
             what = f"{len(one.lacking)} of {len(one.rows)} rows" if one.lacking else "its result"
             chain.warn(f"{one.run_id}: {what} did not arrive{'; ' if trouble else ''}{trouble}")
@@ -280,7 +282,7 @@ def sync(
             chain.warn(f"{one.run_id}: what can be read of it has arrived; {trouble}")
     whole = [one for one in arrivals if one.whole]
     print(f"{len(whole)} of {len(arrivals)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
-    done = all(one.whole or one.nothing for one in arrivals)
+    done = all(one.whole or (one.nothing and not one.trouble) for one in arrivals)
     raise typer.Exit(ExitCode.DONE if done else ExitCode.PREEMPTED)
 
 

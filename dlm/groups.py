@@ -36,6 +36,8 @@ def load_yaml(path: Path) -> Any:
         text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: it is no text in UTF-8 ({error.reason})") from error
     return parse_yaml(text, str(path))
 
 

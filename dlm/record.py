@@ -188,7 +188,7 @@ def logged_result(summary: Mapping[str, Any]) -> Result | None:
         return Result(
             **{field.name: _typed(found[field.name], str(field.type)) for field in dataclasses.fields(Result)}
         )
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -14,10 +14,8 @@ from dlm.crosscheck import check_history, check_value, check_values
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.groups import load_yaml
-from dlm.identity import cell_id
-from dlm.recipe import derive
 from dlm.record import RunRow, State, read_result
-from dlm.sources import LIVE, UNREADABLE, CellFiles
+from dlm.sources import LIVE, UNREADABLE, CellFiles, id_of
 
 # What a result states of its run, under the same names as in RunRow.
 _OF_RESULT = (
@@ -166,7 +164,7 @@ def _foreign(cell: CellFiles, source: str) -> str | None:
             if not config:
                 cell.warn([f"{where} is absent: that its result is of this cell was not checked"])
                 return None
-            known = [data_hash, _id_of(config, data_hash)]
+            known = [data_hash, id_of(config, data_hash)]
         except UNREADABLE as error:
             cell.warn([f"{where} cannot be read ({error}): that its result is of this cell was not checked"])
             return None
@@ -184,13 +182,6 @@ def _data_hash(cell: CellFiles, source: str) -> str | None:
     record = next((one.run.record for one in cell.logged if one.source == source), {})
     said = record.get("data_hash")
     return said if isinstance(said, str) else cell.data_hash
-
-
-def _id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
-    """The id of the cell of a config; where nothing tells its data, the id that launch computed and wrote down."""
-    if data_hash is None and isinstance(config.get("cell_id"), str):
-        return str(config["cell_id"])
-    return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
 
 
 def _config_behind(cell: CellFiles, source: str) -> Any:

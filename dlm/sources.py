@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 from dlm.errors import UserError
 from dlm.history import History, Key, filled, from_rows, key_of, read_all
+from dlm.identity import cell_id
 from dlm.ledger import CellNow, state_of_exit
-from dlm.recipe import Recipe
+from dlm.recipe import Recipe, derive
 from dlm.record import Result, State, logged_result, read_result
 from dlm.wandb_file import WandbRun, read_wandb_run, wandb_files
 
-UNREADABLE = (UserError, KeyError, TypeError, ValueError, AttributeError)  # what a config of another shape raises
+# What a config of another shape raises.
+UNREADABLE = (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 LIVE = (State.RUNNING, State.SUBMITTED)
 # What W&B's own word for the state of a run says where nothing else says it.
 STATES = {"running": State.RUNNING, "pending": State.SUBMITTED, "preempting": State.RUNNING,
@@ -116,10 +118,30 @@ def take_local(cell: CellFiles, stored: Mapping[str, History], root: Path, *, ve
     """Put the .wandb files beside a cell, where they may know more or are to be verified."""
     if not (verify or cell.lacking):
         return
-    run = read_wandb_run(cell.run_dir, cell.run_id)
+    run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda config: _of_cell(config, cell))
     if run is not None:
         key = key_of(wandb_files(cell.run_dir), root)
         _take(cell, Logged.of(run, cell.name, source="wandb", key=key), stored)
+
+
+def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
+    """The id of the cell of a config; where nothing tells its data, the id that launch computed and wrote down.
+
+    Raises what is in UNREADABLE.
+    """
+    if data_hash is None and isinstance(config.get("cell_id"), str):
+        return str(config["cell_id"])
+    return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
+
+
+def _of_cell(config: Mapping[str, Any], cell: CellFiles) -> bool:
+    """Whether an attempt that had this config was one of this cell; one that does not tell may be."""
+    record = config.get("record")
+    said = record.get("data_hash") if isinstance(record, dict) else None
+    try:
+        return id_of(config, said if isinstance(said, str) else cell.data_hash) == cell.name
+    except UNREADABLE:
+        return True
 
 
 def take_remote(cells: Iterable[CellFiles], server: Server, stored: Mapping[str, History], *, verify: bool) -> None:
@@ -130,8 +152,8 @@ def take_remote(cells: Iterable[CellFiles], server: Server, stored: Mapping[str,
         key = cell.merged.key + server.runs[cell.run_id].key
         return cell.name in stored and stored[cell.name].key == key
 
-    wanted = [cell for cell in there if cell.lacking and _knows_more(cell, server.runs[cell.run_id])]
-    read = {cell.run_id for cell in there if verify or (cell in wanted and not in_store(cell))}
+    wanted = {cell.run_id for cell in there if cell.lacking and _knows_more(cell, server.runs[cell.run_id])}
+    read = {cell.run_id for cell in there if verify or (cell.run_id in wanted and not in_store(cell))}
     server.read_histories(sorted(read))
     for cell in there:
         run = server.runs[cell.run_id]
@@ -168,7 +190,8 @@ def settle(cell: CellFiles) -> None:
     for one in cell.logged:
         cell.warn(one.run.warnings + one.history.warnings)
     if cell.now.state is State.PLANNED and cell.logged:
-        cell.now = dataclasses.replace(cell.now, **_word_of(cell.logged[0].run))
+        said = [one.run for one in cell.logged if one.run.exit_code is not None or one.run.state is not None]
+        cell.now = dataclasses.replace(cell.now, **_word_of((said or [cell.logged[0].run])[0]))
 
 
 def _word_of(run: WandbRun) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlm.cells import config_of, run_directories, sweep_name
+from dlm.cells import config_of, run_directories
 from dlm.errors import REFUSED_BY_WANDB, UserError
 from dlm.files import Lease, live_holder, read_json, read_jsonl, write_json
 from dlm.history import Key, key_of
 from dlm.recipe import derive
-from dlm.record import RESULT_PREFIX, described, read_result, read_status
+from dlm.record import RESULT_PREFIX, Result, described, logged_result, read_result, read_status
+from dlm.sources import UNREADABLE
 from dlm.wandb_api import Project, default_entity
 from dlm.wandb_file import WandbRun, attempts_of, wandb_files
 
@@ -62,10 +63,18 @@ class Arrival:
             self.trouble += whole.warnings
         return parts
 
+    @functools.cached_property
+    def result(self) -> Result | None:
+        """Of its result.json, else as it was logged."""
+        summary: Row = {}
+        for part in self.attempts:
+            summary |= part.summary
+        return read_result(self.run_dir) or logged_result(summary)
+
     @property
     def nothing(self) -> bool:
-        """Whether there is nothing to upload: it logged no row, or none can be read."""
-        return not self.known and self.skipped is None and not self.rows
+        """Whether there is nothing to upload: it logged nothing, or nothing of it can be read (``trouble``)."""
+        return not self.known and self.skipped is None and not self.rows and self.result is None
 
     @property
     def lacking(self) -> list[Row]:
@@ -89,22 +98,22 @@ def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
     if not run_dirs:
         raise UserError(f"{sweep_dir} holds no run: give the folder of a sweep that has begun")
     with Lease(sweep_dir / "ledger", doing="synced"):  # two at once would both upload what the server lacks
-        return _sync(sweep_name(sweep_dir), run_dirs, project)
+        return _sync(run_dirs, project)
 
 
-def _sync(sweep: str, run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
+def _sync(run_dirs: Sequence[Path], project: str | None) -> list[Arrival]:
     arrivals = [_arrival(run_dir) for run_dir in run_dirs]
     named = [one for one in arrivals if one.config]
     if not named:
         raise UserError(str(arrivals[0].skipped))
     path = project or _path(named[0].config)
-    left = _ask(path, sweep, [one for one in arrivals if one.skipped is None])
+    left = _ask(path, [one for one in arrivals if one.skipped is None])
     before = {one.run_id: len(one.lacking) for one in left}
     if left:
         _upload_files(path, left)
-        for one in _ask(path, sweep, left):
+        for one in _ask(path, left):
             _upload_rows(path, one)
-        _ask(path, sweep, left)
+        _ask(path, left)
     for one in left:
         one.uploaded = before[one.run_id] - len(one.lacking)
     return arrivals
@@ -145,17 +154,18 @@ def _local_key(one: Arrival) -> Key:
     return key_of([path for path in files if path.is_file()], one.run_dir)
 
 
-def _ask(path: str, sweep: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
+def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
     """Look up what the server has of each; those of which it lacks something.
 
     What was found whole, and has changed neither here nor there since (wandb/synced.json), is not asked for again.
     """
-    server = Project(path, filters={"group": sweep}, create=True)
+    groups = sorted({str(one.config["sweep"]) for one in arrivals})
+    server = Project(path, filters={"group": {"$in": groups}}, create=True)
     there = [one for one in arrivals if one.run_id in server.runs]
     for one in there:
         run = server.runs[one.run_id]
-        one.result_there = read_result(one.run_dir) is None or f"{RESULT_PREFIX}loss" in run.summary
         one.known = _found_whole(one) == [path, run.version, _local_key(one)]
+        one.result_there = one.known or one.result is None or f"{RESULT_PREFIX}loss" in run.summary
     to_read = [one for one in there if not one.known]
     server.read_histories(one.run_id for one in to_read)
     for one in to_read:
@@ -212,31 +222,35 @@ def _upload_rows(path: str, one: Arrival) -> None:
     import wandb
 
     entity, project = path.split("/")
-    result = read_result(one.run_dir)
     quiet = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off")
     last: Row = {}
     for row in one.rows.values():
         last |= row
-    if result is not None:
-        last |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(result).items()}
+    if one.result is not None:
+        last |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(one.result).items()}
+    try:
+        told = _description(one)
+    except UNREADABLE as error:
+        one.trouble.append(f"its config.yaml or env.json cannot be read ({type(error).__name__}: {error})")
+        return
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = wandb.init(
                 entity=entity, project=project, id=one.run_id, name=one.run_dir.name, group=one.config["sweep"],
                 tags=(one.config.get("logger") or {}).get("tags"), resume="allow", mode="online", dir=folder,
-                settings=quiet,
+                settings=quiet, reinit="finish_previous",
             )  # fmt: skip
-            run.config.update(_description(one), allow_val_change=True)  # type: ignore[no-untyped-call]
-            for row in one.lacking:
-                run.log({**row, "trainer/global_step": row["step"]})
-            run.summary.update(last)  # type: ignore[no-untyped-call]
-            run.finish(exit_code=_exit_code(one))
+            try:
+                run.config.update(told, allow_val_change=True)  # type: ignore[no-untyped-call]
+                for row in one.lacking:
+                    run.log({**row, "trainer/global_step": row["step"]})
+                run.summary.update(last)  # type: ignore[no-untyped-call]
+            finally:  # the next run is to be its own
+                run.finish(exit_code=_exit_code(one))
     except (wandb.errors.Error, ConnectionError) as error:
         said = " ".join(str(error).split())
         if any(words in said for words in REFUSED_BY_WANDB):
-            raise UserError(
-                f"W&B refuses runs in {path}: {said}; give --wandb ENTITY/PROJECT as its page says"
-            ) from error
+            raise UserError(f"W&B refuses runs in {path}: {said}; give ENTITY/PROJECT as its page says") from error
         one.trouble.append(said)
 
 
@@ -245,7 +259,7 @@ def _exit_code(one: Arrival) -> int:
     status = read_status(one.run_dir)
     said = [None if status is None else status.exit_code, *(part.exit_code for part in reversed(one.attempts))]
     known = [code for code in said if code is not None]
-    return known[0] if known else int(read_result(one.run_dir) is None)
+    return known[0] if known else int(one.result is None)
 
 
 def _description(one: Arrival) -> Row:
@@ -255,7 +269,6 @@ def _description(one: Arrival) -> Row:
     env = one.run_dir / "env.json"
     attempts = read_json(env)["attempts"] if env.is_file() else []
     facts = {key: attempts[-1].get(key) for key in ("git_sha", "device")} if attempts else {}
-    result = read_result(one.run_dir)
-    if result is not None:
-        facts["data_hash"] = result.data_hash
+    if one.result is not None:
+        facts["data_hash"] = one.result.data_hash
     return described(one.config, derive(one.config), attempt=len(attempts), **facts)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,24 +201,35 @@ def wandb_files(run_dir: Path) -> list[Path]:
 
 
 def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
-    """The config in the newest .wandb file that holds one of a run that dlm launched; its history is left unread."""
+    """The config in the newest of its .wandb files that holds that of this cell; the history is left unread."""
     for path in reversed(wandb_files(run_dir)):
+        data = path.read_bytes()
+        if data[:HEADER_BYTES] != FILE_HEADER + VERSION:
+            continue
         run = WandbRun()
-        for message in _messages(path.read_bytes(), [], path.name):
+        for message in _messages(data, [], path.name):
             with contextlib.suppress(ValueError, IndexError):
                 _take(run, message)
-            if "cell_id" in run.config:
+            if run.config.get("cell_id") == run_dir.name:
                 return run.config
     return None
 
 
-def read_wandb_run(run_dir: Path, run_id: str) -> WandbRun | None:
+def read_wandb_run(
+    run_dir: Path, run_id: str, *, accepts: Callable[[dict[str, Any]], bool] = lambda config: True
+) -> WandbRun | None:
     """All attempts of a run as one: config and summary of the last, the rows of each in turn. None without a file.
 
     W&B's own step starts at 0 again in a resumed offline run, so rows are merged on the logged ``step`` (history).
+    Beside attempts whose config ``accepts`` takes, those of another config are named and left out.
     """
     whole = WandbRun(run_id=run_id)
-    for part in attempts_of(run_dir, whole):
+    parts = attempts_of(run_dir, whole)
+    others = [part for part in parts if part.config and not accepts(part.config)]
+    if len(others) < len(parts):
+        parts = [part for part in parts if all(part is not other for other in others)]
+        whole.warnings += [f"{part.path} is of another config: left out" for part in others]
+    for part in parts:
         whole.group, whole.exit_code = part.group or whole.group, part.exit_code
         whole.config |= part.config
         whole.summary |= part.summary

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_wandb_files_of_a_run_that_its_directory_tells_whole_are_not_read(sweep,
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in final_rows(cell)[:2]))
         write_status(run_dir, status(state, step=cell.steps // 2, steps=cell.steps))
     read = []
-    monkeypatch.setattr(dlm.sources, "read_wandb_run", lambda run_dir, run_id: read.extend(wandb_files(run_dir)))
+    monkeypatch.setattr(dlm.sources, "read_wandb_run", lambda run_dir, run_id, **_: read.extend(wandb_files(run_dir)))
     collect(sweep_dir)
     assert read == []
     write_status(run_dir, status(State.PREEMPTED, step=running.steps, steps=running.steps))
@@ -194,6 +195,14 @@ def test_verify_compares_the_result_and_the_plan_with_what_wandb_was_told(sweep)
         "device, of the result, is 'cpu' in result.json and 'another' in the W&B file: result.json counts",
     ]
     assert collect(sweep_dir).warnings == []
+
+
+def test_a_result_that_its_own_metrics_do_not_bear_out_is_named(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    finish(sweep_dir, plan, cell, loss_se=0.02)
+    (line,) = collect(sweep_dir).warnings
+    assert f"val/loss_se at step {cell.steps} is 0.02 in result.json and 0.01 in metrics.jsonl" in line
 
 
 @pytest.mark.parametrize("where", ["run_dir", "wandb"])
@@ -318,3 +327,58 @@ def test_runs_on_a_server_whose_config_is_of_another_shape_are_named(tmp_path, s
     said = reasons(collected)
     assert said["t-copy"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
     assert len(said) == 2 and said["abc" if of == "abc" else "odd"].startswith("another config")
+
+
+@pytest.mark.parametrize(
+    ("node", "value"), [("optimizer", {}), ("scheduler", None), ("seed", "x"), ("data", {"name": 7})]
+)
+def test_a_config_on_a_server_that_lacks_what_a_row_needs_keeps_no_other_from_its_row(tmp_path, sweep, node, value):
+    _, plan = sweep
+    cell, odd = plan.cells[:2]
+    fine = online(cell, final_rows(cell), summary=summary_of(cell, plan))
+    torn = online(odd, final_rows(odd), config={**config_of(odd), node: value}, summary={"result/step": math.inf})
+    collected = collect(tmp_path / "out", server=Online(fine, torn))
+    assert list(collected.runs.run_id) == [cell.cell_id]
+    assert reasons(collected)[odd.cell_id].startswith("another config: its config cannot be read")
+    whole = online(odd, final_rows(odd)[:2], summary={**summary_of(odd, plan), "result/step": math.inf})
+    assert reasons(collect(tmp_path / "out", server=Online(fine, whole)))[odd.cell_id].startswith("lost, step")
+
+
+def test_an_attempt_of_another_config_does_not_lend_its_loss(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell, **{"optimizer.lr": 1e-2}))
+    to_wandb(sweep_dir, cell, final_rows(cell)[:1], config=config_of(cell))
+    collected = collect(sweep_dir)
+    assert collected.runs.empty and list(collected.history.step) == [1]
+    assert any("is of another config: left out" in line for line in collected.warnings)
+
+
+def test_of_several_runs_of_one_cell_on_a_server_the_one_with_a_result_counts(tmp_path, sweep):
+    _, plan = sweep
+    cell = plan.cells[0]
+    crashed = online(cell, final_rows(cell)[:1], state="crashed", run_id="a-x", version="a-x@2027@1")
+    fine = online(cell, final_rows(cell), summary=summary_of(cell, plan), version="s-x@2026@1")
+    collected = collect(tmp_path / "out", server=Online(crashed, fine))
+    assert list(collected.runs.run_id) == [cell.cell_id]
+    assert reasons(collected)["a-x"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+
+
+def test_an_empty_file_does_not_hide_that_the_server_sees_it_run(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    to_wandb(sweep_dir, cell, final_rows(cell)[:1])
+    (path,) = wandb_files(sweep_dir / "runs" / cell.cell_id)
+    path.write_bytes(path.read_bytes()[:7])
+    said = reasons(collect(sweep_dir, server=Online(online(cell, final_rows(cell)[:2], state="running"))))
+    assert said[cell.cell_id].startswith("running") and "wait, then collect again" in said[cell.cell_id]
+
+
+def test_a_config_that_is_no_text_keeps_no_other_from_its_row(sweep):
+    sweep_dir, plan = sweep
+    cell, odd = plan.cells[:2]
+    finish(sweep_dir, plan, cell)
+    (finish(sweep_dir, plan, odd) / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    (sweep_dir / "plan.json").unlink()
+    collected = collect(sweep_dir)
+    assert list(collected.runs.run_id) == [cell.cell_id] and "no text in UTF-8" in reasons(collected)[odd.cell_id]

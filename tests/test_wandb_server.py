@@ -391,7 +391,7 @@ def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(swee
     files[torn.cell_id].write_bytes(content[: content.index(b"val/loss")])
     code, said, warned = dlm(server, "sync", sweep_dir)
     assert f"nothing to upload: s-{silent.cell_id}: it logged nothing" in said
-    assert f"nothing to upload: s-{empty.cell_id}: run-s-{empty.cell_id}.wandb holds nothing" in said
+    assert f"s-{empty.cell_id}: nothing of it can be read: run-s-{empty.cell_id}.wandb holds nothing" in warned
     assert f"not looked at: {unnamed.cell_id}" in said and "has no config.yaml" in said
     assert f"s-{torn.cell_id}: what can be read of it has arrived; run-s-{torn.cell_id}.wandb is cut off" in warned
     assert code == 75 and "2 of 5 runs are whole on W&B, 7 rows new" in said, (said, warned)
@@ -413,6 +413,33 @@ def test_rows_of_a_failed_run_do_not_make_it_a_finished_one(sweep, server):
     states = {cell.cell_id: server.run(f"s-{cell.cell_id}").state for cell in (failed, killed, done)}
     assert list(states.values()) == ["failed", "failed", "finished"]
     assert server.run(f"s-{done.cell_id}").tags == ["a"]
+
+
+def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
+    sweep_dir, plan = sweep
+    first, second, odd, lost = plan.cells[:4]
+    for cell in (first, second, odd, lost):
+        finish(sweep_dir, plan, cell)
+    config = yaml.safe_load((sweep_dir / "runs" / second.cell_id / "config.yaml").read_text())
+    (sweep_dir / "runs" / second.cell_id / "config.yaml").write_text(yaml.safe_dump({**config, "sweep": "t"}))
+    del config["objective"]["name"]
+    (sweep_dir / "runs" / odd.cell_id / "config.yaml").write_text(yaml.safe_dump(config))
+    (sweep_dir / "runs" / lost.cell_id / "metrics.jsonl").unlink()  # its result is there to upload
+    break_one = (
+        "import wandb.sdk.wandb_run as r, wandb; real = r.Run.log; "
+        f"fail = lambda self, *a, **k: (_ for _ in ()).throw(wandb.errors.CommError('gone')) "
+        f"if self.id == 's-{first.cell_id}' else real(self, *a, **k); r.Run.log = fail"
+    )
+    code, said, warned = dlm(server, "sync", sweep_dir, settings=break_one)
+    assert code == 75 and "2 of 4 runs are whole" in said, (said, warned)
+    assert f"s-{first.cell_id}: 4 of 4 rows did not arrive; gone" in warned
+    assert f"s-{odd.cell_id}: 4 of 4 rows did not arrive; its config.yaml or env.json cannot be read" in warned
+    there = {name: [row["step"] for row in run.rows if "time" in row] for (*_, name), run in server.runs.items()}
+    assert there == {f"s-{first.cell_id}": [], f"s-{lost.cell_id}": [],
+                     f"t-{second.cell_id}": [row["step"] for row in final_rows(second)]}  # fmt: skip
+    assert server.run(f"s-{lost.cell_id}").summary["result/loss"] == LOSS
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    assert code == 75 and "3 of 4 runs are whole on W&B, 4 rows new" in said, (said, warned)
 
 
 def test_sync_to_an_entity_that_refuses_is_the_users_mistake(sweep, server):
