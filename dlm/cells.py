@@ -16,7 +16,7 @@ from dlm.groups import load_yaml
 from dlm.history import History
 from dlm.identity import cell_id
 from dlm.ledger import CellNow, cells_now, run_directory
-from dlm.plan import cell_config, read_plan
+from dlm.plan import Plan, cell_config, read_plan
 from dlm.recipe import Recipe, derive
 from dlm.record import State, logged_result, read_result
 from dlm.sources import UNREADABLE, CellFiles
@@ -73,14 +73,14 @@ def sweep_names(sweep_dir: Path) -> list[str]:
 
 def find_cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> Cells:
     """The cells of the plan; without one, every run that there is. Raises UserError when there is neither."""
-    planned = (sweep_dir / "plan.json").is_file()
-    title = sweep_names(sweep_dir)[0] if planned else sweep_dir.absolute().name
     found = Cells()
     run_dirs = run_directories(sweep_dir)
-    if planned:
-        known = _planned(sweep_dir)
-        found.left_out += [_beside(run_dir, title, known) for run_dir in run_dirs if run_dir.name not in known]
+    if (sweep_dir / "plan.json").is_file():
+        plan = read_plan(sweep_dir)
+        known = _planned(plan)
+        found.left_out += [_beside(one, plan.spec.name, known) for one in run_dirs if one.name not in known]
     else:
+        title = sweep_dir.absolute().name
         known = _run(run_dirs, title, found)
         for run_id, run in sorted(remote.items(), key=lambda item: _worth(item[1]), reverse=True):
             name = run.config.get("cell_id")
@@ -119,8 +119,7 @@ def _worth(run: WandbRun) -> tuple[bool, bool, str]:
     return logged_result(run.summary) is not None, run.state == "finished", heartbeat
 
 
-def _planned(sweep_dir: Path) -> dict[str, _Known]:
-    plan = read_plan(sweep_dir)
+def _planned(plan: Plan) -> dict[str, _Known]:
     return {
         cell.cell_id: _Known(
             config=cell_config(cell.groups, cell.overrides),

@@ -29,16 +29,12 @@ def _shown(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else repr(value)
 
 
-def check_value(what: str, ours: Any, theirs: Any, first: str, where: str) -> Iterator[str]:
-    """A line when both are there and differ; ``first`` is where ours stands, and counts."""
-    if ours is not None and theirs is not None and differ(ours, theirs):
-        yield f"{what} is {_shown(ours)} in {first} and {_shown(theirs)} in {where}: {first} counts"
-
-
 def check_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, where: str) -> Iterator[str]:
-    """A line for each value of ``ours`` that differs."""
-    for what, value in ours.items():
-        yield from check_value(what, value, theirs.get(what), first, where)
+    """A line for each value that both have and that differs; ``first`` is where ours stand, and counts."""
+    for what, mine in ours.items():
+        its = theirs.get(what)
+        if mine is not None and its is not None and differ(mine, its):
+            yield f"{what} is {_shown(mine)} in {first} and {_shown(its)} in {where}: {first} counts"
 
 
 def check_history(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:

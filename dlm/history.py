@@ -39,9 +39,7 @@ class History:
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
     warnings: list[str] = field(default_factory=list)
-    config_id: list[str | None] | None = (
-        None  # [hash of the data, id of the config that lies with it]: slow to find out
-    )
+    config_id: list[str | None] | None = None  # [hash of the data, id of the config beside it]: slow to find out
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None
 

@@ -14,7 +14,7 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
       train/loss: loss
     convention: 6n                 # of the FLOPs; 6n computes them, any other needs columns.flops
     require: {data.name: [slimpajama]}              # config values; runs with others are left out
-    cell: [model.name, train.steps, seed]           # runs that agree on these are one cell, and the latest counts
+    cell: [model.name, train.steps, seed]           # every run needs these; the latest of those that agree counts
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def check_keys(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
         for key in (column.config, *(column.product or ()))
         if key is not None
     ]
-    named += [("require", key) for key in mapping.require] + [("cell", key) for key in mapping.cell]
+    named += [("require", key) for key, wanted in mapping.require.items() if None not in _allowed(wanted)]
+    named += [("cell", key) for key in mapping.cell]
     configs = [run.config for run in runs]
     for place, key in named:
         if all(_dig(config, key) is None for config in configs):
@@ -223,10 +224,14 @@ def _check_config(run: WandbRun, mapping: Mapping) -> None:
     if run.state in LIVE:
         raise _Left(f"running: W&B says {run.state}; wait, then collect again")
     for key, wanted in mapping.require.items():
-        allowed = wanted if isinstance(wanted, list) else [wanted]
-        found = _dig(run.config, key)
+        allowed, found = _allowed(wanted), _dig(run.config, key)
         if found not in allowed:
             raise _Left(f"another config: {key} is {found!r}, required is {' or '.join(map(repr, allowed))}")
+
+
+def _allowed(wanted: Any) -> list[Any]:
+    """The values that ``require`` lets through for a key; null is for runs without it."""
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def _column(run: WandbRun, column: Column) -> Any:

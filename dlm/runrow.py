@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dlm.crosscheck import check_history, check_value, check_values
+from dlm.crosscheck import check_history, check_values
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.groups import load_yaml
-from dlm.record import RunRow, State, read_result
+from dlm.record import Result, RunRow, State, read_result
 from dlm.sources import LIVE, UNREADABLE, CellFiles, id_of
 
 # What a result states of its run, under the same names as in RunRow.
@@ -123,19 +123,21 @@ def _cross_check(cell: CellFiles, planned: Mapping[str, Any]) -> None:
     read = [(name, history) for name, history in read if history.num_rows]
     if result is not None:
         first = "result.json" if cell.source == "run_dir" else "the result in W&B"
-        ours = {f"{item}, of the result,": value for item, value in dataclasses.asdict(result).items()}
         for one in cell.logged:
             if one.source != cell.source and (other := one.result) is not None:
-                theirs = {f"{item}, of the result,": value for item, value in dataclasses.asdict(other).items()}
-                cell.warn(check_values(ours, theirs, first, one.where))
+                cell.warn(check_values(_fields_of(result), _fields_of(other), first, one.where))
+        final = [f"val/loss at step {step}", f"val/loss_se at step {step}"]
+        ours = dict(zip(final, (result.loss, result.loss_se), strict=True))
         for name, history in read:
-            loss, error = history.at(step)
-            cell.warn(check_value(f"val/loss at step {step}", result.loss, loss, first, name))
-            cell.warn(check_value(f"val/loss_se at step {step}", result.loss_se, error, first, name))
+            cell.warn(check_values(ours, dict(zip(final, history.at(step), strict=True)), first, name))
     if len(read) > 1:
         first, rows = read[0][0], read[0][1].rows()
         for name, history in read[1:]:
             cell.warn(check_history(rows, history.rows(), first, name))
+
+
+def _fields_of(result: Result) -> dict[str, Any]:
+    return {f"{item}, of the result,": value for item, value in dataclasses.asdict(result).items()}
 
 
 def _final_without_result(cell: CellFiles) -> dict[str, Any]:

@@ -190,8 +190,9 @@ def settle(cell: CellFiles) -> None:
     for one in cell.logged:
         cell.warn(one.run.warnings + one.history.warnings)
     if cell.now.state is State.PLANNED and cell.logged:
-        said = [one.run for one in cell.logged if one.run.exit_code is not None or one.run.state is not None]
-        cell.now = dataclasses.replace(cell.now, **_word_of((said or [cell.logged[0].run])[0]))
+        runs = [one.run for one in cell.logged]
+        speaks = next((run for run in runs if run.exit_code is not None or run.state is not None), runs[0])
+        cell.now = dataclasses.replace(cell.now, **_word_of(speaks))
 
 
 def _word_of(run: WandbRun) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Arrival:
 
     @functools.cached_property
     def result(self) -> Result | None:
-        """Of its result.json, else as it was logged."""
+        """Of its result.json, else as its last attempt logged it."""
         summary: Row = {}
         for part in self.attempts:
             summary |= part.summary

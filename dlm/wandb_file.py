@@ -203,7 +203,10 @@ def wandb_files(run_dir: Path) -> list[Path]:
 def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
     """The config in the newest of its .wandb files that holds that of this cell; the history is left unread."""
     for path in reversed(wandb_files(run_dir)):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError:  # named when the run is read (attempts_of)
+            continue
         if data[:HEADER_BYTES] != FILE_HEADER + VERSION:
             continue
         run = WandbRun()

@@ -175,7 +175,9 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
     add("peak", rows=[*whole[:9], {"step": 10, "eval/nll": "Infinity"}])
     add("rebound", rows=[*whole[:9], {"step": 10, "eval/nll": "-Infinity"}, {"step": 11, "eval/nll": 2.0}])
     add("unseeded", config={key: value for key, value in config.items() if key != "seed"})
-    mapping = mapping_file(tmp_path, require={"data": ["web"]}, cell=["model.n", "seed"])
+    add("tuned", config={**config, "seed": 2, "pretrained": "x"})
+    require = {"data": ["web"], "pretrained": None, "frozen": [None, False]}  # null: for runs without the key
+    mapping = mapping_file(tmp_path, require=require, cell=["model.n", "seed"])
     content = yaml.safe_load(mapping.read_text())
     command = ("collect", "--wandb", PROJECT, "--mapping", mapping, "--out", tmp_path / "out")
     code, said, _ = dlm(server, *command)
@@ -198,6 +200,7 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
         "peak": "diverged: its last validation loss is inf",
         "rebound": "diverged: its validation loss is -inf",
         "unseeded": "another config: its config has no seed",
+        "tuned": "another config: pretrained is 'x', required is None",
     }
     for name, reason in expected.items():
         found = table.reason[name]
@@ -365,6 +368,11 @@ def test_sync_of_a_folder_that_was_copied_uploads_nothing_again(sweep, server):
     code, said, warned = dlm(server, "sync", copy)
     assert (code, warned) == (0, "") and "1 of 1 runs are whole on W&B, 0 rows new" in said
     assert len(server.run(f"s-{cell.cell_id}").rows) == rows
+    shutil.rmtree(copy / "runs" / cell.cell_id / "wandb")  # collect asks for the runs by the sweep's name as well
+    (copy / "runs" / cell.cell_id / "result.json").unlink()
+    (copy / "runs" / cell.cell_id / "metrics.jsonl").unlink()
+    assert dlm(server, "collect", copy, "--wandb", PROJECT)[0] == 0
+    assert list(pd.read_csv(copy / "runs.csv").source) == ["wandb_api"]
     with Lease(copy / "ledger", doing="synced"):
         assert "is being synced by process" in complaint(dlm(server, "sync", copy))
     (copy / "runs" / cell.cell_id / "config.yaml").write_text("{}")
@@ -385,7 +393,9 @@ def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(swee
         for path in (sweep_dir / "runs" / name).iterdir():
             if path.name not in ("wandb", *(["config.yaml"] if cell in (empty, torn) else [])):
                 path.unlink()
-    files = {cell.cell_id: wandb_files(sweep_dir / "runs" / cell.cell_id)[0] for cell in (empty, torn)}
+    files = {cell.cell_id: wandb_files(sweep_dir / "runs" / cell.cell_id)[0] for cell in (empty, torn, alone)}
+    folder = files[alone.cell_id].parent  # as if an earlier sync had been cut off: its rows go one by one
+    (folder.parent / "tried.json").write_text(json.dumps([[PROJECT, folder.name]]))
     files[empty.cell_id].write_bytes(files[empty.cell_id].read_bytes()[:7])
     content = files[torn.cell_id].read_bytes()
     files[torn.cell_id].write_bytes(content[: content.index(b"val/loss")])
@@ -397,6 +407,10 @@ def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(swee
     assert code == 75 and "2 of 5 runs are whole on W&B, 7 rows new" in said, (said, warned)
     assert {name for *_, name in server.runs} == {f"s-{alone.cell_id}", f"s-{torn.cell_id}"}
     assert server.run(f"s-{alone.cell_id}").config["record"]["value"] == {"git_sha": "abc"}
+    shutil.rmtree(sweep_dir / "runs" / unnamed.cell_id)
+    assert dlm(server, "sync", sweep_dir)[0] == 75
+    shutil.rmtree(sweep_dir / "runs" / empty.cell_id)
+    assert dlm(server, "sync", sweep_dir)[0] == 0
 
 
 def test_rows_of_a_failed_run_do_not_make_it_a_finished_one(sweep, server):
