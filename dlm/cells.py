@@ -19,7 +19,7 @@ from dlm.ledger import CellNow, cells_now, run_directory
 from dlm.plan import Plan, cell_config, read_plan
 from dlm.recipe import Recipe, derive
 from dlm.record import State, logged_result, read_result
-from dlm.sources import UNREADABLE, CellFiles
+from dlm.sources import UNREADABLE, CellFiles, said_of
 from dlm.wandb_file import WandbRun, config_in_wandb
 
 Row = dict[str, Any]
@@ -89,6 +89,8 @@ def find_cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> Cells:
                 sweep = sweep if isinstance(sweep, str) else run.group or title
                 known[name] = _Known(config=run.config, sweep=sweep, run_id=run_id)
         known = dict(sorted(known.items()))
+    if not known and not run_dirs and remote:
+        raise UserError(f"none of the {len(remote)} runs in that project was launched by dlm: give --mapping FILE too")
     if not known and not run_dirs:
         raise UserError(f"{sweep_dir} holds neither a plan.json nor a run: give the folder of a sweep")
     recipes = _recipes(known, found)
@@ -157,7 +159,7 @@ def _recipes(known: Mapping[str, _Known], found: Cells) -> dict[str, Recipe]:
             _check_columns(one.config)
             recipes[name] = derive(one.config)
         except UNREADABLE as error:
-            reason = f"another config: its config cannot be read ({type(error).__name__}: {error})"
+            reason = f"another config: its config cannot be read ({said_of(error)})"
             found.left_out.append(_row(name, one.sweep, reason))
     return recipes
 
@@ -186,10 +188,12 @@ def _beside(run_dir: Path, sweep: str, known: Mapping[str, Any]) -> Row:
         data_hash = None if result is None else result.data_hash
         of = config.get("cell_id") or cell_id(config, steps=derive(config).steps, data_hash=data_hash)
     except UNREADABLE as error:
-        reason = f"another config: no cell of the plan, and its config cannot be read ({error})"
+        reason = f"another config: no cell of the plan, and its config cannot be read ({said_of(error)})"
         return _row(run_dir.name, sweep, reason)
-    if of in known:
+    if of in known and run_dir.with_name(of).is_dir():
         return _row(run_dir.name, sweep, f"duplicate: a second run directory of {of}; runs/{of} counts")
+    if of in known:
+        return _row(run_dir.name, sweep, f"another config: it is of {of}, which has no folder: give it that name")
     return _row(run_dir.name, sweep, f"another config: {of} is no cell of the plan")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dlm import chain
-from dlm.errors import ExitCode, UserError
+from dlm.errors import ExitCode, TryAgainError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -268,22 +268,19 @@ def sync(
 
     arrivals = sync_runs(chain.run_folder(target), project=wandb)
     for one in arrivals:
-        trouble = "; ".join(one.trouble)
         if one.skipped is not None:
             print(f"not looked at: {one.run_id}: {one.skipped}")
-        elif one.nothing and trouble:
-            chain.warn(f"{one.run_id}: nothing of it can be read: {trouble}")
         elif one.nothing:
             print(f"nothing to upload: {one.run_id}: it logged nothing")
-        elif not one.whole:
+        elif one.to_upload and not one.known:
             what = f"{len(one.lacking)} of {len(one.rows)} rows" if one.lacking else "its result"
-            chain.warn(f"{one.run_id}: {what} did not arrive{'; ' if trouble else ''}{trouble}")
-        elif trouble:
-            chain.warn(f"{one.run_id}: what can be read of it has arrived; {trouble}")
-    whole = [one for one in arrivals if one.whole]
-    print(f"{len(whole)} of {len(arrivals)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
-    done = all(one.whole or (one.nothing and not one.trouble) for one in arrivals)
-    raise typer.Exit(ExitCode.DONE if done else ExitCode.PREEMPTED)
+            chain.warn("; ".join([f"{one.run_id}: {what} did not arrive", *one.trouble, *one.lost]))
+        elif not one.whole:
+            chain.warn(f"{one.run_id}: what can be read of it has arrived, not all of it: {'; '.join(one.lost)}")
+    some = [one for one in arrivals if not one.nothing]
+    whole = [one for one in some if one.whole]
+    print(f"{len(whole)} of {len(some)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
+    raise typer.Exit(ExitCode.DONE if len(whole) == len(some) else ExitCode.PREEMPTED)
 
 
 RunsFile = Annotated[
@@ -442,12 +439,12 @@ def convert(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2."""
+    """Run the command; a user's mistake is one line and exit code 2, a server that is away one line and 75."""
     try:
         app()
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
-        sys.exit(ExitCode.USER_ERROR)
+        sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)
     except chain.Stop as stop:
         sys.exit(stop.code)
 

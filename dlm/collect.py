@@ -95,7 +95,7 @@ def _rows(cells: Iterable[CellFiles]) -> tuple[list[dict[str, Any]], list[dict[s
 
 def collect_mapped(server: Server, mapping: MappingFile, folder: Path) -> Collected:
     """Runs that dlm did not launch, in dlm's terms -> the three files in ``folder``."""
-    from dlm.mapping import history_key, map_run, mapped_history, without_duplicates
+    from dlm.mapping import check_metrics, history_key, map_run, mapped_history, without_duplicates
 
     stored = stored_histories(folder / "history.parquet")
     fresh = {
@@ -104,6 +104,8 @@ def collect_mapped(server: Server, mapping: MappingFile, folder: Path) -> Collec
         if run_id not in stored or stored[run_id].key != history_key(run, mapping)
     }
     server.read_histories(run_id for run_id in server.runs if run_id in fresh)
+    if len(fresh) == len(server.runs):
+        check_metrics(mapping, server.runs.values(), "the project")
     mapped = []
     for run_id, run in server.runs.items():
         history = mapped_history(run, mapping) if run_id in fresh else stored[run_id]

@@ -32,6 +32,10 @@ class UserError(ValueError):
         return super().__str__().rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip("\n")
 
 
+class TryAgainError(UserError):
+    """Nobody's mistake: what was asked, a server, does not answer just now. Ends with ExitCode.PREEMPTED."""
+
+
 class DivergedError(RuntimeError):
     """The loss stopped being a number: the cell ends with ExitCode.DIVERGED."""
 

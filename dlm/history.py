@@ -43,6 +43,10 @@ class History:
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None
 
+    def reached(self, steps: int) -> bool:
+        """Whether it goes to the last step, and its validation."""
+        return self.last_step is not None and self.last_step >= steps and self.at(steps)[0] is not None
+
     def at(self, step: int) -> tuple[float | None, float | None]:
         """(val/loss, its standard error) that was logged at ``step``; None where it was not."""
         return self.validations.get(step, (None, None))
@@ -79,6 +83,7 @@ def _schema() -> pa.Schema:
 def from_metrics(path: Path, run_id: str, key: Key) -> History:
     """The history in a metrics.jsonl; what is torn in it is counted and named in ``warnings``."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import json as arrow_json
 
     how = arrow_json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="ignore")
@@ -86,7 +91,7 @@ def from_metrics(path: Path, run_id: str, key: Key) -> History:
         table = arrow_json.read_json(path, parse_options=how, read_options=arrow_json.ReadOptions(use_threads=False))
     except pa.ArrowInvalid:  # a line is torn, or holds what no number is: line by line, with what can be read
         return _line_by_line(path, run_id, key)
-    if table.column("step").null_count or not table.num_rows:
+    if table.column("step").null_count or not table.num_rows or pc.min(table.column("step")).as_py() < 0:
         return _line_by_line(path, run_id, key)
     return _merged(table, run_id, key, [])
 
@@ -115,8 +120,8 @@ def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number, also one that W&B wrote as 3.0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
+    """A whole number of at least 0, also one that W&B wrote as 3.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
         return None
     return int(value) if int(value) == value else None
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +146,26 @@ def check_keys(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
     ]
     named += [("require", key) for key, wanted in mapping.require.items() if None not in _allowed(wanted)]
     named += [("cell", key) for key in mapping.cell]
-    configs = [run.config for run in runs]
+    given = list(runs)
     for place, key in named:
-        if all(_dig(config, key) is None for config in configs):
-            near = close_matches(key, {found for config in configs for found in _dotted(config)})
-            hint = f"did you mean {' or '.join(near)}?" if near else "see the config of one of them in W&B"
-            raise UserError(f"no run of {where} has the config key '{key}' ({place} of the mapping): {hint}")
+        _check_key("config key", key, place, [run.config for run in given], where)
+    for name, column in mapping.columns.items():
+        if column.summary is not None:
+            _check_key("summary key", column.summary, f"columns.{name}", [run.summary for run in given], where)
+
+
+def check_metrics(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
+    """The same for the names in ``history``, once all histories are there."""
+    rows = [row for run in runs for row in run.history]
+    for ours, theirs in mapping.history.items():
+        _check_key("metric", theirs.metric, f"history.{ours}", rows, where)
+
+
+def _check_key(what: str, key: str, place: str, found: Sequence[Dict[str, Any]], where: str) -> None:
+    if found and all(_dig(values, key) is None for values in found):
+        near = close_matches(key, {name for values in found for name in _dotted(values)})
+        hint = f"did you mean {' or '.join(near)}?" if near else "see one of them in W&B"
+        raise UserError(f"no run of {where} has the {what} '{key}' ({place} of the mapping): {hint}")
 
 
 def _dotted(config: Dict[str, Any], before: str = "") -> Iterator[str]:
@@ -184,7 +198,7 @@ def mapped_history(run: WandbRun, mapping: Mapping) -> History:
 
 def history_key(run: WandbRun, mapping: Mapping) -> list[list[Any]]:
     """Changes when the run, or how it is read, does."""
-    return [[run.version, mapping.hash, 0]]
+    return [[run.version, mapping.hash, 0]] if run.unread is None else [["unread", mapping.hash, 0]]
 
 
 def map_run(run: WandbRun, history: History, mapping: Mapping) -> Mapped:
@@ -314,6 +328,8 @@ def _typed(name: str, value: Any) -> Any:
 def _final(run: WandbRun, row: Dict[str, Any], history: History) -> dict[str, Any]:
     """The validation loss at the planned last step; at the last step that was logged where no plan is known."""
     last = history.last_step
+    if run.unread is not None:
+        raise _Left(f"missing validation: its history could not be read ({run.unread})")
     if last is None:
         raise _Left("missing validation: its history has none of the mapped metrics")
     loss, error = history.at(int(row.get("steps") or last))

@@ -14,8 +14,9 @@ from dlm.crosscheck import check_history, check_values
 from dlm.errors import UserError
 from dlm.files import read_json
 from dlm.groups import load_yaml
+from dlm.history import History
 from dlm.record import Result, RunRow, State, read_result
-from dlm.sources import LIVE, UNREADABLE, CellFiles, id_of
+from dlm.sources import LIVE, UNREADABLE, CellFiles, id_of, said_of
 
 # What a result states of its run, under the same names as in RunRow.
 _OF_RESULT = (
@@ -29,9 +30,9 @@ ADVICE = {
     State.PLANNED: "submit it",
     State.SUBMITTED: "wait, then collect again",
     State.RUNNING: "wait, then collect again",
-    State.PREEMPTED: "submit again, it goes on from its checkpoint",
-    State.LOST: "submit again, it goes on from its checkpoint",
-    State.CANCELLED: "submit again, it goes on from its checkpoint",
+    State.PREEMPTED: "submit again",
+    State.LOST: "submit again",
+    State.CANCELLED: "submit again",
     State.FAILED: "see its log.txt, then submit again",
     State.OUT_OF_MEMORY: "lower data.micro_batch_size, then submit with --retry-failed",
     State.DIVERGED: "lower optimizer.lr in the definition",
@@ -50,9 +51,15 @@ def run_row(cell: CellFiles) -> tuple[dict[str, Any], str | None]:
         reason = None if math.isfinite(result.loss) else f"diverged: its loss is {result.loss}"
     else:
         final, reason = _final_without_result(cell), None
-    if not final:
-        return dataclasses.asdict(RunRow(**known)), _reason(cell)
-    return dataclasses.asdict(RunRow(**{**known, **final})), reason or _foreign(cell, final["source"])
+    if final:
+        reason = reason or _foreign(cell, final["source"])
+    elif cell.history.num_rows and cell.now.state not in LIVE and read_result(cell.run_dir) is None:
+        reason = _foreign(cell, "run_dir") or _reason(cell)
+    else:
+        reason = _reason(cell)
+    if reason is not None and reason.startswith("another config"):  # nor is what it logged a history of this cell
+        cell.merged = History(run_id=cell.name, key=[])
+    return dataclasses.asdict(RunRow(**{**known, **final})), reason
 
 
 def _planned_columns(cell: CellFiles) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def _foreign(cell: CellFiles, source: str) -> str | None:
                 return None
             known = [data_hash, id_of(config, data_hash)]
         except UNREADABLE as error:
-            cell.warn([f"{where} cannot be read ({error}): that its result is of this cell was not checked"])
+            cell.warn([f"{where} cannot be read ({said_of(error)}): that its result is of this cell was not checked"])
             return None
         if source == "run_dir":
             cell.history.config_id = known
@@ -199,14 +206,18 @@ def _reason(cell: CellFiles) -> str:
     now = cell.now
     result = read_result(cell.run_dir) or next((one.result for one in cell.logged if one.result is not None), None)
     if result is not None and now.state not in LIVE:
+        if result.cell_id != cell.name:
+            return f"another config: its result is of {result.cell_id}: give its folder that name, or move it away"
         planned = f"{cell.name} at step {cell.recipe.steps}"
-        short = "short: " if result.cell_id == cell.name and result.step < cell.recipe.steps else ""
+        short = "short: " if result.step < cell.recipe.steps else ""
         return f"{short}its result is of {result.cell_id} at step {result.step}, planned was {planned}: submit it again"
     last = cell.merged.last_step
     step = now.status.step if now.status is not None else last
     progress = f", step {step} of {cell.recipe.steps}" if step is not None else ""
     said = f" ({now.reason})" if now.reason else ""
     advice = ADVICE.get(now.state, "submit it again")
+    if advice == "submit again" and (cell.run_dir / "LATEST").is_file():
+        advice += ", it goes on from its checkpoint"
     if now.state not in LIVE and last is not None and last >= cell.recipe.steps:
         said += ", missing validation: no val/loss at the planned last step"
     return f"{now.state}{progress}{said}: {advice}"

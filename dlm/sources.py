@@ -28,6 +28,13 @@ STATES = {"running": State.RUNNING, "pending": State.SUBMITTED, "preempting": St
           "preempted": State.PREEMPTED, "failed": State.FAILED}  # fmt: skip
 
 
+def said_of(error: Exception) -> str:
+    """What was wrong with a config, of whichever shape: one of UNREADABLE in words."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"it has no {error}" if isinstance(error, KeyError) else f"it is of another shape: {error}"
+
+
 class Server(Protocol):
     """Runs on a W&B server, as wandb_api.Project has them: histories only where they were asked for."""
 
@@ -93,7 +100,7 @@ class CellFiles:
         if history.last_step is None or history.warnings:  # nothing, or torn
             return True
         if self.now.result is not None:
-            return history.last_step < steps or history.at(steps)[0] is None
+            return not history.reached(steps)
         return status is None or status.step >= steps or history.last_step < min(status.step, steps)
 
 
@@ -168,7 +175,7 @@ def _knows_more(cell: CellFiles, run: WandbRun) -> bool:
     last, found, steps = run.summary.get("step"), cell.merged, cell.recipe.steps
     if not isinstance(last, (int, float)) or found.last_step is None or found.warnings:
         return True
-    return last > found.last_step or (last >= steps and found.at(steps)[0] is None)
+    return last > found.last_step or (last >= steps and not found.reached(steps))
 
 
 def _take(cell: CellFiles, one: Logged, stored: Mapping[str, History]) -> None:
@@ -189,6 +196,11 @@ def settle(cell: CellFiles) -> None:
     """Say what W&B said, and take the state from it where nothing else tells."""
     for one in cell.logged:
         cell.warn(one.run.warnings + one.history.warnings)
+        if one.run.unread is not None:
+            cell.warn([f"its history on the W&B server could not be read: {one.run.unread}"])
+    if cell.now.result is not None and not cell.merged.reached(cell.recipe.steps):
+        ends = "is nowhere" if cell.merged.last_step is None else f"ends at step {cell.merged.last_step}"
+        cell.warn([f"its history {ends}, of {cell.recipe.steps} steps: no source that was read has the rest"])
     if cell.now.state is State.PLANNED and cell.logged:
         runs = [one.run for one in cell.logged]
         speaks = next((run for run in runs if run.exit_code is not None or run.state is not None), runs[0])

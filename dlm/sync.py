@@ -23,8 +23,8 @@ from dlm.errors import REFUSED_BY_WANDB, UserError
 from dlm.files import Lease, live_holder, read_json, read_jsonl, write_json
 from dlm.history import Key, key_of
 from dlm.recipe import derive
-from dlm.record import RESULT_PREFIX, Result, described, logged_result, read_result, read_status
-from dlm.sources import UNREADABLE
+from dlm.record import RESULT_PREFIX, Result, State, described, logged_result, read_result, read_status
+from dlm.sources import UNREADABLE, said_of
 from dlm.wandb_api import Project, default_entity
 from dlm.wandb_file import WandbRun, attempts_of, wandb_files
 
@@ -44,7 +44,8 @@ class Arrival:
     there: set[Mark] = field(default_factory=set)  # on the server
     result_there: bool = False
     uploaded: int = 0  # rows, by this sync
-    trouble: list[str] = field(default_factory=list)
+    trouble: list[str] = field(default_factory=list)  # of this sync
+    files: WandbRun = field(default_factory=WandbRun)
 
     @functools.cached_property
     def rows(self) -> dict[Mark, Row]:
@@ -56,12 +57,23 @@ class Arrival:
 
     @functools.cached_property
     def attempts(self) -> list[WandbRun]:
-        """Its .wandb files, each read once; what cannot be read of them, and metrics.jsonl cannot tell, is trouble."""
-        whole = WandbRun(run_id=self.run_id)
-        parts = attempts_of(self.run_dir, whole)
-        if not (self.run_dir / "metrics.jsonl").is_file():
-            self.trouble += whole.warnings
-        return parts
+        """Its .wandb files, each read once; ``files.warnings`` say what cannot be read of them."""
+        return attempts_of(self.run_dir, self.files)
+
+    @functools.cached_property
+    def lost(self) -> list[str]:
+        """Why it is not whole on disk: rows that no file has any more, or its result."""
+        status, metrics = read_status(self.run_dir), self.run_dir / "metrics.jsonl"
+        last = max((step for step, _ in self.rows), default=0)
+        lost = []
+        # A resume says its step before it logs one: a little behind is not lost, of a run that is not done.
+        if status is not None and status.step - last > (0 if status.state is State.DONE else status.steps // 50):
+            lost.append(f"its rows end at step {last}, status.json says {status.step}")
+        if status is not None and status.state is State.DONE and self.result is None:
+            lost.append("status.json says that it is done, and its result is gone")
+        if (status is None and not metrics.is_file()) or lost:  # else it is only a copy that is damaged
+            lost += self.files.warnings
+        return lost
 
     @functools.cached_property
     def result(self) -> Result | None:
@@ -73,8 +85,12 @@ class Arrival:
 
     @property
     def nothing(self) -> bool:
-        """Whether there is nothing to upload: it logged nothing, or nothing of it can be read (``trouble``)."""
-        return not self.known and self.skipped is None and not self.rows and self.result is None
+        """Whether it has logged nothing."""
+        return not self.known and self.skipped is None and self._empty and not self.lost
+
+    @property
+    def _empty(self) -> bool:
+        return not self.rows and self.result is None
 
     @property
     def lacking(self) -> list[Row]:
@@ -84,7 +100,13 @@ class Arrival:
     @property
     def whole(self) -> bool:
         """Whether all of it has arrived."""
-        return self.known or (self.skipped is None and not self.nothing and not self.lacking and self.result_there)
+        arrived = self.skipped is None and not self._empty and not self.lacking and self.result_there
+        return self.known or (arrived and not self.lost)
+
+    @property
+    def to_upload(self) -> bool:
+        """Whether anything is here that the server does not have."""
+        return not self._empty and bool(self.lacking or not self.result_there)
 
 
 def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
@@ -125,7 +147,13 @@ def _arrival(run_dir: Path) -> Arrival:
         config = config_of(run_dir)
     except UserError as error:
         return Arrival(run_id=run_dir.name, run_dir=run_dir, skipped=str(error))
-    one = Arrival(run_id=f"{config['sweep']}-{run_dir.name}", run_dir=run_dir, config=config)
+    result = read_result(run_dir)
+    for what, of in (("config", config.get("cell_id")), ("result", run_dir.name if result is None else result.cell_id)):
+        if of != run_dir.name:  # it would go into the W&B run of another, or make a run that nobody trained
+            said = f"its {what} is of {of}: give the folder that name, or move it away"
+            return Arrival(run_id=run_dir.name, run_dir=run_dir, skipped=said)
+    run_id = f"{config['sweep']}-{run_dir.name}"
+    one = Arrival(run_id=run_id, run_dir=run_dir, config=config, files=WandbRun(run_id=run_id))
     holder = live_holder(run_dir)
     if holder is not None:
         one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"
@@ -173,7 +201,7 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
         one.there = set(_marked(run.history))
         if one.whole:
             write_json(_marker(one), [path, run.version, _local_key(one)])
-    return [one for one in arrivals if not one.whole and not one.nothing]
+    return [one for one in arrivals if not one.known and one.to_upload]
 
 
 def _marker(one: Arrival) -> Path:
@@ -181,7 +209,10 @@ def _marker(one: Arrival) -> Path:
 
 
 def _found_whole(one: Arrival) -> Any:
-    return read_json(_marker(one)) if _marker(one).is_file() else None
+    try:
+        return read_json(_marker(one)) if _marker(one).is_file() else None
+    except UserError:  # torn: it is asked for again
+        return None
 
 
 def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
@@ -194,7 +225,7 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
     waiting = [_untouched(one, path) for one in arrivals]
     while folders := [folders.pop(0) for folders in waiting if folders]:
         for folder in folders:
-            write_json(folder.parent / "tried.json", [*_tried(folder.parent), [path, folder.name]])
+            write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
         command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
         where = ["--entity", entity, "--project", project]
         paths = [str(folder.absolute()) for folder in folders]
@@ -204,16 +235,19 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
             print(f"wandb sync ended with {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr, flush=True)
 
 
-def _tried(folder: Path) -> list[list[str]]:
-    """(ENTITY/PROJECT, folder of an attempt) of each `wandb sync` that was begun."""
-    path = folder / "tried.json"
-    return read_json(path) if path.is_file() else []
+def _tried(folder: Path, path: str) -> list[list[str]]:
+    """(ENTITY/PROJECT, folder of an attempt) of each `wandb sync` that was begun; all of them where that is torn."""
+    try:
+        tried: list[list[str]] = read_json(folder / "tried.json") if (folder / "tried.json").is_file() else []
+    except UserError:
+        tried = [[path, attempt.name] for attempt in folder.iterdir()]
+    return tried
 
 
 def _untouched(one: Arrival, path: str) -> list[Path]:
     """The folders of the attempts that have rows, none of them on the server, in their order."""
     parts = [(part.path.parent, _marked(part.history).keys()) for part in one.attempts if part.path is not None]
-    tried = _tried(one.run_dir / "wandb")
+    tried = _tried(one.run_dir / "wandb", path)
     return [folder for folder, marks in parts if marks and not marks & one.there and [path, folder.name] not in tried]
 
 
@@ -231,7 +265,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
     try:
         told = _description(one)
     except UNREADABLE as error:
-        one.trouble.append(f"its config.yaml or env.json cannot be read ({type(error).__name__}: {error})")
+        one.trouble.append(f"its config.yaml or env.json cannot be read: {said_of(error)}")
         return
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dlm.errors import REFUSED_BY_WANDB, UserError
+from dlm.errors import REFUSED_BY_WANDB, TryAgainError, UserError
 from dlm.wandb_file import WandbRun
 
 RUNS_A_PAGE = 500
 STEPS_A_PAGE = 10_000  # of history; W&B's own default, 1,000, is tried where the server gives less than it has
 AT_ONCE = 4  # histories that are asked for at the same time
+FEW = 3  # histories that may fail while the others are read
 TIMEOUT_SEC = 60
 NOTICE_SEC = 5.0  # after which a wait is worth a line
 NO_PROJECT = "Could not find project"  # W&B's words
@@ -42,11 +43,27 @@ class Project:
         self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
 
     def read_histories(self, run_ids: Iterable[str]) -> None:
-        """Fill in what these runs logged, row by row as they did."""
-        ids = list(run_ids)
+        """Fill in what these runs logged, row by row as they did; of a few that cannot be read ``unread`` says why.
+
+        Raises UserError when it is more than a few: then it is the server.
+        """
+        ids, failed = list(run_ids), list[UserError]()
+
+        def ask(run_id: str) -> list[dict[str, Any]] | UserError:
+            try:
+                return self._rows(run_id)
+            except UserError as error:
+                return error
+
         with _notice(f"the histories of {len(ids)} runs of {self.path}"), ThreadPoolExecutor(AT_ONCE) as pool:
-            for run_id, rows in pool.map(lambda run_id: (run_id, self._rows(run_id)), ids):
-                self.runs[run_id].history = rows
+            for run_id, rows in zip(ids, pool.map(ask, ids), strict=True):
+                if isinstance(rows, UserError):
+                    failed.append(rows)
+                    self.runs[run_id].unread = str(rows)
+                    if len(failed) > FEW or len(failed) == len(ids):
+                        raise rows
+                else:
+                    self.runs[run_id].history = rows
 
     def _rows(self, run_id: str) -> list[dict[str, Any]]:
         """All rows of one run; a server that gave fewer than it says it has is asked in small pages, then named."""
@@ -133,7 +150,7 @@ def _explained(error: Exception, what: str) -> Exception:
     if isinstance(error, WandbApiFailedError) and any(words in said for words in REFUSED_BY_WANDB):
         return UserError(f"W&B ({url}) refuses {what}: {said}; give ENTITY/PROJECT as its page says")
     if isinstance(error, (AuthenticationError, CommError, WandbApiFailedError, TimeoutError)):
-        return UserError(f"W&B ({url}) does not answer for {what}: {said}; try again later, nothing was written")
+        return TryAgainError(f"W&B ({url}) does not answer for {what}: {said}; try again later, nothing was written")
     return error
 
 

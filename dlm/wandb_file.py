@@ -44,12 +44,13 @@ class WandbRun:
     state: str | None = None  # what a server says of it; None: read from files
     path: Path | None = None  # of its file, where it is one attempt
     version: str = ""  # of what a server has: changes when that does
+    unread: str | None = None  # why a server's history could not be read
     warnings: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> list[list[Any]]:
-        """What tells a server's run that has changed from one that has not (history.Key)."""
-        return [[self.version, 0, 0]]
+        """What tells a server's run that has changed from one that has not (history.Key); unread, it is asked again."""
+        return [[self.version if self.unread is None else "unread", 0, 0]]
 
     @property
     def record(self) -> dict[str, Any]:

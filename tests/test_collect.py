@@ -169,7 +169,23 @@ def test_a_second_directory_of_a_cell_and_one_of_another_plan_are_left_out(sweep
     assert said["other"].startswith("another config: mdm-4k-1e10-") and "is no cell of the plan" in said["other"]
     assert set(collected.history.run_id) == {folder.name}
     (sweep_dir / "plan.json").unlink()  # without a plan the copy is of another cell than its name says
-    assert "its result is of" in reasons(collect(sweep_dir))["copy"]
+    assert reasons(collect(sweep_dir))["copy"].startswith(f"another config: its result is of {folder.name}: give its")
+
+
+def test_a_run_directory_by_another_name_is_to_be_given_its_own(sweep):
+    sweep_dir, plan = sweep
+    folder = finish(sweep_dir, plan, plan.cells[0])
+    folder.rename(folder.with_name("old"))
+    said = reasons(collect(sweep_dir))
+    assert said["old"] == f"another config: it is of {folder.name}, which has no folder: give it that name"
+    folder.with_name("old").rename(folder)
+    shutil.rmtree(folder)
+    shutil.copytree(finish(sweep_dir, plan, plan.cells[1]), folder)
+    for name in ("nothing", "result.json"):  # with the result of the other, and without
+        (folder / name).unlink(missing_ok=True)
+        collected = collect(sweep_dir)
+        assert reasons(collected)[folder.name].startswith("another config")
+        assert set(collected.history.run_id) == {plan.cells[1].cell_id}  # what lies there is no history of this cell
 
 
 def test_a_history_cut_anywhere_loses_its_torn_line_only(sweep):

@@ -382,3 +382,15 @@ def test_a_config_that_is_no_text_keeps_no_other_from_its_row(sweep):
     (sweep_dir / "plan.json").unlink()
     collected = collect(sweep_dir)
     assert list(collected.runs.run_id) == [cell.cell_id] and "no text in UTF-8" in reasons(collected)[odd.cell_id]
+
+
+def test_half_a_history_that_no_source_has_is_said(sweep):
+    sweep_dir, plan = sweep
+    cell, none = plan.cells[:2]
+    path = finish(sweep_dir, plan, cell) / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    (finish(sweep_dir, plan, none) / "metrics.jsonl").unlink()
+    said = collect(sweep_dir).warnings
+    ends = f"of {cell.steps} steps: no source that was read has the rest"
+    assert f"{cell.cell_id}: its history ends at step {cell.steps // 2}, {ends}" in said
+    assert any(line.startswith(f"{none.cell_id}: its history is nowhere") for line in said)

@@ -218,10 +218,31 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
     for changes, words in (
         ({"cell": ["model.n", "sed"]}, "the config key 'sed' (cell of the mapping): did you mean seed?"),
         ({"columns": {**content["columns"], "params": "modl.n"}}, "'modl.n' (columns.params of"),
+        ({"columns": {**content["columns"], "budget": {"summary": "flps"}}}, "the summary key 'flps' (columns.budget"),
     ):
         mapping.write_text(yaml.safe_dump({**content, **changes}))
         server.asked.clear()
         assert words in complaint(dlm(server, *command)) and "HistoryPage" not in server.asked
+    mapping.write_text(yaml.safe_dump({**MAPPING, "history": {"step": "step", "val/loss": "eval/nl"}}))
+    assert "the metric 'eval/nl' (history.val/loss of the mapping): did you mean eval/nll" in complaint(
+        dlm(server, *command)
+    )
+
+
+def test_a_history_that_cannot_be_read_costs_its_own_run_only(server, tmp_path):
+    remote_runs(server, 3)
+    command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")
+    server.fail("RunParquetHistory", times=1, refuse="internal")
+    code, said, _ = dlm(server, *command)
+    assert code == 0 and "2 runs" in said and "missing validation: its history could not be read (" in said
+    code, said, _ = dlm(server, *command)
+    assert code == 0 and "3 runs" in said and server.asked["RunParquetHistory"] == 1
+    server.fail("RunParquetHistory", times=3, refuse="internal")
+    for run in server.runs.values():
+        run.heartbeat = "2027-01-01T00:00:00Z"
+    before = (tmp_path / "out/runs.csv").read_bytes()
+    code, _, warned = dlm(server, *command)
+    assert code == 75 and "nothing was written" in warned and (tmp_path / "out/runs.csv").read_bytes() == before
 
 
 def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
@@ -242,7 +263,7 @@ def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
         (("--wandb", "dlm"), {}, "give it as ENTITY/PROJECT"),
         (("--wandb", PROJECT, "--filter", "group"), {}, "give KEY=VALUE"),
         (("--wandb", PROJECT, "--filter", "group=none"), {}, "nothing was written"),
-        (("--wandb", PROJECT), {}, "holds neither a plan.json nor a run"),
+        (("--wandb", PROJECT), {}, "none of the 1 runs in that project was launched by dlm: give --mapping"),
         ((), {}, "give a sweep, or --wandb"),
     ],
 )
@@ -401,15 +422,18 @@ def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(swee
     files[torn.cell_id].write_bytes(content[: content.index(b"val/loss")])
     code, said, warned = dlm(server, "sync", sweep_dir)
     assert f"nothing to upload: s-{silent.cell_id}: it logged nothing" in said
-    assert f"s-{empty.cell_id}: nothing of it can be read: run-s-{empty.cell_id}.wandb holds nothing" in warned
+    assert (
+        f"s-{empty.cell_id}: what can be read of it has arrived, not all of it: run-s-{empty.cell_id}.wandb" in warned
+    )
     assert f"not looked at: {unnamed.cell_id}" in said and "has no config.yaml" in said
-    assert f"s-{torn.cell_id}: what can be read of it has arrived; run-s-{torn.cell_id}.wandb is cut off" in warned
-    assert code == 75 and "2 of 5 runs are whole on W&B, 7 rows new" in said, (said, warned)
+    assert f"s-{torn.cell_id}: what can be read of it has arrived, not all of it: run-s-{torn.cell_id}.wandb" in warned
+    assert code == 75 and "1 of 4 runs are whole on W&B, 7 rows new" in said, (said, warned)
     assert {name for *_, name in server.runs} == {f"s-{alone.cell_id}", f"s-{torn.cell_id}"}
     assert server.run(f"s-{alone.cell_id}").config["record"]["value"] == {"git_sha": "abc"}
     shutil.rmtree(sweep_dir / "runs" / unnamed.cell_id)
     assert dlm(server, "sync", sweep_dir)[0] == 75
     shutil.rmtree(sweep_dir / "runs" / empty.cell_id)
+    shutil.rmtree(sweep_dir / "runs" / torn.cell_id)
     assert dlm(server, "sync", sweep_dir)[0] == 0
 
 
@@ -437,7 +461,7 @@ def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
     config = yaml.safe_load((sweep_dir / "runs" / second.cell_id / "config.yaml").read_text())
     (sweep_dir / "runs" / second.cell_id / "config.yaml").write_text(yaml.safe_dump({**config, "sweep": "t"}))
     del config["objective"]["name"]
-    (sweep_dir / "runs" / odd.cell_id / "config.yaml").write_text(yaml.safe_dump(config))
+    (sweep_dir / "runs" / odd.cell_id / "config.yaml").write_text(yaml.safe_dump({**config, "cell_id": odd.cell_id}))
     (sweep_dir / "runs" / lost.cell_id / "metrics.jsonl").unlink()  # its result is there to upload
     break_one = (
         "import wandb.sdk.wandb_run as r, wandb; real = r.Run.log; "
@@ -445,7 +469,8 @@ def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
         f"if self.id == 's-{first.cell_id}' else real(self, *a, **k); r.Run.log = fail"
     )
     code, said, warned = dlm(server, "sync", sweep_dir, settings=break_one)
-    assert code == 75 and "2 of 4 runs are whole" in said, (said, warned)
+    assert code == 75 and "1 of 4 runs are whole" in said, (said, warned)
+    assert f"s-{lost.cell_id}: what can be read of it has arrived, not all of it: its rows end at step 0" in warned
     assert f"s-{first.cell_id}: 4 of 4 rows did not arrive; gone" in warned
     assert f"s-{odd.cell_id}: 4 of 4 rows did not arrive; its config.yaml or env.json cannot be read" in warned
     there = {name: [row["step"] for row in run.rows if "time" in row] for (*_, name), run in server.runs.items()}
@@ -453,7 +478,47 @@ def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
                      f"t-{second.cell_id}": [row["step"] for row in final_rows(second)]}  # fmt: skip
     assert server.run(f"s-{lost.cell_id}").summary["result/loss"] == LOSS
     code, said, warned = dlm(server, "sync", sweep_dir)
-    assert code == 75 and "3 of 4 runs are whole on W&B, 4 rows new" in said, (said, warned)
+    assert code == 75 and "2 of 4 runs are whole on W&B, 4 rows new" in said, (said, warned)
+
+
+def test_sync_takes_no_run_for_another_and_none_for_whole_that_lost_something(sweep, server):
+    sweep_dir, plan = sweep
+    swapped, other, cut, kept = plan.cells[:4]
+    for cell in (swapped, other, cut, kept):
+        logged(sweep_dir, [(cell, on_disk(finish(sweep_dir, plan, cell)), 0)])
+    runs = sweep_dir / "runs"
+    assert dlm(server, "sync", sweep_dir)[0] == 0
+    before = {name: (run.rows, run.config, run.summary) for (*_, name), run in server.runs.items()}
+    shutil.rmtree(runs / swapped.cell_id)
+    shutil.copytree(runs / other.cell_id, runs / swapped.cell_id)  # a folder by another name
+    shutil.copytree(runs / other.cell_id, runs / "copy")
+    (runs / kept.cell_id / "wandb/tried.json").write_text("[[")
+    (runs / kept.cell_id / "wandb/synced.json").write_text("[")
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    for name in (swapped.cell_id, "copy"):
+        assert f"not looked at: {name}: its config is of {other.cell_id}: give the folder that name" in said
+    assert code == 75 and "3 of 5 runs are whole on W&B, 0 rows new" in said and not warned, (said, warned)
+    assert {name: (run.rows, run.config, run.summary) for (*_, name), run in server.runs.items()} == before
+    # What is gone here and there is not whole, whatever the server has.
+    for name in (swapped.cell_id, "copy"):
+        shutil.rmtree(runs / name)
+    server.runs.clear()
+    lines = (runs / cut.cell_id / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (runs / cut.cell_id / "metrics.jsonl").write_text("".join(lines[:2]))
+    (runs / cut.cell_id / "result.json").unlink()
+    (path,) = wandb_files(runs / cut.cell_id)
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"val/loss")])
+    code, said, warned = dlm(server, "sync", sweep_dir)
+    assert code == 75 and "2 of 3 runs are whole" in said, (said, warned)
+    assert "status.json says that it is done, and its result is gone" in warned and "is cut off" in warned
+
+
+def test_a_server_that_is_away_is_no_mistake(sweep, server):
+    sweep_dir, plan = sweep
+    finish(sweep_dir, plan, plan.cells[0])
+    away = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    code, _, warned = dlm(server, "sync", sweep_dir, settings="api.TIMEOUT_SEC = 2", **away)
+    assert code == 75 and "does not answer" in warned and "Traceback" not in warned
 
 
 def test_sync_to_an_entity_that_refuses_is_the_users_mistake(sweep, server):
