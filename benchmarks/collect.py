@@ -27,10 +27,13 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import ROOT, write_result
-from dlm.manifest import Manifest, PackedFile, write_manifest
-from dlm.plan import Plan, cell_config, make_plan, write_plan
-from dlm.record import Result, State, Status
-from dlm.sweep import SweepSpec
+from dlm.data.manifest import Manifest, PackedFile, write_manifest
+from dlm.plan.cells import Plan
+from dlm.plan.definition import SweepSpec
+from dlm.plan.grid import cell_config, make_plan
+from dlm.plan.store import write_plan
+from dlm.record.outcomes import State
+from dlm.record.run import Result, Status
 
 
 def make_sweep(folder: Path, runs: int) -> tuple[Path, Plan]:

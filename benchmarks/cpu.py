@@ -27,13 +27,13 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import Side, alternate, commit, compared, write_result
-from dlm.flops import flops_per_token
-from dlm.ladder import ModelShape
-from dlm.models.encoder import TransEncoder
-from dlm.objectives import Objective
-from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.core.flops import flops_per_token
+from dlm.core.shape import ModelShape
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives import Objective
+from dlm.train.objectives.autoregressive import Autoregressive
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 BATCH, LENGTH, STEPS = 4, 128, 4
 Loss = Callable[[int], torch.Tensor]

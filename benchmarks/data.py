@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import ROOT, Side, alternate, commit, compared, write_result
-from dlm.datamodules.mixture import Mixture
-from dlm.datamodules.packed import PackedTokens, encode_packed, open_packed
-from dlm.manifest import read_manifest
+from dlm.data.manifest import read_manifest
+from dlm.data.mixture import Mixture
+from dlm.data.packed import PackedTokens, encode_packed, open_packed
 
 BLOCK, CHUNK_BLOCKS = 2049, 1024
 PACKAGES = ("numpy", "torch", "tokenizers", "zstandard")
@@ -194,7 +194,7 @@ def prepare_row(peers: Path, folder: Path) -> dict[str, Any]:
 
     def ours() -> dict[str, float]:
         out = made["ours"] = folder / f"ours{next(counter)}"
-        command = [sys.executable, "-m", "dlm.datamodules.prepare", "text", str(folder / "corpus"), "--out", str(out)]
+        command = [sys.executable, "-m", "dlm.data.prepare.command", "text", str(folder / "corpus"), "--out", str(out)]
         wall, cpu, _ = timed([*command, "--tokenizer", str(folder / "tokenizer")])
         manifest = read_manifest(out)
         assert manifest is not None

@@ -37,15 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import SHIMS, Absent, smdm
 from benchmarks.side_by_side import Side, alternate, commit, compared
-from dlm.callbacks.speed_monitor import peak_flops
-from dlm.flops import flops_per_token
-from dlm.ladder import ModelShape, load_shape
-from dlm.models.attention import kernels
-from dlm.models.encoder import TransEncoder
-from dlm.objectives import Objective
-from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.core.flops import flops_per_token
+from dlm.core.shape import ModelShape, load_shape
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.callbacks.monitors import peak_flops
+from dlm.train.models.attention import kernels
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives import Objective
+from dlm.train.objectives.autoregressive import Autoregressive
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 Loss = Callable[[int], torch.Tensor]
 

@@ -20,13 +20,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dlm.callbacks.checkpoint import latest_whole, state_file
-from dlm.errors import ExitCode, UserError
-from dlm.ladder import ModelShape, load_shape, shape_from_config
-from dlm.models.encoder import TransEncoder
-from dlm.models.lightning_module import FORMAT, check_format
+from dlm.core.errors import ExitCode, UserError
+from dlm.core.shape import ModelShape, load_shape, shape_from_config
+from dlm.train.callbacks.checkpoint import latest_whole, state_file
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.models.lightning_module import FORMAT, check_format
 
 ENDINGS = (".safetensors", ".pt")
+
+
 Weights = dict[str, torch.Tensor]
 
 

@@ -6,15 +6,9 @@ Torch and Lightning are imported only when a run starts: composing, naming and s
 from __future__ import annotations
 
 import os
-import sys
-
-from dlm import signals
-
-if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
-    signals.remember()  # a submitted run can be told to stop while the imports below go on
-
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +17,15 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlm import locate
-from dlm.errors import ExitCode, UserError, close_matches
-from dlm.files import HeldError
-from dlm.groups import choices
-from dlm.identity import SWEEP_NAME
+from dlm.core import paths, signals
+from dlm.core.configs import choices
+from dlm.core.errors import ExitCode, UserError, close_matches
+from dlm.core.identity import SWEEP_NAME
+from dlm.core.lease import HeldError
+
+if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
+    signals.remember()  # a submitted run can be told to stop while the imports below go on
+
 
 NODES = (
     "model",
@@ -46,9 +44,9 @@ NODES = (
 
 def config_cell_id(root: DictConfig) -> str:
     """The id of the run that a composed config describes; prepares the data where the config says how."""
-    from dlm.datamodules.prepare import ensure_data
-    from dlm.identity import cell_id
-    from dlm.recipe import derive, fill
+    from dlm.core.identity import cell_id
+    from dlm.core.recipe import derive, fill
+    from dlm.data.prepare.command import ensure_data
 
     nodes = {name: root[name] for name in NODES}
     config: dict[str, Any] = {
@@ -69,13 +67,13 @@ def check_sweep_name(name: str) -> str:
 
 def register() -> None:
     """Tell OmegaConf dlm's resolvers and Hydra dlm's launchers."""
-    from dlm import launchers
+    from dlm.submit import hydra as submit_hydra
 
-    OmegaConf.register_new_resolver("dlm.workdir", lambda: str(locate.workdir()), replace=True)
-    OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(locate.data_dir()), replace=True)
+    OmegaConf.register_new_resolver("dlm.workdir", lambda: str(paths.workdir()), replace=True)
+    OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(paths.data_dir()), replace=True)
     OmegaConf.register_new_resolver("dlm.sweep_name", check_sweep_name, replace=True)
     OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
-    launchers.register()
+    submit_hydra.register()
 
 
 def check_cell(config: dict[str, Any], root: DictConfig) -> None:
@@ -120,7 +118,7 @@ def explain(error: Exception) -> str | None:
 
 def _near_keys(key: str) -> str:
     """The close matches of a key that an override named, else what is at the top."""
-    with hydra.initialize_config_dir(str(locate.configs_dir()), version_base=None):
+    with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
     near = close_matches(key, list(_keys(base)))
@@ -149,8 +147,8 @@ def main() -> int:
         try:
             config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
             check_cell(config, root)
-            from dlm.recipe import fill
-            from dlm.train import run
+            from dlm.core.recipe import fill
+            from dlm.train.run import run
 
             codes.append(run(fill(config)))
         except Exception as error:  # a callback's own complaint comes inside one of Hydra's
@@ -164,7 +162,7 @@ def main() -> int:
             codes.append(ExitCode.PREEMPTED if later else ExitCode.USER_ERROR)
 
     try:
-        hydra.main(version_base=None, config_path=str(locate.configs_dir()), config_name="config")(task)()
+        hydra.main(version_base=None, config_path=str(paths.configs_dir()), config_name="config")(task)()
     except Exception as error:
         line = explain(error)
         if line is None:

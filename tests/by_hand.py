@@ -5,11 +5,14 @@ from pathlib import Path
 import yaml
 from stub_cell import result, status
 
-from dlm.files import append_jsonl, write_json
-from dlm.manifest import Manifest, PackedFile, write_manifest
-from dlm.plan import Plan, cell_config, make_plan, write_plan
-from dlm.record import State, metrics_row, write_result, write_status
-from dlm.sweep import SweepSpec
+from dlm.core.files import append_jsonl, write_json
+from dlm.data.manifest import Manifest, PackedFile, write_manifest
+from dlm.plan.cells import Plan
+from dlm.plan.definition import SweepSpec
+from dlm.plan.grid import cell_config, make_plan
+from dlm.plan.store import write_plan
+from dlm.record.outcomes import State
+from dlm.record.run import metrics_row, write_result, write_status
 
 LOSS = 2.5
 

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from dlm.locate import PACKAGE
+from dlm.core.paths import PACKAGE
 
 # A law holds however busy the machine is.
 settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,7 +40,7 @@ def stdlib_data(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     with FileLock(root.with_suffix(".lock")):
-        from dlm.datamodules.prepare import ensure_data
+        from dlm.data.prepare.command import ensure_data
 
         ensure_data({"data_dir": root / "stdlib", "prepare": "stdlib"})
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +93,7 @@ def start(stdlib_data, workdir):
 def launch(stdlib_data, workdir, monkeypatch, capfd):
     """`python -m dlm.launch ...` in this process, which has torch loaded already: its main, with its arguments."""
     from dlm import launch as module
-    from dlm.callbacks.preemption import SIGNALS
+    from dlm.train.callbacks.preemption import SIGNALS
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run takes them over
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

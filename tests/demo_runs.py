@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS
+from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 
 SIZES = {
     "4k": 4224,

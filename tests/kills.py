@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlm.files import read_jsonl
-from dlm.record import merge_metrics, read_result, read_status
+from dlm.core.files import read_jsonl
+from dlm.record.run import merge_metrics, read_result, read_status
 
 STEPS, FIRST_CHECKPOINT = 6000, 60
 RUN = ("experiment=debug", "logger=none", "model=8k", "data.block_size=32", f"training.steps={STEPS}",

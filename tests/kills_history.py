@@ -22,15 +22,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dlm.files import read_jsonl
-from dlm.wandb_file import read_wandb_run
+from dlm.collect.wandb_file import read_wandb_run
+from dlm.core.files import read_jsonl
 
 EVERY_SEC = (0.008, 0.1)
 WRITER = """
 import sys, time
 from pathlib import Path
 from dlm.files import append_jsonl
-from dlm.loggers import WandbLogger
+from dlm.train.wandb_logger import WandbLogger
 from dlm.record import metrics_row
 run_dir = Path(sys.argv[1])
 logger = WandbLogger(project="dlm", id="s-a", group="s", save_dir=run_dir, offline=True, resume="allow")

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from dlm.models.lightning_module import DiffusionLMLightningModule
-from dlm.objectives import Objective
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.plan import cell_config
-from dlm.recipe import derive, fill
+from dlm.core.recipe import derive, fill
+from dlm.plan.grid import cell_config
+from dlm.train.models.lightning_module import DiffusionLMLightningModule
+from dlm.train.objectives import Objective
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
 TRAINER = {"attention": "auto", "compile": False, "activation_checkpointing": False, "strategy": "auto"}

@@ -2,7 +2,7 @@
 
 import torch
 
-from dlm.ladder import ModelShape
+from dlm.core.shape import ModelShape
 
 TINY = ModelShape(
     name="tiny", n_layer=2, n_head=2, n_embd=16, intermediate_size=24, vocab_size=11, block_size=16, norm_eps=1e-5

@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from dlm.files import Lease
-from dlm.record import Result, State, Status, write_result, write_status
+from dlm.core.lease import Lease
+from dlm.record.outcomes import State
+from dlm.record.run import Result, Status, write_result, write_status
 
 STEPS = 10
 

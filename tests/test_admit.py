@@ -10,14 +10,16 @@ from types import SimpleNamespace
 import pytest
 from stub_cell import result, status
 
-from dlm.admit import admit
-from dlm.cluster import TaskState
-from dlm.errors import NOTHING_TO_DO, ExitCode, UserError
-from dlm.files import Lease
-from dlm.ledger import Ledger, cell_now, write_max_gpu_hours
-from dlm.locate import PACKAGE
-from dlm.logs import find_run, logs_of
-from dlm.record import State, gpu_hours_used, write_result, write_status
+from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
+from dlm.core.lease import Lease
+from dlm.core.paths import PACKAGE
+from dlm.record.outcomes import State
+from dlm.record.run import gpu_hours_used, write_result, write_status
+from dlm.submit.admit import admit
+from dlm.submit.ledger import Ledger, write_max_gpu_hours
+from dlm.submit.slurm import TaskState
+from dlm.submit.state import cell_now
+from dlm.submit.table import find_run, logs_of
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_job_that_is_no_longer_wanted_starts_nothing(run_dir, capsys):
 
 
 def test_the_command_takes_no_torch(run_dir):
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "dlm.admit", run_dir], cwd=PACKAGE.parent,
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "dlm.submit.admit", run_dir], cwd=PACKAGE.parent,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0
     assert not any(slow in done.stderr for slow in ("torch", "lightning", "pandas", "hydra", "numpy"))
@@ -121,7 +123,7 @@ from dlm import signals
 signals.remember()
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     os.kill(os.getpid(), number)
-from dlm.callbacks.preemption import Preemption
+from dlm.train.callbacks.preemption import Preemption
 owner = Preemption()
 owner.take_signals()
 print(signals.asked_to_stop(), owner._flag)

@@ -15,11 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_cell import result
 
-from dlm.cluster import (
-    Job,
-    Resources,
+from dlm.core.errors import UserError
+from dlm.core.lease import Lease
+from dlm.core.paths import PACKAGE
+from dlm.record.outcomes import State
+from dlm.record.run import write_result
+from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
+from dlm.submit.local import LocalPool, visible_gpus
+from dlm.submit.script import arrays, job_line, sbatch_script, write_script
+from dlm.submit.slurm import (
     Slurm,
-    SlurmSettings,
     TaskRow,
     TaskState,
     expand_task,
@@ -28,14 +33,7 @@ from dlm.cluster import (
     minutes,
     parse_tasks,
     slurm_answers,
-    slurm_settings,
 )
-from dlm.errors import UserError
-from dlm.files import Lease
-from dlm.locate import PACKAGE
-from dlm.pool import LocalPool, visible_gpus
-from dlm.record import State, write_result
-from dlm.sbatch import arrays, job_line, sbatch_script, write_script
 
 TESTS = Path(__file__).parent
 

@@ -14,14 +14,17 @@ from by_hand import LOSS, final_rows, finish, planned, reasons, started
 from stub_cell import result, status
 from test_wandb_file import write_runs
 
-from dlm.collect import collect
-from dlm.crosscheck import check_history, differ
-from dlm.errors import UserError
-from dlm.files import Lease, append_jsonl
-from dlm.history import from_metrics, from_rows
-from dlm.plan import cell_config, make_plan
-from dlm.record import EXCLUDED_COLUMNS, RUN_COLUMNS, State, metrics_row, write_status
-from dlm.wandb_file import wandb_files
+from dlm.collect.agreement import check_history, differ
+from dlm.collect.history import from_metrics, from_rows
+from dlm.collect.tables import collect
+from dlm.collect.wandb_file import wandb_files
+from dlm.core.errors import UserError
+from dlm.core.files import append_jsonl
+from dlm.core.lease import Lease
+from dlm.plan.grid import cell_config, make_plan
+from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
+from dlm.record.outcomes import State
+from dlm.record.run import metrics_row, write_status
 
 
 @pytest.fixture
@@ -228,7 +231,9 @@ def test_what_has_not_changed_is_not_read_again(sweep, monkeypatch):
     folders = [finish(sweep_dir, plan, cell) for cell in plan.cells[:3]]
     first = collect(sweep_dir)
     read = []
-    monkeypatch.setattr("dlm.history.from_metrics", lambda path, *rest: read.append(path) or from_metrics(path, *rest))
+    monkeypatch.setattr(
+        "dlm.collect.history.from_metrics", lambda path, *rest: read.append(path) or from_metrics(path, *rest)
+    )
     before = (sweep_dir / "history.parquet").stat().st_mtime_ns
     again = collect(sweep_dir)
     assert read == [] and (sweep_dir / "history.parquet").stat().st_mtime_ns == before

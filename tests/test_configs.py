@@ -6,10 +6,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from dlm import launch
-from dlm.groups import choices, load_base, load_choice
-from dlm.locate import configs_dir
-from dlm.plan import DECIDING
-from dlm.recipe import Recipe, derive, fill
+from dlm.core.configs import choices, load_base, load_choice
+from dlm.core.paths import configs_dir
+from dlm.core.recipe import Recipe, derive, fill
+from dlm.plan.grid import DECIDING
 
 
 @pytest.fixture

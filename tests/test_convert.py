@@ -8,9 +8,9 @@ import torch
 from reference_model import TINY
 
 from dlm.convert import load_model, main, read_weights, write_weights
-from dlm.ladder import load_shape
-from dlm.models.encoder import TransEncoder
-from dlm.record import read_result
+from dlm.core.shape import load_shape
+from dlm.record.run import read_result
+from dlm.train.models.encoder import TransEncoder
 
 TOKENS = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
 

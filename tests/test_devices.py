@@ -6,9 +6,9 @@ import pytest
 import torch
 from modules import make_module
 
-from dlm.callbacks.speed_monitor import peak_flops
-from dlm.errors import UserError
-from dlm.train import _precision
+from dlm.core.errors import UserError
+from dlm.train.callbacks.monitors import peak_flops
+from dlm.train.trainer import _precision
 
 
 @pytest.mark.parametrize(

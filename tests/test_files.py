@@ -12,19 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.errors import UserError
-from dlm.files import (
-    STALE_SEC,
-    Lease,
-    append_jsonl,
-    live_holder,
-    read_json,
-    read_jsonl,
-    write_atomic,
-    write_if_changed,
-    write_json,
-)
-from dlm.locate import PACKAGE
+from dlm.core.errors import UserError
+from dlm.core.files import append_jsonl, read_json, read_jsonl, write_atomic, write_if_changed, write_json
+from dlm.core.lease import STALE_SEC, Lease, live_holder
+from dlm.core.paths import PACKAGE
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen:

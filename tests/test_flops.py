@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from smdm_table import BUDGETS, SMDM
 
-from dlm.errors import UserError
-from dlm.flops import CONVENTIONS, all_conventions, budget_to_steps, check_budget, check_convention, flops_per_token
-from dlm.ladder import load_shape
+from dlm.core.errors import UserError
+from dlm.core.flops import (
+    CONVENTIONS,
+    all_conventions,
+    budget_to_steps,
+    check_budget,
+    check_convention,
+    flops_per_token,
+)
+from dlm.core.shape import load_shape
 
 
 @pytest.mark.parametrize("size", SMDM, ids=lambda size: size.name)

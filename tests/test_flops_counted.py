@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlm.flops import flops_per_token
-from dlm.ladder import load_shape
-from dlm.models.attention import kernels
-from dlm.models.encoder import TransEncoder
-from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.core.flops import flops_per_token
+from dlm.core.shape import load_shape
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.models.attention import kernels
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives.autoregressive import Autoregressive
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 BATCH, LENGTH = 8, 192
 MATRIX, ATTENTION = torch.ops.aten.mm, torch.ops.aten.bmm

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dlm.groups import load_base
-from dlm.identity import canonical_json, cell_id, content_hash, format_flops
-from dlm.plan import cell_config
+from dlm.core.configs import load_base
+from dlm.core.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.plan.grid import cell_config
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
 CONFIG = {**cell_config(GROUPS, {"training.budget": 1e10}), "ckpt_path": None}

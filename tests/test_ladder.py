@@ -6,10 +6,10 @@ import pytest
 import torch
 from smdm_table import SMDM
 
-from dlm.errors import UserError
-from dlm.groups import choices
-from dlm.ladder import ModelShape, ladder, load_shape, shape_from_config
-from dlm.models.encoder import TransEncoder
+from dlm.core.configs import choices
+from dlm.core.errors import UserError
+from dlm.core.shape import ModelShape, ladder, load_shape, shape_from_config
+from dlm.train.models.encoder import TransEncoder
 
 
 @pytest.mark.parametrize("size", SMDM, ids=lambda size: size.name)

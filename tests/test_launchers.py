@@ -13,11 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from stub_cell import result
 
-from dlm.cluster import Resources, SlurmSettings, slurm_settings
-from dlm.groups import load_choice
-from dlm.launchers import job_resources
-from dlm.locate import configs_dir
-from dlm.record import write_result
+from dlm.core.configs import load_choice
+from dlm.core.paths import configs_dir
+from dlm.record.run import write_result
+from dlm.submit.hydra import job_resources
+from dlm.submit.job import Resources, SlurmSettings, slurm_settings
 
 TESTS = Path(__file__).parent
 

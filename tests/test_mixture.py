@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from masked import taken_apart
 
-from dlm.datamodules.mixture import Mixture, open_mixture, spread_rows
-from dlm.datamodules.packed import PackedTokens, encode_packed
-from dlm.datamodules.prepare import ensure_data, index_packed, main
-from dlm.datamodules.slim_pajama import TrainingBatches, ValidationBatches
-from dlm.errors import UserError
-from dlm.groups import load_choice
-from dlm.manifest import BLOCK_SAMPLES, apportion, read_data, read_manifest
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.plan import make_plan
-from dlm.record import read_result
-from dlm.sweep import parse_sweep
+from dlm.core.configs import load_choice
+from dlm.core.errors import UserError
+from dlm.data.manifest import BLOCK_SAMPLES, apportion, read_data, read_manifest
+from dlm.data.mixture import Mixture, open_mixture, spread_rows
+from dlm.data.packed import PackedTokens, encode_packed
+from dlm.data.prepare.command import ensure_data, index_packed, main
+from dlm.plan.definition import parse_sweep
+from dlm.plan.grid import make_plan
+from dlm.record.run import read_result
+from dlm.train.batches import TrainingBatches, ValidationBatches
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 T = 4  # tokens of a sequence
 SEED = 11
@@ -222,7 +222,7 @@ def test_a_sequence_spans_files_and_maps_are_given_back(folders, monkeypatch):
     whole = tokens.rows(np.arange(9000))
     assert len(tokens) == 9000 and np.array_equal(whole[:, 0], np.arange(100, 9100))
     assert (whole == whole[:, :1]).all()
-    monkeypatch.setattr("dlm.datamodules.packed.MAX_OPEN", 1)
+    monkeypatch.setattr("dlm.data.packed.MAX_OPEN", 1)
     few = PackedTokens(paths, block_size=T, stride=T)
     assert np.array_equal(few.rows(np.array([2999, 3000, 1, 8999, 3001])), whole[[2999, 3000, 1, 8999, 3001]])
     assert len(few._opened) == 1

@@ -7,11 +7,10 @@ import pytest
 import torch
 from reference_model import TINY, reference_logits, rotated
 
-from dlm.errors import UserError
-from dlm.ladder import load_shape
-from dlm.models.attention import kernels
-from dlm.models.encoder import TransEncoder
-from dlm.models.rotary import rotary_tables, rotate
+from dlm.core.errors import UserError
+from dlm.core.shape import load_shape
+from dlm.train.models.attention import kernels, rotary_tables, rotate
+from dlm.train.models.encoder import TransEncoder
 
 
 def made(shape=TINY, causal=False, seed=0):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from masked import taken_apart
 from scipy import stats
 
-from dlm.datamodules import slim_pajama
-from dlm.datamodules.mixture import Mixture, spread_rows
-from dlm.datamodules.packed import PackedTokens, encode_packed
-from dlm.datamodules.slim_pajama import FromOffset, SlimPajamaDataModule, TrainingBatches, ValidationBatches
-from dlm.errors import UserError
-from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
-from dlm.objectives.noise import permute, stratified_t, uniforms, van_der_corput
+from dlm.core.errors import UserError
+from dlm.data.mixture import Mixture, spread_rows
+from dlm.data.noise import permute, stratified_t, uniforms, van_der_corput
+from dlm.data.packed import PackedTokens, encode_packed
+from dlm.train import batches
+from dlm.train.batches import FromOffset, SlimPajamaDataModule, TrainingBatches, ValidationBatches
+from dlm.train.objectives.autoregressive import Autoregressive
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion, capacity
 
 T, ROWS, BATCH = 16, 100, 16
 DIFFUSION = MaskedDiffusion(vocab_size=256)
@@ -172,7 +172,7 @@ def test_the_validation_set_and_its_noise_are_fixed(world_size, tokens):
 
 @pytest.mark.parametrize("sequences", [8, 30, 31, 33])
 def test_every_rank_validates_equally_often(sequences, tokens, monkeypatch):
-    monkeypatch.setattr(slim_pajama, "VALIDATION_TOKENS", 4 * T)  # one sequence of four draws at a time
+    monkeypatch.setattr(batches, "VALIDATION_TOKENS", 4 * T)  # one sequence of four draws at a time
 
     def sequences_of(rank):
         ranked = ValidationBatches(tokens, DIFFUSION, seed=1, num_sequences=sequences, draws=4, rank=rank, world_size=8)

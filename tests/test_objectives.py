@@ -8,12 +8,12 @@ import torch
 from masked import taken_apart
 from reference_model import TINY, reference_logits
 
-from dlm.errors import UserError
-from dlm.models.encoder import TransEncoder
-from dlm.objectives import make_objective
-from dlm.objectives.autoregressive import Autoregressive
-from dlm.objectives.masked_diffusion import MaskedDiffusion, capacity
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.core.errors import UserError
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives import make_objective
+from dlm.train.objectives.autoregressive import Autoregressive
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion, capacity
 
 V, T, BOS = 11, 9, 3
 B = 5

@@ -9,11 +9,11 @@ from masked import taken_apart
 from modules import make_module
 from reference_model import TINY
 
-from dlm.errors import UserError
-from dlm.ladder import ModelShape
-from dlm.models.encoder import TransEncoder
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.optim import check_branch, factors, kind_of, make_optimizer, make_schedule, multiplier_of
+from dlm.core.errors import UserError
+from dlm.core.shape import ModelShape
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
+from dlm.train.optim import check_branch, factors, kind_of, make_optimizer, make_schedule, multiplier_of
 
 ADAMW = {"name": "adamw", "lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3, "weight_decay": 0.1, "decay": "all"}
 MUON = {**ADAMW, "name": "muon", "momentum": 0.95}

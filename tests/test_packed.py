@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.datamodules.packed import DTYPES, PackedTokens, encode_packed, open_packed, open_split
-from dlm.datamodules.prepare import ensure_data, index_packed, main, prepare_stdlib
-from dlm.errors import UserError
-from dlm.manifest import read_manifest
+from dlm.core.errors import UserError
+from dlm.data.manifest import read_manifest
+from dlm.data.packed import DTYPES, PackedTokens, encode_packed, open_packed, open_split
+from dlm.data.prepare.command import ensure_data, index_packed, main, prepare_stdlib
 
 
 def write(path, tokens, dtype="<u2"):

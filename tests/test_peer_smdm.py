@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from dlm.convert import load_model, main
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 PEERS = os.environ.get("DLM_PEERS")
 pytestmark = pytest.mark.skipif(PEERS is None, reason="DLM_PEERS names no folder with a checkout of SMDM")

@@ -13,14 +13,16 @@ import yaml
 from omegaconf import OmegaConf
 from smdm_table import BUDGETS, SMDM
 
-from dlm import chain
 from dlm import launch as launching
-from dlm.errors import UserError
-from dlm.locate import PACKAGE, configs_dir, sweeps_dir
-from dlm.manifest import Manifest, PackedFile, write_manifest
-from dlm.plan import make_plan, read_plan, validation_flops, with_estimates, write_plan
-from dlm.recipe import fill
-from dlm.sweep import load_sweep, parse_sweep
+from dlm.cli import start, targets
+from dlm.core.errors import UserError
+from dlm.core.paths import PACKAGE, configs_dir, sweeps_dir
+from dlm.core.recipe import fill
+from dlm.data.manifest import Manifest, PackedFile, write_manifest
+from dlm.plan.cost import validation_flops, with_estimates
+from dlm.plan.definition import load_sweep, parse_sweep
+from dlm.plan.grid import make_plan
+from dlm.plan.store import read_plan, write_plan
 
 TINY = {
     "name": "tiny",
@@ -313,8 +315,8 @@ def test_a_sweep_is_known_by_its_name(tmp_path, monkeypatch):
     for name in ("mine", "demo"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.json").write_text("{}")
-    assert chain.by_name("mine") == str(tmp_path / "mine")
-    assert [chain.by_name(target) for target in ("demo", "none", "sweeps/demo.yaml")] == [
+    assert targets.by_name("mine") == str(tmp_path / "mine")
+    assert [targets.by_name(target) for target in ("demo", "none", "sweeps/demo.yaml")] == [
         "demo", "none", "sweeps/demo.yaml"
     ]  # fmt: skip
 
@@ -324,10 +326,10 @@ def test_a_sweep_is_known_by_its_name(tmp_path, monkeypatch):
 )
 def test_an_override_that_would_change_a_planned_cell_is_refused(word):
     with pytest.raises(UserError, match="would change the result of planned cells: use --set"):
-        chain.check_overrides([word])
+        start.check_overrides([word])
 
 
 def test_other_overrides_pass_but_the_launchers():
-    chain.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
+    start.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
     with pytest.raises(UserError, match="choose the launcher with --launcher"):
-        chain.check_overrides(["hydra/launcher=submitit_slurm"])
+        start.check_overrides(["hydra/launcher=submitit_slurm"])

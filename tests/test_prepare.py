@@ -19,15 +19,15 @@ import sentencepiece
 import tokenizers
 import zstandard
 
-from dlm.datamodules import documents, progress
-from dlm.datamodules.documents import Unit, find_splits, make_units, read_unit
-from dlm.datamodules.packed import open_packed
-from dlm.datamodules.prepare import main
-from dlm.datamodules.tokenizer import load_tokenizer
-from dlm.errors import UserError
-from dlm.files import read_jsonl
-from dlm.locate import PACKAGE
-from dlm.manifest import read_manifest
+from dlm.core.errors import UserError
+from dlm.core.files import read_jsonl
+from dlm.core.paths import PACKAGE
+from dlm.data.manifest import read_manifest
+from dlm.data.packed import open_packed
+from dlm.data.prepare import documents, progress
+from dlm.data.prepare.command import main
+from dlm.data.prepare.documents import Unit, find_splits, make_units, read_unit
+from dlm.data.prepare.tokenizer import load_tokenizer
 
 WORDS = ("the", "quick", "brown", "fox", "over", "lazy", "dogs", "¿qué?", "日本", "é\n")
 
@@ -320,7 +320,7 @@ def test_killed_without_warning_it_goes_on_to_the_same_bytes(bpe, source, tmp_pa
     assert main([*arguments, str(tmp_path / "undisturbed")]) == 0
     building = tmp_path / ".out.building"
     process = subprocess.Popen(
-        [sys.executable, "-m", "dlm.datamodules.prepare", *arguments, str(tmp_path / "out")], cwd=PACKAGE.parent
+        [sys.executable, "-m", "dlm.data.prepare.command", *arguments, str(tmp_path / "out")], cwd=PACKAGE.parent
     )
     wait_until(lambda: len(read_jsonl(building / "done.jsonl")) >= 3)
     workers = children(process.pid)
@@ -349,7 +349,7 @@ def test_progress_is_said_in_lines_where_there_is_no_terminal(source, tmp_path, 
 
 
 def test_preparing_loads_no_library_that_it_does_not_use():
-    code = "import sys, dlm.datamodules.prepare; print(*sys.modules)"
+    code = "import sys, dlm.data.prepare.command; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert {"torch", "tokenizers", "sentencepiece", "zstandard", "pyarrow", "datasets"}.isdisjoint(done.stdout.split())
 

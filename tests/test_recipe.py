@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.errors import UserError
-from dlm.flops import CONVENTIONS
-from dlm.plan import cell_config
-from dlm.recipe import accumulation, derive, fill, micro_batch_limit, whole
+from dlm.core.checks import whole
+from dlm.core.errors import UserError
+from dlm.core.flops import CONVENTIONS
+from dlm.core.recipe import accumulation, derive, fill, micro_batch_limit
+from dlm.plan.grid import cell_config
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
 

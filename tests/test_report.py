@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 from demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
-from dlm import report
 from dlm.fit import text
 from dlm.fit.table import fit_sweep
+from dlm.report import figures
+from dlm.report import page as report_page
 
 
 def write(folder, runs, left_out=None, **options):
     fits = fit_sweep(runs, bootstrap=400)
-    path = report.write_report(folder, runs, no_excluded() if left_out is None else left_out, fits, **options)
+    path = report_page.write_report(folder, runs, no_excluded() if left_out is None else left_out, fits, **options)
     return path.read_text(), fits
 
 
@@ -82,7 +83,9 @@ def test_every_number_of_the_fits_is_on_the_page(good):
 
 def test_same_input_same_bytes(good, tmp_path):
     folder, runs, page, fits = good
-    again = report.write_report(tmp_path, runs, no_excluded(), fits, title="A <b>small</b> sweep", facts={"cells": 21})
+    again = report_page.write_report(
+        tmp_path, runs, no_excluded(), fits, title="A <b>small</b> sweep", facts={"cells": 21}
+    )
     assert again.read_text() == page
     name = "report/figures/isoflop-masked_diffusion.svg"
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -131,15 +134,15 @@ def test_any_table_will_do(tmp_path):
 
 def test_fits_json_is_what_the_command_prints(good, tmp_path):
     fits = good[3]
-    said = json.loads(report.write_fits(tmp_path, fits).read_text(), parse_constant=pytest.fail)
+    said = json.loads(report_page.write_fits(tmp_path, fits).read_text(), parse_constant=pytest.fail)
     assert said == json.loads(json.dumps({name: fit.to_dict() for name, fit in fits.items()}))
-    listed = json.loads(report.write_fits(tmp_path, list(fits.values())).read_text())
+    listed = json.loads(report_page.write_fits(tmp_path, list(fits.values())).read_text())
     assert listed.keys() == fits.keys()
 
 
 def test_tables_carry_the_numbers(good):
     _, runs, _, fits = good
-    tables = report.tables(runs, fits)
+    tables = report_page.tables(runs, fits)
     best = tables["best"].set_index(["fit", "flops"])
     for name, fit in fits.items():
         for c, expected in fit.at.items():
@@ -155,7 +158,7 @@ def test_tables_carry_the_numbers(good):
 def test_isoflop_figure_marks_the_minima(good):
     _, runs, _, fits = good
     isoflop = fits["masked_diffusion/isoflop"]
-    axes = report.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
+    axes = figures.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
     marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "D"]
     np.testing.assert_allclose(marks, [(m.N, m.L) for m in isoflop.minima])
     dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() == "o"])
@@ -164,7 +167,7 @@ def test_isoflop_figure_marks_the_minima(good):
 
 def test_allocation_figure_draws_each_law(good):
     fits = good[3]
-    figure = report.allocation_figure(fits)
+    figure = figures.allocation_figure(fits)
     for axes, key in zip(figure.axes, "NDL", strict=True):
         lines = {line.get_label(): line for line in axes.lines}
         for law, label in (("isoflop", "isoFLOP curves"), ("chinchilla", "fitted surface")):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm.errors import UserError
-from dlm.schedule import SHAPES, multiplier, warmup_steps
+from dlm.core.errors import UserError
+from dlm.core.schedule import SHAPES, multiplier, warmup_steps
 
 names = st.sampled_from(sorted(SHAPES))
 

@@ -13,13 +13,15 @@ from by_hand import LOSS, final_rows, finish, planned, reasons, started
 from stub_cell import result, status
 from test_wandb_file import write_runs
 
-import dlm.sources
-from dlm.collect import collect
-from dlm.plan import cell_config
-from dlm.recipe import derive
-from dlm.record import RESULT_PREFIX, State, described, write_status
-from dlm.sources import STATES
-from dlm.wandb_file import WandbRun, wandb_files
+import dlm.collect.sources
+from dlm.collect.sources import STATES
+from dlm.collect.tables import collect
+from dlm.collect.wandb_file import WandbRun, wandb_files
+from dlm.core.recipe import derive
+from dlm.plan.grid import cell_config
+from dlm.record.outcomes import State
+from dlm.record.run import write_status
+from dlm.record.wandb import RESULT_PREFIX, described
 
 
 @pytest.fixture
@@ -154,7 +156,9 @@ def test_wandb_files_of_a_run_that_its_directory_tells_whole_are_not_read(sweep,
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in final_rows(cell)[:2]))
         write_status(run_dir, status(state, step=cell.steps // 2, steps=cell.steps))
     read = []
-    monkeypatch.setattr(dlm.sources, "read_wandb_run", lambda run_dir, run_id, **_: read.extend(wandb_files(run_dir)))
+    monkeypatch.setattr(
+        dlm.collect.sources, "read_wandb_run", lambda run_dir, run_id, **_: read.extend(wandb_files(run_dir))
+    )
     collect(sweep_dir)
     assert read == []
     write_status(run_dir, status(State.PREEMPTED, step=running.steps, steps=running.steps))

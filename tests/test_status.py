@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_cell import result, status
 
-from dlm.files import Lease
-from dlm.ledger import Ledger
-from dlm.record import State, write_result, write_status
-from dlm.screen import plain_lines
-from dlm.status import (
+from dlm.cli.screen import plain_lines
+from dlm.core.lease import Lease
+from dlm.record.outcomes import State
+from dlm.record.run import write_result, write_status
+from dlm.submit.ledger import Ledger
+from dlm.submit.table import (
     CellStatus,
     clock,
     status_rows,

@@ -20,18 +20,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stub_cell import STEPS, result, status
 
-from dlm import dispatch as dispatch_module
-from dlm import ledger as ledger_module
-from dlm.cluster import Job, Slurm, SlurmSettings
-from dlm.dispatch import Pace, quote, submit_jobs
-from dlm.errors import UserError
-from dlm.files import Lease, live_holder
-from dlm.ledger import Ledger, cells_now, last_line
-from dlm.locate import PACKAGE, configs_dir
-from dlm.pool import LocalPool
-from dlm.record import State, write_result, write_status
-from dlm.snapshot import code_origin, snapshot_code
-from dlm.submit import cancel, cell_overrides, cell_resources, submit_plan, time_limit_min, trainer_overrides
+from dlm.core.errors import UserError
+from dlm.core.lease import Lease, live_holder
+from dlm.core.paths import PACKAGE, configs_dir
+from dlm.record.outcomes import State
+from dlm.record.run import write_result, write_status
+from dlm.submit import slurm as ledger_module
+from dlm.submit import snapshot as dispatch_module
+from dlm.submit.cells import cancel, cell_overrides, submit_plan
+from dlm.submit.job import Job, SlurmSettings
+from dlm.submit.ledger import Ledger
+from dlm.submit.local import LocalPool
+from dlm.submit.resources import cell_resources, time_limit_min, trainer_overrides
+from dlm.submit.slurm import Slurm
+from dlm.submit.snapshot import code_origin, snapshot_code
+from dlm.submit.state import cells_now, last_line
+from dlm.submit.submission import Pace, quote, submit_jobs
 
 TESTS = Path(__file__).parent
 OFF_THE_LIST = "taken off the list of the sweep here"

@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 from wandb_server import ENTITY, serving
 
-from dlm.collect import collect
-from dlm.files import read_jsonl
-from dlm.plan import read_plan
-from dlm.record import RUN_COLUMNS, merge_metrics, read_result, read_status
-from dlm.wandb_file import read_wandb_run
+from dlm.collect.tables import collect
+from dlm.collect.wandb_file import read_wandb_run
+from dlm.core.files import read_jsonl
+from dlm.plan.store import read_plan
+from dlm.record.columns import RUN_COLUMNS
+from dlm.record.run import merge_metrics, read_result, read_status
 
 ROOT = Path(__file__).parents[1]
 DLM = [sys.executable, "-m", "dlm.cli"]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dlm.callbacks.checkpoint import state_file
-from dlm.files import read_jsonl
-from dlm.record import merge_metrics, read_result
+from dlm.core.files import read_jsonl
+from dlm.record.run import merge_metrics, read_result
+from dlm.train.callbacks.checkpoint import state_file
 
 # Every gradient is clipped, by its norm over all shards; norms are not decayed, so that the optimiser has its
 # parameters in another order than the model.

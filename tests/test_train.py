@@ -16,18 +16,15 @@ import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from dlm.callbacks.checkpoint import damage
-from dlm.callbacks.record_writer import RecordWriter, Spike
 from dlm.convert import main as convert
-from dlm.datamodules.packed import write_packed
-from dlm.datamodules.prepare import index_packed
-from dlm.errors import DivergedError, UserError
-from dlm.files import Lease, read_json, read_jsonl, write_json
-from dlm.models import encoder
-from dlm.models.lightning_module import DiffusionLMLightningModule
-from dlm.recipe import derive
-from dlm.record import (
-    State,
+from dlm.core.errors import DivergedError, UserError
+from dlm.core.files import read_json, read_jsonl, write_json
+from dlm.core.lease import Lease
+from dlm.core.recipe import derive
+from dlm.data.packed import write_packed
+from dlm.data.prepare.command import index_packed
+from dlm.record.outcomes import State
+from dlm.record.run import (
     Status,
     merge_metrics,
     paired_difference,
@@ -36,6 +33,10 @@ from dlm.record import (
     read_validation,
     write_status,
 )
+from dlm.train.callbacks.checkpoint import damage
+from dlm.train.callbacks.record_writer import RecordWriter, Spike
+from dlm.train.models import encoder
+from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
 SHORT = (*DEBUG, "training.steps=40")
@@ -298,7 +299,7 @@ def test_a_checkpoint_that_cannot_be_written_by_the_thread_stops_the_run(launch,
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dlm.callbacks.checkpoint._seal", full)
+    monkeypatch.setattr("dlm.train.callbacks.checkpoint._seal", full)
     ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
     assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err and "Traceback" not in ended.err
     assert not (workdir / "a" / "result.json").exists() and read_status(workdir / "a").state == "failed"
@@ -402,7 +403,9 @@ def test_a_profiler_and_a_precision_by_name(launch, workdir, caplog):
 
 def test_what_the_monitors_write_is_so(launch, workdir, monkeypatch):
     """MFU of a stated peak, the weights' norm, and every micro-batch with more masked than there is room for."""
-    monkeypatch.setattr("dlm.objectives.masked_diffusion.capacity", lambda *_, eps: 16)  # of about 64 masked tokens
+    monkeypatch.setattr(
+        "dlm.train.objectives.masked_diffusion.capacity", lambda *_, eps: 16
+    )  # of about 64 masked tokens
     peak = "callbacks.speed_monitor.peak_flops_per_device=1e12"
     settings = (*TINY, "training.steps=20", "data.micro_batch_size=4", "trainer.log_every_n_steps=5", peak)
     assert launch(*settings).code == 0

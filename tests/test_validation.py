@@ -8,8 +8,8 @@ import torch
 from modules import make_module
 from scipy import stats
 
-from dlm.objectives.masked_diffusion import MaskedDiffusion
-from dlm.objectives.noise import stratified_t, uniforms
+from dlm.data.noise import stratified_t, uniforms
+from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
 SEQUENCES, DRAWS, LENGTH, SEEDS = 8, 8, 16, 60
 

@@ -16,9 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kills_history import kill_one
 
-from dlm.errors import UserError
-from dlm.history import from_rows
-from dlm.wandb_file import BLOCK_BYTES, _messages, read_wandb_file, read_wandb_run, wandb_files
+from dlm.collect.history import from_rows
+from dlm.collect.wandb_file import BLOCK_BYTES, _messages, read_wandb_file, read_wandb_run, wandb_files
+from dlm.core.errors import UserError
 
 TESTS = Path(__file__).parent
 ROWS = 600  # some 100 KiB: several blocks

@@ -15,13 +15,14 @@ from stub_cell import status as status_of
 from test_wandb_file import write_runs
 from wandb_server import ENTITY, serving
 
-from dlm.collect import collect
-from dlm.errors import UserError
-from dlm.files import Lease
+from dlm.collect.mapping import load_mapping
+from dlm.collect.tables import collect
+from dlm.collect.wandb_file import wandb_files
+from dlm.core.errors import UserError
+from dlm.core.lease import Lease
 from dlm.fit.rows import read_runs
-from dlm.mapping import load_mapping
-from dlm.record import State, write_status
-from dlm.wandb_file import wandb_files
+from dlm.record.outcomes import State
+from dlm.record.run import write_status
 
 ROOT = Path(__file__).parents[1]
 PROJECT = f"{ENTITY}/dlm"
@@ -553,7 +554,9 @@ def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):
 
 def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """A run of twenty steps that was to log online, its patience with W&B cut to two seconds."""
-    code = "import sys, dlm.loggers as l; l.PATIENCE_SEC = 2.0; from dlm.launch import main; sys.exit(main())"
+    code = (
+        "import sys, dlm.train.wandb_logger as l; l.PATIENCE_SEC = 2.0; from dlm.launch import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", code, "experiment=debug", "training.steps=20", "logger.offline=false", *overrides]
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), "DLM_WORKDIR": str(workdir), **environ}
     del env["WANDB_SILENT"]  # that is train's to say
@@ -591,7 +594,7 @@ def test_no_server_at_the_start_is_a_file(server, tmp_path, stdlib_data):
 
 @pytest.mark.parametrize(("environ", "words"), [({"WANDB_API_KEY": ""}, "No API key"), ({}, "entity nobody not found")])
 def test_a_refusal_is_the_users_mistake(server, tmp_path, environ, words):
-    code = ("from dlm.loggers import WandbLogger\n"
+    code = ("from dlm.train.wandb_logger import WandbLogger\n"
             "try: WandbLogger(project='dlm', entity='nobody', id='a', offline=False).experiment\n"
             "except ValueError as error: print('refused', error)")  # fmt: skip
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}

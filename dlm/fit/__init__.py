@@ -1,36 +1,11 @@
-"""fit: arrays of (params, tokens, loss) -> frozen FitResults.
-numpy and scipy only; `dlm.fit.table` reads CSV files.
+"""Arrays of model sizes, tokens and losses go in; scaling laws with intervals and a verdict come out.
 
-result = fit_surface(params, tokens, loss, flops=flops, at=[1e21])
-print(bootstrap(result, seed=0).report())
+Arrays may be numpy or lists. `dlm.fit.table` reads CSV files.
+
+    law = fit_surface(params, tokens, loss, flops=flops, at=[1e21])
+    print(bootstrap(law, seed=0).report())
 """
 
-from dlm.fit.comparison import SideBySide, side_by_side
-from dlm.fit.envelope import fit_envelope
-from dlm.fit.gate import judge, optima
-from dlm.fit.isoflop import fit_isoflop
-from dlm.fit.multiplier import Multiplier, compare
-from dlm.fit.points import Points
-from dlm.fit.resample import bootstrap
-from dlm.fit.result import Allocation, FitResult, Minimum, Optimum
-from dlm.fit.surface import fit_surface
-from dlm.fit.verdict import Verdict
+import lazy_loader
 
-__all__ = [
-    "Allocation",
-    "FitResult",
-    "Minimum",
-    "Multiplier",
-    "Optimum",
-    "Points",
-    "SideBySide",
-    "Verdict",
-    "bootstrap",
-    "compare",
-    "fit_envelope",
-    "fit_isoflop",
-    "fit_surface",
-    "judge",
-    "optima",
-    "side_by_side",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

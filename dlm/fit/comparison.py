@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import text
-from dlm.fit.gate import optima
+from dlm.fit.optimum import optima
 from dlm.fit.points import NAN, Interval
 from dlm.fit.result import FitResult
 

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import optimum
-from dlm.fit.isoflop import lines
+from dlm.fit.fitted import Allocation, Minimum
+from dlm.fit.isoflop.fit import lines
+from dlm.fit.optimum import best_at, reach_warnings
 from dlm.fit.points import NAN, Points, as_points, cost_of
-from dlm.fit.result import Allocation, FitResult, Minimum
-from dlm.fit.surface import best_at, reach_warnings
+from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the envelope's points"
+
+
 LEAST_POINTS, LEAST_SIZES, LEAST_DECADES = 4, 3, 1.0
 
 

@@ -17,18 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from dlm.errors import UserError
-from dlm.files import write_atomic
+from dlm.core.errors import UserError
+from dlm.core.files import write_atomic
 from dlm.fit import text
-from dlm.fit.gate import optima
-from dlm.fit.laws import LAWS, DataConstrained
+from dlm.fit.fitted import plain
+from dlm.fit.laws import LAWS
+from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.optimum import optima
 from dlm.fit.points import Array, Points
 from dlm.fit.predict import Form, at_places, forms_of
-from dlm.fit.result import FitResult, plain
+from dlm.fit.result import FitResult
 
 FORMAT = 1
+
+
 KEPT = 400  # draws of each form in the file
+
+
 SAME = 0.1  # runs within this share of a frozen C count as runs at it
+
+
 LEAST_SIZES = 3  # for the best of them to say something of N*
 
 

@@ -17,20 +17,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlm.errors import UserError
-from dlm.fit import isoflop_draws, optimum, text
-from dlm.fit.intervals import ends
+from dlm.core.errors import UserError
+from dlm.fit import text
+from dlm.fit.draws import ends
+from dlm.fit.equal_loss import (
+    FIT_NODES,
+    NEAR_NATS,
+    TOUCH,
+    best_loss_at,
+    budget_range,
+    fit_row,
+    log_compute_at,
+    needed_compute,
+    reached_losses,
+    spread_of_fits,
+)
 from dlm.fit.points import NAN, Array, Interval
 from dlm.fit.result import FitResult
 
 NUM_LOSSES = 9
-# Tables of L*(C) reach this far beyond a law's own budgets: a resampled law needs a little more C, a question about
-# missing budgets may need much more.
-NEAR_NATS, FAR_NATS = 2.5, 25.0
-DRAW_NODES, FIT_NODES, FAR_NODES = 13, 401, 1001
-TOUCH = 1e-9  # relative: losses that overlap by less do not overlap
+
+
 LEVEL_NATS = 1e-3  # a multiplier that changes by less over the losses does not change
+
+
 SAME_COST = 0.05  # FLOPs per token that differ by more, at the same N, are told
+
+
 HEADS = ("loss", "C of {0}", "C of {1}", "multiplier", "{2:.0%} interval")
 
 
@@ -141,9 +154,9 @@ def compare(
     convention = _common_convention(names, first, second)
     overlap = _overlap(names, first, second)
     wanted = _losses(first, second, names, overlap, losses)
-    logs = np.array([_log_c(r, _fit_row(r), wanted, NEAR_NATS, FIT_NODES)[0] for r in (first, second)])
+    logs = np.array([log_compute_at(r, fit_row(r), wanted, NEAR_NATS, FIT_NODES)[0] for r in (first, second)])
     log_m = logs[1] - logs[0]
-    spread, dof = _spread(first, second, wanted, logs)
+    spread, dof = spread_of_fits(first, second, wanted, logs)
     ci, trend_ci = _intervals(log_m, spread, dof, level)
     ci, trend_ci = _over_forms(first, second, wanted, level, ci, trend_ci)
     return Multiplier(
@@ -172,7 +185,7 @@ def _check(name: str, result: FitResult) -> None:
     if result.points is None or not result.params:
         why = f" ({result.warnings[0]})" if result.warnings else ""
         raise UserError(f"{name} has no law{why}: nothing to compare")
-    low, high = _reached(result)
+    low, high = reached_losses(result)
     if not low < high * (1.0 - TOUCH):
         raise UserError(f"the law of {name} does not fall with C within its budgets: no compute answers to a loss")
 
@@ -194,26 +207,9 @@ def _convention(result: FitResult) -> str:
     return "6n" if named == "as given" and result.cost.is_6nd else named
 
 
-def _budgets(result: FitResult) -> tuple[float, float]:
-    """The lowest and highest C that the law rests on, FLOPs."""
-    assert result.points is not None
-    spent = [m.budget for m in result.usable] or result.points.flops.tolist()
-    return min(spent), max(spent)
-
-
-def _reached(result: FitResult) -> Interval:
-    """L* at the highest and at the lowest C of the law's own runs: (low, high), nats/token."""
-    low_c, high_c = _budgets(result)
-    return _best_loss(result, high_c), _best_loss(result, low_c)
-
-
-def _best_loss(result: FitResult, flops: float) -> float:
-    return float(_curve(result, _fit_row(result), np.log([flops]))[0, 0])
-
-
 def _overlap(names: tuple[str, str], first: FitResult, second: FitResult) -> Interval:
     """The losses that both reach, (low, high); refused where there are none, with the budgets that are missing."""
-    one, other = _reached(first), _reached(second)
+    one, other = reached_losses(first), reached_losses(second)
     low, high = max(one[0], other[0]), min(one[1], other[1])
     if low < high * (1.0 - TOUCH):
         return low, high
@@ -230,7 +226,7 @@ def _missing(upper: tuple[str, FitResult, Interval], lower: tuple[str, FitResult
     """More compute for the law that stands too high, or less for the other, each extrapolated."""
     name, result, own = upper
     other_name, other, other_own = lower
-    up, down = _needed(result, other_own[1]), _needed(other, own[0])
+    up, down = needed_compute(result, other_own[1]), needed_compute(other, own[0])
     more = f"runs of {name} up to {text.flops(_rounded_to_two(up, np.ceil))} FLOPs"
     less = f"runs of {other_name} down to {text.flops(_rounded_to_two(down, np.floor))} FLOPs"
     if not np.isfinite(up):
@@ -238,11 +234,6 @@ def _missing(upper: tuple[str, FitResult, Interval], lower: tuple[str, FitResult
         never = f"the law of {name} never gets down to {text.number(other_own[1])} (its E is {text.number(floor)})"
         return f"{less} (extrapolated by its law); {never}"
     return f"{more}, or with {less} (both extrapolated by their laws)"
-
-
-def _needed(result: FitResult, loss: float) -> float:
-    """C, in FLOPs, at which the law itself reaches `loss`, extrapolated; NaN where it never does."""
-    return float(np.exp(_log_c(result, _fit_row(result), np.array([loss]), FAR_NATS, FAR_NODES)[0, 0]))
 
 
 def _rounded_to_two(value: float, towards: np.ufunc) -> float:
@@ -254,7 +245,7 @@ def _rounded_to_two(value: float, towards: np.ufunc) -> float:
 
 
 def _written(result: FitResult) -> str:
-    low, high = _budgets(result)
+    low, high = budget_range(result)
     return f"{text.flops(low)} to {text.flops(high)} FLOPs"
 
 
@@ -264,9 +255,9 @@ def _losses(
     """The losses of the table, falling."""
     low, high = overlap
     if asked is None:
-        log_c = _log_c(first, _fit_row(first), np.array([high, low]), NEAR_NATS, FIT_NODES)[0]
+        log_c = log_compute_at(first, fit_row(first), np.array([high, low]), NEAR_NATS, FIT_NODES)[0]
         inside = np.exp(np.linspace(log_c[0], log_c[1], NUM_LOSSES)[1:-1])
-        return np.array([high, *(_best_loss(first, float(c)) for c in inside), low])
+        return np.array([high, *(best_loss_at(first, float(c)) for c in inside), low])
     wanted = np.sort(np.atleast_1d(np.asarray(asked, dtype=np.float64)).ravel())[::-1]
     if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
         raise UserError(f"losses is {asked}: give finite numbers above 0, in nats/token")
@@ -274,100 +265,13 @@ def _losses(
     if len(outside):
         loss = float(outside[0])
         needs = text.listed(
-            [f"{n} {text.flops(_needed(r, loss))}" for n, r in zip(names, (first, second), strict=True)]
+            [f"{n} {text.flops(needed_compute(r, loss))}" for n, r in zip(names, (first, second), strict=True)]
         )
         raise UserError(
             f"losses holds {loss:g}, and both laws reach {text.number(low)} to {text.number(high)} within their own "
             f"budgets; that loss would need, extrapolated, {needs} FLOPs"
         )
     return wanted
-
-
-def _fit_row(result: FitResult) -> Array:
-    """The law itself as one row (1, k) of what `_curve` reads."""
-    if result.surface is not None:
-        return optimum.as_rows(result.surface, result.params)
-    return _bent(result, np.log([[m.L for m in result.usable]]))
-
-
-def _draw_rows(result: FitResult, rng: np.random.Generator) -> Array:
-    """The resampled laws as rows, in an order that is independent of any other result's.
-
-    Two bootstraps of one seed pick the same places in both tables: shuffled, their pairs are independent. A line keeps
-    no minima of its draws, so these are drawn again.
-    """
-    assert result.draws is not None and result.points is not None
-    if result.surface is not None:
-        return rng.permutation(result.draws)
-    drawn = isoflop_draws.draw(result, result.points, len(result.draws), result.interval_method, rng)
-    assert drawn.vertices is not None, "isoflop draws have them"
-    return _bent(result, drawn.vertices[:, :, 2])
-
-
-def _bent(result: FitResult, log_loss: Array) -> Array:
-    """log L of the minima, (R, budgets) -> its parabola in log C - their mean, (R, 3); of two minima, their line."""
-    z = np.log([m.budget for m in result.usable])
-    powers = np.vander(z - z.mean(), min(3, len(z)), increasing=True)
-    rows = log_loss @ np.linalg.pinv(powers).T
-    return np.pad(rows, ((0, 0), (0, 3 - rows.shape[1])))
-
-
-def _curve(result: FitResult, rows: Array, log_c: Array) -> Array:
-    """L*(C) of every row, (R, m); a parabola goes on with its slope at the outermost budget."""
-    if result.surface is not None:
-        at = [optimum.best(result.surface, rows, float(c), result.cost)[:, 2] for c in np.exp(log_c)]
-        return np.stack(at, axis=1)
-    low, high = np.log(_budgets(result))
-    middle = np.log([m.budget for m in result.usable]).mean()
-    z = np.clip(log_c, low, high) - middle
-    along = rows[:, :1] + rows[:, 1:2] * z + rows[:, 2:] * z * z
-    slope = rows[:, 1:2] + 2.0 * rows[:, 2:] * z
-    return np.asarray(np.exp(along + slope * (log_c - middle - z)), dtype=np.float64)
-
-
-def _log_c(result: FitResult, rows: Array, losses: Array, beyond_nats: float, nodes: int) -> Array:
-    """log C at which L*(C) of each row is each loss, (R, n); NaN where that is not within the table.
-
-    L* - E is a power of C where C = 6 N D, exactly, and nearly so under other costs: so log(L* - E) against log C is
-    close to a straight line, and is interpolated.
-    """
-    low, high = np.log(_budgets(result))
-    log_c = np.linspace(low - beyond_nats, high + beyond_nats, nodes)
-    curve = _curve(result, rows, log_c)
-    floor = _floor(result, rows)[:, None]
-    heights, wanted = np.log(curve - floor), np.log(losses - floor)
-    heights = np.minimum.accumulate(heights, axis=1)  # the least C of a loss, should L* ever rise
-    found = np.full((len(rows), len(losses)), NAN)
-    for k in np.flatnonzero(np.isfinite(heights).all(axis=1)):
-        found[k] = np.interp(-wanted[k], -heights[k], log_c, left=NAN, right=NAN)
-    return found
-
-
-def _floor(result: FitResult, rows: Array) -> Array:
-    names = () if result.surface is None else result.surface.params
-    return rows[:, names.index("E")] if "E" in names else np.zeros(len(rows))
-
-
-def _spread(first: FitResult, second: FitResult, losses: Array, logs: Array) -> tuple[Array | None, int]:
-    """log multiplier of every pair of draws, (R, n), and the degrees of freedom of its Student-t ends (0: none)."""
-    if first.draws is None or second.draws is None:
-        return None, 0
-    num, rng, sides = min(len(first.draws), len(second.draws)), np.random.default_rng(0), []
-    for result, exact in zip((first, second), logs, strict=True):
-        nodes = FIT_NODES if result.surface is None else DRAW_NODES
-        rows = np.concatenate([_fit_row(result), _draw_rows(result, rng)[:num]])
-        coarse = _log_c(result, rows, losses, NEAR_NATS, nodes)
-        sides.append(coarse[1:] + (exact - coarse[0]))  # so that the coarse table's error cancels
-    return sides[1] - sides[0], _joint_dof(sides, (first.dof, second.dof))
-
-
-def _joint_dof(sides: Sequence[Array], dofs: tuple[int, int]) -> int:
-    """Welch and Satterthwaite's degrees of freedom of the difference; a side of dof 0 has percentiles as they are."""
-    spread = np.array([np.nanmedian(np.nanvar(side, axis=0)) for side in sides])
-    shares = [v**2 / dof for v, dof in zip(spread, dofs, strict=True) if dof]
-    if not shares or not np.isfinite(spread).all() or not sum(shares):
-        return max(dofs)
-    return max(1, round(float(spread.sum() ** 2 / sum(shares))))
 
 
 def _intervals(log_m: Array, spread: Array | None, dof: int, level: float) -> tuple[tuple[Interval, ...], Interval]:
@@ -388,8 +292,8 @@ def _over_forms(
         return ci, trend_ci
     for name in sorted(checks[0] & checks[1]):
         one, other = (r.verdict.forms[name] for r in (first, second) if r.verdict is not None)
-        logs = np.array([_log_c(r, _fit_row(r), losses, NEAR_NATS, FIT_NODES)[0] for r in (one, other)])
-        spread, dof = _spread(one, other, losses, logs)
+        logs = np.array([log_compute_at(r, fit_row(r), losses, NEAR_NATS, FIT_NODES)[0] for r in (one, other)])
+        spread, dof = spread_of_fits(one, other, losses, logs)
         more, more_trend = _intervals(logs[1] - logs[0], spread, dof, level)
         ci = tuple(_hull(a, b) for a, b in zip(ci, more, strict=True))
         trend_ci = _hull(trend_ci, more_trend)

@@ -6,12 +6,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlm.errors import UserError
-from dlm.fit.gate import optima
-from dlm.fit.result import FitResult, Optimum
+from dlm.core.errors import UserError
+from dlm.fit.fitted import Optimum
+from dlm.fit.optimum import optima
+from dlm.fit.result import FitResult
 
 PLACES = 40  # along C
+
+
 FURTHER = 10.0  # times the highest C that is drawn
+
+
 LINE, BAND = "#3f6fb5", "#b9cbe6"
 
 

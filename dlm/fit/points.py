@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 
 Array = npt.NDArray[np.float64]
+
+
 NAN = float("nan")
+
+
 Interval = tuple[float, float]
+
+
 SIX_ND_TOLERANCE = 0.01  # rows whose flops are 6 N D to within this are counted as 6 N D
 
 

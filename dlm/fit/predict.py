@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlm.errors import UserError
-from dlm.fit.gate import SHARE
-from dlm.fit.intervals import ends, stretch
-from dlm.fit.laws import Law
+from dlm.core.errors import UserError
+from dlm.fit.draws import ends, stretch
+from dlm.fit.laws.law import Law
+from dlm.fit.optimum import SHARE
 from dlm.fit.points import Array
 from dlm.fit.result import FitResult
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dlm.errors import UserError, unknown
-from dlm.fit import solver
+from dlm.core.errors import UserError, unknown
+from dlm.fit.engine import newton
 from dlm.fit.points import Array
 from dlm.fit.result import FitResult
 
 STIFF = 1e4  # of the pull towards a value, in units of the objective's own curvature there
+
+
 STEP = 1e-6
 
 
@@ -54,14 +56,14 @@ def profile(result: FitResult, name: str, *, low: float, high: float, places: in
     if not low < high:
         raise UserError(f"low is {low:g} and high {high:g}: low must be below high")
     column = law.params.index(name)
-    problem = solver.problem_of(
+    problem = newton.problem_of(
         points, law, space=how.space, norm=how.norm, delta=how.delta, under_tuned=how.under_tuned,
         fixed=dict(result.fixed),
     )  # fmt: skip
     scaled = name in law.scales
     wanted = np.geomspace(low, high, places) if scaled else np.linspace(low, high, places)
     begin = law.theta(np.array([[result.params[p] for p in law.params]]), problem.centre)
-    target, weight = solver.target_of(problem, points.loss)[None], points.weight[None]
+    target, weight = newton.target_of(problem, points.loss)[None], points.weight[None]
 
     def coordinate(theta: Array) -> Array:
         value = law.rows(theta, problem.centre)[:, column]
@@ -75,16 +77,16 @@ def profile(result: FitResult, name: str, *, low: float, high: float, places: in
         near = min(starts, key=lambda j: abs(j - k), default=None)
         theta = begin if near is None else starts[near]
         spring = replace(problem, extra=_spring(coordinate, float(aims[k]), stiff))
-        theta, _, _ = solver.minimise(spring, theta, target, weight, max_steps=200)
+        theta, _, _ = newton.minimise(spring, theta, target, weight, max_steps=200)
         starts[k] = theta
         found.append(
-            (float(law.rows(theta, problem.centre)[0, column]), float(solver.value(problem, theta, target, weight)[0]))
+            (float(law.rows(theta, problem.centre)[0, column]), float(newton.value(problem, theta, target, weight)[0]))
         )
     values, objective = np.array(sorted(found)).T
     return Profile(name=name, values=values, objective=objective, lowest=result.objective)
 
 
-def _spring(coordinate: Callable[[Array], Array], aim: float, stiff: float) -> solver.Extra:
+def _spring(coordinate: Callable[[Array], Array], aim: float, stiff: float) -> newton.Extra:
     """stiff/2 (c(theta) - aim)^2 with its gradient and the leading part of its Hessian."""
 
     def extra(theta: Array) -> tuple[Array, Array, Array]:
@@ -96,6 +98,6 @@ def _spring(coordinate: Callable[[Array], Array], aim: float, stiff: float) -> s
     return extra
 
 
-def _curvature(problem: solver.Problem, theta: Array, target: Array, weight: Array, value: float) -> float:
+def _curvature(problem: newton.Problem, theta: Array, target: Array, weight: Array, value: float) -> float:
     """The objective over the square of the value: the scale of a spring that is stiff for these points."""
-    return float(solver.value(problem, theta, target, weight)[0] / max(value**2, 1e-12))
+    return float(newton.value(problem, theta, target, weight)[0] / max(value**2, 1e-12))

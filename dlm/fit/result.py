@@ -11,64 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dlm.fit import text
-from dlm.fit.laws import Law
-from dlm.fit.noise import Noise
+from dlm.fit.engine.search import Norm
+from dlm.fit.fitted import Allocation, Minimum, Noise, Optimum, Verdict, plain
+from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
-from dlm.fit.solve import Norm
-from dlm.fit.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allocation:
-    """How the best size and the best number of tokens grow: N* ~ C^a, D* ~ C^b."""
-
-    a: float = NAN
-    b: float = NAN
-    how: str = "not fitted"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimum:
-    """The best use of C FLOPs: N parameters, D tokens, expected loss L (nats/token), 95 % intervals."""
-
-    N: float
-    D: float
-    L: float
-    ci: Mapping[str, Interval] = field(default_factory=dict)
-    regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
-    reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
-    withheld: str = ""  # why L or its interval is not given
-
-    @property
-    def tokens_per_param(self) -> float:
-        """D* / N*."""
-        return self.D / self.N if self.N > 0 else NAN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Minimum:
-    """One isoFLOP curve: its polynomial L = c0 + c1 z + c2 z^2 (+ c3 z^3), z = log N - centre (log D with axis
-    'tokens'), and its minimum, or why there is none. An Akima curve keeps the parabola through its points here.
-    """
-
-    budget: float
-    num_points: int
-    reason: str = ""  # '' or one of minima.REASONS
-    detail: str = ""  # the reason with its numbers, in words
-    N: float = NAN
-    D: float = NAN
-    L: float = NAN
-    centre: float = NAN
-    coefficients: tuple[float, ...] = (NAN, NAN, NAN)
-    ci: Mapping[str, Interval] = field(default_factory=dict)
-
-    @property
-    def usable(self) -> bool:
-        """Whether the vertex is an interior minimum that a line may use."""
-        return not self.reason
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,14 +146,3 @@ def _optimum(best: Optimum) -> dict[str, Any]:
 
 def _minimum(minimum: Minimum) -> dict[str, Any]:
     return dict(vars(minimum))
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON has it: a number that is not known is None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from dlm.errors import UserError, close_matches
+from dlm.core.errors import UserError, close_matches
 
 REQUIRED = ("params", "tokens", "loss")
+
+
 POSITIVE = (*REQUIRED, "flops", "budget")
+
+
 Runs = str | Path | pd.DataFrame
 
 

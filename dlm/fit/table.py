@@ -11,25 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dlm.errors import UserError, unknown
+from dlm.core.errors import UserError, unknown
 from dlm.fit import laws, text
 from dlm.fit.envelope import fit_envelope
-from dlm.fit.gate import judge
-from dlm.fit.isoflop import fit_isoflop
+from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
 from dlm.fit.rows import Runs, read_runs
-from dlm.fit.surface import fit_surface
+from dlm.fit.surface.fit import fit_surface
+from dlm.fit.verdict import judge
 
 if TYPE_CHECKING:
     from dlm.fit.frozen import Score
 
+
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
+
 LAWS = (*laws.LAWS, "isoflop", "envelope")
+
+
 NORM = {"loss": "huber", "delta": 1e-3, "space": "log"}  # of a surface, unless said otherwise
+
+
 FEW_BUDGETS = 8  # up to here, every budget is reported
 
 

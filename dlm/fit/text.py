@@ -13,6 +13,8 @@ LAW_NAMES = {
     "tied": "surface of one exponent",
     "data-constrained": "data-constrained surface",
 }
+
+
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dlm.fit import bootstrap, fit_isoflop, fit_surface, gate, judge, optima, optimum
-from dlm.fit.laws import Skaling
+from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge, optima, optimum, verdict
+from dlm.fit.laws.skaling import Skaling
 from dlm.fit.points import Cost
 
 BUDGETS = np.geomspace(1e18, 1e20, 6)
@@ -59,9 +59,9 @@ def test_beyond_its_reach_the_loss_is_withheld_with_a_reason():
     assert np.isnan(far.L) and np.isnan(far.ci["L"]).all() and "beyond the reach" in far.withheld
     assert np.isfinite(far.ci["N"]).all()
     low, high = optima(result, [seen.reach])[seen.reach].ci["L"]
-    assert high / low - 1 <= gate.WIDEST
-    low, high = gate._wide(result, seen.forms, seen.missed, 1.3 * seen.reach, 0.95)
-    assert high / low - 1 > gate.WIDEST
+    assert high / low - 1 <= verdict.WIDEST
+    low, high = optimum.too_wide(result, seen.forms, seen.missed, 1.3 * seen.reach, 0.95)
+    assert high / low - 1 > verdict.WIDEST
     assert seen.aicc["skaling"] < seen.aicc["chinchilla"]
     said = json.loads(json.dumps(result.to_dict()))
     assert said["verdict"]["sentence"] == seen.sentence() and seen.sentence() in result.report()
@@ -84,7 +84,7 @@ def test_the_hull_holds_every_method(world):
     assert [m.law for m in result.verdict.methods] == ["chinchilla", "skaling", "isoflop"]
     low, high = result.at[1e20].ci["N"]
     for method in result.verdict.methods:
-        own = gate.at_compute(method, 1e20, 0.95).ci["N"]
+        own = optimum.at_compute(method, 1e20, 0.95).ci["N"]
         assert low <= own[0] and own[1] <= high
 
 
@@ -125,6 +125,6 @@ def test_laws_without_a_second_form_come_back_as_they_are(world):
 
 @pytest.mark.parametrize("value", [1.234e20, 9.999e21, 1e18, 3.0e19])
 def test_reach_is_rounded_down_to_two_digits(value):
-    down = gate._down(value)
+    down = verdict._down(value)
     assert 0.9 * value < down <= value * (1 + 1e-9)
     assert float(f"{down:.1e}") == down

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm import figures
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import fit_envelope, fit_isoflop
-from dlm.fit.curves import CURVES
-from dlm.fit.minima import AXES
+from dlm.fit.isoflop.curves import CURVES
+from dlm.fit.isoflop.minima import AXES
+from dlm.report import figures
 
 EVERY = [(curve, axis) for curve in CURVES for axis in AXES]
 

@@ -3,10 +3,11 @@ import pytest
 import scipy.stats
 
 from benchmarks import coverage_isoflop as coverage
-from dlm.errors import UserError
-from dlm.fit import bootstrap, fit_isoflop, isoflop_draws
-from dlm.fit.curves import CURVES
-from dlm.fit.minima import AXES
+from dlm.core.errors import UserError
+from dlm.fit import bootstrap, fit_isoflop
+from dlm.fit.isoflop import resample
+from dlm.fit.isoflop.curves import CURVES
+from dlm.fit.isoflop.minima import AXES
 
 BUDGETS = np.array([1e18, 3e18, 1e19, 3e19])
 SOME = {  # two small designs, and one with few budgets; widths where the shape of each curve is no error
@@ -66,7 +67,7 @@ def test_draws_stay_where_a_minimum_is_accepted(world, curve, axis):
     """None is further out than the sizes tried, and N and D of each spend the budget (logs of N, D, L)."""
     n, d, loss, c = world.grid(BUDGETS, sizes=7, width=4 if curve == "parabola" else 7, sigma=0.012, seed=8)
     fitted = fit_isoflop(n, d, loss, c, curve=curve, axis=axis)
-    found = isoflop_draws.draw(fitted, fitted.points, 2000, "auto", np.random.default_rng(0)).vertices
+    found = resample.draw(fitted, fitted.points, 2000, "auto", np.random.default_rng(0)).vertices
     assert len(fitted.usable) == 4
     for k, m in enumerate(fitted.usable):
         sizes = np.log(n[c == m.budget])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface
-from dlm.fit.laws import DataConstrained
+from dlm.fit.laws.data_constrained import DataConstrained
 
 PUBLISHED = {
     "A": np.exp(6.255414),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.optimize
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import Multiplier, bootstrap, compare, fit_isoflop, fit_surface, optima
 from dlm.fit.table import compare_runs
 

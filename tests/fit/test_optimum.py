@@ -3,7 +3,7 @@ import pytest
 import scipy.optimize
 
 from dlm.fit import fit_surface, optimum
-from dlm.fit.laws import Chinchilla
+from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.points import Cost, as_points, cost_of
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge
 from dlm.fit.predict import predict
 from dlm.fit.profile import profile

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlm.fit import fit_envelope, fit_isoflop, fit_surface
-from dlm.fit.laws import DataConstrained
+from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.points import as_points
 
 BUDGETS = np.geomspace(1e18, 1e20, 4)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface
 
 BUDGETS = np.array([1e18, 1e19, 1e20])

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import FitResult, bootstrap, fit_isoflop, fit_surface, side_by_side, text
 
 KEYS = {"law", "loss", "space", "delta", "n", "params", "ci", "objective", "allocation", "at", "holdout", "status"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_envelope, fit_isoflop, fit_surface
 
 BUDGETS = np.geomspace(1e18, 1e20, 5)

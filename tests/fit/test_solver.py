@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dlm.fit import scan, solve, solver
-from dlm.fit.laws import LAWS, Chinchilla, DataConstrained, Law
+from dlm.fit.engine import newton, scan, search
+from dlm.fit.laws import LAWS
+from dlm.fit.laws.chinchilla import Chinchilla
+from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.law import Law
 from dlm.fit.points import as_points
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "R": 1.3, "k": 0.6, "R_D": 6.0, "R_N": 3.0}
@@ -16,8 +19,8 @@ def law_of(name):
 def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
     n, d, loss, _ = world.grid(np.geomspace(1e18, 1e20, 3), sigma=sigma, sizes=8)
     points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
-    problem = solver.problem_of(points, law or Chinchilla(), space=space, norm=norm, delta=delta, under_tuned=under)
-    return problem, loss, solver.target_of(problem, loss)[None], np.linspace(0.5, 2.0, len(n))[None]
+    problem = newton.problem_of(points, law or Chinchilla(), space=space, norm=norm, delta=delta, under_tuned=under)
+    return problem, loss, newton.target_of(problem, loss)[None], np.linspace(0.5, 2.0, len(n))[None]
 
 
 def central(function, theta, step=1e-5):
@@ -36,11 +39,11 @@ def test_derivatives_equal_finite_differences(world, name, space, norm, under):
     rows = np.array([[TRUTH[k] for k in law.params], [1.1 * TRUTH[k] for k in law.params]])
     theta = law.theta(rows, problem.centre)
     np.testing.assert_allclose(law.rows(theta, problem.centre), rows, rtol=1e-12)
-    value, grad, hess = solver.derivatives(problem, theta, target, weight)
-    np.testing.assert_allclose(value, solver.value(problem, theta, target, weight), rtol=1e-12)
-    slope = central(lambda t: solver.value(problem, t, target, weight), theta)
+    value, grad, hess = newton.derivatives(problem, theta, target, weight)
+    np.testing.assert_allclose(value, newton.value(problem, theta, target, weight), rtol=1e-12)
+    slope = central(lambda t: newton.value(problem, t, target, weight), theta)
     np.testing.assert_allclose(grad, slope, rtol=1e-6, atol=1e-8 * np.abs(grad).max())
-    slopes = central(lambda t: solver.derivatives(problem, t, target, weight)[1], theta)
+    slopes = central(lambda t: newton.derivatives(problem, t, target, weight)[1], theta)
     np.testing.assert_allclose(hess, slopes, rtol=1e-5, atol=1e-7 * np.abs(hess).max())
 
 
@@ -61,7 +64,7 @@ def test_a_step_solves_the_damped_system_and_promises_the_undamped_decrease():
     root, grad = rng.standard_normal((3, 4, 4)), rng.standard_normal((3, 4)) / 10
     hess, damping = root @ root.transpose(0, 2, 1) + np.eye(4), np.array([1e-4, 0.1, 3.0])
     hess[2] -= 3 * np.eye(4)  # no longer positive
-    step, promise = solver._step(grad, hess, damping, np.ones(4, dtype=bool))
+    step, promise = newton._step(grad, hess, damping, np.ones(4, dtype=bool))
     scale = np.sqrt(np.abs(np.einsum("rii->ri", hess)))
     scaled, pull = hess / scale[:, :, None] / scale[:, None], grad / scale
     values, vectors = np.linalg.eigh(scaled)
@@ -118,12 +121,12 @@ def test_never_above_scipy_on_resampled_points(world, space, norm):
     weight = np.random.default_rng(1).multinomial(len(loss), np.full(len(loss), 1 / len(loss)), size=6).astype(float)
     begin, usable = scan.starts(problem, loss[None], weight)
     assert usable.all()
-    _, ours, done = solver.minimise(problem, begin, target, weight)
+    _, ours, done = newton.minimise(problem, begin, target, weight)
     assert done.all()
     for row, found in enumerate(ours):
 
         def objective(t, w=weight[row : row + 1]):
-            value, grad, _ = solver.derivatives(problem, t[None], target, w)
+            value, grad, _ = newton.derivatives(problem, t[None], target, w)
             return 1e4 * value[0], 1e4 * grad[0]  # scaled: L-BFGS stops early otherwise
 
         options = {"maxiter": 3000, "ftol": 1e-15, "gtol": 1e-10}
@@ -137,10 +140,10 @@ def test_never_above_scipy_on_resampled_points(world, space, norm):
 def test_l1_cannot_be_lowered_along_any_axis(world):
     problem, loss, target, weight = make(world, "raw", "l1")
     starts = scan.many_starts(problem, loss, weight[0], target[0])
-    theta, values, _ = solver.minimise(problem, starts, target, weight)
+    theta, values, _ = newton.minimise(problem, starts, target, weight)
     best = theta[[values.argmin()]]
     for nudge in np.vstack([np.eye(5), -np.eye(5)]) * 1e-4:
-        assert solver.value(problem, best + nudge, target, weight)[0] >= values.min() * (1 - 1e-7)
+        assert newton.value(problem, best + nudge, target, weight)[0] >= values.min() * (1 - 1e-7)
 
 
 def test_where_few_starts_disagree_many_are_tried(reference):
@@ -148,6 +151,6 @@ def test_where_few_starts_disagree_many_are_tried(reference):
     frame = reference("porian_main.csv")
     frame = frame[(frame["hparams"] == "tuned") & (frame["decay"] == "const")]
     points = as_points(frame["params"], frame["tokens"], frame["loss"])
-    found = solve.solve(points, Chinchilla(), solve.Norm(under_tuned=0.2))
+    found = search.solve(points, Chinchilla(), search.Norm(under_tuned=0.2))
     assert found.objective <= 0.0021658309078
     assert len(found.rivals) == 2

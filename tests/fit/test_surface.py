@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface
 
 

@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.fit import fit_isoflop, fit_surface
-from dlm.fit.table import fit_runs, fit_sweep, read_runs
+from dlm.fit.rows import read_runs
+from dlm.fit.table import fit_runs, fit_sweep
 
 
 @pytest.fixture

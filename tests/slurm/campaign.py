@@ -26,9 +26,10 @@ from typing import IO
 
 from sandbox import Sandbox, install, sandbox
 
-from dlm.files import live_holder, read_jsonl
-from dlm.locate import PACKAGE
-from dlm.record import read_result, read_status
+from dlm.core.files import read_jsonl
+from dlm.core.lease import live_holder
+from dlm.core.paths import PACKAGE
+from dlm.record.run import read_result, read_status
 
 SMOKE = PACKAGE.parent / "sweeps" / "smoke.yaml"
 CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[3e11]", "tokens_per_param=[1,1e5]")

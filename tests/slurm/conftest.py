@@ -13,10 +13,10 @@ from typing import TypeVar
 import pytest
 from sandbox import Sandbox, sandbox
 
-from dlm.files import read_jsonl
-from dlm.ledger import Ledger
-from dlm.locate import PACKAGE
-from dlm.record import merge_metrics
+from dlm.core.files import read_jsonl
+from dlm.core.paths import PACKAGE
+from dlm.record.run import merge_metrics
+from dlm.submit.ledger import Ledger
 
 SMOKE = Path(__file__).parents[2] / "sweeps" / "smoke.yaml"
 SHORT, LONG = "budgets=[2e10]", "budgets=[9e10]"  # about 3 and 12 s of training on one core

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import LONG, SHORT, Sweep, curve, wait_for
 
-from dlm.record import read_result, read_status
+from dlm.record.run import read_result, read_status
 
 pytestmark = pytest.mark.slurm
 

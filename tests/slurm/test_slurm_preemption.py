@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import LONG, Sweep, curve, wait_for
 
-from dlm.record import read_result, read_status
-from dlm.wandb_file import read_wandb_run
+from dlm.collect.wandb_file import read_wandb_run
+from dlm.record.run import read_result, read_status
 
 pytestmark = pytest.mark.slurm
 RIVAL = ("sbatch", "-p", "high", "-N3", "--exclusive", "-J", "rival", "-o", "/dev/null", "--wrap", "sleep 2")

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import LONG, SHORT, wait_for
 
-from dlm.cluster import Job, Resources, Slurm, SlurmSettings
-from dlm.dispatch import submit_jobs, submitting
-from dlm.files import read_jsonl
-from dlm.ledger import Ledger
-from dlm.record import read_result
+from dlm.core.files import read_jsonl
+from dlm.record.run import read_result
+from dlm.submit.job import Job, Resources, SlurmSettings
+from dlm.submit.ledger import Ledger
+from dlm.submit.slurm import Slurm
+from dlm.submit.submission import submit_jobs, submitting
 
 pytestmark = pytest.mark.slurm
 

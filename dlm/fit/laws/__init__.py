@@ -10,4 +10,5 @@ from dlm.fit.laws.tied import Tied
 
 __all__ = ["LAWS", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
 
+
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}

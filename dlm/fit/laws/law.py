@@ -14,6 +14,8 @@ import numpy as np
 from dlm.fit.points import Array, Points
 
 STEP = 1e-20  # of the complex step: no difference is taken, so nothing cancels
+
+
 Features = tuple[Array, ...]
 
 

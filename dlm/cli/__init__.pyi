@@ -1,0 +1,1 @@
+from .verbs import main as main

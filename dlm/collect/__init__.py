@@ -1,0 +1,5 @@
+"""Run directories, .wandb files and a W&B server go in; runs.csv, excluded.csv and history.parquet come out."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

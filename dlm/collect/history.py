@@ -1,0 +1,276 @@
+"""history: metrics.jsonl or W&B rows -> one table a run; the tables -> history.parquet and back. Called by collect.
+
+A table has one row per optimiser step, in order; where a resume repeated a step the last attempt wins, for each number.
+history.parquet holds one row group per run, and beside it what each was read from: what has not changed since is not
+read again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlm.core.files import read_jsonl, write_through
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+NUMBERS = ("time", "train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens_per_sec", "mfu")
+
+
+HISTORY_COLUMNS = ("run_id", "step", "tokens", *NUMBERS)
+
+
+VERSION = 1  # of what the metadata of history.parquet mean
+
+
+_METADATA = b"dlm"
+
+
+Key = list[list[Any]]  # [path, bytes, modified (ns)] of each file that a history was read from
+
+
+@dataclass(kw_only=True)
+class History:
+    """What one run logged; ``table`` is None while it lies unread in history.parquet."""
+
+    run_id: str
+    key: Key
+    table: pa.Table | None = None  # step, tokens and NUMBERS
+    num_rows: int = 0
+    last_step: int | None = None
+    validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
+    warnings: list[str] = field(default_factory=list)
+    config_id: list[str | None] | None = None  # [hash of the data, id of the config beside it]: slow to find out
+    row_group: int | None = None  # of ``stored``
+    stored: Path | None = None
+
+    def reached(self, steps: int) -> bool:
+        """Whether it goes to the last step, and its validation."""
+        return self.last_step is not None and self.last_step >= steps and self.at(steps)[0] is not None
+
+    def at(self, step: int) -> tuple[float | None, float | None]:
+        """(val/loss, its standard error) that was logged at ``step``; None where it was not."""
+        return self.validations.get(step, (None, None))
+
+    def read(self) -> pa.Table:
+        """The table, from history.parquet where it is not in memory."""
+        if self.table is not None:
+            return self.table
+        import pyarrow.parquet as pq
+
+        if self.row_group is None or self.stored is None:
+            return _schema().empty_table()
+        with pq.ParquetFile(self.stored) as file:
+            return file.read_row_group(self.row_group).drop_columns("run_id")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Step by step; None is missing."""
+        rows: list[dict[str, Any]] = self.read().to_pylist()
+        return rows
+
+
+def key_of(paths: Iterable[Path], root: Path) -> Key:
+    """What tells files that have changed from files that have not."""
+    stats = [(path, path.stat()) for path in paths]
+    return [[os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("step", pa.int64()), ("tokens", pa.int64()), *((name, pa.float64()) for name in NUMBERS)])
+
+
+def from_metrics(path: Path, run_id: str, key: Key) -> History:
+    """The history in a metrics.jsonl; what is torn in it is counted and named in ``warnings``."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import json as arrow_json
+
+    how = arrow_json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="ignore")
+    try:
+        table = arrow_json.read_json(path, parse_options=how, read_options=arrow_json.ReadOptions(use_threads=False))
+    except pa.ArrowInvalid:  # a line is torn, or holds what no number is: line by line, with what can be read
+        return _line_by_line(path, run_id, key)
+    if table.column("step").null_count or not table.num_rows or pc.min(table.column("step")).as_py() < 0:
+        return _line_by_line(path, run_id, key)
+    return _merged(table, run_id, key, [])
+
+
+def _line_by_line(path: Path, run_id: str, key: Key) -> History:
+    rows = read_jsonl(path)
+    torn = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) - len(rows)
+    lines = "line is" if torn == 1 else "lines are"
+    return from_rows(rows, run_id, key, [f"{torn} {lines} torn in metrics.jsonl, and left out"] if torn else [])
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings: list[str]) -> History:
+    """The history in logged rows, oldest first; measurements without a whole step are named and left out."""
+    import pyarrow as pa
+
+    measured = [row for row in rows if any(name in row for name in NUMBERS)]
+    whole = [row for row in measured if _whole(row.get("step")) is not None]
+    if all("attempt" in row for row in whole):  # a late upload, or a clock that jumped back, changes their order
+        whole.sort(key=lambda row: _whole(row["attempt"]) or 0)
+    if len(whole) < len(measured):
+        warnings = [*warnings, f"{len(measured) - len(whole)} logged rows have no step and were left out"]
+    columns: dict[str, list[Any]] = {"step": [_whole(row["step"]) for row in whole]}
+    columns["tokens"] = [_whole(row.get("tokens")) for row in whole]
+    columns |= {name: [number(row.get(name)) for row in whole] for name in NUMBERS}
+    return _merged(pa.table(columns, schema=_schema()), run_id, key, warnings)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of at least 0, also one that W&B wrote as 3.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
+        return None
+    return int(value) if int(value) == value else None
+
+
+def number(value: Any) -> float | None:
+    """A number; W&B says "NaN" and "Infinity" in words."""
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+
+
+def filled(first: History, second: History, key: Key) -> History:
+    """``first``, and what it lacks from ``second``; ``warnings`` are those of ``second``."""
+    import pyarrow as pa
+
+    return _merged(pa.concat_tables([second.read(), first.read()]), first.run_id, key, second.warnings)
+
+
+def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:
+    """One row per step: of every column the last number that was logged there."""
+    import numpy as np
+
+    steps = table.column("step").to_numpy()
+    if len(steps) > 1 and not (np.diff(steps) > 0).all():
+        table = _last_of_each(table, steps)
+    table = table.combine_chunks()
+    return History(
+        run_id=run_id,
+        key=key,
+        table=table,
+        num_rows=table.num_rows,
+        last_step=int(table.column("step")[-1].as_py()) if table.num_rows else None,
+        validations=_validations(table),
+        warnings=warnings,
+    )
+
+
+def _last_of_each(table: pa.Table, steps: Any) -> pa.Table:
+    """One row per step. NaN that was logged is a number; only what was not logged gives way."""
+    import numpy as np
+    import pyarrow as pa
+
+    order = np.argsort(steps, kind="stable")
+    begins = np.append(True, np.diff(steps[order]) > 0)
+    group = np.cumsum(begins) - 1
+    columns = [pa.array(steps[order][begins])]
+    for name in table.column_names[1:]:
+        column = table.column(name).combine_chunks()
+        there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)[order])
+        place = np.full(int(begins.sum()), -1)
+        place[group[there]] = there  # of rows with one step the last one stays
+        values = column.fill_null(0).to_numpy(zero_copy_only=False)[order]
+        columns.append(pa.array(values[place], mask=place < 0))
+    return pa.table(columns, schema=_schema())
+
+
+def _validations(table: pa.Table) -> dict[int, tuple[float, float | None]]:
+    import pyarrow.compute as pc
+
+    there = table.filter(pc.is_valid(table.column("val/loss"))).select(["step", "val/loss", "val/loss_se"]).to_pylist()
+    return {row["step"]: (row["val/loss"], row["val/loss_se"]) for row in there}
+
+
+# --- history.parquet ------------------------------------------------------------------------------------------------
+
+
+def stored_histories(path: Path) -> dict[str, History]:
+    """What history.parquet says of each run, its table unread; {} where there is none that this dlm wrote."""
+    if not path.is_file():
+        return {}
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        said = json.loads((pq.read_metadata(path).metadata or {})[_METADATA])
+        if said["version"] != VERSION:
+            return {}
+        return {entry["run_id"]: _from_entry(entry, path) for entry in said["runs"]}
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # written by hand, or torn: it is made anew
+        return {}
+
+
+def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
+    validations = {int(step): (loss, error) for step, loss, error in entry["validations"]}
+    return History(**{**entry, "validations": validations}, stored=path)
+
+
+def _entry(history: History, row_group: int | None) -> dict[str, Any]:
+    return {
+        "run_id": history.run_id,
+        "key": history.key,
+        "num_rows": history.num_rows,
+        "last_step": history.last_step,
+        "validations": [[step, *values] for step, values in history.validations.items()],
+        "warnings": history.warnings,
+        "config_id": history.config_id,
+        "row_group": row_group,
+    }
+
+
+def same(found: Sequence[History], stored: Mapping[str, History]) -> bool:
+    """Whether history.parquet holds exactly these already."""
+    return [history.run_id for history in found] == list(stored) and all(history.table is None for history in found)
+
+
+def with_run_id(history: History) -> pa.Table:
+    """The table with HISTORY_COLUMNS."""
+    import pyarrow as pa
+
+    table = history.read()
+    return table.add_column(0, "run_id", pa.repeat(history.run_id, table.num_rows))
+
+
+def write_histories(path: Path, found: Sequence[History]) -> None:
+    """Write history.parquet whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with_rows = [history for history in found if history.num_rows]
+    groups = {history.run_id: place for place, history in enumerate(with_rows)}
+    entries = [_entry(history, groups.get(history.run_id)) for history in found]
+    said = json.dumps({"version": VERSION, "runs": entries}).encode()
+    schema = pa.schema([("run_id", pa.string()), *_schema()])
+    with (
+        write_through(path) as temporary,
+        pq.ParquetWriter(temporary, schema, use_dictionary=["run_id"], write_statistics=["step"]) as writer,
+    ):
+        for history in with_rows:
+            writer.write_table(with_run_id(history), row_group_size=history.num_rows)
+        writer.add_key_value_metadata({_METADATA: said})
+
+
+def read_all(tasks: Sequence[tuple[Path, str, Key]]) -> Iterator[History]:
+    """``from_metrics`` of each, in order, as many at a time as there are cores: arrow works outside the lock."""
+    if not tasks:
+        return
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda task: from_metrics(*task), tasks)

@@ -1,0 +1,1 @@
+"""Words that every room shares: errors, files, paths, configs, sizes, FLOPs, schedules and identities."""

@@ -1,0 +1,88 @@
+"""flops: FLOPs per token under each named convention, and budget <-> steps. Called by recipe and estimate.
+
+The conventions (design.md section 3). N is non-embedding, d the width, L layers, T the sequence, V the vocabulary:
+
+    6n                6 N                                    SMDM, the default
+    6n_total          6 (N + input embedding + head)
+    full              6 N + 12 L d T (causal: half) + 6 V d  body, attention scores and values, head
+    full_masked_head  the same with the head on masked positions only, as dlm computes masked diffusion
+
+full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is: a convention
+is one number per token and shape, so that plans and tables compare. At eps = 0.1 the head computes 10 % more than that.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Literal, get_args
+
+from dlm.core.errors import UserError, unknown
+from dlm.core.shape import ModelShape
+
+Convention = Literal["6n", "6n_total", "full", "full_masked_head"]
+
+
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+
+
+# The mean masking rate of the linear schedule p = (1 - eps) t + eps with eps = 1e-3 (SMDM) and t ~ U(0, 1).
+MEAN_MASK_RATE = Fraction(1001, 2000)
+
+
+def check_convention(name: str) -> Convention:
+    """``name`` as a Convention; UserError with the close matches otherwise."""
+    for convention in CONVENTIONS:
+        if name == convention:
+            return convention
+    raise unknown("training.convention", name, CONVENTIONS)
+
+
+def flops_per_token(shape: ModelShape, *, convention: Convention, block_size: int, causal: bool) -> Fraction:
+    """Training FLOPs (forward and backward, a multiply-add is 2) per token of a ``block_size`` sequence."""
+    body = Fraction(6 * shape.num_params)
+    if convention == "6n":
+        return body
+    if convention == "6n_total":
+        return Fraction(6 * shape.num_params_total(causal=causal))
+    attention = (6 if causal else 12) * shape.n_layer * shape.n_embd * block_size
+    head = Fraction(6 * shape.vocab_size * shape.n_embd)
+    if convention == "full_masked_head" and not causal:
+        head *= MEAN_MASK_RATE
+    return body + attention + head
+
+
+def all_conventions(shape: ModelShape, *, tokens: int, block_size: int, causal: bool) -> dict[Convention, float]:
+    """Training FLOPs of ``tokens`` tokens under every convention."""
+    return {
+        name: float(tokens * flops_per_token(shape, convention=name, block_size=block_size, causal=causal))
+        for name in CONVENTIONS
+    }
+
+
+def check_budget(value: object, key: str = "training.budget") -> float:
+    """``value`` as a budget in FLOPs: a finite number above zero; UserError otherwise."""
+    try:
+        budget = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        budget = math.nan
+    if not (math.isfinite(budget) and budget > 0) or isinstance(value, bool):
+        raise UserError(f"{key} is {value!r}: it must be a number of FLOPs above zero, such as 1e19")
+    return budget
+
+
+def budget_to_steps(budget_flops: float, per_token: Fraction, tokens_per_step: int) -> int:
+    """Whole optimiser steps that fit the budget: int(C / (FLOPs per token x B x T)), in exact arithmetic."""
+    return int(Fraction(budget_flops) / (per_token * tokens_per_step))
+
+
+# Dense bf16 peak, FLOP/s, from the makers' data sheets (without sparsity).
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}

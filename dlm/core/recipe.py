@@ -1,0 +1,192 @@
+"""recipe: one resolved config -> steps, warm-up, accumulation, FLOPs. The only place that computes them.
+
+Called by plan for every cell and by train for the run, so both agree; all of it is plain arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlm.core import flops, schedule
+from dlm.core.checks import NAMES, check_values, whole
+from dlm.core.errors import UserError, unknown
+from dlm.core.objectives import OBJECTIVE_HEADS
+from dlm.core.shape import ModelShape, shape_from_config
+
+MIN_STEPS = 20  # fewer optimiser steps than this is no training run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a run will do, derived from its config."""
+
+    shape: ModelShape
+    causal: bool
+    steps: int
+    warmup_steps: int
+    global_batch_size: int  # sequences per optimiser step
+    block_size: int  # tokens per sequence
+    budget_flops: float | None  # None when the steps were given
+    convention: flops.Convention
+    flops: Mapping[flops.Convention, float]  # actual, of all steps, under every convention
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step, all devices together."""
+        return self.global_batch_size * self.block_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run (D)."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def budget_error_pct(self) -> float | None:
+        """100 (actual - target) / target FLOPs: what whole steps cost in accuracy."""
+        if self.budget_flops is None:
+            return None
+        return 100 * (self.flops[self.convention] - self.budget_flops) / self.budget_flops
+
+
+def derive(config: Mapping[str, Any]) -> Recipe:
+    """The Recipe of a config (after ``fill``) with nodes model, data, objective, scheduler, training.
+
+    ``training.steps`` wins over ``training.budget``. Raises UserError for a budget or batch that makes no run.
+    """
+    shape = shape_from_config(config["model"])
+    data, training = config["data"], config["training"]
+    objective = config["objective"]["name"]
+    if objective not in OBJECTIVE_HEADS:
+        raise unknown("objective.name", objective, OBJECTIVE_HEADS)
+    causal = objective == "autoregressive"
+    check_values(config)
+    batch_size = whole("data.batch_size", data["batch_size"])
+    block_size = whole("data.block_size", data["block_size"])
+    if block_size > shape.block_size:
+        raise UserError(
+            f"data.block_size {block_size} is longer than the model's block of {shape.block_size}: "
+            "lower data.block_size or raise model.block_size"
+        )
+    convention = flops.check_convention(training["convention"])
+    steps, budget = _steps(training, shape, convention, batch_size, block_size, causal)
+    scheduler = config["scheduler"]
+    return Recipe(
+        shape=shape,
+        causal=causal,
+        steps=steps,
+        warmup_steps=schedule.warmup_steps(
+            steps, fraction=scheduler["warmup_fraction"], minimum=scheduler["warmup_min_steps"]
+        ),
+        global_batch_size=batch_size,
+        block_size=block_size,
+        budget_flops=budget,
+        convention=convention,
+        flops=flops.all_conventions(
+            shape, tokens=steps * batch_size * block_size, block_size=block_size, causal=causal
+        ),
+    )
+
+
+def fill(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with data.batch_size and optimizer.lr as its ``recipe`` says, where they are null.
+
+    Every reader of a composed config calls this first, so ids and runs hold numbers. The recipes:
+
+    * smdm: 256 sequences and 2e-4 for every size (2410.18514, pretrain/train_mdm.py);
+    * power_law: with D the tokens that the budget buys, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
+      2512.10858, masked diffusion), as whole sequences, above 16 a multiple of 16; and with N non-embedding
+      parameters a learning rate of 1.79 N^-.713 D^.307 (Step Law, Li et al. 2503.04715, autoregressive models).
+
+    Raises UserError for an unknown recipe, and for power_law where no budget says D.
+    """
+    name, data, optimizer = config["recipe"], dict(config["data"]), dict(config["optimizer"])
+    if name not in NAMES["recipe"]:
+        raise unknown("recipe", name, NAMES["recipe"])
+    smdm = name == "smdm"
+    if data.get("batch_size") is None:
+        data["batch_size"] = 256 if smdm else _batch_law(config)
+    if optimizer.get("lr") is None:
+        optimizer["lr"] = 2e-4 if smdm else _lr_law(config)
+    return {**config, "data": data, "optimizer": optimizer}
+
+
+def _affordable_tokens(config: Mapping[str, Any]) -> float:
+    """D: what training.budget buys, before it is cut to whole steps."""
+    training = config["training"]
+    if training.get("steps") is not None or training.get("budget") is None:
+        raise UserError(
+            "recipe power_law follows from training.budget, and training.steps is set or there is no budget: set "
+            "data.batch_size and optimizer.lr, or training.budget alone"
+        )
+    per_token = flops.flops_per_token(
+        shape_from_config(config["model"]),
+        convention=flops.check_convention(training["convention"]),
+        block_size=whole("data.block_size", config["data"]["block_size"]),
+        causal=config["objective"]["name"] == "autoregressive",
+    )
+    return float(flops.check_budget(training["budget"]) / per_token)
+
+
+def _batch_law(config: Mapping[str, Any]) -> int:
+    sequences: float = 3.614e-3 * _affordable_tokens(config) ** 0.8179 / config["data"]["block_size"]
+    unit = 16 if sequences > 16 else 1
+    return max(round(sequences / unit), 1) * unit
+
+
+def _lr_law(config: Mapping[str, Any]) -> float:
+    num_params = shape_from_config(config["model"]).num_params
+    return float(1.79 * num_params**-0.713 * _affordable_tokens(config) ** 0.307)
+
+
+def _steps(
+    training: Mapping[str, Any],
+    shape: ModelShape,
+    convention: flops.Convention,
+    batch_size: int,
+    block_size: int,
+    causal: bool,
+) -> tuple[int, float | None]:
+    if training.get("budget") is not None:
+        flops.check_budget(training["budget"])
+    if training.get("steps") is not None:
+        return whole("training.steps", training["steps"]), None
+    if training.get("budget") is None:
+        raise UserError("neither training.budget (FLOPs) nor training.steps is set: set one, e.g. training.budget=1e19")
+    budget = flops.check_budget(training["budget"])
+    per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, causal=causal)
+    return flops.budget_to_steps(budget, per_token, batch_size * block_size), budget
+
+
+def micro_batch_limit(num_params: int) -> int:
+    """Sequences a device takes at once, by size (SMDM pretrain/train_mdm.py, 80 GB devices)."""
+    for limit, sequences in ((20e6, 32), (50e6, 16), (1000e6, 8)):
+        if num_params <= limit:
+            return sequences
+    return 4
+
+
+def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: int, num_params: int) -> tuple[int, int]:
+    """(micro-batch, accumulation): sequences a device takes at once, and how often before an optimiser step.
+
+    A ``micro_batch_size`` of None is the largest divisor within ``micro_batch_limit``. Raises UserError when the
+    devices, or the micro-batch asked for, do not divide the batch: no sequence is ever dropped.
+    """
+    if batch_size % world_size:
+        raise UserError(
+            f"data.batch_size {batch_size} is not divided by {world_size} devices: change data.batch_size, "
+            "trainer.devices or trainer.num_nodes"
+        )
+    per_device = batch_size // world_size
+    if micro_batch_size is None:
+        limit = micro_batch_limit(num_params)
+        micro = max(size for size in range(1, min(limit, per_device) + 1) if per_device % size == 0)
+        return micro, per_device // micro
+    micro = whole("data.micro_batch_size", micro_batch_size)
+    if per_device % micro:
+        raise UserError(
+            f"data.micro_batch_size {micro} does not divide the {per_device} sequences of a device "
+            f"(data.batch_size {batch_size} over {world_size}): change one of them"
+        )
+    return micro, per_device // micro

@@ -1,0 +1,133 @@
+"""ladder: configs/model/*.yaml -> ModelShape and its exact parameter counts. Called by both halves.
+
+A size is written in its group file only; every count is computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dlm.core.configs import choices, load_choice
+from dlm.core.errors import UserError, unknown
+
+PARAMETRISATIONS = ("sp", "completep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A transformer of the SMDM family: RMSNorm, rotary, SwiGLU, no biases, untied head.
+
+    Raises UserError (with the key to change) when the numbers do not make a model.
+    """
+
+    name: str
+    n_layer: int
+    n_head: int
+    n_embd: int  # d
+    intermediate_size: int  # f, the width of each of the two gate projections of SwiGLU
+    vocab_size: int  # V, without the mask token
+    block_size: int  # the longest sequence, tokens
+    rotary_percentage: float = 1.0  # share of a head's channels that is rotated
+    norm_eps: float = 1e-5
+    n_query_groups: int | None = None  # sets of keys and values, each shared by n_head / n_query_groups heads
+    qk_norm: bool = False  # RMSNorm of every query and key head before the rotation
+    parametrisation: str = "sp"  # or completep: how initialisation and learning rates follow width and depth
+    base_n_embd: int | None = None  # completep: the width and depth at which the learning rate was tuned
+    base_n_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("n_layer", "n_head", "n_embd", "intermediate_size", "vocab_size", "block_size"):
+            _check_whole(key, getattr(self, key))
+        if self.n_query_groups is not None:
+            _check_whole("n_query_groups", self.n_query_groups)
+            if self.n_head % self.n_query_groups:
+                raise UserError(
+                    f"model.n_query_groups {self.n_query_groups} does not divide model.n_head {self.n_head}: "
+                    "change one of them"
+                )
+        if not isinstance(self.qk_norm, bool):
+            raise UserError(f"model.qk_norm is {self.qk_norm!r}: allowed are true and false")
+        self._check_parametrisation()
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise UserError(
+                f"model.n_embd {self.n_embd} over model.n_head {self.n_head} is not an even head size: "
+                "choose n_embd as a multiple of 2 x n_head"
+            )
+        if not 0 <= self.rotary_percentage <= 1:
+            raise UserError(f"model.rotary_percentage is {self.rotary_percentage}: allowed are 0 to 1")
+
+    def _check_parametrisation(self) -> None:
+        if self.parametrisation not in PARAMETRISATIONS:
+            raise unknown("model.parametrisation", self.parametrisation, PARAMETRISATIONS)
+        for key in ("base_n_embd", "base_n_layer"):
+            value = getattr(self, key)
+            if self.parametrisation == "completep":
+                _check_whole(key, value)
+            elif value is not None:
+                raise UserError(f"model.{key} is {value!r}, which only model.parametrisation=completep reads")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and of values: n_head, or fewer with grouped queries."""
+        return self.n_query_groups or self.n_head
+
+    @property
+    def width_ratio(self) -> float:
+        """m_N of completep: this width over the base's; 1 under sp."""
+        return self.n_embd / self.base_n_embd if self.base_n_embd else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """m_L of completep: this depth over the base's; 1 under sp."""
+        return self.n_layer / self.base_n_layer if self.base_n_layer else 1.0
+
+    @property
+    def num_params(self) -> int:
+        """N, non-embedding, as SMDM counts it: L(4 d^2 + 3 d f + 2 d) + d, every RMSNorm weight included.
+
+        Grouped queries have smaller key and value projections, qk_norm two more norms of a head's size.
+        """
+        d, f = self.n_embd, self.intermediate_size
+        attention = 2 * d * d + 2 * d * self.num_kv_heads * self.head_dim
+        norms = 2 * d + (2 * self.head_dim if self.qk_norm else 0)
+        return self.n_layer * (attention + 3 * d * f + norms) + d
+
+    def num_params_total(self, *, causal: bool) -> int:
+        """N with the untied head and the input embedding (one row more for the mask token of diffusion)."""
+        embedding_rows = self.vocab_size + (0 if causal else 1)
+        return self.num_params + (embedding_rows + self.vocab_size) * self.n_embd
+
+
+def _check_whole(key: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"model.{key} is {value!r}: it must be a whole number of at least 1")
+
+
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+    """A ModelShape from the ``model`` node of a config; an unknown key is a UserError."""
+    allowed = [field.name for field in dataclasses.fields(ModelShape)]
+    for key in config:
+        if key not in allowed:
+            raise unknown("key of model", key, allowed)
+    missing = [name for name in allowed[:7] if name not in config]
+    if missing:
+        raise UserError(f"model lacks {', '.join(missing)}: choose one of configs/model or add the key")
+    return ModelShape(**config)
+
+
+def load_shape(name: str) -> ModelShape:
+    """The shape called ``name`` in configs/model; an unknown name is a UserError with the close matches."""
+    return shape_from_config(load_choice("model", name))
+
+
+def ladder() -> list[ModelShape]:
+    """Every size in configs/model, smallest first."""
+    return sorted((load_shape(name) for name in choices("model")), key=lambda shape: shape.num_params)

@@ -1,0 +1,226 @@
+"""manifest: what prepared data are, one set or a weighted mixture of several. Called by prepare, plan and training.
+
+A mixture is read in blocks of BLOCK_SAMPLES sequences, and each source has the same number of samples in every block:
+its weight, rounded once. That number, not the weight as it was written, is what decides a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from dlm.core.errors import UserError
+from dlm.core.files import read_json
+from dlm.core.files import write_json
+from dlm.core.identity import content_hash
+
+
+MANIFEST = "manifest.json"
+
+
+BLOCK_SAMPLES = 8192  # a weight is kept to 1/16384; small enough that the shortest run sees its mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedFile:
+    """One LITPKDS file."""
+
+    name: str
+    tokens: int
+    bytes: int  # of the whole file, header included: a truncated file is seen without reading it
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared data set: its vocabulary and, per split, its files in order."""
+
+    name: str
+    tokenizer: str
+    vocab_size: int
+    bos_id: int  # what the autoregressive model reads before the first token
+    splits: Mapping[str, tuple[PackedFile, ...]]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # where it came from; not hashed
+
+    def tokens(self, split: str) -> int:
+        """Tokens in one split."""
+        return sum(file.tokens for file in self.splits[split])
+
+    @property
+    def hash(self) -> str:
+        """The hash of what the files hold; 16 hex digits. Names and notes do not enter."""
+        splits = {split: [[file.tokens, file.sha256] for file in files] for split, files in self.splits.items()}
+        return content_hash({"vocab_size": self.vocab_size, "bos_id": self.bos_id, "splits": splits})[:16]
+
+
+def write_manifest(data_dir: Path, manifest: Manifest) -> None:
+    """Write ``data_dir/manifest.json``; the last step of preparing, so its presence means complete."""
+    write_json(data_dir / MANIFEST, {**dataclasses.asdict(manifest), "hash": manifest.hash})
+
+
+def read_manifest(data_dir: Path) -> Manifest | None:
+    """The manifest of ``data_dir``, or None when the data are not prepared.
+
+    Raises UserError when the manifest is damaged, or a file is missing or has another size.
+    """
+    path = data_dir / MANIFEST
+    if data_dir.is_file():
+        raise UserError(
+            f"{data_dir} is a file where a folder of prepared data belongs: move it away or change DLM_DATA"
+        )
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        stated = content.pop("hash")
+        splits = {split: tuple(PackedFile(**file) for file in files) for split, files in content.pop("splits").items()}
+        manifest = Manifest(splits=splits, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no manifest ({error}): prepare the data again with dlm prepare") from error
+    if manifest.hash != stated:
+        raise UserError(f"{path} does not match its own hash: prepare the data again with dlm prepare")
+    for files in manifest.splits.values():
+        for file in files:
+            _check_size(data_dir / file.name, file.bytes)
+    return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One prepared data set, and how often it is read."""
+
+    data_dir: Path
+    manifest: Manifest
+    samples: int  # of every BLOCK_SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """What a run reads: one source, or several in fixed proportions."""
+
+    sources: tuple[Source, ...]  # in the order of their hashes: neither names nor order in a config decide anything
+
+    @property
+    def hash(self) -> str:
+        """The hash of the one source; of a mixture that of its sources' hashes and samples."""
+        if len(self.sources) == 1:
+            return self.sources[0].manifest.hash
+        samples = [[source.manifest.hash, source.samples] for source in self.sources]
+        return content_hash({"block": BLOCK_SAMPLES, "sources": samples})[:16]
+
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary of every source."""
+        return self.sources[0].manifest.vocab_size
+
+    @property
+    def bos_id(self) -> int:
+        """What the autoregressive model reads before the first token, in every source."""
+        return self.sources[0].manifest.bos_id
+
+    def epochs(self, tokens: int) -> float:
+        """Passes over the source that is repeated most, when ``tokens`` are read of all together."""
+        return max(
+            tokens * source.samples / BLOCK_SAMPLES / max(source.manifest.tokens("train"), 1) for source in self.sources
+        )
+
+
+def source_weights(data: Mapping[str, Any]) -> dict[Path, float]:
+    """Folder -> weight of every source that is read: the node's own ``data_dir``, or its ``sources``.
+
+    A source of weight zero is not looked at. Raises UserError for weights that make no mixture.
+    """
+    if not data.get("sources"):
+        return {Path(data["data_dir"]): 1.0}
+    weights: dict[Path, float] = {}
+    for name, source in data["sources"].items():
+        weight = _weight(name, source)
+        if weight and Path(source["data_dir"]) in weights:
+            raise UserError(f"data.sources.{name}.data_dir is that of another source: add their weights in one of them")
+        if weight:
+            weights[Path(source["data_dir"])] = weight
+    if not weights:
+        raise UserError(f"data.sources: every weight of {', '.join(data['sources'])} is 0: raise one above zero")
+    return weights
+
+
+def _weight(name: str, source: Any) -> float:
+    if not isinstance(source, Mapping) or not {"data_dir", "weight"} <= source.keys():
+        raise UserError(f"data.sources.{name} is {source!r}: it must have data_dir and weight")
+    weight = source["weight"]
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise UserError(f"data.sources.{name}.weight is {weight!r}: it must be a number of at least 0")
+    return float(weight)
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` in whole parts nearest to the proportions of ``weights``: the largest remainders are rounded up."""
+    exact = [total * weight / math.fsum(weights) for weight in weights]
+    parts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda place: (parts[place] - exact[place], place))
+    for place in by_remainder[: total - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+def unprepared(data: Mapping[str, Any]) -> list[Path]:
+    """The folders of a data node that are read and hold no manifest yet."""
+    return [folder for folder in source_weights(data) if read_manifest(folder) is None]
+
+
+def read_data(data: Mapping[str, Any]) -> DataSet | None:
+    """The data of a resolved data node, or None while any of its sources is not prepared.
+
+    Raises UserError for damaged data, for weights that make no mixture and for sources that do not fit together.
+    """
+    weights = source_weights(data)
+    found = [(folder, read_manifest(folder), weight) for folder, weight in weights.items()]
+    known = sorted(
+        ((manifest, folder, weight) for folder, manifest, weight in found if manifest is not None),
+        key=lambda item: item[0].hash,
+    )
+    if len(known) < len(found):
+        return None
+    samples = apportion(BLOCK_SAMPLES, [weight for *_, weight in known])
+    sources = [
+        Source(data_dir=folder, manifest=manifest, samples=count)
+        for (manifest, folder, _), count in zip(known, samples, strict=True)
+    ]
+    _check_together(sources)
+    return DataSet(sources=tuple(sources))
+
+
+def _check_together(sources: Sequence[Source]) -> None:
+    first = sources[0]
+    for before, source in itertools.pairwise(sources):
+        if source.manifest.hash == before.manifest.hash:
+            raise UserError(
+                f"{before.data_dir} and {source.data_dir} hold the same data: add their weights in one of data.sources"
+            )
+        for key in ("vocab_size", "bos_id"):
+            here, there = getattr(first.manifest, key), getattr(source.manifest, key)
+            if here != there:
+                raise UserError(
+                    f"{first.data_dir} has {key} {here}, {source.data_dir} has {there}: data.sources must be prepared "
+                    "with the same tokenizer"
+                )
+    for source in sources:
+        if not source.samples:
+            raise UserError(
+                f"the weight of {source.data_dir} is less than half a sample in {BLOCK_SAMPLES}: raise it in "
+                "data.sources, or set it to 0"
+            )
+
+
+def _check_size(path: Path, expected_bytes: int) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: prepare the data again with dlm prepare")
+    if path.stat().st_size != expected_bytes:
+        raise UserError(
+            f"{path} holds {path.stat().st_size} bytes where its manifest says {expected_bytes}: "
+            "it is truncated or replaced, prepare the data again with dlm prepare"
+        )

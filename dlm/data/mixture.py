@@ -1,0 +1,172 @@
+"""mixture: sample number -> sequence of one of several sources, in fixed proportions. Called by slim_pajama.
+
+Legend: sample i is the i-th sequence of a run, all devices together; a row is the number of a sequence, the sources
+one after another. Nothing here knows ranks or restarts, and every row is found in O(1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import numpy as np
+from dlm.data.packed import PackedTokens
+from dlm.data.packed import open_split
+from dlm.core.errors import UserError
+from dlm.data.manifest import BLOCK_SAMPLES
+from dlm.data.manifest import DataSet
+from dlm.data.manifest import apportion
+from dlm.data.noise import MIXTURE_STREAM
+from dlm.data.noise import ORDER_STREAM
+from dlm.data.noise import permute
+
+
+KEPT_BLOCKS = 4
+
+
+class Mixture:
+    """Sources read in proportion to ``samples`` (of every block); ``streams`` names the random order of each.
+
+    Every block is another random order of its sources' samples; the n-th sample of a source, counted from the run's
+    start, is the n-th of that source's own random order, epoch after epoch.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PackedTokens],
+        samples: Sequence[int],
+        streams: Sequence[int],
+        *,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.sources, self.samples, self.streams = list(sources), tuple(samples), list(streams)
+        self.vocab_size = vocab_size  # None: ``text`` lets any token pass
+        self.block_samples, self.block_size = sum(samples), sources[0].block_size
+        self.row_ends = np.cumsum([len(source) for source in sources]).tolist()
+        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+
+    @classmethod
+    def single(cls, tokens: PackedTokens, *, vocab_size: int | None = None) -> Mixture:
+        """One source alone."""
+        return cls([tokens], [BLOCK_SAMPLES], [ORDER_STREAM], vocab_size=vocab_size)
+
+    def __len__(self) -> int:
+        return int(self.row_ends[-1])
+
+    def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
+        """(count,) rows of the samples ``first`` .. ``first + count - 1`` of a run."""
+        parts = []
+        while count:
+            block, place = divmod(first, self.block_samples)
+            part = self._block(seed, block)[place : place + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+
+    def _block(self, seed: int, block: int) -> np.ndarray:
+        """(K,) rows of a block's samples; about a millisecond, whichever the block, and the last ones are kept."""
+        rows_K = self._blocks.get((seed, block))
+        if rows_K is None:
+            if len(self._blocks) >= KEPT_BLOCKS:
+                self._blocks.clear()
+            rows_K = self._blocks[seed, block] = self._make_block(seed, block)
+        return rows_K
+
+    def _make_block(self, seed: int, block: int) -> np.ndarray:
+        source_K = _layout(self.samples, seed, block)
+        rows_K = np.empty(self.block_samples, dtype=np.int64)
+        for number, (source, samples, stream) in enumerate(zip(self.sources, self.samples, self.streams, strict=True)):
+            ordinal = block * samples + np.arange(samples)
+            start = self.row_ends[number] - len(source)
+            rows_K[source_K == number] = start + _permuted(ordinal, len(source), seed, stream)
+        return rows_K
+
+    def rows(self, row_B: np.ndarray) -> np.ndarray:
+        """(B, block) int64 tokens; any of them in the same time."""
+        if len(self.sources) == 1:
+            return self.sources[0].rows(row_B)
+        result = np.empty((len(row_B), self.block_size), dtype=np.int64)
+        source_B = np.searchsorted(self.row_ends, row_B, "right")
+        for number, source in enumerate(self.sources):
+            place_S = np.flatnonzero(source_B == number)
+            first = self.row_ends[number] - len(source)
+            source.fill(map(result.__getitem__, place_S.tolist()), (row_B[place_S] - first).tolist())
+        return result
+
+    def text(self, row_B: np.ndarray) -> np.ndarray:
+        """``rows``, with every token in the vocabulary: one beyond it would stop the embedding, a GPU with no word why.
+
+        Raises UserError. A file of the right size that was put in another's place is not seen before. Costs 1 to 2 %
+        of a batch with its noise.
+        """
+        rows_BT = self.rows(row_B)
+        unsigned_BT = rows_BT.view(np.uint64)  # what is below 0 is beyond too, and one pass finds both
+        if self.vocab_size is not None and unsigned_BT.max(initial=0) >= self.vocab_size:
+            place, token = np.argwhere(unsigned_BT >= self.vocab_size)[0]
+            source = self.sources[int(np.searchsorted(self.row_ends, row_B[place], "right"))]
+            raise UserError(
+                f"{source.paths[0].parent} holds token {rows_BT[place, token]}, its vocabulary has {self.vocab_size}: "
+                "a file was replaced since, prepare the data again with dlm prepare"
+            )
+        return rows_BT
+
+    def validation_rows(self, wanted: int) -> np.ndarray:
+        """``wanted`` rows in proportion to the weights, evenly spread over each source; all of one that holds fewer."""
+        parts = [
+            spread_rows(len(source), count) + end - len(source)
+            for source, count, end in zip(self.sources, apportion(wanted, self.samples), self.row_ends, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def samples_read(self, count: int, *, seed: int) -> list[int]:
+        """How many of the first ``count`` samples each source gave."""
+        if len(self.sources) == 1:
+            return [count]
+        blocks, rest = divmod(count, self.block_samples)
+        in_last = np.bincount(_layout(self.samples, seed, blocks)[:rest], minlength=len(self.sources))
+        return [blocks * n + int(extra) for n, extra in zip(self.samples, in_last, strict=True)]
+
+    def epochs(self, count: int, *, seed: int) -> float:
+        """Passes over the source that ``count`` samples repeat most."""
+        read = self.samples_read(count, seed=seed)
+        return max(n / len(source) for n, source in zip(read, self.sources, strict=True))
+
+    def unique_tokens(self, count: int, *, seed: int) -> int:
+        """Distinct tokens among ``count`` samples."""
+        read = self.samples_read(count, seed=seed)
+        return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
+
+
+def _layout(samples: tuple[int, ...], seed: int, block: int) -> np.ndarray:
+    """(K,) source of every sample of a block."""
+    count = sum(samples)
+    if len(samples) == 1:
+        return np.zeros(count, dtype=np.int64)
+    place_K = permute(np.arange(count), count, seed=seed, epoch=block, stream=MIXTURE_STREAM)
+    return np.searchsorted(np.cumsum(samples), place_K, "right")
+
+
+def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndarray:
+    """(B,) places of the numbers ``index``, every ``size`` of which are another permutation."""
+    epoch_B, place_B = np.divmod(index_B, size)
+    result = np.empty_like(index_B)
+    for epoch in np.unique(epoch_B):
+        here = epoch_B == epoch
+        result[here] = permute(place_B[here], size, seed=seed, epoch=int(epoch), stream=stream)
+    return result
+
+
+def spread_rows(available: int, wanted: int) -> np.ndarray:
+    """``wanted`` row numbers evenly spread over ``available``; all of them where there are fewer."""
+    wanted = min(available, wanted)
+    return np.arange(wanted) * available // max(wanted, 1)
+
+
+def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> Mixture:
+    """One split of prepared data. Raises UserError when a source has no sequence of that length."""
+    sources = [
+        open_split(source.data_dir, source.manifest, split, block_size=block_size, stride=stride)
+        for source in data.sources
+    ]
+    if len(sources) == 1:
+        return Mixture.single(sources[0], vocab_size=data.vocab_size)
+    streams = [int(source.manifest.hash, 16) for source in data.sources]  # the same whatever it is mixed with
+    return Mixture(sources, [source.samples for source in data.sources], streams, vocab_size=data.vocab_size)

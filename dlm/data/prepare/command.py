@@ -1,0 +1,271 @@
+"""prepare: text -> packed tokens and a manifest. `dlm prepare` and the first run on data=stdlib call it; no torch.
+
+The verbs: text (anyone's own, in build), stdlib (what every machine has) and packed (files made elsewhere).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+import numpy as np
+from dlm.core import paths
+from dlm.data.prepare.build import Job
+from dlm.data.prepare.build import prepare_text
+from dlm.data.packed import open_packed
+from dlm.data.packed import write_packed
+from dlm.data.prepare.place import move_into_place
+from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
+from dlm.core.errors import ExitCode
+from dlm.core.errors import UserError
+from dlm.core.identity import SWEEP_NAME
+from dlm.data.manifest import MANIFEST
+from dlm.data.manifest import DataSet
+from dlm.data.manifest import Manifest
+from dlm.data.manifest import PackedFile
+from dlm.data.manifest import read_data
+from dlm.data.manifest import unprepared
+from dlm.data.manifest import write_manifest
+from dlm.core.checks import whole
+
+
+VALIDATION_SHARE = 20  # one document in twenty, chosen by the hash of its name
+
+
+FILE_TOKENS = 8 * 1024 * 1024
+
+
+PACKED_GLOBS = {"train": "train*.bin", "validation": "validation*.bin"}
+
+
+TEXT_HELP = (
+    "Sources are .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt files, folders of them, and folders written by "
+    "datasets.save_to_disk. Folders or files named train and validation are the splits; otherwise each document's hash "
+    "decides which are held out. Stopped, the same command goes on where it stopped."
+)
+
+
+def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, text) of every source file of the standard library, in order of names."""
+    skip = {"site-packages", "dist-packages", "__pycache__"}
+    paths = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
+    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
+        text = path.read_bytes()
+        if text and END_OF_DOCUMENT not in text:
+            yield path.relative_to(root).as_posix(), text
+
+
+def prepare_stdlib(data_dir: Path) -> Manifest:
+    """Prepare the Python standard library's sources, bytes as tokens; documents of the two splits are disjoint."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    streams: dict[str, list[bytes]] = {"train": [], "validation": []}
+    seen: set[bytes] = set()
+    for name, text in stdlib_documents(root):
+        digest = hashlib.sha256(text).digest()
+        if digest in seen:  # a copy in the other split would leak
+            continue
+        seen.add(digest)
+        held_out = hashlib.sha256(name.encode()).digest()[0] % VALIDATION_SHARE == 0
+        streams["validation" if held_out else "train"].append(text + bytes([END_OF_DOCUMENT]))
+    if not streams["train"] or not streams["validation"]:
+        raise UserError(
+            f"no Python sources under {root}: data=stdlib needs a Python with its standard library's .py files"
+        )
+    tokens = {split: np.frombuffer(b"".join(parts), dtype=np.uint8) for split, parts in streams.items()}
+    version = ".".join(map(str, sys.version_info[:3]))
+    return _write_data_set(
+        data_dir,
+        tokens,
+        name="stdlib",
+        tokenizer="bytes",
+        vocab_size=256,
+        notes={"python": version, "documents": len(seen)},
+    )
+
+
+def _write_data_set(
+    data_dir: Path,
+    tokens: dict[str, np.ndarray],
+    *,
+    name: str,
+    tokenizer: str,
+    vocab_size: int,
+    notes: dict[str, object],
+) -> Manifest:
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
+    try:
+        splits = {split: tuple(_write_files(building, split, name, stream)) for split, stream in tokens.items()}
+        manifest = Manifest(
+            name=name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=END_OF_DOCUMENT, splits=splits, notes=notes
+        )
+        write_manifest(building, manifest)
+        move_into_place(building, data_dir)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def _write_files(folder: Path, split: str, name: str, stream: np.ndarray) -> Iterator[PackedFile]:
+    for counter, start in enumerate(range(0, len(stream), FILE_TOKENS)):
+        yield write_packed(folder / f"{split}_{name}_0_{counter:010d}.bin", stream[start : start + FILE_TOKENS])
+
+
+def index_packed(
+    data_dir: Path,
+    *,
+    vocab_size: int,
+    bos_id: int,
+    tokenizer: str,
+    globs: Mapping[str, str] = PACKED_GLOBS,
+    out: Path | None = None,
+) -> Manifest:
+    """Write the manifest of LITPKDS files made elsewhere: those of ``data_dir`` that ``globs`` names for each split.
+
+    With ``out`` it stands in that folder and names the files where they are, so one folder can hold several data sets.
+    """
+    out = out or data_dir
+    splits = {}
+    for split, pattern in globs.items():
+        paths = sorted(data_dir.glob(pattern))
+        if not paths:
+            raise UserError(f"{data_dir} holds no {pattern}: give the folder of the packed files, or set --{split}")
+        splits[split] = tuple(_describe(path, vocab_size, out) for path in paths)
+        if not any(file.tokens for file in splits[split]):
+            raise UserError(f"the {pattern} of {data_dir} hold no tokens: set --{split} to files that do")
+    manifest = Manifest(name=out.name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=bos_id, splits=splits)
+    if out != data_dir and (out / MANIFEST).exists():
+        raise UserError(f"{out} holds prepared data already: choose another --out or move it away")
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _describe(path: Path, vocab_size: int, out: Path) -> PackedFile:
+    tokens = open_packed(path)
+    for token in (int(tokens.max()), int(tokens.min())) if len(tokens) else ():
+        if not 0 <= token < vocab_size:
+            raise UserError(f"{path} holds token {token}: allowed are ids below --vocab-size {vocab_size}")
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    name = os.path.relpath(path.resolve(), out.resolve())
+    return PackedFile(name=name, tokens=len(tokens), bytes=path.stat().st_size, sha256=digest)
+
+
+def ensure_data(data: Mapping[str, Any]) -> DataSet:
+    """The data of a resolved data node; where missing, ``prepare: stdlib`` makes them, otherwise a UserError."""
+    if data.get("prepare") == "stdlib" and unprepared(data):
+        prepare_stdlib(Path(data["data_dir"]))
+    found = read_data(data)
+    if found is None:
+        folder = unprepared(data)[0]
+        raise UserError(
+            f"no prepared data in {folder}: run `dlm prepare text SOURCE --out {folder}` on text, or `dlm prepare "
+            f"packed {folder}` on a folder of LITPKDS files, or change data.data_dir"
+        )
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dlm prepare", description="Text to packed tokens and a manifest.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{text,stdlib,packed}")
+    text = kinds.add_parser("text", help="your own text, tokenized", description=TEXT_HELP)
+    text.add_argument("sources", nargs="+", metavar="SOURCE", help="files or folders of text")
+    text.add_argument("--out", type=Path, required=True, help="the folder to make")
+    text.add_argument("--tokenizer", required=True, help="bytes; a tokenizer.json; a .model; a folder with one of them")
+    text.add_argument("--name", help="in the names of the files; default: that of the folder")
+    text.add_argument("--text-key", default="text", help="the key or column of the text (default: text)")
+    held_out = text.add_mutually_exclusive_group()
+    held_out.add_argument("--validation-share", type=float, default=0.005, help="of the documents (default: 0.005)")
+    held_out.add_argument("--validation-source", nargs="+", default=[], metavar="PATH", help="files to hold out")
+    text.add_argument("--vocab-size", type=int, help="default: the tokenizer's")
+    text.add_argument("--eos-id", type=int, help="the id after every document; default: the tokenizer's")
+    text.add_argument("--bos-id", type=int, help="the id that stands before a text; default: the tokenizer's")
+    text.add_argument("--add-bos", action="store_true", help="write it in front of every document")
+    text.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+    )
+    stdlib = kinds.add_parser("stdlib", help="the Python standard library's sources, bytes as tokens")
+    stdlib.add_argument("data_dir", nargs="?", type=Path, default=None, help="default: DLM_DATA/stdlib")
+    packed = kinds.add_parser("packed", help="index a folder of LITPKDS files (TinyLlama, SMDM)")
+    packed.add_argument("data_dir", type=Path)
+    packed.add_argument("--vocab-size", type=int, default=32000)
+    packed.add_argument("--bos-id", type=int, default=1, help="the id that stands before a text (Llama-2: 1)")
+    packed.add_argument("--tokenizer", default="llama-2", help="its name, for the record")
+    for split, pattern in PACKED_GLOBS.items():
+        packed.add_argument(f"--{split}", default=pattern, metavar="GLOB", help=f"default: {pattern}")
+    packed.add_argument("--out", type=Path, help="where to write the manifest, if only some of the files belong to it")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
+    if options.kind == "stdlib":
+        data_dir = options.data_dir or paths.data_dir() / "stdlib"
+        return data_dir, prepare_stdlib(data_dir)
+    if options.kind == "packed":
+        manifest = index_packed(
+            options.data_dir,
+            vocab_size=options.vocab_size,
+            bos_id=options.bos_id,
+            tokenizer=options.tokenizer,
+            globs={split: getattr(options, split) for split in PACKED_GLOBS},
+            out=options.out,
+        )
+        return options.out or options.data_dir, manifest
+    return options.out, prepare_text(_job(options), options.out, workers=whole("--workers", options.workers))
+
+
+def _job(options: argparse.Namespace) -> Job:
+    if not 0 < options.validation_share < 1:
+        raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
+    name = options.name or options.out.name
+    if not re.fullmatch(SWEEP_NAME, name):
+        raise UserError(f"--name is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
+    return Job(
+        name=name,
+        sources=tuple(options.sources),
+        validation_sources=tuple(options.validation_source),
+        validation_share=options.validation_share,
+        text_key=options.text_key,
+        tokenizer=options.tokenizer,
+        vocab_size=options.vocab_size,
+        eos_id=options.eos_id,
+        bos_id=options.bos_id,
+        add_bos=options.add_bos,
+    )
+
+
+def _summary(manifest: Manifest) -> str:
+    """What was read and what was left out, for text."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.notes["documents"].items())
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.notes["skipped"].items() if count)
+    return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`dlm prepare`: prepare a data set and say what it holds."""
+    options = _parser().parse_args(argv)
+    try:
+        data_dir, manifest = _prepare(options)
+    except UserError as error:
+        print(f"dlm: {error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        return ExitCode.PREEMPTED
+    if options.kind == "text":
+        print(_summary(manifest))
+    counts = ", ".join(f"{manifest.tokens(split):,} {split}" for split in manifest.splits)
+    print(f"{data_dir}: {counts} tokens, vocabulary {manifest.vocab_size}, hash {manifest.hash}")
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""place: a data set in a folder of its own -> the folder where it belongs. Called by prepare and build; no torch.
+
+A data set is built beside its place and renamed into it, so a half-made one is never taken for whole.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from dlm.core.errors import UserError
+from dlm.data.manifest import MANIFEST
+from dlm.data.manifest import Manifest
+from dlm.data.manifest import read_manifest
+
+
+def move_into_place(building: Path, data_dir: Path) -> None:
+    """Rename; the same data that are there already stay, and nothing but this data set, whole or not, is replaced."""
+    building.chmod(0o755)
+    made = read_whole(building)
+    if data_dir.is_dir() and not any(data_dir.iterdir()):
+        data_dir.rmdir()
+    if data_dir.is_dir() and _is_whole(data_dir, made):
+        return
+    if data_dir.is_dir() and all(_of_data_set(path.name, made.name) for path in data_dir.iterdir()):
+        old = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-old-"))
+        os.rename(data_dir, old / data_dir.name)
+        os.rename(building, data_dir)
+        shutil.rmtree(old)
+    elif data_dir.exists():
+        raise UserError(f"{data_dir} exists and holds something else: move it away or choose another folder")
+    else:
+        os.rename(building, data_dir)
+
+
+def _is_whole(data_dir: Path, made: Manifest) -> bool:
+    """Whether ``data_dir`` holds what was made, undamaged."""
+    try:
+        there = read_manifest(data_dir)
+    except UserError:  # damaged: it is about to be made anew
+        return False
+    return there is not None and there.hash == made.hash
+
+
+def _of_data_set(file: str, name: str) -> bool:
+    return file == MANIFEST or fnmatch.fnmatchcase(file, f"*_{name}_*_*.bin")
+
+
+def read_whole(data_dir: Path) -> Manifest:
+    """The manifest of data that were just written."""
+    manifest = read_manifest(data_dir)
+    assert manifest is not None
+    return manifest

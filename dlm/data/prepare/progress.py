@@ -1,0 +1,57 @@
+"""progress: units done -> a bar on a terminal, else a line now and then. Called by build."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+LINE_SEC = 30.0
+
+
+class Progress:
+    """How much of the sources is prepared, in bytes; ``with Progress(sizes, what) as progress: progress.add(...)``."""
+
+    def __init__(self, sizes: Sequence[int], what: str) -> None:
+        self.total, self.units, self.what = sum(sizes), len(sizes), what
+        self.bytes, self.done, self.documents, self.tokens = 0, 0, 0, 0
+        self.started = self.said = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+            self._task = self._bar.add_task(self.what, total=max(self.total, 1))
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def add(self, size: int, *, documents: int, tokens: int) -> None:
+        """Another unit is done."""
+        self.bytes, self.done = self.bytes + size, self.done + 1
+        self.documents, self.tokens = self.documents + documents, self.tokens + tokens
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.bytes, description=self._line())
+        elif time.monotonic() - self.said > LINE_SEC:
+            self.said = time.monotonic()
+            print(self._line(), flush=True)
+
+    def _line(self) -> str:
+        rate = self.tokens / max(time.monotonic() - self.started, 1e-9)
+        return (
+            f"{self.what}: {self.done} of {self.units} parts, {self.documents:,} documents, {self.tokens:,} tokens, "
+            f"{rate / 1e6:.2f} million a second"
+        )

@@ -1,0 +1,138 @@
+"""tokenizer: a name or file -> batches of documents as token ids. Called by build; no torch.
+
+Hugging Face files (tokenizers), sentencepiece models (Llama-2) and plain bytes. No special token is added and none of
+the file's truncation or padding is applied: what stands between documents is build's to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import numpy as np
+from dlm.core.errors import UserError
+from dlm.core.files import read_json
+
+
+END_OF_DOCUMENT = 0  # NUL: ends every document of bytes, which hold none
+
+
+# How files without a tokenizer_config.json call them: Llama, GPT-2, Llama-3, Gemma.
+EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+
+
+BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+
+
+Encode = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Text to ids, and what a manifest says of it."""
+
+    name: str
+    library: str | None  # that encodes; None for bytes
+    sha256: str | None  # of its file
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    encode: Encode  # documents -> ids of each
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest that a packed file can have."""
+        return np.dtype("<u1" if self.vocab_size <= 2**8 else "<u2" if self.vocab_size <= 2**16 else "<i4")
+
+
+def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
+    """``bytes``, or the file (or its folder) of a tokenizer. Raises UserError when it is missing or no tokenizer."""
+    if name == "bytes":
+        return Tokenizer(
+            name="bytes",
+            library=None,
+            sha256=None,
+            vocab_size=256,
+            bos_id=END_OF_DOCUMENT,
+            eos_id=END_OF_DOCUMENT,
+            encode=_bytes,
+        )
+    path = find_tokenizer(Path(name))
+    return _sentencepiece(path, threads) if path.suffix == ".model" else _hugging_face(path)
+
+
+def find_tokenizer(path: Path) -> Path:
+    """The file of a tokenizer: ``path``, or in a folder tokenizer.json or else tokenizer.model."""
+    found = [path] if path.is_file() else [path / file for file in ("tokenizer.json", "tokenizer.model")]
+    for file in found:
+        if file.is_file() and file.suffix in (".json", ".model"):
+            return file
+    raise UserError(
+        f"no tokenizer in {path}: --tokenizer is bytes, a tokenizer.json (Hugging Face), a .model (sentencepiece) or a "
+        "folder that holds one"
+    )
+
+
+def _bytes(texts: list[str]) -> list[np.ndarray]:
+    return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+
+def _named(path: Path) -> dict[str, Any]:
+    stem = path.parent.name if path.stem == "tokenizer" else path.stem
+    return {"name": stem, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _hugging_face(path: Path) -> Tokenizer:
+    import tokenizers
+
+    try:
+        found = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise UserError(f"{path} is no Hugging Face tokenizer ({error}): give another --tokenizer") from error
+    found.no_truncation()
+    found.no_padding()
+    config = path.with_name("tokenizer_config.json")
+    stated = read_json(config) if config.is_file() else {}
+    return Tokenizer(
+        **_named(path),
+        library="tokenizers",
+        vocab_size=max(found.get_vocab(with_added_tokens=True).values()) + 1,
+        bos_id=_special(found, stated.get("bos_token"), BOS_NAMES),
+        eos_id=_special(found, stated.get("eos_token"), EOS_NAMES),
+        encode=lambda texts: [item.ids for item in found.encode_batch_fast(texts, add_special_tokens=False)],
+    )
+
+
+def _special(found: Any, stated: Any, names: Sequence[str]) -> int | None:
+    """The id of the token that the tokenizer's config states, else of the one usual name that it has."""
+    if isinstance(stated, dict):
+        stated = stated.get("content")
+    if stated is not None:
+        names = (stated,)
+    ids = {found.token_to_id(name) for name in names} - {None}
+    return ids.pop() if len(ids) == 1 else None
+
+
+def _sentencepiece(path: Path, threads: int) -> Tokenizer:
+    import sentencepiece
+
+    try:
+        found = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path} is no sentencepiece model ({line}): give another --tokenizer") from error
+    return Tokenizer(
+        **_named(path),
+        library="sentencepiece",
+        vocab_size=found.vocab_size(),
+        bos_id=_known(found.bos_id()),
+        eos_id=_known(found.eos_id()),
+        encode=lambda texts: found.encode(texts, num_threads=threads),
+    )
+
+
+def _known(token: int) -> int | None:
+    """sentencepiece says -1 for a token that the model does not have."""
+    return None if token < 0 else token

@@ -1,0 +1,16 @@
+from .comparison import SideBySide as SideBySide
+from .comparison import side_by_side as side_by_side
+from .envelope import fit_envelope as fit_envelope
+from .fitted import Allocation as Allocation
+from .fitted import Minimum as Minimum
+from .fitted import Optimum as Optimum
+from .fitted import Verdict as Verdict
+from .isoflop.fit import fit_isoflop as fit_isoflop
+from .multiplier import Multiplier as Multiplier
+from .multiplier import compare as compare
+from .optimum import optima as optima
+from .points import Points as Points
+from .resample import bootstrap as bootstrap
+from .result import FitResult as FitResult
+from .surface.fit import fit_surface as fit_surface
+from .verdict import judge as judge

@@ -1,0 +1,1 @@
+"""A fitting problem goes in; its lowest minima come out."""

@@ -1,0 +1,188 @@
+"""diagnose: points and the surface fitted to them -> what a reader must know before believing it. Called by surface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dlm.fit import text
+from dlm.fit.engine.search import Solution
+from dlm.fit.laws.law import Law
+from dlm.fit.points import Array, Points
+from dlm.fit.surface import noise
+
+EXPONENT_RANGE = (0.02, 3.0)  # outside, an exponent says that the points do not see the term
+
+
+K_RANGE = (0.05, 20.0)  # the same for Skaling's k
+
+
+R_RANGE = (0.01, 1e3)  # the same for the repetitions that are worth something
+
+
+ZERO = 1e-3  # E below this fraction of the lowest loss counts as zero
+
+
+COLLINEAR = 0.97  # correlation of log N and log D
+
+
+LOOSE = 0.5  # standard error over an exponent, above which the points do not determine it
+
+
+FAR = 4.5  # robust standard deviations from the law that make an outlier
+
+
+SHOWN = 3  # outliers told one by one
+
+
+FEW = 3  # budgets and points below which nothing is checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Warnings in words, and the indices of outliers."""
+
+    warnings: tuple[str, ...]
+    outliers: tuple[int, ...]
+
+
+def surface(points: Points, law: Law, found: Solution) -> Seen:
+    """Everything that can be seen without refitting."""
+    residual = noise.relative_residual(points, found.problem, found.theta)
+    outliers = _outliers(residual, points)
+    warnings = [
+        *_fit(points, law, found),
+        *_design(points),
+        *_determined(points, law, found, residual),
+        *_told(outliers, residual, points),
+        *_quantised(points.loss, residual, found.problem.space),
+        *_correlated(points),
+    ]
+    return Seen(warnings=tuple(warnings), outliers=tuple(outliers.tolist()))
+
+
+def _fit(points: Points, law: Law, found: Solution) -> list[str]:
+    warned = [] if found.converged else ["the fit did not converge: take its numbers as rough"]
+    params = found.params
+    if "E" not in _pinned(found) and params["E"] < ZERO * points.loss.min():
+        warned.append(
+            "E, the loss that no run gets below, came out at zero: the runs do not reach far enough to see it"
+        )
+    for name in law.exponents:
+        if not EXPONENT_RANGE[0] < params[name] < EXPONENT_RANGE[1]:
+            warned.append(f"{name} = {params[name]:.3g} is not believable: these points do not determine it")
+    if "k" in params and not K_RANGE[0] < params["k"] < K_RANGE[1]:
+        warned.append(f"k = {params['k']:.3g} is at its bound: these points do not determine how the two terms mix")
+    for name in ("R_D", "R_N"):
+        if name in params and name not in _pinned(found) and not R_RANGE[0] < params[name] < R_RANGE[1]:
+            warned.append(f"{name} = {params[name]:.3g} is at its bound: these runs do not show what repetition costs")
+    for name in ("A", "B"):
+        if name in params and not 0 < params[name] < np.inf:
+            warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
+    if found.rivals:
+        others = "; ".join(
+            ", ".join(f"{n} {text.number(r[n])}" for n in law.params if n not in ("A", "B", "R", *_pinned(found)))
+            for r in found.rivals[:SHOWN]
+        )
+        count = len(found.rivals)
+        warned.append(
+            f"{count} other {'minimum lies' if count == 1 else 'minima lie'} within 1 % of the best, with other "
+            f"exponents ({others}): they are not well determined"
+        )
+    free = len(found.problem.free)
+    if len(points) < 2 * free:
+        warned.append(f"{len(points)} points for {free} parameters: expect wide or missing intervals")
+    if points.budget is not None and len(points.budgets()) < FEW:
+        warned.append(f"{len(points.budgets())} budgets: three or more are needed to check the law's form")
+    return warned
+
+
+def _pinned(found: Solution) -> set[str]:
+    columns = {v: k for k, v in found.problem.law.pins.items()}
+    return {columns[k] for k in found.problem.fixed}
+
+
+def _design(points: Points) -> list[str]:
+    log_n, log_d = np.log(points.params), np.log(points.tokens)
+    if min(np.ptp(log_n), np.ptp(log_d)) < 1e-9:
+        return ["all runs have one size or one number of tokens: the law has nothing to tell them apart by"]
+    if np.corrcoef(log_n, log_d)[0, 1] > COLLINEAR:
+        return ["all runs have nearly one ratio of tokens to parameters: N and D cannot be told apart"]
+    return []
+
+
+def _determined(points: Points, law: Law, found: Solution, residual: Array) -> list[str]:
+    """Exponents whose standard error, from the slopes of the law at the fit, is over half of them."""
+    errors = standard_errors(points, found, residual)
+    loose = []
+    for name in law.exponents:
+        column = law.pins.get(name)
+        if column is None or column in found.problem.fixed:
+            continue
+        share = errors[column] / abs(found.theta[0, column])
+        if not share < LOOSE:
+            by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%} of it"
+            loose.append(f"{name} is not identified: its standard error is {by}")
+    for name in ("R_D", "R_N"):
+        if name in law.params and law.pins[name] not in found.problem.fixed and not errors[law.pins[name]] < 1.0:
+            loose.append(f"{name} is not identified: these runs do not show what repetition costs")
+    return loose
+
+
+def standard_errors(points: Points, found: Solution, residual: Array) -> Array:
+    """Of theta, (p,), by linear propagation with the residuals' own spread; 0 where pinned, inf where unseen."""
+    problem, free = found.problem, found.problem.free
+    loss, slopes = problem.law.jet(found.theta, problem.x)
+    j = (slopes[0] / loss[0])[free] * np.sqrt(points.weight)
+    dof = max(len(points) - len(free), 1)
+    variance = float((points.weight * residual**2).sum()) / dof
+    errors = np.zeros(len(problem.law.params))
+    values, vectors = np.linalg.eigh(np.nan_to_num(j @ j.T))
+    seen = values > 1e-13 * max(float(values.max()), 1e-300)
+    spread = (vectors[:, seen] ** 2 / values[seen]).sum(axis=1)
+    blind = (vectors[:, ~seen] ** 2).sum(axis=1) > 1e-6
+    errors[free] = np.where(blind, np.inf, np.sqrt(variance * spread))
+    return errors
+
+
+def _outliers(residual: Array, points: Points) -> npt.NDArray[np.int64]:
+    scale = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    far = np.abs(residual) > FAR * max(scale, 1e-9)
+    return np.flatnonzero(far & (points.weight > 0)) if scale > 1e-9 else np.zeros(0, dtype=np.int64)
+
+
+def _told(outliers: npt.NDArray[np.int64], residual: Array, points: Points) -> list[str]:
+    if not len(outliers):
+        return []
+    order = outliers[np.argsort(-np.abs(residual[outliers]))]
+    shown = [
+        f"N {text.count(points.params[k])}, D {text.count(points.tokens[k])}: loss {points.loss[k]:.4g}, "
+        f"{abs(residual[k]):.1%} {'above' if residual[k] > 0 else 'below'} the law"
+        for k in order[:SHOWN].tolist()
+    ]
+    more = f"; and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
+    runs = "1 run lies far from the law, and still counts"
+    if len(order) > 1:
+        runs = f"{len(order)} runs lie far from the law, and still count"
+    return [f"{runs} ({'; '.join(shown)}{more})"]
+
+
+def _quantised(loss: Array, residual: Array, space: str) -> list[str]:
+    """Losses rounded more coarsely than a third of their noise."""
+    for digits in range(7):
+        if np.allclose(np.round(loss, digits), loss, rtol=0, atol=1e-12):
+            step = 10.0**-digits
+            noise = float(np.std(residual)) * float(np.median(loss))
+            if len(loss) > 5 and step / np.sqrt(12.0) > noise / 3.0:
+                return [f"the losses are rounded to {step:g}, which is not small beside their noise ({noise:.2g})"]
+            return []
+    return []
+
+
+def _correlated(points: Points) -> list[str]:
+    runs = len(np.unique(points.cluster))
+    if runs == len(points):
+        return []
+    return [f"{len(points)} points of {runs} runs: points of one run share its noise, and the intervals allow for it"]

@@ -1,1 +1,0 @@
-"""models: ModelShape -> TransEncoder, and the Lightning module that trains it."""

@@ -1,0 +1,139 @@
+"""estimate: a cell on given hardware -> hours, GPU-hours, memory, devices. Called by plan and cli.
+
+An estimate is arithmetic on an assumed utilisation, or on a rate that was measured on this machine just now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dlm.core.configs import load_base
+from dlm.core.flops import PEAK_FLOPS, flops_per_token
+from dlm.core.recipe import accumulation
+from dlm.core.shape import load_shape
+from dlm.plan.cells import Cell, Estimate, Plan
+from dlm.plan.definition import Hardware
+
+
+def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
+    """The plan with each cell's cost, validations too: at rates measured here (model -> FLOP/s), else as defined."""
+    hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
+    cells = tuple(
+        dataclasses.replace(
+            cell,
+            estimate=estimate_cell(
+                flops=cell.flops["full_masked_head"] + validation_flops(cell),
+                shape_name=cell.model,
+                causal=cell.objective == "autoregressive",
+                global_batch_size=cell.global_batch_size,
+                block_size=cell.block_size,
+                hardware=hardware,
+                flops_per_sec=None if rates is None else rate_of(cell.num_params, rates),
+            ),
+        )
+        for cell in plan.cells
+    )
+    return dataclasses.replace(plan, cells=cells)
+
+
+def validation_flops(cell: Cell) -> float:
+    """The forward passes of all of a cell's validations, at most: a split may hold fewer sequences than are asked for.
+
+    They count in the hours and not in the budget, which is a training budget.
+    """
+    asked = {
+        name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
+    }
+    causal = cell.objective == "autoregressive"  # its loss is exact: one draw
+    passes = asked["num_sequences"] * (1 if causal else asked["draws"]) * asked["times"]
+    per_token = flops_per_token(
+        load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, causal=causal
+    )
+    return float(passes * cell.block_size * per_token / 3)
+
+
+GIB = 2**30
+
+
+def estimate_cell(
+    *,
+    flops: float,
+    shape_name: str,
+    causal: bool,
+    global_batch_size: int,
+    block_size: int,
+    hardware: Hardware,
+    flops_per_sec: float | None,
+) -> Estimate:
+    """Hours from ``flops`` (true ones, validations too) at a measured rate, or at the assumed share of the peak."""
+    gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
+    hours, basis = None, "not measured on this machine yet"
+    if flops_per_sec is not None:
+        hours, basis = (
+            flops / flops_per_sec / 3600,
+            f"measured here, {flops_per_sec:.3g} full_masked_head FLOP/s a cell",
+        )
+    elif gpus:
+        rate = PEAK_FLOPS[hardware.device] * hardware.mfu * gpus
+        hours, basis = flops / rate / 3600, f"{gpus} x {hardware.device} at an assumed {hardware.mfu:.0%} of the peak"
+    return Estimate(
+        hours=hours,
+        gpu_hours=None if hours is None else hours * gpus,
+        memory_gib=memory_gib(shape_name, causal, global_batch_size, block_size, max(gpus, 1)),
+        nodes=hardware.nodes,
+        gpus_per_node=gpus // hardware.nodes,
+        device=hardware.device,
+        basis=basis,
+    )
+
+
+def memory_gib(shape_name: str, causal: bool, batch_size: int, block_size: int, devices: int) -> float:
+    """A device's memory for training, an upper estimate.
+
+    16 bytes a parameter (float32 weights, gradients and two moments), activations of 34 bytes per token, layer and
+    channel (Korthikanti et al. 2205.05198, without the attention matrix), logits in float32 with their gradient.
+    """
+    shape = load_shape(shape_name)
+    batch_size = max(batch_size // devices * devices, devices)  # what does not divide is refused before
+    micro, _ = accumulation(
+        batch_size=batch_size, micro_batch_size=None, world_size=devices, num_params=shape.num_params
+    )
+    tokens = micro * block_size
+    state = 16 * shape.num_params_total(causal=causal)
+    activations = 34 * tokens * shape.n_layer * shape.n_embd
+    logits = 2 * 4 * tokens * shape.vocab_size * (1.0 if causal else 0.6)
+    return (state + activations + logits) / GIB
+
+
+def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float = 1.0) -> dict[str, float]:
+    """True training FLOP/s of one process with one thread here, for each model, measured now in another process."""
+    request = {"models": models, "block_size": block_size, "seconds": seconds}
+    done = subprocess.run(
+        [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring this machine failed:\n{done.stderr}")
+    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
+
+
+def measured_models(models: Sequence[str]) -> list[str]:
+    """What to measure for a plan: its smallest and largest size that a CPU steps through in seconds, else 6M."""
+    shapes = sorted((load_shape(name) for name in set(models)), key=lambda shape: shape.num_params)
+    small = [shape.name for shape in shapes if shape.num_params < 7e6]
+    return list(dict.fromkeys([small[0], small[-1]])) if small else ["6M"]
+
+
+def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
+    """FLOP/s at a size, between the measured ones in log N; beyond them that of the nearest."""
+    models = sorted(rates, key=lambda name: load_shape(name).num_params)
+    log_n = [math.log(load_shape(name).num_params) for name in models]
+    log_rate = [math.log(rates[name]) for name in models]
+    return math.exp(float(np.interp(math.log(num_params), log_n, log_rate)))

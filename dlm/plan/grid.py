@@ -1,0 +1,252 @@
+"""plan: SweepSpec -> Plan of cells, and plan.json. Called by cli, submit, status and collect.
+
+A plan holds decisions only: the same definition and budgets give the same bytes on any machine. What cells cost
+on given hardware is in estimate.json beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm.core import paths
+from dlm.core.configs import choices, load_base, load_choice
+from dlm.core.errors import UserError, close_matches, unknown
+from dlm.core.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.core.paths import configs_dir
+from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
+from dlm.data.manifest import DataSet, read_data
+from dlm.plan.cells import Cell, Plan
+from dlm.plan.definition import SweepSpec
+
+# The groups that decide a result; the others (trainer, callbacks, logger) are chosen but not part of the identity.
+DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
+
+
+DEFAULT_GROUPS = {"data": "stdlib", "optimizer": "adamw", "scheduler": "cosine", "trainer": "cpu"}
+
+
+OTHER_GROUPS = ("trainer", "callbacks", "logger")
+
+
+def make_plan(spec: SweepSpec) -> Plan:
+    """The grid of a definition. Raises UserError for what no cell can be made of, and when no cell is left."""
+    groups = {**DEFAULT_GROUPS, **spec.groups}
+    for group, choice in groups.items():
+        if group not in (*DEFAULT_GROUPS, *OTHER_GROUPS):
+            raise unknown("group in groups", group, dict.fromkeys((*DEFAULT_GROUPS, *OTHER_GROUPS)))
+        if choice not in choices(group):
+            raise unknown(group, choice, choices(group))
+    found: dict[str, DataSet | None] = {}
+    cells, dropped = [], []
+    for point in _points(spec, groups):
+        config = cell_config(point["groups"], point["overrides"])
+        node = _in_place(config["data"])
+        key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
+        if key not in found:
+            found[key] = read_data(node)
+        cell = _cell(spec, point, config, found[key])
+        if isinstance(cell, Cell):
+            cells.append(cell)
+        else:
+            dropped.append({**_about(point), "reason": cell})
+    cells, thinned = _thin(spec, cells)
+    dropped += thinned
+    if not cells:
+        raise UserError(
+            f"no cell is left of {len(dropped)} (the first, {_name(dropped[0])}: {dropped[0]['reason']}): change "
+            "budgets, models, tokens_per_param or max_epochs"
+        )
+    name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
+    return Plan(
+        spec=spec,
+        convention=spec.convention,
+        data=groups["data"],
+        data_hash=_hash_of_all(list(found.values())),
+        cells=tuple(cells),
+        dropped=tuple(dropped),
+    )
+
+
+def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Every combination that the definition names: its groups and the keys it sets."""
+    combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
+    for objective, varied, seed, budget, model in itertools.product(
+        spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
+    ):
+        chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
+        keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
+        yield {
+            "groups": {"model": model, "objective": objective, **groups, **chosen},
+            "overrides": {
+                **spec.set,
+                **keys,
+                "seed": seed,
+                "training.budget": budget,
+                "training.convention": spec.convention,
+            },
+        }
+
+
+def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes that decide a result, as Hydra would compose them. Raises UserError for an unknown key."""
+    config = copy.deepcopy(_composed(configs_dir(), *(groups[group] for group in DECIDING)))
+    config["trainer"] = {"precision": overrides.get("trainer.precision", "auto")}
+    for key, value in overrides.items():
+        if key.split(".")[0] not in OTHER_GROUPS:
+            _put(config, key, value)
+    return config
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed(configs: Path, *chosen: str) -> dict[str, Any]:
+    """The deciding groups as they stand in ``configs``; not to be changed."""
+    return load_base() | {group: load_choice(group, choice) for group, choice in zip(DECIDING, chosen, strict=True)}
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    if key in DECIDING:
+        raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
+    if key == "training.steps":
+        raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
+    parts = key.split(".")
+    node: Any = config
+    for part in parts[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or parts[-1] not in node:
+        known = [f"{top}.{name}" for top, item in config.items() if isinstance(item, dict) for name in item]
+        near = close_matches(key, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(known)}"
+        raise UserError(f"unknown config key '{key}' in the sweep definition: {hint}")
+    node[parts[-1]] = value
+
+
+def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The data node of a cell with its folders in place, as Hydra would resolve it."""
+    node: dict[str, Any] = _in_place(cell_config(groups, overrides)["data"])
+    return node
+
+
+def _in_place(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_place(item) for key, item in value.items()}
+    return value.replace("${paths.data_dir}", str(paths.data_dir())) if isinstance(value, str) else value
+
+
+def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
+    """The hash of the one data set, or of all that the cells use; None while any is not prepared."""
+    hashes = [data.hash for data in found if data is not None]
+    if len(hashes) < len(found):
+        return None
+    return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
+
+
+def _about(point: Mapping[str, Any]) -> dict[str, Any]:
+    groups, overrides = point["groups"], point["overrides"]
+    return {
+        "model": groups["model"],
+        "objective": groups["objective"],
+        "seed": overrides["seed"],
+        "budget_flops": overrides["training.budget"],
+    }
+
+
+def _name(dropped: Mapping[str, Any]) -> str:
+    return f"{dropped['model']} at {format_flops(dropped['budget_flops'])}"
+
+
+def _cell(spec: SweepSpec, point: Mapping[str, Any], composed: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+    """The cell of a point, or the reason why there is none."""
+    config = fill(composed)
+    recipe = derive(config)
+    if data is not None and data.vocab_size != recipe.shape.vocab_size:
+        raise UserError(
+            f"model {recipe.shape.name} has vocab_size {recipe.shape.vocab_size}, the data "
+            f"{point['groups']['data']} have {data.vocab_size}: change models or groups.data"
+        )
+    epochs = None if data is None else data.epochs(recipe.tokens)
+    _check_divides(spec, point, recipe.global_batch_size)
+    return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, data, epochs)
+
+
+def _check_divides(spec: SweepSpec, point: Mapping[str, Any], batch_size: int) -> None:
+    """Raise UserError for a batch that the devices of the definition do not divide."""
+    devices = point["overrides"].get("trainer.devices")
+    if isinstance(devices, int):
+        devices *= point["overrides"].get("trainer.num_nodes") or spec.hardware.nodes
+    else:
+        devices = spec.hardware.gpus_per_node * spec.hardware.nodes
+    if batch_size % max(devices, 1):
+        raise UserError(
+            f"data.batch_size {batch_size} of {point['groups']['model']} is not divided by {devices} devices: change "
+            "data.batch_size, or the devices (hardware.gpus_per_node and hardware.nodes of the definition, "
+            "trainer.devices)"
+        )
+
+
+def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | None:
+    ratio = recipe.tokens / recipe.shape.num_params
+    if recipe.steps < MIN_STEPS:
+        return f"{recipe.steps} steps of {recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}"
+    if spec.tokens_per_param and not spec.tokens_per_param[0] <= ratio <= spec.tokens_per_param[1]:
+        low, high = spec.tokens_per_param
+        return f"{ratio:.3g} tokens per parameter, outside tokens_per_param {low:g} to {high:g}"
+    if epochs is not None and epochs > spec.max_epochs:
+        return f"{epochs:.2f} epochs of the data, above max_epochs {spec.max_epochs:g}"
+    return None
+
+
+def _make_cell(
+    point: Mapping[str, Any], config: Mapping[str, Any], recipe: Recipe, data: DataSet | None, epochs: float | None
+) -> Cell:
+    shape = recipe.shape
+    assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
+    return Cell(
+        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if data is None else data.hash),
+        model=shape.name,
+        objective=config["objective"]["name"],
+        seed=config["seed"],
+        num_params=shape.num_params,
+        num_params_total=shape.num_params_total(causal=recipe.causal),
+        budget_flops=recipe.budget_flops,
+        convention=recipe.convention,
+        tokens=recipe.tokens,
+        steps=recipe.steps,
+        warmup_steps=recipe.warmup_steps,
+        global_batch_size=recipe.global_batch_size,
+        block_size=recipe.block_size,
+        learning_rate=config["optimizer"]["lr"],
+        schedule=config["scheduler"]["name"],
+        flops={str(name): value for name, value in recipe.flops.items()},
+        budget_error_pct=recipe.budget_error_pct,
+        tokens_per_param=recipe.tokens / shape.num_params,
+        epochs=epochs,
+        groups=point["groups"],
+        overrides=point["overrides"],
+    )
+
+
+def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """Of the sizes that fit at each budget, ``sizes_per_budget`` evenly spread over the ladder."""
+    if spec.sizes_per_budget is None:
+        return cells, []
+    kept: set[tuple[float, str]] = set()
+    for budget in spec.budgets:
+        sizes = sorted({(cell.num_params, cell.model) for cell in cells if cell.budget_flops == budget})
+        count = min(spec.sizes_per_budget, len(sizes))
+        places = {round(place * (len(sizes) - 1) / max(count - 1, 1)) for place in range(count)}
+        kept |= {(budget, sizes[place][1]) for place in places}
+    out = [cell for cell in cells if (cell.budget_flops, cell.model) not in kept]
+    reason = f"not among the sizes_per_budget {spec.sizes_per_budget} of its budget"
+    dropped = [
+        {"model": c.model, "objective": c.objective, "seed": c.seed, "budget_flops": c.budget_flops, "reason": reason}
+        for c in out
+    ]
+    return [cell for cell in cells if (cell.budget_flops, cell.model) in kept], dropped

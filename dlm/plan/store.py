@@ -1,0 +1,115 @@
+"""Write a plan to its sweep folder and read it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlm.core.errors import UserError
+from dlm.core.files import dump_json, read_json, write_if_changed
+from dlm.plan.cells import Cell, Estimate, Plan
+from dlm.plan.definition import parse_sweep
+from dlm.plan.grid import make_plan
+
+
+def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
+    """Write plan.json, estimate.json and cell/*.yaml; returns the plan as it now stands.
+
+    Cells that were already submitted or run stay in the plan: a sweep grows. Raises UserError when the folder's
+    plan came from another definition or other data.
+    """
+    before = read_plan(sweep_dir) if (sweep_dir / "plan.json").is_file() else None
+    if before is not None:
+        _check_same(sweep_dir, before, plan)
+        here = {cell.cell_id for cell in plan.cells}
+        kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
+        if kept:  # in make_plan's own order, so that a sweep grown in steps has the bytes of one planned at once
+            whole = make_plan(plan.spec.with_budgets({*plan.spec.budgets, *(cell.budget_flops for cell in kept)}))
+            place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
+            cells = sorted([*plan.cells, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
+            plan = dataclasses.replace(plan, spec=whole.spec, cells=tuple(cells), dropped=whole.dropped)
+    for cell in plan.cells:
+        write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
+    planned = {cell.cell_id for cell in plan.cells}
+    for path in (sweep_dir / "cell").glob("*.yaml"):
+        if path.stem not in planned:  # of a plan that was never started
+            path.unlink()
+    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate is not None})
+    write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
+    return plan
+
+
+def _started(sweep_dir: Path, cell: str) -> bool:
+    return (sweep_dir / "runs" / cell).is_dir()
+
+
+def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
+    old, new = before.spec.identity(), plan.spec.identity()
+    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+    if not changed and before.data_hash not in (None, plan.data_hash):
+        changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
+    if changed:
+        raise UserError(
+            f"{sweep_dir} holds the plan of another definition ({'; '.join(changed)}): give this one another name, "
+            "or move the folder away"
+        )
+
+
+def cell_yaml(sweep: str, cell: Cell) -> str:
+    """The Hydra config of one cell: its groups, and what it sets beyond them."""
+    nested: dict[str, Any] = {}
+    for key, value in cell.overrides.items():
+        node = nested
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    content = {
+        "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
+        "sweep": sweep,
+        "planned_cell_id": cell.cell_id,
+        **nested,
+    }
+    return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
+
+
+def read_plan(sweep_dir: Path) -> Plan:
+    """The plan of a sweep folder with its estimates. Raises UserError when there is none or it is damaged."""
+    path = sweep_dir / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
+    content = read_json(path)
+    estimates = read_estimates(sweep_dir)
+    try:
+        spec = parse_sweep(content["spec"], str(path))
+        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"])) for cell in content["cells"])
+        return Plan(
+            spec=spec,
+            convention=content["convention"],
+            data=content["data"],
+            data_hash=content["data_hash"],
+            cells=cells,
+            dropped=tuple(content["dropped"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
+
+
+def write_estimates(sweep_dir: Path, estimates: Mapping[str, Estimate]) -> None:
+    """Write estimate.json: cell id -> estimate."""
+    rows = {cell: dataclasses.asdict(estimate) for cell, estimate in estimates.items()}
+    write_if_changed(sweep_dir / "estimate.json", dump_json(rows))
+
+
+def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
+    """estimate.json of a sweep; empty when there is none or it is damaged: the next plan writes it again."""
+    try:
+        rows = json.loads((sweep_dir / "estimate.json").read_text())
+        return {cell: Estimate(**row) for cell, row in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,54 @@
+"""The columns of runs.csv and excluded.csv."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One row of runs.csv; None is missing and stays missing."""
+
+    run_id: str
+    sweep: str
+    objective: str
+    model: str
+    params: int  # N, non-embedding
+    params_total: int
+    tokens: int  # D
+    flops: float  # actual, in ``convention``
+    convention: str
+    flops_6n: float
+    flops_6n_total: float
+    flops_full: float
+    flops_full_masked_head: float
+    budget: float | None  # target FLOPs
+    loss: float | None  # validation NELBO or NLL at the planned last step, nats/token
+    loss_se: float | None  # its Monte Carlo standard error
+    estimator: str
+    steps: int
+    global_batch_size: int  # sequences
+    block_size: int  # tokens
+    learning_rate: float
+    schedule: str
+    parent: str | None  # the trunk this run branched from
+    seed: int
+    unique_tokens: int | None  # distinct training tokens seen
+    epochs: float | None
+    data: str
+    data_hash: str | None
+    tokens_per_sec: float | None  # as in Result; of a run without one, as in Status
+    device: str | None
+    gpu_hours: float | None  # 0 on a machine without GPUs
+    attempts: int
+    steps_redone: int  # optimiser steps computed more than once because of interruptions
+    git_sha: str | None
+    source: str  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
+    status: str
+
+
+RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
+
+
+EXCLUDED_COLUMNS = (*RUN_COLUMNS, "reason")

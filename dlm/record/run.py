@@ -1,0 +1,171 @@
+"""record: the schemas that training writes and the sweep half reads. The one definition of every column.
+
+A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
+validation.csv, result.json and wandb/ (design.md section 4).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlm.core.configs import load_yaml
+from dlm.core.errors import UserError
+from dlm.core.files import write_atomic, write_json
+from dlm.record.outcomes import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """status.json: the last word of a run about itself."""
+
+    state: State
+    step: int
+    steps: int
+    attempts: int
+    steps_redone: int = 0
+    loss: float | None = None
+    tokens_per_sec: float | None = None  # of wall time, validations included: what remains takes them too
+    exit_code: int | None = None  # set when the attempt has ended
+    reason: str | None = None
+    submission: str | None = None  # the ledger's name for what started this attempt; None: by hand
+    gpu_hours: float = 0.0  # of all attempts, steps that were lost too; GPUs that are held count, used or not
+    started: float  # seconds since the epoch, this attempt
+    updated: float
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Write status.json atomically."""
+    write_json(run_dir / "status.json", dataclasses.asdict(status))
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """The status of a run; None when there is none or it cannot be read (the caller asks the scheduler)."""
+    try:
+        content = json.loads((run_dir / "status.json").read_text())
+        return Status(**{**content, "state": State(content["state"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def gpu_hours_used(sweep_dir: Path) -> float:
+    """GPU-hours that the runs of a sweep have spent so far, those that run now included."""
+    found = (read_status(path.parent) for path in sweep_dir.glob("runs/*/status.json"))
+    return sum(status.gpu_hours for status in found if status is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """result.json: written once, when the planned last step has been validated."""
+
+    cell_id: str
+    step: int
+    tokens: int
+    loss: float  # nats/token
+    loss_se: float  # Monte Carlo standard error over the noise, given the validation set
+    estimator: str
+    wall_sec: float  # of all attempts, from the first step to the last; validations between them included
+    tokens_per_sec: float  # of training: without validations, with checkpoints
+    device: str
+    num_devices: int
+    gpu_hours: float  # of all attempts, as in Status
+    attempts: int
+    steps_redone: int
+    unique_tokens: int
+    epochs: float
+    data_hash: str
+    unigram_entropy: float  # nats/token of the validation text: a model above it did not learn
+    finished: float
+
+
+def write_result(run_dir: Path, result: Result) -> None:
+    """Write result.json atomically."""
+    write_json(run_dir / "result.json", dataclasses.asdict(result))
+
+
+def read_result(run_dir: Path) -> Result | None:
+    """The result of a finished run; None when it is absent or not whole."""
+    try:
+        return Result(**json.loads((run_dir / "result.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence[float]) -> None:
+    """Write validation.csv atomically: per sequence of the fixed set, in its order, loss and Monte Carlo error."""
+    rows = [f"{place},{loss!r},{math.sqrt(v)!r}" for place, (loss, v) in enumerate(zip(losses, variances, strict=True))]
+    write_atomic(run_dir / "validation.csv", "\n".join(["sequence,loss,loss_se", *rows]) + "\n")
+
+
+def read_validation(run_dir: Path) -> list[float]:
+    """The losses of validation.csv, nats/token, in the order of the fixed set. Raises UserError."""
+    path = run_dir / "validation.csv"
+    try:
+        with open(path, newline="") as stream:
+            return [float(row["loss"]) for row in csv.DictReader(stream)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the folder of a finished run") from error
+
+
+def paired_difference(first: Path, second: Path) -> tuple[float, float]:
+    """(loss of ``first`` - loss of ``second``, its standard error), nats/token; both are folders of finished runs.
+
+    All runs on the same data validate the same sequences with the same noise, so what is hard for one is hard for the
+    other and cancels: the error is that of the mean difference per sequence, sequences and noise drawn anew. Raises
+    UserError when the two were validated on different things.
+    """
+    of_what = [_validated_on(run_dir) for run_dir in (first, second)]
+    differing = [key for key in of_what[0] if of_what[0][key] != of_what[1][key]]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{first.name} and {second.name} were validated differently: {key} is {of_what[0][key]!r} and "
+            f"{of_what[1][key]!r}, so their losses cannot be paired"
+        )
+    each = [a - b for a, b in zip(read_validation(first), read_validation(second), strict=True)]
+    return statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
+
+
+def _validated_on(run_dir: Path) -> dict[str, Any]:
+    """What decides the terms of validation.csv, but for the model."""
+    result = read_result(run_dir)
+    if result is None:
+        raise UserError(f"{run_dir} holds no result.json: give the folder of a finished run")
+    config = load_yaml(run_dir / "config.yaml")
+    keys = {f"validation.{key}": value for key, value in config["validation"].items() if key != "times"}
+    rows = {f"data.{key}": config["data"][key] for key in ("block_size", "stride")}
+    return {"the data's hash": result.data_hash, **rows, **keys}
+
+
+def metrics_row(*, step: int, tokens: int, **values: Any) -> dict[str, Any]:
+    """One line of metrics.jsonl: step, tokens, time and what was measured there."""
+    return {"step": step, "tokens": tokens, "time": time.time(), **values}
+
+
+def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The history of a run in order of steps: where a resume repeated a step, the last attempt wins."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        merged[row["step"]] = {**merged.get(row["step"], {}), **row}
+    return [merged[step] for step in sorted(merged)]
+
+
+def run_directory(sweep_dir: Path, cell_id: str) -> Path:
+    """Where a cell runs."""
+    return sweep_dir / "runs" / cell_id
+
+
+def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
+    """The result of a cell when it is whole, its own and of the planned last step."""
+    result = read_result(run_dir)
+    if result is None or result.cell_id != cell_id or steps not in (None, result.step):
+        return None
+    return result

@@ -1,0 +1,70 @@
+"""What a run tells W&B about itself, and how its result is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dlm.core.recipe import Recipe
+from dlm.record.run import Result
+
+# In W&B's words: what a login, an entity or a project is refused with. Trying again does not help.
+REFUSED_BY_WANDB = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")
+
+
+RESULT_PREFIX = "result/"  # of the fields of Result in a run's summary in W&B
+
+
+UNITS = {
+    "train/loss": "nats/token",
+    "val/loss": "nats/token",
+    "val/loss_se": "nats/token",
+    "params": "parameters",
+    "tokens": "tokens",
+    "flops": "training FLOPs",
+    "time": "seconds since the epoch",
+    "step_time": "seconds",
+    "tokens_per_sec": "tokens/second",
+    "mfu": "fraction of the peak",
+    "memory_bytes": "bytes",
+    "grad_norm": "L2 norm",
+    "wall_sec": "seconds",
+    "gpu_hours": "GPU-hours",
+}
+
+
+def logged_result(summary: Mapping[str, Any]) -> Result | None:
+    """The result that a run logged to W&B at its end, under RESULT_PREFIX; None when it is absent or not whole."""
+    found = {key.removeprefix(RESULT_PREFIX): value for key, value in summary.items() if key.startswith(RESULT_PREFIX)}
+    try:
+        return Result(
+            **{field.name: _typed(found[field.name], str(field.type)) for field in dataclasses.fields(Result)}
+        )
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """A number as it was written: W&B's server keeps 3.0 as 3."""
+    return {"int": int, "float": float, "str": str}[kind](value)
+
+
+def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[str, Any]:
+    """What a run tells W&B of itself at its start: its resolved config, and under ``record`` what follows from it.
+
+    ``facts`` are those of this attempt: data_hash, git_sha, device, attempt.
+    """
+    record = {
+        "sweep": config["sweep"],
+        "objective": config["objective"]["name"],
+        "params": recipe.shape.num_params,
+        "params_total": recipe.shape.num_params_total(causal=recipe.causal),
+        "tokens": recipe.tokens,
+        "steps": recipe.steps,
+        "convention": recipe.convention,
+        "flops": recipe.flops[recipe.convention],
+        **{f"flops_{convention}": value for convention, value in recipe.flops.items()},
+        **facts,
+    }
+    return {**config, "record": record, "units": UNITS}

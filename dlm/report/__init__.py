@@ -1,0 +1,5 @@
+"""Fits and collected runs go in; figures and one HTML page come out."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

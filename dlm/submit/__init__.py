@@ -1,0 +1,5 @@
+"""Planned cells go in; processes on this machine or SLURM job arrays come out, and what became of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,53 @@
+"""admit: `python -m dlm.submit.admit RUN_DIR`, first thing in a batch job -> whether its cell is to be started now.
+
+No torch, a tenth of a second. It keeps a second process out of a live cell: one whose node SLURM has given up may still
+be training. And it stops a sweep that has spent its GPU-hours from starting more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from dlm.core.errors import NOTHING_TO_DO, ExitCode
+from dlm.core.lease import STALE_SEC, live_holder
+from dlm.record.run import finished, gpu_hours_used
+from dlm.submit.ledger import CellRecord, Ledger, read_max_gpu_hours, refuse
+
+PATIENCE_SEC = 1.5 * STALE_SEC  # a holder that died with its node is known to be dead before that
+
+
+def admit(run_dir: Path, *, submission: str | None, patience_sec: float = PATIENCE_SEC) -> int:
+    """0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later; says why.
+
+    ``submission`` is the one that the job is of.
+    """
+    deadline = time.monotonic() + patience_sec
+    while (holder := live_holder(run_dir)) is not None:
+        if time.monotonic() >= deadline:
+            print(f"dlm: process {holder['pid']} on {holder['host']} runs {run_dir.name}: trying again later")
+            return ExitCode.PREEMPTED
+        time.sleep(1)
+    result = finished(run_dir, run_dir.name, None)
+    if result is not None:
+        print(f"dlm: {run_dir.name} is done: {result.loss:.4f} nats/token")
+        return NOTHING_TO_DO
+    sweep_dir = run_dir.parents[1]
+    record = Ledger(sweep_dir).read().get(run_dir.name, CellRecord())
+    if record.cancelled is not None or record.submission not in (None, submission):
+        why = "cancelled" if record.cancelled is not None else f"submitted anew as {record.submission}"
+        print(f"dlm: {run_dir.name} was {why}: not started")
+        return NOTHING_TO_DO
+    limit = read_max_gpu_hours(sweep_dir)
+    if limit is not None and (used := gpu_hours_used(sweep_dir)) >= limit:
+        reason = f"the sweep has used {used:.4g} of its {limit:g} GPU-hours: submit with more --max-gpu-hours"
+        refuse(run_dir, submission, reason)
+        print(f"dlm: {run_dir.name} is not started: {reason}")
+        return NOTHING_TO_DO
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(admit(Path(sys.argv[1]), submission=os.environ.get("DLM_SUBMISSION")))

@@ -1,0 +1,157 @@
+"""sbatch: jobs -> job arrays and the batch scripts of them. Called by the submission core.
+
+One array for each resource class; a script that a person can read, change and submit by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
+from dlm.core.files import write_atomic
+from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Array:
+    """Jobs of one resource class that go to SLURM in one sbatch; job i is task i."""
+
+    submission: str
+    resources: Resources
+    jobs: tuple[Job, ...]
+
+
+def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array]:
+    """The jobs by resource class, in order, at most ``max_size`` to an array."""
+    classes: dict[Resources, list[Job]] = {}
+    for job in jobs:
+        classes.setdefault(job.resources, []).append(job)
+    pieces = [
+        (resources, tuple(members[start : start + max_size]))
+        for resources, members in classes.items()
+        for start in range(0, len(members), max_size)
+    ]
+    return [
+        Array(submission=f"{submission}-{number}", resources=resources, jobs=members)
+        for number, (resources, members) in enumerate(pieces)
+    ]
+
+
+def job_line(job: Job) -> str:
+    """One line of the jobs file: the run directory and the overrides, quoted for a shell."""
+    words = (str(job.run_dir.absolute()), *job.overrides)
+    for word in words:
+        if "\n" in word or "\0" in word:
+            raise UserError(f"{job.name} has an override with a line break, {word!r}: write it on one line")
+    return shlex.join(words)
+
+
+# SLURM itself requeues what it preempts without grace. A cancelled job is no longer RUNNING, and must not come back.
+REQUEUE = (
+    "# To be continued: it was told to stop, and did with a checkpoint, or another process still runs the cell.",
+    "# By array and task: one task of every array has the array's own id, which stands for all of them.",
+    'task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
+    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then',
+    '    scontrol requeue "$task"',
+    "fi",
+)
+
+
+def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> str:
+    """The text of a batch script that a person can read, change and submit by hand.
+
+    ``code`` is the snapshot that the jobs import; ``folder``, the sweep's ledger, holds the jobs file and gets the
+    logs; ``facts`` go into the environment.
+    """
+    title = folder.absolute().parent.name
+    threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
+    jobs_file = shlex.quote(str(jobs_path(folder, array)))
+    error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
+    python = f"{shlex.quote(sys.executable)} -P -m"
+    lines = [
+        "#!/bin/bash",
+        f"# Written by dlm: {len(array.jobs)} cells of {title}, submission {array.submission}.",
+        "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
+        *(f"#SBATCH {option}" for option in _options(array, settings, folder, title)),
+        "",
+        "set -u",
+        "unset DLM_CONFIGS  # the snapshot's configs count",
+        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export DLM_SUBMISSION={array.submission}",
+        "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
+        *(f"export {name}={shlex.quote(value)}" for name, value in facts.items()),
+        *threads,
+        *settings.setup,
+        f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
+        "run_dir=$1",
+        "shift",
+        'mkdir -p "$run_dir"',
+        "code=0",
+        f'{python} dlm.submit.admit "$run_dir" || code=$?',
+        'if [ "$code" -eq 0 ]; then',
+        "    srun --kill-on-bad-exit=1 --open-mode=append \\",
+        f'        --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
+        f'        {python} dlm.launch "$@" || code=$?',
+        f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
+        "    code=0  # it said why",
+        "fi",
+        *(REQUEUE if settings.requeue else ()),
+        'exit "$code"  # SLURM is told the truth: the code of the cell is the code of the task',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def jobs_path(folder: Path, array: Array) -> Path:
+    """The file with one line per task."""
+    return folder.absolute() / f"{array.submission}.jobs"
+
+
+def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> Iterator[str]:
+    need = array.resources
+    yield f"--job-name={_word(job_name(title, array.submission))}"
+    yield f"--array=0-{len(array.jobs) - 1}%{settings.array_parallelism}"
+    yield f"--output={_word(str(folder.absolute()))}/slurm-%A_%a.txt"
+    yield "--open-mode=append"
+    comment = " ".join(filter(None, (settings.comment, f"dlm {array.submission}")))
+    yield f"--comment={_word(comment)}"
+    yield f"--nodes={need.nodes}"
+    yield f"--ntasks-per-node={need.tasks_per_node}"
+    yield f"--cpus-per-task={need.cpus_per_task}"
+    if settings.gres is None and need.gpus_per_node:
+        yield f"--gpus-per-node={need.gpus_per_node}"
+    if need.mem_gib is not None:
+        yield f"--mem={need.mem_gib}G"
+    if need.time_min is not None:
+        yield f"--time={need.time_min}"
+    for key in ("partition", "account", "qos", "constraint", "exclude", "gres"):
+        if getattr(settings, key) is not None:
+            yield f"--{key}={_word(str(getattr(settings, key)))}"
+    # Not B: (the batch shell alone): the cell needs the signal. A short job has more time left than it uses up.
+    limit_s = math.inf if need.time_min is None else need.time_min * 60
+    if settings.signal_delay_s:
+        yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
+    yield "--requeue" if settings.requeue else "--no-requeue"
+    for key, value in settings.additional_parameters.items():
+        yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"
+
+
+def _word(text: str) -> str:
+    """``text`` as one word of an #SBATCH line, whose quoting is double quotes and backslashes."""
+    if re.fullmatch(r"[\w@%+=:,./&|*\[\]-]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def write_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> Path:
+    """Write the jobs file and the batch script of an array; the script's path."""
+    write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
+    script = folder.absolute() / f"{array.submission}.sbatch"
+    write_atomic(script, sbatch_script(array, settings=settings, code=code, folder=folder, facts=facts))
+    return script

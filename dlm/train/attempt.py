@@ -1,0 +1,67 @@
+"""Record where and with what each attempt of a run was made (env.json)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dlm.core.files import read_json, write_json
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
+
+
+SLURM_FACTS = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_NODELIST", "JOB_PARTITION")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
+    """env.json: where and with what each attempt ran, oldest first. Returns what of it goes to W&B as well."""
+    path = run_dir / "env.json"
+    attempts = read_json(path)["attempts"] if path.is_file() else []
+    attempts.append(
+        {
+            "started": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "submission": os.environ.get("DLM_SUBMISSION"),
+            "code": os.environ.get("DLM_CODE"),  # the snapshot; None: the live code
+            "slurm": {name: os.environ[f"SLURM_{name}"] for name in SLURM_FACTS if f"SLURM_{name}" in os.environ},
+            "device": device_name(trainer.strategy.root_device),
+            "num_devices": trainer.world_size,
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "command": sys.argv,
+            **_git(),
+        }
+    )
+    write_json(path, {"attempts": attempts})
+    return {"attempt": len(attempts), **{key: attempts[-1][key] for key in ("git_sha", "device")}}
+
+
+def _git() -> dict[str, Any]:
+    """The commit that this code is of, and whether it was changed; nothing where there is no repository."""
+    if "DLM_GIT_SHA" in os.environ:  # a submitted job runs a copy, whose origin the submitter knows
+        return {"git_sha": os.environ["DLM_GIT_SHA"], "git_dirty": os.environ.get("DLM_GIT_DIRTY") == "1"}
+    root = Path(__file__).resolve().parents[2]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        sha = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True, stderr=subprocess.DEVNULL)
+        changed = subprocess.check_output(["git", "status", "--porcelain", "dlm", "configs"], cwd=root, text=True)
+        return {"git_sha": sha.strip(), "git_dirty": bool(changed.strip())}
+    return {"git_sha": None, "git_dirty": None}

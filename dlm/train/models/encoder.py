@@ -1,0 +1,116 @@
+"""encoder: TransEncoder, the trunk of both objectives. Built by lightning_module from a ModelShape.
+
+Legend: B sequences, T tokens, C channels, V vocabulary, M selected positions, R rotated channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dlm.core.shape import ModelShape
+from dlm.train.models.attention import Attention, rotary_tables
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one matrix product."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(shape.n_embd, 2 * shape.intermediate_size, bias=False)
+        self.down = nn.Linear(shape.intermediate_size, shape.n_embd, bias=False)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
+        result: torch.Tensor = self.down(F.silu(gate) * up)
+        return result
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind an RMSNorm and added to the residual stream.
+
+    Under completep what is added is divided by the depth ratio (Dey et al. 2505.01618, table 1, alpha = 1).
+    """
+
+    def __init__(self, shape: ModelShape, *, use_flash_attn: bool) -> None:
+        super().__init__()
+        self.residual_scale = 1 / shape.depth_ratio
+        self.norm_1 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.attention = Attention(shape, use_flash_attn=use_flash_attn)
+        self.norm_2 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.mlp = SwiGLU(shape)
+
+    def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x_BTC = x_BTC + self.residual_scale * self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
+        return x_BTC + self.residual_scale * self.mlp(self.norm_2(x_BTC))
+
+
+class TransEncoder(nn.Module):
+    """Tokens to logits. ``causal`` also decides whether the embedding has a row for the mask token.
+
+    ``checkpointing`` computes every block again in the backward pass instead of keeping what is inside it.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(
+        self, shape: ModelShape, *, causal: bool, use_flash_attn: bool = False, checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape, self.causal, self.checkpointing = shape, causal, checkpointing
+        self.embedding = nn.Embedding(shape.vocab_size + (0 if causal else 1), shape.n_embd)
+        self.blocks = nn.ModuleList(Block(shape, use_flash_attn=use_flash_attn) for _ in range(shape.n_layer))
+        self.norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
+        rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
+        cos, sin = rotary_tables(shape.block_size, rotated)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TransEncoder:
+        """Move or convert all but the tables' float32, which bf16-true would cast: most positions would be alike."""
+        super()._apply(fn, recurse)
+        cos, sin = rotary_tables(self.shape.block_size, self.cos.shape[-1])
+        self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        return self
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """SMDM's initialisation: normal with std sqrt(2 / 5d); projections back into the stream 1 / (sqrt(d) L).
+
+        Under completep embedding and head keep the base's std, and the projections back its depth: at the base it
+        is SMDM's, and matrices inside the blocks shrink with the width as they do there.
+        """
+        shape = self.shape
+        std = math.sqrt(2 / (5 * shape.n_embd))
+        outer_std = std * math.sqrt(shape.width_ratio)
+        back_std = 1 / (math.sqrt(shape.n_embd) * (shape.base_n_layer or shape.n_layer))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            elif name.endswith(("proj.weight", "down.weight")):
+                nn.init.normal_(parameter, std=back_std, generator=generator)
+            else:
+                inner = name.startswith("blocks.")
+                nn.init.normal_(parameter, std=std if inner else outer_std, generator=generator)
+
+    def forward(self, tokens_BT: torch.Tensor, index_M: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) -> (B, T, V) logits, or (M, V) at the positions ``index`` of the flattened (B T) tokens."""
+        length = tokens_BT.shape[1]
+        cos_TR, sin_TR = self.cos[:length], self.sin[:length]
+        x_BTC = self.embedding(tokens_BT)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x_BTC = checkpoint(block, x_BTC, cos_TR, sin_TR, self.causal, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
+        hidden = x_BTC if index_M is None else x_BTC.flatten(0, 1)[index_M]
+        logits: torch.Tensor = self.head(self.norm(hidden) / self.shape.width_ratio)
+        return logits

@@ -1,0 +1,214 @@
+"""lightning_module: model, objective and optimiser as one LightningModule. Built by train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from dlm.core.errors import UserError
+from dlm.core.recipe import Recipe
+from dlm.train.models.attention import kernels
+from dlm.train.models.encoder import TransEncoder
+from dlm.train.objectives import Batch, Objective
+from dlm.train.optim import check_branch, make_optimizer, make_schedule
+
+FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
+
+
+def check_format(number: int, name: str) -> None:
+    """Raise UserError for a checkpoint or weights file that says more than this dlm can read."""
+    if number > FORMAT:
+        raise UserError(
+            f"{name} has format {number}, this dlm reads {FORMAT}: update dlm, or choose another checkpoint"
+        )
+
+
+class DiffusionLMLightningModule(L.LightningModule):
+    """Trains a TransEncoder on an objective.
+
+    ``observed`` collects what the monitors saw at a logged step; RecordWriter writes it and empties it.
+    """
+
+    def __init__(self, recipe: Recipe, objective: Objective, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.recipe, self.objective, self.config = recipe, objective, config
+        how = config["trainer"]
+        self.model = TransEncoder(
+            recipe.shape,
+            causal=recipe.causal,
+            use_flash_attn=how["attention"] == "flash_attn",
+            checkpointing=how["activation_checkpointing"],
+        )
+        self.model.init_weights(torch.Generator().manual_seed(config["seed"]))
+        self.compute_loss = objective.loss
+        self.configured = False
+        self.observed: dict[str, Any] = {}
+        self.loss_sum = torch.zeros(())  # since the last logged step, on the device: no synchronisation
+        self.loss_count = 0
+        self.overflows = 0  # micro-batches since then with more masked tokens than there is room for
+        self.grad_norm = torch.zeros(())
+        self.validation_loss = (math.nan, math.nan)  # (mean, Monte Carlo standard error), nats/token
+        self.validated_step = -1  # where that was
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, V) logits."""
+        logits: torch.Tensor = self.model(tokens_BT)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The mean loss of one micro-batch, nats/token."""
+        self.overflows += int(batch.pop("overflow", False))
+        with self.kernels():
+            loss = self.compute_loss(self.model, batch).mean()
+        self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+        self.loss_count += 1
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
+        limit = self.config["optimizer"]["gradient_clip_val"]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit, foreach=True)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def setup(self, stage: str) -> None:
+        """Choose the attention kernels of this device. Raises UserError for a back end that cannot be used here."""
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy is fsdp2, every block a unit, and compile; once."""
+        if self.configured:
+            return
+        self.configured = True
+        sharded = self.config["trainer"]["strategy"] == "fsdp2"
+        compiled = self.config["trainer"]["compile"]
+        if compiled and not sharded:
+            self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
+        if not sharded:
+            return
+        assert self.device_mesh is not None
+        for block in self.model.blocks:
+            if compiled:  # alone: gathering the next block's parameters stays outside
+                block.compile(dynamic=False)
+            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+        whole = [name for name, parameter in self.named_parameters() if not isinstance(parameter, DTensor)]
+        if whole:
+            raise AssertionError(f"not sharded under fsdp2: {', '.join(whole)}")
+
+    def on_validation_epoch_start(self) -> None:
+        """A row for every sequence of the fixed set: its loss, and the Monte Carlo variance of that."""
+        count = self.trainer.datamodule.num_validation_sequences  # type: ignore[attr-defined]
+        self.validation_terms = torch.zeros(count, 2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
+        draws = batch["draws"]
+        with self.kernels():
+            nll_SK = self.compute_loss(self.model, batch).double().view(-1, draws)
+        variance_S = nll_SK.var(dim=1) / draws if draws > 1 else torch.zeros_like(nll_SK[:, 0])
+        self.validation_terms[batch["sequence"]] = torch.stack([nll_SK.mean(dim=1), variance_S], dim=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """The validation loss, and its standard error over the noise given the sequences.
+
+        The draws of a sequence are stratified in t, so the error from their plain variance is an upper bound.
+        """
+        self.validation_terms = self.trainer.strategy.reduce(self.validation_terms, reduce_op="sum")
+        loss_S, variance_S = self.validation_terms.unbind(dim=1)
+        self.validation_loss = (loss_S.mean().item(), variance_S.sum().sqrt().item() / len(variance_S))
+        self.validated_step = self.trainer.global_step
+        self.log("val/loss", self.validation_loss[0], logger=False)
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule; the schedule moves with every optimiser step."""
+        optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
+        schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which model this is, so that another one refuses it in one line, and keep the loss not yet logged."""
+        checkpoint["dlm"] = {
+            "format": FORMAT,
+            "shape": dataclasses.asdict(self.recipe.shape),
+            "objective": self.objective.name,
+            "cell_id": self.config["cell_id"],
+            "optimizer": dict(self.config["optimizer"]),
+            "scheduler": dict(self.config["scheduler"]),
+            "steps": self.recipe.steps,
+            "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
+            "loss_count": self.loss_count,
+        }
+        for state in checkpoint["optimizer_states"]:
+            self._name_parameters(state)
+
+    def _name_parameters(self, state: dict[str, Any]) -> None:
+        """Names for the numbers that an optimiser's state knows parameters by.
+
+        They number the parameters in the order of its groups, or under fsdp2 in that of the model: a name means the
+        same under every strategy. Only the first process holds the state of a sharded model.
+        """
+        if not state.get("state"):
+            return
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups = self.trainer.optimizers[0].param_groups
+        order = list(names.values())
+        if not isinstance(groups[0]["params"][0], DTensor):
+            order = [names[id(parameter)] for group in groups for parameter in group["params"]]
+        state["state"] = {order[number]: value for number, value in state["state"].items()}
+        for group in state["param_groups"]:
+            group["params"] = [order[number] for number in group["params"]]
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise UserError for the checkpoint of another model, objective or optimiser, or of a longer run."""
+        stated = checkpoint.get("dlm", {})
+        check_format(stated.get("format", FORMAT), "the checkpoint")
+        shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
+        mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
+        differing = [f"{key} {shape.get(key)} is not {value}" for key, value in mine.items() if shape.get(key) != value]
+        if stated.get("objective") != self.objective.name:
+            differing.append(f"objective {stated.get('objective')} is not {self.objective.name}")
+        if differing:
+            raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")
+        if stated.get("optimizer") != dict(self.config["optimizer"]):  # its state would overrule the config in silence
+            raise UserError(
+                f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says "
+                f"{dict(self.config['optimizer'])}: change ckpt_path or optimizer"
+            )
+        if checkpoint["global_step"] > self.recipe.steps:
+            raise UserError(
+                f"the checkpoint is at step {checkpoint['global_step']}, this run ends at {self.recipe.steps}: change "
+                "ckpt_path, or raise training.budget or training.steps"
+            )
+        check_branch(
+            self.config["scheduler"],
+            self.recipe.steps,
+            trunk=stated["scheduler"],
+            trunk_steps=stated["steps"],
+            at=checkpoint["global_step"],
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the loss that was not logged yet, and count in our own micro-batches."""
+        self._count_in_our_micro_batches(checkpoint)
+        self.loss_sum, self.loss_count = torch.tensor(checkpoint["dlm"]["loss_sum"]), checkpoint["dlm"]["loss_count"]
+
+    def _count_in_our_micro_batches(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches; a resume on other devices has others for the same optimiser steps."""
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for span in ("total", "current"):
+            for count in ("ready", "started", "processed", "completed"):
+                progress[span][count] = done
