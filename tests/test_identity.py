@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dlm.core import text
 from dlm.core.configs import load_base
-from dlm.core.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.plan.grid import cell_config
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
@@ -135,7 +136,7 @@ def test_the_head_can_be_read():
     assert the_id(CONFIG).startswith("mdm-8k-1e10-") and len(the_id(CONFIG)) == len("mdm-8k-1e10-") + 8
     steps_given = changed(changed(CONFIG, "training", "budget", to=None), "objective", "name", to="autoregressive")
     assert the_id(steps_given).startswith("ar-8k-100steps-")
-    named = [format_flops(value) for value in (1e19, 6e18, 1e19 / 3, 1.5e11, 1e20)]
+    named = [text.flops(value) for value in (1e19, 6e18, 1e19 / 3, 1.5e11, 1e20)]
     assert named == ["1e19", "6e18", "3.33e18", "1.5e11", "1e20"]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.table import fit_sweep
 from dlm.report import figures
 from dlm.report import page as report_page

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from stub_cell import STEPS, result, status
 
 from dlm.core.errors import UserError
+from dlm.core.git import code_origin
 from dlm.core.lease import Lease, live_holder
 from dlm.core.paths import PACKAGE, configs_dir
 from dlm.record.outcomes import State
@@ -33,7 +34,7 @@ from dlm.submit.ledger import Ledger
 from dlm.submit.local import LocalPool
 from dlm.submit.resources import cell_resources, time_limit_min, trainer_overrides
 from dlm.submit.slurm import Slurm
-from dlm.submit.snapshot import code_origin, snapshot_code
+from dlm.submit.snapshot import snapshot_code
 from dlm.submit.state import cells_now, last_line
 from dlm.submit.submission import Pace, quote, submit_jobs
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dlm.cli.prepared import make_data_ready
 from dlm.cli.targets import Chosen, warn
+from dlm.core import text
 from dlm.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ def _local_hours(cells: Sequence[Cell], at_once: int) -> float:
 
 def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
     """Raise UserError when this machine would take longer than the definition allows; says what would do."""
-    from dlm.cli.screen import duration
-    from dlm.core.identity import format_flops
 
     spec, hours = chosen.plan.spec, _local_hours(left_to_do(chosen), at_once)
     if hours <= spec.max_local_hours:
@@ -74,8 +73,8 @@ def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
     smaller = max(spec.budgets) * spec.max_local_hours / hours
     unprepared = f" ({chosen.plan.data} has to be prepared first)" if chosen.plan.data_hash is None else ""
     raise UserError(
-        f"this machine would train {len(chosen.plan.cells)} cells of up to {format_flops(max(spec.budgets))} FLOPs for "
-        f"about {duration(hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
+        f"this machine would train {len(chosen.plan.cells)} cells of up to {text.flops(max(spec.budgets))} FLOPs for "
+        f"about {text.duration(hours * 3600)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{there} with "
         f"LAUNCHER=submitit_slurm{unprepared}, or a smaller budget: {_smaller_budget(spec, smaller)}"
     )
@@ -83,7 +82,6 @@ def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
 
 def _smaller_budget(spec: SweepSpec, budget: float) -> str:
     """A budget of this definition that can be paid here and still gives a law; else the demo."""
-    from dlm.core.identity import format_flops
     from dlm.plan.grid import make_plan
 
     rounded = float(f"{budget:.0e}")
@@ -94,7 +92,7 @@ def _smaller_budget(spec: SweepSpec, budget: float) -> str:
         curves = Counter()
     if sum(sizes >= MIN_SIZES for sizes in curves.values()) < 2:  # a line through isoFLOP minima needs two
         return f"`make sweep` alone runs the demo (the models of {spec.name} need more than what is payable here)"
-    return f"BUDGET={format_flops(rounded)}, or `make sweep` alone for the demo"
+    return f"BUDGET={text.flops(rounded)}, or `make sweep` alone for the demo"
 
 
 def agree_on_cost(chosen: Chosen, how: How) -> float | None:
@@ -142,7 +140,7 @@ def price_here(chosen: Chosen) -> tuple[Chosen, bool]:
 
     Raises UserError for what this machine cannot pay.
     """
-    from dlm.cli.screen import duration, show_plan
+    from dlm.cli.screen import show_plan
     from dlm.plan.cost import with_estimates
     from dlm.submit.local import visible_gpus
 
@@ -153,7 +151,7 @@ def price_here(chosen: Chosen) -> tuple[Chosen, bool]:
     priced = Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
     show_plan(priced.plan)
     _refuse_unpayable(priced, chosen.plan, at_once)
-    hours = duration(_local_hours(left_to_do(priced), at_once))
+    hours = text.duration(3600 * _local_hours(left_to_do(priced), at_once))
     print(f"about {hours} of training here, {at_once} cells at a time, and some seconds to start each")
     prepared = make_data_ready(chosen)
     return Chosen(chosen.sweep_dir, with_estimates(prepared.plan, rates=rates)), hardware.device != "cpu" and not gpus

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm.core.identity import format_flops
+from dlm.core import text
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status
 
@@ -26,25 +26,6 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-
-
-def human(count: float) -> str:
-    """33k, 1.2M, 9.81B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
-
-
-def duration(hours: float | None) -> str:
-    """40 s, 12 min, 3.5 h, 12 days, 1.4 years; a dash when it is not known."""
-    if hours is None:
-        return "-"
-    for unit_hours, unit in ((24 * 365.25, "years"), (24.0, "days"), (1.0, "h"), (1 / 60, "min")):
-        if hours >= 2 * unit_hours:
-            value = hours / unit_hours
-            return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
-    return f"{hours * 3600:.0f} s"
 
 
 MANY_ROWS = 200  # more are plain lines: rich takes a millisecond a row
@@ -71,14 +52,14 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
     for cell in plan.cells:
         values = (
             cell.cell_id,
-            human(cell.num_params),
-            human(cell.tokens),
+            text.count(cell.num_params),
+            text.count(cell.tokens),
             f"{cell.steps:,}",
             f"{cell.tokens_per_param:.3g}",
-            format_flops(cell.budget_flops),
+            text.flops(cell.budget_flops),
             f"{cell.budget_error_pct:+.3f}",
             "-" if cell.epochs is None else f"{cell.epochs:.2f}",
-            duration(cell.hours),
+            text.duration(None if cell.hours is None else cell.hours * 3600),
             "-" if cell.gpu_hours is None else f"{cell.gpu_hours:.3g}",
             "-" if cell.memory_gib is None else f"{cell.memory_gib:.2g}",
         )
@@ -103,17 +84,17 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
 
 
 def _dropped_by_reason(plan: Plan, limit: int) -> list[tuple[str, str]]:
-    return [(row["reason"], f"{row['model']} at {format_flops(row['budget_flops'])}") for row in plan.dropped[:limit]]
+    return [(row["reason"], f"{row['model']} at {text.flops(row['budget_flops'])}") for row in plan.dropped[:limit]]
 
 
 def _cost_line(plan: Plan) -> str:
     flops = sum(cell.budget_flops for cell in plan.cells)
-    line = f"{len(plan.cells)} cells, {format_flops(flops)} FLOPs ({plan.convention})"
+    line = f"{len(plan.cells)} cells, {text.flops(flops)} FLOPs ({plan.convention})"
     if plan.cells[0].hours is None:
         return f"{line}; time: {plan.cells[0].basis}"
     hours = sum(cell.hours or 0 for cell in plan.cells)
     gpu_hours = sum(cell.gpu_hours or 0 for cell in plan.cells)
-    price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{duration(hours)} of one process"
+    price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(hours * 3600)} of one process"
     return f"{line}, {price} ({plan.cells[0].basis})"
 
 

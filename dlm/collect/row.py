@@ -17,7 +17,7 @@ from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
 from dlm.record.columns import RunRow
-from dlm.record.outcomes import ADVICE, State
+from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import read_result
 
 # What a result states of its run, under the same names as in RunRow.
@@ -180,7 +180,7 @@ def _reason(cell: CellFiles) -> str:
     step = now.status.step if now.status is not None else last
     progress = f", step {step} of {cell.recipe.steps}" if step is not None else ""
     said = f" ({now.reason})" if now.reason else ""
-    advice = ADVICE.get(now.state, "submit it again")
+    advice = OUTCOMES[now.state].advice
     if advice == "submit again" and (cell.run_dir / "LATEST").is_file():
         advice += ", it goes on from its checkpoint"
     if now.state not in LIVE and last is not None and last >= cell.recipe.steps:

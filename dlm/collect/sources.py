@@ -20,7 +20,7 @@ from dlm.core.recipe import Recipe, derive
 from dlm.record.outcomes import State, state_of_exit
 from dlm.record.run import Result, read_result
 from dlm.record.wandb import logged_result
-from dlm.submit.state import CellNow
+from dlm.submit.ledger import CellNow
 
 # What a config of another shape raises.
 UNREADABLE = (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)

@@ -50,9 +50,23 @@ def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list
     return [names[name] for name in found[: -limit - 1 : -1]]
 
 
+def hint(value: object, allowed: Iterable[str], *, otherwise: str | None = None) -> str:
+    """What a user may have meant by ``value``: 'did you mean a or b?'.
+
+    Args:
+        value: The word that is not among ``allowed``.
+        allowed: The words that are.
+        otherwise: What to say when no word is near; by default the list of what is allowed.
+    """
+    names = list(allowed)
+    near = close_matches(value, names)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"allowed: {', '.join(names)}" if otherwise is None else otherwise
+
+
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """A UserError for a name that is not among ``allowed``, with the close matches first."""
     names = list(allowed)
-    near = close_matches(value, names)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown {what} '{value}': {hint}allowed: {', '.join(names)}")
+    near = hint(value, names, otherwise="")
+    return UserError(f"unknown {what} '{value}': {near + ' ' if near else ''}allowed: {', '.join(names)}")

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dlm.core import text
 from dlm.core.objectives import OBJECTIVE_HEADS
 
 VERSION = 1  # raise it when the meaning of a value in the identity changes
@@ -87,16 +88,10 @@ def _precision(config: Mapping[str, Any]) -> str | None:
     return None if precision == "auto" else precision
 
 
-def format_flops(flops: float) -> str:
-    """A budget as ids and tables write it: 1e19, 3.33e18."""
-    mantissa, exponent = f"{flops:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def cell_id(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> str:
     """A readable head and a content hash: ``mdm-170M-1e19-3f9ac21b``. Never parsed back."""
     budget = _budget(config)
-    size = format_flops(float(budget)) if budget is not None else f"{steps}steps"
+    size = text.flops(float(budget)) if budget is not None else f"{steps}steps"
     objective = config["objective"]["name"]
     head = f"{OBJECTIVE_HEADS.get(objective, objective)}-{config['model'].get('name', 'model')}-{size}"
     return f"{head}-{content_hash(identity(config, steps=steps, data_hash=data_hash))[:HASH_CHARS]}"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.fit import text
 from dlm.fit.optimum import optima
 from dlm.fit.points import NAN, Interval
 from dlm.fit.result import FitResult

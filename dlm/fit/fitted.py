@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.points import NAN, Interval
 
 if TYPE_CHECKING:

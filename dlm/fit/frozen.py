@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
-from dlm.fit import text
 from dlm.fit.fitted import plain
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained

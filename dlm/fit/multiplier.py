@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.fit import text
 from dlm.fit.draws import ends
 from dlm.fit.equal_loss import (
     FIT_NODES,

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.fit import optimum, text
+from dlm.fit import optimum
 from dlm.fit.draws import ends
 from dlm.fit.fitted import Allocation, Optimum
 from dlm.fit.laws import LAWS

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlm.core import text
 from dlm.core.errors import UserError, unknown
-from dlm.fit import optimum, text
+from dlm.fit import optimum
 from dlm.fit.draws import Draws, ends
 from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop import resample as isoflop_resample

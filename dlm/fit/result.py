@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.engine.search import Norm
 from dlm.fit.fitted import Allocation, Minimum, Noise, Optimum, Verdict, plain
 from dlm.fit.laws.law import Law

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dlm.core import text
 from dlm.core.errors import UserError, unknown
-from dlm.fit import laws, text
+from dlm.fit import laws
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare

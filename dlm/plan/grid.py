@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlm.core import paths
+from dlm.core import paths, text
 from dlm.core.configs import choices, load_base, load_choice
 from dlm.core.errors import UserError, close_matches, unknown
-from dlm.core.identity import canonical_json, cell_id, content_hash, format_flops
+from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.data.manifest import DataSet, read_data
@@ -159,7 +159,7 @@ def _about(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(dropped: Mapping[str, Any]) -> str:
-    return f"{dropped['model']} at {format_flops(dropped['budget_flops'])}"
+    return f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
 
 
 def _cell(spec: SweepSpec, point: Mapping[str, Any], composed: Mapping[str, Any], data: DataSet | None) -> Cell | str:

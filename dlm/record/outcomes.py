@@ -1,18 +1,16 @@
-"""How a run can end: states, exit codes, whether it is tried again, and what to do about it."""
+"""How a cell can stand or end: its exit code, whether `dlm submit` starts it again, and what the user should do."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from dlm.core.errors import ExitCode
 
-if TYPE_CHECKING:
-    pass
-
 
 class State(StrEnum):
-    """What a cell is doing."""
+    """What a cell is doing, or how it ended."""
 
     PLANNED = "planned"
     SUBMITTED = "submitted"
@@ -27,39 +25,72 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-BY_EXIT_CODE: dict[int, State] = {
-    ExitCode.USER_ERROR: State.BAD_CONFIG,
-    ExitCode.DIVERGED: State.DIVERGED,
-    ExitCode.OUT_OF_MEMORY: State.OUT_OF_MEMORY,
-    ExitCode.PREEMPTED: State.PREEMPTED,
+class Retry(StrEnum):
+    """What a further `dlm submit` does with a cell."""
+
+    LEAVE = "leave it alone"
+    START = "start it"
+    HALVE = "start it with half the micro-batch"
+    LIMITED = "start it, until it has failed several times without getting further"
+    ASK = "start it only with --retry-failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything that follows from the state of a cell."""
+
+    retry: Retry
+    advice: str  # what the user should do about a cell that has no result
+    exit_code: ExitCode | None = None  # of a process that ends in this state
+    is_failure: bool = False  # something went wrong, and the reason is worth keeping
+
+
+OUTCOMES: Mapping[State, Outcome] = {
+    State.PLANNED: Outcome(retry=Retry.START, advice="submit it"),
+    State.SUBMITTED: Outcome(retry=Retry.LEAVE, advice="wait, then collect again"),
+    State.RUNNING: Outcome(retry=Retry.LEAVE, advice="wait, then collect again"),
+    State.DONE: Outcome(retry=Retry.LEAVE, advice="nothing", exit_code=ExitCode.DONE),
+    State.PREEMPTED: Outcome(retry=Retry.START, advice="submit again", exit_code=ExitCode.PREEMPTED),
+    State.CANCELLED: Outcome(retry=Retry.START, advice="submit again"),
+    State.LOST: Outcome(retry=Retry.START, advice="submit again", is_failure=True),
+    State.OUT_OF_MEMORY: Outcome(
+        retry=Retry.HALVE,
+        advice="submit again: it is tried with half the micro-batch",
+        exit_code=ExitCode.OUT_OF_MEMORY,
+        is_failure=True,
+    ),
+    State.FAILED: Outcome(
+        retry=Retry.LIMITED,
+        advice="see its log (`dlm logs`), then submit again",
+        exit_code=ExitCode.BUG,
+        is_failure=True,
+    ),
+    State.DIVERGED: Outcome(
+        retry=Retry.ASK,
+        advice="lower optimizer.lr in the definition, or submit with --retry-failed",
+        exit_code=ExitCode.DIVERGED,
+        is_failure=True,
+    ),
+    State.BAD_CONFIG: Outcome(
+        retry=Retry.ASK,
+        advice="mend the definition or its overrides, then submit with --retry-failed",
+        exit_code=ExitCode.USER_ERROR,
+        is_failure=True,
+    ),
 }
-
-
-FAILURES = (State.FAILED, State.OUT_OF_MEMORY, State.DIVERGED, State.BAD_CONFIG, State.LOST)
+_BY_EXIT_CODE = {int(one.exit_code): state for state, one in OUTCOMES.items() if one.exit_code is not None}
 
 
 def state_of_exit(exit_code: int) -> State:
-    """The state behind a non-zero exit code; one below zero is a signal: LOST."""
-    return State.LOST if exit_code < 0 else BY_EXIT_CODE.get(exit_code, State.FAILED)
+    """The state that a process ended in.
+
+    Args:
+        exit_code: As ``subprocess`` gives it. Below zero it is the signal that ended the process: LOST. A code that
+            dlm does not use is FAILED.
+    """
+    return State.LOST if exit_code < 0 else _BY_EXIT_CODE.get(exit_code, State.FAILED)
 
 
-# States whose cause a second try does not remove.
-NOT_AGAIN = {
-    State.DIVERGED: "lower optimizer.lr",
-    State.BAD_CONFIG: "mend the definition",
-}
-
-
-# What to do about a cell that has no result, by its state.
-ADVICE = {
-    State.PLANNED: "submit it",
-    State.SUBMITTED: "wait, then collect again",
-    State.RUNNING: "wait, then collect again",
-    State.PREEMPTED: "submit again",
-    State.LOST: "submit again",
-    State.CANCELLED: "submit again",
-    State.FAILED: "see its log.txt, then submit again",
-    State.OUT_OF_MEMORY: "lower data.micro_batch_size, then submit with --retry-failed",
-    State.DIVERGED: "lower optimizer.lr in the definition",
-    State.BAD_CONFIG: "mend the definition or its overrides, then submit with --retry-failed",
-}
+def names_cause(exit_code: int | None) -> bool:
+    """Whether an exit code is one of dlm's that says why a cell ended: neither 0, nor 1, nor one of another program."""
+    return exit_code in _BY_EXIT_CODE.keys() - {ExitCode.DONE, ExitCode.BUG}

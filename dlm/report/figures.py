@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlm.fit import optimum, text
+from dlm.core import text
+from dlm.fit import optimum
 from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop.fit import curve_of
+from dlm.fit.laws import LAW_NAMES
 from dlm.fit.optimum import optima
 from dlm.fit.result import FitResult
-from dlm.fit.text import LAW_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

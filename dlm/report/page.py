@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlm.core import text
 from dlm.core.files import write_atomic, write_json
-from dlm.fit import text
 from dlm.fit.fitted import Minimum, Optimum
+from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
-from dlm.fit.text import LAW_NAMES
 from dlm.report import figures, words
 from dlm.report.figures import allocation_figure, isoflop_figure
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.fitted import Optimum
+from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
-from dlm.fit.text import LAW_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,7 +287,8 @@ BOUND = (
 def cell(name: str, row: Mapping[Any, Any]) -> str:
     """One cell of the table of runs; what is missing is a dash."""
     if name == "time":
-        return _duration(row.get("tokens"), row.get("tokens_per_sec"))
+        tokens, per_sec = row.get("tokens"), row.get("tokens_per_sec")
+        return text.duration(tokens / per_sec if tokens and per_sec else None)
     value = row.get(name)
     if value is None or value != value:
         return "–"
@@ -299,16 +300,6 @@ def cell(name: str, row: Mapping[Any, Any]) -> str:
         error = row.get("loss_se")
         return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None and error == error and error > 0 else "")
     return f"{value:.2g}" if name == "epochs" else str(value)
-
-
-def _duration(tokens: Any, per_sec: Any) -> str:
-    if tokens is None or per_sec is None or not per_sec > 0 or tokens != tokens:
-        return "–"
-    seconds = tokens / per_sec
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
 
 
 def convention(runs: pd.DataFrame) -> list[str]:

@@ -21,7 +21,7 @@ from dlm.core.recipe import accumulation
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory
 from dlm.submit.job import Job, Resources
-from dlm.submit.ledger import CellRecord, Ledger, write_max_gpu_hours
+from dlm.submit.ledger import CellNow, CellRecord, Ledger, write_max_gpu_hours
 from dlm.submit.local import Event, LocalPool
 from dlm.submit.resources import (
     cell_resources,
@@ -32,7 +32,7 @@ from dlm.submit.resources import (
 )
 from dlm.submit.retry import failures_since_progress, is_host_oom, why_not
 from dlm.submit.slurm import Slurm, live_state
-from dlm.submit.state import CellNow, cells_now, reconciled
+from dlm.submit.state import cells_now, reconciled
 from dlm.submit.submission import Submission, override, quote, submit_jobs, submitting
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
-from dlm.record.outcomes import FAILURES, State
+from dlm.record.outcomes import OUTCOMES, State
+from dlm.record.run import Result, Status
 from dlm.submit.job import Job
-from dlm.submit.state import CellNow
 
 BY_CANCEL = "by dlm cancel"
 
@@ -64,6 +64,17 @@ class CellRecord:
         return self.cluster == "slurm" and self.job_id is None and self.submission is not None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CellNow:
+    """A cell as it is now."""
+
+    state: State
+    reason: str | None = None
+    status: Status | None = None  # its own last word, whoever is right about the state
+    result: Result | None = None  # of the planned last step only
+    before: str | None = None  # the last failure before this try
+
+
 class Ledger:
     """The submission log of one sweep; ``folder`` also holds the batch scripts and their jobs files.
 
@@ -90,6 +101,7 @@ class Ledger:
     ) -> None:
         """What is about to be submitted; ``was`` holds the states that make cells run again."""
         again = {job.name: was[job.name] for job in jobs if job.name in was}
+        failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
             "intent",
             submission=submission,
@@ -97,7 +109,7 @@ class Ledger:
             code=code.name,
             cells=[job.name for job in jobs],
             was={name: now.state for name, now in again.items()},
-            reasons={name: f"{now.state}: {now.reason}" for name, now in again.items() if now.state in FAILURES},
+            reasons={name: f"{now.state}: {now.reason}" for name, now in failed.items()},
             steps={name: now.status.step for name, now in again.items() if now.status is not None},
             micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
         )

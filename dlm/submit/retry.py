@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from dlm.record.outcomes import NOT_AGAIN, State
+from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.submit.job import Resources, SlurmSettings
-from dlm.submit.ledger import CellRecord
-from dlm.submit.state import CellNow
-
-if TYPE_CHECKING:
-    pass
-
+from dlm.submit.ledger import CellNow, CellRecord
 
 MAX_FAILURES = 3  # a cell that failed this often of an unknown cause, and got no further, is left alone
 
 
 def why_not(now: CellNow, *, failures: int, retry_failed: bool, max_failures: int = MAX_FAILURES) -> str | None:
     """Why a cell in this state is not started, or None when it is."""
+    outcome = OUTCOMES[now.state]
     if now.state == State.DONE:
         return "done"
-    if now.state in (State.RUNNING, State.SUBMITTED):
+    if outcome.retry is Retry.LEAVE:
         return f"{now.state}: {now.reason}"
     if retry_failed:
         return None
-    if now.state in NOT_AGAIN:
-        return f"{now.state} ({now.reason}): {NOT_AGAIN[now.state]}, or --retry-failed"
-    if now.state == State.FAILED and failures + 1 >= max_failures:
+    if outcome.retry is Retry.ASK:
+        return f"{now.state} ({now.reason}): {outcome.advice}"
+    if outcome.retry is Retry.LIMITED and failures + 1 >= max_failures:
         return f"failed {failures + 1} times ({now.reason}): see `dlm logs`, or --retry-failed"
     return None
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_if_changed
+from dlm.core.git import Origin
 from dlm.core.paths import PACKAGE, configs_dir
 
 _LEFT_OUT = ("__pycache__", "*.pyc", ".*")
@@ -65,40 +64,6 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The commit behind the code, and what differs from it in dlm/, configs/ and pyproject.toml."""
-
-    sha: str
-    changed: tuple[str, ...] = ()  # paths, new files too
-    diff: str = ""
-
-    def environment(self) -> dict[str, str]:
-        """For the jobs: a snapshot is no repository itself."""
-        return {"DLM_GIT_SHA": self.sha, "DLM_GIT_DIRTY": str(int(bool(self.changed)))}
-
-
-def code_origin(package: Path = PACKAGE) -> Origin | None:
-    """Where the code that is about to run comes from; None where it is in no repository, or git is not there."""
-    root = package.parent
-    paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
-    deciding = ("--", *map(str, paths))
-    try:
-        _git(root, "ls-files", "--error-unmatch", str(package / "__init__.py"))  # or an environment in another's folder
-        sha = _git(root, "rev-parse", "HEAD")
-        lines = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding).split(
-            "\0"
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    changed = tuple(line[3:] for line in lines if line)
-    new = [line[3:] for line in lines if line.startswith("??")]
-    whole = ("--binary", "--no-ext-diff", "--no-color")
-    diffs = [_git(root, "diff", "HEAD", *whole, *deciding)] if changed else []
-    diffs += [_git(root, "diff", "--no-index", *whole, "/dev/null", name, differs=True) for name in new]
-    return Origin(sha=sha, changed=changed, diff="\n".join(filter(None, diffs)))
-
-
 def check_clean(origin: Origin | None) -> None:
     """Raise UserError for code that no commit holds."""
     if origin is not None and origin.changed:
@@ -107,11 +72,3 @@ def check_clean(origin: Origin | None) -> None:
             f"{', '.join(origin.changed[:3])}{more} differ from the last commit: commit them, or submit with "
             "--allow-dirty (hydra.launcher.allow_dirty=true), which keeps their diff beside the code"
         )
-
-
-def _git(folder: Path, *arguments: str, differs: bool = False) -> str:
-    """What git says; with ``differs`` exit code 1 means that there is a difference, as diff(1) says it."""
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
-    if done.returncode not in ((0, 1) if differs else (0,)):
-        raise subprocess.CalledProcessError(done.returncode, done.args)
-    return done.stdout.rstrip("\n")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.core.errors import ExitCode
 from dlm.core.lease import live_holder, server_time
-from dlm.record.outcomes import BY_EXIT_CODE, State, state_of_exit
-from dlm.record.run import Result, Status, finished, read_status, run_directory
+from dlm.record.outcomes import State, names_cause, state_of_exit
+from dlm.record.run import Status, finished, read_status, run_directory
 from dlm.submit.job import Job, job_name
-from dlm.submit.ledger import CellRecord, Ledger, not_started, submitted_cells
+from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started, submitted_cells
 from dlm.submit.slurm import Answer, Slurm, TaskState, ended_state, live_state
 
 GONE = "it was done, and its result.json is gone or not whole"
@@ -23,17 +22,6 @@ KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signa
 
 
 CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, SLURM 22.05)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellNow:
-    """A cell as it is now."""
-
-    state: State
-    reason: str | None = None
-    status: Status | None = None  # its own last word, whoever is right about the state
-    result: Result | None = None  # of the planned last step only
-    before: str | None = None  # the last failure before this try
 
 
 def cell_now(
@@ -112,7 +100,7 @@ def _word_of_job(
             f"job {job_id} could not start or could not write its log ({task}): do the nodes see the workdir?"
         )
     if task.word == "FAILED" and task.exit_code:
-        said = last_line(run_dir / "log.txt") if task.exit_code in (ExitCode.BUG, *BY_EXIT_CODE) else None
+        said = last_line(run_dir / "log.txt") if task.exit_code == ExitCode.BUG or names_cause(task.exit_code) else None
         words = f"job {job_id} ended with {exit_words(task.exit_code)}"
         return state_of_exit(task.exit_code), f"{words}: {said}" if said else words
     return ended_state(task), f"SLURM says {task} of job {job_id}"
@@ -130,7 +118,7 @@ def _is_newer(run_dir: Path, job_id: str) -> bool:
 def _agree(exit_code: int, task: TaskState) -> bool:
     """Whether a cell that said it ends with ``exit_code`` did. SLURM may have the code of another of its processes."""
     failed = task.word == "FAILED" and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
-    if exit_code == ExitCode.BUG and task.exit_code in BY_EXIT_CODE:
+    if exit_code == ExitCode.BUG and names_cause(task.exit_code):
         return False  # another process of it knew the cause
     return failed or (task.exit_code == exit_code and not task.signal)
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlm.core.errors import UserError
+from dlm.core.git import code_origin
 from dlm.core.lease import Lease
 from dlm.record.outcomes import State
 from dlm.submit.job import Job, job_name
-from dlm.submit.ledger import Ledger
+from dlm.submit.ledger import CellNow, Ledger
 from dlm.submit.local import Event, LocalPool
 from dlm.submit.script import Array, arrays, write_script
 from dlm.submit.slurm import Slurm
-from dlm.submit.snapshot import check_clean, code_origin, snapshot_code
-from dlm.submit.state import CellNow, local_ending, reconciled
+from dlm.submit.snapshot import check_clean, snapshot_code
+from dlm.submit.state import local_ending, reconciled
 
 UNSURE = "did not answer|timed out|Unable to contact"  # what sbatch may say of a job that SLURM has taken all the same
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm.core import paths
+from dlm.core import paths, text
 from dlm.core.errors import UserError, close_matches
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory
-from dlm.submit.state import CellNow, cells_now, reconciled
+from dlm.submit.ledger import CellNow
+from dlm.submit.state import cells_now, reconciled
 
 if TYPE_CHECKING:
     from dlm.plan.cells import Cell, Plan
@@ -139,21 +140,13 @@ def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
             "step": f"{cell.step:,}/{cell.steps:,}",
             "loss": None if cell.loss is None else f"{cell.loss:.4f}",
             "tokens/s": None if cell.tokens_per_sec is None else f"{cell.tokens_per_sec:,.0f}",
-            "ETA": None if cell.eta_sec is None else clock(cell.eta_sec),
+            "ETA": None if cell.eta_sec is None else text.duration(cell.eta_sec),
             "attempts": cell.attempts,
             "redone": cell.steps_redone or None,
             "reason": None if cell.state is State.DONE else cell.reason,
         }
         for cell in cells
     ]
-
-
-def clock(seconds: float) -> str:
-    """0:00:40, 3:25:00; from two days on, 2.5 days."""
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.1f} days"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
@@ -166,7 +159,7 @@ def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
     if progress.steps_redone:
         said.append(f"{progress.steps_redone:,} steps redone")
     if progress.eta_sec is not None:
-        said.append(f"running cells end in {clock(progress.eta_sec)}")
+        said.append(f"running cells end in {text.duration(progress.eta_sec)}")
     return "; ".join(said)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -17,6 +15,7 @@ import lightning as L
 import torch
 
 from dlm.core.files import read_json, write_json
+from dlm.core.git import running_code
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
 
@@ -33,6 +32,7 @@ def device_name(device: torch.device) -> str:
 
 def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
     """env.json: where and with what each attempt ran, oldest first. Returns what of it goes to W&B as well."""
+    origin = running_code()
     path = run_dir / "env.json"
     attempts = read_json(path)["attempts"] if path.is_file() else []
     attempts.append(
@@ -48,20 +48,9 @@ def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
             "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in PACKAGES},
             "command": sys.argv,
-            **_git(),
+            "git_sha": None if origin is None else origin.sha,
+            "git_dirty": None if origin is None else bool(origin.changed),
         }
     )
     write_json(path, {"attempts": attempts})
     return {"attempt": len(attempts), **{key: attempts[-1][key] for key in ("git_sha", "device")}}
-
-
-def _git() -> dict[str, Any]:
-    """The commit that this code is of, and whether it was changed; nothing where there is no repository."""
-    if "DLM_GIT_SHA" in os.environ:  # a submitted job runs a copy, whose origin the submitter knows
-        return {"git_sha": os.environ["DLM_GIT_SHA"], "git_dirty": os.environ.get("DLM_GIT_DIRTY") == "1"}
-    root = Path(__file__).resolve().parents[2]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        sha = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True, stderr=subprocess.DEVNULL)
-        changed = subprocess.check_output(["git", "status", "--porcelain", "dlm", "configs"], cwd=root, text=True)
-        return {"git_sha": sha.strip(), "git_dirty": bool(changed.strip())}
-    return {"git_sha": None, "git_dirty": None}

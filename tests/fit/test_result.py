@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.fit import FitResult, bootstrap, fit_isoflop, fit_surface, side_by_side, text
+from dlm.fit import FitResult, bootstrap, fit_isoflop, fit_surface, side_by_side
 
 KEYS = {"law", "loss", "space", "delta", "n", "params", "ci", "objective", "allocation", "at", "holdout", "status"}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.points import NAN, Array, Points

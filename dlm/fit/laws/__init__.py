@@ -8,7 +8,17 @@ from dlm.fit.laws.law import Law
 from dlm.fit.laws.skaling import Skaling
 from dlm.fit.laws.tied import Tied
 
-__all__ = ["LAWS", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
+__all__ = ["LAWS", "LAW_NAMES", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
 
 
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}
+
+# What people call a law; "isoflop" and "envelope" are no surfaces, so they are not in LAWS.
+LAW_NAMES = {
+    "isoflop": "isoFLOP curves",
+    "chinchilla": "fitted surface",
+    "envelope": "envelope",
+    "skaling": "Skaling surface",
+    "tied": "surface of one exponent",
+    "data-constrained": "data-constrained surface",
+}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlm.fit import text
+from dlm.core import text
 from dlm.fit.engine.search import Solution
 from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points

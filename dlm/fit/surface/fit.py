@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from dlm.core import text
 from dlm.core.errors import UserError, unknown
-from dlm.fit import optimum, text
+from dlm.fit import optimum
 from dlm.fit.engine import newton
 from dlm.fit.engine.search import Norm, Solution, solve
 from dlm.fit.fitted import Allocation

@@ -1,21 +1,12 @@
-"""text: numbers -> the way people read them (33k, 1.2M, 3e11). Called by result, comparison and report."""
+"""Write numbers and lists the way people read them: 33k, 3e11, 12 min, 'a, b and c'."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-LAW_NAMES = {
-    "isoflop": "isoFLOP curves",
-    "chinchilla": "fitted surface",
-    "envelope": "envelope",
-    "skaling": "Skaling surface",
-    "tied": "surface of one exponent",
-    "data-constrained": "data-constrained surface",
-}
-
-
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+DURATION_UNITS_SEC = ((365.25 * 86400, "years"), (86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
 def count(value: float, *, digits: int = 3) -> str:
@@ -23,18 +14,29 @@ def count(value: float, *, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "not known"
     value = float(f"{value:.{digits}g}")
-    for size, unit in _UNITS:
+    for size, unit in UNITS:
         if abs(value) >= size:
             return f"{value / size:.6g}{unit}"
     return f"{value:g}"
 
 
 def flops(value: float, *, digits: int = 3) -> str:
-    """Training compute in FLOPs: 3e11 -> '3e11', 1.25e16 -> '1.25e16'."""
+    """Training compute in FLOPs, as ids and tables write it: 3e11 -> '3e11', 1.25e16 -> '1.25e16'."""
     if not math.isfinite(value):
         return "not known"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span: '40 s', '12 min', '3.5 h', '12 days', '1.4 years'; '-' when it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    for unit_sec, unit in DURATION_UNITS_SEC:
+        if seconds >= 2 * unit_sec:
+            value = seconds / unit_sec
+            return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def number(value: float, *, digits: int = 4) -> str:
@@ -43,7 +45,7 @@ def number(value: float, *, digits: int = 4) -> str:
 
 
 def interval(ends: Sequence[float] | None, show: str = "number") -> str:
-    """'low to high' in the same style as the number it belongs to (`count` or `number`)."""
+    """'low to high' in the style of the number that it belongs to (``number`` or ``count``)."""
     if ends is None or not all(math.isfinite(end) for end in ends):
         return "no interval"
     style = count if show == "count" else number
