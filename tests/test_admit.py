@@ -119,7 +119,7 @@ def test_the_logs_are_the_cells_and_its_latest_jobs(run_dir, monkeypatch):
 
 REMEMBERING = """
 import os, signal, sys
-from dlm import signals
+from dlm.core import signals
 signals.remember()
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     os.kill(os.getpid(), number)

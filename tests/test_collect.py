@@ -23,7 +23,7 @@ from dlm.core.files import append_jsonl
 from dlm.core.lease import Lease
 from dlm.plan.grid import cell_config, make_plan
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
-from dlm.record.outcomes import State
+from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import metrics_row, write_status
 
 
@@ -117,7 +117,7 @@ def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
     said = reasons(collected)
     assert collected.runs.empty and len(said) == 6
     assert said[diverged.cell_id] == (
-        f"diverged, step 4 of {diverged.steps} (loss is nan at step 4): lower optimizer.lr in the definition"
+        f"diverged, step 4 of {diverged.steps} (loss is nan at step 4): {OUTCOMES[State.DIVERGED].advice}"
     )
     assert said[lost.cell_id].startswith(f"lost, step 9 of {lost.steps}") and "submit again" in said[lost.cell_id]
     assert f"at step {early.steps - 1}" in said[early.cell_id] and str(early.steps) in said[early.cell_id]

@@ -46,7 +46,7 @@ def test_a_reader_never_sees_a_part(tmp_path):
     """A writer is killed in the middle of its work, again and again: what is there is always whole."""
     path = tmp_path / "a.json"
     code = (
-        "import sys, itertools; from pathlib import Path; from dlm.files import write_json\n"
+        "import sys, itertools; from pathlib import Path; from dlm.core.files import write_json\n"
         "for n in itertools.count(): write_json(Path(sys.argv[1]), [n] * 200_000); print(n, flush=True)"
     )
     for delay in (0.003, 0.011, 0.017):
@@ -108,7 +108,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from dlm.errors import UserError
-from dlm.files import Lease
+from dlm.core.lease import Lease
 try:
     with Lease(Path(sys.argv[1])):
         print("mine", flush=True)
@@ -172,9 +172,9 @@ def test_a_patient_starter_takes_over_from_one_that_ends(tmp_path):
 TAKEN = """
 import sys, time
 from pathlib import Path
-from dlm import files
-files.HEARTBEAT_SEC = 0.2
-with files.Lease(Path(sys.argv[1])):
+from dlm.core import lease
+lease.HEARTBEAT_SEC = 0.2
+with lease.Lease(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(30)
 """

@@ -26,7 +26,7 @@ APPLICATION = """
     import functools, json, sys
     import hydra
     from hydra.core.plugins import Plugins
-    from dlm import launchers
+    from dlm.submit import hydra as launchers
     from hydra._internal.core_plugins import basic_sweeper
 
     launchers.LocalPool = functools.partial(launchers.LocalPool, module="stub_cell", poll_sec=0.02)

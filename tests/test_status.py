@@ -17,7 +17,6 @@ from dlm.record.run import write_result, write_status
 from dlm.submit.ledger import Ledger
 from dlm.submit.table import (
     CellStatus,
-    clock,
     status_rows,
     status_values,
     summary_line,
@@ -109,18 +108,12 @@ def test_rows_for_people_and_values_for_programs():
     planned = CellStatus(cell_id="b", state=State.PLANNED, step=0, steps=10)
     assert status_rows([running, planned]) == [
         {"cell": "a", "state": State.RUNNING, "step": "1,234/20,000", "loss": "2.7183", "tokens/s": "98,765",
-         "ETA": "3:25:45", "attempts": 2, "redone": 7, "reason": "process 1 on host"},
+         "ETA": "3.4 h", "attempts": 2, "redone": 7, "reason": "process 1 on host"},
         {"cell": "b", "state": State.PLANNED, "step": "0/10", "loss": None, "tokens/s": None, "ETA": None,
          "attempts": 0, "redone": None, "reason": None},
     ]  # fmt: skip
     values = json.loads(json.dumps(status_values([running]), allow_nan=False))
     assert values[0]["eta_sec"] == 12345.0 and values[0]["state"] == "running"
-
-
-def test_clock():
-    assert [clock(seconds) for seconds in (0.4, 40, 59.7, 3600 * 30, 86400 * 2.5)] == [
-        "0:00:00", "0:00:40", "0:01:00", "30:00:00", "2.5 days",
-    ]  # fmt: skip
 
 
 def test_slurm_that_does_not_answer_is_said_and_nothing_is_called_lost(tmp_path, monkeypatch):

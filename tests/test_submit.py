@@ -27,7 +27,7 @@ from dlm.core.paths import PACKAGE, configs_dir
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit import slurm as ledger_module
-from dlm.submit import snapshot as dispatch_module
+from dlm.submit import submission as dispatch_module
 from dlm.submit.cells import cancel, cell_overrides, submit_plan
 from dlm.submit.job import Job, SlurmSettings
 from dlm.submit.ledger import Ledger
@@ -168,7 +168,7 @@ def test_the_jobs_run_the_snapshot_and_not_the_live_code(sweep_dir):
     submit(make_plan("a"), sweep_dir)
     path = (sweep_dir / "runs/a/log.txt").read_text().split("pythonpath=")[1].split(os.pathsep)[0]
     assert Path(path).parent == sweep_dir / "code" and (Path(path) / "configs/config.yaml").is_file()
-    assert (Path(path) / "dlm/submit.py").read_text() == (PACKAGE / "submit.py").read_text()
+    assert (Path(path) / "dlm/submit/cells.py").read_text() == (PACKAGE / "submit/cells.py").read_text()
 
 
 def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_path):
@@ -180,9 +180,9 @@ def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_pat
     assert snapshot_code(tmp_path, package=package) == first
     (package / "flops.py").write_text("# changed\n")
     second = snapshot_code(tmp_path, package=package)
-    assert second != first and (first / "dlm/flops.py").read_text() != "# changed\n"
+    assert second != first and (first / "dlm/core/flops.py").read_text() != "# changed\n"
     assert sorted(path.name for path in (tmp_path / "code").iterdir()) == sorted([first.name, second.name])
-    (second / "dlm/flops.py").write_text("# edited in place\n")
+    (second / "dlm/core/flops.py").write_text("# edited in place\n")
     with pytest.raises(UserError, match="was changed after it was written"):
         snapshot_code(tmp_path, package=package)
 
@@ -206,14 +206,14 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
     assert clean is not None and (clean.changed, clean.diff) == ((), "")
     (root / "notes.txt").write_text("is no code")
     assert code_origin(root / "dlm") == clean
-    (root / "dlm/flops.py").write_text("# changed\n")
+    (root / "dlm/core/flops.py").write_text("# changed\n")
     (root / "configs/data/mine.yaml").write_text("name: mine\n")
     (root / "configs/data/mein größter.yaml").write_text("name: ours\n")
     (root / "pyproject.toml").write_text("[x]\n")
     origin = code_origin(root / "dlm")
     assert origin is not None and origin.sha == clean.sha
     assert set(origin.changed) == {
-        "dlm/flops.py",
+        "dlm/core/flops.py",
         "configs/data/mine.yaml",
         "configs/data/mein größter.yaml",
         "pyproject.toml",
@@ -227,7 +227,7 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
     code = snapshot_code(tmp_path / "work/demo", package=root / "dlm", configs=root / "configs", origin=origin)
     git(root, "stash", "--include-untracked")
     git(root, "apply", str(code.with_name(f"{code.name}.diff")))  # the commit and the diff give what ran
-    assert (root / "dlm/flops.py").read_bytes() == (code / "dlm/flops.py").read_bytes() == b"# changed\n"
+    assert (root / "dlm/core/flops.py").read_bytes() == (code / "dlm/core/flops.py").read_bytes() == b"# changed\n"
     assert (root / "configs/data/mine.yaml").read_bytes() == (code / "configs/data/mine.yaml").read_bytes()
 
 

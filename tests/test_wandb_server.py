@@ -42,7 +42,7 @@ def server():
 
 def dlm(server, *arguments: str | Path, settings: str = "pass", **environ: str):
     """The command in a process of its own, its W&B sent to the server: (exit code, stdout, stderr)."""
-    pages = f"import dlm.wandb_api as api; api.RUNS_A_PAGE, api.STEPS_A_PAGE = 3, 2000; {settings};"
+    pages = f"import dlm.collect.wandb_server as api; api.RUNS_A_PAGE, api.STEPS_A_PAGE = 3, 2000; {settings};"
     code = f"import sys; {pages} from dlm.cli import main; main()"
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), **environ}
     server.asked.clear()
