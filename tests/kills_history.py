@@ -29,9 +29,9 @@ EVERY_SEC = (0.008, 0.1)
 WRITER = """
 import sys, time
 from pathlib import Path
-from dlm.files import append_jsonl
+from dlm.core.files import append_jsonl
 from dlm.train.wandb_logger import WandbLogger
-from dlm.record import metrics_row
+from dlm.record.run import metrics_row
 run_dir = Path(sys.argv[1])
 logger = WandbLogger(project="dlm", id="s-a", group="s", save_dir=run_dir, offline=True, resume="allow")
 logger.log_hyperparams({"cell_id": "a", "record": {"attempt": 1}})

@@ -107,7 +107,7 @@ def test_what_is_no_row_is_passed_over(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from dlm.errors import UserError
+from dlm.core.errors import UserError
 from dlm.core.lease import Lease
 try:
     with Lease(Path(sys.argv[1])):

@@ -537,8 +537,9 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from stub_cell import status
-from dlm.files import Lease
-from dlm.record import State, write_status
+from dlm.core.lease import Lease
+from dlm.record.outcomes import State
+from dlm.record.run import write_status
 write_status(Path(sys.argv[1]), status(State.RUNNING))
 with Lease(Path(sys.argv[1])):
     time.sleep(30)
