@@ -1,14 +1,13 @@
 """Every notebook in analysis/ runs from top to bottom on a small synthetic runs.csv, and carries no outputs in git."""
 
 import os
-from pathlib import Path
 
 import pytest
-from demo_runs import demo_runs
+from support import ROOT
+from support.demo_runs import demo_runs
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from modules import make_module
+from support.modules import make_module
 
 from dlm.core.errors import UserError
 from dlm.train.callbacks.monitors import peak_flops

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from by_hand import LOSS, final_rows, finish, planned, reasons, started
-from stub_cell import status as status_of
+from support import ROOT
+from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
+from support.stub_cell import status as status_of
+from support.wandb_server import ENTITY, serving
 from test_wandb_file import write_runs
-from wandb_server import ENTITY, serving
 
 from dlm.collect.mapping import load_mapping
 from dlm.collect.tables import collect
@@ -24,7 +25,6 @@ from dlm.fit.rows import read_runs
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
 
-ROOT = Path(__file__).parents[1]
 PROJECT = f"{ENTITY}/dlm"
 
 

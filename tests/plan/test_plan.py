@@ -11,7 +11,7 @@ import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from smdm_table import BUDGETS, SMDM
+from support.smdm_table import BUDGETS, SMDM
 
 from dlm import launch as launching
 from dlm.cli import start, targets

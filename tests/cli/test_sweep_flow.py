@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from wandb_server import ENTITY, serving
+from support import ROOT
+from support.wandb_server import ENTITY, serving
 
 from dlm.collect.tables import collect
 from dlm.collect.wandb_file import read_wandb_run
@@ -24,7 +25,6 @@ from dlm.plan.store import read_plan
 from dlm.record.columns import RUN_COLUMNS
 from dlm.record.run import merge_metrics, read_result, read_status
 
-ROOT = Path(__file__).parents[1]
 DLM = [sys.executable, "-m", "dlm.cli"]
 
 

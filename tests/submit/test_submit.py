@@ -18,7 +18,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
-from stub_cell import STEPS, result, status
+from support import TESTS
+from support.stub_cell import STEPS, result, status
 
 from dlm.core.errors import UserError
 from dlm.core.git import code_origin
@@ -38,7 +39,6 @@ from dlm.submit.snapshot import snapshot_code
 from dlm.submit.state import cells_now, last_line
 from dlm.submit.submission import Pace, quote, submit_jobs
 
-TESTS = Path(__file__).parent
 OFF_THE_LIST = "taken off the list of the sweep here"
 
 
@@ -67,7 +67,7 @@ def run_dir(sweep_dir: Path, name: str) -> Path:
 
 
 def submit(plan, sweep_dir, cluster=None, **options):
-    cluster = cluster or LocalPool(module="stub_cell", cores=2, poll_sec=0.02, grace_sec=5)
+    cluster = cluster or LocalPool(module="support.stub_cell", cores=2, poll_sec=0.02, grace_sec=5)
     return submit_plan(plan, sweep_dir, cluster=cluster, data_dir=sweep_dir / "data", **options)
 
 
@@ -279,7 +279,7 @@ def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
     ask_mode(sweep_dir, "a", "wait")
     outcome = []
     plan = make_plan("a", "b", "c")
-    one_core = LocalPool(module="stub_cell", cores=1, poll_sec=0.02, grace_sec=5)
+    one_core = LocalPool(module="support.stub_cell", cores=1, poll_sec=0.02, grace_sec=5)
     thread = threading.Thread(target=lambda: outcome.append(submit(plan, sweep_dir, one_core)))
     thread.start()
     while live_holder(run_dir(sweep_dir, "a")) is None:
@@ -536,7 +536,7 @@ def test_a_run_by_hand_is_stopped_by_its_process_whatever_job_it_had(slurm, swee
 HOLD = """
 import sys, time
 from pathlib import Path
-from stub_cell import status
+from support.stub_cell import status
 from dlm.core.lease import Lease
 from dlm.record.outcomes import State
 from dlm.record.run import write_status

@@ -1,4 +1,4 @@
-"""A stand-in for dlm.launch: `python -m stub_cell +cell=ID paths.workdir=W sweep=S [mode=...]`, in milliseconds.
+"""Stands in for dlm.launch: `python -m support.stub_cell +cell=ID paths.workdir=W sweep=S [mode=...]`.
 
 It takes the lease and writes what the training half writes. ``mode``, an override or else the content of a file
 `mode` in the run directory, says how it ends: done, fail, kill, quiet (exit 0, no result), config (exit 2) or wait

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stub_cell import result
+from support import TESTS
+from support.stub_cell import result
 
 from dlm.core.errors import UserError
 from dlm.core.lease import Lease
@@ -35,8 +36,6 @@ from dlm.submit.slurm import (
     slurm_answers,
 )
 
-TESTS = Path(__file__).parent
-
 
 def make_job(tmp_path: Path, name: str, *extra: str, **resources) -> Job:
     run_dir = tmp_path / "sweep" / "runs" / name
@@ -45,7 +44,7 @@ def make_job(tmp_path: Path, name: str, *extra: str, **resources) -> Job:
 
 
 def make_pool(**options) -> LocalPool:
-    return LocalPool(**{"module": "stub_cell", "cores": 2, "grace_sec": 5.0, "poll_sec": 0.02, **options})
+    return LocalPool(**{"module": "support.stub_cell", "cores": 2, "grace_sec": 5.0, "poll_sec": 0.02, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +128,8 @@ def test_sigterm_to_the_parent_stops_the_children_who_say_75(tmp_path):
 DRIVER = """
     import sys
     from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from test_cluster import make_job, make_pool
+    sys.path[:0] = [{tests!r}, {tests!r} + "/submit"]
+    from test_slurm_and_local import make_job, make_pool
     tmp_path = Path({tmp!r})
     outcome = make_pool({options}).run([make_job(tmp_path, n, {mode!r}) for n in ("a", "b")])
     print(outcome.interrupted, dict(sorted(outcome.exit_codes.items())), flush=True)

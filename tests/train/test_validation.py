@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from modules import make_module
 from scipy import stats
+from support.modules import make_module
 
 from dlm.data.noise import stratified_t, uniforms
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion

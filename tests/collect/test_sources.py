@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from by_hand import LOSS, final_rows, finish, planned, reasons, started
-from stub_cell import result, status
+from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
+from support.stub_cell import result, status
 from test_wandb_file import write_runs
 
 import dlm.collect.sources

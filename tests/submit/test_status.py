@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stub_cell import result, status
+from support.stub_cell import result, status
 
 from dlm.cli.screen import plain_lines
 from dlm.core.lease import Lease

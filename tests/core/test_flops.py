@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from smdm_table import BUDGETS, SMDM
+from support.smdm_table import BUDGETS, SMDM
 
 from dlm.core.errors import UserError
 from dlm.core.flops import (

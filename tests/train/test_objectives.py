@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from masked import taken_apart
-from reference_model import TINY, reference_logits
+from support.masked import taken_apart
+from support.reference_model import TINY, reference_logits
 
 from dlm.core.errors import UserError
 from dlm.data.noise import stratified_t, uniforms

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from stub_cell import result, status
+from support.stub_cell import result, status
 
 from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
 from dlm.core.lease import Lease

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import yaml
-from stub_cell import result, status
 
 from dlm.core.files import append_jsonl, write_json
 from dlm.data.manifest import Manifest, PackedFile, write_manifest
@@ -13,6 +12,7 @@ from dlm.plan.grid import cell_config, make_plan
 from dlm.plan.store import write_plan
 from dlm.record.outcomes import State
 from dlm.record.run import metrics_row, write_result, write_status
+from support.stub_cell import result, status
 
 LOSS = 2.5
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from smdm_table import SMDM
+from support.smdm_table import SMDM
 
 from dlm.core.configs import choices
 from dlm.core.errors import UserError

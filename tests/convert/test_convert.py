@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from reference_model import TINY
+from support.reference_model import TINY
 
 from dlm.convert import load_model, main, read_weights, write_weights
 from dlm.core.shape import load_shape

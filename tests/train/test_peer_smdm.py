@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import ROOT
 
 from dlm.convert import load_model, main
 from dlm.data.noise import stratified_t, uniforms
@@ -22,12 +23,12 @@ pytestmark = pytest.mark.skipif(PEERS is None, reason="DLM_PEERS names no folder
 
 @pytest.fixture(scope="module")
 def smdm():
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     import peers
 
     package = peers.smdm(Path(PEERS))
     yield package
-    sys.path.remove(str(Path(__file__).parents[1] / "benchmarks"))
+    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def their_model(smdm, name):

@@ -7,19 +7,17 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from stub_cell import result
+from support import TESTS
+from support.stub_cell import result
 
 from dlm.core.configs import load_choice
 from dlm.core.paths import configs_dir
 from dlm.record.run import write_result
 from dlm.submit.hydra import job_resources
 from dlm.submit.job import Resources, SlurmSettings, slurm_settings
-
-TESTS = Path(__file__).parent
 
 # Stands where dlm.launch stands; its jobs are stub_cell processes instead of trainings.
 APPLICATION = """
@@ -29,7 +27,7 @@ APPLICATION = """
     from dlm.submit import hydra as launchers
     from hydra._internal.core_plugins import basic_sweeper
 
-    launchers.LocalPool = functools.partial(launchers.LocalPool, module="stub_cell", poll_sec=0.02)
+    launchers.LocalPool = functools.partial(launchers.LocalPool, module="support.stub_cell", poll_sec=0.02)
     launchers.register()
     returns = launchers.CoreLauncher.launch
 

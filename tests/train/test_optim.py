@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from masked import taken_apart
-from modules import make_module
-from reference_model import TINY
+from support.masked import taken_apart
+from support.modules import make_module
+from support.reference_model import TINY
 
 from dlm.core.errors import UserError
 from dlm.core.shape import ModelShape

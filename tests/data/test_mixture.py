@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from masked import taken_apart
+from support.masked import taken_apart
 
 from dlm.core.configs import load_choice
 from dlm.core.errors import UserError

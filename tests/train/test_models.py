@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from reference_model import TINY, reference_logits, rotated
+from support.reference_model import TINY, reference_logits, rotated
 
 from dlm.core.errors import UserError
 from dlm.core.shape import load_shape

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kills_history import kill_one
+from long.kills_history import kill_one
+from support import TESTS
 
 from dlm.collect.history import from_rows
 from dlm.collect.wandb_file import BLOCK_BYTES, _messages, read_wandb_file, read_wandb_run, wandb_files
 from dlm.core.errors import UserError
 
-TESTS = Path(__file__).parent
 ROWS = 600  # some 100 KiB: several blocks
 
 
@@ -33,7 +33,7 @@ def write_runs(folder: Path, specs: list[dict], **environment: str) -> None:
     (folder / "spec.json").write_text(json.dumps(specs))
     for spec in specs:
         (folder / spec["dir"]).mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(TESTS / "wandb_runs.py"), "spec.json"]
+    command = [sys.executable, str(TESTS / "support/wandb_runs.py"), "spec.json"]
     subprocess.run(command, cwd=folder, check=True, timeout=120, env={**os.environ, **environment})
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from masked import taken_apart
 from scipy import stats
+from support.masked import taken_apart
 
 from dlm.core.errors import UserError
 from dlm.data.mixture import Mixture, spread_rows
