@@ -1,27 +1,28 @@
-# dlm: from a compute budget to a scaling law. `make` lists the targets; BUDGET, SWEEP, LAUNCHER and YES choose what runs.
+# dlm: from a compute budget to a scaling law. `make` lists the targets.
+# BUDGET, SWEEP, LAUNCHER, YES and ALLOW_DIRTY choose what runs and how.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Without BUDGET and SWEEP it is the demo; BUDGET alone selects isoflop and is its top budget.
+# Without BUDGET and SWEEP the sweep is the demo. BUDGET alone selects isoflop and is its top budget.
 SWEEP ?= $(if $(BUDGET),isoflop,demo)
 LAUNCHER ?= auto
 YES ?=
 ALLOW_DIRTY ?=
 DEFINITION = $(if $(wildcard sweeps/$(SWEEP).yaml),sweeps/$(SWEEP).yaml,$(SWEEP))
 TOP = $(if $(BUDGET),--top-budget '$(BUDGET)')
-# On a folder in workdir/ the later stages work from what was planned there.
+# The later stages work on the folder in workdir/ once the sweep has been planned there.
 FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITION))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status collect fit report cancel test test-slurm slurm-sandbox check format clean
+.PHONY: help setup sweep plan status collect fit report cancel test test-slurm test-long slurm-sandbox check format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make a virtual environment with everything, from nothing (the other targets call it)
+setup: $(READY) ## make a virtual environment with everything in it (the other targets do this too)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dlm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 2; }
@@ -33,43 +34,56 @@ $(READY): pyproject.toml constraints.txt
 sweep: $(READY) ## plan, train, collect, fit and report: BUDGET=1e19 SWEEP=isoflop LAUNCHER=auto YES=1 ALLOW_DIRTY=1
 	@$(BIN)/dlm sweep $(DEFINITION) $(TOP) --launcher $(LAUNCHER) $(if $(YES),--yes) $(if $(ALLOW_DIRTY),--allow-dirty)
 
-plan: $(READY) ## show what a sweep would be, start nothing: BUDGET= SWEEP=
+plan: $(READY) ## show what a sweep would train and cost; start nothing: BUDGET= SWEEP=
 	@$(BIN)/dlm plan $(DEFINITION) $(TOP)
 
-status: $(READY) ## what every cell is doing: SWEEP=
+status: $(READY) ## show what every cell is doing: SWEEP=
 	@$(BIN)/dlm status $(FOLDER)
 
-collect: $(READY) ## run directories and W&B files -> runs.csv: SWEEP=
+collect: $(READY) ## gather run directories and W&B files into runs.csv: SWEEP=
 	@$(BIN)/dlm collect $(FOLDER)
 
-fit: $(READY) ## runs.csv -> the law, on the screen: SWEEP=
+fit: $(READY) ## fit a law to runs.csv and print it: SWEEP=
 	@$(BIN)/dlm fit workdir/$(SWEEP)/runs.csv
 
 report: $(READY) ## collect, fit and write report.html: SWEEP=
 	@$(BIN)/dlm report $(FOLDER)
 
-cancel: $(READY) ## stop what runs or waits: SWEEP=
+cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
 	@$(BIN)/dlm cancel $(FOLDER) $(if $(YES),--yes)
 
-test: $(READY) ## everything that needs no cluster and no GPU
+test: $(READY) ## run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slurm: $(READY) ## the tests on a real SLURM, installed (Debian, root) and booted here for them
+test-slurm: $(READY) ## run the tests on a real SLURM, which is installed and booted here (Debian, root)
 	@$(BIN)/python tests/slurm/sandbox.py --install --nodes 1 true
-	@$(BIN)/python -m pytest -m slurm tests/slurm
+	@$(BIN)/python -m pytest -m 'slurm and not long' tests/slurm
 
-slurm-sandbox: $(READY) ## a shell on a throwaway SLURM cluster of this machine, gone when the shell ends
+# pytest exits with 5 when it finds no test of a kind.
+test-long: $(READY) ## run campaigns and repetitions, for hours; those on SLURM only as root
+	@$(BIN)/python -m pytest -m 'long and not slurm and not gpu' || test $$? -eq 5
+	@$(BIN)/python tests/long/kills.py
+	@$(BIN)/python tests/long/kills_history.py
+	@test "$$(id -u)" -ne 0 || $(MAKE) --no-print-directory test-long-slurm
+
+.PHONY: test-long-slurm
+test-long-slurm: $(READY)
+	@$(BIN)/python tests/slurm/sandbox.py --install --nodes 1 true
+	@$(BIN)/python -m pytest -m 'slurm and long' tests/slurm || test $$? -eq 5
+	@$(BIN)/python tests/slurm/campaign.py
+
+slurm-sandbox: $(READY) ## open a shell on a temporary SLURM cluster on this machine (Debian, root)
 	@$(BIN)/python tests/slurm/sandbox.py --install
 
-check: $(READY) ## format, lint, types, layers
+check: $(READY) ## check format, lint, types and the walls between the rooms
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-format: $(READY) ## format and mend what can be mended
+format: $(READY) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-clean: ## remove the virtual environment and caches (workdir/ and data/ stay)
+clean: ## remove the virtual environment and the caches; workdir/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

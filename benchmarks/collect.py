@@ -1,10 +1,11 @@
-"""collect: seconds of `dlm collect` for many long runs on disk, and when nothing changed -> benchmarks/results/.
+"""Measure `dlm collect` on many long runs, and again when nothing has changed; results go to benchmarks/results/.
 
     python benchmarks/collect.py [--runs 1000] [--rows 10000] [--folder DIR]
 
-Makes a planned sweep whose run directories are those of finished runs: result.json, status.json, config.yaml, env.json
-and a metrics.jsonl with the keys, and the digits, of a real one. 1,000 runs of 10,000 logged steps are some 3 GB. Every
-call is a process of its own, as a user's is. `unchanged` follows the first; `one_changed` has one of them rewritten.
+The script makes a planned sweep whose run directories look like those of finished runs: result.json, status.json,
+config.yaml, env.json, and a metrics.jsonl with the keys and the number of digits of a real one. 1,000 runs of 10,000
+logged steps take about 3 GB. Every call of `dlm collect` is a process of its own. In the result, `first` is the first
+call, `unchanged` are the calls after it, and `one_changed` is a call after one run was rewritten.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dlm.record.run import Result, Status
 
 
 def make_sweep(folder: Path, runs: int) -> tuple[Path, Plan]:
-    """A planned sweep of ``runs`` cells on data that count as prepared."""
+    """Plan a sweep of ``runs`` cells, on a data set whose manifest says that it is prepared."""
     data = folder / "data" / "stdlib"
     data.mkdir(parents=True)
     (data / "x.bin").write_bytes(b"1234")
@@ -53,7 +54,7 @@ def make_sweep(folder: Path, runs: int) -> tuple[Path, Plan]:
 
 
 def metrics(steps: int, tokens_per_step: int, rows: int, drawn: random.Random) -> str:
-    """A metrics.jsonl of ``rows`` logged steps, the last one the planned last; ten validations."""
+    """The text of a metrics.jsonl with ``rows`` logged steps up to the planned last one, and ten validations."""
     at = [max(round(steps * (row + 1) / rows), 1) for row in range(rows)]
     lines = []
     for row, step in enumerate(at):
@@ -67,7 +68,7 @@ def metrics(steps: int, tokens_per_step: int, rows: int, drawn: random.Random) -
 
 
 def fill(sweep_dir: Path, plan: Plan, rows: int) -> int:
-    """Write every run directory; the bytes of all metrics.jsonl."""
+    """Write every run directory. Returns the total bytes of all metrics.jsonl."""
     size = 0
     texts = [metrics(plan.cells[0].steps, plan.cells[0].tokens // plan.cells[0].steps, rows, random.Random(seed))
              for seed in range(3)]  # fmt: skip
@@ -90,7 +91,7 @@ def fill(sweep_dir: Path, plan: Plan, rows: int) -> int:
 
 
 def collect(sweep_dir: Path) -> dict[str, float]:
-    """Seconds of wall and of processor time of one `dlm collect`."""
+    """Run `dlm collect` once. Returns its seconds of wall time and of processor time."""
     began, before = time.perf_counter(), os.times()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "dlm.cli", "collect", str(sweep_dir)], check=True, env=environment,

@@ -1,11 +1,13 @@
-"""How often the intervals hold the truth, in simulated worlds whose seeds are fixed beforehand.
+"""Measure how often the intervals hold the truth, in simulated worlds whose seeds are fixed beforehand.
 
     python benchmarks/coverage.py [--rows surface,gate] [--worlds 4000] [--seed 2] [--write]
 
-surface: 95 % intervals of one form that is true (Chinchilla's published law, noise of 1 % a run), n = 35 and 20.
-gate: intervals of `judge` where the form is wrong (Skaling laws as fitted to public points: masked diffusion k = .30,
-autoregressive k = .31, Prime k = .42), small runs are under-tuned (their loss is high by 3 % at the lowest budget,
-falling with the root of C; or by 2 %, falling in a straight line over log C to the top) and trunks share noise.
+surface: 95 % intervals of one form, which is the true one (Chinchilla's published law, with noise of 1 % for each
+run), for n = 35 and 20 runs.
+gate: intervals after `judge`, in worlds where the form is wrong (Skaling laws as fitted to public points: masked
+diffusion k = 0.30, autoregressive k = 0.31, Prime k = 0.42), where small runs are under-tuned (their loss is too high
+by 3 % at the lowest budget, falling with the root of C; or by 2 %, falling in a straight line over log C to nothing
+at the top budget), and where branches of one trunk share noise.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Hits = dict[str, list[float]]
 
 
 class World:
-    """A true law, C = 6 N D, and runs of it."""
+    """A true law with C = 6 N D, from which runs are drawn."""
 
     def __init__(self, name: str) -> None:
         law, row = TRUTHS[name]
@@ -60,7 +62,7 @@ class World:
         trunk: float = 0.0,
         under_tuned: Callable[[Array], Array] | None = None,
     ) -> dict[str, Array]:
-        """params, tokens, loss, budget and, where trunks share noise, cluster (one a size class)."""
+        """Draw the runs: params, tokens, loss, budget and, if trunks share noise, cluster (one for each size)."""
         levels = np.geomspace(LOWEST, TOP, budgets)
         params = np.concatenate([self.best(c)[0] * np.geomspace(1 / width, width, sizes) for c in levels])
         budget = np.repeat(levels, sizes)
@@ -77,17 +79,17 @@ class World:
 
 
 def falling(budget: Array) -> Array:
-    """3 % at the lowest budget, falling with the root of C."""
+    """Relative excess loss: 3 % at the lowest budget, falling with the root of C."""
     return 0.03 * (budget / LOWEST) ** -0.5
 
 
 def straight(budget: Array) -> Array:
-    """2 % at the lowest budget, none at the top: nothing in the runs tells it from the law."""
+    """Relative excess loss: 2 % at the lowest budget, 0 at the top; the runs cannot distinguish it from the law."""
     return 0.02 * np.log(TOP / budget) / np.log(TOP / LOWEST)
 
 
 def surface(worlds: int, seed: int, norm: str, budgets: int, sizes: int) -> Hits:
-    """Chinchilla's intervals where Chinchilla's form is true."""
+    """Intervals of a Chinchilla fit in worlds of Chinchilla's form."""
     world, hits = World("chinchilla"), {}
     for k in range(worlds):
         runs = world.runs(np.random.default_rng((seed, k)), budgets=budgets, sizes=sizes, width=8.0, own=0.01)
@@ -104,7 +106,7 @@ def surface(worlds: int, seed: int, norm: str, budgets: int, sizes: int) -> Hits
 
 
 def gate(worlds: int, seed: int, truth: str, **how: Any) -> Hits:
-    """The judged intervals, at the top budget and at ten times it (or at the reach, if that is nearer)."""
+    """Intervals after `judge`, at the top budget and at ten times it, or at the reach if that is lower."""
     world, hits = World(truth), {}
     for k in range(worlds):
         runs = world.runs(np.random.default_rng((seed, k)), budgets=7, sizes=5, width=5.0, **how)
@@ -126,13 +128,13 @@ def gate(worlds: int, seed: int, truth: str, **how: Any) -> Hits:
 
 
 def _count(hits: Hits, truth: dict[str, tuple[float, tuple[float, float]]]) -> None:
-    """1 inside, 0 outside, NaN where no interval is given."""
+    """1 if the interval holds the truth, 0 if not, NaN if there is no interval."""
     for name, (value, (low, high)) in truth.items():
         hits.setdefault(name, []).append(float(low <= value <= high) if np.isfinite(low + high) else np.nan)
 
 
 def rows(names: list[str], worlds: int, seed: int) -> Iterator[tuple[str, Hits]]:
-    """(what, hits) of every row asked for."""
+    """Yield (name, hits) of every row that was asked for."""
     if "surface" in names:
         for norm in ("huber", "mse"):
             for budgets, sizes in ((5, 7), (4, 5)):
@@ -151,7 +153,7 @@ def rows(names: list[str], worlds: int, seed: int) -> Iterator[tuple[str, Hits]]
 
 
 def main() -> None:
-    """Print the table as it grows; --write keeps it in benchmarks/results."""
+    """Print the table row by row; with --write also store it in benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="surface,gate", help="which, with commas between")
     parser.add_argument("--worlds", type=int, default=4000, help="a twentieth of them for each row of gate")
@@ -174,7 +176,7 @@ def main() -> None:
 
 
 def _summary(name: str, values: list[float]) -> Any:
-    """The share of worlds whose interval holds the truth, of those that gave one; else the median."""
+    """The share of the given intervals that hold the truth; of other quantities the median."""
     column = np.array(values)
     if name in ("reach / top", "width of L*"):
         return round(float(np.median(column)), 3)

@@ -1,14 +1,15 @@
-"""coverage_isoflop: how often the 95 % intervals of isoFLOP fits hold the truth -> a table, one row a design.
+"""Measure how often the 95 % intervals of isoFLOP fits hold the truth, and print a table with one row for each design.
 
     python -m benchmarks.coverage_isoflop --worlds 4000 --seed 2
 
-The truth is Hoffmann et al.'s law (2203.15556: E 1.69, A 406.4, B 410.7, alpha .34, beta .28), C = 6 N D; losses have
-normal noise, a fraction of the loss. Each budget's sizes are even in log N, from 1/width to width times its optimum
-(`off` times it). A world is one draw of the noise, fitted and bootstrapped through the public API. An interval that is
-withheld is no interval: `given` says how often each row had one, and coverage is over those.
+The truth is the law of Hoffmann et al. (arXiv 2203.15556: E 1.69, A 406.4, B 410.7, alpha 0.34, beta 0.28) with
+C = 6 N D. Losses have normal noise, a fraction of the loss. The sizes of each budget are evenly spaced in log N, from
+1/width to width times the budget's optimum (or `off` times the optimum). A world is one draw of the noise, which is
+fitted and bootstrapped through the public functions. `given` is the share of worlds that gave an interval; coverage
+is counted over those.
 
-The design is what is tested, not the curve's shape: a parabola over more than a factor of 20 is off by more than its
-noise (fitting warns there), which the last rows show.
+The last rows show what happens when the curve's shape is wrong instead of the design: a parabola over more than a
+factor of 20 in size is off by more than its noise. The fit warns there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COLUMNS = ("a", "N mid", "N top", "N 10x", "N of a curve", "L mid", "L top", "L 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """Budgets (FLOPs), sizes per budget, and what their losses are like."""
+    """The budgets (FLOPs), the sizes of each budget, the noise of the losses, and how they are fitted."""
 
     budgets: tuple[float, ...]
     sizes: int
@@ -74,7 +75,7 @@ DESIGNS = (
 
 
 def best(flops: float) -> tuple[float, float, float]:
-    """N*, D*, L* of the truth."""
+    """The true N*, D* and L* at a budget."""
     g = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
     n = g * (flops / 6) ** SHARE
     d = flops / 6 / n
@@ -86,7 +87,7 @@ def loss_of(n: float, d: float) -> float:
 
 
 def world(design: Design, seed: int, number: int) -> FitResult:
-    """One draw of the noise, fitted, without intervals."""
+    """Draw the noise once and fit, without intervals."""
     budgets = np.repeat(design.budgets, design.sizes)
     ratios = design.off * np.geomspace(1 / design.width, design.width, design.sizes)
     n = np.concatenate([best(c)[0] * ratios for c in design.budgets])
@@ -102,7 +103,7 @@ def middle(design: Design) -> float:
 
 
 def intervals(design: Design, fit: FitResult) -> Iterator[tuple[str, tuple[float, float], float]]:
-    """Name, interval and truth of everything that is checked."""
+    """Yield the name, the interval and the truth of every quantity that is checked."""
     yield "a", fit.ci["a"], SHARE
     for name, flops in (("mid", middle(design)), ("top", design.budgets[-1]), ("10x", 10 * design.budgets[-1])):
         yield f"N {name}", fit.at[flops].ci["N"], best(flops)[0]
@@ -114,7 +115,7 @@ def intervals(design: Design, fit: FitResult) -> Iterator[tuple[str, tuple[float
 
 
 def measure(design: Design, worlds: int, replicates: int, seed: int) -> tuple[dict[str, tuple[int, int]], int, float]:
-    """{name: (held the truth, intervals given)}, worlds with a law, and seconds a world."""
+    """Returns {name: (intervals holding the truth, intervals given)}, worlds that gave a law, seconds per world."""
     count = {name: [0, 0] for name in COLUMNS}
     laws, began = 0, time.perf_counter()
     for number in range(worlds):

@@ -1,11 +1,12 @@
-"""cpu: dlm's training step beside nanochat's and litgpt's on a CPU, at equal FLOPs per token -> benchmarks/results/.
+"""Measure dlm's training step beside nanochat's and litgpt's on a CPU, at equal FLOPs per token.
 
     python benchmarks/cpu.py --peers DIR [--rows nanochat,litgpt] [--threads 1]
 
-DIR holds checkouts of the peers, nanochat/ and litgpt/; one that is not there, or cannot be imported, is reported as
-absent. C6 is forward pass, backward pass, clipping and a fused AdamW step of each side's own model and loss in float32,
-autoregressive on both sides; windows alternate, what counts are medians of true FLOP/s (6 per weight of a matrix and
-token, half of the attention square). Masked diffusion on our side is measured too, counted as full_masked_head.
+DIR holds checkouts of the peers, nanochat/ and litgpt/. One that is not there, or cannot be imported, is reported as
+absent. Row C6 is a forward pass, a backward pass, clipping and a fused AdamW step of each side's own model and loss
+in float32, autoregressive on both sides. The sides are measured in turn; the result is the median of true FLOP/s (6
+for each weight of a matrix and token, and half of the attention square). dlm's masked diffusion is measured too,
+counted as full_masked_head. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Loss = Callable[[int], torch.Tensor]
 
 
 def side(model: nn.Module, loss: Loss, flops_per_step: float) -> Side:
-    """A window of STEPS training steps, the number of each given to ``loss``; FLOP/s and steps per second."""
+    """Make a window of STEPS training steps; it returns FLOP/s and steps per second. ``loss`` takes a step's number."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def window() -> dict[str, float]:
@@ -62,13 +63,13 @@ def texts(vocab_size: int) -> np.ndarray:
 
 
 def given_and_next(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The texts, and the token after each of theirs; (STEPS, BATCH, LENGTH) each."""
+    """Random tokens, and the token that follows each of them; both (STEPS, BATCH, LENGTH)."""
     text = torch.from_numpy(texts(vocab_size))
     return text[:, :, :-1].contiguous(), text[:, :, 1:].contiguous()
 
 
 def ours(shape: ModelShape, objective: Objective) -> Side:
-    """Our model and loss, batches as the loader makes them, made beforehand as the loader's workers do."""
+    """dlm's model and loss. The batches are made beforehand, because workers of the loader make them in a real run."""
     model = TransEncoder(shape, causal=objective.causal)
     model.init_weights(torch.Generator().manual_seed(0))
     noise = [
@@ -83,13 +84,13 @@ def ours(shape: ModelShape, objective: Objective) -> Side:
 
 
 def decoder_flops(*, layers: int, matrices: int, width: int, vocab: int) -> float:
-    """Training FLOPs of a step of a causal decoder with ``matrices`` weights a layer."""
+    """Training FLOPs of one step of a causal decoder with ``matrices`` weights in each layer."""
     per_token = 6 * (layers * matrices + vocab * width) + 6 * layers * width * LENGTH
     return float(per_token * BATCH * LENGTH)
 
 
 def nanochat() -> tuple[Side, ModelShape, str]:
-    """Its GPT, 8 layers of 12 d^2, as many weights as 6 of our 16 d^2."""
+    """nanochat's GPT: 8 layers of 12 d^2 weights, as many as 6 of our layers of 16 d^2."""
     gpt = importlib.import_module("nanochat.gpt")
     config = gpt.GPTConfig(sequence_len=LENGTH, vocab_size=32000, n_layer=8, n_head=4, n_kv_head=4, n_embd=256,
                            window_pattern="L")  # fmt: skip
@@ -106,7 +107,7 @@ def nanochat() -> tuple[Side, ModelShape, str]:
 
 
 def litgpt() -> tuple[Side, ModelShape, str]:
-    """pythia-14m: 6 layers of 12 d^2 of width 128; ours with a gated MLP of as many weights."""
+    """litgpt's pythia-14m: 6 layers of 12 d^2 weights, width 128; our gated MLP has as many weights."""
     model_of, config_of = importlib.import_module("litgpt.model"), importlib.import_module("litgpt.config")
     config = config_of.Config.from_name("pythia-14m", block_size=LENGTH)
     model = model_of.GPT(config)
@@ -124,7 +125,7 @@ PEERS = {"nanochat": nanochat, "litgpt": litgpt}
 
 
 def row(name: str, peers: Path) -> dict[str, Any]:
-    """One peer beside us, or why it is absent."""
+    """Measure one peer beside dlm, or say why it is absent."""
     checkout = peers / name
     if not checkout.is_dir():
         return {"absent": f"ls {name}: no such directory under --peers"}

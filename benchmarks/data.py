@@ -1,10 +1,11 @@
-"""data: dlm's loader and `dlm prepare` beside TinyLlama's and SMDM's, on this machine -> benchmarks/results/.
+"""Measure dlm's loader and `dlm prepare` beside those of TinyLlama and SMDM on this machine.
 
     python benchmarks/data.py --peers DIR [--rows C1,C2]
 
-DIR holds checkouts of the peers, SMDM/ and TinyLlama/; one that is not there is reported as absent. Windows alternate
-(ours, peer, ours, peer, ...), what counts are medians. C1 is tokens per CPU-second of shuffled blocks of 2049 tokens;
-C2 is tokens per second of preparing the same documents with the same tokenizer, whose ids must be identical.
+DIR holds checkouts of the peers, SMDM/ and TinyLlama/. One that is not there is reported as absent. The sides are
+measured in turn (ours, peer, ours, peer, ...); results are medians. C1 is tokens per CPU-second of shuffled blocks of
+2049 tokens. C2 is tokens per second of preparing the same documents with the same tokenizer; the ids must be
+identical. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ PACKAGES = ("numpy", "torch", "tokenizers", "zstandard")
 
 
 def lit_gpt(peer: Path) -> None:
-    """Make the peer's lit_gpt importable without its __init__, which wants CUDA extensions."""
+    """Make the peer's lit_gpt importable without its __init__, which needs CUDA extensions."""
     package = types.ModuleType("lit_gpt")
     package.__path__ = [str(peer / "lit_gpt")]
     sys.modules["lit_gpt"] = package
 
 
 def packed_files(folder: Path, count: int = 32) -> list[Path]:
-    """Files as TinyLlama packs them, of random tokens, read once so that they are in memory."""
+    """Write files of random tokens as TinyLlama packs them, and read them once so that they are in memory."""
     paths = [folder / f"train_slim_0_{number:010d}.bin" for number in range(count)]
     random = np.random.default_rng(0)
     for path in paths:
@@ -59,7 +60,7 @@ def packed_files(folder: Path, count: int = 32) -> list[Path]:
 
 
 class Batches:
-    """A batch by its number, as dlm's training data give it before noise."""
+    """A data set whose item k is the k-th batch of dlm's training data before noise."""
 
     def __init__(self, source: Mixture, size: int) -> None:
         self.source, self.size = source, size
@@ -69,7 +70,7 @@ class Batches:
 
 
 def rate(batches: Iterable[torch.Tensor]) -> dict[str, float]:
-    """Tokens per CPU-second of reading them all."""
+    """Read all batches. Returns the tokens per CPU-second."""
     began = time.process_time()
     tokens = sum(batch.numel() for batch in batches)
     return {"tokens_per_cpu_sec": tokens / (time.process_time() - began)}
@@ -115,7 +116,7 @@ def loader_row(peers: Path, folder: Path) -> dict[str, Any]:
 
 
 def documents() -> Iterator[str]:
-    """The standard library's sources in pieces of some thousand characters, about as long as web pages."""
+    """The standard library's sources in pieces of some thousand characters, about the length of web pages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     held = 0
     for path in sorted(root.rglob("*.py")):
@@ -128,7 +129,7 @@ def documents() -> Iterator[str]:
 
 
 def write_corpus(folder: Path) -> None:
-    """Documents as SlimPajama lies on a disk, and a tokenizer of 32,000 pieces made from them."""
+    """Write documents in the format of SlimPajama, and a tokenizer of 32,000 pieces trained on them."""
     import tokenizers
     import zstandard
 
@@ -156,7 +157,7 @@ def write_corpus(folder: Path) -> None:
 
 
 def peer_prepare(peer: Path, folder: Path, out: Path, whole: bool) -> None:
-    """The peer's own script on the corpus: its loop over documents in this process, or all of its processes."""
+    """Run the peer's own script on the corpus: its loop over documents in one process, or all of its processes."""
     lit_gpt(peer)
     sys.modules["lit_gpt"].Tokenizer = importlib.import_module("lit_gpt.tokenizer").Tokenizer  # type: ignore[attr-defined]
     importlib.import_module("lit_gpt.packed_dataset")
@@ -173,7 +174,7 @@ def peer_prepare(peer: Path, folder: Path, out: Path, whole: bool) -> None:
 
 
 def timed(command: list[str]) -> tuple[float, float, str]:
-    """Seconds on the wall, CPU-seconds and the output of a command."""
+    """Run a command. Returns its wall seconds, its CPU-seconds and its output."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -186,7 +187,7 @@ def read_tokens(paths: list[Path]) -> np.ndarray:
 
 
 def prepare_row(peers: Path, folder: Path) -> dict[str, Any]:
-    """C2: `dlm prepare text` with its start-up, beside the peer's loop without its imports, by the clock."""
+    """C2: `dlm prepare text` with its start-up, beside the peer's loop without its imports, in wall time."""
     write_corpus(folder)
     counter = iter(range(1000))
     made: dict[str, Path] = {}
@@ -220,7 +221,7 @@ def prepare_row(peers: Path, folder: Path) -> dict[str, Any]:
 
 
 def _check_ids(ours: Path, peer: Path) -> None:
-    """The peer's tokens must be where ours begin; it drops what does not fill its last chunk."""
+    """Check that our tokens begin with the peer's, which drops a last chunk that is not full."""
     manifest = read_manifest(ours)
     assert manifest is not None
     left = read_tokens([ours / file.name for file in manifest.splits["train"]])
@@ -233,7 +234,7 @@ ROWS = {"C1": ("SMDM", loader_row), "C2": ("TinyLlama", prepare_row)}
 
 
 def measure(name: str, peers: Path) -> dict[str, Any]:
-    """One row, or why there is none."""
+    """Measure one row, or say why there is none."""
     peer, row = ROWS[name]
     if not (peers / peer / "lit_gpt").is_dir():
         return {"absent": f"ls {peer}/lit_gpt: no such directory under --peers"}

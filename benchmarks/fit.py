@@ -1,21 +1,23 @@
-"""fit: seconds of the surface fit and its bootstrap beside other tools', one thread -> benchmarks/results/ and a table.
+"""Measure the surface fit and its bootstrap beside other tools, with one thread.
 
     DLM_REFERENCE_DATA=DIR python benchmarks/fit.py [--peers DIR] [--full]
 
-The points are the 240 of Hoffmann et al. (2203.15556) that Besiroglu et al. (2404.10102) fitted: epoch_chinchilla.csv
-of DIR without the rows excluded_by_epoch; they carry no licence and are no part of the project. Every side runs in turn
-in one process, after one window that does not count; medians count. Beside ours:
+The points are the 240 of Hoffmann et al. (arXiv 2203.15556) that Besiroglu et al. (2404.10102) fitted:
+epoch_chinchilla.csv in DIR without the rows excluded_by_epoch. They have no licence and are not part of the project.
+All tools run in turn in one process, after one round that does not count; results are medians. Beside dlm:
 
-* Epoch's protocol from its description in 2404.10102: Huber's norm with delta = 1e-3 of the log loss, summed over the
-  points, the law by log-sum-exp, BFGS from 4500 starts, then 4000 bootstraps, each from the best optimum; L-BFGS-B too.
-  A part of both is measured and scaled up, with --full everything, once (two minutes). The gradient is exact here and
-  by automatic differentiation there, so these seconds are the least that the protocol takes.
-* scipy's BFGS and L-BFGS-B on the same objective, as well scaled as ours (centred logs, divided by delta), and whether
-  our optimum is ever above the lowest that they find: on the points, and on resamples of them.
-* simple-scaling-laws, from a folder that stays outside the repository (its metadata asks for Python 3.12, 3.11 does):
+* Epoch's protocol, from its description in 2404.10102: the Huber norm with delta = 1e-3 of the log loss, summed over
+  the points, the law by log-sum-exp, BFGS from 4500 starts, then 4000 bootstraps, each from the best optimum; the
+  same with L-BFGS-B. A part of both is measured and scaled up; with --full everything is run, once (two minutes). The
+  gradient is exact here and by automatic differentiation there, so the protocol takes at least these seconds.
+* scipy's BFGS and L-BFGS-B on the same objective, as well scaled as ours (centred logs, divided by delta). The script
+  also checks whether our optimum is ever above the lowest that they find, on the points and on resamples of them.
+* simple-scaling-laws, from a folder outside the repository (its metadata requires Python 3.12, but it runs on 3.11):
 
     python -m pip install --no-deps --ignore-requires-python --target DIR simple-scaling-laws==0.2.0
     python -m pip install --target DIR polars
+
+The result goes to benchmarks/results/ and is printed as a table.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class Points:
     loss: Array
 
     def fit(self, **how: Any) -> FitResult:
-        """Our fit. With two budgets, the lower one alone cannot be fitted, so that nothing is held out and refitted."""
+        """dlm's fit. With two budgets there are no hold-outs, because the lower one alone cannot be fitted."""
         return fit_surface(self.n, self.d, self.loss, **how)
 
     @property
@@ -77,7 +79,7 @@ class Points:
 
 
 def read(folder: str | None) -> Points:
-    """The 240 points, or exit code 2."""
+    """Read the 240 points. Exits with code 2 where they are absent."""
     path = Path(folder or "") / "epoch_chinchilla.csv"
     if not folder or not path.is_file():
         where = f"DLM_REFERENCE_DATA={folder} holds no {path.name}" if folder else "DLM_REFERENCE_DATA is not set"
@@ -89,14 +91,14 @@ def read(folder: str | None) -> Points:
 
 
 def clocked(call: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What the call returns, and its seconds: on the clock and of this process."""
+    """What the call returns, its wall seconds and its seconds of processor time."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = call()
     return result, {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def in_turn(sides: dict[str, Side], windows: int, *, warm: int = 1) -> dict[str, dict[str, Any]]:
-    """Every side once a window; medians of what each measured, and the spread of its seconds."""
+    """Run every tool once in each window. Returns the medians of what each measured, and the spread of its seconds."""
     kept: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for window in range(warm + windows):
         for name, side in sides.items():
@@ -113,7 +115,7 @@ def _median(windows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def ours(points: Points) -> dict[str, Side]:
-    """Our jobs. Pairs are resampled everywhere."""
+    """The jobs of dlm. All bootstraps resample pairs."""
     fits: dict[str, dict[str, Any]] = {
         "huber": {"norm": "huber", "delta": DELTA},
         "mse": {"norm": "mse", "space": "raw"},
@@ -168,7 +170,7 @@ class Objective:
         return float(value) / self.scale, slope / self.scale
 
     def least(self, starts: Iterable[Array], method: str, **options: float) -> tuple[float, Array]:
-        """The lowest value that scipy finds from the starts, and where."""
+        """The lowest value that scipy finds from the starts, and its place."""
         with np.errstate(all="ignore"):
             found = [_minimize(self, x, jac=True, method=method, options=options) for x in starts]
         best = min((one for one in found if np.isfinite(one.fun)), key=lambda one: float(one.fun))
@@ -176,12 +178,12 @@ class Objective:
 
 
 def plain(points: Points, counts: Array) -> Objective:
-    """The objective as published, every point counted as often as it was drawn."""
+    """The objective as published, where every point counts as often as it was drawn."""
     return Objective(np.log(points.n), np.log(points.d), np.log(points.loss), counts)
 
 
 def resamples(points: Points, replicates: int) -> Array:
-    """How often each point is drawn, (replicates, points)."""
+    """How often each resample draws each point, (replicates, points)."""
     size = len(points.n)
     drawn = np.random.default_rng(0).integers(size, size=(replicates, size))
     return np.array([np.bincount(row, minlength=size) for row in drawn], dtype=np.float64)
@@ -212,7 +214,7 @@ def _epoch_starts(points: Points, starts: Array, method: str) -> Side:
 
 
 def _epoch_bootstraps(points: Points, drawn: Array, method: str) -> Side:
-    """From the optimum of the points, whichever of the starts has found it; and where it ends beside our bootstrap."""
+    """Epoch's bootstrap, from the best optimum of the points; and how its optima compare with those of ours."""
     result = points.fit()
     own = objectives_of_bootstrap(points, result, drawn)
     best = log_named(np.array([result.params[name] for name in NAMES]))
@@ -225,7 +227,7 @@ def _epoch_bootstraps(points: Points, drawn: Array, method: str) -> Side:
 
 
 def ended_beside(found: Array, own: Array) -> dict[str, float]:
-    """How many of a peer's optima are above ours, by more than rounding or by .1 %, and how many below."""
+    """Count the peer's optima that are above ours, by more than rounding or by 0.1 %, and those below."""
     excess = found / own - 1
     counts = {"above_ours": excess > ROUNDING, "above_ours_by_.1_%": excess > 1e-3, "below_ours": excess < -ROUNDING}
     return {name: int(which.sum()) for name, which in counts.items()} | {"lowest_beside_ours": float(excess.min())}
@@ -237,13 +239,13 @@ def _scaled(seconds: dict[str, float], fraction: float) -> dict[str, float]:
 
 
 def centred(points: Points, counts: Array) -> Objective:
-    """The objective where scipy can do its best: the logs centred, values near 1."""
+    """The objective, scaled well for scipy: centred logs and values near 1."""
     log_n, log_d = np.log(points.n), np.log(points.d)
     return Objective(log_n - log_n.mean(), log_d - log_d.mean(), np.log(points.loss), counts, scale=DELTA)
 
 
 def good_starts(points: Points) -> list[Array]:
-    """Nine: exponents .2, .4, .8 each; the floor at .8 of the lowest loss, the rest shared by both terms."""
+    """Nine starts: exponents 0.2, 0.4 and 0.8 each; E at 0.8 of the lowest loss; both terms share the rest."""
     floor = 0.8 * float(points.loss.min())
     half = np.log((float(points.loss.mean()) - floor) / 2)
     return [np.array([half, half, np.log(floor), *pair]) for pair in itertools.product((0.2, 0.4, 0.8), repeat=2)]
@@ -270,7 +272,7 @@ def scipy_sides(points: Points) -> dict[str, Side]:
 
 
 def never_above(points: Points) -> dict[str, Any]:
-    """Ours and the lowest that either method of scipy finds: on the points, and on resamples of them.
+    """Compare our optimum with the lowest that either method of scipy finds, on the points and on resamples of them.
 
     On resamples ours is what the batched bootstrap keeps, and what a fit with the resample's counts as weights reaches.
     """
@@ -289,19 +291,19 @@ def never_above(points: Points) -> dict[str, Any]:
 
 
 def objectives_of_bootstrap(points: Points, result: FitResult, counts: Array) -> Array:
-    """What our bootstrap reached on the first resamples of seed 0: those of `resamples` (see `never_above`)."""
+    """The values that our bootstrap reached on the first resamples of seed 0, which are those of `resamples`."""
     drawn = bootstrap(result, replicates=max(100, len(counts)), method="pairs", seed=0).draws
     assert drawn is not None
     return np.array([plain(points, c)(log_named(d))[0] for c, d in zip(counts, drawn, strict=False)])
 
 
 def log_named(row: Array) -> Array:
-    """A bootstrap's (E, A, B, alpha, beta) -> (a, b, e, alpha, beta)."""
+    """Convert a bootstrap's (E, A, B, alpha, beta) to (a, b, e, alpha, beta)."""
     return np.array([*np.log(row[[1, 2, 0]]), *row[3:]])
 
 
 def lowest_of_scipy(points: Points, counts: Array, more: list[Array]) -> tuple[float, Array]:
-    """The lowest of both methods over the good starts and more, and where."""
+    """The lowest value of both methods over the good starts and further ones, and its place."""
     task, starts = centred(points, counts), [*good_starts(points), *more]
     return min((task.least(starts, method, **OPTIONS[method]) for method in METHODS), key=lambda found: found[0])
 
@@ -319,7 +321,7 @@ def _beside(own: Array, scipys: Array) -> dict[str, Any]:
 
 
 def peer(points: Points, folder: Path | None) -> tuple[dict[str, Side], dict[str, Any]]:
-    """simple-scaling-laws' fit with its bootstrap, and what it is, or why it is absent."""
+    """The fit and bootstrap of simple-scaling-laws with a description, or why it is absent."""
     if folder is None or not (folder / PEER).is_dir():
         tried = "--peers was not given" if folder is None else f"ls DIR/{PEER}: no such directory under --peers"
         return {}, {"absent": tried}
@@ -346,7 +348,7 @@ def peer(points: Points, folder: Path | None) -> tuple[dict[str, Side], dict[str
 
 
 def measured(points: Points, options: argparse.Namespace) -> dict[str, Any]:
-    """Every side in turn; what takes minutes once and by itself."""
+    """Run all tools in turn; those that take minutes run once, alone."""
     peers, about = peer(points, options.peers)
     protocol = epoch(points, full=options.full)
     sides = {"ours": ours(points), "epoch": protocol, "scipy": scipy_sides(points), PEER: peers}
@@ -366,7 +368,7 @@ def measured(points: Points, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratios(rows: dict[str, Any]) -> dict[str, float]:
-    """How many times as long as ours another tool takes; simple-scaling-laws fits squares and draws in one call."""
+    """How many times as long as dlm another tool takes. simple-scaling-laws fits squares and bootstraps in one call."""
     own = {job: row["seconds"] for job, row in rows["ours"].items()}
     found = {f"epoch: {job}": row["seconds"] / own[f"{'point fit' if 'starts' in job else 'bootstraps'}, huber"]
              for job, row in rows["epoch"].items()}  # fmt: skip
@@ -378,7 +380,7 @@ def ratios(rows: dict[str, Any]) -> dict[str, float]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The seconds as a Markdown table, and under it whether our optimum was ever above."""
+    """The seconds as a Markdown table, and below it whether our optimum was ever above scipy's."""
     lines = ["| tool and job | seconds | times ours | objective reached |", "|---|---|---|---|"]
     for tool in ("ours", "epoch", "scipy", PEER):
         for job, row in rows[tool].items():

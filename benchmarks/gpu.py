@@ -1,13 +1,14 @@
-"""gpu: dlm's training step beside its peers' on one GPU -> a JSON file of rows.
+"""Measure dlm's training step beside its peers' on one GPU. The result is a JSON file of rows.
 
     python benchmarks/gpu.py --peers DIR --out results.json [--rows G1,G5]
 
-Works from a plain checkout with torch, numpy, lightning and transformers; DIR holds checkouts SMDM/, nanochat/ and
-litgpt/; Liger and cut-cross-entropy count where they are installed. A row that was measured is kept, so rows can be
-measured a few at a time. A peer that is absent is said to be, with what failed; so is a row that failed, and the later
-ones go on; the next call tries both again. bf16 autocast, sequences of 2,048 random tokens, a vocabulary of 32,000,
-about 64 k tokens a micro-step; ours and the peer's windows alternate, medians count. Without a GPU (or with --device
-cpu) every row runs at a toy size: that shows that the script works and measures nothing ("measured": false).
+The script runs from a plain checkout with torch, numpy, lightning and transformers. DIR holds checkouts SMDM/,
+nanochat/ and litgpt/; Liger and cut-cross-entropy are measured if they are installed. Rows that are in the file
+already are kept, so you can measure a few rows at a time. A peer that is absent is reported with the cause, and a row
+that fails does not stop the later ones; the next call tries both again. All rows use bf16 autocast, sequences of
+2,048 random tokens, a vocabulary of 32,000 and about 64 k tokens in a micro-step. dlm and the peer are measured in
+turn, and results are medians. Without a GPU, or with --device cpu, every row runs at a toy size. That shows that the
+script works and measures nothing ("measured": false).
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        """Steps of a window."""
+        """The number of steps in a window."""
         return 20 if self.real else 2
 
     @property
     def length(self) -> int:
-        """Tokens of a sequence."""
+        """The number of tokens in a sequence."""
         return 2048 if self.real else 32
 
     def batch(self, shape: ModelShape) -> int:
@@ -73,15 +74,15 @@ class Bench:
         return 2 if not self.real else 32 if shape.num_params < 600e6 else 16
 
     def shape(self, name: str) -> ModelShape:
-        """A size of the ladder, or a toy."""
+        """The shape of a model size, or of a toy."""
         return load_shape(name) if self.real else dataclasses.replace(load_shape("8k"), name=f"toy for {name}")
 
     def sizes(self, *names: str) -> tuple[str, ...]:
-        """The sizes of a row; a toy stands for all of them."""
+        """The sizes of a row; on a CPU one toy stands for all of them."""
         return names if self.real else names[:1]
 
     def synchronise(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -90,7 +91,7 @@ class Bench:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
     def peak_bytes(self, window: Side, before: int) -> int | None:
-        """What a second window holds at most beyond ``before``, which is another's; None on a CPU."""
+        """The peak memory of a second window beyond ``before``, the memory of the other side; None on a CPU."""
         window()
         if self.device.type != "cuda":
             return None
@@ -99,11 +100,11 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def autocast(self) -> torch.autocast:
-        """bf16-mixed."""
+        """Autocast to bfloat16."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def windows(self, model: nn.Module, loss: Loss, flops_per_step: float, tokens: int, *, slow: bool = False) -> Side:
-        """Windows of training steps; ``slow`` reads the loss off the device in each step, as SMDM does."""
+        """A window of training steps. ``slow`` copies the loss off the device in every step, as SMDM does."""
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
 
@@ -129,7 +130,7 @@ class Bench:
         return window
 
     def texts(self, shape: ModelShape) -> np.ndarray:
-        """Random tokens, one micro-batch a step of a window and one token more a sequence."""
+        """Random tokens: one micro-batch for each step of a window, with one token more than a sequence."""
         size = (self.steps, self.batch(shape), self.length + 1)
         return np.random.default_rng(0).integers(0, shape.vocab_size, size)
 
@@ -144,17 +145,17 @@ class Bench:
         return result
 
     def flops(self, shape: ModelShape, *, causal: bool) -> float:
-        """True training FLOPs of a micro-step, the head on masked positions only."""
+        """True training FLOPs of a micro-step, with the head on masked positions only."""
         per_token = flops_per_token(shape, convention="full_masked_head", block_size=self.length, causal=causal)
         return float(per_token) * self.batch(shape) * self.length
 
     def ours(self, shape: ModelShape, *, causal: bool = False) -> Side:
-        """dlm's step, compiled as trainer.compile=true does it."""
+        """dlm's step, compiled as with trainer.compile=true."""
         model, loss = self.compiled(shape, causal=causal)
         return self.windows(model, loss, self.flops(shape, causal=causal), self.batch(shape) * self.length)
 
     def compiled(self, shape: ModelShape, *, causal: bool = False) -> tuple[nn.Module, Loss]:
-        """dlm's model, and its loss by the number of a micro-batch."""
+        """dlm's model, and a function from the number of a micro-batch to its loss."""
         objective: Objective = Autoregressive(bos_id=0) if causal else MaskedDiffusion(vocab_size=shape.vocab_size)
         model = TransEncoder(shape, causal=causal)
         model.init_weights(torch.Generator().manual_seed(0))
@@ -169,13 +170,13 @@ class Bench:
         return model, loss
 
     def given_and_next(self, shape: ModelShape) -> tuple[torch.Tensor, torch.Tensor]:
-        """What an autoregressive peer takes: the tokens and the one after each."""
+        """The input of an autoregressive peer: the tokens, and the token that follows each."""
         text = torch.from_numpy(self.texts(shape)).to(self.device)
         return text[:, :, :-1].contiguous(), text[:, :, 1:].contiguous()
 
 
 def g1(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Against SMDM: its TransEncoder and the body of its training loop (pretrain/train_mdm.py), eager."""
+    """SMDM: its TransEncoder and the body of its training loop (pretrain/train_mdm.py), eager."""
     package = smdm(bench.peers)
     diffmodel = sys.modules["lit_gpt.diffmodel"]
     for name in bench.sizes("6M", "170M", "1028M"):
@@ -202,7 +203,7 @@ def g1(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def imported(bench: Bench, peer: str, module: str) -> Any:
-    """A module of a peer's checkout. Raises Absent."""
+    """Import a module of a peer's checkout. Raises Absent."""
     sys.path.insert(0, str(bench.peers / peer))
     try:
         return importlib.import_module(module)
@@ -211,7 +212,7 @@ def imported(bench: Bench, peer: str, module: str) -> Any:
 
 
 def g2(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Against nanochat's GPT, windows off, compiled: true FLOP/s at about equal size."""
+    """nanochat's GPT, compiled, with full attention windows: true FLOP/s at about equal size."""
     gpt = imported(bench, "nanochat", "nanochat.gpt")
     for depth, name in ((12, "85M"), (18, "268M"), (24, "666M"))[: 3 if bench.real else 1]:
         shape, width = bench.shape(name), 64 * depth if bench.real else 32
@@ -232,7 +233,7 @@ def g2(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def g3(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Against litgpt's GPT with our own shape, so FLOPs per token are equal."""
+    """litgpt's GPT with our own shape, so that FLOPs per token are equal."""
     model_of = imported(bench, "litgpt", "litgpt.model")
     config_of, utils = importlib.import_module("litgpt.config"), importlib.import_module("litgpt.utils")
     for name in bench.sizes("170M", "1028M"):
@@ -254,7 +255,7 @@ def g3(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def g4(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Against transformers' ModernBERT with its head on masked tokens only, compiled."""
+    """ModernBERT of transformers, compiled, with its head on masked tokens only."""
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
@@ -278,7 +279,7 @@ def g4(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def g5(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Share of the device's peak, and of what a matrix product reaches in this call, by size."""
+    """For each size, the share of the device's peak and of the speed that a matrix product reaches in this call."""
     size = 8192 if bench.real else 256
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     rates = []
@@ -308,7 +309,7 @@ def g5(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def g6(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """A step under Lightning's Trainer against a bare loop over the same compiled loss."""
+    """A step under Lightning's Trainer beside a bare loop over the same compiled loss."""
     for name in bench.sizes("6M", "170M"):
         shape = bench.shape(name)
         model, loss = bench.compiled(shape)
@@ -318,7 +319,7 @@ def g6(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def under_lightning(bench: Bench, model: nn.Module, loss: Loss, tokens: int) -> Side:
-    """Windows of training steps by Lightning's Trainer, its set-up left out."""
+    """Windows of training steps by Lightning's Trainer, without its set-up."""
     import lightning
 
     on_gpu = bench.device.type == "cuda"
@@ -359,7 +360,7 @@ def under_lightning(bench: Bench, model: nn.Module, loss: Loss, tokens: int) -> 
 
 
 def g7(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """The head on masked positions against the dense head, at 6M: speed, peak memory, loss and gradients in float32."""
+    """The head on masked positions beside the dense head, at 6M: speed, peak memory, loss and gradients in float32."""
     shape = bench.shape("6M")
     objective = MaskedDiffusion(vocab_size=shape.vocab_size)
     batches = bench.batches(shape, objective)
@@ -405,13 +406,13 @@ def g7(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def liger() -> tuple[str, Callable[..., torch.Tensor]]:
-    """The package, and its head and loss in one: (M, C) hidden, (V, C) weights, (M,) targets -> (M,) nats."""
+    """Liger's name and its fused head and loss: (M, C) hidden, (V, C) weights and (M,) targets to (M,) nats."""
     call = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return "liger-kernel", lambda hidden_MC, weight_VC, target_M: call(hidden_MC, weight_VC, target_M, reduction="none")
 
 
 def cut_cross_entropy() -> tuple[str, Callable[..., torch.Tensor]]:
-    """The same of cut-cross-entropy."""
+    """The name of cut-cross-entropy and its fused head and loss, as for Liger."""
     call = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     return "cut-cross-entropy", lambda hidden_MC, weight_VC, target_M: call(
         hidden_MC, weight_VC, target_M, reduction="none"
@@ -419,17 +420,17 @@ def cut_cross_entropy() -> tuple[str, Callable[..., torch.Tensor]]:
 
 
 def g7_liger(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Our head and loss on masked positions, compiled, against Liger's in one kernel on the same rows, at 6M."""
+    """Our head and loss on masked positions, compiled, beside Liger's fused kernel on the same rows, at 6M."""
     yield from fused(bench, liger)
 
 
 def g7_cut(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Our head and loss on masked positions, compiled, against cut-cross-entropy on the same rows, at 6M."""
+    """Our head and loss on masked positions, compiled, beside cut-cross-entropy on the same rows, at 6M."""
     yield from fused(bench, cut_cross_entropy)
 
 
 def fused(bench: Bench, package: Callable[[], tuple[str, Callable[..., torch.Tensor]]]) -> Iterator[tuple[str, Any]]:
-    """Against an installed package's fused head and loss behind our own compiled trunk. Raises Absent."""
+    """Our head and loss beside a package's fused ones, both behind our compiled trunk. Raises Absent."""
     try:
         name, linear_cross_entropy = package()
     except ImportError as error:
@@ -477,7 +478,7 @@ def fused(bench: Bench, package: Callable[[], tuple[str, Callable[..., torch.Ten
 
 
 def g9(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Seconds of compiling the step of 170M in a new process, with an empty cache and with a full one."""
+    """Seconds of compiling the step of 170M in a new process, with an empty and with a filled cache."""
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "warm"):
             command = [sys.executable, __file__, "--compile-once", "--device", bench.device.type]
@@ -507,7 +508,7 @@ PEER_OF = {"G1": "SMDM", "G2": "nanochat", "G3": "litgpt"}
 
 
 def measured_row(bench: Bench, name: str) -> dict[str, Any]:
-    """One row: what was found, up to where it failed, if it did."""
+    """Measure one row. If it fails, the result holds what was measured before."""
     began, peer = time.perf_counter(), PEER_OF.get(name)
     found: dict[str, Any] = {}
     try:
@@ -532,7 +533,7 @@ def measured_row(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the rows that were asked for and are not there yet; the file is written after each."""
+    """Measure the rows that were asked for and are not in the file yet; write the file after each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", type=Path, default=Path("peers"))
     parser.add_argument("--rows", default=",".join(ROWS))

@@ -1,7 +1,7 @@
-"""peers: other people's training code, imported from a checkout of theirs and run as it is.
+"""Import other people's training code from a checkout of theirs and run it as it is.
 
-What they need and has no wheel for this machine is replaced by the same function in plain PyTorch; SHIMS names each, so
-that a result can say so.
+A dependency that has no wheel for this machine is replaced by the same function in plain PyTorch. SHIMS names every
+such replacement, so that a result can report it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHIMS = {
 
 
 class Absent(Exception):
-    """A peer that is not there, with what was tried."""
+    """A peer is not there; the message says what was tried."""
 
 
 def smdm(folder: Path) -> Any:
@@ -57,7 +57,7 @@ def smdm(folder: Path) -> Any:
 
 
 def _shim(name: str, **content: Any) -> None:
-    """A module of that name, unless the real one is installed."""
+    """Make a module of that name, unless the real one is installed."""
     if name in sys.modules:
         return
     try:

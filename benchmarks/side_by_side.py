@@ -1,4 +1,4 @@
-"""side_by_side: ours and a peer in turn, their medians and ratio, and the result file. Used by every benchmark."""
+"""Measure dlm and a peer in turn, compare their medians, and write the result file of a benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Side = Callable[[], dict[str, float]]
 
 
 def alternate(ours: Side, peer: Side, windows: int = WINDOWS) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """What each measured in turn, after one window of each that does not count."""
+    """Run both sides in turn, after one window of each that does not count. Returns what each measured."""
     results: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     for window in range(windows + 1):
         for side, kept in zip((ours, peer), results, strict=True):
@@ -29,7 +29,7 @@ def alternate(ours: Side, peer: Side, windows: int = WINDOWS) -> tuple[list[dict
 
 
 def compared(ours: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, their ratio and the spread of the windows, for every quantity that both measured."""
+    """For every quantity that both measured: the medians, their ratio, and the spread of the windows."""
     row = {}
     for key in ours[0].keys() & peer[0].keys():
         left, right = [item[key] for item in ours], [item[key] for item in peer]
@@ -51,7 +51,7 @@ def commit(repository: Path) -> str | None:
 
 
 def write_result(name: str, rows: dict[str, Any], *, command: str, packages: Iterable[str], **more: Any) -> Path:
-    """benchmarks/results/NAME.json with the rows and what they were measured with."""
+    """Write benchmarks/results/NAME.json with the rows and with the command, the machine and the packages."""
     result = {
         "date": name[-10:],
         "command": command,

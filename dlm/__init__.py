@@ -2,7 +2,7 @@
 
     sweeps/*.yaml -> plan -> submit -> train -> collect -> fit -> report
 
-The base and the sweep half never import torch; the training half is dlm.launch and what it calls.
+Each package is one stage of this flow. Only dlm.train, dlm.convert and dlm.launch import torch.
 """
 
 from __future__ import annotations

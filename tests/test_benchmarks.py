@@ -1,5 +1,5 @@
-"""The GPU script runs end to end where there is none, at toy sizes, and says that it measured nothing. The fitting
-script says in one line that the published points are absent, and its peers minimise the right objective.
+"""Without a GPU, the GPU script runs at toy sizes and says that it measured nothing. The fitting script says in one
+line that the published points are absent, and its peers minimise the right objective.
 """
 
 import importlib
@@ -18,17 +18,8 @@ from scipy.optimize import approx_fprime
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
 
-@pytest.mark.slow
-def test_the_gpu_script_runs_at_toy_sizes_keeps_its_rows_and_names_absent_peers(tmp_path):
-    out = tmp_path / "gpu.json"
-
-    def rows(names: str) -> dict:
-        subprocess.run([sys.executable, SCRIPT, "--device", "cpu", "--rows", names, "--peers", tmp_path / "none",
-                        "--out", out], check=True, capture_output=True, cwd=tmp_path)  # fmt: skip
-        return json.loads(out.read_text())["rows"]
-
-    first = rows("G1,G5")
-    second = rows("G5,G6,G7")
+def check_toy_rows(first: dict, second: dict) -> None:
+    """What holds when G1 and G5 were run at toy sizes, and then G5, G6 and G7 with the same file."""
     assert second.keys() == {"G1", "G5", "G6", "G7"} and second["G5"] == first["G5"]  # a finished row is kept
     assert not any(row.get("measured", False) for row in second.values())
     assert "SMDM" in json.dumps(first["G1"]) and "absent" in json.dumps(first["G1"])
@@ -36,19 +27,40 @@ def test_the_gpu_script_runs_at_toy_sizes_keeps_its_rows_and_names_absent_peers(
     assert max(head["loss_relative_difference"], head["gradient_relative_difference"]) < 1e-6
 
 
+@pytest.mark.long
+def test_the_gpu_script_with_compiled_models_runs_at_toy_sizes(tmp_path):
+    """The script as a person starts it; compiling for a CPU takes a minute or more."""
+    out = tmp_path / "gpu.json"
+
+    def rows(names: str) -> dict:
+        subprocess.run([sys.executable, SCRIPT, "--device", "cpu", "--rows", names, "--peers", tmp_path / "none",
+                        "--out", out], check=True, capture_output=True, cwd=tmp_path)  # fmt: skip
+        return json.loads(out.read_text())["rows"]
+
+    check_toy_rows(rows("G1,G5"), rows("G5,G6,G7"))
+
+
 @pytest.fixture
 def gpu(monkeypatch):
+    """The GPU script as a module, with models that are not compiled and one window of each side."""
     monkeypatch.syspath_prepend(SCRIPT.parents[1])
     module = importlib.import_module("benchmarks.gpu")
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # what is measured is not at stake here
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setattr(module, "alternate", lambda ours, peer: ([ours()], [peer()]))
     return module
 
 
 def run(gpu, monkeypatch, out, names):
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--rows", names, "--out", str(out)])
+    arguments = ["gpu.py", "--device", "cpu", "--rows", names, "--peers", str(out.parent / "none"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
     gpu.main()
     return json.loads(out.read_text())["rows"]
+
+
+def test_the_gpu_script_at_toy_sizes_keeps_finished_rows_and_names_absent_peers(gpu, monkeypatch, tmp_path):
+    out = tmp_path / "gpu.json"
+    first = run(gpu, monkeypatch, out, "G1,G5")
+    check_toy_rows(first, run(gpu, monkeypatch, out, "G5,G6,G7"))
 
 
 def test_a_row_that_fails_is_recorded_the_later_ones_go_on_and_it_is_tried_again(gpu, monkeypatch, tmp_path):

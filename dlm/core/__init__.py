@@ -1,1 +1,1 @@
-"""Words that every room shares: errors, files, paths, configs, sizes, FLOPs, schedules and identities."""
+"""What every room uses: errors, files, paths, configs, model sizes, FLOPs, schedules and identities."""

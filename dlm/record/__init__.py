@@ -1,4 +1,4 @@
-"""What a run measured goes in; the files of its run directory and its row of runs.csv come out, and back."""
+"""What a run measured goes in; the files of its run directory come out, and are read back from there."""
 
 import lazy_loader
 

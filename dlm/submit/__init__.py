@@ -1,4 +1,4 @@
-"""Planned cells go in; processes on this machine or SLURM job arrays come out, and what became of them."""
+"""Planned cells go in; processes on this machine or SLURM job arrays come out, and the state of every cell."""
 
 import lazy_loader
 

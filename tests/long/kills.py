@@ -1,9 +1,9 @@
-"""Kill a run with SIGKILL at random moments, checkpoint writes included, and compare it with an undisturbed one.
+"""Kill a run with SIGKILL at random moments, checkpoint writes included, and compare it with an undisturbed run.
 
-    python tests/kills.py [--kills 20] [--seed 0] [--out FILE.json] [OVERRIDE ...]
+    python tests/long/kills.py [--kills 20] [--seed 0] [--out FILE.json] [OVERRIDE ...]
 
-A tiny model on the standard library's text, real processes. A third of the kills wait for a checkpoint being written.
-Exit code 1 when one number of the loss curve, or of the result, differs by one bit.
+The run trains a tiny model on the standard library's sources, in real processes. A third of the kills wait until a
+checkpoint is being written. The exit code is 1 when a number of the loss curve or of the result differs by one bit.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "l
 
 
 def start(run_dir: Path, log: Path, overrides: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """The run in a process group of its own."""
+    """Start the run in a process group of its own."""
     with open(log, "ab") as stream:
         return subprocess.Popen([sys.executable, "-m", "dlm.launch", *RUN, *overrides, f"paths.run_dir={run_dir}"],
                                 stdout=stream, stderr=stream, start_new_session=True)  # fmt: skip
 
 
 def logged_step(run_dir: Path) -> int:
-    """The last step in metrics.jsonl; 0 without one. A half-written last line is another time's business."""
+    """The last step in metrics.jsonl, 0 when there is none. A last line that is only half written does not count."""
     try:
         lines = (run_dir / "metrics.jsonl").read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -48,12 +48,12 @@ def logged_step(run_dir: Path) -> int:
 
 
 def being_written(run_dir: Path) -> bool:
-    """Whether a checkpoint is begun and not yet sealed."""
+    """Whether a checkpoint is being written: begun and not yet sealed."""
     return any((run_dir / "checkpoints").glob(".step_*.building"))
 
 
 def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path, overrides: Sequence[str]) -> dict[str, object]:
-    """Go on with the run and kill it past ``step``; what was seen then."""
+    """Start or resume the run, kill it past ``step``, and return what was seen at that moment."""
     process = start(run_dir, log, overrides)
     while logged_step(run_dir) < step or not (run_dir / "checkpoints").is_dir():
         if process.poll() is not None:
@@ -68,18 +68,18 @@ def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path, overrides:
 
 
 def curve(run_dir: Path) -> dict[int, dict[str, float]]:
-    """The loss curve by step, where a repeated step counts as it came out last."""
+    """The loss curve by step. Where a step was repeated, its last value counts."""
     return {row["step"]: {name: row[name] for name in CURVE if name in row}
             for row in merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))}  # fmt: skip
 
 
 def main() -> int:
-    """Run undisturbed, run with kills, compare, print the result."""
+    """Train undisturbed, train with kills, compare the two and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the result here")
-    parser.add_argument("overrides", nargs="*", help="of the run that is killed; the undisturbed one has none")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the killed run only")
     options = parser.parse_args()
     drawn = random.Random(options.seed)
     steps = sorted(drawn.sample(range(FIRST_CHECKPOINT, STEPS - FIRST_CHECKPOINT), options.kills))
@@ -108,7 +108,7 @@ def main() -> int:
             "loss": [results[0].loss, results[1].loss],
             "moments": kills,
             "seed": options.seed,
-            "command": " ".join(["python", "tests/kills.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "tests/long/kills.py", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         }
     text = json.dumps(outcome, indent=1)

@@ -1,1 +1,1 @@
-"""Text, or packed files of others, goes in; packed tokens with a manifest come out (no torch)."""
+"""Text, or packed files that other programs made, goes in; packed tokens with a manifest come out (no torch)."""

@@ -1,1 +1,1 @@
-"""Runs go in; a loss surface L(N, D), its noise and its doubts come out."""
+"""Runs go in; a loss surface L(N, D), its noise and the warnings about both come out."""
