@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from dlm.core.errors import UserError
-from dlm.core.files import read_json
-from dlm.core.files import write_json
-from dlm.core.identity import content_hash
 
+from dlm.core.errors import UserError
+from dlm.core.files import read_json, write_json
+from dlm.core.identity import content_hash
 
 MANIFEST = "manifest.json"
 

@@ -7,17 +7,13 @@ one after another. Nothing here knows ranks or restarts, and every row is found 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import numpy as np
-from dlm.data.packed import PackedTokens
-from dlm.data.packed import open_split
-from dlm.core.errors import UserError
-from dlm.data.manifest import BLOCK_SAMPLES
-from dlm.data.manifest import DataSet
-from dlm.data.manifest import apportion
-from dlm.data.noise import MIXTURE_STREAM
-from dlm.data.noise import ORDER_STREAM
-from dlm.data.noise import permute
 
+import numpy as np
+
+from dlm.core.errors import UserError
+from dlm.data.manifest import BLOCK_SAMPLES, DataSet, apportion
+from dlm.data.noise import MIXTURE_STREAM, ORDER_STREAM, permute
+from dlm.data.packed import PackedTokens, open_split
 
 KEPT_BLOCKS = 4
 

@@ -7,8 +7,8 @@ counter-based Philox, whose raw stream is guaranteed stable.
 from __future__ import annotations
 
 import functools
-import numpy as np
 
+import numpy as np
 
 _T_STREAM, _MASK_STREAM, ORDER_STREAM, MIXTURE_STREAM = 0, 1, 2, 3
 

@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-
+from dlm.data.manifest import Manifest, PackedFile
 
 MAGIC = b"LITPKDS"
 

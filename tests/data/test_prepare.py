@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -483,3 +484,20 @@ def test_a_tokenizer_without_an_end_wants_one(tmp_path):
     assert load_tokenizer(str(tmp_path)).eos_id is None
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
     assert load_tokenizer(str(tmp_path)).eos_id == 1
+
+
+def test_main_returns_the_exit_code_of_help_and_of_wrong_arguments(capsys):
+    assert main(["text", "--help"]) == 0 and "--tokenizer" in capsys.readouterr().out
+    assert main(["text"]) == 2 and "required: SOURCE" in capsys.readouterr().err
+    assert main([]) == 2 and "text,stdlib,packed" in capsys.readouterr().err
+
+
+def test_a_failed_preparation_ends_no_other_process_of_the_program(source, tmp_path, capsys):
+    (source / "a.jsonl").write_bytes(b'{"text": "torn\n')
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes")
+    alive = other.is_alive()
+    other.kill()
+    other.join()
+    assert alive

@@ -22,34 +22,17 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.documents import find_splits
-from dlm.data.prepare.documents import make_units
-from dlm.data.prepare.encode import FILE_TOKENS
-from dlm.data.prepare.encode import SKIPPED
-from dlm.data.prepare.encode import Form
-from dlm.data.prepare.encode import Record
-from dlm.data.prepare.encode import digests_path
-from dlm.data.prepare.encode import encode_unit
-from dlm.data.prepare.encode import read_digests
-from dlm.data.prepare.place import move_into_place
-from dlm.data.prepare.place import read_whole
-from dlm.data.prepare.progress import Progress
-from dlm.data.prepare.tokenizer import Tokenizer
-from dlm.data.prepare.tokenizer import load_tokenizer
-from dlm.core.errors import UserError
-from dlm.core.lease import Lease
-from dlm.core.files import append_jsonl
-from dlm.core.files import read_json
-from dlm.core.files import read_jsonl
-from dlm.core.files import write_json
-from dlm.core.identity import content_hash
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-from dlm.data.manifest import read_manifest
-from dlm.data.manifest import write_manifest
 
+from dlm.core.errors import UserError
+from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
+from dlm.core.identity import content_hash
+from dlm.core.lease import Lease
+from dlm.data.manifest import MANIFEST, Manifest, PackedFile, read_manifest, write_manifest
+from dlm.data.prepare.documents import Unit, find_splits, make_units
+from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, Form, Record, digests_path, encode_unit, read_digests
+from dlm.data.prepare.place import move_into_place, read_whole
+from dlm.data.prepare.progress import Progress
+from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
 
@@ -199,13 +182,14 @@ class Crew:
         self.done = {(record.unit, record.limit): record for record in records if self._is_whole(record)}
         self.records: dict[int, Record] = {}
         self._pool: ProcessPoolExecutor | None = None
+        self._others = multiprocessing.active_children()  # of the program that prepares the data
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:  # what is half done will be done again
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - set(self._others):
                 process.terminate()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -13,29 +13,21 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core import paths
-from dlm.data.prepare.build import Job
-from dlm.data.prepare.build import prepare_text
-from dlm.data.packed import open_packed
-from dlm.data.packed import write_packed
+from dlm.core.checks import whole
+from dlm.core.errors import ExitCode, UserError
+from dlm.core.identity import SWEEP_NAME
+from dlm.data.manifest import MANIFEST, DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
+from dlm.data.packed import open_packed, write_packed
+from dlm.data.prepare.build import Job, prepare_text
 from dlm.data.prepare.place import move_into_place
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
-from dlm.core.errors import ExitCode
-from dlm.core.errors import UserError
-from dlm.core.identity import SWEEP_NAME
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import DataSet
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-from dlm.data.manifest import read_data
-from dlm.data.manifest import unprepared
-from dlm.data.manifest import write_manifest
-from dlm.core.checks import whole
-
 
 VALIDATION_SHARE = 20  # one document in twenty, chosen by the hash of its name
 
@@ -249,9 +241,19 @@ def _summary(manifest: Manifest) -> str:
     return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`dlm prepare`: prepare a data set and say what it holds."""
-    options = _parser().parse_args(argv)
+def main(arguments: Sequence[str]) -> int:
+    """`dlm prepare`: prepare a data set and say what it holds.
+
+    Args:
+        arguments: The words after ``dlm prepare``.
+
+    Returns:
+        The exit code. Nothing is raised for a mistake of the user or for Ctrl-C: one line on stderr names it.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the arguments (2)
+        return ExitCode(stop.code)
     try:
         data_dir, manifest = _prepare(options)
     except UserError as error:
@@ -268,4 +270,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

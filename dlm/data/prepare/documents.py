@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
-
 
 KINDS = {
     ".jsonl": "jsonl", ".jsonl.zst": "zst", ".jsonl.gz": "gz", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
-from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.documents import read_unit
-from dlm.data.packed import write_packed
-from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
-from dlm.data.prepare.tokenizer import Tokenizer
+
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.data.manifest import PackedFile
-
+from dlm.data.packed import write_packed
+from dlm.data.prepare.documents import Unit, read_unit
+from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 FILE_TOKENS = 32 * 1024 * 1024  # of one packed file
 

@@ -10,10 +10,9 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+
 from dlm.core.errors import UserError
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import read_manifest
+from dlm.data.manifest import MANIFEST, Manifest, read_manifest
 
 
 def move_into_place(building: Path, data_dir: Path) -> None:

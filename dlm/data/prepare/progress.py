@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING
-
 if TYPE_CHECKING:
     import rich.progress
 

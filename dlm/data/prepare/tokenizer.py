@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
-
 
 END_OF_DOCUMENT = 0  # NUL: ends every document of bytes, which hold none
 
