@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from dlm.core.configs import nest
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.plan.cells import Cell, Estimate, Plan
@@ -62,18 +62,12 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
 
 def cell_yaml(sweep: str, cell: Cell) -> str:
     """The Hydra config of one cell: its groups, and what it sets beyond them."""
-    nested: dict[str, Any] = {}
-    for key, value in cell.overrides.items():
-        node = nested
-        *path, last = key.split(".")
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = list(value) if isinstance(value, tuple) else value
+    overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in cell.overrides.items()}
     content = {
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
         "sweep": sweep,
         "planned_cell_id": cell.cell_id,
-        **nested,
+        **nest(overrides),
     }
     return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 

@@ -153,8 +153,11 @@ def test_epochs_are_tokens_over_those_of_the_data(stdlib_data):
         ({"objectives": ["autoregresive"]}, ["unknown objective", "did you mean autoregressive?"]),
         ({"groups": {"data": "stdlb"}}, ["unknown data", "did you mean stdlib?"]),
         ({"groups": {"dta": "stdlib"}}, ["unknown group", "data"]),
-        ({"set": {"optimizer.lrr": 1e-3}}, ["unknown config key 'optimizer.lrr'", "did you mean optimizer.lr"]),
-        ({"vary": {"optimiser.lr": [1e-3]}}, ["unknown config key 'optimiser.lr'", "optimizer.lr"]),
+        ({"set": {"optimizer.lrr": 1e-3}}, ["unknown key of optimizer 'lrr'", "did you mean lr"]),
+        (
+            {"vary": {"optimiser.lr": [1e-3]}},
+            ["unknown config key in the sweep definition 'optimiser.lr'", "mean optimizer.lr"],
+        ),
         ({"set": {"data.block_size": 512}}, ["data.block_size 512", "256", "model.block_size"]),
         ({"models": ["6M"], "budgets": [1e15]}, ["6M has vocab_size 32000", "stdlib have 256", "groups.data"]),
         ({"seeds": [0, 0]}, ["2 times", "seeds"]),

@@ -253,7 +253,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the arguments (2)
-        return ExitCode(stop.code)
+        return int(stop.code or 0)
     try:
         data_dir, manifest = _prepare(options)
     except UserError as error:
