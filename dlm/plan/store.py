@@ -12,7 +12,7 @@ import yaml
 from dlm.core.configs import nest
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
-from dlm.plan.cells import Cell, Estimate, Plan
+from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.definition import parse_sweep
 from dlm.plan.grid import make_plan
 
@@ -39,7 +39,7 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     for path in (sweep_dir / "cell").glob("*.yaml"):
         if path.stem not in planned:  # of a plan that was never started
             path.unlink()
-    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate is not None})
+    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate != NOT_ESTIMATED})
     write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
     return plan
 
@@ -81,7 +81,7 @@ def read_plan(sweep_dir: Path) -> Plan:
     estimates = read_estimates(sweep_dir)
     try:
         spec = parse_sweep(content["spec"], str(path))
-        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"])) for cell in content["cells"])
+        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"])
         return Plan(
             spec=spec,
             convention=content["convention"],

@@ -229,8 +229,10 @@ def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
     plan = make_plan(spec())
     slow, fast = (with_estimates(plan, rates={"4k": rate, "19k": rate}) for rate in (1e8, 1e9))
     for left, right in zip(slow.cells, fast.cells, strict=True):
-        assert left.hours == pytest.approx(10 * right.hours)
-        assert left.hours == pytest.approx((left.flops["full_masked_head"] + validation_flops(left)) / 1e8 / 3600)
+        assert left.estimate.hours == pytest.approx(10 * right.estimate.hours)
+        assert left.estimate.hours == pytest.approx(
+            (left.flops["full_masked_head"] + validation_flops(left)) / 1e8 / 3600
+        )
     write_plan(tmp_path / "slow", slow)
     write_plan(tmp_path / "fast", fast)
     assert (tmp_path / "slow/plan.json").read_bytes() == (tmp_path / "fast/plan.json").read_bytes()
