@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "callbacks.record.spike": (0, math.inf),
 }
 
+
 NAMES = {
     "recipe": ("smdm", "power_law"),
     "optimizer.name": ("adamw", "muon"),
@@ -30,6 +31,7 @@ NAMES = {
     "objective.weight": ("elbo", "low_var", "realised_fraction"),
     "validation.estimator": ("mc", "exact_count"),
 }
+
 
 # The lowest value of a whole number.
 WHOLE = {
@@ -44,6 +46,7 @@ WHOLE = {
     "callbacks.checkpoint.every_n_steps": 1,
     "callbacks.checkpoint.save_top_k": 0,
 }
+
 
 SWITCHES = ("trainer.compile", "trainer.activation_checkpointing")
 
