@@ -13,7 +13,7 @@ from dlm.core.paths import PACKAGE
 from dlm.core.shape import load_shape
 from dlm.plan.cost import interpolate, rate_of
 
-COORDINATE = st.floats(-50, 50)
+COORDINATE = st.floats(1, 60)  # the logarithms of sizes and rates
 
 
 @given(
