@@ -35,8 +35,9 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import ROOT, Side, alternate, commit, compared, write_result
-from dlm.data.manifest import read_manifest
+from dlm.data.manifest import BLOCK_SAMPLES, read_manifest
 from dlm.data.mixture import Mixture
+from dlm.data.noise import ORDER_STREAM
 from dlm.data.packed import PackedTokens, encode_packed, open_packed
 
 BLOCK, CHUNK_BLOCKS = 2049, 1024
@@ -87,7 +88,7 @@ def loader_row(peers: Path, folder: Path) -> dict[str, Any]:
     paths = packed_files(folder)
     num_blocks = len(paths) * CHUNK_BLOCKS
     split = [PackedTokens(part, block_size=BLOCK, stride=BLOCK) for part in (paths[:20], paths[20:])]
-    one = Mixture.single(PackedTokens(paths, block_size=BLOCK, stride=BLOCK))
+    one = Mixture([PackedTokens(paths, block_size=BLOCK, stride=BLOCK)], [BLOCK_SAMPLES], [ORDER_STREAM])
     two = Mixture(split, [5682, 2510], [7, 8])
 
     def ours(source: Mixture, size: int, loader: bool) -> dict[str, float]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlm.core import paths, signals
+from dlm.core.checks import check_keys, dotted_keys
 from dlm.core.configs import choices
 from dlm.core.errors import ExitCode, UserError, close_matches
 from dlm.core.identity import SWEEP_NAME
@@ -48,6 +49,7 @@ def config_cell_id(root: DictConfig) -> str:
     from dlm.core.recipe import derive, fill
     from dlm.data.prepare.command import ensure_data
 
+    check_keys(OmegaConf.to_container(root, resolve=False))  # type: ignore[arg-type]
     nodes = {name: root[name] for name in NODES}
     config: dict[str, Any] = {
         name: OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
@@ -121,7 +123,7 @@ def _near_keys(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    near = close_matches(key, list(_keys(base)))
+    near = close_matches(key, {*_keys(base), *dotted_keys()})
     return f": did you mean {' or '.join(near)}?" if near else f": allowed at the top are {', '.join(map(str, base))}"
 
 

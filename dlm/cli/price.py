@@ -58,7 +58,7 @@ def left_to_do(chosen: Chosen) -> list[Cell]:
 
 def _local_hours(cells: Sequence[Cell], at_once: int) -> float:
     """Wall hours of ``cells``, ``at_once`` at a time."""
-    hours = [cell.hours or 0.0 for cell in cells]
+    hours = [cell.estimate.hours or 0.0 for cell in cells]
     return max(sum(hours) / at_once, *hours)
 
 
@@ -68,7 +68,7 @@ def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
     spec, hours = chosen.plan.spec, _local_hours(left_to_do(chosen), at_once)
     if hours <= spec.max_local_hours:
         return
-    gpu_hours = sum(cell.gpu_hours or 0 for cell in on_cluster.cells)
+    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in on_cluster.cells)
     there = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
     smaller = max(spec.budgets) * spec.max_local_hours / hours
     unprepared = f" ({chosen.plan.data} has to be prepared first)" if chosen.plan.data_hash is None else ""
@@ -104,8 +104,8 @@ def agree_on_cost(chosen: Chosen, how: How) -> float | None:
 
     spec = chosen.plan.spec
     used = gpu_hours_used(chosen.sweep_dir)
-    gpu_hours = used + sum((cell.gpu_hours or 0) * _share_left(chosen, cell) for cell in left_to_do(chosen))
-    if how.max_gpu_hours is not None and not any(cell.gpu_hours for cell in chosen.plan.cells):
+    gpu_hours = used + sum((cell.estimate.gpu_hours or 0) * _share_left(chosen, cell) for cell in left_to_do(chosen))
+    if how.max_gpu_hours is not None and not any(cell.estimate.gpu_hours for cell in chosen.plan.cells):
         warn("this plan asks for no GPUs, so --max-gpu-hours limits nothing")
     priced = f"{f'{used:,.4g} used and ' if used else ''}{gpu_hours - used:,.4g} GPU-hours to go"
     if how.max_gpu_hours is not None and gpu_hours > how.max_gpu_hours:

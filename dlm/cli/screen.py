@@ -59,9 +59,9 @@ def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
             text.flops(cell.budget_flops),
             f"{cell.budget_error_pct:+.3f}",
             "-" if cell.epochs is None else f"{cell.epochs:.2f}",
-            text.duration(None if cell.hours is None else cell.hours * 3600),
-            "-" if cell.gpu_hours is None else f"{cell.gpu_hours:.3g}",
-            "-" if cell.memory_gib is None else f"{cell.memory_gib:.2g}",
+            text.duration(None if cell.estimate.hours is None else cell.estimate.hours * 3600),
+            "-" if cell.estimate.gpu_hours is None else f"{cell.estimate.gpu_hours:.3g}",
+            "-" if cell.estimate.memory_gib is None else f"{cell.estimate.memory_gib:.2g}",
         )
         rows.append(values)
         if len(plan.cells) > MANY_ROWS:
@@ -90,12 +90,12 @@ def _dropped_by_reason(plan: Plan, limit: int) -> list[tuple[str, str]]:
 def _cost_line(plan: Plan) -> str:
     flops = sum(cell.budget_flops for cell in plan.cells)
     line = f"{len(plan.cells)} cells, {text.flops(flops)} FLOPs ({plan.convention})"
-    if plan.cells[0].hours is None:
-        return f"{line}; time: {plan.cells[0].basis}"
-    hours = sum(cell.hours or 0 for cell in plan.cells)
-    gpu_hours = sum(cell.gpu_hours or 0 for cell in plan.cells)
+    if plan.cells[0].estimate.hours is None:
+        return f"{line}; time: {plan.cells[0].estimate.basis}"
+    hours = sum(cell.estimate.hours or 0 for cell in plan.cells)
+    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
     price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(hours * 3600)} of one process"
-    return f"{line}, {price} ({plan.cells[0].basis})"
+    return f"{line}, {price} ({plan.cells[0].estimate.basis})"
 
 
 def show_status(rows: list[dict[str, Any]], summary: str) -> None:

@@ -1,4 +1,4 @@
-"""Check the values of a config and name the key behind a wrong one."""
+"""Check the keys and values of a config, and name the key behind a wrong one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from dlm.core import schedule
 from dlm.core.errors import UserError, unknown
 
-# What every key that decides a result must lie between; a bound that is None is open.
+# The lowest and the highest value of a number.
 RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (1e-12, math.inf),
     "optimizer.weight_decay": (0, math.inf),
@@ -33,6 +33,7 @@ NAMES = {
 }
 
 
+# The lowest value of a whole number.
 WHOLE = {
     "seed": 0,
     "validation.seed": 0,
@@ -48,6 +49,109 @@ WHOLE = {
 
 
 SWITCHES = ("trainer.compile", "trainer.activation_checkpointing")
+
+TOP_LEVEL = (
+    "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
+    "recipe", "training", "validation", "seed", "ckpt_path", "profiler", "planned_cell_id", "cell_id",
+)  # fmt: skip
+
+# Every key that a group of the config may hold. ``model`` is not here: its keys are the fields of ModelShape.
+KEYS = {
+    "objective": ("name", "eps", "weight"),
+    "optimizer": ("name", "lr", "betas", "eps", "weight_decay", "decay", "gradient_clip_val", "momentum"),
+    "scheduler": ("name", "warmup_fraction", "warmup_min_steps", "min_ratio", "decay_fraction"),
+    "data": (
+        "name", "data_dir", "sources", "prepare", "block_size", "stride", "batch_size", "micro_batch_size",
+        "num_workers",
+    ),
+    "training": ("budget", "convention", "steps"),
+    "validation": ("num_sequences", "estimator", "draws", "seed", "times"),
+    "paths": ("workdir", "data_dir", "run_dir"),
+    "trainer": (  # dlm's own, and the arguments of lightning.Trainer
+        "threads", "attention", "compile", "activation_checkpointing", "accelerator", "strategy", "devices",
+        "num_nodes", "precision", "logger", "callbacks", "fast_dev_run", "max_epochs", "min_epochs", "max_steps",
+        "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+        "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+        "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
+        "enable_model_summary", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+        "deterministic", "benchmark", "inference_mode", "use_distributed_sampler", "profiler", "detect_anomaly",
+        "barebones", "plugins", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "default_root_dir",
+        "enable_autolog_hparams", "model_registry", "resume_from_checkpoint",
+    ),
+}  # fmt: skip
+
+# Keys of a group that one of its choices does not read.
+UNREAD = {
+    "autoregressive": ("eps", "weight"),
+    "adamw": ("momentum",),
+    "cosine": ("decay_fraction",),
+    "linear": ("decay_fraction",),
+}
+
+# The arguments of the callbacks and the logger that dlm ships, by ``_target_``. Others check their own arguments.
+ARGUMENTS = {
+    "dlm.train.callbacks.monitors.SpeedMonitor": ("peak_flops_per_device",),
+    "dlm.train.callbacks.monitors.GradientMonitor": (),
+    "dlm.train.callbacks.monitors.ProgressBar": ("refresh_rate",),
+    "dlm.train.callbacks.preemption.Preemption": (),
+    "dlm.train.callbacks.record_writer.RecordWriter": ("run_dir", "spike"),
+    "dlm.train.callbacks.checkpoint.Checkpoint": (
+        "run_dir", "times", "every_n_steps", "asynchronous", "save_top_k", "monitor", "mode",
+    ),
+    "lightning.pytorch.callbacks.LearningRateMonitor": ("logging_interval", "log_momentum", "log_weight_decay"),
+    "lightning.pytorch.callbacks.EarlyStopping": (
+        "monitor", "min_delta", "patience", "verbose", "mode", "strict", "check_finite", "stopping_threshold",
+        "divergence_threshold", "check_on_train_epoch_end", "log_rank_zero_only",
+    ),
+    "dlm.train.wandb_logger.WandbLogger": (  # those of Lightning's logger, and what that hands on to wandb.init
+        "name", "save_dir", "version", "offline", "dir", "id", "anonymous", "project", "log_model", "experiment",
+        "prefix", "checkpoint_name", "add_file_policy", "entity", "notes", "tags", "config", "config_exclude_keys",
+        "config_include_keys", "allow_val_change", "group", "job_type", "mode", "force", "reinit", "resume",
+        "resume_from", "fork_from", "save_code", "tensorboard", "sync_tensorboard", "monitor_gym", "settings",
+    ),
+}  # fmt: skip
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raise UserError for a key that no part of dlm reads, because it is misspelt or belongs to another choice.
+
+    Args:
+        config: The whole config of a run, or the groups of it that are known. Interpolations need not be resolved.
+    """
+    for group, node in config.items():
+        if group not in TOP_LEVEL:
+            raise unknown("key", group, TOP_LEVEL)
+        if group in KEYS:
+            _check_node(group, node, _keys_of(group, node))
+    _check_arguments("logger", config.get("logger"))
+    for name, node in (config.get("callbacks") or {}).items():
+        _check_arguments(f"callbacks.{name}", node)
+
+
+def dotted_keys() -> list[str]:
+    """Every key of KEYS, with its group: 'optimizer.lr'."""
+    return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
+
+
+def _keys_of(group: str, node: Any) -> list[str]:
+    """The keys that the choice in ``node`` reads."""
+    unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
+    return [key for key in KEYS[group] if key not in unread]
+
+
+def _check_arguments(where: str, node: Any) -> None:
+    """Check the arguments of a node with a ``_target_`` of ARGUMENTS."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if target in ARGUMENTS:
+        _check_node(where, node, ["_target_", *ARGUMENTS[target]])
+
+
+def _check_node(where: str, node: Any, allowed: list[str]) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where} is {node!r}: it must hold the keys {', '.join(allowed)}")
+    for key in node:
+        if key not in allowed:
+            raise unknown(f"key of {where}", key, allowed)
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -83,7 +187,7 @@ def _is_number(value: object) -> bool:
 
 
 def whole(key: str, value: object, minimum: int = 1) -> int:
-    """``value`` as a whole number of at least ``minimum``; UserError naming ``key`` otherwise."""
+    """``value`` as a whole number of at least ``minimum``. Raises UserError that names ``key`` otherwise."""
     if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
         raise UserError(f"{key} is {value!r}: it must be a whole number of at least {minimum}")
     return int(value)  # type: ignore[call-overload, no-any-return]

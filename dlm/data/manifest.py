@@ -1,7 +1,7 @@
-"""manifest: what prepared data are, one set or a weighted mixture of several. Called by prepare, plan and training.
+"""Describe prepared data: one data set, or a weighted mixture of several.
 
 A mixture is read in blocks of BLOCK_SAMPLES sequences, and each source has the same number of samples in every block:
-its weight, rounded once. That number, not the weight as it was written, is what decides a result.
+its weight, rounded once. That number decides a result, not the weight as it was written.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from dlm.core.errors import UserError
-from dlm.core.files import read_json
-from dlm.core.files import write_json
-from dlm.core.identity import content_hash
 
+from dlm.core.errors import UserError
+from dlm.core.files import read_json, write_json
+from dlm.core.identity import content_hash
 
 MANIFEST = "manifest.json"
 
 
-BLOCK_SAMPLES = 8192  # a weight is kept to 1/16384; small enough that the shortest run sees its mixture
+BLOCK_SAMPLES = 8192  # rounds a weight to 1/16384; small enough that the shortest run sees its mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class PackedFile:
 
     name: str
     tokens: int
-    bytes: int  # of the whole file, header included: a truncated file is seen without reading it
+    bytes: int  # of the whole file, header included: shows a truncated file without reading it
     sha256: str
 
 
@@ -52,25 +51,26 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """The hash of what the files hold; 16 hex digits. Names and notes do not enter."""
+        """The hash of what the files hold, 16 hex digits. Names and notes do not enter it."""
         splits = {split: [[file.tokens, file.sha256] for file in files] for split, files in self.splits.items()}
         return content_hash({"vocab_size": self.vocab_size, "bos_id": self.bos_id, "splits": splits})[:16]
 
 
 def write_manifest(data_dir: Path, manifest: Manifest) -> None:
-    """Write ``data_dir/manifest.json``; the last step of preparing, so its presence means complete."""
+    """Write ``data_dir``/manifest.json. This is the last step of preparing data: a folder that has it is complete."""
     write_json(data_dir / MANIFEST, {**dataclasses.asdict(manifest), "hash": manifest.hash})
 
 
 def read_manifest(data_dir: Path) -> Manifest | None:
-    """The manifest of ``data_dir``, or None when the data are not prepared.
+    """The manifest of ``data_dir``; None when the data are not prepared.
 
-    Raises UserError when the manifest is damaged, or a file is missing or has another size.
+    Raises:
+        UserError: The manifest is damaged, or a file is missing or has another size.
     """
     path = data_dir / MANIFEST
     if data_dir.is_file():
         raise UserError(
-            f"{data_dir} is a file where a folder of prepared data belongs: move it away or change DLM_DATA"
+            f"{data_dir} is a file, and a folder of prepared data belongs there: move it away or change DLM_DATA"
         )
     if not path.is_file():
         return None
@@ -90,8 +90,8 @@ def read_manifest(data_dir: Path) -> Manifest | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One prepared data set, and how often it is read."""
+class WeightedSource:
+    """One prepared data set, and its share of what is read."""
 
     data_dir: Path
     manifest: Manifest
@@ -102,11 +102,11 @@ class Source:
 class DataSet:
     """What a run reads: one source, or several in fixed proportions."""
 
-    sources: tuple[Source, ...]  # in the order of their hashes: neither names nor order in a config decide anything
+    sources: tuple[WeightedSource, ...]  # by hash, so that neither names nor their order in a config matter
 
     @property
     def hash(self) -> str:
-        """The hash of the one source; of a mixture that of its sources' hashes and samples."""
+        """The hash of the one source, or of the hashes and samples of all sources; 16 hex digits."""
         if len(self.sources) == 1:
             return self.sources[0].manifest.hash
         samples = [[source.manifest.hash, source.samples] for source in self.sources]
@@ -114,25 +114,33 @@ class DataSet:
 
     @property
     def vocab_size(self) -> int:
-        """The vocabulary of every source."""
+        """The vocabulary size, the same for every source."""
         return self.sources[0].manifest.vocab_size
 
     @property
     def bos_id(self) -> int:
-        """What the autoregressive model reads before the first token, in every source."""
+        """The token that the autoregressive model reads before the first, the same for every source."""
         return self.sources[0].manifest.bos_id
 
     def epochs(self, tokens: int) -> float:
-        """Passes over the source that is repeated most, when ``tokens`` are read of all together."""
+        """The most passes over any source when ``tokens`` tokens are read of all sources together."""
         return max(
             tokens * source.samples / BLOCK_SAMPLES / max(source.manifest.tokens("train"), 1) for source in self.sources
         )
 
 
 def source_weights(data: Mapping[str, Any]) -> dict[Path, float]:
-    """Folder -> weight of every source that is read: the node's own ``data_dir``, or its ``sources``.
+    """The folder and weight of every source that is read.
 
-    A source of weight zero is not looked at. Raises UserError for weights that make no mixture.
+    Args:
+        data: A resolved ``data`` node: its own ``data_dir`` is the only source, or its ``sources`` are. A source of
+            weight zero is left out.
+
+    Returns:
+        Folder -> weight.
+
+    Raises:
+        UserError: The weights make no mixture.
     """
     if not data.get("sources"):
         return {Path(data["data_dir"]): 1.0}
@@ -149,8 +157,8 @@ def source_weights(data: Mapping[str, Any]) -> dict[Path, float]:
 
 
 def _weight(name: str, source: Any) -> float:
-    if not isinstance(source, Mapping) or not {"data_dir", "weight"} <= source.keys():
-        raise UserError(f"data.sources.{name} is {source!r}: it must have data_dir and weight")
+    if not isinstance(source, Mapping) or source.keys() != {"data_dir", "weight"}:
+        raise UserError(f"data.sources.{name} is {source!r}: its keys must be data_dir and weight")
     weight = source["weight"]
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise UserError(f"data.sources.{name}.weight is {weight!r}: it must be a number of at least 0")
@@ -158,7 +166,7 @@ def _weight(name: str, source: Any) -> float:
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """``total`` in whole parts nearest to the proportions of ``weights``: the largest remainders are rounded up."""
+    """Divide ``total`` into whole parts in the proportions of ``weights``; the largest remainders are rounded up."""
     exact = [total * weight / math.fsum(weights) for weight in weights]
     parts = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda place: (parts[place] - exact[place], place))
@@ -168,33 +176,31 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def unprepared(data: Mapping[str, Any]) -> list[Path]:
-    """The folders of a data node that are read and hold no manifest yet."""
+    """The folders of a resolved ``data`` node that are read and not prepared yet."""
     return [folder for folder in source_weights(data) if read_manifest(folder) is None]
 
 
 def read_data(data: Mapping[str, Any]) -> DataSet | None:
-    """The data of a resolved data node, or None while any of its sources is not prepared.
+    """The data set of a resolved ``data`` node; None while any of its sources is not prepared.
 
-    Raises UserError for damaged data, for weights that make no mixture and for sources that do not fit together.
+    Raises:
+        UserError: The data are damaged, the weights make no mixture, or the sources do not fit together.
     """
-    weights = source_weights(data)
-    found = [(folder, read_manifest(folder), weight) for folder, weight in weights.items()]
-    known = sorted(
-        ((manifest, folder, weight) for folder, manifest, weight in found if manifest is not None),
-        key=lambda item: item[0].hash,
-    )
+    found = [(read_manifest(folder), folder, weight) for folder, weight in source_weights(data).items()]
+    known = [(manifest, folder, weight) for manifest, folder, weight in found if manifest is not None]
     if len(known) < len(found):
         return None
+    known.sort(key=lambda item: item[0].hash)
     samples = apportion(BLOCK_SAMPLES, [weight for *_, weight in known])
     sources = [
-        Source(data_dir=folder, manifest=manifest, samples=count)
+        WeightedSource(data_dir=folder, manifest=manifest, samples=count)
         for (manifest, folder, _), count in zip(known, samples, strict=True)
     ]
     _check_together(sources)
     return DataSet(sources=tuple(sources))
 
 
-def _check_together(sources: Sequence[Source]) -> None:
+def _check_together(sources: Sequence[WeightedSource]) -> None:
     first = sources[0]
     for before, source in itertools.pairwise(sources):
         if source.manifest.hash == before.manifest.hash:
@@ -222,5 +228,5 @@ def _check_size(path: Path, expected_bytes: int) -> None:
     if path.stat().st_size != expected_bytes:
         raise UserError(
             f"{path} holds {path.stat().st_size} bytes where its manifest says {expected_bytes}: "
-            "it is truncated or replaced, prepare the data again with dlm prepare"
+            "it is truncated or replaced; prepare the data again with dlm prepare"
         )

@@ -1,32 +1,36 @@
-"""mixture: sample number -> sequence of one of several sources, in fixed proportions. Called by slim_pajama.
+"""Find the sequences of a run: sample number -> sequence of one of several sources, in fixed proportions.
 
-Legend: sample i is the i-th sequence of a run, all devices together; a row is the number of a sequence, the sources
-one after another. Nothing here knows ranks or restarts, and every row is found in O(1).
+Sample i is the i-th sequence of a run, all devices together. A row is the number of a sequence among all sequences of
+the sources, which are counted one after another. Nothing here depends on ranks or restarts, and every row is found in
+constant time. Names of arrays end in their shape: K samples of a block, B rows, S rows of one source, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import numpy as np
-from dlm.data.packed import PackedTokens
-from dlm.data.packed import open_split
-from dlm.core.errors import UserError
-from dlm.data.manifest import BLOCK_SAMPLES
-from dlm.data.manifest import DataSet
-from dlm.data.manifest import apportion
-from dlm.data.noise import MIXTURE_STREAM
-from dlm.data.noise import ORDER_STREAM
-from dlm.data.noise import permute
 
+import numpy as np
+
+from dlm.core.errors import UserError
+from dlm.data.manifest import DataSet, apportion
+from dlm.data.noise import MIXTURE_STREAM, ORDER_STREAM, permute
+from dlm.data.packed import PackedTokens, open_split
 
 KEPT_BLOCKS = 4
 
 
 class Mixture:
-    """Sources read in proportion to ``samples`` (of every block); ``streams`` names the random order of each.
+    """Several sources of sequences, read in fixed proportions.
 
-    Every block is another random order of its sources' samples; the n-th sample of a source, counted from the run's
-    start, is the n-th of that source's own random order, epoch after epoch.
+    A run is read in blocks. Every block has the same number of samples of each source, in a random order of its own.
+    The n-th sample of a source, counted from the start of the run, is the n-th of that source's random order, which is
+    another one in every epoch.
+
+    Args:
+        sources: The sequences of each source.
+        samples: How many samples of a block come from each source.
+        streams: The random stream of each source's order.
+        vocab_size: ``text`` refuses tokens beyond it. None: any token passes.
     """
 
     def __init__(
@@ -38,21 +42,16 @@ class Mixture:
         vocab_size: int | None = None,
     ) -> None:
         self.sources, self.samples, self.streams = list(sources), tuple(samples), list(streams)
-        self.vocab_size = vocab_size  # None: ``text`` lets any token pass
+        self.vocab_size = vocab_size
         self.block_samples, self.block_size = sum(samples), sources[0].block_size
         self.row_ends = np.cumsum([len(source) for source in sources]).tolist()
         self._blocks: dict[tuple[int, int], np.ndarray] = {}
-
-    @classmethod
-    def single(cls, tokens: PackedTokens, *, vocab_size: int | None = None) -> Mixture:
-        """One source alone."""
-        return cls([tokens], [BLOCK_SAMPLES], [ORDER_STREAM], vocab_size=vocab_size)
 
     def __len__(self) -> int:
         return int(self.row_ends[-1])
 
     def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
-        """(count,) rows of the samples ``first`` .. ``first + count - 1`` of a run."""
+        """(count,) int64 rows of the samples ``first`` to ``first + count - 1`` of the run with this seed."""
         parts = []
         while count:
             block, place = divmod(first, self.block_samples)
@@ -62,7 +61,7 @@ class Mixture:
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
 
     def _block(self, seed: int, block: int) -> np.ndarray:
-        """(K,) rows of a block's samples; about a millisecond, whichever the block, and the last ones are kept."""
+        """(K,) int64 rows of a block's samples. Making them takes about a millisecond; the last blocks are kept."""
         rows_K = self._blocks.get((seed, block))
         if rows_K is None:
             if len(self._blocks) >= KEPT_BLOCKS:
@@ -80,7 +79,7 @@ class Mixture:
         return rows_K
 
     def rows(self, row_B: np.ndarray) -> np.ndarray:
-        """(B, block) int64 tokens; any of them in the same time."""
+        """(B, T) int64 tokens of the rows ``row_B``."""
         if len(self.sources) == 1:
             return self.sources[0].rows(row_B)
         result = np.empty((len(row_B), self.block_size), dtype=np.int64)
@@ -92,24 +91,31 @@ class Mixture:
         return result
 
     def text(self, row_B: np.ndarray) -> np.ndarray:
-        """``rows``, with every token in the vocabulary: one beyond it would stop the embedding, a GPU with no word why.
+        """(B, T) int64 tokens of the rows ``row_B``, every one of them in the vocabulary.
 
-        Raises UserError. A file of the right size that was put in another's place is not seen before. Costs 1 to 2 %
-        of a batch with its noise.
+        A token beyond the vocabulary would stop the embedding, on a GPU without saying why. It comes from a file that
+        was replaced by another of the same size, which nothing checks earlier. The check takes 1 to 2 % of the time of
+        a batch with its noise.
+
+        Raises:
+            UserError: A token is not in the vocabulary.
         """
         rows_BT = self.rows(row_B)
-        unsigned_BT = rows_BT.view(np.uint64)  # what is below 0 is beyond too, and one pass finds both
+        unsigned_BT = rows_BT.view(np.uint64)  # a token below 0 becomes a large one, so one pass finds both
         if self.vocab_size is not None and unsigned_BT.max(initial=0) >= self.vocab_size:
             place, token = np.argwhere(unsigned_BT >= self.vocab_size)[0]
             source = self.sources[int(np.searchsorted(self.row_ends, row_B[place], "right"))]
             raise UserError(
                 f"{source.paths[0].parent} holds token {rows_BT[place, token]}, its vocabulary has {self.vocab_size}: "
-                "a file was replaced since, prepare the data again with dlm prepare"
+                "a file was replaced; prepare the data again with dlm prepare"
             )
         return rows_BT
 
     def validation_rows(self, wanted: int) -> np.ndarray:
-        """``wanted`` rows in proportion to the weights, evenly spread over each source; all of one that holds fewer."""
+        """At most ``wanted`` rows, in proportion to the samples and evenly spread over each source.
+
+        A source that holds fewer than its share gives all of them.
+        """
         parts = [
             spread_rows(len(source), count) + end - len(source)
             for source, count, end in zip(self.sources, apportion(wanted, self.samples), self.row_ends, strict=True)
@@ -117,35 +123,31 @@ class Mixture:
         return np.concatenate(parts)
 
     def samples_read(self, count: int, *, seed: int) -> list[int]:
-        """How many of the first ``count`` samples each source gave."""
-        if len(self.sources) == 1:
-            return [count]
+        """How many of the first ``count`` samples each source gives."""
         blocks, rest = divmod(count, self.block_samples)
         in_last = np.bincount(_layout(self.samples, seed, blocks)[:rest], minlength=len(self.sources))
         return [blocks * n + int(extra) for n, extra in zip(self.samples, in_last, strict=True)]
 
     def epochs(self, count: int, *, seed: int) -> float:
-        """Passes over the source that ``count`` samples repeat most."""
+        """The most passes over any source in the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
         return max(n / len(source) for n, source in zip(read, self.sources, strict=True))
 
     def unique_tokens(self, count: int, *, seed: int) -> int:
-        """Distinct tokens among ``count`` samples."""
+        """The number of distinct tokens in the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
         return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
 
 
 def _layout(samples: tuple[int, ...], seed: int, block: int) -> np.ndarray:
-    """(K,) source of every sample of a block."""
+    """(K,) the source of every sample of a block."""
     count = sum(samples)
-    if len(samples) == 1:
-        return np.zeros(count, dtype=np.int64)
     place_K = permute(np.arange(count), count, seed=seed, epoch=block, stream=MIXTURE_STREAM)
     return np.searchsorted(np.cumsum(samples), place_K, "right")
 
 
 def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndarray:
-    """(B,) places of the numbers ``index``, every ``size`` of which are another permutation."""
+    """(B,) places in a source of the samples ``index_B`` of it: every ``size`` samples are another permutation."""
     epoch_B, place_B = np.divmod(index_B, size)
     result = np.empty_like(index_B)
     for epoch in np.unique(epoch_B):
@@ -155,18 +157,27 @@ def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndar
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:
-    """``wanted`` row numbers evenly spread over ``available``; all of them where there are fewer."""
+    """``wanted`` row numbers, evenly spread over ``available``; all of them where there are fewer."""
     wanted = min(available, wanted)
     return np.arange(wanted) * available // max(wanted, 1)
 
 
 def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> Mixture:
-    """One split of prepared data. Raises UserError when a source has no sequence of that length."""
+    """Open one split of prepared data.
+
+    Args:
+        data: The sources and their weights.
+        split: train or validation.
+        block_size: Tokens of a sequence.
+        stride: Tokens from the start of one packed sequence to that of the next.
+
+    Raises:
+        UserError: A source has no sequence of that length.
+    """
     sources = [
         open_split(source.data_dir, source.manifest, split, block_size=block_size, stride=stride)
         for source in data.sources
     ]
-    if len(sources) == 1:
-        return Mixture.single(sources[0], vocab_size=data.vocab_size)
-    streams = [int(source.manifest.hash, 16) for source in data.sources]  # the same whatever it is mixed with
+    # Several sources are each read in an order that does not depend on what they are mixed with.
+    streams = [int(source.manifest.hash, 16) for source in data.sources] if len(sources) > 1 else [ORDER_STREAM]
     return Mixture(sources, [source.samples for source in data.sources], streams, vocab_size=data.vocab_size)

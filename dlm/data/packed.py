@@ -1,4 +1,4 @@
-"""packed: the LITPKDS token files of TinyLlama and SMDM, read and written. Called by prepare, build and mixture.
+"""Read and write the LITPKDS token files of TinyLlama and SMDM.
 
 A file is a 24-byte header (magic LITPKDS, uint64 version 1, uint8 dtype code, uint64 tokens per chunk) and tokens.
 """
@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-
+from dlm.data.manifest import Manifest, PackedFile
 
 MAGIC = b"LITPKDS"
 
@@ -25,6 +25,7 @@ MAGIC = b"LITPKDS"
 HEADER = struct.Struct("<7sQBQ")
 
 
+# dtype code -> dtype, as TinyLlama numbers them.
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f4", 7: "<f8", 8: "<u2"}
 
 
@@ -38,17 +39,17 @@ MAX_OPEN = 16384  # Linux lets a process have 65,530 maps, and a prepared SlimPa
 
 
 def encode_packed(tokens: np.ndarray) -> bytes:
-    """The bytes of a file that holds ``tokens`` as one chunk: no tail is dropped and none is padded."""
+    """The bytes of a file that holds ``tokens`` (N,) as one chunk: nothing is dropped or padded at the end."""
     return HEADER.pack(MAGIC, 1, _CODES[tokens.dtype.newbyteorder("<")], len(tokens)) + tokens.tobytes()
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
-    """(dtype, tokens) of one file. Raises UserError for anything that is not a whole LITPKDS file."""
+    """The dtype of the tokens of a file, and their number. Raises UserError unless it is a whole LITPKDS file."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         head = stream.read(HEADER.size)
     if len(head) < HEADER.size or head[:7] != MAGIC:
-        raise UserError(f"{path} is no LITPKDS file: it does not begin with the magic bytes LITPKDS")
+        raise UserError(f"{path} is no LITPKDS file: it does not begin with the bytes LITPKDS")
     _, version, code, _ = HEADER.unpack(head)
     if version != 1 or code not in INTEGER_CODES:
         raise UserError(
@@ -57,30 +58,37 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
         )
     dtype = np.dtype(DTYPES[code])
     if (size - HEADER.size) % dtype.itemsize:
-        raise UserError(f"{path} ends inside a token: it is truncated, copy or prepare it again")
+        raise UserError(f"{path} ends inside a token, so it is truncated: copy or prepare it again")
     return dtype, (size - HEADER.size) // dtype.itemsize
 
 
 def open_packed(path: Path) -> np.ndarray:
-    """The tokens of one file, memory-mapped. Raises UserError for anything that is not a whole LITPKDS file."""
+    """(N,) tokens of a file, memory-mapped. Raises UserError unless it is a whole LITPKDS file."""
     dtype, count = _read_header(path)
-    if not count:  # nothing cannot be mapped
+    if not count:  # an empty part of a file cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size).view(np.ndarray)  # slicing a memmap costs 1 us
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size).view(
+        np.ndarray
+    )  # slicing np.memmap takes 1 us more
 
 
 def write_packed(path: Path, tokens: np.ndarray) -> PackedFile:
-    """Write one file, whole or not at all, and describe it."""
+    """Write ``tokens`` (N,) to a file, whole or not at all, and describe it."""
     data = encode_packed(tokens)
     write_atomic(path, data)
     return PackedFile(name=path.name, tokens=len(tokens), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class PackedTokens:
-    """The files of one split, one after another, as numbered sequences ``stride`` apart and ``block`` long.
+    """The tokens of one split as numbered sequences.
 
-    A sequence may begin in one file and end in the next, so no file's tail is lost. TinyLlama's files hold whole
-    blocks: there every sequence lies in one file.
+    The files follow one after another. A sequence may begin in one file and end in the next, so the end of no file is
+    lost. TinyLlama's files hold whole sequences, so there every sequence lies in one file.
+
+    Args:
+        paths: The files, in order.
+        block_size: Tokens of a sequence.
+        stride: Tokens from the start of one sequence to that of the next.
     """
 
     def __init__(self, paths: Sequence[Path], *, block_size: int, stride: int) -> None:
@@ -93,17 +101,17 @@ class PackedTokens:
         return max((held - self.block_size) // self.stride + 1, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}  # a map would be pickled as a copy of the whole file
+        return {**self.__dict__, "_opened": {}}  # a memory map would be pickled as the whole file
 
     def rows(self, index_B: np.ndarray) -> np.ndarray:
-        """(B, block) int64 tokens of the sequences ``index``; any of them in the same time."""
+        """(B, block_size) int64 tokens of the sequences ``index_B``."""
         result = np.empty((len(index_B), self.block_size), dtype=np.int64)
         self.fill(result, index_B.tolist())
         return result
 
     def fill(self, rows: Iterable[np.ndarray], indices: Iterable[int]) -> None:
-        """Put the tokens of each of the sequences ``indices`` into its row."""
-        ends, opened, stride, block = self.ends, self._opened, self.stride, self.block_size  # half the time is Python's
+        """Put the tokens of the sequences ``indices`` into ``rows``, each (block_size,)."""
+        ends, opened, stride, block = self.ends, self._opened, self.stride, self.block_size  # this loop is hot
         for row, index in zip(rows, indices, strict=True):
             start = index * stride
             file = bisect.bisect_right(ends, start)
@@ -118,7 +126,7 @@ class PackedTokens:
                 self._gather(row, file, part)
 
     def _gather(self, row: np.ndarray, file: int, part: np.ndarray) -> None:
-        """Fill ``row`` with ``part``, the end of ``file``, and what follows in the next files."""
+        """Fill ``row`` with ``part``, which is the end of ``file``, and with what follows in the next files."""
         done = 0
         while True:
             row[done : done + len(part)] = part
@@ -138,7 +146,7 @@ class PackedTokens:
 
 
 def open_split(data_dir: Path, manifest: Manifest, split: str, *, block_size: int, stride: int) -> PackedTokens:
-    """One split of a prepared data set. Raises UserError when it has no sequence of that length."""
+    """Open one split of a prepared data set. Raises UserError when it has no sequence of ``block_size`` tokens."""
     paths = [data_dir / file.name for file in manifest.splits[split]]
     tokens = PackedTokens(paths, block_size=block_size, stride=stride)
     if not len(tokens):

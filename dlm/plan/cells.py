@@ -1,4 +1,4 @@
-"""What a plan is made of: cells, their estimates, the plan."""
+"""The plan of a sweep, its cells and their estimates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,24 @@ from dlm.plan.definition import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one cell costs on the hardware of its definition. None: not known."""
+
+    hours: float | None = None  # wall time
+    gpu_hours: float | None = None
+    memory_gib: float | None = None  # of one device
+    nodes: int = 1
+    gpus_per_node: int = 0
+    device: str = "cpu"
+    basis: str = "not estimated"  # where the hours come from
+
+
+NOT_ESTIMATED = Estimate()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One planned run, with everything derived. Targets and actual values stand side by side."""
+    """One planned run: what is asked for, and everything that follows from it."""
 
     cell_id: str
     model: str
@@ -35,27 +51,20 @@ class Cell:
     epochs: float | None  # None while the data are not prepared
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]  # dotted config keys: what the cell sets beyond its groups
-    estimate: Estimate | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """The estimate's columns read like the cell's own; None where nothing was estimated."""
-        if name in {field.name for field in dataclasses.fields(Estimate)}:
-            return None if self.estimate is None else getattr(self.estimate, name)
-        raise AttributeError(name)
+    estimate: Estimate = NOT_ESTIMATED
 
     def decisions(self) -> dict[str, Any]:
-        """What plan.json holds of the cell."""
+        """The fields that plan.json holds: all but the estimate."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "estimate"}
 
     def row(self) -> dict[str, Any]:
-        """Decisions and estimate together, as `dlm plan --json` prints them."""
-        estimate = {} if self.estimate is None else dataclasses.asdict(self.estimate)
-        return {**self.decisions(), **estimate}
+        """Decisions and estimate in one dict, as `dlm plan --json` prints them."""
+        return {**self.decisions(), **dataclasses.asdict(self.estimate)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every cell of a sweep, and what was dropped and why."""
+    """The cells of a sweep, and the combinations that were dropped, each with its reason."""
 
     spec: SweepSpec
     convention: str
@@ -65,7 +74,7 @@ class Plan:
     dropped: tuple[Mapping[str, Any], ...]
 
     def to_json(self, *, estimates: bool) -> dict[str, Any]:
-        """Plain values: with the estimates for people and programs, without for plan.json."""
+        """Plain values: with the estimates as `dlm plan --json` prints them, without them as plan.json holds them."""
         return {
             "spec": self.spec.model_dump(mode="json"),
             "convention": self.convention,
@@ -74,16 +83,3 @@ class Plan:
             "cells": [cell.row() if estimates else cell.decisions() for cell in self.cells],
             "dropped": list(self.dropped),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What one cell costs; None is not known."""
-
-    hours: float | None  # wall time
-    gpu_hours: float | None
-    memory_gib: float  # of one device
-    nodes: int
-    gpus_per_node: int
-    device: str
-    basis: str  # where the hours come from

@@ -1,18 +1,18 @@
-"""estimate: a cell on given hardware -> hours, GPU-hours, memory, devices. Called by plan and cli.
+"""Estimate what cells cost on given hardware: hours, GPU-hours, memory and devices.
 
-An estimate is arithmetic on an assumed utilisation, or on a rate that was measured on this machine just now.
+An estimate is the FLOPs of a cell over a rate. The rate is an assumed share of the devices' peak, or was measured on
+this machine just now.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from dlm.core.configs import load_base
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
@@ -132,8 +132,26 @@ def measured_models(models: Sequence[str]) -> list[str]:
 
 
 def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
-    """FLOP/s at a size, between the measured ones in log N; beyond them that of the nearest."""
-    models = sorted(rates, key=lambda name: load_shape(name).num_params)
-    log_n = [math.log(load_shape(name).num_params) for name in models]
-    log_rate = [math.log(rates[name]) for name in models]
-    return math.exp(float(np.interp(math.log(num_params), log_n, log_rate)))
+    """FLOP/s at a size: linear between the measured ones in log N and log rate, beyond them that of the nearest.
+
+    Args:
+        num_params: N, non-embedding.
+        rates: Model -> measured training FLOP/s.
+    """
+    points = sorted((math.log(load_shape(name).num_params), math.log(rate)) for name, rate in rates.items())
+    return math.exp(interpolate(math.log(num_params), points))
+
+
+def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
+    """The y at ``x`` on the line through ``points``, as numpy.interp gives it, whose import would take 0.1 s.
+
+    Args:
+        x: Where; before the first and after the last point y is that of the point.
+        points: (x, y), ascending in x.
+    """
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x < x1:
+            return (y1 - y0) / (x1 - x0) * (x - x0) + y0
+    return points[-1][1]

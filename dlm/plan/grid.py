@@ -6,7 +6,6 @@ on given hardware is in estimate.json beside it.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections import Counter
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core import paths, text
-from dlm.core.configs import choices, load_base, load_choice
-from dlm.core.errors import UserError, close_matches, unknown
+from dlm.core.checks import check_keys
+from dlm.core.configs import choices, load_base, load_choice, merge, nest
+from dlm.core.errors import UserError, unknown
 from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
@@ -30,8 +30,7 @@ DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
 
 DEFAULT_GROUPS = {"data": "stdlib", "optimizer": "adamw", "scheduler": "cosine", "trainer": "cpu"}
 
-
-OTHER_GROUPS = ("trainer", "callbacks", "logger")
+OTHER_GROUPS = {"trainer": "cpu", "callbacks": "default", "logger": "wandb"}
 
 
 def make_plan(spec: SweepSpec) -> Plan:
@@ -44,7 +43,11 @@ def make_plan(spec: SweepSpec) -> Plan:
             raise unknown(group, choice, choices(group))
     found: dict[str, DataSet | None] = {}
     cells, dropped = [], []
-    for point in _points(spec, groups):
+    points = list(_points(spec, groups))
+    distinct = {(*point["groups"].items(), *point["overrides"]): point for point in points}  # keys alike, values not
+    for point in distinct.values():
+        _check_keys(point["groups"], point["overrides"])
+    for point in points:
         config = cell_config(point["groups"], point["overrides"])
         node = _in_place(config["data"])
         key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
@@ -96,13 +99,11 @@ def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[dict[str, An
 
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The nodes that decide a result, as Hydra would compose them. Raises UserError for an unknown key."""
-    config = copy.deepcopy(_composed(configs_dir(), *(groups[group] for group in DECIDING)))
-    config["trainer"] = {"precision": overrides.get("trainer.precision", "auto")}
-    for key, value in overrides.items():
-        if key.split(".")[0] not in OTHER_GROUPS:
-            _put(config, key, value)
-    return config
+    """The nodes that decide a result, as Hydra composes them and ``fill`` completes them."""
+    composed = _composed(configs_dir(), *(groups[group] for group in DECIDING))
+    deciding = {key: value for key, value in overrides.items() if key.split(".")[0] not in OTHER_GROUPS}
+    trainer = {"precision": overrides.get("trainer.precision", "auto")}
+    return fill({**merge(composed, nest(deciding)), "trainer": trainer})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -111,21 +112,19 @@ def _composed(configs: Path, *chosen: str) -> dict[str, Any]:
     return load_base() | {group: load_choice(group, choice) for group, choice in zip(DECIDING, chosen, strict=True)}
 
 
-def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    if key in DECIDING:
-        raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
-    if key == "training.steps":
-        raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
-    parts = key.split(".")
-    node: Any = config
-    for part in parts[:-1]:
-        node = node.get(part) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or parts[-1] not in node:
-        known = [f"{top}.{name}" for top, item in config.items() if isinstance(item, dict) for name in item]
-        near = close_matches(key, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(known)}"
-        raise UserError(f"unknown config key '{key}' in the sweep definition: {hint}")
-    node[parts[-1]] = value
+def _check_keys(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> None:
+    """Raise UserError for a key of a group file or of the definition that no cell reads."""
+    chosen = {**OTHER_GROUPS, **groups}
+    config = load_base() | {group: load_choice(group, choice) for group, choice in chosen.items()}
+    for key in overrides:
+        if key in chosen:
+            raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
+        if key == "training.steps":
+            raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
+        if key.split(".")[0] not in config:
+            keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
+            raise unknown("config key in the sweep definition", key, keys)
+    check_keys(merge(config, nest(overrides)))
 
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,9 +161,8 @@ def _name(dropped: Mapping[str, Any]) -> str:
     return f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
 
 
-def _cell(spec: SweepSpec, point: Mapping[str, Any], composed: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+def _cell(spec: SweepSpec, point: Mapping[str, Any], config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
     """The cell of a point, or the reason why there is none."""
-    config = fill(composed)
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from dlm.core.configs import nest
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
-from dlm.plan.cells import Cell, Estimate, Plan
+from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.definition import parse_sweep
 from dlm.plan.grid import make_plan
 
@@ -39,7 +39,7 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     for path in (sweep_dir / "cell").glob("*.yaml"):
         if path.stem not in planned:  # of a plan that was never started
             path.unlink()
-    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate is not None})
+    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate != NOT_ESTIMATED})
     write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
     return plan
 
@@ -62,18 +62,12 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
 
 def cell_yaml(sweep: str, cell: Cell) -> str:
     """The Hydra config of one cell: its groups, and what it sets beyond them."""
-    nested: dict[str, Any] = {}
-    for key, value in cell.overrides.items():
-        node = nested
-        *path, last = key.split(".")
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = list(value) if isinstance(value, tuple) else value
+    overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in cell.overrides.items()}
     content = {
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
         "sweep": sweep,
         "planned_cell_id": cell.cell_id,
-        **nested,
+        **nest(overrides),
     }
     return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
@@ -87,7 +81,7 @@ def read_plan(sweep_dir: Path) -> Plan:
     estimates = read_estimates(sweep_dir)
     try:
         spec = parse_sweep(content["spec"], str(path))
-        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"])) for cell in content["cells"])
+        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"])
         return Plan(
             spec=spec,
             convention=content["convention"],

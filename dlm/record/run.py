@@ -115,22 +115,32 @@ def read_validation(run_dir: Path) -> list[float]:
         raise UserError(f"{path} cannot be read ({error}): give the folder of a finished run") from error
 
 
-def paired_difference(first: Path, second: Path) -> tuple[float, float]:
-    """(loss of ``first`` - loss of ``second``, its standard error), nats/token; both are folders of finished runs.
+def paired_difference(first: Path | str, second: Path | str) -> tuple[float, float]:
+    """How much higher the validation loss of one run is than that of another.
 
-    All runs on the same data validate the same sequences with the same noise, so what is hard for one is hard for the
-    other and cancels: the error is that of the mean difference per sequence, sequences and noise drawn anew. Raises
-    UserError when the two were validated on different things.
+    All runs on the same data validate the same sequences with the same noise. What is hard for one run is hard for the
+    other and cancels, so the difference is known better than either loss.
+
+    Args:
+        first: The folder of a finished run.
+        second: The folder of another one.
+
+    Returns:
+        (loss of ``first`` - loss of ``second``, its standard error), both in nats/token. The error is that of the mean
+        difference per sequence: how far the difference would vary if sequences and noise were drawn anew.
+
+    Raises:
+        UserError: A folder holds no finished run, or the two were validated on different things.
     """
-    of_what = [_validated_on(run_dir) for run_dir in (first, second)]
-    differing = [key for key in of_what[0] if of_what[0][key] != of_what[1][key]]
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{first.name} and {second.name} were validated differently: {key} is {of_what[0][key]!r} and "
-            f"{of_what[1][key]!r}, so their losses cannot be paired"
-        )
-    each = [a - b for a, b in zip(read_validation(first), read_validation(second), strict=True)]
+    left, right = Path(first), Path(second)
+    of_left, of_right = _validated_on(left), _validated_on(right)
+    for key, value in of_left.items():
+        if value != of_right.get(key):
+            raise UserError(
+                f"{left.name} and {right.name} were validated differently: {key} is {value!r} and "
+                f"{of_right.get(key)!r}, so their losses cannot be paired"
+            )
+    each = [a - b for a, b in zip(read_validation(left), read_validation(right), strict=True)]
     return statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
 
 

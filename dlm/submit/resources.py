@@ -37,15 +37,15 @@ def cell_resources(
     a hydra.launcher.timeout_min above it.
     """
     settings = settings or SlurmSettings()
-    gpus = settings.gpus_per_node if settings.gpus_per_node is not None else cell.gpus_per_node or 0
+    gpus = settings.gpus_per_node if settings.gpus_per_node is not None else cell.estimate.gpus_per_node
     tasks = settings.tasks_per_node or gpus or cell.overrides.get("trainer.devices") or 1
     return Resources(
-        nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.nodes or 1,
+        nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.estimate.nodes,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
         cpus_per_task=settings.cpus_per_task or cpus_per_task,
         mem_gib=settings.mem_gb or host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0),
-        time_min=_time_limit(settings, time_limit_min(cell.hours), max_time_min),
+        time_min=_time_limit(settings, time_limit_min(cell.estimate.hours), max_time_min),
     )
 
 
@@ -65,10 +65,10 @@ def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
     On a CPU that is all of training; beside GPUs one process gathers the state for a checkpoint, and keeps a copy of it
     while that is written. None where the plan has no estimate.
     """
-    if cell.memory_gib is None:
+    if cell.estimate.memory_gib is None:
         return None
     state = 2 * 16 * cell.num_params_total / GIB
-    needed = HOST_GIB[on_gpu] * tasks + (state if on_gpu else 1.5 * cell.memory_gib * tasks)
+    needed = HOST_GIB[on_gpu] * tasks + (state if on_gpu else 1.5 * cell.estimate.memory_gib * tasks)
     power = 2 ** math.floor(math.log2(needed))
     return int(next(size for size in (power, 1.5 * power, 2 * power) if size >= needed))
 

@@ -120,7 +120,7 @@ def sweep_progress(cells: Sequence[CellStatus], plan: Plan) -> Progress:
         done_flops=sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells),
         total_flops=sum(flops.values()),
         gpu_hours=sum(cell.gpu_hours for cell in cells),
-        planned_gpu_hours=sum(cell.gpu_hours or 0 for cell in plan.cells),
+        planned_gpu_hours=sum(cell.estimate.gpu_hours or 0 for cell in plan.cells),
         steps_redone=sum(cell.steps_redone for cell in cells),
         eta_sec=max(etas) if etas else None,
     )

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.core.checks import whole
+from dlm.core.configs import load_base, load_choice, merge, nest
 from dlm.core.errors import UserError
 from dlm.core.flops import CONVENTIONS
 from dlm.core.recipe import accumulation, derive, fill, micro_batch_limit
@@ -97,8 +98,11 @@ def test_what_makes_no_run():
 
 
 def big(**overrides):
+    """A config of which the recipe still has to fill in the batch size and the learning rate."""
     groups = {**GROUPS, "model": "170M", "data": "slim_pajama"}
-    return cell_config(groups, {"training.budget": 1e19, **{k.replace("__", "."): v for k, v in overrides.items()}})
+    composed = load_base() | {group: load_choice(group, choice) for group, choice in groups.items()}
+    keys = {"training.budget": 1e19, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    return merge(composed, nest(keys))
 
 
 def test_recipes_fill_what_is_null_and_nothing_else():

@@ -13,6 +13,7 @@ from dlm.core.configs import load_choice
 from dlm.core.errors import UserError
 from dlm.data.manifest import BLOCK_SAMPLES, apportion, read_data, read_manifest
 from dlm.data.mixture import Mixture, open_mixture, spread_rows
+from dlm.data.noise import ORDER_STREAM
 from dlm.data.packed import PackedTokens, encode_packed
 from dlm.data.prepare.command import ensure_data, index_packed, main
 from dlm.plan.definition import parse_sweep
@@ -179,7 +180,7 @@ def test_one_source_alone_reads_as_it_always_did(folders):
     single = {"name": "slim", "data_dir": str(folders["slim"])}
     assert read_data(data).hash == read_data(single).hash == read_manifest(folders["slim"]).hash
     tokens = PackedTokens(sorted(folders["slim"].glob("train*.bin")), block_size=T, stride=T)
-    expected = first_tokens(Mixture.single(tokens), np.arange(20_000))
+    expected = first_tokens(Mixture([tokens], [BLOCK_SAMPLES], [ORDER_STREAM]), np.arange(20_000))
     assert np.array_equal(first_tokens(mixture(data), np.arange(20_000)), expected)
     with pytest.raises(UserError, match=r"no prepared data in .*gone"):
         ensure_data(node({**folders, "star": folders["star"] / "gone"}))

@@ -12,8 +12,9 @@ from scipy import stats
 from support.masked import taken_apart
 
 from dlm.core.errors import UserError
+from dlm.data.manifest import BLOCK_SAMPLES
 from dlm.data.mixture import Mixture, spread_rows
-from dlm.data.noise import permute, stratified_t, uniforms, van_der_corput
+from dlm.data.noise import ORDER_STREAM, permute, stratified_t, uniforms, van_der_corput
 from dlm.data.packed import PackedTokens, encode_packed
 from dlm.train import batches
 from dlm.train.batches import FromOffset, SlimPajamaDataModule, TrainingBatches, ValidationBatches
@@ -28,7 +29,7 @@ DIFFUSION = MaskedDiffusion(vocab_size=256)
 def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("packed") / "train_0.bin"
     path.write_bytes(encode_packed(np.random.default_rng(0).integers(0, 256, ROWS * T).astype(np.uint8)))
-    return Mixture.single(PackedTokens([path], block_size=T, stride=T))
+    return Mixture([PackedTokens([path], block_size=T, stride=T)], [BLOCK_SAMPLES], [ORDER_STREAM])
 
 
 def global_batches(tokens, *, micro, world_size, steps, seed=7, first_step=0):

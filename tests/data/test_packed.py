@@ -43,9 +43,9 @@ GOOD = encode_packed(np.arange(10, dtype=np.uint16))
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "magic"),
-        (GOOD[:20], "magic"),
-        (b"LITPKDX" + GOOD[7:], "magic"),
+        (b"", "begin with the bytes LITPKDS"),
+        (GOOD[:20], "begin with the bytes LITPKDS"),
+        (b"LITPKDX" + GOOD[7:], "begin with the bytes LITPKDS"),
         (GOOD[:7] + struct.pack("<Q", 2) + GOOD[15:], "version 2"),
         (GOOD[:15] + b"\x09" + GOOD[16:], "dtype code 9"),
         (GOOD[:15] + b"\x06" + GOOD[16:], "dtype code 6"),  # floats are no tokens

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -394,11 +395,11 @@ def test_what_is_there_is_kept(source, tmp_path, capsys):
         ("a.jsonl", b'{"content": "x", "id": 1}\n', ["a.jsonl:1", "no key 'text'", "content, id", "--text-key"]),
         ("a.jsonl", b'{"text": 7}\n', ["a.jsonl:1", "'text' is '7'"]),
         ("a.jsonl", b'{"text": "\xff"}\n', ["a.jsonl:1", "not valid JSON"]),
-        ("a.jsonl.zst", zstandard.compress(lines(TEXTS))[:-20], ["a.jsonl.zst is truncated"]),
-        ("a.jsonl.zst", lines(TEXTS), ["a.jsonl.zst is no zstd file"]),
-        ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-20], ["a.jsonl.gz", "truncated"]),
+        ("a.jsonl.zst", zstandard.compress(lines(TEXTS))[:-20], ["a.jsonl.zst is damaged", "Truncated"]),
+        ("a.jsonl.zst", lines(TEXTS), ["a.jsonl.zst is damaged or no zst file"]),
+        ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-20], ["a.jsonl.gz is damaged", "Truncated"]),
         ("a.jsonl.gz", lines(TEXTS), ["a.jsonl.gz is damaged"]),
-        ("a.parquet", b"PAR1 no more", ["a.parquet is no parquet file"]),
+        ("a.parquet", b"PAR1 no more", ["a.parquet is damaged or no parquet file"]),
         ("a.arrow", b"no arrow at all", ["a.arrow is damaged"]),
         ("a.txt", b"caf\xe9", ["a.txt is not UTF-8", "byte 3"]),
     ],
@@ -437,7 +438,7 @@ def test_tables_without_the_text_name_their_columns(tmp_path):
         (["empty", "--tokenizer", "bytes"], ["empty holds no documents", ".jsonl"]),
         (["blank", "--tokenizer", "bytes"], ["blank holds no documents"]),
         (["one", "--tokenizer", "bytes"], ["no documents to train on", "--validation-share"]),
-        (["empty/notes.md", "--tokenizer", "bytes"], ["notes.md is of no kind", ".parquet"]),
+        (["empty/notes.md", "--tokenizer", "bytes"], ["notes.md is of a kind that dlm does not read", ".parquet"]),
         (["one", "--tokenizer", "missing.model"], ["no tokenizer in missing.model", "bytes"]),
         (["one", "--tokenizer", "empty"], ["no tokenizer in empty"]),
         (["one", "--tokenizer", "torn.json"], ["torn.json is no Hugging Face tokenizer"]),
@@ -483,3 +484,20 @@ def test_a_tokenizer_without_an_end_wants_one(tmp_path):
     assert load_tokenizer(str(tmp_path)).eos_id is None
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
     assert load_tokenizer(str(tmp_path)).eos_id == 1
+
+
+def test_main_returns_the_exit_code_of_help_and_of_wrong_arguments(capsys):
+    assert main(["text", "--help"]) == 0 and "--tokenizer" in capsys.readouterr().out
+    assert main(["text"]) == 2 and "required: SOURCE" in capsys.readouterr().err
+    assert main([]) == 2 and "text,stdlib,packed" in capsys.readouterr().err
+
+
+def test_a_failed_preparation_ends_no_other_process_of_the_program(source, tmp_path, capsys):
+    (source / "a.jsonl").write_bytes(b'{"text": "torn\n')
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes")
+    alive = other.is_alive()
+    other.kill()
+    other.join()
+    assert alive

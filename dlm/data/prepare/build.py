@@ -1,8 +1,8 @@
-"""build: sources of text -> a prepared data set, by many processes, resumable. Called by prepare; no torch.
+"""Prepare a data set from sources of text with several processes. A stopped preparation can be continued.
 
-All of it happens in .NAME.building beside the target: plan.json says what was asked for, done.jsonl which units are
-written, data/ becomes the data set. The same sources and options give the same bytes, whatever the number of workers
-and however often it was stopped.
+Everything happens in .NAME.building beside the target folder: plan.json says what was asked for, done.jsonl which units
+are written, and data/ becomes the data set. The same sources and options give the same bytes, whatever the number of
+workers and however often the preparation was stopped.
 """
 
 from __future__ import annotations
@@ -16,65 +16,43 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.documents import find_splits
-from dlm.data.prepare.documents import make_units
-from dlm.data.prepare.encode import FILE_TOKENS
-from dlm.data.prepare.encode import SKIPPED
-from dlm.data.prepare.encode import Form
-from dlm.data.prepare.encode import Record
-from dlm.data.prepare.encode import digests_path
-from dlm.data.prepare.encode import encode_unit
-from dlm.data.prepare.encode import read_digests
-from dlm.data.prepare.place import move_into_place
-from dlm.data.prepare.place import read_whole
-from dlm.data.prepare.progress import Progress
-from dlm.data.prepare.tokenizer import Tokenizer
-from dlm.data.prepare.tokenizer import load_tokenizer
-from dlm.core.errors import UserError
-from dlm.core.lease import Lease
-from dlm.core.files import append_jsonl
-from dlm.core.files import read_json
-from dlm.core.files import read_jsonl
-from dlm.core.files import write_json
-from dlm.core.identity import content_hash
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-from dlm.data.manifest import read_manifest
-from dlm.data.manifest import write_manifest
 
+from dlm.core.errors import UserError
+from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
+from dlm.core.identity import content_hash
+from dlm.core.lease import Lease
+from dlm.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from dlm.data.prepare.documents import Unit, find_splits, make_units
+from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, TextJob, UnitRecord, digests_path, encode_unit, read_digests
+from dlm.data.prepare.place import move_into_place, read_whole
+from dlm.data.prepare.progress import UnitProgress
+from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
 
 
-KEYS = 2**64  # of documents
+KEYS = 2**64  # the number of keys that a document can have
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is asked for; all of it decides the bytes."""
+def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
+    """Prepare a data set, or continue its preparation.
 
-    name: str
-    sources: tuple[str, ...]
-    validation_sources: tuple[str, ...]
-    validation_share: float  # of the documents, where neither folders nor files say what to hold out
-    text_key: str
-    tokenizer: str  # bytes, or a file or folder
-    vocab_size: int | None  # None: the tokenizer's own, as the two below
-    eos_id: int | None
-    bos_id: int | None
-    add_bos: bool  # in front of every document
+    Args:
+        job: The sources and options.
+        data_dir: The folder to make.
+        workers: How many processes encode.
 
+    Returns:
+        The manifest of the data set.
 
-def prepare_text(job: Job, data_dir: Path, *, workers: int) -> Manifest:
-    """Prepare ``job`` in ``data_dir``, or go on with it. Raises UserError, which loses and overwrites nothing."""
+    Raises:
+        UserError: The sources or options make no data set, or something else is in the way. Nothing is overwritten.
+    """
     tokenizer = _tokenizer(job)
     units = make_units(find_splits([Path(p) for p in job.sources], [Path(p) for p in job.validation_sources]))
     plan = _plan(job, tokenizer, units)
@@ -88,24 +66,23 @@ def prepare_text(job: Job, data_dir: Path, *, workers: int) -> Manifest:
         try:
             _check_splits(job, records)
         except UserError:
-            shutil.rmtree(building)  # going on would end here again, and other sources or options begin anew
+            shutil.rmtree(building)  # to continue would end here again, and other sources or options start anew
             raise
-        manifest = _describe(job, tokenizer, units, records)
-        manifest = dataclasses.replace(manifest, notes={**manifest.notes, "plan": content_hash(plan)[:16]})
+        manifest = _describe(job, tokenizer, units, records, plan)
         _write_whole(building / "data", manifest)
     move_into_place(building / "data", data_dir)
     shutil.rmtree(building)
     return manifest
 
 
-def _tokenizer(job: Job, threads: int = 1) -> Tokenizer:
+def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
     """The job's tokenizer with the job's own ids. Raises UserError for ids that make no data set."""
     found = load_tokenizer(job.tokenizer, threads=threads)
     eos_id = found.eos_id if job.eos_id is None else job.eos_id
     if eos_id is None:
         raise UserError(f"the tokenizer {job.tokenizer} does not say which token ends a text: set --eos-id")
     bos_id = found.bos_id if job.bos_id is None else job.bos_id
-    bos_id = eos_id if bos_id is None else bos_id  # as GPT-2 does it: what ends one text stands before the next
+    bos_id = eos_id if bos_id is None else bos_id  # as with GPT-2: what ends one text stands before the next
     vocab_size = found.vocab_size if job.vocab_size is None else job.vocab_size
     for key, value in (("--eos-id", eos_id), ("--bos-id", bos_id)):
         if not 0 <= value < vocab_size:
@@ -113,11 +90,10 @@ def _tokenizer(job: Job, threads: int = 1) -> Tokenizer:
     return dataclasses.replace(found, vocab_size=vocab_size, eos_id=eos_id, bos_id=bos_id)
 
 
-def _plan(job: Job, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, Any]:
-    """What the bytes follow from, as plain values."""
-    paths = dict.fromkeys(path for unit in units for path in unit.paths)
-    stats = {path: Path(path).stat() for path in paths}
-    return {
+def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, Any]:
+    """Everything that the bytes follow from, as plain values."""
+    stats = {path: Path(path).stat() for unit in units for path in unit.paths}
+    plan = {
         **dataclasses.asdict(job),
         "tokenizer": tokenizer.sha256 or tokenizer.name,
         "library": tokenizer.library and f"{tokenizer.library} {metadata.version(tokenizer.library)}",
@@ -125,10 +101,12 @@ def _plan(job: Job, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, An
         "units": [[unit.split, unit.start, unit.stop, *unit.paths] for unit in units],
         "files": {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
     }
+    as_stored: dict[str, Any] = json.loads(json.dumps(plan))
+    return as_stored
 
 
 def _is_there(data_dir: Path, plan: dict[str, Any]) -> bool:
-    """Whether the very same was prepared before. Raises UserError when something else is there."""
+    """Whether ``data_dir`` holds the data set of this plan, undamaged. Raises UserError when it holds anything else."""
     if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
         return False
     path = data_dir / MANIFEST
@@ -140,29 +118,31 @@ def _is_there(data_dir: Path, plan: dict[str, Any]) -> bool:
         )
     try:
         return read_manifest(data_dir) is not None
-    except UserError:  # damaged: it is made anew
+    except UserError:  # damaged: it is made again
         return False
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of a new preparation. Raises UserError when another one was begun here."""
+    """Write the plan of a new preparation. Raises UserError when another preparation was begun in the same folder."""
     path = building / "plan.json"
     if not path.is_file():
         write_json(path, plan)
         return
-    before, now = read_json(path), json.loads(json.dumps(plan))
-    if before == now:
-        return
-    changed = [key for key in now if before.get(key) != now[key]]
-    told = [f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in changed if key not in _LONG]
-    raise UserError(
-        f"{building} holds an unfinished preparation of other sources or options "
-        f"({'; '.join(told) or _moved(before, now)}): repeat its command to go on with it, or delete that folder to "
-        "start over"
-    )
+    before = read_json(path)
+    if before != plan:
+        raise UserError(
+            f"{building} holds an unfinished preparation of other sources or options ({_difference(before, plan)}): "
+            "repeat its command to continue it, or delete that folder to start over"
+        )
 
 
-_LONG = ("units", "files")
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The options that differ, else the first source file that changed."""
+    options = [key for key in now if key not in ("units", "files") and before.get(key) != now[key]]
+    if options:
+        return "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in options)
+    old, new = before.get("files", {}), now["files"]
+    return next((f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)), "other units")
 
 
 def _short(value: Any) -> str:
@@ -170,60 +150,55 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _moved(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first source file that is another than before."""
-    old, new = before.get("files", {}), now["files"]
-    return next((f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)), "other units")
-
-
-def _build(job: Job, units: Sequence[Unit], building: Path, workers: int) -> list[Record]:
-    """Encode every unit that is not done; the records of all, in order."""
-    with Crew(job, building, units, workers) as crew:
-        crew.run([n for n, unit in enumerate(units) if unit.split == "validation"])
+def _build(job: TextJob, units: Sequence[Unit], building: Path, workers: int) -> list[UnitRecord]:
+    """Encode every unit that is not done. The records of all units, in order."""
+    with EncoderPool(job, building, units, workers) as pool:
+        pool.run([n for n, unit in enumerate(units) if unit.split == "validation"])
         limit = round(job.validation_share * KEYS)
         rest = [n for n, unit in enumerate(units) if unit.split != "validation"]
-        crew.run(rest, limit=limit)
-        keys = {n: key for n in rest if (key := crew.records[n].smallest) is not None}
-        if keys and not any("validation" in record.files for record in crew.records.values()):
-            limit = min(keys.values()) + 1  # so few documents that the share held none out: hold out one
-            crew.run([n for n, key in keys.items() if key < limit], limit=limit)
-        return [crew.records[n] for n in range(len(units))]
+        pool.run(rest, limit=limit)
+        keys = {n: key for n in rest if (key := pool.records[n].smallest) is not None}
+        if keys and not any("validation" in record.files for record in pool.records.values()):
+            limit = min(keys.values()) + 1  # there are so few documents that the share held out none: hold out one
+            pool.run([n for n, key in keys.items() if key < limit], limit=limit)
+        return [pool.records[n] for n in range(len(units))]
 
 
-class Crew:
-    """Processes that encode units, and the records of those that are done."""
+class EncoderPool:
+    """Processes that encode units, and the records of the units that are done."""
 
-    def __init__(self, job: Job, building: Path, units: Sequence[Unit], workers: int) -> None:
+    def __init__(self, job: TextJob, building: Path, units: Sequence[Unit], workers: int) -> None:
         self.job, self.building, self.units, self.workers = job, building, units, workers
-        records = map(Record.from_json, read_jsonl(building / "done.jsonl"))
+        records = map(UnitRecord.from_json, read_jsonl(building / "done.jsonl"))
         self.done = {(record.unit, record.limit): record for record in records if self._is_whole(record)}
-        self.records: dict[int, Record] = {}
+        self.records: dict[int, UnitRecord] = {}
         self._pool: ProcessPoolExecutor | None = None
+        self._others = multiprocessing.active_children()  # of the program that calls this
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> EncoderPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # what is half done will be done again
-            for process in multiprocessing.active_children():
+        if kind is not None:  # units that are half done will be encoded again
+            for process in set(multiprocessing.active_children()) - set(self._others):
                 process.terminate()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _is_whole(self, record: Record) -> bool:
-        """Whether what the record says is there: a unit done twice has the later record's files."""
+    def _is_whole(self, record: UnitRecord) -> bool:
+        """Whether the files of a record are there. A unit that was encoded twice has the files of the later record."""
         paths = [(self.building / "data" / file.name, file.bytes) for files in record.files.values() for file in files]
         digests = self.units[record.unit].split != "validation" or digests_path(self.building, record.unit).is_file()
         return digests and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def run(self, numbers: Sequence[int], *, limit: int = 0) -> None:
-        """Encode the units ``numbers``, those that are not done, and keep every unit's record."""
+        """Encode those of the units ``numbers`` that are not done, and keep the records of all of them."""
         found = {number: self.done.get((number, limit)) for number in numbers}
         todo = [number for number, record in found.items() if record is None]
         self.records |= {number: record for number, record in found.items() if record is not None}
         if not todo:
             return
-        with Progress([self.units[number].size for number in todo], "preparing") as progress:
+        with UnitProgress([self.units[number].size for number in todo], "preparing") as progress:
             for record in self._encode(todo, limit):
                 append_jsonl(self.building / "done.jsonl", dataclasses.asdict(record))
                 self.records[record.unit] = self.done[record.unit, limit] = record
@@ -233,101 +208,95 @@ class Crew:
                     tokens=sum(file.tokens for files in record.files.values() for file in files),
                 )
 
-    def _encode(self, todo: Sequence[int], limit: int) -> Iterator[Record]:
+    def _encode(self, todo: Sequence[int], limit: int) -> Iterator[UnitRecord]:
+        """The records of units, each as soon as it is written."""
         (self.building / "done.jsonl").touch()
         self._pool = self._pool or self._make_pool()
-        waiting = {self._pool.submit(_work, number, self.units[number], limit) for number in todo}
         try:
-            while waiting:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
+            for future in as_completed(
+                [self._pool.submit(_work, number, self.units[number], limit) for number in todo]
+            ):
+                yield future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker was killed, by want of memory perhaps: run it again, with fewer --workers; it goes on where "
-                "it stopped"
+                "a worker was killed, perhaps for want of memory: run the command again with fewer --workers; it goes "
+                "on where it stopped"
             ) from error
 
     def _make_pool(self) -> ProcessPoolExecutor:
         workers = min(self.workers, len(self.units))
-        start = (self.job, str(self.building / "data"), max(self.workers // workers, 1))
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, start)
+        arguments = (self.job, self.building, max(self.workers // workers, 1))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, arguments)
 
 
-_form: Form  # of a worker
+# Of a worker process:
+_job: TextJob
+_job_tokenizer: Tokenizer
+_building: Path
 
 
-def _start_worker(job: Job, folder: str, threads: int) -> None:
-    """Load the tokenizer once; end with the parent, however that ends."""
-    global _form
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
+def _start_worker(job: TextJob, building: Path, threads: int) -> None:
+    """Load the tokenizer once, and end with the parent process, however that ends."""
+    global _job, _job_tokenizer, _building
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    _form = _make_form(job, folder, threads)
+    _job, _job_tokenizer, _building = job, _tokenizer(job, threads), building
 
 
 def _end_with_parent() -> None:
-    """A pool's workers would wait for work for ever once their parent was killed."""
+    """Without this the workers would wait for work for ever after their parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _make_form(job: Job, folder: str, threads: int) -> Form:
-    tokenizer = _tokenizer(job, threads)
-    assert tokenizer.eos_id is not None
-    return Form(
-        name=job.name,
-        folder=folder,
-        tokenizer=tokenizer,
-        text_key=job.text_key,
-        eos_id=tokenizer.eos_id,
-        bos_id=tokenizer.bos_id if job.add_bos else None,
-    )
-
-
-def _work(number: int, unit: Unit, limit: int) -> Record:
-    held_out = _held_out(_form.folder) if unit.split == "train" else frozenset()
-    return encode_unit(number, unit, _form, limit=limit, held_out=held_out)
+def _work(number: int, unit: Unit, limit: int) -> UnitRecord:
+    held_out = _held_out(_building) if unit.split == "train" else frozenset()
+    return encode_unit(number, unit, _job, _job_tokenizer, _building, limit=limit, held_out=held_out)
 
 
 @functools.cache
-def _held_out(folder: str) -> frozenset[bytes]:
-    """Read once: units of a train split come after all of the validation split."""
-    return read_digests(Path(folder).parent)
+def _held_out(building: Path) -> frozenset[bytes]:
+    """Read once: the units of a train split are encoded after all of the validation split."""
+    return read_digests(building)
 
 
-def _describe(job: Job, tokenizer: Tokenizer, units: Sequence[Unit], records: Sequence[Record]) -> Manifest:
+def _describe(
+    job: TextJob,
+    tokenizer: Tokenizer,
+    units: Sequence[Unit],
+    records: Sequence[UnitRecord],
+    plan: dict[str, Any],
+) -> Manifest:
     """The manifest of everything that was written."""
-    splits: dict[str, tuple[PackedFile, ...]] = {
-        split: tuple(file for record in records for file in record.files.get(split, ())) for split in SPLITS
-    }
     assert tokenizer.bos_id is not None
     return Manifest(
         name=job.name,
         tokenizer=tokenizer.name,
         vocab_size=tokenizer.vocab_size,
         bos_id=tokenizer.bos_id,
-        splits=splits,
+        splits={split: tuple(file for record in records for file in record.files.get(split, ())) for split in SPLITS},
         notes={
             "sources": [*job.sources, *job.validation_sources],
-            "files": len({path for unit in units for path in unit.paths}),
+            "files": len(plan["files"]),
             "bytes": sum(unit.size for unit in units),
             "documents": _documents(records),
             "skipped": {reason: sum(record.skipped[reason] for record in records) for reason in SKIPPED},
             "eos_id": tokenizer.eos_id,
             "tokenizer_sha256": tokenizer.sha256,
+            "plan": content_hash(plan)[:16],
         },
     )
 
 
-def _documents(records: Sequence[Record]) -> dict[str, int]:
+def _documents(records: Sequence[UnitRecord]) -> dict[str, int]:
     return {split: sum(record.documents.get(split, 0) for record in records) for split in SPLITS}
 
 
-def _check_splits(job: Job, records: Sequence[Record]) -> None:
+def _check_splits(job: TextJob, records: Sequence[UnitRecord]) -> None:
     """Raise UserError when a split is empty."""
     where, documents = ", ".join(job.sources), _documents(records)
     if not any(documents.values()):
@@ -342,9 +311,10 @@ def _check_splits(job: Job, records: Sequence[Record]) -> None:
 
 
 def _write_whole(folder: Path, manifest: Manifest) -> None:
-    """The manifest, and nothing beside what it names: a process that was killed may have left half a file."""
+    """Write the manifest, and remove what it does not name: a killed process may have left half a file."""
+    named = {file.name for files in manifest.splits.values() for file in files}
     for path in folder.iterdir():
-        if path.name not in {file.name for files in manifest.splits.values() for file in files}:
+        if path.name not in named:
             path.unlink()
     write_manifest(folder, manifest)
     read_whole(folder)

@@ -1,11 +1,13 @@
-"""prepare: text -> packed tokens and a manifest. `dlm prepare` and the first run on data=stdlib call it; no torch.
+"""The command `dlm prepare`: text or packed files -> a data set with a manifest.
 
-The verbs: text (anyone's own, in build), stdlib (what every machine has) and packed (files made elsewhere).
+Its kinds are text (your own text), stdlib (the Python sources that are on every machine) and packed (files that another
+program made). The first run on data=stdlib prepares that set with ``ensure_data``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import re
@@ -13,31 +15,24 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core import paths
-from dlm.data.prepare.build import Job
+from dlm.core.checks import whole
+from dlm.core.errors import ExitCode, UserError
+from dlm.core.identity import SWEEP_NAME
+from dlm.data.manifest import MANIFEST, DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
+from dlm.data.packed import open_packed, write_packed
 from dlm.data.prepare.build import prepare_text
-from dlm.data.packed import open_packed
-from dlm.data.packed import write_packed
+from dlm.data.prepare.encode import TextJob
 from dlm.data.prepare.place import move_into_place
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
-from dlm.core.errors import ExitCode
-from dlm.core.errors import UserError
-from dlm.core.identity import SWEEP_NAME
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import DataSet
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import PackedFile
-from dlm.data.manifest import read_data
-from dlm.data.manifest import unprepared
-from dlm.data.manifest import write_manifest
-from dlm.core.checks import whole
 
-
-VALIDATION_SHARE = 20  # one document in twenty, chosen by the hash of its name
+VALIDATION_SHARE = 20  # of the standard library's files, one in twenty is held out, chosen by the hash of its name
 
 
 FILE_TOKENS = 8 * 1024 * 1024
@@ -49,12 +44,12 @@ PACKED_GLOBS = {"train": "train*.bin", "validation": "validation*.bin"}
 TEXT_HELP = (
     "Sources are .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt files, folders of them, and folders written by "
     "datasets.save_to_disk. Folders or files named train and validation are the splits; otherwise each document's hash "
-    "decides which are held out. Stopped, the same command goes on where it stopped."
+    "decides which are held out. If it is stopped, the same command continues where it stopped."
 )
 
 
 def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, text) of every source file of the standard library, in order of names."""
+    """(name, text) of every source file of the standard library below ``root``, in order of names."""
     skip = {"site-packages", "dist-packages", "__pycache__"}
     paths = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
     for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
@@ -64,13 +59,13 @@ def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def prepare_stdlib(data_dir: Path) -> Manifest:
-    """Prepare the Python standard library's sources, bytes as tokens; documents of the two splits are disjoint."""
+    """Prepare the sources of the Python standard library, one token per byte. The two splits share no document."""
     root = Path(sysconfig.get_paths()["stdlib"])
     streams: dict[str, list[bytes]] = {"train": [], "validation": []}
     seen: set[bytes] = set()
     for name, text in stdlib_documents(root):
         digest = hashlib.sha256(text).digest()
-        if digest in seen:  # a copy in the other split would leak
+        if digest in seen:  # a copy of it may be in the other split
             continue
         seen.add(digest)
         held_out = hashlib.sha256(name.encode()).digest()[0] % VALIDATION_SHARE == 0
@@ -79,33 +74,16 @@ def prepare_stdlib(data_dir: Path) -> Manifest:
         raise UserError(
             f"no Python sources under {root}: data=stdlib needs a Python with its standard library's .py files"
         )
-    tokens = {split: np.frombuffer(b"".join(parts), dtype=np.uint8) for split, parts in streams.items()}
-    version = ".".join(map(str, sys.version_info[:3]))
-    return _write_data_set(
-        data_dir,
-        tokens,
-        name="stdlib",
-        tokenizer="bytes",
-        vocab_size=256,
-        notes={"python": version, "documents": len(seen)},
-    )
-
-
-def _write_data_set(
-    data_dir: Path,
-    tokens: dict[str, np.ndarray],
-    *,
-    name: str,
-    tokenizer: str,
-    vocab_size: int,
-    notes: dict[str, object],
-) -> Manifest:
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
     try:
-        splits = {split: tuple(_write_files(building, split, name, stream)) for split, stream in tokens.items()}
         manifest = Manifest(
-            name=name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=END_OF_DOCUMENT, splits=splits, notes=notes
+            name="stdlib",
+            tokenizer="bytes",
+            vocab_size=256,
+            bos_id=END_OF_DOCUMENT,
+            splits={split: tuple(_write_files(building, split, b"".join(parts))) for split, parts in streams.items()},
+            notes={"python": ".".join(map(str, sys.version_info[:3])), "documents": len(seen)},
         )
         write_manifest(building, manifest)
         move_into_place(building, data_dir)
@@ -114,9 +92,10 @@ def _write_data_set(
     return manifest
 
 
-def _write_files(folder: Path, split: str, name: str, stream: np.ndarray) -> Iterator[PackedFile]:
-    for counter, start in enumerate(range(0, len(stream), FILE_TOKENS)):
-        yield write_packed(folder / f"{split}_{name}_0_{counter:010d}.bin", stream[start : start + FILE_TOKENS])
+def _write_files(folder: Path, split: str, text: bytes) -> Iterator[PackedFile]:
+    tokens = np.frombuffer(text, dtype=np.uint8)
+    for counter, start in enumerate(range(0, len(tokens), FILE_TOKENS)):
+        yield write_packed(folder / f"{split}_stdlib_0_{counter:010d}.bin", tokens[start : start + FILE_TOKENS])
 
 
 def index_packed(
@@ -128,9 +107,22 @@ def index_packed(
     globs: Mapping[str, str] = PACKED_GLOBS,
     out: Path | None = None,
 ) -> Manifest:
-    """Write the manifest of LITPKDS files made elsewhere: those of ``data_dir`` that ``globs`` names for each split.
+    """Write the manifest of LITPKDS files that another program made.
 
-    With ``out`` it stands in that folder and names the files where they are, so one folder can hold several data sets.
+    Args:
+        data_dir: The folder of the files.
+        vocab_size: Every token must be below it.
+        bos_id: The token that the autoregressive model reads before a sequence.
+        tokenizer: Its name, for the record.
+        globs: Split -> which files of ``data_dir`` belong to it.
+        out: The folder for the manifest, which then names the files where they are, so that the files of one folder
+            can belong to several data sets. None: ``data_dir``.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: A split has no files or no tokens, or ``out`` holds prepared data already.
     """
     out = out or data_dir
     splits = {}
@@ -160,7 +152,11 @@ def _describe(path: Path, vocab_size: int, out: Path) -> PackedFile:
 
 
 def ensure_data(data: Mapping[str, Any]) -> DataSet:
-    """The data of a resolved data node; where missing, ``prepare: stdlib`` makes them, otherwise a UserError."""
+    """The data set of a resolved ``data`` node, prepared first if the node has ``prepare: stdlib``.
+
+    Raises:
+        UserError: The data are not prepared.
+    """
     if data.get("prepare") == "stdlib" and unprepared(data):
         prepare_stdlib(Path(data["data_dir"]))
     found = read_data(data)
@@ -184,11 +180,18 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--text-key", default="text", help="the key or column of the text (default: text)")
     held_out = text.add_mutually_exclusive_group()
     held_out.add_argument("--validation-share", type=float, default=0.005, help="of the documents (default: 0.005)")
-    held_out.add_argument("--validation-source", nargs="+", default=[], metavar="PATH", help="files to hold out")
+    held_out.add_argument(
+        "--validation-source",
+        dest="validation_sources",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="files to hold out",
+    )
     text.add_argument("--vocab-size", type=int, help="default: the tokenizer's")
     text.add_argument("--eos-id", type=int, help="the id after every document; default: the tokenizer's")
     text.add_argument("--bos-id", type=int, help="the id that stands before a text; default: the tokenizer's")
-    text.add_argument("--add-bos", action="store_true", help="write it in front of every document")
+    text.add_argument("--add-bos", action="store_true", help="write the bos id in front of every document")
     text.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
     )
@@ -210,55 +213,50 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
         data_dir = options.data_dir or paths.data_dir() / "stdlib"
         return data_dir, prepare_stdlib(data_dir)
     if options.kind == "packed":
-        manifest = index_packed(
-            options.data_dir,
-            vocab_size=options.vocab_size,
-            bos_id=options.bos_id,
-            tokenizer=options.tokenizer,
-            globs={split: getattr(options, split) for split in PACKED_GLOBS},
-            out=options.out,
-        )
-        return options.out or options.data_dir, manifest
+        globs = {split: getattr(options, split) for split in PACKED_GLOBS}
+        given = {key: getattr(options, key) for key in ("vocab_size", "bos_id", "tokenizer", "out")}
+        return options.out or options.data_dir, index_packed(options.data_dir, globs=globs, **given)
     return options.out, prepare_text(_job(options), options.out, workers=whole("--workers", options.workers))
 
 
-def _job(options: argparse.Namespace) -> Job:
+def _job(options: argparse.Namespace) -> TextJob:
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
     name = options.name or options.out.name
     if not re.fullmatch(SWEEP_NAME, name):
         raise UserError(f"--name is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
-    return Job(
-        name=name,
-        sources=tuple(options.sources),
-        validation_sources=tuple(options.validation_source),
-        validation_share=options.validation_share,
-        text_key=options.text_key,
-        tokenizer=options.tokenizer,
-        vocab_size=options.vocab_size,
-        eos_id=options.eos_id,
-        bos_id=options.bos_id,
-        add_bos=options.add_bos,
-    )
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TextJob)}
+    sources = {key: tuple(given[key]) for key in ("sources", "validation_sources")}
+    return TextJob(**{**given, **sources, "name": name})
 
 
 def _summary(manifest: Manifest) -> str:
-    """What was read and what was left out, for text."""
+    """How many documents of a text data set were kept, and how many were left out and why."""
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.notes["documents"].items())
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.notes["skipped"].items() if count)
     return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`dlm prepare`: prepare a data set and say what it holds."""
-    options = _parser().parse_args(argv)
+def main(arguments: Sequence[str]) -> int:
+    """`dlm prepare`: prepare a data set and say what it holds.
+
+    Args:
+        arguments: The words after ``dlm prepare``.
+
+    Returns:
+        The exit code. Nothing is raised for a mistake of the user or for Ctrl-C: one line on stderr names it.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the arguments (2)
+        return int(stop.code or 0)
     try:
         data_dir, manifest = _prepare(options)
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped; the same command continues where it stopped", file=sys.stderr)
         return ExitCode.PREEMPTED
     if options.kind == "text":
         print(_summary(manifest))
@@ -268,4 +266,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""encode: one unit of documents -> packed files of each split, and a record of them. Run by build's workers; no torch.
+"""Turn one unit of documents into packed files of each split, and describe them. Run by the workers of build.
 
-The files of a unit follow from the unit and the job alone: not from the worker, nor from what was done before.
+The files of a unit follow from the unit and the job alone, not from the worker nor from what was encoded before.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
-from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.documents import read_unit
-from dlm.data.packed import write_packed
-from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
-from dlm.data.prepare.tokenizer import Tokenizer
+
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.data.manifest import PackedFile
-
+from dlm.data.packed import write_packed
+from dlm.data.prepare.documents import Unit, read_unit
+from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 FILE_TOKENS = 32 * 1024 * 1024  # of one packed file
 
@@ -30,54 +29,58 @@ BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # encoded in one call
 DIGEST_BYTES = 16
 
 
-SKIPPED = ("empty", "with NUL", "in validation")
+SKIPPED = ("empty", "with NUL", "in validation")  # why a document is left out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """How documents become tokens, and where these are written."""
+class TextJob:
+    """What `dlm prepare text` is asked for. All of it decides the bytes of the data set."""
 
     name: str  # in the names of the files
-    folder: str
-    tokenizer: Tokenizer
+    sources: tuple[str, ...]
+    validation_sources: tuple[str, ...]
+    validation_share: float  # of the documents, where neither folders nor files say what to hold out
     text_key: str
-    eos_id: int
-    bos_id: int | None  # in front of every document; None: nothing stands there
+    tokenizer: str  # bytes, or a file or folder
+    vocab_size: int | None  # None here and in the next two: the tokenizer's own
+    eos_id: int | None
+    bos_id: int | None
+    add_bos: bool  # write the bos token in front of every document
 
 
 @dataclass(kw_only=True)
-class Record:
-    """What became of a unit."""
+class UnitRecord:
+    """What was written of a unit: a line of done.jsonl."""
 
     unit: int
-    limit: int
-    files: dict[str, list[PackedFile]]
-    documents: dict[str, int]
-    skipped: dict[str, int]
+    limit: int  # documents with a key below it were held out
+    files: dict[str, list[PackedFile]]  # split -> files
+    documents: dict[str, int]  # split -> documents
+    skipped: dict[str, int]  # reason of SKIPPED -> documents
     smallest: int | None = None  # of the documents' keys: says what to hold out where the share held out none
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Record:
+    def from_json(cls, row: dict[str, Any]) -> UnitRecord:
         """The record of a line that ``dataclasses.asdict`` made."""
         files = {split: [PackedFile(**file) for file in files] for split, files in row["files"].items()}
         return cls(**{**row, "files": files})
 
 
 def digest(text: str) -> bytes:
-    """What tells documents apart, by their content alone."""
+    """The hash of a document's content, by which equal documents are recognised."""
     return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
 
 
 def key_of(seen: bytes) -> int:
-    """64 bits of a document: below the limit it is held out, so that equal documents share a split."""
+    """The key of a document, 64 bits of its digest: a key below the limit holds the document out."""
     return int.from_bytes(seen[:8], "big")
 
 
-class Stream:
-    """The tokens of one split of one unit, written in files of FILE_TOKENS; the tail is a file too."""
+class SplitWriter:
+    """Encodes the documents of one split of one unit and writes them in files of FILE_TOKENS; the last is shorter."""
 
-    def __init__(self, form: Form, split: str, unit: int) -> None:
-        self.form, self.stem = form, f"{split}_{form.name}_{unit:06d}"
+    def __init__(self, folder: Path, stem: str, job: TextJob, tokenizer: Tokenizer) -> None:
+        self.folder, self.stem, self.job, self.tokenizer = folder, stem, job, tokenizer
         self.files: list[PackedFile] = []
         self.num_documents = 0
         self._texts: list[str] = []
@@ -92,16 +95,15 @@ class Stream:
             self._encode()
 
     def close(self) -> list[PackedFile]:
-        """Write what is left; the files of the whole stream."""
-        self._encode()
+        """Write what is left, and return all files."""
+        if self._texts:
+            self._encode()
         if self._num_tokens:
             self._write()
         return self.files
 
     def _encode(self) -> None:
-        if not self._texts:
-            return
-        tokens = tokens_of(self._texts, self.form)
+        tokens = tokens_of(self._texts, self.job, self.tokenizer)
         self._texts, self._num_chars = [], 0
         self._parts.append(tokens)
         self._num_tokens += len(tokens)
@@ -110,17 +112,20 @@ class Stream:
 
     def _write(self) -> None:
         tokens = np.concatenate(self._parts)
-        path = Path(self.form.folder) / f"{self.stem}_{len(self.files):010d}.bin"
+        path = self.folder / f"{self.stem}_{len(self.files):010d}.bin"
         self.files.append(write_packed(path, tokens[:FILE_TOKENS]))
         self._parts = [tokens[FILE_TOKENS:]]
         self._num_tokens = len(self._parts[0])
 
 
-def tokens_of(texts: list[str], form: Form) -> np.ndarray:
-    """The tokens of documents, each with what stands before and after it. Raises UserError for ids out of range."""
-    tokenizer = form.tokenizer
-    before = [] if form.bos_id is None else [np.array([form.bos_id], dtype=np.int32)]
-    after = np.array([form.eos_id], dtype=np.int32)
+def tokens_of(texts: list[str], job: TextJob, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens of documents one after another, each with its eos token and, if the job asks for it, its bos token.
+
+    Raises:
+        UserError: The tokenizer gave an id that is not below the vocabulary size.
+    """
+    before = [np.array([tokenizer.bos_id], dtype=np.int32)] if job.add_bos else []
+    after = np.array([tokenizer.eos_id], dtype=np.int32)
     parts = [part for ids in tokenizer.encode(texts) for part in (*before, np.asarray(ids, dtype=np.int32), after)]
     tokens = np.concatenate(parts)
     if int(tokens.max()) >= tokenizer.vocab_size:
@@ -131,56 +136,70 @@ def tokens_of(texts: list[str], form: Form) -> np.ndarray:
     return tokens.astype(tokenizer.dtype)
 
 
-def encode_unit(number: int, unit: Unit, form: Form, *, limit: int, held_out: frozenset[bytes]) -> Record:
-    """Write the packed files of a unit, and say what they hold.
+def encode_unit(
+    number: int,
+    unit: Unit,
+    job: TextJob,
+    tokenizer: Tokenizer,
+    building: Path,
+    *,
+    limit: int,
+    held_out: frozenset[bytes],
+) -> UnitRecord:
+    """Write the packed files of a unit to ``building``/data.
 
-    A unit without a split gives documents whose key is below ``limit`` to validation; a training unit leaves out
-    the documents in ``held_out``. A validation unit leaves its documents' digests beside its files' folder.
+    Args:
+        number: The place of the unit among all units; it enters the names of the files.
+        unit: Where the documents are. In a unit without a split, documents whose key is below ``limit`` are held out.
+            A validation unit also leaves the digests of its documents in ``building``.
+        job: What was asked for.
+        tokenizer: The job's tokenizer, with the job's own ids.
+        building: The folder of the unfinished data set.
+        limit: Of the keys of documents.
+        held_out: The digests of the validation documents, which a training unit leaves out.
+
+    Returns:
+        What was written.
     """
-    streams: dict[str, Stream] = {}
+    writers: dict[str, SplitWriter] = {}
     skipped = dict.fromkeys(SKIPPED, 0)
-    seen: list[bytes] = []
-    smallest: int | None = None
-    for text in _kept(unit, form, skipped):
+    digests, keys = [], []
+    for text in _kept(unit, job, tokenizer, skipped):
         content = digest(text)
-        key = key_of(content)
-        split = unit.split or ("validation" if key < limit else "train")
-        if unit.split is None:
-            smallest = key if smallest is None else min(key, smallest)
-        elif split == "validation":
-            seen.append(content)
-        elif content in held_out:
+        if unit.split == "train" and content in held_out:
             skipped["in validation"] += 1
             continue
-        if split not in streams:
-            streams[split] = Stream(form, split, number)
-        streams[split].add(text)
+        digests.append(content)
+        keys.append(key_of(content))
+        split = unit.split or ("validation" if keys[-1] < limit else "train")
+        if split not in writers:
+            writers[split] = SplitWriter(building / "data", f"{split}_{job.name}_{number:06d}", job, tokenizer)
+        writers[split].add(text)
     if unit.split == "validation":
-        write_atomic(digests_path(Path(form.folder).parent, number), b"".join(seen))
-    return Record(
+        write_atomic(digests_path(building, number), b"".join(digests))
+    return UnitRecord(
         unit=number,
         limit=limit,
-        files={split: stream.close() for split, stream in streams.items()},
-        documents={split: stream.num_documents for split, stream in streams.items()},
+        files={split: writer.close() for split, writer in writers.items()},
+        documents={split: writer.num_documents for split, writer in writers.items()},
         skipped=skipped,
-        smallest=smallest,
+        smallest=min(keys, default=None) if unit.split is None else None,
     )
 
 
-def _kept(unit: Unit, form: Form, skipped: dict[str, int]) -> Iterator[str]:
-    """The documents of a unit that can be told apart in a stream of tokens; the others are counted."""
-    as_bytes = form.tokenizer.sha256 is None
-    for text in read_unit(unit, form.text_key):
+def _kept(unit: Unit, job: TextJob, tokenizer: Tokenizer, skipped: dict[str, int]) -> Iterator[str]:
+    """The documents of a unit without those that a stream of tokens cannot hold, which are counted in ``skipped``."""
+    for text in read_unit(unit, job.text_key):
         if not text:
             skipped["empty"] += 1
-        elif as_bytes and chr(END_OF_DOCUMENT) in text:
+        elif tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
             skipped["with NUL"] += 1
         else:
             yield text
 
 
 def digests_path(building: Path, number: int) -> Path:
-    """The digests of the documents of a validation unit."""
+    """The file with the digests of the documents of a validation unit."""
     return building / "digests" / f"{number:06d}"
 
 

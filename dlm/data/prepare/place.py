@@ -1,6 +1,6 @@
-"""place: a data set in a folder of its own -> the folder where it belongs. Called by prepare and build; no torch.
+"""Move a finished data set into its folder.
 
-A data set is built beside its place and renamed into it, so a half-made one is never taken for whole.
+A data set is built beside its folder and renamed into it, so that a half-made one is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+
 from dlm.core.errors import UserError
-from dlm.data.manifest import MANIFEST
-from dlm.data.manifest import Manifest
-from dlm.data.manifest import read_manifest
+from dlm.data.manifest import MANIFEST, Manifest, read_manifest
 
 
 def move_into_place(building: Path, data_dir: Path) -> None:
-    """Rename; the same data that are there already stay, and nothing but this data set, whole or not, is replaced."""
+    """Rename ``building`` to ``data_dir``.
+
+    The same data that are there already stay. Otherwise only files of this data set are replaced.
+
+    Raises:
+        UserError: ``data_dir`` holds something else.
+    """
     building.chmod(0o755)
     made = read_whole(building)
     if data_dir.is_dir() and not any(data_dir.iterdir()):
@@ -36,10 +41,10 @@ def move_into_place(building: Path, data_dir: Path) -> None:
 
 
 def _is_whole(data_dir: Path, made: Manifest) -> bool:
-    """Whether ``data_dir`` holds what was made, undamaged."""
+    """Whether ``data_dir`` holds the data set that was made, undamaged."""
     try:
         there = read_manifest(data_dir)
-    except UserError:  # damaged: it is about to be made anew
+    except UserError:  # damaged: it is about to be replaced
         return False
     return there is not None and there.hash == made.hash
 
@@ -49,7 +54,7 @@ def _of_data_set(file: str, name: str) -> bool:
 
 
 def read_whole(data_dir: Path) -> Manifest:
-    """The manifest of data that were just written."""
+    """The manifest of a folder that is known to have one."""
     manifest = read_manifest(data_dir)
     assert manifest is not None
     return manifest

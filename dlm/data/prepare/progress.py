@@ -1,12 +1,10 @@
-"""progress: units done -> a bar on a terminal, else a line now and then. Called by build."""
+"""Show how much of the sources is prepared: as a bar on a terminal, elsewhere as a line now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +14,13 @@ if TYPE_CHECKING:
 LINE_SEC = 30.0
 
 
-class Progress:
-    """How much of the sources is prepared, in bytes; ``with Progress(sizes, what) as progress: progress.add(...)``."""
+class UnitProgress:
+    """How much of the sources is prepared: ``with UnitProgress(sizes, what) as progress: progress.add(...)``.
+
+    Args:
+        sizes: Bytes of each unit.
+        what: The first word of the line.
+    """
 
     def __init__(self, sizes: Sequence[int], what: str) -> None:
         self.total, self.units, self.what = sum(sizes), len(sizes), what
@@ -25,7 +28,7 @@ class Progress:
         self.started = self.said = time.monotonic()
         self._bar: rich.progress.Progress | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> UnitProgress:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -40,7 +43,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, size: int, *, documents: int, tokens: int) -> None:
-        """Another unit is done."""
+        """Count a unit of ``size`` bytes as done."""
         self.bytes, self.done = self.bytes + size, self.done + 1
         self.documents, self.tokens = self.documents + documents, self.tokens + tokens
         if self._bar is not None:

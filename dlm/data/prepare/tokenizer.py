@@ -1,7 +1,7 @@
-"""tokenizer: a name or file -> batches of documents as token ids. Called by build; no torch.
+"""Load a tokenizer by name or file: documents in, token ids out.
 
-Hugging Face files (tokenizers), sentencepiece models (Llama-2) and plain bytes. No special token is added and none of
-the file's truncation or padding is applied: what stands between documents is build's to say.
+Plain bytes, Hugging Face files (tokenizers) and sentencepiece models (Llama-2) are known. No special token is added,
+and truncation or padding that the file asks for is switched off: encode says what stands between documents.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
 
+END_OF_DOCUMENT = 0  # NUL ends every document of bytes; documents that contain it are left out
 
-END_OF_DOCUMENT = 0  # NUL: ends every document of bytes, which hold none
 
-
-# How files without a tokenizer_config.json call them: Llama, GPT-2, Llama-3, Gemma.
+# Their usual names, for files without a tokenizer_config.json: Llama, GPT-2, Llama-3, Gemma.
 EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
 
@@ -31,24 +32,32 @@ Encode = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Text to ids, and what a manifest says of it."""
+    """A function from text to ids, and what a manifest says about it."""
 
     name: str
-    library: str | None  # that encodes; None for bytes
-    sha256: str | None  # of its file
+    library: str | None  # which encodes; None for bytes
+    sha256: str | None  # of the tokenizer's file; None for bytes
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    encode: Encode  # documents -> ids of each
+    encode: Encode  # documents -> the ids of each
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest that a packed file can have."""
+        """The smallest dtype of a packed file that holds every id."""
         return np.dtype("<u1" if self.vocab_size <= 2**8 else "<u2" if self.vocab_size <= 2**16 else "<i4")
 
 
 def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
-    """``bytes``, or the file (or its folder) of a tokenizer. Raises UserError when it is missing or no tokenizer."""
+    """Load a tokenizer.
+
+    Args:
+        name: ``bytes``, or the path of a tokenizer's file or of the folder that holds it.
+        threads: How many threads sentencepiece may use.
+
+    Raises:
+        UserError: There is no tokenizer of that name.
+    """
     if name == "bytes":
         return Tokenizer(
             name="bytes",
@@ -64,14 +73,14 @@ def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
 
 
 def find_tokenizer(path: Path) -> Path:
-    """The file of a tokenizer: ``path``, or in a folder tokenizer.json or else tokenizer.model."""
+    """The file of a tokenizer: ``path`` itself, or tokenizer.json or else tokenizer.model in the folder ``path``."""
     found = [path] if path.is_file() else [path / file for file in ("tokenizer.json", "tokenizer.model")]
     for file in found:
         if file.is_file() and file.suffix in (".json", ".model"):
             return file
     raise UserError(
-        f"no tokenizer in {path}: --tokenizer is bytes, a tokenizer.json (Hugging Face), a .model (sentencepiece) or a "
-        "folder that holds one"
+        f"no tokenizer in {path}: give --tokenizer bytes, a tokenizer.json (Hugging Face), a .model (sentencepiece) or "
+        "a folder that holds one of them"
     )
 
 
@@ -89,7 +98,7 @@ def _hugging_face(path: Path) -> Tokenizer:
 
     try:
         found = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # the library raises no narrower type
         raise UserError(f"{path} is no Hugging Face tokenizer ({error}): give another --tokenizer") from error
     found.no_truncation()
     found.no_padding()
@@ -106,7 +115,7 @@ def _hugging_face(path: Path) -> Tokenizer:
 
 
 def _special(found: Any, stated: Any, names: Sequence[str]) -> int | None:
-    """The id of the token that the tokenizer's config states, else of the one usual name that it has."""
+    """The id of the token that the tokenizer's config names, else of the only usual name that it knows."""
     if isinstance(stated, dict):
         stated = stated.get("content")
     if stated is not None:
@@ -134,5 +143,5 @@ def _sentencepiece(path: Path, threads: int) -> Tokenizer:
 
 
 def _known(token: int) -> int | None:
-    """sentencepiece says -1 for a token that the model does not have."""
+    """A token id of sentencepiece, which gives -1 for a token that the model does not have."""
     return None if token < 0 else token
