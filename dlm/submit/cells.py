@@ -61,26 +61,34 @@ def submit_plan(
     extra: Sequence[str] = (),
     retry_failed: bool = False,
     max_gpu_hours: float | None = None,
+    now: Mapping[str, CellNow] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
     """Submit every cell of a plan that is worth starting; see ``why_not`` for the others.
 
-    Jobs on SLURM, those too that wait already, end at once when they begin and the sweep has used ``max_gpu_hours``.
+    Args:
+        max_gpu_hours: Jobs on SLURM, those too that wait already, end at once when they begin and the sweep has used
+            as many GPU-hours.
+        now: The state of the cells where the caller has just read it with ``cells_now``, so that it is not read again.
+            On SLURM only finished cells are taken from it: another submission may have taken the others since.
     """
     steps = {cell.cell_id: cell.steps for cell in plan.cells}
     with submitting(cluster, sweep_dir, list(steps)):
         if isinstance(cluster, Slurm):
             write_max_gpu_hours(sweep_dir, max_gpu_hours)
-        now, _ = cells_now(list(steps.items()), sweep_dir)
+        known = {} if now is None else dict(now)
+        if isinstance(cluster, Slurm):
+            known = {name: cell for name, cell in known.items() if cell.state is State.DONE}
+        known |= cells_now([(name, last) for name, last in steps.items() if name not in known], sweep_dir)[0]
         jobs, skipped = _worth_starting(
-            plan, sweep_dir, now, cluster=cluster, data_dir=data_dir, extra=extra, retry_failed=retry_failed
+            plan, sweep_dir, known, cluster=cluster, data_dir=data_dir, extra=extra, retry_failed=retry_failed
         )
         done = submit_jobs(
             jobs,
             cluster=cluster,
             sweep_dir=sweep_dir,
-            was={name: cell for name, cell in now.items() if cell.state != State.PLANNED},
+            was={name: cell for name, cell in known.items() if cell.state != State.PLANNED},
             steps=steps,
             on_event=on_event,
             on_tick=on_tick,

@@ -25,31 +25,29 @@ CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, 
 
 
 def cell_now(
-    cell_id: str,
     run_dir: Path,
     *,
-    steps: int | None = None,
     record: CellRecord | None = None,
     task: TaskState | None = None,
     slurm_silent: bool = False,
     now: float | None = None,
 ) -> CellNow:
-    """The one state of a cell. ``task`` is what SLURM says of its latest job; ``slurm_silent``: it did not answer.
+    """The one state of a cell that is not done. ``task`` is what SLURM says of its latest job.
+
+    ``slurm_silent``: it did not answer.
 
     ``now`` is the sweep's files.server_time.
     """
-    result, status = finished(run_dir, cell_id, steps), read_status(run_dir)
-    if result is not None:
-        return CellNow(state=State.DONE, status=status, result=result)
+    status, before = read_status(run_dir), record.before if record is not None else None
     holder = live_holder(run_dir, now=now)
     if holder is not None:
         reason = f"process {holder['pid']} on {holder['host']}"
-        return CellNow(state=State.RUNNING, reason=reason, status=status)
+        return CellNow(state=State.RUNNING, reason=reason, status=status, before=before)
     live = live_state(task)
     if live is not None and task is not None:
-        return CellNow(state=live, reason=f"SLURM says {task}", status=status)
+        return CellNow(state=live, reason=f"SLURM says {task}", status=status, before=before)
     state, said = _last_word(run_dir, record or CellRecord(), status, task, slurm_silent)
-    return CellNow(state=state, reason=said, status=status)
+    return CellNow(state=state, reason=said, status=status, before=before)
 
 
 def _last_word(
@@ -158,17 +156,21 @@ def last_line(log: Path, limit: int = 300) -> str | None:
 
 def cells_now(cells: Sequence[tuple[str, int | None]], sweep_dir: Path) -> tuple[dict[str, CellNow], list[str]]:
     """Every cell (id, planned steps) as it is now, and warnings; SLURM is asked once, of what is not done."""
-    left = [name for name, steps in cells if finished(run_directory(sweep_dir, name), name, steps) is None]
-    records, answer, warnings = reconciled(sweep_dir, left)
-    clock = server_time(sweep_dir)
     now = {}
     for name, steps in cells:
+        run_dir = run_directory(sweep_dir, name)
+        result = finished(run_dir, name, steps)
+        if result is not None:
+            now[name] = CellNow(state=State.DONE, status=read_status(run_dir), result=result)
+    left = [name for name, _ in cells if name not in now]
+    records, answer, warnings = reconciled(sweep_dir, left)
+    clock = server_time(sweep_dir)
+    for name in left:
         record = records.get(name)
         task = answer.states.get(record.job_id) if record is not None and record.job_id else None
         run_dir = run_directory(sweep_dir, name)
-        one = cell_now(name, run_dir, steps=steps, record=record, task=task, slurm_silent=answer.silent, now=clock)
-        now[name] = dataclasses.replace(one, before=record.before if record is not None else None)
-    return now, warnings
+        now[name] = cell_now(run_dir, record=record, task=task, slurm_silent=answer.silent, now=clock)
+    return {name: now[name] for name, _ in cells}, warnings
 
 
 def reconciled(

@@ -67,7 +67,7 @@ def test_a_sweep_that_has_used_its_gpu_hours_starts_no_more(run_dir, monkeypatch
     write_max_gpu_hours(sweep_dir, 2.0)
     assert admit(run_dir, submission="s") == NOTHING_TO_DO
     task = TaskState(word="COMPLETED", exit_code=0, signal=0)
-    now = cell_now(run_dir.name, run_dir, record=Ledger(sweep_dir).read()[run_dir.name], task=task)
+    now = cell_now(run_dir, record=Ledger(sweep_dir).read()[run_dir.name], task=task)
     assert now.state is State.CANCELLED and "used 2 of its 2 GPU-hours" in str(now.reason)
     write_max_gpu_hours(sweep_dir, None)  # raised: what waits goes ahead
     assert admit(run_dir, submission="s") == 0

@@ -25,6 +25,7 @@ from dlm.core.errors import UserError
 from dlm.core.git import code_origin
 from dlm.core.lease import Lease, live_holder
 from dlm.core.paths import PACKAGE, configs_dir
+from dlm.record import run as run_module
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit import slurm as ledger_module
@@ -84,6 +85,19 @@ def test_a_second_submission_runs_nothing(sweep_dir):
     again = submit(make_plan("a", "b"), sweep_dir)
     assert again.submitted == () and again.skipped == {"a": "done", "b": "done"}
     assert len([line for line in Ledger(sweep_dir).path.read_text().splitlines() if '"intent"' in line]) == 1
+
+
+def test_a_state_that_the_caller_has_read_is_not_read_again(sweep_dir, monkeypatch):
+    plan, reads = make_plan("a", "b"), []
+    write_result(run_dir(sweep_dir, "a"), result("a"))
+    read = run_module.read_result
+    monkeypatch.setattr(run_module, "read_result", lambda folder: reads.append(folder.name) or read(folder))
+    now, _ = cells_now([(cell.cell_id, cell.steps) for cell in plan.cells], sweep_dir)
+    assert reads == ["a", "b"]
+    (run_dir(sweep_dir, "a") / "result.json").unlink()  # nobody looks
+    done = submit(plan, sweep_dir, now=now)
+    assert done.skipped == {"a": "done"} and done.submitted == ("b",)
+    assert reads == ["a", "b", "b"]  # once more when it had ended
 
 
 def test_only_a_whole_result_of_this_cell_at_its_last_step_counts_as_done(sweep_dir):
