@@ -1,4 +1,4 @@
-"""crosscheck: two records of one run -> the lines that say where they disagree. Called by runrow."""
+"""Compare two records of one run and say in words where they disagree."""
 
 from __future__ import annotations
 
@@ -7,48 +7,57 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dlm.collect.sources import CellFiles
+from dlm.collect.history import History
+from dlm.collect.sources import FoundCell
 from dlm.record.run import Result
 
-
-def check_row_agrees(cell: CellFiles, planned: Mapping[str, Any]) -> None:
-    """Warn of every value that the sources do not agree on: the plan, the result, the logged steps."""
-    for one in cell.logged:
-        cell.warn(check_values(planned, one.run.record, "the plan", one.where))
-    result, step = cell.now.result, cell.recipe.steps
-    read = [("metrics.jsonl", cell.history), *((one.where, one.history) for one in cell.logged if one.read)]
-    read = [(name, history) for name, history in read if history.num_rows]
-    if result is not None:
-        first = "result.json" if cell.source == "run_dir" else "the result in W&B"
-        for one in cell.logged:
-            if one.source != cell.source and (other := one.result) is not None:
-                cell.warn(check_values(_fields_of(result), _fields_of(other), first, one.where))
-        final = [f"val/loss at step {step}", f"val/loss_se at step {step}"]
-        ours = dict(zip(final, (result.loss, result.loss_se), strict=True))
-        for name, history in read:
-            cell.warn(check_values(ours, dict(zip(final, history.at(step), strict=True)), first, name))
-    if len(read) > 1:
-        first, rows = read[0][0], read[0][1].rows()
-        for name, history in read[1:]:
-            cell.warn(check_history(rows, history.rows(), first, name))
-
-
-def _fields_of(result: Result) -> dict[str, Any]:
-    return {f"{item}, of the result,": value for item, value in dataclasses.asdict(result).items()}
-
-
-# The run directory keeps 64-bit numbers, and so does W&B: what differs by more than rounding differs.
-RELATIVE_TOLERANCE = 1e-9
-
-
+RELATIVE_TOLERANCE = 1e-9  # the run directory and W&B both keep 64-bit numbers: allow for rounding only
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
-
-
 Row = dict[str, Any]
 
 
-def differ(first: Any, second: Any) -> bool:
-    """Whether two values are not the same record; NaN equals NaN."""
+def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
+    """Warn of every value on which the sources of a cell disagree.
+
+    Args:
+        cell: The cell with all its sources.
+        planned: What the plan says, to compare with what the run told W&B at its start.
+    """
+    for one in cell.in_wandb:
+        cell.warn(*differing_values(planned, one.run.record, "the plan", one.where))
+    histories = [("metrics.jsonl", cell.metrics)]
+    histories += [(one.where, one.history) for one in cell.in_wandb if one.is_fresh]
+    histories = [(where, history) for where, history in histories if history.num_rows]
+    if cell.now.result is not None:
+        _check_result(cell, cell.now.result, histories)
+    if len(histories) > 1:
+        (first, trusted), *others = histories
+        rows = trusted.rows()
+        for where, history in others:
+            cell.warn(*differing_histories(rows, history.rows(), first, where))
+
+
+def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, History]]) -> None:
+    """Compare the result that counts with the other results, and with the last validation in every history."""
+    first = "result.json" if cell.source == "run_dir" else "the result in W&B"
+    for one in cell.in_wandb:
+        if one.source != cell.source and (other := one.result) is not None:
+            cell.warn(*differing_values(_fields_of(result), _fields_of(other), first, one.where))
+    step = cell.recipe.steps
+    names = (f"val/loss at step {step}", f"val/loss_se at step {step}")
+    ours = dict(zip(names, (result.loss, result.loss_se), strict=True))
+    for where, history in histories:
+        cell.warn(*differing_values(ours, dict(zip(names, history.at(step), strict=True)), first, where))
+
+
+def _fields_of(result: Result) -> Row:
+    return {f"{name}, of the result,": value for name, value in dataclasses.asdict(result).items()}
+
+
+def disagree(first: Any, second: Any) -> bool:
+    """Whether two records of a value differ by more than rounding. None is missing and disagrees with nothing."""
+    if first is None or second is None:
+        return False
     if not (_is_number(first) and _is_number(second)):
         return bool(first != second)
     if math.isnan(first) or math.isnan(second):
@@ -64,43 +73,49 @@ def _shown(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else repr(value)
 
 
-def check_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, where: str) -> Iterator[str]:
-    """A line for each value that both have and that differs; ``first`` is where ours stand, and counts."""
+def differing_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, where: str) -> Iterator[str]:
+    """Yield a line for each value that both records have and that differs.
+
+    Args:
+        ours: The record that counts.
+        theirs: The other record.
+        first: The name of the source of ``ours``, for the lines.
+        where: The name of the source of ``theirs``.
+    """
     for what, mine in ours.items():
-        its = theirs.get(what)
-        if mine is not None and its is not None and differ(mine, its):
-            yield f"{what} is {_shown(mine)} in {first} and {_shown(its)} in {where}: {first} counts"
+        if disagree(mine, theirs.get(what)):
+            yield f"{what} is {_shown(mine)} in {first} and {_shown(theirs[what])} in {where}: {first} counts"
 
 
-def check_history(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:
-    """At most three lines: how many steps differ, with the first number that does; how many either side lacks."""
+def differing_histories(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:
+    """Yield at most three lines: how many steps differ, and how many steps each side lacks.
+
+    The arguments are those of ``differing_values``, with one row per step.
+    """
     mine, its = ({row["step"]: row for row in rows} for rows in (ours, theirs))
-    different = [found for row in ours for found in _differences(row, its.get(row["step"], {}))]
+    different = [(step, key) for step in mine for key in COMPARED if disagree(mine[step].get(key), _at(its, step, key))]
     if different:
-        step, key, here, there = different[0]
-        steps = len({found[0] for found in different})
+        step, key = different[0]
+        steps = len({step for step, _ in different})
         yield (
             f"{steps} of {len(ours)} logged steps differ between {first} and {where}, first {key} at step "
-            f"{step}: {_shown(here)} and {_shown(there)}; {first} counts"
+            f"{step}: {_shown(mine[step][key])} and {_shown(its[step][key])}; {first} counts"
         )
-    yield from _lacking(ours, its, where, first)
-    yield from _lacking(theirs, mine, first, where)
+    yield from _lacking(mine, its, where, first)
+    yield from _lacking(its, mine, first, where)
 
 
-def _differences(ours: Row, theirs: Row) -> Iterator[tuple[int, str, float, float]]:
-    for key in COMPARED:
-        mine, its = ours.get(key), theirs.get(key)
-        if mine is not None and its is not None and differ(mine, its):
-            yield ours["step"], key, mine, its
+def _at(rows: Mapping[int, Row], step: int, key: str) -> Any:
+    return rows.get(step, {}).get(key)
 
 
-def _lacking(rows: list[Row], others: Mapping[int, Row], who: str, has: str) -> Iterator[str]:
-    """A line when ``others`` lacks steps of ``rows``, or a number at one."""
+def _lacking(rows: Mapping[int, Row], others: Mapping[int, Row], who: str, has: str) -> Iterator[str]:
+    """Yield a line when ``others`` lacks steps of ``rows``, or a number at one of them."""
     found = [
-        (row["step"], key)
-        for row in rows
+        (step, key)
+        for step in rows
         for key in COMPARED
-        if row.get(key) is not None and others.get(row["step"], {}).get(key) is None
+        if _at(rows, step, key) is not None and _at(others, step, key) is None
     ]
     if found:
         (step, key), steps = found[0], len({step for step, _ in found})

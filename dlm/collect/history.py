@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlm.core.files import read_jsonl, write_through
 
@@ -37,7 +37,14 @@ _METADATA = b"dlm"
 Key = list[list[Any]]  # [path, bytes, modified (ns)] of each file that a history was read from
 
 
-@dataclass(kw_only=True)
+class ConfigId(NamedTuple):
+    """The cell id that follows from the config beside a history, which takes long to compute."""
+
+    data_hash: str | None  # the hash of the data that went into it
+    cell_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
     """What one run logged; ``table`` is None while it lies unread in history.parquet."""
 
@@ -48,7 +55,7 @@ class History:
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
     warnings: list[str] = field(default_factory=list)
-    config_id: list[str | None] | None = None  # [hash of the data, id of the config beside it]: slow to find out
+    config_id: ConfigId | None = None  # where it is known
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None
 
@@ -160,7 +167,7 @@ def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> Hist
 
     steps = table.column("step").to_numpy()
     if len(steps) > 1 and not (np.diff(steps) > 0).all():
-        table = _last_of_each(table, steps)
+        table = _last_of_each(table)
     table = table.combine_chunks()
     return History(
         run_id=run_id,
@@ -173,23 +180,11 @@ def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> Hist
     )
 
 
-def _last_of_each(table: pa.Table, steps: Any) -> pa.Table:
-    """One row per step. NaN that was logged is a number; only what was not logged gives way."""
-    import numpy as np
-    import pyarrow as pa
-
-    order = np.argsort(steps, kind="stable")
-    begins = np.append(True, np.diff(steps[order]) > 0)
-    group = np.cumsum(begins) - 1
-    columns = [pa.array(steps[order][begins])]
-    for name in table.column_names[1:]:
-        column = table.column(name).combine_chunks()
-        there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)[order])
-        place = np.full(int(begins.sum()), -1)
-        place[group[there]] = there  # of rows with one step the last one stays
-        values = column.fill_null(0).to_numpy(zero_copy_only=False)[order]
-        columns.append(pa.array(values[place], mask=place < 0))
-    return pa.table(columns, schema=_schema())
+def _last_of_each(table: pa.Table) -> pa.Table:
+    """One row per step. A logged NaN is a value; only a missing number gives way to an earlier one."""
+    grouped = table.group_by("step", use_threads=False).aggregate([(name, "last") for name in table.column_names[1:]])
+    names = ["step", *(f"{name}_last" for name in table.column_names[1:])]
+    return grouped.select(names).rename_columns(table.column_names).sort_by("step")
 
 
 def _validations(table: pa.Table) -> dict[int, tuple[float, float | None]]:
@@ -220,7 +215,8 @@ def stored_histories(path: Path) -> dict[str, History]:
 
 def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
     validations = {int(step): (loss, error) for step, loss, error in entry["validations"]}
-    return History(**{**entry, "validations": validations}, stored=path)
+    config_id = None if entry["config_id"] is None else ConfigId(*entry["config_id"])
+    return History(**{**entry, "validations": validations, "config_id": config_id}, stored=path)
 
 
 def _entry(history: History, row_group: int | None) -> dict[str, Any]:

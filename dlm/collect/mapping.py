@@ -1,4 +1,4 @@
-"""mapping: W&B runs that dlm did not launch, and the names that they use -> rows of runs.csv. Called by collect.
+"""Read a mapping file and turn W&B runs that dlm did not launch into rows of runs.csv.
 
 A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a YAML file:
 
@@ -19,35 +19,33 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Mapping as Dict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
+from dlm.collect.exclusion import Cause, Excluded
 from dlm.collect.history import NUMBERS, History, from_rows, number
+from dlm.collect.row import COLUMN_TYPES
+from dlm.collect.sources import WANDB_STATES
 from dlm.collect.wandb_file import WandbRun
 from dlm.core.configs import load_yaml
-from dlm.core.errors import UserError, close_matches, unknown
+from dlm.core.errors import UserError, hint, unknown
 from dlm.core.flops import CONVENTIONS
 from dlm.core.identity import content_hash
-from dlm.record.columns import RUN_COLUMNS, RunRow
 from dlm.record.outcomes import State
 
-OURS = {"run_id", "sweep", "loss", "loss_se", "source", "status", "convention"}  # columns that are not to be mapped
-
-
-NEEDED = ("params", "tokens")
-
-
-KINDS = {item.name: str(item.type) for item in dataclasses.fields(RunRow)}
-
-
-LIVE = ("running", "pending", "preempting")
+# The columns that a mapping may fill; the others are dlm's own to say.
+COLUMNS = tuple(
+    name
+    for name in COLUMN_TYPES
+    if name not in ("run_id", "sweep", "loss", "loss_se", "source", "status", "convention")
+)
+METRICS = ("step", "tokens", *NUMBERS)
+Row = dict[str, Any]
 
 
 def _factor(value: float) -> float:
@@ -56,23 +54,27 @@ def _factor(value: float) -> float:
     return value
 
 
-Scale = Annotated[float, AfterValidator(_factor)]
-
-
-class Column(BaseModel):
-    """Where a column comes from: exactly one of config, summary, product (of config keys) and value; times scale."""
+class _Scaled(BaseModel):
+    """Where a value comes from, and a factor; a bare string stands for the key named by ``short``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    short: ClassVar[str]
+    scale: Annotated[float, AfterValidator(_factor)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        return {cls.short: given} if isinstance(given, str) else given
+
+
+class Column(_Scaled):
+    """Where a column comes from: exactly one of config, summary, product (of config keys) and value; times scale."""
+
+    short = "config"
     config: str | None = None
     summary: str | None = None
     product: tuple[str, ...] | None = None
     value: Any = None
-    scale: Scale = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        return {"config": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _one_source(self) -> Column:
@@ -81,21 +83,15 @@ class Column(BaseModel):
         return self
 
 
-class Metric(BaseModel):
-    """The name that a number of the history is logged under, and what to multiply it with."""
+class Metric(_Scaled):
+    """The name under which runs log a number of the history, and its factor."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    short = "metric"
     metric: str
-    scale: Scale = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        return {"metric": given} if isinstance(given, str) else given
 
 
-class Mapping(BaseModel):
-    """One mapping file, validated."""
+class RunMapping(BaseModel):
+    """The content of a mapping file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     columns: dict[str, Column]
@@ -106,148 +102,141 @@ class Mapping(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Changes when a history would be read differently."""
+        """Changes when histories would be read differently."""
         return content_hash(self.model_dump()["history"])[:8]
 
 
-class _Left(Exception):
-    """Why a run has no row."""
-
-
-def load_mapping(path: Path) -> Mapping:
+def load_mapping(path: Path) -> RunMapping:
     """Read a mapping file. Raises UserError that names the key and what is allowed."""
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping: it needs the keys columns and history")
     try:
-        mapping = Mapping.model_validate(content)
+        mapping = RunMapping.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
-    allowed = [name for name in RUN_COLUMNS if name not in OURS]
-    for name in mapping.columns:
-        if name not in allowed:
-            raise unknown(f"column in {path}:", name, allowed)
-    for name in mapping.history:
-        if name not in ("step", "tokens", *NUMBERS):
-            raise unknown(f"history in {path}:", name, ("step", "tokens", *NUMBERS))
-    for name in NEEDED:
+    for what, names, allowed in (
+        ("column", mapping.columns, COLUMNS),
+        ("history", mapping.history, METRICS),
+        ("convention", [mapping.convention], CONVENTIONS),
+    ):
+        for name in names:
+            if name not in allowed:
+                raise unknown(f"{what} in {path}:", name, allowed)
+    for name in ("params", "tokens"):
         if name not in mapping.columns:
             raise UserError(f"{path} maps no column {name}: add columns.{name}")
     if "val/loss" not in mapping.history:
         raise UserError(f"{path} maps no validation loss: add history.val/loss")
-    if mapping.convention not in CONVENTIONS:
-        raise unknown(f"convention in {path}:", mapping.convention, CONVENTIONS)
     if mapping.convention != "6n" and "flops" not in mapping.columns:
         raise UserError(f"{path}: convention {mapping.convention} needs columns.flops; only 6n is computed")
     return mapping
 
 
-def check_keys(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
-    """Raises UserError for a config key that the mapping names and no run has: it would leave all of them out."""
-    named = [
-        (f"columns.{name}", key)
-        for name, column in mapping.columns.items()
-        for key in (column.config, *(column.product or ()))
-        if key is not None
-    ]
-    named += [("require", key) for key, wanted in mapping.require.items() if None not in _allowed(wanted)]
-    named += [("cell", key) for key in mapping.cell]
+def check_keys(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> None:
+    """Raise UserError for a key of the mapping that no run has, because it would leave out every run.
+
+    Args:
+        mapping: The mapping.
+        runs: All runs, with their configs and summaries.
+        where: The name of the project, for the message.
+    """
     given = list(runs)
-    for place, key in named:
-        _check_key("config key", key, place, [run.config for run in given], where)
+    configs, summaries = [run.config for run in given], [run.summary for run in given]
     for name, column in mapping.columns.items():
-        if column.summary is not None:
-            _check_key("summary key", column.summary, f"columns.{name}", [run.summary for run in given], where)
+        for key in (column.config, *(column.product or ())):
+            _check_key("config key", key, f"columns.{name}", configs, where)
+        _check_key("summary key", column.summary, f"columns.{name}", summaries, where)
+    for key, wanted in mapping.require.items():
+        if None not in _allowed(wanted):
+            _check_key("config key", key, "require", configs, where)
+    for key in mapping.cell:
+        _check_key("config key", key, "cell", configs, where)
 
 
-def check_metrics(mapping: Mapping, runs: Iterable[WandbRun], where: str) -> None:
-    """The same for the names in ``history``, once all histories are there."""
+def check_metrics(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> None:
+    """Raise UserError for a name in ``history`` that no run logs; needs all histories."""
     rows = [row for run in runs for row in run.history]
     for ours, theirs in mapping.history.items():
         _check_key("metric", theirs.metric, f"history.{ours}", rows, where)
 
 
-def _check_key(what: str, key: str, place: str, found: Sequence[Dict[str, Any]], where: str) -> None:
-    if found and all(_dig(values, key) is None for values in found):
-        near = close_matches(key, {name for values in found for name in _dotted(values)})
-        hint = f"did you mean {' or '.join(near)}?" if near else "see one of them in W&B"
-        raise UserError(f"no run of {where} has the {what} '{key}' ({place} of the mapping): {hint}")
+def _check_key(what: str, key: str | None, place: str, found: Sequence[Mapping[str, Any]], where: str) -> None:
+    if key is not None and found and all(_look_up(values, key) is None for values in found):
+        names = {name for values in found for name in _dotted(values)}
+        advice = hint(key, names, otherwise="see one of them in W&B")
+        raise UserError(f"no run of {where} has the {what} '{key}' ({place} of the mapping): {advice}")
 
 
-def _dotted(config: Dict[str, Any], before: str = "") -> Iterator[str]:
-    for key, value in config.items():
+def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """The keys of nested dictionaries, joined by dots."""
+    for key, value in values.items():
         yield f"{before}{key}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{before}{key}.")
 
 
 @dataclass(kw_only=True)
-class Mapped:
-    """A run in dlm's terms: its row, and why it has no place in runs.csv (None: it has)."""
+class MappedRun:
+    """A run in dlm's terms."""
 
-    row: dict[str, Any]
-    history: History
-    reason: str | None
-    cell: tuple[Any, ...] | None
-    version: str
+    row: Row
+    excluded: Excluded | None  # why it has no place in runs.csv
+    cell: tuple[str, ...] | None  # runs with the same are runs of one cell; None: not compared
+    heartbeat: str  # ISO 8601, the time of its last sign of life
 
 
-def mapped_history(run: WandbRun, mapping: Mapping) -> History:
+def map_history(run: WandbRun, mapping: RunMapping) -> History:
     """The history of a run under dlm's names, merged on the optimiser step."""
     names = {"step": Metric(metric="_step"), **mapping.history}
     rows = []
     for row in run.history:
-        found = {ours: (number(row.get(theirs.metric)), theirs.scale) for ours, theirs in names.items()}
-        rows.append({ours: value * scale for ours, (value, scale) in found.items() if value is not None})
+        values = {ours: number(row.get(theirs.metric)) for ours, theirs in names.items()}
+        rows.append({ours: value * names[ours].scale for ours, value in values.items() if value is not None})
     return from_rows(rows, str(run.run_id), history_key(run, mapping), [])
 
 
-def history_key(run: WandbRun, mapping: Mapping) -> list[list[Any]]:
-    """Changes when the run, or how it is read, does."""
-    return [[run.version, mapping.hash, 0]] if run.unread is None else [["unread", mapping.hash, 0]]
+def history_key(run: WandbRun, mapping: RunMapping) -> list[list[Any]]:
+    """A ``history.Key`` that changes when the run does, or the way to read it."""
+    return [[run.version if run.unread is None else "unread", mapping.hash, 0]]
 
 
-def map_run(run: WandbRun, history: History, mapping: Mapping) -> Mapped:
-    """One run as a row of runs.csv, or the reason why it is none."""
-    row: dict[str, Any] = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
-    reason = cell = None
+def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
+    """Turn one run into a row of runs.csv, or find out why it has none."""
+    row: Row = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
+    excluded = cell = None
     try:
         _check_config(run, mapping)
-        cell = tuple(str(_there(run.config, key, "config")) for key in mapping.cell) or None
-        row |= {name: _typed(name, _column(run, column)) for name, column in mapping.columns.items()}
+        cell = tuple(str(_require(run.config, key, "config")) for key in mapping.cell) or None
+        row |= {name: _as_column(name, _value(run, column)) for name, column in mapping.columns.items()}
         row |= _flops(row, mapping)
-        row |= _final(run, row, history) | {"status": str(State.DONE)}
-    except _Left as left:
-        reason, cell = str(left), None
-    return Mapped(row=row, history=history, reason=reason, cell=cell, version=run.version)
+        row |= _final_loss(run, row.get("steps"), history) | {"status": str(State.DONE)}
+    except Excluded as reason:
+        excluded, cell = reason, None
+    heartbeat = run.version.split("@")[1]
+    return MappedRun(row=row, excluded=excluded, cell=cell, heartbeat=heartbeat)
 
 
-def without_duplicates(mapped: list[Mapped]) -> None:
-    """Of runs that are one cell the latest stays; the others are named duplicates."""
-    latest: dict[tuple[Any, ...], Mapped] = {}
-    for one in mapped:
-        if one.cell is None:
-            continue
-        before = latest.get(one.cell)
-        newest = one if before is None or _heartbeat(one) >= _heartbeat(before) else before
-        for other in (one, before):
-            if other is not None and other is not newest:
-                other.reason = f"duplicate: the same cell as {newest.row['run_id']}, which is later"
-        latest[one.cell] = newest
+def mark_duplicates(mapped: Sequence[MappedRun]) -> None:
+    """Of several runs of one cell, exclude all but the latest."""
+    in_order = sorted((one for one in mapped if one.cell is not None), key=lambda one: one.heartbeat)
+    latest = {one.cell: one for one in in_order}
+    for one in in_order:
+        newest = latest[one.cell]
+        if one is not newest:
+            details = f"the same cell as {newest.row['run_id']}, which is later"
+            one.excluded = Excluded(Cause.DUPLICATE, details)
 
 
-def _heartbeat(mapped: Mapped) -> str:
-    return mapped.version.split("@")[1]  # ISO 8601: as text in the order of time
-
-
-def _check_config(run: WandbRun, mapping: Mapping) -> None:
-    if run.state in LIVE:
-        raise _Left(f"running: W&B says {run.state}; wait, then collect again")
+def _check_config(run: WandbRun, mapping: RunMapping) -> None:
+    if WANDB_STATES.get(str(run.state)) in (State.RUNNING, State.SUBMITTED):
+        raise Excluded(Cause.RUNNING, f"W&B says {run.state}; wait, then collect again")
     for key, wanted in mapping.require.items():
-        allowed, found = _allowed(wanted), _dig(run.config, key)
+        allowed, found = _allowed(wanted), _look_up(run.config, key)
         if found not in allowed:
-            raise _Left(f"another config: {key} is {found!r}, required is {' or '.join(map(repr, allowed))}")
+            details = f"{key} is {found!r}, required is {' or '.join(map(repr, allowed))}"
+            raise Excluded(Cause.OTHER_CONFIG, details)
 
 
 def _allowed(wanted: Any) -> list[Any]:
@@ -255,51 +244,49 @@ def _allowed(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 
-def _column(run: WandbRun, column: Column) -> Any:
+def _value(run: WandbRun, column: Column) -> Any:
+    """The value of a column before it gets the column's type."""
     if column.value is not None:
         return column.value
     if column.product is not None:
-        parts = [_as_number(_there(run.config, key, "config"), key) for key in column.product]
-        return _scaled(math.prod(parts), column.scale)
-    if column.summary is not None:
-        return _scaled(_there(run.summary, column.summary, "summary"), column.scale)
-    return _scaled(_there(run.config, str(column.config), "config"), column.scale)
-
-
-def _scaled(value: Any, scale: float) -> Any:
-    if scale == 1.0:
+        value = math.prod(_as_number(_require(run.config, key, "config"), key) for key in column.product)
+    elif column.summary is not None:
+        value = _require(run.summary, column.summary, "summary")
+    else:
+        value = _require(run.config, str(column.config), "config")
+    if column.scale == 1.0:
         return value
-    return _as_number(_as_number(value, "a scaled value") * scale, "a scaled value")
+    return _as_number(_as_number(value, "a scaled value") * column.scale, "a scaled value")
 
 
 def _as_number(value: Any, key: str) -> int | float:
-    """A finite number; whole ones stay whole."""
+    """A finite number; whole numbers stay whole. Raises Excluded."""
     try:
         if isinstance(value, bool):
             raise TypeError
         found = value if isinstance(value, int) and abs(value) < 2**63 else float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise _Left(f"another config: {key} is {_shown(value)}, no number") from error
+        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, no number") from error
     if not math.isfinite(found):
-        raise _Left(f"another config: {key} is {_shown(value)}, no finite number")
+        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, no finite number")
     return found
 
 
 def _shown(value: Any) -> str:
-    """A value as a line can hold it."""
+    """A value, shortened to fit into a line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _there(values: Dict[str, Any], key: str, where: str) -> Any:
-    found = _dig(values, key)
+def _require(values: Mapping[str, Any], key: str, where: str) -> Any:
+    found = _look_up(values, key)
     if found is None:
-        raise _Left(f"another config: its {where} has no {key}")
+        raise Excluded(Cause.OTHER_CONFIG, f"its {where} has no {key}")
     return found
 
 
-def _dig(values: Any, key: str) -> Any:
-    """The value of a dotted key, in nested mappings or as it is."""
+def _look_up(values: Any, key: str) -> Any:
+    """The value of a dotted key: of that very name, or in nested dictionaries."""
     if isinstance(values, dict) and key in values:
         return values[key]
     for part in key.split("."):
@@ -307,20 +294,20 @@ def _dig(values: Any, key: str) -> Any:
     return values
 
 
-def _flops(row: Dict[str, Any], mapping: Mapping) -> dict[str, Any]:
-    """FLOPs in the stated convention; those of 6n by their definition."""
+def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
+    """The FLOPs columns; 6n is computed as 6 N D."""
     six = 6.0 * row["params"] * row["tokens"]
     flops = row.get("flops", six)  # without columns.flops the convention is 6n (load_mapping)
     if not flops > 0:
-        raise _Left(f"another config: flops is {flops:g}")
+        raise Excluded(Cause.OTHER_CONFIG, f"flops is {flops:g}")
     if mapping.convention == "6n" and not math.isclose(flops, six, rel_tol=0.01):
-        raise _Left(f"another convention: its flops are {flops:.4g}, 6 N D is {six:.4g}")
+        raise Excluded(Cause.OTHER_CONVENTION, f"its flops are {flops:.4g}, 6 N D is {six:.4g}")
     return {"flops": flops, "convention": mapping.convention, "flops_6n": six, f"flops_{mapping.convention}": flops}
 
 
-def _typed(name: str, value: Any) -> Any:
-    """The value of a column as RunRow types it."""
-    kind = KINDS[name]
+def _as_column(name: str, value: Any) -> Any:
+    """The value of a column with the type that RunRow gives it."""
+    kind = COLUMN_TYPES[name]
     if value is None or "str" in kind:
         return None if value is None else str(value)
     found = _as_number(value, name)
@@ -328,28 +315,31 @@ def _typed(name: str, value: Any) -> Any:
         return float(found)
     least = 1 if name in ("params", "tokens", "steps") else 0
     if found != int(found) or not least <= found < 2**63:
-        raise _Left(f"another config: {name} is {_shown(value)}, no whole number of at least {least}")
+        details = f"{name} is {_shown(value)}, no whole number of at least {least}"
+        raise Excluded(Cause.OTHER_CONFIG, details)
     return int(found)
 
 
-def _final(run: WandbRun, row: Dict[str, Any], history: History) -> dict[str, Any]:
-    """The validation loss at the planned last step; at the last step that was logged where no plan is known."""
+def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
+    """The validation loss at the planned last step; at the last logged step where ``steps`` is not known."""
     last = history.last_step
     if run.unread is not None:
-        raise _Left(f"missing validation: its history could not be read ({run.unread})")
+        raise Excluded(Cause.NO_VALIDATION, f"its history could not be read ({run.unread})")
     if last is None:
-        raise _Left("missing validation: its history has none of the mapped metrics")
-    loss, error = history.at(int(row.get("steps") or last))
-    known = [value for _, value in sorted((step, value) for step, (value, _) in history.validations.items())]
-    if known and not math.isfinite(known[-1]):
-        raise _Left(f"diverged: its last validation loss is {known[-1]}")
-    if row.get("steps") and last < row["steps"]:
-        raise _Left(f"short: step {last} of {row['steps']} (W&B says {run.state})")
-    if not row.get("steps") and run.state != "finished":
-        raise _Left(f"short: W&B says {run.state} at step {last}, and no columns.steps tells how far it was to go")
-    if loss is not None and not math.isfinite(loss):
-        raise _Left(f"diverged: its validation loss is {loss}")
+        raise Excluded(Cause.NO_VALIDATION, "its history has none of the mapped metrics")
+    if history.validations:
+        newest, _ = history.validations[max(history.validations)]
+        if not math.isfinite(newest):
+            raise Excluded(Cause.DIVERGED, f"its last validation loss is {newest}")
+    if steps and last < steps:
+        raise Excluded(Cause.SHORT, f"step {last} of {steps} (W&B says {run.state})")
+    if not steps and run.state != "finished":
+        details = f"W&B says {run.state} at step {last}, and no columns.steps tells how far it was to go"
+        raise Excluded(Cause.SHORT, details)
+    loss, error = history.at(steps or last)
     if loss is None:
-        where = f"step {row['steps']}" if row.get("steps") else f"the last step, {last}"
-        raise _Left(f"missing validation: no val/loss at {where}")
+        where = f"step {steps}" if steps else f"the last step, {last}"
+        raise Excluded(Cause.NO_VALIDATION, f"no val/loss at {where}")
+    if not math.isfinite(loss):
+        raise Excluded(Cause.DIVERGED, f"its validation loss is {loss}")
     return {"loss": loss, "loss_se": error}

@@ -1,6 +1,6 @@
-"""runrow: what was found of one cell -> its row of runs.csv, or the reason why it has none. Called by collect.
+"""Turn a cell and everything that was found of it into its row of runs.csv, or the reason why it has none.
 
-The order of trust: the run directory, its .wandb files, the W&B server. What they do not agree on becomes a warning.
+Where the run directory, its .wandb files and the W&B server disagree, a warning says so.
 """
 
 from __future__ import annotations
@@ -10,52 +10,51 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dlm.collect.agreement import check_row_agrees
-from dlm.collect.history import History
-from dlm.collect.sources import LIVE, UNREADABLE, CellFiles, id_of, said_of
+from dlm.collect.agreement import check_sources_agree
+from dlm.collect.exclusion import Cause, Excluded
+from dlm.collect.history import ConfigId, History
+from dlm.collect.sources import LIVE, UNREADABLE, FoundCell, describe, id_of
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
 from dlm.record.columns import RunRow
-from dlm.record.outcomes import OUTCOMES, State
+from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import read_result
 
-# What a result states of its run, under the same names as in RunRow.
-_OF_RESULT = (
+COLUMN_TYPES = {column.name: str(column.type) for column in dataclasses.fields(RunRow)}
+# What result.json states under the names of columns.
+_FROM_RESULT = (
     "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours", "attempts", "steps_redone", "data_hash",
 )  # fmt: skip
-
-
-# What a run tells W&B of its plan (record.described), under the same names as in RunRow.
+# What a run tells W&B of its plan (record.wandb.described), under the names of columns.
 RECORDED = ("objective", "params", "params_total", "tokens", "steps", "convention", "flops", "flops_6n",
             "flops_6n_total", "flops_full", "flops_full_masked_head", "data_hash")  # fmt: skip
 
 
-def run_row(cell: CellFiles) -> tuple[dict[str, Any], str | None]:
-    """(row of RunRow's columns, reason to exclude it or None)."""
+def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, Any], Excluded | None]:
+    """Make the row of a cell, and find out whether it counts.
+
+    Args:
+        cell: The cell with all its sources. Warnings are added to it; a history of another config is removed from it.
+        entropies: Unigram entropy of the validation text of each data set that states one, in nats/token.
+
+    Returns:
+        The row with the columns of ``RunRow``, and why it is not for runs.csv; None when it is.
+    """
     planned = _planned_columns(cell)
-    check_row_agrees(cell, {key: planned[key] for key in RECORDED})
-    known = planned | _measured_columns(cell)
-    result, final = cell.now.result, dict[str, Any]()
-    if result is not None:
-        final = {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
-        reason = None if math.isfinite(result.loss) else f"diverged: its loss is {result.loss}"
-    else:
-        final, reason = _final_without_result(cell), None
-    if final:
-        reason = reason or _foreign(cell, final["source"])
-    elif cell.history.num_rows and cell.now.state not in LIVE and read_result(cell.run_dir) is None:
-        reason = _foreign(cell, "run_dir") or _reason(cell)
-    else:
-        reason = _reason(cell)
-    if reason is not None and reason.startswith("another config"):  # nor is what it logged a history of this cell
+    check_sources_agree(cell, {key: planned[key] for key in RECORDED})
+    loss = _loss_columns(cell)
+    row = dataclasses.asdict(RunRow(**{**planned, **_measured_columns(cell), **loss}))
+    excluded = (_unusable(cell, loss) if loss else _unfinished(cell)) or _not_learned(cell, row, entropies)
+    if excluded is not None and excluded.cause is Cause.OTHER_CONFIG:  # what it logged is not this cell's history
         cell.merged = History(run_id=cell.name, key=[])
-    return dataclasses.asdict(RunRow(**{**known, **final})), reason
+    return row, excluded
 
 
-def _planned_columns(cell: CellFiles) -> dict[str, Any]:
+def _planned_columns(cell: FoundCell) -> dict[str, Any]:
     """What is known of a cell before it has run."""
     config, recipe = cell.config, cell.recipe
+    missing = dict.fromkeys(("loss", "loss_se", "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours"))
     return {
         "run_id": cell.name,
         "sweep": cell.sweep,
@@ -78,7 +77,7 @@ def _planned_columns(cell: CellFiles) -> dict[str, Any]:
         "data": config["data"]["name"],
         "data_hash": cell.data_hash,
         "status": str(cell.now.state),
-        **dict.fromkeys(("loss", "loss_se", "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours")),
+        **missing,
         "estimator": "",
         "source": "",
         "attempts": 0,
@@ -87,117 +86,138 @@ def _planned_columns(cell: CellFiles) -> dict[str, Any]:
     }
 
 
-def _measured_columns(cell: CellFiles) -> dict[str, Any]:
-    """What the run says beyond the loss."""
-    measured: dict[str, Any] = {}
-    status, result = cell.now.status, cell.now.result
+def _measured_columns(cell: FoundCell) -> dict[str, Any]:
+    """What the run measured beside the loss."""
+    status, result, attempt = cell.now.status, cell.now.result, _last_attempt(cell)
+    measured = {"git_sha": attempt.get("git_sha"), "device": attempt.get("device")}
     if status is not None:
         measured |= {key: getattr(status, key) for key in ("attempts", "steps_redone", "tokens_per_sec")}
-    last = _last_attempt(cell)
-    measured |= {"git_sha": last.get("git_sha"), "device": last.get("device")}
     if result is not None:
-        measured |= {key: getattr(result, key) for key in _OF_RESULT}
+        measured |= {key: getattr(result, key) for key in _FROM_RESULT}
     return measured
 
 
-def _last_attempt(cell: CellFiles) -> Mapping[str, Any]:
+def _last_attempt(cell: FoundCell) -> Mapping[str, Any]:
+    """The facts of the last attempt, from env.json, else from what it told W&B."""
     path = cell.run_dir / "env.json"
     if not path.is_file():
-        return next((one.run.record for one in cell.logged if one.run.record), {})
+        return next((one.run.record for one in cell.in_wandb if one.run.record), {})
     try:
         attempts = read_json(path)["attempts"]
         return dict(attempts[-1]) if attempts else {}
     except (UserError, KeyError, TypeError, ValueError) as error:
-        cell.warn([f"env.json cannot be read ({error}): device and git_sha stay unknown"])
+        cell.warn(f"env.json cannot be read ({error}): device and git_sha stay unknown")
         return {}
 
 
-def _final_without_result(cell: CellFiles) -> dict[str, Any]:
-    """Where there is no result: the loss at the planned last step from metrics.jsonl, else from W&B, else {}."""
-    if cell.now.state in LIVE or read_result(cell.run_dir) is not None:
+def _loss_columns(cell: FoundCell) -> dict[str, Any]:
+    """The loss of the result; without one, the loss that was logged at the planned last step; {} without either."""
+    result = cell.now.result
+    if result is not None:
+        return {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
+    if not _has_ended_without_result(cell):
         return {}
     step = cell.recipe.steps
-    named = [("run_dir", "metrics.jsonl", cell.history)]
-    named += [(one.source, one.where, one.history) for one in cell.logged]
-    for source, name, history in named:
+    logged = [("run_dir", "metrics.jsonl", cell.metrics)]
+    logged += [(one.source, one.where, one.history) for one in cell.in_wandb]
+    for source, where, history in logged:
         loss, error = history.at(step)
         if loss is not None and math.isfinite(loss):
-            cell.warn([f"result.json is absent or not whole; the loss {loss:g} at step {step} was read from {name}"])
+            cell.warn(f"result.json is absent or not whole; the loss {loss:g} at step {step} was read from {where}")
             return {"loss": loss, "loss_se": error, "source": source, "estimator": "unknown", "status": str(State.DONE)}
     return {}
 
 
-def _foreign(cell: CellFiles, source: str) -> str | None:
-    """Why a loss is not of the cell it lies with: the config that it was reached with must have the id of the cell."""
+def _has_ended_without_result(cell: FoundCell) -> bool:
+    return cell.now.state not in LIVE and read_result(cell.run_dir) is None
+
+
+def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
+    """Why the loss that was found does not count as the loss of this cell."""
+    if not math.isfinite(loss["loss"]):
+        return Excluded(Cause.DIVERGED, f"its loss is {loss['loss']}")
+    return _of_other_config(cell, loss["source"])
+
+
+def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
+    """Check that the run behind ``source`` had the config of this cell; where that cannot be told, warn."""
     where = "config.yaml" if source == "run_dir" else "config in W&B"
+    try:
+        found = _id_of_run(cell, source)
+    except UNREADABLE as error:
+        cell.warn(f"{where} cannot be read ({describe(error)}): that its result is of this cell was not checked")
+        return None
+    if found is None:
+        cell.warn(f"{where} is absent: that its result is of this cell was not checked")
+    if found in (None, cell.name):
+        return None
+    details = f"its {where} is that of {found}, another run: move it away, then submit it again"
+    return Excluded(Cause.OTHER_CONFIG, details)
+
+
+def _id_of_run(cell: FoundCell, source: str) -> str | None:
+    """The cell id that follows from the config of the run behind ``source``; None without a config."""
     data_hash = _data_hash(cell, source)
-    known: list[str | None] | None = cell.history.config_id if source == "run_dir" else None
-    if known is None or known[0] != data_hash:
-        try:
-            config = _config_behind(cell, source)
-            if not config:
-                cell.warn([f"{where} is absent: that its result is of this cell was not checked"])
-                return None
-            known = [data_hash, id_of(config, data_hash)]
-        except UNREADABLE as error:
-            cell.warn([f"{where} cannot be read ({said_of(error)}): that its result is of this cell was not checked"])
+    if source != "run_dir":
+        told = next(one.run.config for one in cell.in_wandb if one.source == source)
+        return id_of(told, data_hash) if told else None
+    if cell.config_id is None or cell.config_id.data_hash != data_hash:
+        path = cell.run_dir / "config.yaml"
+        config = load_yaml(path) if path.is_file() else None
+        if not config:
             return None
-        if source == "run_dir":
-            cell.history.config_id = known
-    if known[1] != cell.name:
-        return f"another config: its {where} is that of {known[1]}, another run: move it away, then submit it again"
-    return None
+        cell.config_id = ConfigId(data_hash, id_of(config, data_hash))
+    return cell.config_id.cell_id
 
 
-def _data_hash(cell: CellFiles, source: str) -> str | None:
-    """Of the data that a run was trained on, as its result says, else its record in W&B, else the plan."""
+def _data_hash(cell: FoundCell, source: str) -> str | None:
+    """The hash of the data that a run was trained on: from its result, else its record in W&B, else the plan."""
     if cell.now.result is not None:
         return cell.now.result.data_hash
-    record = next((one.run.record for one in cell.logged if one.source == source), {})
-    said = record.get("data_hash")
-    return said if isinstance(said, str) else cell.data_hash
+    record = next((one.run.record for one in cell.in_wandb if one.source == source), {})
+    data_hash = record.get("data_hash")
+    return data_hash if isinstance(data_hash, str) else cell.data_hash
 
 
-def _config_behind(cell: CellFiles, source: str) -> Any:
-    """The config that the run had which gave the loss; None where it is not there."""
-    if source == "run_dir":
-        path = cell.run_dir / "config.yaml"
-        return load_yaml(path) if path.is_file() else None
-    return next(one.run.config for one in cell.logged if one.source == source)
-
-
-def _reason(cell: CellFiles) -> str:
-    """Why a cell has no row in runs.csv, and what to do."""
-    now = cell.now
-    result = read_result(cell.run_dir) or next((one.result for one in cell.logged if one.result is not None), None)
+def _unfinished(cell: FoundCell) -> Excluded:
+    """Why a cell without a loss has none, and what to do."""
+    if cell.metrics.num_rows and _has_ended_without_result(cell):
+        foreign = _of_other_config(cell, "run_dir")
+        if foreign is not None:
+            return foreign
+    now, steps = cell.now, cell.recipe.steps
+    result = read_result(cell.run_dir) or next((one.result for one in cell.in_wandb if one.result is not None), None)
     if result is not None and now.state not in LIVE:
         if result.cell_id != cell.name:
-            return f"another config: its result is of {result.cell_id}: give its folder that name, or move it away"
-        planned = f"{cell.name} at step {cell.recipe.steps}"
-        short = "short: " if result.step < cell.recipe.steps else ""
-        return f"{short}its result is of {result.cell_id} at step {result.step}, planned was {planned}: submit it again"
+            details = f"its result is of {result.cell_id}: give its folder that name, or move it away"
+            return Excluded(Cause.OTHER_CONFIG, details)
+        reached = f"its result is of {result.cell_id} at step {result.step}"
+        details = f"{reached}, planned was {cell.name} at step {steps}: submit it again"
+        return Excluded(Cause.SHORT if result.step < steps else Cause.LONG, details)
     last = cell.merged.last_step
     step = now.status.step if now.status is not None else last
-    progress = f", step {step} of {cell.recipe.steps}" if step is not None else ""
-    said = f" ({now.reason})" if now.reason else ""
-    advice = OUTCOMES[now.state].advice
-    if advice == "submit again" and (cell.run_dir / "LATEST").is_file():
+    progress = f", step {step} of {steps}" if step is not None else ""
+    if now.reason:
+        progress += f" ({now.reason})"
+    if now.state not in LIVE and last is not None and last >= steps:
+        progress += f", {Cause.NO_VALIDATION}: no val/loss at the planned last step"
+    outcome = OUTCOMES[now.state]
+    advice = outcome.advice
+    if outcome.retry is Retry.START and (cell.run_dir / "LATEST").is_file():
         advice += ", it goes on from its checkpoint"
-    if now.state not in LIVE and last is not None and last >= cell.recipe.steps:
-        said += ", missing validation: no val/loss at the planned last step"
-    return f"{now.state}{progress}{said}: {advice}"
+    return Excluded(now.state, advice, progress=progress)
 
 
-def did_not_learn(cell: CellFiles, row: Mapping[str, Any], entropies: Mapping[str, float]) -> str | None:
+def _not_learned(cell: FoundCell, row: Mapping[str, Any], entropies: Mapping[str, float]) -> Excluded | None:
     """A model that is no better than counting tokens did not learn, and says nothing about scaling."""
     result = cell.now.result
     entropy = result.unigram_entropy if result is not None else entropies.get(row["data"])
     if entropy is None:
-        cell.warn([f"nothing states the unigram entropy of {row['data']}: whether it learned was not checked"])
+        cell.warn(f"nothing states the unigram entropy of {row['data']}: whether it learned was not checked")
         return None
     if row["loss"] < entropy:
         return None
-    return (
-        f"did not learn: its loss {row['loss']:.4f} is not below the unigram entropy of the validation text, "
-        f"{entropy:.4f} nats/token"
+    details = (
+        f"its loss {row['loss']:.4f} is not below the unigram entropy of the validation text, {entropy:.4f} nats/token"
     )
+    return Excluded(Cause.NOT_LEARNED, details)

@@ -1,7 +1,7 @@
-"""sources: a cell's run directory, .wandb files and run on a server -> one history, result and state. Of collect.
+"""Read what a run directory, its .wandb files and a W&B server know of a cell: one history, one result and a state.
 
-The order of trust: the run directory, its .wandb files, the W&B server. A later source is read for what the earlier
-ones leave open, or to be verified, and fills in what they lack.
+The run directory is trusted most, then its .wandb files, then the server. A later source is read only where the
+earlier ones are incomplete, or to verify them, and fills in what they lack.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlm.collect.history import History, Key, filled, from_rows, key_of, read_all
+from dlm.collect.history import ConfigId, History, Key, filled, from_rows, key_of, read_all
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.core.errors import UserError
 from dlm.core.identity import cell_id
@@ -22,27 +22,23 @@ from dlm.record.run import Result, read_result
 from dlm.record.wandb import logged_result
 from dlm.submit.ledger import CellNow
 
-# What a config of another shape raises.
+# What reading a config of an unexpected shape can raise.
 UNREADABLE = (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-
-
 LIVE = (State.RUNNING, State.SUBMITTED)
+# What W&B's word for the state of a run means, where nothing else tells the state. Any other word means LOST.
+WANDB_STATES = {"running": State.RUNNING, "pending": State.SUBMITTED, "preempting": State.RUNNING,
+                "preempted": State.PREEMPTED, "failed": State.FAILED}  # fmt: skip
 
 
-# What W&B's own word for the state of a run says where nothing else says it.
-STATES = {"running": State.RUNNING, "pending": State.SUBMITTED, "preempting": State.RUNNING,
-          "preempted": State.PREEMPTED, "failed": State.FAILED}  # fmt: skip
-
-
-def said_of(error: Exception) -> str:
-    """What was wrong with a config, of whichever shape: one of UNREADABLE in words."""
+def describe(error: Exception) -> str:
+    """Say in words what is wrong with a config; ``error`` is one of UNREADABLE."""
     if isinstance(error, UserError):
         return str(error)
     return f"it has no {error}" if isinstance(error, KeyError) else f"it is of another shape: {error}"
 
 
 class Server(Protocol):
-    """Runs on a W&B server, as wandb_api.Project has them: histories only where they were asked for."""
+    """Runs on a W&B server, such as wandb_server.Project. Histories are there once they have been asked for."""
 
     runs: dict[str, WandbRun]
 
@@ -51,23 +47,19 @@ class Server(Protocol):
 
 
 @dataclass(kw_only=True)
-class Logged:
-    """What one W&B source, named in the table and in words, knows of a run."""
+class WandbSource:
+    """What the .wandb files or the W&B server know of a run."""
 
-    source: str  # wandb (local files) or wandb_api
-    where: str  # "the W&B file" or "the W&B server"
+    source: str  # as in runs.csv: wandb (local files) or wandb_api
     run: WandbRun
     key: Key
-    history: History
-    read: bool  # whether the rows behind ``history`` were read just now
+    history: History  # merged on the optimiser step
+    is_fresh: bool = True  # whether the rows behind ``history`` were read by this call, not from history.parquet
 
-    @classmethod
-    def of(cls, run: WandbRun, name: str, *, source: str, key: Key, read: bool = True) -> Logged:
-        """From a run as W&B tells it; its history merged on the optimiser step."""
-        where = {"wandb": "the W&B file", "wandb_api": "the W&B server"}[source]
-        return cls(
-            source=source, where=where, run=run, key=key, history=from_rows(run.history, name, key, []), read=read
-        )
+    @property
+    def where(self) -> str:
+        """The source in the words of a warning."""
+        return "the W&B file" if self.source == "wandb" else "the W&B server"
 
     @property
     def result(self) -> Result | None:
@@ -76,30 +68,44 @@ class Logged:
 
 
 @dataclass(kw_only=True)
-class CellFiles:
-    """One cell with everything that was found of it."""
+class Candidate:
+    """A cell that is to be collected, before anything of its run is read."""
 
-    name: str
+    name: str  # the id of the cell
     sweep: str
     run_id: str  # in W&B
+    config: Any  # checked when the recipe is derived from it
+    data_hash: str | None = None  # as the plan has it
+
+
+@dataclass(kw_only=True)
+class FoundCell(Candidate):
+    """A cell with everything that was found of it."""
+
     run_dir: Path
-    config: Mapping[str, Any]
     recipe: Recipe
     now: CellNow
-    data_hash: str | None
-    history: History  # of metrics.jsonl
-    merged: History  # of all sources, a later one for what the earlier ones lack
-    logged: list[Logged] = field(default_factory=list)  # by W&B, the most trusted first
-    source: str = "run_dir"  # of ``now.result``
+    metrics: History = field(init=False)  # what metrics.jsonl holds
+    merged: History = field(init=False)  # all sources together, a later one where the earlier ones have nothing
+    config_id: ConfigId | None = None  # of config.yaml in the run directory, once it has been found out
+    in_wandb: list[WandbSource] = field(default_factory=list)  # the most trusted first
+    source: str = "run_dir"  # where ``now.result`` is from
     warnings: list[str] = field(default_factory=list)
 
-    def warn(self, lines: Iterable[str]) -> None:
-        """Say something of this cell."""
+    def warn(self, *lines: str) -> None:
+        """Add warnings that name this cell."""
         self.warnings += [f"{self.name}: {line}" for line in lines]
 
     @property
-    def lacking(self) -> bool:
-        """Whether a further source may know more: the result, or steps up to where the run is known to have come."""
+    def history(self) -> History:
+        """The merged history as history.parquet stores it."""
+        if self.merged.key != self.metrics.key:
+            return self.merged
+        return dataclasses.replace(self.merged, config_id=self.config_id)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a further source may know more: the result, or steps up to the one that the run reached."""
         history, status, steps = self.merged, self.now.status, self.recipe.steps
         if self.now.state in LIVE:
             return False
@@ -110,35 +116,38 @@ class CellFiles:
         return status is None or status.step >= steps or history.last_step < min(status.step, steps)
 
 
-def read_run_directories(cells: Sequence[CellFiles], stored: Mapping[str, History], root: Path) -> None:
-    """Put beside each cell the history in its metrics.jsonl, read where that is not in history.parquet already."""
+def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, History], root: Path) -> None:
+    """Read metrics.jsonl of every cell, where history.parquet (``stored``) does not hold it already."""
     tasks = {}
     for cell in cells:
+        cell.metrics = History(run_id=cell.name, key=[])
         path = cell.run_dir / "metrics.jsonl"
         if path.is_file():
             key = key_of([one for one in (path, cell.run_dir / "config.yaml") if one.is_file()], root)
-            if cell.name not in stored or stored[cell.name].key != key:
-                tasks[cell.name] = (path, cell.name, key)
+            if cell.name in stored and stored[cell.name].key == key:
+                cell.metrics = stored[cell.name]
+                cell.config_id = cell.metrics.config_id
             else:
-                cell.history = stored[cell.name]
+                tasks[cell.name] = (path, cell.name, key)
     fresh = dict(zip(tasks, read_all(list(tasks.values())), strict=True))
     for cell in cells:
-        cell.history = cell.merged = fresh.get(cell.name, cell.history)
-        cell.warn(cell.history.warnings)
+        cell.metrics = cell.merged = fresh.get(cell.name, cell.metrics)
+        cell.warn(*cell.metrics.warnings)
 
 
-def take_local(cell: CellFiles, stored: Mapping[str, History], root: Path, *, verify: bool) -> None:
-    """Put the .wandb files beside a cell, where they may know more or are to be verified."""
-    if not (verify or cell.lacking):
+def read_local_wandb(cell: FoundCell, stored: Mapping[str, History], root: Path, *, verify: bool) -> None:
+    """Read the .wandb files of a cell where the run directory is incomplete, or to verify it."""
+    if not (verify or cell.is_incomplete):
         return
-    run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda config: _of_cell(config, cell))
+    run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda config: _may_be_of(config, cell))
     if run is not None:
         key = key_of(wandb_files(cell.run_dir), root)
-        _take(cell, Logged.of(run, cell.name, source="wandb", key=key), stored)
+        history = from_rows(run.history, cell.name, key, [])
+        _add_source(cell, WandbSource(source="wandb", run=run, key=key, history=history), stored)
 
 
 def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
-    """The id of the cell of a config; where nothing tells its data, the id that launch computed and wrote down.
+    """The cell id that follows from a config; without a hash of the data, the id that the run wrote into it.
 
     Raises what is in UNREADABLE.
     """
@@ -147,49 +156,50 @@ def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
     return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
 
 
-def _of_cell(config: Mapping[str, Any], cell: CellFiles) -> bool:
-    """Whether an attempt that had this config was one of this cell; one that does not tell may be."""
+def _may_be_of(config: Mapping[str, Any], cell: FoundCell) -> bool:
+    """Whether an attempt with this config is of this cell; yes where the config does not tell."""
     record = config.get("record")
-    said = record.get("data_hash") if isinstance(record, dict) else None
+    data_hash = record.get("data_hash") if isinstance(record, dict) else None
     try:
-        return id_of(config, said if isinstance(said, str) else cell.data_hash) == cell.name
+        return id_of(config, data_hash if isinstance(data_hash, str) else cell.data_hash) == cell.name
     except UNREADABLE:
         return True
 
 
-def take_remote(cells: Iterable[CellFiles], server: Server, stored: Mapping[str, History], *, verify: bool) -> None:
-    """Put the server's runs beside their cells; a history is asked for where it knows more, or is to be verified."""
+def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str, History], *, verify: bool) -> None:
+    """Add the server's runs to their cells; ask for a history only where it knows more, or to verify."""
     there = [cell for cell in cells if cell.run_id in server.runs]
 
-    def in_store(cell: CellFiles) -> bool:
+    def is_stored(cell: FoundCell) -> bool:
         key = cell.merged.key + server.runs[cell.run_id].key
         return cell.name in stored and stored[cell.name].key == key
 
-    wanted = {cell.run_id for cell in there if cell.lacking and _knows_more(cell, server.runs[cell.run_id])}
-    read = {cell.run_id for cell in there if verify or (cell.run_id in wanted and not in_store(cell))}
+    wanted = {cell.run_id for cell in there if cell.is_incomplete and _knows_more(cell, server.runs[cell.run_id])}
+    read = {cell.run_id for cell in there if verify or (cell.run_id in wanted and not is_stored(cell))}
     server.read_histories(sorted(read))
     for cell in there:
-        run = server.runs[cell.run_id]
-        one = Logged.of(run, cell.name, source="wandb_api", key=run.key, read=cell.run_id in read)
-        if not one.read and in_store(cell):
-            one.history = stored[cell.name]
-        _take(cell, one, stored)
+        run, is_fresh = server.runs[cell.run_id], cell.run_id in read
+        use_stored = not is_fresh and is_stored(cell)
+        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key, [])
+        _add_source(
+            cell, WandbSource(source="wandb_api", run=run, key=run.key, history=history, is_fresh=is_fresh), stored
+        )
 
 
-def _knows_more(cell: CellFiles, run: WandbRun) -> bool:
-    """Whether what a server says of a run without its history, the last values, promises more than was found."""
+def _knows_more(cell: FoundCell, run: WandbRun) -> bool:
+    """Whether the last values of a run on the server promise more of its history than was found so far."""
     last, found, steps = run.summary.get("step"), cell.merged, cell.recipe.steps
     if not isinstance(last, (int, float)) or found.last_step is None or found.warnings:
         return True
     return last > found.last_step or (last >= steps and not found.reached(steps))
 
 
-def _take(cell: CellFiles, one: Logged, stored: Mapping[str, History]) -> None:
-    """Put one source beside a cell: the history that the earlier ones lack, and the result if they have none."""
-    if cell.lacking and one.history.num_rows:
+def _add_source(cell: FoundCell, one: WandbSource, stored: Mapping[str, History]) -> None:
+    """Add a source to a cell: the part of the history that the earlier ones lack, and the result if they have none."""
+    if cell.is_incomplete and one.history.num_rows:
         known, key = stored.get(cell.name), cell.merged.key + one.key
         cell.merged = known if known is not None and known.key == key else filled(cell.merged, one.history, key)
-    cell.logged.append(one)
+    cell.in_wandb.append(one)
     if cell.now.result is not None or cell.now.state in LIVE or read_result(cell.run_dir) is not None:
         return
     result = one.result
@@ -198,25 +208,26 @@ def _take(cell: CellFiles, one: Logged, stored: Mapping[str, History]) -> None:
         cell.source = one.source
 
 
-def settle(cell: CellFiles) -> None:
-    """Say what W&B said, and take the state from it where nothing else tells."""
-    for one in cell.logged:
-        cell.warn(one.run.warnings + one.history.warnings)
+def settle(cell: FoundCell) -> None:
+    """Once all sources are read: pass on their warnings, and take the state from W&B where nothing else tells it."""
+    for one in cell.in_wandb:
+        cell.warn(*one.run.warnings, *one.history.warnings)
         if one.run.unread is not None:
-            cell.warn([f"its history on the W&B server could not be read: {one.run.unread}"])
+            cell.warn(f"its history on the W&B server could not be read: {one.run.unread}")
     if cell.now.result is not None and not cell.merged.reached(cell.recipe.steps):
         ends = "is nowhere" if cell.merged.last_step is None else f"ends at step {cell.merged.last_step}"
-        cell.warn([f"its history {ends}, of {cell.recipe.steps} steps: no source that was read has the rest"])
-    if cell.now.state is State.PLANNED and cell.logged:
-        runs = [one.run for one in cell.logged]
-        speaks = next((run for run in runs if run.exit_code is not None or run.state is not None), runs[0])
-        cell.now = dataclasses.replace(cell.now, **_word_of(speaks))
+        cell.warn(f"its history {ends}, of {cell.recipe.steps} steps: no source that was read has the rest")
+    if cell.now.state is State.PLANNED and cell.in_wandb:
+        runs = [one.run for one in cell.in_wandb]
+        telling = next((run for run in runs if run.exit_code is not None or run.state is not None), runs[0])
+        state, reason = _state_in_wandb(telling)
+        cell.now = dataclasses.replace(cell.now, state=state, reason=reason)
 
 
-def _word_of(run: WandbRun) -> dict[str, Any]:
+def _state_in_wandb(run: WandbRun) -> tuple[State, str]:
     """(state, reason) of a cell that only W&B knows, and that left no result there."""
     if run.exit_code is not None:
-        return {"state": state_of_exit(run.exit_code) if run.exit_code else State.LOST, "reason": "W&B's last word"}
+        return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "W&B's last word"
     if run.state is None:
-        return {"state": State.LOST, "reason": "its .wandb file has no end"}
-    return {"state": STATES.get(run.state, State.LOST), "reason": f"W&B says {run.state}"}
+        return State.LOST, "its .wandb file has no end"
+    return WANDB_STATES.get(run.state, State.LOST), f"W&B says {run.state}"

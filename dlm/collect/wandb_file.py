@@ -1,7 +1,8 @@
-"""wandb_file: an offline run-<id>.wandb -> id, group, config, history, summary, exit code. Called by collect.
+"""Read the run-<id>.wandb files of a run directory into a ``WandbRun``, without a W&B server.
 
-Read without wandb and without a server (W&B 0.31): a LevelDB log (7-byte file header, 32 KiB blocks, records of CRC32,
-length and type) of protobuf messages, of which the few fields that matter are decoded here (wandb_internal.proto).
+A .wandb file (W&B 0.13 to 0.31) is a LevelDB log: a file header of 7 bytes, then blocks of 32 KiB. A block holds
+records, each with a header of 7 bytes (CRC32, length, type). One or more records make up a message, which is protobuf
+(wandb_internal.proto). W&B's own reader stops at the first damaged byte; this one continues with the next block.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,84 +19,73 @@ from typing import Any
 from dlm.core.errors import UserError
 
 BLOCK_BYTES = 32768
-
-
 FILE_HEADER = b":W&B"
-
-
-VERSION = b"\xe1\xbe\x00"  # what follows: a magic number, and version 0 of W&B 0.13 to 0.31
-
-
+VERSION = b"\xe1\xbe\x00"  # follows FILE_HEADER: a magic number and version 0, which W&B 0.13 to 0.31 write
 HEADER_BYTES = 7  # of the file, and of each record: CRC32 (4), length (2), type (1)
-
-
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-
-
-# Field numbers of wandb_internal.proto.
-_RECORD = {2: "history", 3: "summary", 5: "config", 17: "run", 18: "exit"}
-
-
-_RUN_ID, _RUN_CONFIG, _RUN_GROUP, _EXIT_CODE = 1, 4, 6, 1
-
-
-_ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_JSON = 1, 2, 16
-
-
-Fields = list[tuple[int, int | bytes]]
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4  # types of records
 
 
 @dataclass(kw_only=True)
 class WandbRun:
-    """One run as its files tell it; ``history`` is in the order it was logged."""
+    """One run as W&B recorded it, in files or on a server."""
 
     run_id: str | None = None
     group: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # in the order in which it was logged
     summary: dict[str, Any] = field(default_factory=dict)
-    exit_code: int | None = None  # None: the run never said that it ended
-    state: str | None = None  # what a server says of it; None: read from files
-    path: Path | None = None  # of its file, where it is one attempt
-    version: str = ""  # of what a server has: changes when that does
-    unread: str | None = None  # why a server's history could not be read
+    exit_code: int | None = None  # None: the run did not record its end
+    state: str | None = None  # the server's word for it; None: read from files
+    path: Path | None = None  # the file, where this is one attempt
+    version: str = ""  # of the run on a server: changes when the run does
+    unread: str | None = None  # why the history on the server could not be read
     warnings: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> list[list[Any]]:
-        """What tells a server's run that has changed from one that has not (history.Key); unread, it is asked again."""
+        """A ``history.Key`` that changes when the run on the server does, or when its history could not be read."""
         return [[self.version if self.unread is None else "unread", 0, 0]]
 
     @property
     def record(self) -> dict[str, Any]:
-        """What dlm says of the run in its config (record.described); {} of a run that dlm did not launch."""
+        """What ``record.wandb.described`` put into the config; {} for a run that dlm did not launch."""
         record = self.config.get("record")
         return record if isinstance(record, dict) else {}
 
 
 def read_wandb_file(path: Path) -> WandbRun:
-    """Everything that can be read of ``path``. What is torn or corrupt is skipped, and named in ``warnings``.
+    """Read everything that is intact in ``path``; ``warnings`` name what is torn or corrupt.
 
-    Raises UserError when it is no .wandb file at all.
+    Raises:
+        UserError: ``path`` is not a .wandb file, or one of an unknown version.
+        OSError: The file cannot be read.
     """
     data = path.read_bytes()
-    if not FILE_HEADER.startswith(data[:4]) and not data.startswith(FILE_HEADER):
-        raise UserError(f"{path} is no .wandb file: it does not begin with {FILE_HEADER.decode()}")
+    if not FILE_HEADER.startswith(data[:4]):
+        raise UserError(f"{path} is not a .wandb file: it does not begin with {FILE_HEADER.decode()}")
     if len(data) >= HEADER_BYTES and data[4:HEADER_BYTES] != VERSION:
-        raise UserError(f"{path} is of another version of W&B's files ({data[4:HEADER_BYTES].hex()}): it was left out")
+        raise UserError(f"{path} has an unknown version of W&B's format ({data[4:HEADER_BYTES].hex()}): left out")
     run = WandbRun(path=path)
     if len(data) <= HEADER_BYTES:
         run.warnings.append(f"{path.name} holds nothing: the run was killed before W&B wrote to it")
-    for message in _messages(data, run.warnings, path.name):
+    for message in read_messages(data, run.warnings, path.name):
         try:
-            _take(run, message)
-        except (ValueError, IndexError) as error:  # its CRC was right, its content is not
+            _add_message(run, message)
+        except ValueError as error:  # its CRC is right, its content is not
             run.warnings.append(f"{path.name}: skipped a record that cannot be decoded ({error})")
     return run
 
 
-def _messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
-    """The messages of a LevelDB log; after damage it goes on with the next block."""
+def read_messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
+    """Yield the messages of a LevelDB log.
+
+    A file that ends between two messages is not damaged: W&B flushes whole messages, and a killed run ends there.
+
+    Args:
+        data: The whole file.
+        warnings: Receives one line for each damaged place. Reading continues with the block after it.
+        name: The file's name, for the warnings.
+    """
     offset, parts = HEADER_BYTES, list[bytes]()
     while offset + HEADER_BYTES <= len(data):
         block_left = BLOCK_BYTES - offset % BLOCK_BYTES
@@ -106,8 +96,7 @@ def _messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
         body = data[offset + HEADER_BYTES : offset + HEADER_BYTES + length]
         fits = HEADER_BYTES + length <= block_left  # a record never crosses a block
         if fits and offset + HEADER_BYTES + length > len(data):
-            warnings.append(f"{name} is cut off at byte {offset}: the last record is missing")
-            return
+            break
         if not fits or zlib.crc32(data[offset + 6 : offset + 7] + body) != crc:
             warnings.append(f"{name} is corrupt at byte {offset}: skipped the rest of that 32 KiB block")
             offset, parts = offset + block_left, []
@@ -121,93 +110,39 @@ def _messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
         if kind in (_FULL, _LAST):
             yield b"".join(parts)
             parts = []
-    if any(data[offset:]):
+    is_padding = BLOCK_BYTES - offset % BLOCK_BYTES < HEADER_BYTES
+    if parts or (offset < len(data) and not is_padding):
         warnings.append(f"{name} is cut off at byte {offset}: the last record is missing")
 
 
-def _take(run: WandbRun, message: bytes) -> None:
-    """Put one record into ``run``."""
-    for number, value in _fields(message):
-        kind = _RECORD.get(number)
-        if kind is None or not isinstance(value, bytes):
-            continue
-        content = _fields(value)
-        if kind == "history":
-            run.history.append(_items(content))
-        elif kind == "summary":
-            run.summary |= _items(content)
-        elif kind == "config":
-            run.config |= _items(content)
-        elif kind == "exit":
-            run.exit_code = next((_signed(int(v)) for n, v in content if n == _EXIT_CODE and isinstance(v, int)), 0)
-        elif kind == "run":
-            _take_run(run, content)
+def _add_message(run: WandbRun, message: bytes) -> None:
+    """Add the content of one message to ``run``. Raises ValueError when it cannot be decoded."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    try:
+        record = Record.FromString(message)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    kind = record.WhichOneof("record_type")
+    if kind == "history":
+        run.history.append(_values(record.history.item))
+    elif kind == "summary":
+        run.summary |= _values(record.summary.update)
+    elif kind == "config":
+        run.config |= _values(record.config.update)
+    elif kind == "exit":
+        run.exit_code = record.exit.exit_code
+    elif kind == "run":
+        run.run_id = record.run.run_id or run.run_id
+        run.group = record.run.run_group or run.group
+        run.config |= _values(record.run.config.update)
 
 
-def _take_run(run: WandbRun, content: Fields) -> None:
-    for number, value in content:
-        if not isinstance(value, bytes):
-            continue
-        if number == _RUN_ID:
-            run.run_id = value.decode()
-        elif number == _RUN_GROUP:
-            run.group = value.decode()
-        elif number == _RUN_CONFIG:
-            run.config |= _items(_fields(value))
-
-
-def _items(content: Fields) -> dict[str, Any]:
-    """Key -> value of the items of a history row, summary or config (field 1 of each)."""
-    items: dict[str, Any] = {}
-    for number, value in content:
-        if number != 1 or not isinstance(value, bytes):
-            continue
-        item = _fields(value)
-        nested = [v.decode() for n, v in item if n == _ITEM_NESTED_KEY and isinstance(v, bytes)]
-        keys = [v.decode() for n, v in item if n == _ITEM_KEY and isinstance(v, bytes)]
-        texts = [v.decode() for n, v in item if n == _ITEM_JSON and isinstance(v, bytes)]
-        key = ".".join(nested) or "".join(keys[:1])
-        if key and texts:
-            items[key] = json.loads(texts[0])
-    return items
-
-
-def _fields(message: bytes) -> Fields:
-    """(field number, value) of a protobuf message; raises ValueError or IndexError on what is none."""
-    fields: Fields = []
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        number, wire = tag >> 3, tag & 7
-        value: int | bytes
-        if wire == 0:
-            value, position = _varint(message, position)
-        elif wire in (1, 2, 5):
-            length = {1: 8, 5: 4}.get(wire)
-            if length is None:
-                length, position = _varint(message, position)
-            value, position = message[position : position + length], position + length
-            if position > len(message):
-                raise ValueError("a field runs over the end of its message")
-        else:
-            raise ValueError(f"wire type {wire}")
-        fields.append((number, value))
-    return fields
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-
-
-def _signed(value: int) -> int:
-    """An int32 as protobuf writes it: below zero in two's complement of 64 bits."""
-    return value - (1 << 64) if value >> 63 else value
+def _values(items: Iterable[Any]) -> dict[str, Any]:
+    """Turn the items of a history row, a summary or a config into a dictionary."""
+    keyed = ((".".join(item.nested_key) or item.key, item.value_json) for item in items)
+    return {key: json.loads(text) for key, text in keyed if key and text}
 
 
 def wandb_files(run_dir: Path) -> list[Path]:
@@ -216,18 +151,18 @@ def wandb_files(run_dir: Path) -> list[Path]:
 
 
 def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
-    """The config in the newest of its .wandb files that holds that of this cell; the history is left unread."""
+    """The config of this cell in the newest .wandb file that holds it; stops reading there. None without one."""
     for path in reversed(wandb_files(run_dir)):
         try:
             data = path.read_bytes()
-        except OSError:  # named when the run is read (attempts_of)
+        except OSError:  # read_attempts warns of it when the run is read
             continue
         if data[:HEADER_BYTES] != FILE_HEADER + VERSION:
             continue
         run = WandbRun()
-        for message in _messages(data, [], path.name):
-            with contextlib.suppress(ValueError, IndexError):
-                _take(run, message)
+        for message in read_messages(data, [], path.name):
+            with contextlib.suppress(ValueError):
+                _add_message(run, message)
             if run.config.get("cell_id") == run_dir.name:
                 return run.config
     return None
@@ -236,43 +171,53 @@ def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
 def read_wandb_run(
     run_dir: Path, run_id: str, *, accepts: Callable[[dict[str, Any]], bool] = lambda config: True
 ) -> WandbRun | None:
-    """All attempts of a run as one: config and summary of the last, the rows of each in turn. None without a file.
+    """Read all attempts of a run as one: the last config and summary, and the rows of every attempt in turn.
 
-    W&B's own step starts at 0 again in a resumed offline run, so rows are merged on the logged ``step`` (history).
-    Beside attempts whose config ``accepts`` takes, those of another config are named and left out.
+    W&B's own step starts at 0 again in a resumed offline run, so ``history.from_rows`` merges the rows on the logged
+    ``step``.
+
+    Args:
+        run_dir: The run directory.
+        run_id: The id of the run in W&B.
+        accepts: Tells from an attempt's config whether the attempt belongs to this run. Attempts that it refuses are
+            left out with a warning, unless it refuses all of them.
+
+    Returns:
+        The run; None when the run directory holds no .wandb file.
     """
     whole = WandbRun(run_id=run_id)
-    parts = attempts_of(run_dir, whole)
-    others = [part for part in parts if part.config and not accepts(part.config)]
-    if len(others) < len(parts):
-        parts = [part for part in parts if all(part is not other for other in others)]
-        whole.warnings += [f"{part.path} is of another config: left out" for part in others]
-    for part in parts:
-        whole.group, whole.exit_code = part.group or whole.group, part.exit_code
-        whole.config |= part.config
-        whole.summary |= part.summary
-        whole.history += part.history
+    attempts = read_attempts(run_dir, whole)
+    refused = [one for one in attempts if one.config and not accepts(one.config)]
+    if len(refused) < len(attempts):
+        refused_paths = {one.path for one in refused}
+        attempts = [one for one in attempts if one.path not in refused_paths]
+        whole.warnings += [f"{one.path} is of another config: left out" for one in refused]
+    for one in attempts:
+        whole.group, whole.exit_code = one.group or whole.group, one.exit_code
+        whole.config |= one.config
+        whole.summary |= one.summary
+        whole.history += one.history
     return whole if wandb_files(run_dir) else None
 
 
-def attempts_of(run_dir: Path, whole: WandbRun) -> list[WandbRun]:
-    """The attempts of ``whole`` in their order: by the number that each wrote down, for a clock may jump back.
+def read_attempts(run_dir: Path, whole: WandbRun) -> list[WandbRun]:
+    """Read the attempts of the run ``whole`` in order.
 
-    What cannot be read, or is of another run, is left out and named in its ``warnings``.
+    The order is that of the attempt numbers in the configs, because a clock may jump back. A file that cannot be read,
+    or belongs to another run, is left out and named in ``whole.warnings``.
     """
-    parts = []
+    attempts = []
     for path in wandb_files(run_dir):
         try:
-            part = read_wandb_file(path)
+            attempt = read_wandb_file(path)
         except (UserError, OSError) as error:
             whole.warnings.append(str(error))
             continue
-        whole.warnings += part.warnings
-        if part.run_id not in (None, whole.run_id):
-            whole.warnings.append(f"{path} is of run {part.run_id}, not {whole.run_id}: left out")
-            continue
-        parts.append(part)
-    parts = [part for part in parts if part.config or part.history]  # one that was killed at once tells no number
-    if all(isinstance(part.record.get("attempt"), int) for part in parts):
-        parts.sort(key=lambda part: int(part.record["attempt"]))
-    return parts
+        whole.warnings += attempt.warnings
+        if attempt.run_id not in (None, whole.run_id):
+            whole.warnings.append(f"{path} is of run {attempt.run_id}, not {whole.run_id}: left out")
+        elif attempt.config or attempt.history:  # one that was killed at once has no number
+            attempts.append(attempt)
+    if all(isinstance(one.record.get("attempt"), int) for one in attempts):
+        attempts.sort(key=lambda one: int(one.record["attempt"]))
+    return attempts

@@ -14,7 +14,7 @@ from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
 from support.stub_cell import result, status
 from test_wandb_file import write_runs
 
-from dlm.collect.agreement import check_history, differ
+from dlm.collect.agreement import differing_histories, disagree
 from dlm.collect.history import from_metrics, from_rows
 from dlm.collect.tables import collect
 from dlm.collect.wandb_file import wandb_files
@@ -321,8 +321,8 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
 
 
 def test_numbers_differ_beyond_rounding_only():
-    assert not differ(0.1 + 0.2, 0.3) and differ(2.5, 2.5000001)
-    assert not differ(math.nan, math.nan) and differ(math.nan, 1.0)
+    assert not disagree(0.1 + 0.2, 0.3) and disagree(2.5, 2.5000001)
+    assert not disagree(math.nan, math.nan) and disagree(math.nan, 1.0)
 
 
 def test_a_validation_at_another_step_is_not_the_final_one():
@@ -333,7 +333,7 @@ def test_a_validation_at_another_step_is_not_the_final_one():
 
 def test_equal_histories_say_nothing():
     rows = [{"step": 1, "lr": 0.5, "extra": "x"}, {"step": 2, "lr": None}]
-    assert list(check_history(rows, [dict(row) for row in rows], "metrics.jsonl", "the W&B file")) == []
+    assert list(differing_histories(rows, [dict(row) for row in rows], "metrics.jsonl", "the W&B file")) == []
 
 
 def test_a_thousand_cells_are_collected_in_seconds(sweep):

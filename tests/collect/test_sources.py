@@ -14,7 +14,7 @@ from support.stub_cell import result, status
 from test_wandb_file import write_runs
 
 import dlm.collect.sources
-from dlm.collect.sources import STATES
+from dlm.collect.sources import WANDB_STATES
 from dlm.collect.tables import collect
 from dlm.collect.wandb_file import WandbRun, wandb_files
 from dlm.core.recipe import derive
@@ -255,7 +255,7 @@ def test_the_state_of_a_run_that_only_wandb_knows(sweep):
     rows = collect(sweep_dir).excluded.set_index("run_id")
     assert [rows.status[cell.cell_id] for cell in (diverged, finished, killed)] == ["diverged", "lost", "lost"]
     assert "its .wandb file has no end" in rows.reason[killed.cell_id]
-    words = [*STATES, "crashed"]
+    words = [*WANDB_STATES, "crashed"]
     states = {"running": "running", "pending": "submitted", "preempting": "running", "preempted": "preempted",
               "failed": "failed", "crashed": "lost"}  # fmt: skip
     assert set(words) == set(states)

@@ -18,7 +18,7 @@ from long.kills_history import kill_one
 from support import TESTS
 
 from dlm.collect.history import from_rows
-from dlm.collect.wandb_file import BLOCK_BYTES, _messages, read_wandb_file, read_wandb_run, wandb_files
+from dlm.collect.wandb_file import BLOCK_BYTES, read_messages, read_wandb_file, read_wandb_run, wandb_files
 from dlm.core.errors import UserError
 
 ROWS = 600  # some 100 KiB: several blocks
@@ -79,7 +79,7 @@ def test_it_agrees_with_the_peer_reader_of_wandb_itself(real):
     from wandb.proto import wandb_internal_pb2 as protobuf
 
     theirs = []
-    for message in _messages(long_file(real).read_bytes(), [], ""):
+    for message in read_messages(long_file(real).read_bytes(), [], ""):
         record = protobuf.Record.FromString(message)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
@@ -155,7 +155,7 @@ def log_of(messages: list[bytes]) -> bytes:
 def test_messages_of_any_size_survive_the_blocks(sizes, seed):
     messages = [random.Random(seed + index).randbytes(size) for index, size in enumerate(sizes)]
     warnings = []
-    assert list(_messages(log_of(messages), warnings, "x")) == messages and warnings == []
+    assert list(read_messages(log_of(messages), warnings, "x")) == messages and warnings == []
 
 
 def test_a_corrupt_length_costs_its_block_and_not_the_rest():
@@ -164,17 +164,17 @@ def test_a_corrupt_length_costs_its_block_and_not_the_rest():
     offset = BLOCK_BYTES  # the first record of the second block
     data[offset + 4 : offset + 6] = b"\xff\xff"
     warnings = []
-    found = list(_messages(bytes(data), warnings, "x"))
+    found = list(read_messages(bytes(data), warnings, "x"))
     assert found[0] == messages[0] and found[-1] == messages[-1] and "corrupt" in warnings[0]
 
 
 def test_another_file_is_refused_in_one_line(tmp_path):
     path = tmp_path / "run-x.wandb"
     path.write_bytes(b"PK\x03\x04 no")
-    with pytest.raises(UserError, match=r"is no \.wandb file"):
+    with pytest.raises(UserError, match=r"is not a \.wandb file"):
         read_wandb_file(path)
     path.write_bytes(b":W&B\xe1\xbe\x01" + bytes(100))
-    with pytest.raises(UserError, match="another version"):
+    with pytest.raises(UserError, match="unknown version"):
         read_wandb_file(path)
 
 
