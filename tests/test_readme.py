@@ -256,6 +256,17 @@ def test_every_command_that_plans_runs(tables):
     assert "150 cells" in said["sweeps/smdm.yaml"]  # 30 sizes at 5 budgets
 
 
+def test_every_command_that_looks_at_a_planned_sweep_runs(tables):
+    """`dlm status --watch` ends at once where nothing runs, and there is nothing for `dlm cancel` to stop."""
+    looking = [words for words in commands(*DLM) if words[0] in ("status", "cancel") and len(words) > 1]
+    assert {words[0] for words in looking} == {"status", "cancel"}
+    for target in {words[1] for words in looking}:
+        CliRunner().invoke(app, ["plan", target])
+    for words in looking:
+        ended = CliRunner().invoke(app, words)
+        assert ended.exit_code == 0, (words, ended.output, ended.exception)
+
+
 def test_the_python_of_the_readme_prints_a_law(tables, capsys):
     (block,) = README.blocks("python")
     exec(block, {})
