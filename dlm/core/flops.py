@@ -9,7 +9,7 @@ size of the vocabulary:
     full_masked_head  as full, but the head on masked positions only, as dlm computes masked diffusion
 
 full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is. A convention
-thus gives one number per token and shape, so plans and tables can be compared. At eps = 0.1 the head computes 10 % more.
+gives one number per token and shape, so plans and tables can be compared. At eps = 0.1 the head computes 10 % more.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from dlm.core.configs import load_base, load_yaml, parse_yaml
+from dlm.core.configs import load_base, load_mapping, parse_yaml
 from dlm.core.errors import UserError, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME
@@ -112,9 +112,7 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
     Raises:
         UserError: The file or a setting cannot be read, or the definition is not valid.
     """
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
+    content = load_mapping(path)
     for setting in settings:
         _set(content, setting)
     return parse_sweep(content, str(path))

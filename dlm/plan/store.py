@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -44,7 +43,9 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     for path in (sweep_dir / "cell").glob("*.yaml"):
         if path.stem not in planned:  # of an earlier plan, and never started
             path.unlink()
-    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate != NOT_ESTIMATED})
+    estimated = [cell for cell in plan.cells if cell.estimate != NOT_ESTIMATED]
+    rows = {cell.cell_id: dataclasses.asdict(cell.estimate) for cell in estimated}
+    write_if_changed(sweep_dir / "estimate.json", dump_json(rows))
     write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
     return plan
 
@@ -94,12 +95,6 @@ def read_plan(sweep_dir: Path) -> Plan:
         return Plan(**{**content, **typed})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
-
-
-def write_estimates(sweep_dir: Path, estimates: Mapping[str, Estimate]) -> None:
-    """Write estimate.json, which maps cell ids to estimates."""
-    rows = {cell: dataclasses.asdict(estimate) for cell, estimate in estimates.items()}
-    write_if_changed(sweep_dir / "estimate.json", dump_json(rows))
 
 
 def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
