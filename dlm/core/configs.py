@@ -43,6 +43,14 @@ def load_yaml(path: Path) -> Any:
     return parse_yaml(text, str(path))
 
 
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises UserError when it holds anything else."""
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping of keys to values")
+    return content
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The value of a YAML text. Raises UserError, which calls the text ``source``, for text that is not YAML."""
     try:
@@ -56,12 +64,7 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml"))
 
 
-@functools.lru_cache(maxsize=4096)
-def _load(path: Path) -> dict[str, Any]:
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
-    return content
+_load = functools.lru_cache(maxsize=4096)(load_mapping)
 
 
 def load_choice(group: str, choice: str) -> dict[str, Any]:

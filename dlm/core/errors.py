@@ -1,4 +1,7 @@
-"""errors: the user's mistakes and every exit code. Raised everywhere, shown by cli and launch."""
+"""The exit codes of dlm, and the errors that are a mistake of the user.
+
+Any part of dlm raises them; the commands print them as one line.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +19,33 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     DIVERGED = 3
     OUT_OF_MEMORY = 4
-    PREEMPTED = 75  # EX_TEMPFAIL: to be continued
+    PREEMPTED = 75  # EX_TEMPFAIL: to be continued later
 
 
-NOTHING_TO_DO = 100  # what admit tells a batch script, which then ends with 0
+NOTHING_TO_DO = 100  # the exit code of admit when the cell is finished; the batch script then ends with 0
 
 
 class UserError(ValueError):
     """A mistake of the user: one line with the value, what is allowed and which key to change."""
 
     def __str__(self) -> str:
-        """The line alone: a DataLoader hands on what a worker raised with that worker's traceback as its words."""
+        """The line alone. DataLoader puts the traceback of a worker before the worker's error."""
         return super().__str__().rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip("\n")
 
 
 class TryAgainError(UserError):
-    """Nobody's mistake: what was asked, a server, does not answer just now. Ends with ExitCode.PREEMPTED."""
+    """A server does not answer at the moment, which is nobody's mistake. Ends with ExitCode.PREEMPTED."""
 
 
 class DivergedError(RuntimeError):
-    """The loss stopped being a number: the cell ends with ExitCode.DIVERGED."""
+    """The loss rose far or is no number any more. The cell ends with ExitCode.DIVERGED."""
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """The allowed names nearest to ``value``, best first, letter case aside; of equals, the one that begins alike."""
+    """The allowed names most similar to ``value``, best first, without regard to case.
+
+    Of two that are equally similar, the one that shares more of its beginning comes first.
+    """
     wanted = str(value).lower()
     names = {name.lower(): name for name in allowed}
 
@@ -66,7 +72,7 @@ def hint(value: object, allowed: Iterable[str], *, otherwise: str | None = None)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
-    """A UserError for a name that is not among ``allowed``, with the close matches first."""
+    """A UserError for a name that is not among ``allowed``: the close matches, then everything that is allowed."""
     names = list(allowed)
     near = hint(value, names, otherwise="")
     return UserError(f"unknown {what} '{value}': {near + ' ' if near else ''}allowed: {', '.join(names)}")

@@ -1,7 +1,7 @@
-"""files: atomic writes, append-only JSON lines and leases. Used by every room that touches the disk.
+"""Write files atomically, and append to and read logs of JSON lines.
 
-Sweep directories live on shared cluster file systems, so there is no database: a file is written whole to a
-temporary name, fsynced and renamed; a log only ever grows by whole lines.
+Sweep folders are on shared cluster file systems, so there is no database. A file is written whole under a temporary
+name, flushed to disk and renamed; a log only grows by whole lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlm.core.errors import UserError
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames inside ``path`` durable."""
+    """Flush the directory ``path`` to disk, which makes renames inside it durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -28,7 +28,10 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_through(path: Path) -> Iterator[Path]:
-    """A temporary file to write what is to be ``path``: a reader sees the old file or the new one, never a part."""
+    """Write ``path`` atomically: yields a temporary file, which replaces ``path`` at the end.
+
+    A reader sees the old file or the new one, never a part of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -53,7 +56,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_if_changed(path: Path, content: str) -> bool:
-    """``write_atomic``, unless the file already holds exactly that. True when it wrote."""
+    """Write ``content`` to ``path`` atomically, unless the file holds it already. Whether it was written."""
     if path.is_file() and path.read_text() == content:
         return False
     write_atomic(path, content)
@@ -61,17 +64,17 @@ def write_if_changed(path: Path, content: str) -> bool:
 
 
 def dump_json(value: Any) -> str:
-    """JSON as dlm writes it: keys in order of insertion, two spaces, NaN refused (missing is null)."""
+    """JSON as dlm writes it: keys in order of insertion, indented by two spaces. NaN is refused; missing is null."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` atomically."""
+    """Write ``value`` as JSON to ``path`` atomically."""
     write_atomic(path, dump_json(value))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a torn or edited one is the user's to repair, so it is named in one line."""
+    """The value in a JSON file. Raises UserError, which names the file, when it is not valid JSON."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -79,14 +82,14 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one line in one write, so that concurrent writers and a crash cannot interleave lines."""
+    """Append a row to a log in a single write, so that lines of concurrent writers do not mix."""
     line = json.dumps(row, allow_nan=False) + "\n"
     with open(path, "ab", buffering=0) as stream:
         stream.write(_line_break_if_torn(path) + line.encode())
 
 
 def _line_break_if_torn(path: Path) -> bytes:
-    """A newline where a crash left half a line at the end, so that the next line stands alone."""
+    """A line break if the log ends in half a line, as a crash leaves it; else nothing."""
     with open(path, "rb") as stream:
         if stream.seek(0, os.SEEK_END) == 0:
             return b""
@@ -95,7 +98,7 @@ def _line_break_if_torn(path: Path) -> bytes:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of an append-only log, oldest first; a half-written line is no row. [] when absent."""
+    """The rows of a log, the oldest first, without half-written lines. Empty when there is no log."""
     if not path.is_file():
         return []
     rows = []

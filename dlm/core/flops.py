@@ -1,14 +1,15 @@
-"""flops: FLOPs per token under each named convention, and budget <-> steps. Called by recipe and estimate.
+"""FLOPs per token under each named convention, and the steps that a budget pays for.
 
-The conventions (design.md section 3). N is non-embedding, d the width, L layers, T the sequence, V the vocabulary:
+The conventions, with N the non-embedding parameters, d the width, L the layers, T the tokens of a sequence and V the
+size of the vocabulary:
 
     6n                6 N                                    SMDM, the default
     6n_total          6 (N + input embedding + head)
     full              6 N + 12 L d T (causal: half) + 6 V d  body, attention scores and values, head
-    full_masked_head  the same with the head on masked positions only, as dlm computes masked diffusion
+    full_masked_head  as full, but the head on masked positions only, as dlm computes masked diffusion
 
-full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is: a convention
-is one number per token and shape, so that plans and tables compare. At eps = 0.1 the head computes 10 % more than that.
+full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is. A convention
+gives one number per token and shape, so plans and tables can be compared. At eps = 0.1 the head computes 10 % more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MEAN_MASK_RATE = Fraction(1001, 2000)
 
 
 def check_convention(name: str) -> Convention:
-    """``name`` as a Convention; UserError with the close matches otherwise."""
+    """``name`` as a Convention. Raises UserError, with the close matches, when there is no such convention."""
     for convention in CONVENTIONS:
         if name == convention:
             return convention
@@ -61,7 +62,7 @@ def all_conventions(shape: ModelShape, *, tokens: int, block_size: int, causal: 
 
 
 def check_budget(value: object, key: str = "training.budget") -> float:
-    """``value`` as a budget in FLOPs: a finite number above zero; UserError otherwise."""
+    """``value`` as a budget in FLOPs. Raises UserError about ``key`` unless it is a finite number above zero."""
     try:
         budget = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -72,11 +73,11 @@ def check_budget(value: object, key: str = "training.budget") -> float:
 
 
 def budget_to_steps(budget_flops: float, per_token: Fraction, tokens_per_step: int) -> int:
-    """Whole optimiser steps that fit the budget: int(C / (FLOPs per token x B x T)), in exact arithmetic."""
+    """The whole optimiser steps that a budget pays for: floor(C / (FLOPs per token x tokens per step)), exactly."""
     return int(Fraction(budget_flops) / (per_token * tokens_per_step))
 
 
-# Dense bf16 peak, FLOP/s, from the makers' data sheets (without sparsity).
+# The dense bf16 peak in FLOP/s, without sparsity, from the data sheets of the makers.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,

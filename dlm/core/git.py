@@ -1,4 +1,4 @@
-"""Ask git which commit the running code is of, and what has changed since."""
+"""Ask git which commit the running code comes from, and what has changed since then."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ from dlm.core.paths import PACKAGE, configs_dir
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The commit behind the code, and what differs from it in dlm/, configs/ and pyproject.toml."""
+    """The commit that the code comes from, and how dlm/, configs/ and pyproject.toml differ from it."""
 
     sha: str
-    changed: tuple[str, ...] = ()  # paths, new files too
+    changed: tuple[str, ...] = ()  # paths, new files included
     diff: str = ""
 
     def environment(self) -> dict[str, str]:
-        """For the jobs: a snapshot is no repository itself."""
+        """Environment variables for jobs, which run a snapshot of the code that is no repository."""
         return {"DLM_GIT_SHA": self.sha, "DLM_GIT_DIRTY": str(int(bool(self.changed)))}
 
 
 def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | None:
-    """The commit behind the code and what differs from it; None without a repository, or without git."""
+    """The commit that a package comes from, and how the files differ from it.
+
+    Args:
+        package: The folder of the package.
+        with_diff: Whether to make the diff too.
+
+    Returns:
+        None where the package is in no repository, or git is missing.
+    """
     root = package.parent
     paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
     deciding = ("--", *map(str, paths))
     try:
-        _git(root, "ls-files", "--error-unmatch", str(package / "__init__.py"))  # or an environment in another's folder
+        _git(
+            root, "ls-files", "--error-unmatch", str(package / "__init__.py")
+        )  # fails for a package installed inside another repository
         sha = _git(root, "rev-parse", "HEAD")
         lines = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding).split(
             "\0"
@@ -47,7 +57,10 @@ def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | 
 
 
 def running_code() -> Origin | None:
-    """Where the code of this process comes from: a submitted job runs a copy, whose origin its environment names."""
+    """The commit that the code of this process comes from.
+
+    A submitted job runs a snapshot, and its environment names the commit. None where there is no repository.
+    """
     if "DLM_GIT_SHA" in os.environ:
         changed = ("unknown",) if os.environ.get("DLM_GIT_DIRTY") == "1" else ()
         return Origin(sha=os.environ["DLM_GIT_SHA"], changed=changed)
@@ -55,7 +68,7 @@ def running_code() -> Origin | None:
 
 
 def _git(folder: Path, *arguments: str, differs: bool = False) -> str:
-    """What git says; with ``differs`` exit code 1 means that there is a difference, as diff(1) says it."""
+    """The output of git. With ``differs`` exit code 1 is no error: it means that there is a difference."""
     done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
     if done.returncode not in ((0, 1) if differs else (0,)):
         raise subprocess.CalledProcessError(done.returncode, done.args)

@@ -1,8 +1,8 @@
-"""identity: the values that decide a result -> cell id. Called by plan and by launch, which must agree.
+"""The id of a cell, from the values that decide its result. Planning and launching compute the same id.
 
-Two runs have one id exactly when they would give the same losses: model, data, objective, optimiser, schedule,
-batch, budget, steps, validation, seed, precision (unless auto) and the checkpoint it starts from. Devices, micro-batch,
-workers, logging and paths are left out.
+Two runs have the same id exactly when they would give the same losses. The model, data, objective, optimiser, schedule,
+batch, budget, steps, validation, seed, precision (unless auto) and the checkpoint to start from enter the id. Devices,
+micro-batch, workers, logging and paths do not.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from dlm.core import text
 from dlm.core.objectives import OBJECTIVE_HEADS
 
-VERSION = 1  # raise it when the meaning of a value in the identity changes
+VERSION = 1  # raise it when a value in the identity gets another meaning
 
 
-HASH_CHARS = 8  # six would collide once in a few hundred sweeps of 10,000 cells
+HASH_CHARS = 8  # with six, ids would collide once in a few hundred sweeps of 10,000 cells
 
 
 SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # a sweep is a folder in workdir/ and a W&B group
 
 
-# What of each node of the config does not decide the result.
+# The keys of each config node that do not decide the result.
 _WITHOUT = {"model": {"name"}, "validation": {"times"}}
 
 
@@ -32,7 +32,7 @@ _DATA_KEYS = ("block_size", "stride", "batch_size")
 
 
 def canonical(value: Any) -> Any:
-    """Plain JSON values in one form: whole floats as integers, mappings without their null entries."""
+    """Plain JSON values in one form: whole floats become integers, and null entries of mappings are left out."""
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
@@ -43,20 +43,25 @@ def canonical(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """The canonical JSON text: sorted keys, no spaces, NaN refused."""
+    """The canonical JSON text of a value: sorted keys and no spaces. NaN is refused."""
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON."""
+    """SHA-256 of the canonical JSON of a value, 64 hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> dict[str, Any]:
-    """The canonical content behind a cell id.
+    """Everything that a cell id is the hash of.
 
-    ``config`` holds the resolved nodes model, data, objective, optimizer, scheduler, training, validation and
-    seed. ``data_hash`` is None while the data are not prepared (a preview: the id will change).
+    Args:
+        config: Has the resolved nodes model, data, objective, optimizer, scheduler, training, validation and seed.
+        steps: Optimiser steps.
+        data_hash: The hash of the data. None while they are not prepared; the id will then change.
+
+    Returns:
+        Canonical JSON values.
     """
     nodes = {
         name: {key: value for key, value in config[name].items() if key not in _WITHOUT.get(name, ())}
@@ -77,13 +82,13 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
 
 
 def _budget(config: Mapping[str, Any]) -> float | None:
-    """The target FLOPs, or None where the steps were given instead, which win."""
+    """The target FLOPs; None where the steps are given, which take precedence."""
     training = config["training"]
     return None if training.get("steps") is not None else training.get("budget")
 
 
 def _precision(config: Mapping[str, Any]) -> str | None:
-    """A precision that was asked for; ``auto`` is the device's business, as the device itself is."""
+    """The precision that the config asks for; None for ``auto``, which depends on the device."""
     precision = config.get("trainer", {}).get("precision")
     return None if precision == "auto" else precision
 

@@ -1,4 +1,7 @@
-"""Lease a directory to one process at a time, across hosts."""
+"""Give a folder to one process at a time, also when several hosts share its file system.
+
+The process that holds a folder keeps lease.json in it, whose modification time is a heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ STALE_SEC = 60.0  # a lease on another host is dead after this long without a he
 
 
 def _process_started(pid: int) -> str | None:
-    """When ``pid`` started (clock ticks since boot), or None: tells a live process from a recycled pid."""
+    """When a live process started, in clock ticks since boot; None when there is none.
+
+    It tells the process that took a lease from a later one with the same pid.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -38,10 +44,17 @@ class HeldError(UserError):
 
 
 class Lease:
-    """Keeps a second process out of a folder, for instance a live run directory. ``with Lease(run_dir): ...``
+    """Keep a second process out of a folder, for instance of a run directory: ``with Lease(run_dir): ...``
 
-    Raises HeldError when another live process holds it and goes on holding it for ``patience_sec``. The holder is live
-    when its process exists (same host) or its heartbeat is fresh (another host).
+    A holder is alive when its process exists (on this host) or its heartbeat is fresh (on another host).
+
+    Args:
+        folder: What to hold.
+        doing: What the process does with it; a past participle for the message to a second process.
+        patience_sec: How long to wait for another holder.
+
+    Raises:
+        HeldError: Another live process still holds the folder after ``patience_sec``.
     """
 
     def __init__(self, folder: Path, *, doing: str = "run", patience_sec: float = 0.0) -> None:
@@ -67,11 +80,11 @@ class Lease:
         self._stop.set()
         self._thread.join()
         holder = live_holder(self.path.parent)
-        if holder is None or self._is_us(holder):  # else another took it over while this host was cut off
+        if holder is None or self._is_us(holder):  # else another process took over while this host was cut off
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> dict[str, Any] | None:
-        """Who holds it; None when it is ours now."""
+        """Take the lease if it is free. The holder; None when it is this process."""
         with self._lock():
             holder = live_holder(self.path.parent)
             if holder is None:
@@ -80,7 +93,7 @@ class Lease:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Held only while a lease is looked at and taken, so that two starters cannot both take it."""
+        """A lock for the moment in which the lease is read and taken, so that two processes cannot both take it."""
         lock = self.path.with_suffix(".lock")
         for _ in range(100):
             try:
@@ -88,7 +101,9 @@ class Lease:
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    if server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC:  # its owner died holding it
+                    if (
+                        server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC
+                    ):  # the process that made it has died
                         lock.unlink()
                 time.sleep(0.2)
         else:
@@ -99,18 +114,18 @@ class Lease:
             lock.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        """The file's modification time is the heartbeat."""
+        """Write the lease; the file's modification time is the heartbeat."""
         pid = os.getpid()
         write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": _process_started(pid)})
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
-            with contextlib.suppress(OSError):  # a full or slow disk now; the next beat may reach it
+            with contextlib.suppress(OSError):  # a disk that is full or slow now may take the next beat
                 self._end_if_taken_over()
                 self._beat()
 
     def _end_if_taken_over(self) -> None:
-        """This host was cut off or stood still for so long that another took over: two must not go on."""
+        """End this process if another took over, because this host was cut off or stood still for too long."""
         holder = live_holder(self.path.parent)
         if holder is not None and not self._is_us(holder):
             print(f"dlm: {self.path.parent.name} was taken over by process {holder['pid']} on {holder['host']}: "
@@ -123,9 +138,10 @@ class Lease:
 
 
 def server_time(folder: Path) -> float:
-    """Now, by the clock that stamps the files of ``folder``: those of the nodes that share it may differ.
+    """The time of the clock that stamps the files of ``folder``, in seconds since the epoch.
 
-    By this host's own clock where it may not write there.
+    The hosts that share a file system may have clocks that differ from it. Where this process may not write to the
+    folder, it is the time of this host.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
@@ -138,9 +154,11 @@ def server_time(folder: Path) -> float:
 
 
 def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | None:
-    """Who holds the lease of ``folder`` right now ({host, pid, started}), or None.
+    """The live process that holds the lease of ``folder``: {host, pid, started}; None when there is none.
 
-    ``now`` is its server_time where the caller knows it, to look at many folders for the price of one.
+    Args:
+        folder: The folder in question.
+        now: Its ``server_time``, if the caller knows it: for many folders of one file system it needs asking only once.
     """
     path = folder / "lease.json"
     try:
@@ -150,5 +168,5 @@ def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | N
             return holder if started is not None and started == holder["started"] else None
         age = (server_time(folder) if now is None else now) - path.stat().st_mtime
         return holder if age < STALE_SEC else None
-    except (OSError, ValueError, KeyError, TypeError):  # absent or unreadable: nobody can be holding it
+    except (OSError, ValueError, KeyError, TypeError):  # absent or unreadable: nobody holds it
         return None

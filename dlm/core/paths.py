@@ -1,6 +1,6 @@
-"""locate: where configs/, sweeps/, the prepared data and the work directory are. Used by both halves.
+"""Where configs/, sweeps/, the prepared data and the work directory are.
 
-In a checkout configs/ and sweeps/ stand beside the package; in an installed wheel they lie inside it.
+In a checkout, configs/ and sweeps/ are beside the package; in an installed wheel they are inside it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ def _shipped(name: str) -> Path:
 
 
 def configs_dir() -> Path:
-    """The Hydra groups of one run; DLM_CONFIGS names another folder."""
+    """The folder of the Hydra groups: DLM_CONFIGS, by default the one that ships with dlm."""
     return Path(os.environ.get("DLM_CONFIGS") or _shipped("configs"))
 
 
 def sweeps_dir() -> Path:
-    """The sweep definitions that ship with dlm."""
+    """The folder of the sweep definitions that ship with dlm."""
     return _shipped("sweeps")
 
 
 def workdir() -> Path:
-    """Where sweeps live: DLM_WORKDIR, by default ./workdir."""
+    """The folder of the sweeps: DLM_WORKDIR, by default ./workdir."""
     return Path(os.environ.get("DLM_WORKDIR") or "workdir").absolute()
 
 
 def data_dir() -> Path:
-    """Where prepared data sets live: DLM_DATA, by default ./data."""
+    """The folder of the prepared data sets: DLM_DATA, by default ./data."""
     return Path(os.environ.get("DLM_DATA") or "data").absolute()

@@ -1,6 +1,6 @@
-"""recipe: one resolved config -> steps, warm-up, accumulation, FLOPs. The only place that computes them.
+"""What follows from the config of a run: steps, warm-up, batch, accumulation and FLOPs.
 
-Called by plan for every cell and by train for the run, so both agree; all of it is plain arithmetic.
+Planning and training both call this, so they agree. It is plain arithmetic.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dlm.core.errors import UserError, unknown
 from dlm.core.objectives import OBJECTIVE_HEADS
 from dlm.core.shape import ModelShape, shape_from_config
 
-MIN_STEPS = 20  # fewer optimiser steps than this is no training run
+MIN_STEPS = 20  # with fewer optimiser steps there is no run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run will do, derived from its config."""
+    """What a run does, as it follows from its config."""
 
     shape: ModelShape
     causal: bool
@@ -34,7 +34,7 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step, all devices together."""
+        """Tokens of one optimiser step on all devices together."""
         return self.global_batch_size * self.block_size
 
     @property
@@ -44,16 +44,21 @@ class Recipe:
 
     @property
     def budget_error_pct(self) -> float | None:
-        """100 (actual - target) / target FLOPs: what whole steps cost in accuracy."""
+        """100 (actual - target) / target FLOPs: how far whole steps miss the budget. None without a budget."""
         if self.budget_flops is None:
             return None
         return 100 * (self.flops[self.convention] - self.budget_flops) / self.budget_flops
 
 
 def derive(config: Mapping[str, Any]) -> Recipe:
-    """The Recipe of a config (after ``fill``) with nodes model, data, objective, scheduler, training.
+    """The recipe of a config.
 
-    ``training.steps`` wins over ``training.budget``. Raises UserError for a budget or batch that makes no run.
+    Args:
+        config: A config after ``fill``, with the nodes model, data, objective, scheduler and training.
+            ``training.steps`` takes precedence over ``training.budget``.
+
+    Raises:
+        UserError: The values make no run.
     """
     shape = shape_from_config(config["model"])
     data, training = config["data"], config["training"]
@@ -90,16 +95,20 @@ def derive(config: Mapping[str, Any]) -> Recipe:
 
 
 def fill(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` with data.batch_size and optimizer.lr as its ``recipe`` says, where they are null.
+    """Fill in data.batch_size and optimizer.lr, where they are null, by the ``recipe`` of the config.
 
-    Every reader of a composed config calls this first, so ids and runs hold numbers. The recipes:
+    Every reader of a composed config calls this first, so that ids and runs contain numbers. The recipes:
 
     * smdm: 256 sequences and 2e-4 for every size (2410.18514, pretrain/train_mdm.py);
     * power_law: with D the tokens that the budget buys, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
       2512.10858, masked diffusion), as whole sequences, above 16 a multiple of 16; and with N non-embedding
       parameters a learning rate of 1.79 N^-.713 D^.307 (Step Law, Li et al. 2503.04715, autoregressive models).
 
-    Raises UserError for an unknown recipe, and for power_law where no budget says D.
+    Returns:
+        A new config.
+
+    Raises:
+        UserError: The recipe is unknown, or it is power_law and there is no budget that gives D.
     """
     name, data, optimizer = config["recipe"], dict(config["data"]), dict(config["optimizer"])
     if name not in NAMES["recipe"]:
@@ -113,7 +122,7 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _affordable_tokens(config: Mapping[str, Any]) -> float:
-    """D: what training.budget buys, before it is cut to whole steps."""
+    """D: the tokens that training.budget pays for, before it is cut to whole steps."""
     training = config["training"]
     if training.get("steps") is not None or training.get("budget") is None:
         raise UserError(
@@ -160,7 +169,10 @@ def _steps(
 
 
 def micro_batch_limit(num_params: int) -> int:
-    """Sequences a device takes at once, by size (SMDM pretrain/train_mdm.py, 80 GB devices)."""
+    """How many sequences a device takes at once, by the size of the model.
+
+    The numbers are those of SMDM (pretrain/train_mdm.py) for devices of 80 GB.
+    """
     for limit, sequences in ((20e6, 32), (50e6, 16), (1000e6, 8)):
         if num_params <= limit:
             return sequences
@@ -168,14 +180,25 @@ def micro_batch_limit(num_params: int) -> int:
 
 
 def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: int, num_params: int) -> tuple[int, int]:
-    """(micro-batch, accumulation): sequences a device takes at once, and how often before an optimiser step.
+    """How the batch of an optimiser step is divided over devices and time.
 
-    A ``micro_batch_size`` of None is the largest divisor within ``micro_batch_limit``. Raises UserError when the
-    devices, or the micro-batch asked for, do not divide the batch: no sequence is ever dropped.
+    Args:
+        batch_size: Sequences of an optimiser step, on all devices together.
+        micro_batch_size: Sequences that a device takes at once. None: the largest divisor of the sequences of a device
+            within ``micro_batch_limit``.
+        world_size: Number of devices.
+        num_params: N, non-embedding.
+
+    Returns:
+        (micro-batch, accumulation): the sequences that a device takes at once, and how many micro-batches it takes
+        before an optimiser step.
+
+    Raises:
+        UserError: The batch cannot be divided without a rest. No sequence is ever dropped.
     """
     if batch_size % world_size:
         raise UserError(
-            f"data.batch_size {batch_size} is not divided by {world_size} devices: change data.batch_size, "
+            f"data.batch_size {batch_size} does not divide evenly over {world_size} devices: change data.batch_size, "
             "trainer.devices or trainer.num_nodes"
         )
     per_device = batch_size // world_size

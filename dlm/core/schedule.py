@@ -1,6 +1,7 @@
-"""schedule: step -> learning-rate multiplier, pure functions. Called by recipe and optim.
+"""Learning-rate schedules: the factor on the peak learning rate at each optimiser step.
 
-Every schedule warms up linearly from 0 to 1 and ends at ``min_ratio`` on the last step.
+Every schedule warms up linearly from 0 to 1 and ends at ``min_ratio`` on the last step. ``progress`` is in [0, 1]: the
+share of the steps after the warm-up that is done.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dlm.core.errors import unknown
 
 
 def cosine(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
-    """Half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama). ``progress`` in [0, 1] after the warm-up."""
+    """Half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
     del decay_fraction
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -24,7 +25,7 @@ def linear(progress: float, *, min_ratio: float, decay_fraction: float) -> float
 
 
 def wsd(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
-    """Constant, then 1 - sqrt over the last ``decay_fraction`` (Haegele et al. 2405.18392)."""
+    """Constant, then a decay of the form 1 - sqrt over the last ``decay_fraction`` (Haegele et al. 2405.18392)."""
     into_decay = (progress - (1 - decay_fraction)) / decay_fraction
     return 1 - (1 - min_ratio) * math.sqrt(max(into_decay, 0.0))
 
@@ -33,14 +34,26 @@ SHAPES: dict[str, Callable[..., float]] = {"cosine": cosine, "linear": linear, "
 
 
 def warmup_steps(steps: int, *, fraction: float, minimum: int) -> int:
-    """Warm-up of a run: ``fraction`` of it, at least ``minimum`` (SMDM: 1 %, 100), at most half of it."""
+    """The warm-up of a run in steps: ``fraction`` of the run, at least ``minimum`` steps, at most half of the run.
+
+    SMDM's are 1 % and 100 steps.
+    """
     return min(max(math.ceil(fraction * steps), minimum), steps // 2)
 
 
 def multiplier(
     step: int, *, name: str, steps: int, warmup: int, min_ratio: float, decay_fraction: float = 0.1
 ) -> float:
-    """The factor on the peak learning rate for optimiser step ``step`` (0 is the first) of ``steps``."""
+    """The factor on the peak learning rate at one optimiser step.
+
+    Args:
+        step: The step, counted from 0.
+        name: One of SHAPES.
+        steps: Steps of the whole run.
+        warmup: Steps of the warm-up.
+        min_ratio: The factor at the last step.
+        decay_fraction: The share of the steps after the warm-up in which ``wsd`` decays.
+    """
     if name not in SHAPES:
         raise unknown("scheduler.name", name, SHAPES)
     if step < warmup:

@@ -1,6 +1,6 @@
-"""ladder: configs/model/*.yaml -> ModelShape and its exact parameter counts. Called by both halves.
+"""The shape of a model: configs/model/*.yaml -> ModelShape, with its exact numbers of parameters.
 
-A size is written in its group file only; every count is computed here.
+The shapes are written in their group files only, and every number of parameters is computed here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ PARAMETRISATIONS = ("sp", "completep")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A transformer of the SMDM family: RMSNorm, rotary, SwiGLU, no biases, untied head.
+    """The shape of a transformer of the SMDM family: RMSNorm, rotary embedding, SwiGLU, no biases, untied head.
 
-    Raises UserError (with the key to change) when the numbers do not make a model.
+    Raises:
+        UserError: The numbers do not make a model. The message names the key to change.
     """
 
     name: str
@@ -30,13 +31,13 @@ class ModelShape:
     intermediate_size: int  # f, the width of each of the two gate projections of SwiGLU
     vocab_size: int  # V, without the mask token
     block_size: int  # the longest sequence, tokens
-    rotary_percentage: float = 1.0  # share of a head's channels that is rotated
+    rotary_percentage: float = 1.0  # share of the channels of a head that is rotated
     norm_eps: float = 1e-5
     n_query_groups: int | None = None  # sets of keys and values, each shared by n_head / n_query_groups heads
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotation
     parametrisation: str = "sp"  # or completep: how initialisation and learning rates follow width and depth
-    base_n_embd: int | None = None  # completep: the width and depth at which the learning rate was tuned
-    base_n_layer: int | None = None
+    base_n_embd: int | None = None  # completep: width at which the learning rate was tuned
+    base_n_layer: int | None = None  # completep: depth at which it was tuned
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "intermediate_size", "vocab_size", "block_size"):
@@ -81,19 +82,19 @@ class ModelShape:
 
     @property
     def width_ratio(self) -> float:
-        """m_N of completep: this width over the base's; 1 under sp."""
+        """m_N of completep: the width over that of the base model; 1 under sp."""
         return self.n_embd / self.base_n_embd if self.base_n_embd else 1.0
 
     @property
     def depth_ratio(self) -> float:
-        """m_L of completep: this depth over the base's; 1 under sp."""
+        """m_L of completep: the depth over that of the base model; 1 under sp."""
         return self.n_layer / self.base_n_layer if self.base_n_layer else 1.0
 
     @property
     def num_params(self) -> int:
-        """N, non-embedding, as SMDM counts it: L(4 d^2 + 3 d f + 2 d) + d, every RMSNorm weight included.
+        """N, the non-embedding parameters as SMDM counts them, with every RMSNorm weight: L(4 d^2 + 3 d f + 2 d) + d.
 
-        Grouped queries have smaller key and value projections, qk_norm two more norms of a head's size.
+        Grouped queries make the key and value projections smaller; qk_norm adds two norms of the size of a head.
         """
         d, f = self.n_embd, self.intermediate_size
         attention = 2 * d * d + 2 * d * self.num_kv_heads * self.head_dim
@@ -101,7 +102,7 @@ class ModelShape:
         return self.n_layer * (attention + 3 * d * f + norms) + d
 
     def num_params_total(self, *, causal: bool) -> int:
-        """N with the untied head and the input embedding (one row more for the mask token of diffusion)."""
+        """N plus the untied head and the input embedding, which has one more row for diffusion: the mask token."""
         embedding_rows = self.vocab_size + (0 if causal else 1)
         return self.num_params + (embedding_rows + self.vocab_size) * self.n_embd
 
@@ -112,7 +113,7 @@ def _check_whole(key: str, value: object) -> None:
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """A ModelShape from the ``model`` node of a config; an unknown key is a UserError."""
+    """The shape that the ``model`` node of a config describes. Raises UserError for an unknown or missing key."""
     allowed = [field.name for field in dataclasses.fields(ModelShape)]
     for key in config:
         if key not in allowed:
@@ -124,10 +125,10 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 
 def load_shape(name: str) -> ModelShape:
-    """The shape called ``name`` in configs/model; an unknown name is a UserError with the close matches."""
+    """The shape called ``name`` in configs/model. Raises UserError, with the close matches, for an unknown name."""
     return shape_from_config(load_choice("model", name))
 
 
 def ladder() -> list[ModelShape]:
-    """Every size in configs/model, smallest first."""
+    """Every shape in configs/model, the smallest first."""
     return sorted((load_shape(name) for name in choices("model")), key=lambda shape: shape.num_params)

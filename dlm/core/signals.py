@@ -1,8 +1,8 @@
-"""signals: whether this process was told to stop, even before there was anything to stop. Called by launch, first of
-all, by Preemption and train.
+"""Remember a signal to stop that arrives before the run can act on it.
 
-Importing torch takes seconds, and a signal that finds nobody ends a process: a job whose time limit is near when it
-starts would end without one step. Here it is remembered, until the run's own Preemption asks.
+Importing torch takes seconds, and a signal without a handler ends the process: a job that starts near its time limit
+would end without one step. launch therefore calls ``remember`` first of all, and the callback Preemption asks later
+whether a signal arrived.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-_came: list[int] = []
+_received: list[int] = []
 
 
 def remember() -> None:
-    """From now on SIGTERM, SIGUSR1 and SIGUSR2 are only noted."""
+    """From now on only note SIGTERM, SIGUSR1 and SIGUSR2."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, note)
 
 
 def note(number: int, frame: FrameType | None = None) -> None:
-    """One came."""
-    _came.append(number)
+    """A signal handler that notes the signal."""
+    _received.append(number)
 
 
 def asked_to_stop() -> bool:
-    """Whether one came."""
-    return bool(_came)
+    """Whether a signal to stop has arrived."""
+    return bool(_received)
 
 
 def forget() -> None:
-    """For the next run of this process."""
-    _came.clear()
+    """Forget the signals so far, before the next run of this process."""
+    _received.clear()

@@ -1,4 +1,4 @@
-"""Write numbers and lists the way people read them: 33k, 3e11, 12 min, 'a, b and c'."""
+"""Write numbers, time spans and lists as people read them: 33k, 3e11, 12 min, 'a, b and c'."""
 
 from __future__ import annotations
 

@@ -23,7 +23,13 @@ from dlm.plan.definition import Hardware
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
-    """The plan with each cell's cost, validations too: at rates measured here (model -> FLOP/s), else as defined."""
+    """The plan with an estimate for each cell.
+
+    Args:
+        plan: The plan.
+        rates: Model -> training FLOP/s that was measured on this machine, on which the cells are to run. None: they run
+            on the hardware of the definition, at its assumed share of the peak.
+    """
     hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
     cells = tuple(
         dataclasses.replace(
@@ -44,9 +50,10 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
 
 
 def validation_flops(cell: Cell) -> float:
-    """The forward passes of all of a cell's validations, at most: a split may hold fewer sequences than are asked for.
+    """FLOPs of the forward passes of all validations of a cell.
 
-    They count in the hours and not in the budget, which is a training budget.
+    They enter the hours but not the budget, which is for training. It is an upper bound: the split may hold fewer
+    sequences than the config asks for.
     """
     asked = {
         name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
@@ -72,7 +79,13 @@ def estimate_cell(
     hardware: Hardware,
     flops_per_sec: float | None,
 ) -> Estimate:
-    """Hours from ``flops`` (true ones, validations too) at a measured rate, or at the assumed share of the peak."""
+    """The estimate of a cell.
+
+    Args:
+        flops: What the cell computes, with validations, in the convention full_masked_head.
+        hardware: What it runs on.
+        flops_per_sec: A measured rate. None: the assumed share of the peak of the GPUs; unknown on a CPU.
+    """
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
     hours, basis = None, "not measured on this machine yet"
     if flops_per_sec is not None:
@@ -95,13 +108,14 @@ def estimate_cell(
 
 
 def memory_gib(shape_name: str, causal: bool, batch_size: int, block_size: int, devices: int) -> float:
-    """A device's memory for training, an upper estimate.
+    """An upper estimate of the memory that training takes on one device, GiB.
 
-    16 bytes a parameter (float32 weights, gradients and two moments), activations of 34 bytes per token, layer and
-    channel (Korthikanti et al. 2205.05198, without the attention matrix), logits in float32 with their gradient.
+    It counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per token,
+    layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with their
+    gradient.
     """
     shape = load_shape(shape_name)
-    batch_size = max(batch_size // devices * devices, devices)  # what does not divide is refused before
+    batch_size = max(batch_size // devices * devices, devices)  # a batch that does not divide evenly is refused earlier
     micro, _ = accumulation(
         batch_size=batch_size, micro_batch_size=None, world_size=devices, num_params=shape.num_params
     )
@@ -113,7 +127,16 @@ def memory_gib(shape_name: str, causal: bool, batch_size: int, block_size: int, 
 
 
 def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float = 1.0) -> dict[str, float]:
-    """True training FLOP/s of one process with one thread here, for each model, measured now in another process."""
+    """Measure the training FLOP/s (full_masked_head) of one process with one thread on this machine.
+
+    Args:
+        models: The sizes to measure.
+        block_size: Tokens of a sequence.
+        seconds: How long to measure each size.
+
+    Returns:
+        Model -> FLOP/s.
+    """
     request = {"models": models, "block_size": block_size, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
@@ -125,7 +148,7 @@ def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float 
 
 
 def measured_models(models: Sequence[str]) -> list[str]:
-    """What to measure for a plan: its smallest and largest size that a CPU steps through in seconds, else 6M."""
+    """The sizes to measure for a plan: its smallest and its largest below 7M parameters, else 6M."""
     shapes = sorted((load_shape(name) for name in set(models)), key=lambda shape: shape.num_params)
     small = [shape.name for shape in shapes if shape.num_params < 7e6]
     return list(dict.fromkeys([small[0], small[-1]])) if small else ["6M"]

@@ -1,24 +1,24 @@
-"""sweep: one sweeps/*.yaml -> SweepSpec, validated and frozen. Called by cli and plan."""
+"""Read and check the definition of a sweep: sweeps/*.yaml -> SweepSpec."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from dlm.core.configs import load_base, load_yaml, parse_yaml
-from dlm.core.errors import UserError, close_matches, unknown
+from dlm.core.configs import load_base, load_mapping, parse_yaml
+from dlm.core.errors import UserError, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME
 from dlm.core.paths import sweeps_dir
 
 
 def _number(value: object) -> object:
-    """1/3 and '1e19' as numbers; anything else is left for the validation to refuse."""
+    """A number from text such as '1/3' or '1e19'. Other values are left for pydantic to accept or refuse."""
     if isinstance(value, str):
         try:
             return float(Fraction(value)) if "/" in value else float(value)
@@ -28,6 +28,7 @@ def _number(value: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[Number, Field(gt=0, le=1)]
 
 
 class _Frozen(BaseModel):
@@ -35,7 +36,7 @@ class _Frozen(BaseModel):
 
 
 class Hardware(_Frozen):
-    """What one cell runs on, for the estimate and the job's resources."""
+    """The devices of one cell, for its estimate and for the resources of its job."""
 
     device: str = "H100"  # cpu, or a name of flops.PEAK_FLOPS
     nodes: int = Field(default=1, ge=1)
@@ -51,52 +52,45 @@ class Hardware(_Frozen):
 
 
 class SweepSpec(_Frozen):
-    """A sweep definition: which cells, and what they have in common."""
+    """A sweep definition: which cells to train, and what they have in common."""
 
     name: str = Field(pattern=f"^{SWEEP_NAME}$")
     description: str = ""
-    budgets: tuple[Number, ...]  # target FLOPs of one cell
-    budget_fractions: tuple[Number, ...] = (1.0, 1 / 3, 0.1, 1 / 30)  # of the top budget, for make's BUDGET
+    budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of one cell
+    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # of --top-budget
     convention: Convention = "6n"
-    models: tuple[str, ...]
-    tokens_per_param: tuple[Number, Number] | None = None  # cells outside are dropped
-    sizes_per_budget: int | None = Field(default=None, ge=1)  # of those inside, this many, evenly spread
-    objectives: tuple[str, ...] = ("masked_diffusion",)
-    seeds: tuple[int, ...] = (0,)
+    models: tuple[str, ...] = Field(min_length=1)
+    tokens_per_param: tuple[Number, Number] | None = None  # lowest and highest: cells outside are dropped
+    sizes_per_budget: int | None = Field(default=None, ge=1)  # of the sizes inside keep this many, evenly spread
+    objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     groups: dict[str, str] = Field(default_factory=dict)  # choices of Hydra groups, for every cell
     set: dict[str, Any] = Field(default_factory=dict)  # values of config keys, for every cell
-    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # a cell for every combination
-    max_epochs: float = Field(default=4.0, gt=0)
-    max_gpu_hours: float | None = Field(default=None, gt=0)  # more needs YES=1
+    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # there is a cell for every combination
+    max_epochs: float = Field(default=4.0, gt=0)  # cells that read the data more often are dropped
+    max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
     max_local_hours: float = Field(default=24.0, gt=0)  # a sweep that takes longer on this machine is not started here
     hardware: Hardware = Hardware()
 
-    @field_validator("budget_fractions")
-    @classmethod
-    def _fractions(cls, value: Sequence[float]) -> Sequence[float]:
-        if not value or not all(0 < fraction <= 1 for fraction in value):
-            raise ValueError("needs numbers above 0 and up to 1")
-        return value
-
-    @field_validator("models", "objectives", "seeds", "budgets")
-    @classmethod
-    def _not_empty(cls, value: Sequence[object]) -> Sequence[object]:
-        if not value:
-            raise ValueError("needs at least one value")
-        return value
-
     def identity(self) -> dict[str, Any]:
-        """The definition without what may grow or is about this machine: equal for the same sweep."""
+        """What two definitions of one sweep must agree on: all but what may grow and what is about the machine."""
         changing = {"budgets", "budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware"}
         return self.model_dump(mode="json", exclude=changing)
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:
-        """The same definition with other budgets, ascending and without repeats."""
+        """The same definition with other budgets (target FLOPs), sorted and without duplicates."""
         return self.model_copy(update={"budgets": tuple(sorted(set(budgets)))})
 
 
 def find_definition(name: str) -> Path:
-    """The file of a definition: a path, or a name in sweeps/. Raises UserError with the close matches."""
+    """The file of a definition.
+
+    Args:
+        name: The path of a YAML file, or the name of a definition in sweeps/.
+
+    Raises:
+        UserError: There is none; the message has the close matches.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
@@ -109,10 +103,16 @@ def find_definition(name: str) -> Path:
 
 
 def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
-    """Read a definition; ``settings`` are KEY=VALUE (YAML values, dotted keys) that change it first."""
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
+    """Read a definition from a file.
+
+    Args:
+        path: The YAML file.
+        settings: Changes of the form KEY=VALUE, with dotted keys and YAML values, as --set takes them.
+
+    Raises:
+        UserError: The file or a setting cannot be read, or the definition is not valid.
+    """
+    content = load_mapping(path)
     for setting in settings:
         _set(content, setting)
     return parse_sweep(content, str(path))
@@ -135,7 +135,7 @@ def _set(content: dict[str, Any], setting: str) -> None:
 
 
 def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
-    """A SweepSpec from plain values; the first mistake is one line that names the key."""
+    """A SweepSpec from plain values. Raises UserError for the first mistake, with ``source`` and the key."""
     try:
         spec = SweepSpec(**content)
     except ValidationError as error:
@@ -144,15 +144,16 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
         check_budget(budget, "budgets")
     window = spec.tokens_per_param
     if window is not None and not 0 < window[0] < window[1] < math.inf:
-        raise UserError(f"{source}: tokens_per_param is {list(window)}: give [lowest, highest]")
+        raise UserError(f"{source}: tokens_per_param is {list(window)}: it must be [lowest, highest], both above zero")
     return spec
 
 
 def _explain(error: ValidationError) -> str:
+    """The first mistake that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    *groups, key = (str(part) for part in first["loc"])
+    name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
-        near = close_matches(key, SweepSpec.model_fields)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"unknown key '{key}': {hint}allowed: {', '.join(SweepSpec.model_fields)}"
-    return f"{key} is {first['input']!r}: {first['msg']}" if first["type"] != "missing" else f"{key} is missing"
+        where, fields = ("key of hardware", Hardware.model_fields) if groups else ("key", SweepSpec.model_fields)
+        return str(unknown(where, key, fields))
+    return f"{name} is missing" if first["type"] == "missing" else f"{name} is {first['input']!r}: {first['msg']}"

@@ -1,7 +1,7 @@
-"""plan: SweepSpec -> Plan of cells, and plan.json. Called by cli, submit, status and collect.
+"""Make the plan of a sweep: every combination that its definition names becomes a cell, or is dropped with a reason.
 
-A plan holds decisions only: the same definition and budgets give the same bytes on any machine. What cells cost
-on given hardware is in estimate.json beside it.
+A plan holds decisions only: the same definition and the same data give the same bytes on any machine. What the cells
+cost is estimated in cost and kept in estimate.json beside the plan.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
 
-# The groups that decide a result; the others (trainer, callbacks, logger) are chosen but not part of the identity.
+# The groups that decide a result. The others are chosen too but do not enter the identity of a cell.
 DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
 
 
@@ -34,21 +35,25 @@ OTHER_GROUPS = {"trainer": "cpu", "callbacks": "default", "logger": "wandb"}
 
 
 def make_plan(spec: SweepSpec) -> Plan:
-    """The grid of a definition. Raises UserError for what no cell can be made of, and when no cell is left."""
+    """Plan a sweep.
+
+    Raises:
+        UserError: The definition names something that does not exist or cannot be trained, or no cell is left.
+    """
     groups = {**DEFAULT_GROUPS, **spec.groups}
     for group, choice in groups.items():
-        if group not in (*DEFAULT_GROUPS, *OTHER_GROUPS):
-            raise unknown("group in groups", group, dict.fromkeys((*DEFAULT_GROUPS, *OTHER_GROUPS)))
+        if group not in DEFAULT_GROUPS | OTHER_GROUPS:
+            raise unknown("group in groups", group, DEFAULT_GROUPS | OTHER_GROUPS)
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
+    points = list(_points(spec, groups))
+    distinct = {(*point.groups.items(), *point.overrides): point for point in points}  # they differ in their keys
+    for point in distinct.values():
+        _check_keys(point)
     found: dict[str, DataSet | None] = {}
     cells, dropped = [], []
-    points = list(_points(spec, groups))
-    distinct = {(*point["groups"].items(), *point["overrides"]): point for point in points}  # keys alike, values not
-    for point in distinct.values():
-        _check_keys(point["groups"], point["overrides"])
     for point in points:
-        config = cell_config(point["groups"], point["overrides"])
+        config = cell_config(point.groups, point.overrides)
         node = _in_place(config["data"])
         key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
         if key not in found:
@@ -57,13 +62,14 @@ def make_plan(spec: SweepSpec) -> Plan:
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
-            dropped.append({**_about(point), "reason": cell})
+            dropped.append(point.dropped(cell))
     cells, thinned = _thin(spec, cells)
     dropped += thinned
     if not cells:
+        first = dropped[0]
         raise UserError(
-            f"no cell is left of {len(dropped)} (the first, {_name(dropped[0])}: {dropped[0]['reason']}): change "
-            "budgets, models, tokens_per_param or max_epochs"
+            f"no cell is left of {len(dropped)} (the first, {first['model']} at {text.flops(first['budget_flops'])}: "
+            f"{first['reason']}): change budgets, models, tokens_per_param or max_epochs"
         )
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
     if times > 1:
@@ -78,28 +84,43 @@ def make_plan(spec: SweepSpec) -> Plan:
     )
 
 
-def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Every combination that the definition names: its groups and the keys it sets."""
+@dataclass(frozen=True)
+class Point:
+    """One combination of what a definition names: the choices of its groups, and the config keys that it sets."""
+
+    groups: Mapping[str, str]
+    overrides: Mapping[str, Any]
+
+    def dropped(self, reason: str) -> dict[str, Any]:
+        """The row of the plan that says why there is no cell."""
+        return {
+            "model": self.groups["model"],
+            "objective": self.groups["objective"],
+            "seed": self.overrides["seed"],
+            "budget_flops": self.overrides["training.budget"],
+            "reason": reason,
+        }
+
+
+def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[Point]:
+    """Every combination that the definition names."""
     combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
     for objective, varied, seed, budget, model in itertools.product(
         spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
     ):
         chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
         keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
-        yield {
-            "groups": {"model": model, "objective": objective, **groups, **chosen},
-            "overrides": {
-                **spec.set,
-                **keys,
-                "seed": seed,
-                "training.budget": budget,
-                "training.convention": spec.convention,
-            },
-        }
+        fixed = {"seed": seed, "training.budget": budget, "training.convention": spec.convention}
+        yield Point({"model": model, "objective": objective, **groups, **chosen}, {**spec.set, **keys, **fixed})
 
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The nodes that decide a result, as Hydra composes them and ``fill`` completes them."""
+    """The config of a cell as far as it decides the result, as Hydra composes it and ``fill`` completes it.
+
+    Args:
+        groups: Group -> choice.
+        overrides: Dotted config key -> value.
+    """
     composed = _composed(configs_dir(), *(groups[group] for group in DECIDING))
     deciding = {key: value for key, value in overrides.items() if key.split(".")[0] not in OTHER_GROUPS}
     trainer = {"precision": overrides.get("trainer.precision", "auto")}
@@ -108,15 +129,15 @@ def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict
 
 @functools.lru_cache(maxsize=4096)
 def _composed(configs: Path, *chosen: str) -> dict[str, Any]:
-    """The deciding groups as they stand in ``configs``; not to be changed."""
+    """The deciding groups as they stand in the folder ``configs``. Callers must not change the result."""
     return load_base() | {group: load_choice(group, choice) for group, choice in zip(DECIDING, chosen, strict=True)}
 
 
-def _check_keys(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> None:
+def _check_keys(point: Point) -> None:
     """Raise UserError for a key of a group file or of the definition that no cell reads."""
-    chosen = {**OTHER_GROUPS, **groups}
+    chosen = {**OTHER_GROUPS, **point.groups}
     config = load_base() | {group: load_choice(group, choice) for group, choice in chosen.items()}
-    for key in overrides:
+    for key in point.overrides:
         if key in chosen:
             raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
         if key == "training.steps":
@@ -124,11 +145,11 @@ def _check_keys(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> None
         if key.split(".")[0] not in config:
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
             raise unknown("config key in the sweep definition", key, keys)
-    check_keys(merge(config, nest(overrides)))
+    check_keys(merge(config, nest(point.overrides)))
 
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The data node of a cell with its folders in place, as Hydra would resolve it."""
+    """The ``data`` node of a cell with the path of the data folder filled in, as Hydra resolves it."""
     node: dict[str, Any] = _in_place(cell_config(groups, overrides)["data"])
     return node
 
@@ -140,56 +161,43 @@ def _in_place(value: Any) -> Any:
 
 
 def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
-    """The hash of the one data set, or of all that the cells use; None while any is not prepared."""
+    """The hash of the one data set, or of all that the cells use. None while any of them is not prepared."""
     hashes = [data.hash for data in found if data is not None]
     if len(hashes) < len(found):
         return None
     return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
 
 
-def _about(point: Mapping[str, Any]) -> dict[str, Any]:
-    groups, overrides = point["groups"], point["overrides"]
-    return {
-        "model": groups["model"],
-        "objective": groups["objective"],
-        "seed": overrides["seed"],
-        "budget_flops": overrides["training.budget"],
-    }
-
-
-def _name(dropped: Mapping[str, Any]) -> str:
-    return f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
-
-
-def _cell(spec: SweepSpec, point: Mapping[str, Any], config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
-    """The cell of a point, or the reason why there is none."""
+def _cell(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+    """The cell of a point, or the reason why it is dropped."""
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(
             f"model {recipe.shape.name} has vocab_size {recipe.shape.vocab_size}, the data "
-            f"{point['groups']['data']} have {data.vocab_size}: change models or groups.data"
+            f"{point.groups['data']} have {data.vocab_size}: change models or groups.data"
         )
     epochs = None if data is None else data.epochs(recipe.tokens)
     _check_divides(spec, point, recipe.global_batch_size)
     return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, data, epochs)
 
 
-def _check_divides(spec: SweepSpec, point: Mapping[str, Any], batch_size: int) -> None:
-    """Raise UserError for a batch that the devices of the definition do not divide."""
-    devices = point["overrides"].get("trainer.devices")
+def _check_divides(spec: SweepSpec, point: Point, batch_size: int) -> None:
+    """Raise UserError for a batch that does not divide evenly over the devices of the definition."""
+    devices = point.overrides.get("trainer.devices")
     if isinstance(devices, int):
-        devices *= point["overrides"].get("trainer.num_nodes") or spec.hardware.nodes
+        devices *= point.overrides.get("trainer.num_nodes") or spec.hardware.nodes
     else:
         devices = spec.hardware.gpus_per_node * spec.hardware.nodes
     if batch_size % max(devices, 1):
         raise UserError(
-            f"data.batch_size {batch_size} of {point['groups']['model']} is not divided by {devices} devices: change "
-            "data.batch_size, or the devices (hardware.gpus_per_node and hardware.nodes of the definition, "
+            f"data.batch_size {batch_size} of {point.groups['model']} does not divide evenly over {devices} devices: "
+            "change data.batch_size, or the devices (hardware.gpus_per_node and hardware.nodes of the definition, "
             "trainer.devices)"
         )
 
 
 def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | None:
+    """Why a definition drops a cell with this recipe; None when it keeps it."""
     ratio = recipe.tokens / recipe.shape.num_params
     if recipe.steps < MIN_STEPS:
         return f"{recipe.steps} steps of {recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}"
@@ -202,7 +210,7 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
 
 
 def _make_cell(
-    point: Mapping[str, Any], config: Mapping[str, Any], recipe: Recipe, data: DataSet | None, epochs: float | None
+    point: Point, config: Mapping[str, Any], recipe: Recipe, data: DataSet | None, epochs: float | None
 ) -> Cell:
     shape = recipe.shape
     assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
@@ -226,13 +234,17 @@ def _make_cell(
         budget_error_pct=recipe.budget_error_pct,
         tokens_per_param=recipe.tokens / shape.num_params,
         epochs=epochs,
-        groups=point["groups"],
-        overrides=point["overrides"],
+        groups=point.groups,
+        overrides=point.overrides,
     )
 
 
 def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Of the sizes that fit at each budget, ``sizes_per_budget`` evenly spread over the ladder."""
+    """Keep ``sizes_per_budget`` of the sizes at each budget, evenly spread over the ladder of sizes.
+
+    Returns:
+        The cells that are kept, and the rows of the plan about the others.
+    """
     if spec.sizes_per_budget is None:
         return cells, []
     kept: set[tuple[float, str]] = set()
@@ -241,10 +253,7 @@ def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str
         count = min(spec.sizes_per_budget, len(sizes))
         places = {round(place * (len(sizes) - 1) / max(count - 1, 1)) for place in range(count)}
         kept |= {(budget, sizes[place][1]) for place in places}
-    out = [cell for cell in cells if (cell.budget_flops, cell.model) not in kept]
     reason = f"not among the sizes_per_budget {spec.sizes_per_budget} of its budget"
-    dropped = [
-        {"model": c.model, "objective": c.objective, "seed": c.seed, "budget_flops": c.budget_flops, "reason": reason}
-        for c in out
-    ]
+    out = [cell for cell in cells if (cell.budget_flops, cell.model) not in kept]
+    dropped = [Point(cell.groups, cell.overrides).dropped(reason) for cell in out]
     return [cell for cell in cells if (cell.budget_flops, cell.model) in kept], dropped

@@ -1,10 +1,9 @@
-"""Write a plan to its sweep folder and read it back."""
+"""Write the plan of a sweep to its folder, and read it back."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -18,17 +17,22 @@ from dlm.plan.grid import make_plan
 
 
 def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
-    """Write plan.json, estimate.json and cell/*.yaml; returns the plan as it now stands.
+    """Write plan.json, estimate.json and cell/*.yaml.
 
-    Cells that were already submitted or run stay in the plan: a sweep grows. Raises UserError when the folder's
-    plan came from another definition or other data.
+    A sweep grows: cells of the folder's earlier plan that have been started stay in it.
+
+    Returns:
+        The plan as it was written, with the earlier cells.
+
+    Raises:
+        UserError: The earlier plan came from another definition or other data.
     """
     before = read_plan(sweep_dir) if (sweep_dir / "plan.json").is_file() else None
     if before is not None:
         _check_same(sweep_dir, before, plan)
         here = {cell.cell_id for cell in plan.cells}
         kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
-        if kept:  # in make_plan's own order, so that a sweep grown in steps has the bytes of one planned at once
+        if kept:  # in the order of make_plan, so that a sweep grown in steps has the bytes of one planned at once
             whole = make_plan(plan.spec.with_budgets({*plan.spec.budgets, *(cell.budget_flops for cell in kept)}))
             place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
             cells = sorted([*plan.cells, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
@@ -37,9 +41,11 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
         write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
     planned = {cell.cell_id for cell in plan.cells}
     for path in (sweep_dir / "cell").glob("*.yaml"):
-        if path.stem not in planned:  # of a plan that was never started
+        if path.stem not in planned:  # of an earlier plan, and never started
             path.unlink()
-    write_estimates(sweep_dir, {cell.cell_id: cell.estimate for cell in plan.cells if cell.estimate != NOT_ESTIMATED})
+    estimated = [cell for cell in plan.cells if cell.estimate != NOT_ESTIMATED]
+    rows = {cell.cell_id: dataclasses.asdict(cell.estimate) for cell in estimated}
+    write_if_changed(sweep_dir / "estimate.json", dump_json(rows))
     write_if_changed(sweep_dir / "plan.json", dump_json(plan.to_json(estimates=False)))
     return plan
 
@@ -61,7 +67,7 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
 
 
 def cell_yaml(sweep: str, cell: Cell) -> str:
-    """The Hydra config of one cell: its groups, and what it sets beyond them."""
+    """The Hydra config of one cell: the choices of its groups, and the keys that it sets."""
     overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in cell.overrides.items()}
     content = {
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
@@ -73,35 +79,26 @@ def cell_yaml(sweep: str, cell: Cell) -> str:
 
 
 def read_plan(sweep_dir: Path) -> Plan:
-    """The plan of a sweep folder with its estimates. Raises UserError when there is none or it is damaged."""
+    """The plan of a sweep folder, with its estimates. Raises UserError when there is no plan or it is damaged."""
     path = sweep_dir / "plan.json"
     if not path.is_file():
         raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
     content = read_json(path)
     estimates = read_estimates(sweep_dir)
     try:
-        spec = parse_sweep(content["spec"], str(path))
-        cells = tuple(Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"])
-        return Plan(
-            spec=spec,
-            convention=content["convention"],
-            data=content["data"],
-            data_hash=content["data_hash"],
-            cells=cells,
-            dropped=tuple(content["dropped"]),
-        )
+        cells = [Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"]]
+        typed = {
+            "spec": parse_sweep(content["spec"], str(path)),
+            "cells": tuple(cells),
+            "dropped": tuple(content["dropped"]),
+        }
+        return Plan(**{**content, **typed})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
 
 
-def write_estimates(sweep_dir: Path, estimates: Mapping[str, Estimate]) -> None:
-    """Write estimate.json: cell id -> estimate."""
-    rows = {cell: dataclasses.asdict(estimate) for cell, estimate in estimates.items()}
-    write_if_changed(sweep_dir / "estimate.json", dump_json(rows))
-
-
 def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
-    """estimate.json of a sweep; empty when there is none or it is damaged: the next plan writes it again."""
+    """The estimates of a sweep by cell id. Empty when they are missing or damaged; the next plan writes them again."""
     try:
         rows = json.loads((sweep_dir / "estimate.json").read_text())
         return {cell: Estimate(**row) for cell, row in rows.items()}

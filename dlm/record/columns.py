@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One row of runs.csv; None is missing and stays missing."""
+    """One row of runs.csv. None is a missing value; it is never filled in."""
 
     run_id: str
     sweep: str
@@ -23,8 +23,8 @@ class RunRow:
     flops_6n_total: float
     flops_full: float
     flops_full_masked_head: float
-    budget: float | None  # target FLOPs
-    loss: float | None  # validation NELBO or NLL at the planned last step, nats/token
+    budget: float | None  # target FLOPs, in ``convention``
+    loss: float | None  # of validation at the planned last step: NELBO or NLL, nats/token
     loss_se: float | None  # its Monte Carlo standard error
     estimator: str
     steps: int
@@ -32,17 +32,17 @@ class RunRow:
     block_size: int  # tokens
     learning_rate: float
     schedule: str
-    parent: str | None  # the trunk this run branched from
+    parent: str | None  # the run whose checkpoint this run started from
     seed: int
     unique_tokens: int | None  # distinct training tokens seen
     epochs: float | None
     data: str
     data_hash: str | None
-    tokens_per_sec: float | None  # as in Result; of a run without one, as in Status
+    tokens_per_sec: float | None  # as in Result, or in Status where there is no result
     device: str | None
     gpu_hours: float | None  # 0 on a machine without GPUs
     attempts: int
-    steps_redone: int  # optimiser steps computed more than once because of interruptions
+    steps_redone: int  # optimiser steps that interruptions caused to be computed again
     git_sha: str | None
     source: str  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
     status: str

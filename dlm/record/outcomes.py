@@ -1,4 +1,4 @@
-"""How a cell can stand or end: its exit code, whether `dlm submit` starts it again, and what the user should do."""
+"""The states of a cell, and what follows from each: exit code, whether it is started again, advice to the user."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ def state_of_exit(exit_code: int) -> State:
 
 
 def names_cause(exit_code: int | None) -> bool:
-    """Whether an exit code is one of dlm's that says why a cell ended: neither 0, nor 1, nor one of another program."""
+    """Whether an exit code says why a cell failed or stopped: any code of dlm but those for success and for a bug."""
     return exit_code in _BY_EXIT_CODE.keys() - {ExitCode.DONE, ExitCode.BUG}

@@ -1,7 +1,7 @@
-"""record: the schemas that training writes and the sweep half reads. The one definition of every column.
+"""The files of a run directory, which training writes and everything else reads.
 
 A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
-validation.csv, result.json and wandb/ (design.md section 4).
+validation.csv, result.json and wandb/.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlm.record.outcomes import State
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """status.json: the last word of a run about itself."""
+    """status.json: what a run last wrote about itself."""
 
     state: State
     step: int
@@ -33,11 +33,13 @@ class Status:
     attempts: int
     steps_redone: int = 0
     loss: float | None = None
-    tokens_per_sec: float | None = None  # of wall time, validations included: what remains takes them too
+    tokens_per_sec: float | None = None  # over wall time with validations, which the remaining steps have too
     exit_code: int | None = None  # set when the attempt has ended
     reason: str | None = None
-    submission: str | None = None  # the ledger's name for what started this attempt; None: by hand
-    gpu_hours: float = 0.0  # of all attempts, steps that were lost too; GPUs that are held count, used or not
+    submission: str | None = (
+        None  # what the ledger calls the submission that started this attempt; None: started by hand
+    )
+    gpu_hours: float = 0.0  # of all attempts, with the steps that were lost; all GPUs that were held count
     started: float  # seconds since the epoch, this attempt
     updated: float
 
@@ -48,7 +50,7 @@ def write_status(run_dir: Path, status: Status) -> None:
 
 
 def read_status(run_dir: Path) -> Status | None:
-    """The status of a run; None when there is none or it cannot be read (the caller asks the scheduler)."""
+    """The status of a run; None when it is missing or cannot be read."""
     try:
         content = json.loads((run_dir / "status.json").read_text())
         return Status(**{**content, "state": State(content["state"])})
@@ -57,14 +59,14 @@ def read_status(run_dir: Path) -> Status | None:
 
 
 def gpu_hours_used(sweep_dir: Path) -> float:
-    """GPU-hours that the runs of a sweep have spent so far, those that run now included."""
+    """The GPU-hours that the runs of a sweep have used so far, also those that are running now."""
     found = (read_status(path.parent) for path in sweep_dir.glob("runs/*/status.json"))
     return sum(status.gpu_hours for status in found if status is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """result.json: written once, when the planned last step has been validated."""
+    """result.json: the result of a run, written once after the validation at the planned last step."""
 
     cell_id: str
     step: int
@@ -72,8 +74,8 @@ class Result:
     loss: float  # nats/token
     loss_se: float  # Monte Carlo standard error over the noise, given the validation set
     estimator: str
-    wall_sec: float  # of all attempts, from the first step to the last; validations between them included
-    tokens_per_sec: float  # of training: without validations, with checkpoints
+    wall_sec: float  # of all attempts, from the first step to the last, with the validations between
+    tokens_per_sec: float  # of training, with checkpoints and without validations
     device: str
     num_devices: int
     gpu_hours: float  # of all attempts, as in Status
@@ -82,7 +84,7 @@ class Result:
     unique_tokens: int
     epochs: float
     data_hash: str
-    unigram_entropy: float  # nats/token of the validation text: a model above it did not learn
+    unigram_entropy: float  # nats/token of the validation text: a model with a higher loss learnt nothing
     finished: float
 
 
@@ -92,7 +94,7 @@ def write_result(run_dir: Path, result: Result) -> None:
 
 
 def read_result(run_dir: Path) -> Result | None:
-    """The result of a finished run; None when it is absent or not whole."""
+    """The result of a finished run; None when it is missing or cannot be read."""
     try:
         return Result(**json.loads((run_dir / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -100,13 +102,19 @@ def read_result(run_dir: Path) -> Result | None:
 
 
 def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence[float]) -> None:
-    """Write validation.csv atomically: per sequence of the fixed set, in its order, loss and Monte Carlo error."""
+    """Write validation.csv atomically: a row for each sequence of the validation set, in order.
+
+    Args:
+        run_dir: The run directory.
+        losses: The loss of each sequence, nats/token.
+        variances: The square of the Monte Carlo standard error of each loss.
+    """
     rows = [f"{place},{loss!r},{math.sqrt(v)!r}" for place, (loss, v) in enumerate(zip(losses, variances, strict=True))]
     write_atomic(run_dir / "validation.csv", "\n".join(["sequence,loss,loss_se", *rows]) + "\n")
 
 
 def read_validation(run_dir: Path) -> list[float]:
-    """The losses of validation.csv, nats/token, in the order of the fixed set. Raises UserError."""
+    """The loss of each validation sequence, nats/token, in order. Raises UserError when they cannot be read."""
     path = run_dir / "validation.csv"
     try:
         with open(path, newline="") as stream:
@@ -145,7 +153,7 @@ def paired_difference(first: Path | str, second: Path | str) -> tuple[float, flo
 
 
 def _validated_on(run_dir: Path) -> dict[str, Any]:
-    """What decides the terms of validation.csv, but for the model."""
+    """What must be equal for two runs to have been validated on the same sequences with the same noise."""
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"{run_dir} holds no result.json: give the folder of a finished run")
@@ -156,12 +164,12 @@ def _validated_on(run_dir: Path) -> dict[str, Any]:
 
 
 def metrics_row(*, step: int, tokens: int, **values: Any) -> dict[str, Any]:
-    """One line of metrics.jsonl: step, tokens, time and what was measured there."""
+    """One row of metrics.jsonl: the step, the tokens so far, the time and what was measured."""
     return {"step": step, "tokens": tokens, "time": time.time(), **values}
 
 
 def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The history of a run in order of steps: where a resume repeated a step, the last attempt wins."""
+    """The rows of a history, one for each step, in order. Of a repeated step the later values count."""
     merged: dict[int, dict[str, Any]] = {}
     for row in rows:
         merged[row["step"]] = {**merged.get(row["step"], {}), **row}
@@ -169,12 +177,12 @@ def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_directory(sweep_dir: Path, cell_id: str) -> Path:
-    """Where a cell runs."""
+    """The run directory of a cell."""
     return sweep_dir / "runs" / cell_id
 
 
 def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
-    """The result of a cell when it is whole, its own and of the planned last step."""
+    """The result of a finished cell; None when there is none, or it is of another cell or of another last step."""
     result = read_result(run_dir)
     if result is None or result.cell_id != cell_id or steps not in (None, result.step):
         return None

@@ -306,7 +306,7 @@ SETTINGS = ("data=slim_star", "model=4k", "data.block_size=32", "data.stride=32"
 
 def test_a_run_on_a_mixture_records_what_it_read(launch, two_texts, workdir):
     def ran(sweep, *overrides):
-        ended = launch(*SETTINGS, "training.steps=200", f"sweep={sweep}", *overrides)
+        ended = launch(*SETTINGS, "training.steps=100", "validation.times=1", f"sweep={sweep}", *overrides)
         assert ended.code == 0, ended.err
         (run_dir,) = (workdir / sweep / "runs").iterdir()
         return read_result(run_dir)
@@ -315,9 +315,9 @@ def test_a_run_on_a_mixture_records_what_it_read(launch, two_texts, workdir):
     held = read_manifest(workdir.parent / "data" / "starcoder").tokens("train") // 32
     data = read_data({"data_dir": workdir.parent / "data" / "slim_pajama"})
     assert alone.data_hash == data.hash != both.data_hash and alone.cell_id != both.cell_id
-    assert both.epochs == pytest.approx(1600 * WEIGHTS["star"] / held, rel=0.1)
-    assert alone.epochs == pytest.approx(1600 * 32 / data.sources[0].manifest.tokens("train"), rel=0.01)
-    assert both.tokens == 200 * 8 * 32 and both.unique_tokens <= both.tokens
+    assert both.epochs == pytest.approx(800 * WEIGHTS["star"] / held, rel=0.1)
+    assert alone.epochs == pytest.approx(800 * 32 / data.sources[0].manifest.tokens("train"), rel=0.01)
+    assert both.tokens == 100 * 8 * 32 and both.unique_tokens <= both.tokens
     for weight in ("-1", "much"):
         ended = launch(*SETTINGS, f"data.sources.star.weight={weight}")
         assert f"data.sources.star.weight is {weight}" in ended.complaint.replace("'", "")

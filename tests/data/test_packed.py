@@ -176,12 +176,21 @@ def test_the_standard_library_as_text(stdlib_data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
-def test_damaged_text_is_made_again(tmp_path):
+@pytest.fixture
+def small_library(tmp_path_factory, monkeypatch):
+    """A standard library of forty short files."""
+    root = tmp_path_factory.mktemp("lib")
+    for number in range(40):
+        (root / f"module_{number}.py").write_text(f"x = {number}\n" * 10)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(root)})
+
+
+def test_damaged_data_are_prepared_again(tmp_path, small_library):
     folder = tmp_path / "stdlib"
     whole = prepare_stdlib(folder)
     first = folder / whole.splits["train"][0].name
     for damage in (
-        lambda: first.write_bytes(first.read_bytes()[:1000]),
+        lambda: first.write_bytes(first.read_bytes()[:100]),
         first.unlink,
         (folder / "manifest.json").unlink,
         lambda: (folder / "manifest.json").write_text('{"name": '),
@@ -192,7 +201,7 @@ def test_damaged_text_is_made_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stdlib"]
 
 
-def test_a_foreign_folder_is_not_overwritten(tmp_path):
+def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path, small_library):
     (tmp_path / "stdlib").mkdir()
     (tmp_path / "stdlib" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="stdlib exists and holds something else: move it away"):

@@ -17,11 +17,11 @@ from dlm import launch as launching
 from dlm.cli import start, targets
 from dlm.core.errors import UserError
 from dlm.core.paths import PACKAGE, configs_dir, sweeps_dir
-from dlm.core.recipe import fill
+from dlm.core.recipe import derive, fill
 from dlm.data.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan.cost import validation_flops, with_estimates
 from dlm.plan.definition import load_sweep, parse_sweep
-from dlm.plan.grid import make_plan
+from dlm.plan.grid import cell_config, make_plan
 from dlm.plan.store import read_plan, write_plan
 
 TINY = {
@@ -146,6 +146,14 @@ def test_epochs_are_tokens_over_those_of_the_data(stdlib_data):
     assert cell.epochs == pytest.approx(cell.tokens / held, rel=1e-12)
 
 
+def test_the_config_of_a_cell_is_whole_and_gives_its_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path))
+    plan = make_plan(load_sweep(sweeps_dir() / "isoflop.yaml"))
+    for cell in plan.cells[::9]:
+        config = cell_config(cell.groups, cell.overrides)  # its batch size and learning rate are those of the recipe
+        assert derive(config).steps == cell.steps and config["optimizer"]["lr"] == cell.learning_rate
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -177,13 +185,16 @@ def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
     ("changes", "words"),
     [
         ({"modles": ["4k"]}, ["unknown key 'modles'", "did you mean models?"]),
-        ({"budgets": []}, ["budgets", "at least one"]),
+        ({"budgets": []}, ["budgets", "at least 1"]),
+        ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"budget_fractions": [2]}, ["budget_fractions", "2", "less than or equal to 1"]),
         ({"budgets": [0]}, ["budgets", "0", "above zero"]),
         ({"budgets": ["lots"]}, ["budgets", "lots"]),
         ({"convention": "7n"}, ["convention", "7n", "6n_total"]),
         ({"name": "a/b"}, ["name", "a/b"]),
         ({"tokens_per_param": [9, 3]}, ["tokens_per_param", "9"]),
         ({"hardware": {"device": "H101"}}, ["H101", "H100"]),
+        ({"hardware": {"gpu_per_node": 8}}, ["unknown key of hardware 'gpu_per_node'", "mean gpus_per_node"]),
         ({"max_epochs": 0}, ["max_epochs"]),
     ],
 )

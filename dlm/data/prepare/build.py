@@ -29,7 +29,7 @@ from dlm.core.lease import Lease
 from dlm.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from dlm.data.prepare.documents import Unit, find_splits, make_units
 from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, TextJob, UnitRecord, digests_path, encode_unit, read_digests
-from dlm.data.prepare.place import move_into_place, read_whole
+from dlm.data.prepare.place import move_into_place
 from dlm.data.prepare.progress import UnitProgress
 from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 
@@ -56,8 +56,9 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     tokenizer = _tokenizer(job)
     units = make_units(find_splits([Path(p) for p in job.sources], [Path(p) for p in job.validation_sources]))
     plan = _plan(job, tokenizer, units)
-    if _is_there(data_dir, plan):
-        return read_whole(data_dir)
+    finished = _finished(data_dir, plan)
+    if finished is not None:
+        return finished
     building = data_dir.parent / f".{data_dir.name}.building"
     building.mkdir(parents=True, exist_ok=True)
     with Lease(building):
@@ -70,7 +71,7 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
             raise
         manifest = _describe(job, tokenizer, units, records, plan)
         _write_whole(building / "data", manifest)
-    move_into_place(building / "data", data_dir)
+    move_into_place(building / "data", data_dir, manifest)
     shutil.rmtree(building)
     return manifest
 
@@ -105,10 +106,13 @@ def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str
     return as_stored
 
 
-def _is_there(data_dir: Path, plan: dict[str, Any]) -> bool:
-    """Whether ``data_dir`` holds the data set of this plan, undamaged. Raises UserError when it holds anything else."""
+def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
+    """The data set of this plan in ``data_dir``; None when it is missing or damaged.
+
+    Raises UserError when ``data_dir`` holds anything else.
+    """
     if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
-        return False
+        return None
     path = data_dir / MANIFEST
     notes = read_json(path).get("notes", {}) if path.is_file() else {}
     if notes.get("plan") != content_hash(plan)[:16]:
@@ -117,9 +121,9 @@ def _is_there(data_dir: Path, plan: dict[str, Any]) -> bool:
             "it away"
         )
     try:
-        return read_manifest(data_dir) is not None
+        return read_manifest(data_dir)
     except UserError:  # damaged: it is made again
-        return False
+        return None
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
@@ -198,7 +202,7 @@ class EncoderPool:
         self.records |= {number: record for number, record in found.items() if record is not None}
         if not todo:
             return
-        with UnitProgress([self.units[number].size for number in todo], "preparing") as progress:
+        with UnitProgress([self.units[number].size for number in todo]) as progress:
             for record in self._encode(todo, limit):
                 append_jsonl(self.building / "done.jsonl", dataclasses.asdict(record))
                 self.records[record.unit] = self.done[record.unit, limit] = record
@@ -317,4 +321,4 @@ def _write_whole(folder: Path, manifest: Manifest) -> None:
         if path.name not in named:
             path.unlink()
     write_manifest(folder, manifest)
-    read_whole(folder)
+    read_manifest(folder)  # raises UserError for a file that is missing or has another size

@@ -86,7 +86,7 @@ def prepare_stdlib(data_dir: Path) -> Manifest:
             notes={"python": ".".join(map(str, sys.version_info[:3])), "documents": len(seen)},
         )
         write_manifest(building, manifest)
-        move_into_place(building, data_dir)
+        move_into_place(building, data_dir, manifest)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest

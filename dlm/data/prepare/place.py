@@ -15,8 +15,8 @@ from dlm.core.errors import UserError
 from dlm.data.manifest import MANIFEST, Manifest, read_manifest
 
 
-def move_into_place(building: Path, data_dir: Path) -> None:
-    """Rename ``building`` to ``data_dir``.
+def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
+    """Rename ``building``, which holds the data set ``made``, to ``data_dir``.
 
     The same data that are there already stay. Otherwise only files of this data set are replaced.
 
@@ -24,7 +24,6 @@ def move_into_place(building: Path, data_dir: Path) -> None:
         UserError: ``data_dir`` holds something else.
     """
     building.chmod(0o755)
-    made = read_whole(building)
     if data_dir.is_dir() and not any(data_dir.iterdir()):
         data_dir.rmdir()
     if data_dir.is_dir() and _is_whole(data_dir, made):
@@ -51,10 +50,3 @@ def _is_whole(data_dir: Path, made: Manifest) -> bool:
 
 def _of_data_set(file: str, name: str) -> bool:
     return file == MANIFEST or fnmatch.fnmatchcase(file, f"*_{name}_*_*.bin")
-
-
-def read_whole(data_dir: Path) -> Manifest:
-    """The manifest of a folder that is known to have one."""
-    manifest = read_manifest(data_dir)
-    assert manifest is not None
-    return manifest

@@ -15,15 +15,14 @@ LINE_SEC = 30.0
 
 
 class UnitProgress:
-    """How much of the sources is prepared: ``with UnitProgress(sizes, what) as progress: progress.add(...)``.
+    """How much of the sources is prepared: ``with UnitProgress(sizes) as progress: progress.add(...)``.
 
     Args:
         sizes: Bytes of each unit.
-        what: The first word of the line.
     """
 
-    def __init__(self, sizes: Sequence[int], what: str) -> None:
-        self.total, self.units, self.what = sum(sizes), len(sizes), what
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.total, self.units = sum(sizes), len(sizes)
         self.bytes, self.done, self.documents, self.tokens = 0, 0, 0, 0
         self.started = self.said = time.monotonic()
         self._bar: rich.progress.Progress | None = None
@@ -34,7 +33,7 @@ class UnitProgress:
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
-            self._task = self._bar.add_task(self.what, total=max(self.total, 1))
+            self._task = self._bar.add_task(self._line(), total=max(self.total, 1))
             self._bar.start()
         return self
 
@@ -55,6 +54,6 @@ class UnitProgress:
     def _line(self) -> str:
         rate = self.tokens / max(time.monotonic() - self.started, 1e-9)
         return (
-            f"{self.what}: {self.done} of {self.units} parts, {self.documents:,} documents, {self.tokens:,} tokens, "
+            f"preparing: {self.done} of {self.units} parts, {self.documents:,} documents, {self.tokens:,} tokens, "
             f"{rate / 1e6:.2f} million a second"
         )
