@@ -34,16 +34,15 @@ class Found:
     """What there is to collect."""
 
     cells: list[FoundCell] = field(default_factory=list)
-    left_out: list[Row] = field(default_factory=list)  # rows of excluded.csv
+    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # runs of which no more is known
     warnings: list[str] = field(default_factory=list)
 
     def leave_out(
         self, run_id: str, sweep: str, cause: Cause, details: str, *, source: str = "", status: str = ""
     ) -> None:
-        """Add a row of excluded.csv for a run of which no more is known."""
-        reason = str(Excluded(cause, details))
-        row = {"run_id": run_id, "sweep": sweep, "status": status, "source": source, "reason": reason}
-        self.left_out.append(row)
+        """Add a run that belongs to no cell, or whose config cannot be read."""
+        row = {"run_id": run_id, "sweep": sweep, "status": status, "source": source}
+        self.left_out.append((row, Excluded(cause, details)))
 
 
 def run_directories(sweep_dir: Path) -> list[Path]:

@@ -137,11 +137,10 @@ def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, Histor
 
 def read_local_wandb(cell: FoundCell, stored: Mapping[str, History], root: Path, *, verify: bool) -> None:
     """Read the .wandb files of a cell where the run directory is incomplete, or to verify it."""
-    if not (verify or cell.is_incomplete):
-        return
-    run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda config: _may_be_of(config, cell))
-    if run is not None:
-        key = key_of(wandb_files(cell.run_dir), root)
+    files = wandb_files(cell.run_dir)
+    if files and (verify or cell.is_incomplete):
+        run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda attempt: _may_be_of(attempt, cell))
+        key = key_of(files, root)
         history = from_rows(run.history, cell.name, key, [])
         _add_source(cell, WandbSource(source="wandb", run=run, key=key, history=history), stored)
 
@@ -156,12 +155,10 @@ def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
     return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
 
 
-def _may_be_of(config: Mapping[str, Any], cell: FoundCell) -> bool:
-    """Whether an attempt with this config is of this cell; yes where the config does not tell."""
-    record = config.get("record")
-    data_hash = record.get("data_hash") if isinstance(record, dict) else None
+def _may_be_of(attempt: WandbRun, cell: FoundCell) -> bool:
+    """Whether an attempt has the config of this cell; yes where its config does not tell."""
     try:
-        return id_of(config, data_hash if isinstance(data_hash, str) else cell.data_hash) == cell.name
+        return id_of(attempt.config, attempt.data_hash or cell.data_hash) == cell.name
     except UNREADABLE:
         return True
 
