@@ -132,13 +132,13 @@ def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
     try:
         found = _id_of_run(cell, source)
     except UNREADABLE as error:
-        cell.warn(f"{where} cannot be read ({describe(error)}): that its result is of this cell was not checked")
+        cell.warn(f"{where} cannot be read ({describe(error)}): it was not checked that its result is of this cell")
         return None
     if found is None:
-        cell.warn(f"{where} is absent: that its result is of this cell was not checked")
+        cell.warn(f"{where} is absent: it was not checked that its result is of this cell")
     if found in (None, cell.name):
         return None
-    details = f"its {where} is that of {found}, another run: move it away, then submit it again"
+    details = f"its {where} is that of {found}, another run: move its folder away, then submit the cell again"
     return Excluded(Cause.OTHER_CONFIG, details)
 
 
@@ -199,7 +199,7 @@ def _not_learned(cell: FoundCell, row: Mapping[str, Any], entropies: Mapping[str
     result = cell.now.result
     entropy = result.unigram_entropy if result is not None else entropies.get(row["data"])
     if entropy is None:
-        cell.warn(f"nothing states the unigram entropy of {row['data']}: whether it learned was not checked")
+        cell.warn(f"nothing states the unigram entropy of {row['data']}: it was not checked whether the model learned")
         return None
     if row["loss"] < entropy:
         return None

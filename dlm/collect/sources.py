@@ -168,7 +168,7 @@ def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str,
     there = [cell for cell in cells if cell.run_id in server.runs]
 
     def is_stored(cell: FoundCell) -> bool:
-        key = cell.merged.key + server.runs[cell.run_id].key
+        key = cell.merged.key + server.runs[cell.run_id].key()
         return cell.name in stored and stored[cell.name].key == key
 
     wanted = {cell.run_id for cell in there if cell.is_incomplete and _knows_more(cell, server.runs[cell.run_id])}
@@ -177,9 +177,9 @@ def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str,
     for cell in there:
         run, is_fresh = server.runs[cell.run_id], cell.run_id in read
         use_stored = not is_fresh and is_stored(cell)
-        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key, [])
+        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key(), [])
         _add_source(
-            cell, WandbSource(source="wandb_api", run=run, key=run.key, history=history, is_fresh=is_fresh), stored
+            cell, WandbSource(source="wandb_api", run=run, key=run.key(), history=history, is_fresh=is_fresh), stored
         )
 
 
@@ -224,7 +224,7 @@ def settle(cell: FoundCell) -> None:
 def _state_in_wandb(run: WandbRun) -> tuple[State, str]:
     """(state, reason) of a cell that only W&B knows, and that left no result there."""
     if run.exit_code is not None:
-        return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "W&B's last word"
+        return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "by its exit code in W&B"
     if run.state is None:
-        return State.LOST, "its .wandb file has no end"
+        return State.LOST, "its .wandb file does not record its end"
     return WANDB_STATES.get(run.state, State.LOST), f"W&B says {run.state}"

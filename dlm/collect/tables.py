@@ -88,11 +88,11 @@ def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collect
         mapping: How the names in their configs and histories translate into columns.
         folder: Where to write. A history that is in its history.parquet is not asked for again.
     """
-    from dlm.collect.mapping import check_metrics, history_key, map_history, map_run, mark_duplicates
+    from dlm.collect.mapping import check_metrics, map_history, map_run, mark_duplicates
 
     stored = stored_histories(folder / "history.parquet")
     runs = server.runs
-    fresh = [one for one in runs if one not in stored or stored[one].key != history_key(runs[one], mapping)]
+    fresh = [one for one in runs if one not in stored or stored[one].key != runs[one].key(mapping.hash)]
     server.read_histories(fresh)
     if len(fresh) == len(runs):
         check_metrics(mapping, runs.values(), "the project")

@@ -42,10 +42,16 @@ class WandbRun:
     unread: str | None = None  # why the history on the server could not be read
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def key(self) -> list[list[Any]]:
-        """A ``history.Key`` that changes when the run on the server does, or when its history could not be read."""
-        return [[self.version if self.unread is None else "unread", 0, 0]]
+    def key(self, reading: str | int = 0) -> list[list[Any]]:
+        """A ``history.Key`` for the history on the server.
+
+        Args:
+            reading: Stands for the way in which the history is read, such as the hash of a mapping.
+
+        Returns:
+            A key that changes when the run does or ``reading`` does, or when the history could not be read.
+        """
+        return [[self.version if self.unread is None else "unread", reading, 0]]
 
     @property
     def record(self) -> dict[str, Any]:

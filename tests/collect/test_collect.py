@@ -174,7 +174,9 @@ def test_a_run_directory_by_another_name_is_to_be_given_its_own(sweep):
     folder = finish(sweep_dir, plan, plan.cells[0])
     folder.rename(folder.with_name("old"))
     said = reasons(collect(sweep_dir))
-    assert said["old"] == f"another config: it is of {folder.name}, which has no folder: give it that name"
+    assert (
+        said["old"] == f"another config: it is a run of {folder.name}, which has no folder: give this folder that name"
+    )
     folder.with_name("old").rename(folder)
     shutil.rmtree(folder)
     shutil.copytree(finish(sweep_dir, plan, plan.cells[1]), folder)

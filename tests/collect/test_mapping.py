@@ -122,8 +122,8 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
         "empty": "missing validation: its history has none of the mapped metrics",
         "words": "another config: model.n",
         "huge": "another config: params is 1000000",
-        "large": f"another config: params is {2**63}, no whole number",
-        "endless": "another config: train.batch is 'inf', no finite number",
+        "large": f"another config: params is {2**63}, not a whole number",
+        "endless": "another config: train.batch is 'inf', not a finite number",
         "peak": "diverged: its last validation loss is inf",
         "rebound": "diverged: its validation loss is -inf",
         "unseeded": "another config: its config has no seed",
@@ -195,7 +195,7 @@ def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
         ((), {}, "give a sweep, or --wandb"),
     ],
 )
-def test_a_mistake_is_one_line(server, tmp_path, arguments, environ, words):
+def test_a_mistake_on_the_command_line_is_refused_in_one_line(server, tmp_path, arguments, environ, words):
     server.add("image", config={"resolution": 64}, state="finished")
     out = ("--out", tmp_path / "out") if arguments else ()
     answer = (dlm_process if environ else dlm)(server, "collect", *arguments, *out, **environ)
@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line(server, tmp_path, arguments, environ, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_tables_that_could_not_be_written_are_not_asked_for(server, tmp_path):
+def test_the_server_is_not_asked_when_the_tables_could_not_be_written(server, tmp_path):
     server.add("a", state="finished")
     (tmp_path / "file").write_text("")
     command = ("collect", "--wandb", PROJECT, "--out", tmp_path / "file/out")
@@ -224,8 +224,8 @@ def test_tables_that_could_not_be_written_are_not_asked_for(server, tmp_path):
         ({"convention": "7n"}, "unknown convention"),
         ({"convention": "full"}, "needs columns.flops"),
         ({"colums": {}}, "colums"),
-        ({"columns": {**MAPPING["columns"], "budget": {"config": "b", "scale": float("inf")}}}, "is no factor"),
-        ({"history": {"step": "step", "val/loss": {"metric": "x", "scale": 0}}}, "is no factor"),
+        ({"columns": {**MAPPING["columns"], "budget": {"config": "b", "scale": float("inf")}}}, "cannot be a factor"),
+        ({"history": {"step": "step", "val/loss": {"metric": "x", "scale": 0}}}, "cannot be a factor"),
     ],
 )
 def test_a_mistake_in_a_mapping_is_named(tmp_path, changes, words):
@@ -233,7 +233,7 @@ def test_a_mistake_in_a_mapping_is_named(tmp_path, changes, words):
         load_mapping(mapping_file(tmp_path, **changes))
 
 
-def test_a_wait_for_the_server_is_said(server, tmp_path):
+def test_a_long_wait_for_the_server_is_announced(server, tmp_path):
     remote_runs(server, 1)
     server.fail("Runs", slow_sec=1.5)
     command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")

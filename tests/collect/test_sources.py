@@ -248,7 +248,7 @@ def test_the_state_of_a_run_that_only_wandb_knows(sweep):
     path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"train/loss")])
     rows = collect(sweep_dir).excluded.set_index("run_id")
     assert [rows.status[cell.cell_id] for cell in (diverged, finished, killed)] == ["diverged", "lost", "lost"]
-    assert "its .wandb file has no end" in rows.reason[killed.cell_id]
+    assert "its .wandb file does not record its end" in rows.reason[killed.cell_id]
     words = [*WANDB_STATES, "crashed"]
     states = {"running": "running", "pending": "submitted", "preempting": "running", "preempted": "preempted",
               "failed": "failed", "crashed": "lost"}  # fmt: skip
@@ -323,7 +323,7 @@ def test_runs_on_a_server_whose_config_is_of_another_shape_are_named(tmp_path, s
     collected = collect(tmp_path / "out", server=Online(fine, odd, copy))
     assert list(collected.runs.run_id) == [cell.cell_id]
     said = reasons(collected)
-    assert said["t-copy"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+    assert said["t-copy"] == f"duplicate: it is a run of {cell.cell_id}, whose run here is s-{cell.cell_id}"
     assert len(said) == 2 and said["abc" if of == "abc" else "odd"].startswith("another config")
 
 
@@ -359,7 +359,7 @@ def test_of_several_runs_of_one_cell_on_a_server_the_one_with_a_result_counts(tm
     fine = online(cell, final_rows(cell), summary=summary_of(cell, plan), version="s-x@2026@1")
     collected = collect(tmp_path / "out", server=Online(crashed, fine))
     assert list(collected.runs.run_id) == [cell.cell_id]
-    assert reasons(collected)["a-x"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+    assert reasons(collected)["a-x"] == f"duplicate: it is a run of {cell.cell_id}, whose run here is s-{cell.cell_id}"
 
 
 def test_an_empty_file_does_not_hide_that_the_server_sees_it_run(sweep):
@@ -382,7 +382,7 @@ def test_a_config_that_is_no_text_keeps_no_other_from_its_row(sweep):
     assert list(collected.runs.run_id) == [cell.cell_id] and "no text in UTF-8" in reasons(collected)[odd.cell_id]
 
 
-def test_half_a_history_that_no_source_has_is_said(sweep):
+def test_a_history_that_no_source_has_in_full_is_named(sweep):
     sweep_dir, plan = sweep
     cell, none = plan.cells[:2]
     path = finish(sweep_dir, plan, cell) / "metrics.jsonl"

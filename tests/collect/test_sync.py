@@ -26,7 +26,7 @@ def on_disk(run_dir: Path) -> list[dict]:
     return read_jsonl(run_dir / "metrics.jsonl")
 
 
-def test_sync_brings_everything_once_and_says_what_it_could_not(sweep, server):
+def test_sync_uploads_every_row_once_and_says_what_did_not_arrive(sweep, server):
     sweep_dir, plan = sweep
     whole, torn, lost, resumed, live = plan.cells[:5]
     folders = {cell.cell_id: finish(sweep_dir, plan, cell) for cell in (whole, torn, lost, resumed)}
@@ -110,7 +110,7 @@ def test_sync_of_a_folder_that_was_copied_uploads_nothing_again(sweep, server):
     assert "is not the config of a run" in dlm(server, "sync", copy).complaint
 
 
-def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(sweep, server):
+def test_sync_names_the_runs_that_have_nothing_to_upload_and_uploads_the_others(sweep, server):
     sweep_dir, plan = sweep
     silent, empty, unnamed, alone, torn = plan.cells[:5]
     started(sweep_dir, plan, silent, [])
@@ -146,7 +146,7 @@ def test_sync_says_what_there_is_nothing_to_upload_of_and_looks_at_the_rest(swee
     assert dlm(server, "sync", sweep_dir)[0] == 0
 
 
-def test_rows_of_a_failed_run_do_not_make_it_a_finished_one(sweep, server):
+def test_uploading_the_rows_of_a_failed_run_leaves_it_failed_on_the_server(sweep, server):
     sweep_dir, plan = sweep
     failed, killed, done = plan.cells[:3]
     for cell in (failed, killed):
@@ -162,7 +162,7 @@ def test_rows_of_a_failed_run_do_not_make_it_a_finished_one(sweep, server):
     assert server.run(f"s-{done.cell_id}").tags == ["a"]
 
 
-def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
+def test_sync_continues_after_a_run_that_fails_and_keeps_runs_apart(sweep, server):
     sweep_dir, plan = sweep
     first, second, odd, lost = plan.cells[:4]
     for cell in (first, second, odd, lost):
@@ -190,7 +190,7 @@ def test_sync_goes_on_past_a_run_that_fails_and_keeps_runs_apart(sweep, server):
     assert code == 75 and "2 of 4 runs are whole on W&B, 4 rows new" in said, (said, warned)
 
 
-def test_sync_takes_no_run_for_another_and_none_for_whole_that_lost_something(sweep, server):
+def test_sync_mixes_up_no_runs_and_calls_no_run_whole_that_lost_something(sweep, server):
     sweep_dir, plan = sweep
     swapped, other, cut, kept = plan.cells[:4]
     for cell in (swapped, other, cut, kept):
@@ -222,7 +222,7 @@ def test_sync_takes_no_run_for_another_and_none_for_whole_that_lost_something(sw
     assert "status.json says that it is done, and its result is gone" in warned and "is cut off" in warned
 
 
-def test_a_server_that_is_away_is_no_mistake(sweep, server):
+def test_sync_to_a_server_that_does_not_answer_ends_with_try_again_later(sweep, server):
     sweep_dir, plan = sweep
     finish(sweep_dir, plan, plan.cells[0])
     away = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -241,7 +241,7 @@ def test_sync_to_an_entity_that_refuses_is_the_users_mistake(sweep, server):
     assert f"refuses runs in {PROJECT}: " in dlm(server, "sync", sweep_dir).complaint
 
 
-def test_sync_of_nothing_and_to_nobody_is_one_line(sweep, server):
+def test_sync_of_an_empty_folder_or_without_a_login_is_refused_in_one_line(sweep, server):
     sweep_dir, plan = sweep
     assert "holds no run" in dlm(server, "sync", sweep_dir).complaint
     finish(sweep_dir, plan, plan.cells[0])

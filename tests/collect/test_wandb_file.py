@@ -18,6 +18,7 @@ from dlm.collect.history import from_rows
 from dlm.collect.wandb_file import (
     BLOCK_BYTES,
     HEADER_BYTES,
+    WandbRun,
     read_messages,
     read_wandb_file,
     read_wandb_run,
@@ -225,8 +226,8 @@ def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(re
     assert [logged["step"] for logged in merged] == [4, 5, 6, 7] and "holds nothing" in run.warnings[0]
 
 
-def test_a_file_of_another_run_is_left_out_and_none_is_none(real, tmp_path):
-    assert read_wandb_run(tmp_path, "s-a") is None
+def test_a_file_of_another_run_is_left_out_and_without_a_file_the_run_is_empty(real, tmp_path):
+    assert read_wandb_run(tmp_path, "s-a") == WandbRun(run_id="s-a")
     shutil.copytree(real / "long", tmp_path / "run")
     run = read_wandb_run(tmp_path / "run", "s-z")
     assert run.history == [] and "is of run s-a, not s-z" in run.warnings[0]

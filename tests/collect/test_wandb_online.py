@@ -77,14 +77,14 @@ def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, st
 
 
 @pytest.mark.slow
-def test_no_server_at_the_start_is_a_file(server, tmp_path, stdlib_data):
+def test_without_a_server_at_the_start_the_run_logs_into_a_file(server, tmp_path, stdlib_data):
     done = train(server, tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="3")
     assert done.returncode == 0 and "W&B does not answer" in done.stdout and "logs offline" in done.stdout, done.stderr
     assert list(tmp_path.glob("adhoc/runs/*/wandb/offline-run-*/run-*.wandb"))
 
 
 @pytest.mark.parametrize(("environ", "words"), [({"WANDB_API_KEY": ""}, "No API key"), ({}, "entity nobody not found")])
-def test_a_refusal_is_the_users_mistake(server, tmp_path, environ, words):
+def test_a_login_or_entity_that_the_server_refuses_is_the_users_mistake(server, tmp_path, environ, words):
     code = ("from dlm.train.wandb_logger import WandbLogger\n"
             "try: WandbLogger(project='dlm', entity='nobody', id='a', offline=False).experiment\n"
             "except ValueError as error: print('refused', error)")  # fmt: skip
