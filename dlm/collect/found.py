@@ -34,16 +34,15 @@ class Found:
     """What there is to collect."""
 
     cells: list[FoundCell] = field(default_factory=list)
-    left_out: list[Row] = field(default_factory=list)  # rows of excluded.csv
+    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # runs of which no more is known
     warnings: list[str] = field(default_factory=list)
 
     def leave_out(
         self, run_id: str, sweep: str, cause: Cause, details: str, *, source: str = "", status: str = ""
     ) -> None:
-        """Add a row of excluded.csv for a run of which no more is known."""
-        reason = str(Excluded(cause, details))
-        row = {"run_id": run_id, "sweep": sweep, "status": status, "source": source, "reason": reason}
-        self.left_out.append(row)
+        """Add a run that belongs to no cell, or whose config cannot be read."""
+        row = {"run_id": run_id, "sweep": sweep, "status": status, "source": source}
+        self.left_out.append((row, Excluded(cause, details)))
 
 
 def run_directories(sweep_dir: Path) -> list[Path]:
@@ -194,7 +193,7 @@ def _leave_out_directory(found: Found, run_dir: Path, sweep: str, candidates: Ma
         elif run_dir.with_name(name).is_dir():
             cause, details = Cause.DUPLICATE, f"a second run directory of {name}; runs/{name} counts"
         else:
-            details = f"it is of {name}, which has no folder: give it that name"
+            details = f"it is a run of {name}, which has no folder: give this folder that name"
     found.leave_out(run_dir.name, sweep, cause, details)
 
 
@@ -208,9 +207,9 @@ def _leave_out_runs(found: Found, remote: Mapping[str, WandbRun], candidates: Ma
         cell = candidates.get(name) if isinstance(name, str) else None
         cause = Cause.OTHER_CONFIG if cell is None else Cause.DUPLICATE
         if cell is not None:
-            details = f"it is of {name}, whose run here is {cell.run_id}"
+            details = f"it is a run of {name}, whose run here is {cell.run_id}"
         elif name is not None:
-            details = "of no cell here"
+            details = f"it is a run of {name}, which is no cell here"
         else:
             details = "dlm did not launch it: a --mapping can tell what it is"
         found.leave_out(run_id, run.group or "", cause, details, source="wandb_api", status=run.state or "")

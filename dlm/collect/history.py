@@ -1,8 +1,8 @@
-"""history: metrics.jsonl or W&B rows -> one table a run; the tables -> history.parquet and back. Called by collect.
+"""Merge logged rows into one table per run, and keep the tables of a sweep in history.parquet.
 
-A table has one row per optimiser step, in order; where a resume repeated a step the last attempt wins, for each number.
-history.parquet holds one row group per run, and beside it what each was read from: what has not changed since is not
-read again.
+A table has one row per optimiser step, in order. Where a resumed run logged a step again, the last logged value of
+each column counts. history.parquet holds one row group per run and, in its metadata, which files each table was read
+from: a run whose files have not changed since is not read again.
 """
 
 from __future__ import annotations
@@ -23,52 +23,45 @@ if TYPE_CHECKING:
 
 
 NUMBERS = ("time", "train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens_per_sec", "mfu")
-
-
 HISTORY_COLUMNS = ("run_id", "step", "tokens", *NUMBERS)
-
-
-VERSION = 1  # of what the metadata of history.parquet mean
-
-
+VERSION = 1  # of the metadata of history.parquet
 _METADATA = b"dlm"
-
-
-Key = list[list[Any]]  # [path, bytes, modified (ns)] of each file that a history was read from
+_IN_METADATA = ("run_id", "key", "num_rows", "last_step", "validations", "warnings", "config_id")  # fields of History
+Key = list[list[Any]]  # [path, bytes, time of modification (ns)] of each file that a history was read from
 
 
 class ConfigId(NamedTuple):
-    """The cell id that follows from the config beside a history, which takes long to compute."""
+    """The cell id that follows from the config beside a history; it takes long to compute."""
 
-    data_hash: str | None  # the hash of the data that went into it
+    data_hash: str | None  # the hash of the data, which goes into the id
     cell_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What one run logged; ``table`` is None while it lies unread in history.parquet."""
+    """What one run logged, one row per optimiser step."""
 
     run_id: str
     key: Key
-    table: pa.Table | None = None  # step, tokens and NUMBERS
+    table: pa.Table | None = None  # step, tokens and NUMBERS; None while it lies unread in history.parquet
     num_rows: int = 0
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
-    warnings: list[str] = field(default_factory=list)
-    config_id: ConfigId | None = None  # where it is known
+    warnings: list[str] = field(default_factory=list)  # what could not be read
+    config_id: ConfigId | None = None  # None: not computed yet
     row_group: int | None = None  # of ``stored``
-    stored: Path | None = None
+    stored: Path | None = None  # the history.parquet that holds the table
 
     def reached(self, steps: int) -> bool:
-        """Whether it goes to the last step, and its validation."""
+        """Whether it holds step ``steps`` and the validation there."""
         return self.last_step is not None and self.last_step >= steps and self.at(steps)[0] is not None
 
     def at(self, step: int) -> tuple[float | None, float | None]:
-        """(val/loss, its standard error) that was logged at ``step``; None where it was not."""
+        """(val/loss, its standard error) that was logged at ``step``, in nats/token; None where it was not."""
         return self.validations.get(step, (None, None))
 
     def read(self) -> pa.Table:
-        """The table, from history.parquet where it is not in memory."""
+        """The table, read from history.parquet where it is not in memory."""
         if self.table is not None:
             return self.table
         import pyarrow.parquet as pq
@@ -79,13 +72,13 @@ class History:
             return file.read_row_group(self.row_group).drop_columns("run_id")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Step by step; None is missing."""
+        """The rows in order of steps; None is a missing number."""
         rows: list[dict[str, Any]] = self.read().to_pylist()
         return rows
 
 
 def key_of(paths: Iterable[Path], root: Path) -> Key:
-    """What tells files that have changed from files that have not."""
+    """Name, size and time of modification of files, to see whether they have changed since."""
     stats = [(path, path.stat()) for path in paths]
     return [[os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
@@ -97,22 +90,20 @@ def _schema() -> pa.Schema:
 
 
 def from_metrics(path: Path, run_id: str, key: Key) -> History:
-    """The history in a metrics.jsonl; what is torn in it is counted and named in ``warnings``."""
+    """Read a metrics.jsonl. Torn lines are left out, and ``warnings`` tell how many."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import json as arrow_json
 
-    how = arrow_json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="ignore")
+    options = arrow_json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="ignore")
+    one_thread = arrow_json.ReadOptions(use_threads=False)
     try:
-        table = arrow_json.read_json(path, parse_options=how, read_options=arrow_json.ReadOptions(use_threads=False))
-    except pa.ArrowInvalid:  # a line is torn, or holds what no number is: line by line, with what can be read
-        return _line_by_line(path, run_id, key)
-    if table.column("step").null_count or not table.num_rows or pc.min(table.column("step")).as_py() < 0:
-        return _line_by_line(path, run_id, key)
-    return _merged(table, run_id, key, [])
-
-
-def _line_by_line(path: Path, run_id: str, key: Key) -> History:
+        table = arrow_json.read_json(path, parse_options=options, read_options=one_thread)
+        steps = table.column("step")
+        if table.num_rows and not steps.null_count and pc.min(steps).as_py() >= 0:
+            return _merged(table, run_id, key, [])
+    except pa.ArrowInvalid:  # a line is torn, or holds a value of another type: read line by line what can be read
+        pass
     rows = read_jsonl(path)
     torn = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) - len(rows)
     lines = "line is" if torn == 1 else "lines are"
@@ -120,7 +111,14 @@ def _line_by_line(path: Path, run_id: str, key: Key) -> History:
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings: list[str]) -> History:
-    """The history in logged rows, oldest first; measurements without a whole step are named and left out."""
+    """Merge logged rows into a history.
+
+    Args:
+        rows: The rows in the order in which they were logged, or in any order if each has its ``attempt``.
+        run_id: The id of the run.
+        key: What the rows were read from.
+        warnings: Of reading the rows. A warning is added for measurements without a whole step, which are left out.
+    """
     import pyarrow as pa
 
     measured = [row for row in rows if any(name in row for name in NUMBERS)]
@@ -136,14 +134,14 @@ def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number of at least 0, also one that W&B wrote as 3.0."""
+    """Convert to a whole number of at least 0; W&B may have written it as 3.0. None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
         return None
     return int(value) if int(value) == value else None
 
 
 def number(value: Any) -> float | None:
-    """A number; W&B says "NaN" and "Infinity" in words."""
+    """Convert to a number; W&B writes NaN and infinity as words. None for anything else."""
     if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -155,14 +153,14 @@ def number(value: Any) -> float | None:
 
 
 def filled(first: History, second: History, key: Key) -> History:
-    """``first``, and what it lacks from ``second``; ``warnings`` are those of ``second``."""
+    """Fill in what ``first`` lacks from ``second``, another history of the run; keep the warnings of ``second``."""
     import pyarrow as pa
 
     return _merged(pa.concat_tables([second.read(), first.read()]), first.run_id, key, second.warnings)
 
 
 def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:
-    """One row per step: of every column the last number that was logged there."""
+    """Make a history with one row per step from a table of all logged rows, in the order in which they were logged."""
     import numpy as np
 
     steps = table.column("step").to_numpy()
@@ -181,7 +179,7 @@ def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> Hist
 
 
 def _last_of_each(table: pa.Table) -> pa.Table:
-    """One row per step. A logged NaN is a value; only a missing number gives way to an earlier one."""
+    """Keep the last value of each column at each step. NaN is a value; only a missing number gives way to another."""
     grouped = table.group_by("step", use_threads=False).aggregate([(name, "last") for name in table.column_names[1:]])
     names = ["step", *(f"{name}_last" for name in table.column_names[1:])]
     return grouped.select(names).rename_columns(table.column_names).sort_by("step")
@@ -194,22 +192,19 @@ def _validations(table: pa.Table) -> dict[int, tuple[float, float | None]]:
     return {row["step"]: (row["val/loss"], row["val/loss_se"]) for row in there}
 
 
-# --- history.parquet ------------------------------------------------------------------------------------------------
-
-
 def stored_histories(path: Path) -> dict[str, History]:
-    """What history.parquet says of each run, its table unread; {} where there is none that this dlm wrote."""
+    """The histories in a history.parquet by their runs, tables unread; {} without one of this VERSION."""
     if not path.is_file():
         return {}
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        said = json.loads((pq.read_metadata(path).metadata or {})[_METADATA])
-        if said["version"] != VERSION:
+        metadata = json.loads((pq.read_metadata(path).metadata or {})[_METADATA])
+        if metadata["version"] != VERSION:
             return {}
-        return {entry["run_id"]: _from_entry(entry, path) for entry in said["runs"]}
-    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # written by hand, or torn: it is made anew
+        return {entry["run_id"]: _from_entry(entry, path) for entry in metadata["runs"]}
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # torn, or written by another program
         return {}
 
 
@@ -220,25 +215,18 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
 
 
 def _entry(history: History, row_group: int | None) -> dict[str, Any]:
-    return {
-        "run_id": history.run_id,
-        "key": history.key,
-        "num_rows": history.num_rows,
-        "last_step": history.last_step,
-        "validations": [[step, *values] for step, values in history.validations.items()],
-        "warnings": history.warnings,
-        "config_id": history.config_id,
-        "row_group": row_group,
-    }
+    entry = {name: getattr(history, name) for name in _IN_METADATA}
+    entry["validations"] = [[step, *values] for step, values in history.validations.items()]
+    return {**entry, "row_group": row_group}
 
 
 def same(found: Sequence[History], stored: Mapping[str, History]) -> bool:
-    """Whether history.parquet holds exactly these already."""
+    """Whether history.parquet holds exactly these histories already."""
     return [history.run_id for history in found] == list(stored) and all(history.table is None for history in found)
 
 
 def with_run_id(history: History) -> pa.Table:
-    """The table with HISTORY_COLUMNS."""
+    """The table of a run with HISTORY_COLUMNS."""
     import pyarrow as pa
 
     table = history.read()
@@ -246,14 +234,14 @@ def with_run_id(history: History) -> pa.Table:
 
 
 def write_histories(path: Path, found: Sequence[History]) -> None:
-    """Write history.parquet whole."""
+    """Write a new history.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with_rows = [history for history in found if history.num_rows]
     groups = {history.run_id: place for place, history in enumerate(with_rows)}
     entries = [_entry(history, groups.get(history.run_id)) for history in found]
-    said = json.dumps({"version": VERSION, "runs": entries}).encode()
+    metadata = json.dumps({"version": VERSION, "runs": entries}).encode()
     schema = pa.schema([("run_id", pa.string()), *_schema()])
     with (
         write_through(path) as temporary,
@@ -261,11 +249,17 @@ def write_histories(path: Path, found: Sequence[History]) -> None:
     ):
         for history in with_rows:
             writer.write_table(with_run_id(history), row_group_size=history.num_rows)
-        writer.add_key_value_metadata({_METADATA: said})
+        writer.add_key_value_metadata({_METADATA: metadata})
 
 
 def read_all(tasks: Sequence[tuple[Path, str, Key]]) -> Iterator[History]:
-    """``from_metrics`` of each, in order, as many at a time as there are cores: arrow works outside the lock."""
+    """Read several metrics.jsonl in parallel and yield their histories in order.
+
+    Threads suffice: pyarrow releases Python's lock while it parses.
+
+    Args:
+        tasks: The arguments of ``from_metrics`` for each file.
+    """
     if not tasks:
         return
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

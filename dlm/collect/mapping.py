@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 def _factor(value: float) -> float:
     if not math.isfinite(value) or value == 0:
-        raise ValueError(f"{value:g} is no factor: give a finite number that is not 0")
+        raise ValueError(f"{value:g} cannot be a factor: give a finite number other than 0")
     return value
 
 
@@ -194,12 +194,7 @@ def map_history(run: WandbRun, mapping: RunMapping) -> History:
     for row in run.history:
         values = {ours: number(row.get(theirs.metric)) for ours, theirs in names.items()}
         rows.append({ours: value * names[ours].scale for ours, value in values.items() if value is not None})
-    return from_rows(rows, str(run.run_id), history_key(run, mapping), [])
-
-
-def history_key(run: WandbRun, mapping: RunMapping) -> list[list[Any]]:
-    """A ``history.Key`` that changes when the run does, or the way to read it."""
-    return [[run.version if run.unread is None else "unread", mapping.hash, 0]]
+    return from_rows(rows, str(run.run_id), run.key(mapping.hash), [])
 
 
 def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
@@ -266,9 +261,9 @@ def _as_number(value: Any, key: str) -> int | float:
             raise TypeError
         found = value if isinstance(value, int) and abs(value) < 2**63 else float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, no number") from error
+        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, not a number") from error
     if not math.isfinite(found):
-        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, no finite number")
+        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, not a finite number")
     return found
 
 
@@ -315,7 +310,7 @@ def _as_column(name: str, value: Any) -> Any:
         return float(found)
     least = 1 if name in ("params", "tokens", "steps") else 0
     if found != int(found) or not least <= found < 2**63:
-        details = f"{name} is {_shown(value)}, no whole number of at least {least}"
+        details = f"{name} is {_shown(value)}, not a whole number of at least {least}"
         raise Excluded(Cause.OTHER_CONFIG, details)
     return int(found)
 

@@ -17,18 +17,16 @@ from dlm.collect.sources import LIVE, UNREADABLE, FoundCell, describe, id_of
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
-from dlm.record.columns import RunRow
+from dlm.record.columns import RUN_COLUMNS, RunRow
 from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import read_result
+from dlm.record.wandb import planned_facts
 
 COLUMN_TYPES = {column.name: str(column.type) for column in dataclasses.fields(RunRow)}
 # What result.json states under the names of columns.
 _FROM_RESULT = (
     "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours", "attempts", "steps_redone", "data_hash",
 )  # fmt: skip
-# What a run tells W&B of its plan (record.wandb.described), under the names of columns.
-RECORDED = ("objective", "params", "params_total", "tokens", "steps", "convention", "flops", "flops_6n",
-            "flops_6n_total", "flops_full", "flops_full_masked_head", "data_hash")  # fmt: skip
 
 
 def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, Any], Excluded | None]:
@@ -41,33 +39,25 @@ def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, 
     Returns:
         The row with the columns of ``RunRow``, and why it is not for runs.csv; None when it is.
     """
-    planned = _planned_columns(cell)
-    check_sources_agree(cell, {key: planned[key] for key in RECORDED})
+    planned = {**planned_facts(cell.config, cell.recipe), "data_hash": cell.data_hash}
+    check_sources_agree(cell, planned)
     loss = _loss_columns(cell)
-    row = dataclasses.asdict(RunRow(**{**planned, **_measured_columns(cell), **loss}))
+    row = dataclasses.asdict(RunRow(**{**_columns_of_config(cell), **planned, **_measured_columns(cell), **loss}))
     excluded = (_unusable(cell, loss) if loss else _unfinished(cell)) or _not_learned(cell, row, entropies)
     if excluded is not None and excluded.cause is Cause.OTHER_CONFIG:  # what it logged is not this cell's history
         cell.merged = History(run_id=cell.name, key=[])
     return row, excluded
 
 
-def _planned_columns(cell: FoundCell) -> dict[str, Any]:
-    """What is known of a cell before it has run."""
+def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
+    """What the config of a cell says beside ``planned_facts``; all that only a run can tell is missing."""
     config, recipe = cell.config, cell.recipe
-    missing = dict.fromkeys(("loss", "loss_se", "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours"))
     return {
+        **dict.fromkeys(RUN_COLUMNS),
         "run_id": cell.name,
         "sweep": cell.sweep,
-        "objective": config["objective"]["name"],
         "model": recipe.shape.name,
-        "params": recipe.shape.num_params,
-        "params_total": recipe.shape.num_params_total(causal=recipe.causal),
-        "tokens": recipe.tokens,
-        "flops": recipe.flops[recipe.convention],
-        "convention": recipe.convention,
-        **{f"flops_{convention}": value for convention, value in recipe.flops.items()},
         "budget": recipe.budget_flops,
-        "steps": recipe.steps,
         "global_batch_size": recipe.global_batch_size,
         "block_size": recipe.block_size,
         "learning_rate": config["optimizer"]["lr"],
@@ -75,14 +65,11 @@ def _planned_columns(cell: FoundCell) -> dict[str, Any]:
         "parent": config.get("ckpt_path"),
         "seed": config["seed"],
         "data": config["data"]["name"],
-        "data_hash": cell.data_hash,
         "status": str(cell.now.state),
-        **missing,
         "estimator": "",
         "source": "",
         "attempts": 0,
         "steps_redone": 0,
-        "git_sha": None,
     }
 
 
@@ -145,13 +132,13 @@ def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
     try:
         found = _id_of_run(cell, source)
     except UNREADABLE as error:
-        cell.warn(f"{where} cannot be read ({describe(error)}): that its result is of this cell was not checked")
+        cell.warn(f"{where} cannot be read ({describe(error)}): it was not checked that its result is of this cell")
         return None
     if found is None:
-        cell.warn(f"{where} is absent: that its result is of this cell was not checked")
+        cell.warn(f"{where} is absent: it was not checked that its result is of this cell")
     if found in (None, cell.name):
         return None
-    details = f"its {where} is that of {found}, another run: move it away, then submit it again"
+    details = f"its {where} is that of {found}, another run: move its folder away, then submit the cell again"
     return Excluded(Cause.OTHER_CONFIG, details)
 
 
@@ -174,9 +161,8 @@ def _data_hash(cell: FoundCell, source: str) -> str | None:
     """The hash of the data that a run was trained on: from its result, else its record in W&B, else the plan."""
     if cell.now.result is not None:
         return cell.now.result.data_hash
-    record = next((one.run.record for one in cell.in_wandb if one.source == source), {})
-    data_hash = record.get("data_hash")
-    return data_hash if isinstance(data_hash, str) else cell.data_hash
+    told = next((one.run.data_hash for one in cell.in_wandb if one.source == source), None)
+    return told or cell.data_hash
 
 
 def _unfinished(cell: FoundCell) -> Excluded:
@@ -213,7 +199,7 @@ def _not_learned(cell: FoundCell, row: Mapping[str, Any], entropies: Mapping[str
     result = cell.now.result
     entropy = result.unigram_entropy if result is not None else entropies.get(row["data"])
     if entropy is None:
-        cell.warn(f"nothing states the unigram entropy of {row['data']}: whether it learned was not checked")
+        cell.warn(f"nothing states the unigram entropy of {row['data']}: it was not checked whether the model learned")
         return None
     if row["loss"] < entropy:
         return None

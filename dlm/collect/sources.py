@@ -137,11 +137,10 @@ def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, Histor
 
 def read_local_wandb(cell: FoundCell, stored: Mapping[str, History], root: Path, *, verify: bool) -> None:
     """Read the .wandb files of a cell where the run directory is incomplete, or to verify it."""
-    if not (verify or cell.is_incomplete):
-        return
-    run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda config: _may_be_of(config, cell))
-    if run is not None:
-        key = key_of(wandb_files(cell.run_dir), root)
+    files = wandb_files(cell.run_dir)
+    if files and (verify or cell.is_incomplete):
+        run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda attempt: _may_be_of(attempt, cell))
+        key = key_of(files, root)
         history = from_rows(run.history, cell.name, key, [])
         _add_source(cell, WandbSource(source="wandb", run=run, key=key, history=history), stored)
 
@@ -156,12 +155,10 @@ def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
     return cell_id(config, steps=derive(config).steps, data_hash=data_hash)
 
 
-def _may_be_of(config: Mapping[str, Any], cell: FoundCell) -> bool:
-    """Whether an attempt with this config is of this cell; yes where the config does not tell."""
-    record = config.get("record")
-    data_hash = record.get("data_hash") if isinstance(record, dict) else None
+def _may_be_of(attempt: WandbRun, cell: FoundCell) -> bool:
+    """Whether an attempt has the config of this cell; yes where its config does not tell."""
     try:
-        return id_of(config, data_hash if isinstance(data_hash, str) else cell.data_hash) == cell.name
+        return id_of(attempt.config, attempt.data_hash or cell.data_hash) == cell.name
     except UNREADABLE:
         return True
 
@@ -171,7 +168,7 @@ def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str,
     there = [cell for cell in cells if cell.run_id in server.runs]
 
     def is_stored(cell: FoundCell) -> bool:
-        key = cell.merged.key + server.runs[cell.run_id].key
+        key = cell.merged.key + server.runs[cell.run_id].key()
         return cell.name in stored and stored[cell.name].key == key
 
     wanted = {cell.run_id for cell in there if cell.is_incomplete and _knows_more(cell, server.runs[cell.run_id])}
@@ -180,9 +177,9 @@ def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str,
     for cell in there:
         run, is_fresh = server.runs[cell.run_id], cell.run_id in read
         use_stored = not is_fresh and is_stored(cell)
-        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key, [])
+        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key(), [])
         _add_source(
-            cell, WandbSource(source="wandb_api", run=run, key=run.key, history=history, is_fresh=is_fresh), stored
+            cell, WandbSource(source="wandb_api", run=run, key=run.key(), history=history, is_fresh=is_fresh), stored
         )
 
 
@@ -227,7 +224,7 @@ def settle(cell: FoundCell) -> None:
 def _state_in_wandb(run: WandbRun) -> tuple[State, str]:
     """(state, reason) of a cell that only W&B knows, and that left no result there."""
     if run.exit_code is not None:
-        return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "W&B's last word"
+        return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "by its exit code in W&B"
     if run.state is None:
-        return State.LOST, "its .wandb file has no end"
+        return State.LOST, "its .wandb file does not record its end"
     return WANDB_STATES.get(run.state, State.LOST), f"W&B says {run.state}"

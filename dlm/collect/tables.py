@@ -7,7 +7,7 @@ planned, goes to excluded.csv with the reason. A value that is missing stays mis
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from dlm.collect.exclusion import Excluded
 from dlm.collect.found import find_cells
 from dlm.collect.history import HISTORY_COLUMNS, History, same, stored_histories, with_run_id, write_histories
 from dlm.collect.row import COLUMN_TYPES, run_row
-from dlm.collect.sources import FoundCell, Server, read_local_wandb, read_run_directories, read_server, settle
+from dlm.collect.sources import Server, read_local_wandb, read_run_directories, read_server, settle
 from dlm.core.files import write_if_changed
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 
@@ -72,12 +72,12 @@ def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server
         read_server(found.cells, server, stored, verify=verify)
     for cell in found.cells:
         settle(cell)
-    entropies = _entropies(found.cells)
-    rows = [run_row(cell, entropies) for cell in found.cells]
+    results = [(cell.config["data"]["name"], cell.now.result) for cell in found.cells]
+    entropies = {data: result.unigram_entropy for data, result in results if result is not None}
+    rows = [run_row(cell, entropies) for cell in found.cells] + found.left_out
     histories = [cell.history for cell in found.cells if cell.merged.num_rows]
     warnings = found.warnings + [line for cell in found.cells for line in cell.warnings]
-    folder = sweep_dir if write else None
-    return _tables(folder, rows, histories, stored, left_out=found.left_out, warnings=warnings)
+    return _tables(sweep_dir if write else None, rows, histories, stored, warnings)
 
 
 def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collected:
@@ -88,11 +88,11 @@ def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collect
         mapping: How the names in their configs and histories translate into columns.
         folder: Where to write. A history that is in its history.parquet is not asked for again.
     """
-    from dlm.collect.mapping import check_metrics, history_key, map_history, map_run, mark_duplicates
+    from dlm.collect.mapping import check_metrics, map_history, map_run, mark_duplicates
 
     stored = stored_histories(folder / "history.parquet")
     runs = server.runs
-    fresh = [one for one in runs if one not in stored or stored[one].key != history_key(runs[one], mapping)]
+    fresh = [one for one in runs if one not in stored or stored[one].key != runs[one].key(mapping.hash)]
     server.read_histories(fresh)
     if len(fresh) == len(runs):
         check_metrics(mapping, runs.values(), "the project")
@@ -102,26 +102,24 @@ def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collect
     warnings = [f"{run_id}: {line}" for run_id, run in runs.items() for line in run.warnings]
     warnings += [f"{run_id}: {line}" for run_id, history in histories.items() for line in history.warnings]
     rows = [(one.row, one.excluded) for one in mapped]
-    return _tables(folder, rows, list(histories.values()), stored, warnings=warnings)
+    return _tables(folder, rows, list(histories.values()), stored, warnings)
 
 
 def _tables(
     folder: Path | None,
-    rows: Iterable[tuple[Row, Excluded | None]],
+    rows: Sequence[tuple[Row, Excluded | None]],
     histories: Sequence[History],
     stored: Mapping[str, History],
-    *,
-    left_out: Sequence[Row] = (),
     warnings: list[str],
 ) -> Collected:
     """Make the tables and write them into ``folder``, unless it is None."""
     runs = [row for row, excluded in rows if excluded is None]
-    others = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
+    left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
     if folder is not None:
         histories = _write_history(folder / "history.parquet", histories, stored)
     collected = Collected(
         runs=frame(runs, RUN_COLUMNS),
-        excluded=frame([*others, *left_out], EXCLUDED_COLUMNS),
+        excluded=frame(left_out, EXCLUDED_COLUMNS),
         histories=histories,
         warnings=warnings,
     )
@@ -129,13 +127,6 @@ def _tables(
         write_if_changed(folder / "runs.csv", collected.runs.to_csv(index=False))
         write_if_changed(folder / "excluded.csv", collected.excluded.to_csv(index=False))
     return collected
-
-
-def _entropies(cells: Iterable[FoundCell]) -> dict[str, float]:
-    """Unigram entropy (nats/token) of the validation text of each data set, from the results that state it."""
-    return {
-        cell.config["data"]["name"]: cell.now.result.unigram_entropy for cell in cells if cell.now.result is not None
-    }
 
 
 def frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:

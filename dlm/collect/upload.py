@@ -22,7 +22,7 @@ from typing import Any
 from dlm.collect.found import config_of, run_directories
 from dlm.collect.history import Key, key_of
 from dlm.collect.sources import UNREADABLE, describe
-from dlm.collect.wandb_file import WandbRun, read_attempts, wandb_files
+from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.collect.wandb_server import Project, default_entity
 from dlm.core.errors import UserError
 from dlm.core.files import read_json, read_jsonl, write_json
@@ -49,20 +49,16 @@ class Arrival:
     result_there: bool = False
     uploaded: int = 0  # rows that this call brought to the server
     trouble: list[str] = field(default_factory=list)  # what went wrong in this call
-    files: WandbRun = field(default_factory=WandbRun)  # its warnings are those of the .wandb files
 
     @functools.cached_property
     def rows(self) -> dict[Mark, Row]:
         """Every row of every attempt, as the run directory has it."""
-        rows: dict[Mark, Row] = {}
-        for attempt in self.attempts:
-            rows |= _marked(attempt.history)
-        return rows | _marked(read_jsonl(self.run_dir / "metrics.jsonl"))
+        return _marked(self.files.history) | _marked(read_jsonl(self.run_dir / "metrics.jsonl"))
 
     @functools.cached_property
-    def attempts(self) -> list[WandbRun]:
-        """The .wandb files, each read once; ``files.warnings`` name what cannot be read."""
-        return read_attempts(self.run_dir, self.files)
+    def files(self) -> WandbRun:
+        """The .wandb files, read once."""
+        return read_wandb_run(self.run_dir, self.run_id)
 
     @functools.cached_property
     def lost(self) -> list[str]:
@@ -84,10 +80,7 @@ class Arrival:
     @functools.cached_property
     def result(self) -> Result | None:
         """The result from result.json, else as the last attempt logged it."""
-        summary: Row = {}
-        for attempt in self.attempts:
-            summary |= attempt.summary
-        return read_result(self.run_dir) or logged_result(summary)
+        return read_result(self.run_dir) or logged_result(self.files.summary)
 
     @property
     def nothing(self) -> bool:
@@ -159,7 +152,7 @@ def _look_at(run_dir: Path) -> Arrival:
             skipped = f"its {what} is of {of}: give the folder that name, or move it away"
             return Arrival(run_id=name, run_dir=run_dir, skipped=skipped)
     run_id = f"{config['sweep']}-{name}"
-    one = Arrival(run_id=run_id, run_dir=run_dir, config=config, files=WandbRun(run_id=run_id))
+    one = Arrival(run_id=run_id, run_dir=run_dir, config=config)
     holder = live_holder(run_dir)
     if holder is not None:
         one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"
@@ -233,7 +226,7 @@ def _to_sync(one: Arrival, path: str) -> list[Path]:
     (tried with W&B 0.31). So an attempt is tried once, and the rest of it is uploaded row by row.
     """
     folders = []
-    for attempt in one.attempts:
+    for attempt in one.files.attempts:
         marks = _marked(attempt.history).keys()
         if attempt.path is not None and marks and not marks & one.there:
             folders.append(attempt.path.parent)
@@ -303,7 +296,10 @@ def _upload_rows(path: str, one: Arrival) -> None:
 def _exit_code(one: Arrival) -> int:
     """The exit code that W&B is to show; a run that recorded none has failed unless it has a result."""
     status = read_status(one.run_dir)
-    recorded = [None if status is None else status.exit_code, *(part.exit_code for part in reversed(one.attempts))]
+    recorded = [
+        None if status is None else status.exit_code,
+        *(part.exit_code for part in reversed(one.files.attempts)),
+    ]
     return next((code for code in recorded if code is not None), int(one.result is None))
 
 

@@ -37,20 +37,33 @@ class WandbRun:
     exit_code: int | None = None  # None: the run did not record its end
     state: str | None = None  # the server's word for it; None: read from files
     path: Path | None = None  # the file, where this is one attempt
+    attempts: list[WandbRun] = field(default_factory=list)  # what this run was put together from
     version: str = ""  # of the run on a server: changes when the run does
     unread: str | None = None  # why the history on the server could not be read
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def key(self) -> list[list[Any]]:
-        """A ``history.Key`` that changes when the run on the server does, or when its history could not be read."""
-        return [[self.version if self.unread is None else "unread", 0, 0]]
+    def key(self, reading: str | int = 0) -> list[list[Any]]:
+        """A ``history.Key`` for the history on the server.
+
+        Args:
+            reading: Stands for the way in which the history is read, such as the hash of a mapping.
+
+        Returns:
+            A key that changes when the run does or ``reading`` does, or when the history could not be read.
+        """
+        return [[self.version if self.unread is None else "unread", reading, 0]]
 
     @property
     def record(self) -> dict[str, Any]:
         """What ``record.wandb.described`` put into the config; {} for a run that dlm did not launch."""
         record = self.config.get("record")
         return record if isinstance(record, dict) else {}
+
+    @property
+    def data_hash(self) -> str | None:
+        """The hash of the data that the run was trained on, where it told W&B."""
+        data_hash = self.record.get("data_hash")
+        return data_hash if isinstance(data_hash, str) else None
 
 
 def read_wandb_file(path: Path) -> WandbRun:
@@ -110,8 +123,10 @@ def read_messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes
         if kind in (_FULL, _LAST):
             yield b"".join(parts)
             parts = []
-    is_padding = BLOCK_BYTES - offset % BLOCK_BYTES < HEADER_BYTES
-    if parts or (offset < len(data) and not is_padding):
+    block_left = -offset % BLOCK_BYTES
+    if block_left < HEADER_BYTES:
+        offset += block_left
+    if parts or offset < len(data):
         warnings.append(f"{name} is cut off at byte {offset}: the last record is missing")
 
 
@@ -151,73 +166,58 @@ def wandb_files(run_dir: Path) -> list[Path]:
 
 
 def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
-    """The config of this cell in the newest .wandb file that holds it; stops reading there. None without one."""
+    """The config of this cell in the newest .wandb file that holds it; None without one."""
     for path in reversed(wandb_files(run_dir)):
-        try:
-            data = path.read_bytes()
-        except OSError:  # read_attempts warns of it when the run is read
-            continue
-        if data[:HEADER_BYTES] != FILE_HEADER + VERSION:
-            continue
-        run = WandbRun()
-        for message in read_messages(data, [], path.name):
-            with contextlib.suppress(ValueError):
-                _add_message(run, message)
-            if run.config.get("cell_id") == run_dir.name:
-                return run.config
+        with contextlib.suppress(UserError, OSError):  # read_wandb_run warns of it
+            config = read_wandb_file(path).config
+            if config.get("cell_id") == run_dir.name:
+                return config
     return None
 
 
 def read_wandb_run(
-    run_dir: Path, run_id: str, *, accepts: Callable[[dict[str, Any]], bool] = lambda config: True
-) -> WandbRun | None:
+    run_dir: Path, run_id: str, *, accepts: Callable[[WandbRun], bool] = lambda attempt: True
+) -> WandbRun:
     """Read all attempts of a run as one: the last config and summary, and the rows of every attempt in turn.
 
-    W&B's own step starts at 0 again in a resumed offline run, so ``history.from_rows`` merges the rows on the logged
-    ``step``.
+    The order of the attempts is that of their numbers, because a clock may jump back. W&B's own step starts at 0 again
+    in a resumed offline run, so ``history.from_rows`` merges the rows on the logged ``step``.
 
     Args:
         run_dir: The run directory.
         run_id: The id of the run in W&B.
-        accepts: Tells from an attempt's config whether the attempt belongs to this run. Attempts that it refuses are
-            left out with a warning, unless it refuses all of them.
+        accepts: Tells whether an attempt belongs to this run. Attempts that it refuses are left out, unless it refuses
+            all of them.
 
     Returns:
-        The run; None when the run directory holds no .wandb file.
+        The run, empty without a file. Its ``warnings`` name files that cannot be read or are left out.
     """
     whole = WandbRun(run_id=run_id)
-    attempts = read_attempts(run_dir, whole)
-    refused = [one for one in attempts if one.config and not accepts(one.config)]
-    if len(refused) < len(attempts):
-        refused_paths = {one.path for one in refused}
-        attempts = [one for one in attempts if one.path not in refused_paths]
-        whole.warnings += [f"{one.path} is of another config: left out" for one in refused]
+    attempts = [one for path in wandb_files(run_dir) if (one := _read_attempt(path, whole)) is not None]
+    if all(isinstance(one.record.get("attempt"), int) for one in attempts):
+        attempts.sort(key=lambda one: int(one.record["attempt"]))
+    accepted = [one for one in attempts if not one.config or accepts(one)]
+    whole.attempts = accepted or attempts
     for one in attempts:
+        if all(one is not other for other in whole.attempts):
+            whole.warnings.append(f"{one.path} is of another config: left out")
+    for one in whole.attempts:
         whole.group, whole.exit_code = one.group or whole.group, one.exit_code
         whole.config |= one.config
         whole.summary |= one.summary
         whole.history += one.history
-    return whole if wandb_files(run_dir) else None
+    return whole
 
 
-def read_attempts(run_dir: Path, whole: WandbRun) -> list[WandbRun]:
-    """Read the attempts of the run ``whole`` in order.
-
-    The order is that of the attempt numbers in the configs, because a clock may jump back. A file that cannot be read,
-    or belongs to another run, is left out and named in ``whole.warnings``.
-    """
-    attempts = []
-    for path in wandb_files(run_dir):
-        try:
-            attempt = read_wandb_file(path)
-        except (UserError, OSError) as error:
-            whole.warnings.append(str(error))
-            continue
-        whole.warnings += attempt.warnings
-        if attempt.run_id not in (None, whole.run_id):
-            whole.warnings.append(f"{path} is of run {attempt.run_id}, not {whole.run_id}: left out")
-        elif attempt.config or attempt.history:  # one that was killed at once has no number
-            attempts.append(attempt)
-    if all(isinstance(one.record.get("attempt"), int) for one in attempts):
-        attempts.sort(key=lambda one: int(one.record["attempt"]))
-    return attempts
+def _read_attempt(path: Path, whole: WandbRun) -> WandbRun | None:
+    """Read one attempt of the run ``whole``. None, with a warning, where it is unreadable or of another run."""
+    try:
+        attempt = read_wandb_file(path)
+    except (UserError, OSError) as error:
+        whole.warnings.append(str(error))
+        return None
+    whole.warnings += attempt.warnings
+    if attempt.run_id not in (None, whole.run_id):
+        whole.warnings.append(f"{path} is of run {attempt.run_id}, not {whole.run_id}: left out")
+        return None
+    return attempt if attempt.config or attempt.history else None  # one that was killed at once has no number

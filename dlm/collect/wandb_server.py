@@ -1,6 +1,6 @@
-"""wandb_api: a project on a W&B server -> its runs, and what they logged. Called by the cli's collect, and by sync.
+"""Ask a W&B server for the runs of a project and for what they logged.
 
-The only module of the sweep half that imports wandb, with sync: both are imported when a server is asked for.
+This module imports wandb, which takes a second. So it is imported only when a server is asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,32 +19,28 @@ from dlm.core.errors import TryAgainError, UserError
 from dlm.record.wandb import REFUSED_BY_WANDB
 
 RUNS_A_PAGE = 500
-
-
-STEPS_A_PAGE = 10_000  # of history; W&B's own default, 1,000, is tried where the server gives less than it has
-
-
+STEPS_A_PAGE = 10_000  # of a history
+FEWER_STEPS_A_PAGE = 1000  # W&B's own default, for a server that gives fewer rows than it has
 AT_ONCE = 4  # histories that are asked for at the same time
-
-
 FEW = 3  # histories that may fail while the others are read
-
-
 TIMEOUT_SEC = 60
-
-
-NOTICE_SEC = 5.0  # after which a wait is worth a line
-
-
+NOTICE_SEC = 5.0  # a wait that takes longer is announced
 NO_PROJECT = "Could not find project"  # W&B's words
 
 
 class Project:
-    """The runs of ENTITY/PROJECT by their id, histories aside, which ``read_histories`` asks for run by run.
+    """The runs of a project by their ids. Their histories are empty until ``read_histories`` asks for them.
 
-    One login, one request per RUNS_A_PAGE runs, and for a history two and one per STEPS_A_PAGE steps. wandb-core tries
-    again what a busy server refuses (429, 5xx, a dropped connection). ``create`` makes a project that is not there.
-    Raises UserError for a server, a login, an entity or a project that is not there.
+    This takes one login and one request per RUNS_A_PAGE runs; a history takes two requests and one per STEPS_A_PAGE
+    steps. wandb repeats requests that a busy server refuses (429, 5xx, a dropped connection).
+
+    Args:
+        path: ENTITY/PROJECT.
+        filters: W&B's filters, such as {"group": "demo"}.
+        create: Create the project if it does not exist.
+
+    Raises:
+        UserError: There is no such server, login, entity or project.
     """
 
     def __init__(self, path: str, *, filters: Mapping[str, Any] | None = None, create: bool = False) -> None:
@@ -52,52 +48,58 @@ class Project:
         if not entity or not project or "/" in project:
             raise UserError(f"{path!r} names no W&B project: give it as ENTITY/PROJECT")
         self.path = path
-        self._runs = {run.id: run for run in _ask(path, filters or {}, create=create)}
+        with _notice(f"the runs of {path}"), _explained(path):
+            _api().flush()  # otherwise it would return the runs of the last request again
+            runs = _api().runs(
+                path, filters=dict(filters or {}), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False
+            )
+            try:
+                self._runs = {run.id: run for run in runs}
+            except ValueError as error:
+                if not create or NO_PROJECT not in str(error):
+                    raise
+                _api().create_project(project, entity)
+                self._runs = {}
         self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
 
     def read_histories(self, run_ids: Iterable[str]) -> None:
-        """Fill in what these runs logged, row by row as they did; of a few that cannot be read ``unread`` says why.
+        """Fill in the histories of these runs, row by row as they were logged.
 
-        Raises UserError when it is more than a few: then it is the server.
+        Where a few cannot be read, their ``unread`` says why. Raises UserError when more than a few, or all, cannot be
+        read: then it is the server.
         """
-        ids, failed = list(run_ids), list[UserError]()
-
-        def ask(run_id: str) -> list[dict[str, Any]] | UserError:
-            try:
-                return self._rows(run_id)
-            except UserError as error:
-                return error
-
+        ids = list(run_ids)
         with _notice(f"the histories of {len(ids)} runs of {self.path}"), ThreadPoolExecutor(AT_ONCE) as pool:
-            for run_id, rows in zip(ids, pool.map(ask, ids), strict=True):
-                if isinstance(rows, UserError):
-                    failed.append(rows)
-                    self.runs[run_id].unread = str(rows)
-                    if len(failed) > FEW or len(failed) == len(ids):
-                        raise rows
-                else:
-                    self.runs[run_id].history = rows
+            num_failed = 0
+            for error in pool.map(self._read_history, ids):
+                num_failed += error is not None
+                if error is not None and (num_failed > FEW or num_failed == len(ids)):
+                    pool.shutdown(cancel_futures=True)
+                    raise error
 
-    def _rows(self, run_id: str) -> list[dict[str, Any]]:
-        """All rows of one run; a server that gave fewer than it says it has is asked in small pages, then named."""
-        run, run_of = self._runs[run_id], self.runs[run_id]
-        rows = _scan(self.path, run, STEPS_A_PAGE)
-        counted = run._attrs.get("historyLineCount") or 0
-        if len(rows) < counted:
-            rows = _scan(self.path, run, 1000)
-        if len(rows) < counted:
-            run_of.warnings.append(f"the W&B server gave {len(rows)} of the {counted} rows that it says it has")
-        return rows
+    def _read_history(self, run_id: str) -> UserError | None:
+        """Fill in the history of one run; return the error where it cannot be read."""
+        run, found = self._runs[run_id], self.runs[run_id]
+        num_rows = run._attrs.get("historyLineCount") or 0
+        try:
+            with _explained(f"{self.path}/{run_id}"):
+                found.history = list(run.scan_history(page_size=STEPS_A_PAGE))
+                if len(found.history) < num_rows:
+                    found.history = list(run.scan_history(page_size=FEWER_STEPS_A_PAGE))
+        except UserError as error:
+            found.unread = str(error)
+            return error
+        if len(found.history) < num_rows:
+            said = f"the W&B server gave {len(found.history)} of the {num_rows} rows that it says it has"
+            found.warnings.append(said)
+        return None
 
 
 def default_entity() -> str:
     """The entity that runs go to when none is named. Raises UserError without a login or a server."""
     what = "your default entity"
-    try:
-        with _notice(what):
-            return str(_api().default_entity)
-    except Exception as error:
-        raise _explained(error, what) from error
+    with _notice(what), _explained(what):
+        return str(_api().default_entity)
 
 
 @functools.cache
@@ -108,26 +110,9 @@ def _api() -> Any:
     return wandb.Api(timeout=TIMEOUT_SEC)
 
 
-def _ask(path: str, filters: Mapping[str, Any], *, create: bool) -> Sequence[Any]:
-    try:
-        with _notice(f"the runs of {path}"):
-            _api().flush()  # it would give the runs of the last time again
-            runs = _api().runs(path, filters=dict(filters), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False)
-            try:
-                return list(runs)
-            except ValueError as error:
-                if not create or NO_PROJECT not in str(error):
-                    raise
-            entity, _, project = path.partition("/")
-            _api().create_project(project, entity)
-            return []
-    except Exception as error:
-        raise _explained(error, path) from error
-
-
 @contextlib.contextmanager
 def _notice(what: str) -> Iterator[None]:
-    """Say what a server is taking its time for."""
+    """Announce a request that takes longer than NOTICE_SEC."""
     line = f"dlm: waiting for {what} from W&B ({_url()})"
     timer = threading.Timer(NOTICE_SEC, lambda: print(line, file=sys.stderr, flush=True))
     timer.start()
@@ -141,34 +126,33 @@ def _url() -> str:
     return os.environ.get("WANDB_BASE_URL", "the default server")
 
 
-def _scan(path: str, run: Any, page_size: int) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn W&B's errors into one line: the user's mistake or the server's trouble. Other errors stay themselves."""
     try:
-        return list(run.scan_history(page_size=page_size))
+        yield
     except Exception as error:
-        raise _explained(error, f"{path}/{run.id}") from error
+        from wandb.errors import AuthenticationError, CommError, UsageError
+        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-
-def _explained(error: Exception, what: str) -> Exception:
-    """The user's mistake, or the server's trouble, in one line; what is neither stays itself."""
-    from wandb.errors import AuthenticationError, CommError, UsageError
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
-    said = " ".join(str(error).split())
-    url = _url()
-    refused = isinstance(error, AuthenticationError) and any(code in said for code in ("401", "403", "API key"))
-    if isinstance(error, UsageError) or refused:
-        return UserError(f"no login at W&B ({url}): {said}; run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
-    if isinstance(error, ValueError) and NO_PROJECT in said:
-        return UserError(f"W&B ({url}) has no project {what}, or it has no runs: give ENTITY/PROJECT as its page says")
-    if isinstance(error, WandbApiFailedError) and any(words in said for words in REFUSED_BY_WANDB):
-        return UserError(f"W&B ({url}) refuses {what}: {said}; give ENTITY/PROJECT as its page says")
-    if isinstance(error, (AuthenticationError, CommError, WandbApiFailedError, TimeoutError)):
-        return TryAgainError(f"W&B ({url}) does not answer for {what}: {said}; try again later, nothing was written")
-    return error
+        said, url = " ".join(str(error).split()), _url()
+        refused = isinstance(error, AuthenticationError) and any(code in said for code in ("401", "403", "API key"))
+        if isinstance(error, UsageError) or refused:
+            advice = "run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL"
+            raise UserError(f"no login at W&B ({url}): {said}; {advice}") from error
+        advice = "give ENTITY/PROJECT as its page says"
+        if isinstance(error, ValueError) and NO_PROJECT in said:
+            raise UserError(f"W&B ({url}) has no project {what}, or it has no runs: {advice}") from error
+        if isinstance(error, WandbApiFailedError) and any(words in said for words in REFUSED_BY_WANDB):
+            raise UserError(f"W&B ({url}) refuses {what}: {said}; {advice}") from error
+        if isinstance(error, (CommError, WandbApiFailedError, TimeoutError)):
+            advice = "try again later, nothing was written"
+            raise TryAgainError(f"W&B ({url}) does not answer for {what}: {said}; {advice}") from error
+        raise
 
 
 def _as_wandb_run(run: Any) -> WandbRun:
-    """A run as the page of runs tells it; nothing here asks the server again."""
+    """A run as the list of runs tells it; this asks the server for nothing."""
     attrs = run._attrs
     last_step = (attrs.get("historyKeys") or {}).get("lastStep", -1)
     return WandbRun(

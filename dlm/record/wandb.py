@@ -1,4 +1,4 @@
-"""What a run tells W&B about itself, and how its result is read back."""
+"""What a run tells W&B about itself, and how its result is read back from there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from dlm.core.recipe import Recipe
 from dlm.record.run import Result
 
-# In W&B's words: what a login, an entity or a project is refused with. Trying again does not help.
+# W&B's words when it refuses a login, an entity or a project. Trying again does not help.
 REFUSED_BY_WANDB = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")
 
 
-RESULT_PREFIX = "result/"  # of the fields of Result in a run's summary in W&B
+RESULT_PREFIX = "result/"  # the fields of Result are under it in the summary of a run in W&B
 
 
 UNITS = {
@@ -35,7 +35,11 @@ UNITS = {
 
 
 def logged_result(summary: Mapping[str, Any]) -> Result | None:
-    """The result that a run logged to W&B at its end, under RESULT_PREFIX; None when it is absent or not whole."""
+    """Read the result that a run logged to W&B at its end; None when it is absent or incomplete.
+
+    Args:
+        summary: The last values of the run in W&B; those of the result begin with RESULT_PREFIX.
+    """
     found = {key.removeprefix(RESULT_PREFIX): value for key, value in summary.items() if key.startswith(RESULT_PREFIX)}
     try:
         return Result(
@@ -46,17 +50,13 @@ def logged_result(summary: Mapping[str, Any]) -> Result | None:
 
 
 def _typed(value: Any, kind: str) -> Any:
-    """A number as it was written: W&B's server keeps 3.0 as 3."""
+    """Give a number the type that it had when it was logged: W&B's server keeps 3.0 as 3."""
     return {"int": int, "float": float, "str": str}[kind](value)
 
 
-def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[str, Any]:
-    """What a run tells W&B of itself at its start: its resolved config, and under ``record`` what follows from it.
-
-    ``facts`` are those of this attempt: data_hash, git_sha, device, attempt.
-    """
-    record = {
-        "sweep": config["sweep"],
+def planned_facts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What follows from the config of a run, under the names of the columns of runs.csv."""
+    return {
         "objective": config["objective"]["name"],
         "params": recipe.shape.num_params,
         "params_total": recipe.shape.num_params_total(causal=recipe.causal),
@@ -65,6 +65,16 @@ def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[s
         "convention": recipe.convention,
         "flops": recipe.flops[recipe.convention],
         **{f"flops_{convention}": value for convention, value in recipe.flops.items()},
-        **facts,
     }
+
+
+def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[str, Any]:
+    """What a run tells W&B of itself at its start: its resolved config and, under ``record``, what follows from it.
+
+    Args:
+        config: The resolved config.
+        recipe: What follows from the config.
+        **facts: What belongs to this attempt: data_hash, git_sha, device, attempt.
+    """
+    record = {"sweep": config["sweep"], **planned_facts(config, recipe), **facts}
     return {**config, "record": record, "units": UNITS}

@@ -5,14 +5,13 @@ import json
 import math
 import shutil
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
+from support.by_hand import LOSS, final_rows, finish, reasons, started
 from support.stub_cell import result, status
-from test_wandb_file import write_runs
+from support.wandb_runs import log_to_wandb
 
 from dlm.collect.agreement import differing_histories, disagree
 from dlm.collect.history import from_metrics, from_rows
@@ -25,11 +24,6 @@ from dlm.plan.grid import cell_config, make_plan
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import metrics_row, write_status
-
-
-@pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    return planned(tmp_path, monkeypatch)
 
 
 def test_a_finished_cell_becomes_a_row_of_what_was_planned_and_measured(sweep):
@@ -180,7 +174,9 @@ def test_a_run_directory_by_another_name_is_to_be_given_its_own(sweep):
     folder = finish(sweep_dir, plan, plan.cells[0])
     folder.rename(folder.with_name("old"))
     said = reasons(collect(sweep_dir))
-    assert said["old"] == f"another config: it is of {folder.name}, which has no folder: give it that name"
+    assert (
+        said["old"] == f"another config: it is a run of {folder.name}, which has no folder: give this folder that name"
+    )
     folder.with_name("old").rename(folder)
     shutil.rmtree(folder)
     shutil.copytree(finish(sweep_dir, plan, plan.cells[1]), folder)
@@ -214,10 +210,9 @@ def test_a_clock_that_jumps_back_does_not_make_the_first_attempt_the_last(sweep)
     cell = plan.cells[0]
     rows = [{**row, "attempt": 2} for row in final_rows(cell)]
     first = [{**row, "train/loss": 9.0, "attempt": 1} for row in rows[:2]]
-    entry = {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s"}
     for attempt, some in ((1, first), (2, rows)):
         config = {"record": {"attempt": attempt, "git_sha": f"sha{attempt}"}}
-        write_runs(sweep_dir, [{**entry, "rows": some, "config": config}])
+        log_to_wandb(sweep_dir, cell, some, config=config)
     folders = sorted((sweep_dir / "runs" / cell.cell_id / "wandb").glob("offline-run-*"))
     folders[1].rename(folders[1].with_name(folders[1].name.replace("offline-run-2", "offline-run-1")))
     collected = collect(sweep_dir)
@@ -261,13 +256,6 @@ def test_without_a_plan_every_run_directory_is_a_cell(sweep):
 # --- against real W&B files -----------------------------------------------------------------------------------------
 
 
-def log_to_wandb(sweep_dir: Path, entries: list[tuple]) -> None:
-    specs = [
-        {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": rows} for cell, rows in entries
-    ]
-    write_runs(sweep_dir, specs)
-
-
 def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one(sweep):
     sweep_dir, plan = sweep
     agrees, loss_differs, history_differs, gone, unfinished, lacking = plan.cells
@@ -276,17 +264,12 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
     rows = final_rows(history_differs)
     rows[1] = {**rows[1], "train/loss": 99.0}
     # W&B has its own step; what counts is the logged one.
-    log_to_wandb(
-        sweep_dir,
-        [
-            (agrees, final_rows(agrees)),
-            (loss_differs, final_rows(loss_differs, loss=2.25)),
-            (history_differs, rows),
-            (gone, final_rows(gone, loss=2.125)),
-            (unfinished, final_rows(unfinished)[:2]),
-            (lacking, final_rows(lacking)[2:]),
-        ],
-    )
+    log_to_wandb(sweep_dir, agrees, final_rows(agrees))
+    log_to_wandb(sweep_dir, loss_differs, final_rows(loss_differs, loss=2.25))
+    log_to_wandb(sweep_dir, history_differs, rows)
+    log_to_wandb(sweep_dir, gone, final_rows(gone, loss=2.125))
+    log_to_wandb(sweep_dir, unfinished, final_rows(unfinished)[:2])
+    log_to_wandb(sweep_dir, lacking, final_rows(lacking)[2:])
     collected = collect(sweep_dir, verify=True)
     said = {cell.cell_id: [w for w in collected.warnings if w.startswith(cell.cell_id)] for cell in plan.cells}
     assert said[agrees.cell_id] == []
@@ -307,7 +290,7 @@ def test_wandb_is_checked_against_the_run_directory_and_stands_in_for_a_lost_one
     # A W&B loss that is no better than the unigrams is no result either.
     (path,) = wandb_files(sweep_dir / "runs" / gone.cell_id)
     path.unlink()
-    log_to_wandb(sweep_dir, [(gone, final_rows(gone, loss=5.0))])
+    log_to_wandb(sweep_dir, gone, final_rows(gone, loss=5.0))
     assert "did not learn" in reasons(collect(sweep_dir))[gone.cell_id]
     # A torn W&B file is a warning, and its run still counts.
     (path,) = wandb_files(sweep_dir / "runs" / agrees.cell_id)

@@ -9,14 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
+from support.by_hand import LOSS, final_rows, finish, reasons, started
 from support.stub_cell import result, status
-from test_wandb_file import write_runs
+from support.wandb_runs import log_to_wandb
 
 import dlm.collect.sources
 from dlm.collect.sources import WANDB_STATES
 from dlm.collect.tables import collect
 from dlm.collect.wandb_file import WandbRun, wandb_files
+from dlm.core.files import read_jsonl
 from dlm.core.recipe import derive
 from dlm.plan.grid import cell_config
 from dlm.record.outcomes import State
@@ -24,24 +25,14 @@ from dlm.record.run import write_status
 from dlm.record.wandb import RESULT_PREFIX, described
 
 
-@pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    return planned(tmp_path, monkeypatch)
-
-
 def on_disk(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return read_jsonl(run_dir / "metrics.jsonl")
 
 
 def config_of(cell, **overrides) -> dict:
     """What the run of a cell tells W&B of itself."""
     config = {**cell_config(cell.groups, {**cell.overrides, **overrides}), "sweep": "s", "cell_id": cell.cell_id}
     return described(config, derive(config))
-
-
-def to_wandb(sweep_dir: Path, cell, rows, **facts) -> None:
-    spec = {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": rows, **facts}
-    write_runs(sweep_dir, [spec])
 
 
 def summary_of(cell, plan, **changes) -> dict:
@@ -84,7 +75,7 @@ def test_a_history_cut_at_the_end_of_a_line_is_filled_from_the_wandb_file(sweep,
     sweep_dir, plan = sweep
     cell = plan.cells[0]
     rows = on_disk(finish(sweep_dir, plan, cell))
-    to_wandb(sweep_dir, cell, rows)
+    log_to_wandb(sweep_dir, cell, rows)
     path = sweep_dir / "runs" / cell.cell_id / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:kept]))
     collected = collect(sweep_dir)
@@ -108,7 +99,7 @@ def test_what_the_wandb_file_lacks_too_comes_from_the_server_once(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]
     rows = on_disk(finish(sweep_dir, plan, cell))
-    to_wandb(sweep_dir, cell, rows[:2])
+    log_to_wandb(sweep_dir, cell, rows[:2])
     path = sweep_dir / "runs" / cell.cell_id / "metrics.jsonl"
     path.write_text(json.dumps({**rows[0], "lr": 7.0}) + "\n")
     first = Online(online(cell, rows))
@@ -149,16 +140,19 @@ def test_wandb_files_of_a_run_that_its_directory_tells_whole_are_not_read(sweep,
     sweep_dir, plan = sweep
     done, failed, running = plan.cells[:3]
     for cell in (done, failed, running):
-        to_wandb(sweep_dir, cell, on_disk(finish(sweep_dir, plan, cell))[:2])
+        log_to_wandb(sweep_dir, cell, on_disk(finish(sweep_dir, plan, cell))[:2])
     for cell, state in ((failed, State.FAILED), (running, State.RUNNING)):
         run_dir = sweep_dir / "runs" / cell.cell_id
         (run_dir / "result.json").unlink()
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in final_rows(cell)[:2]))
         write_status(run_dir, status(state, step=cell.steps // 2, steps=cell.steps))
     read = []
-    monkeypatch.setattr(
-        dlm.collect.sources, "read_wandb_run", lambda run_dir, run_id, **_: read.extend(wandb_files(run_dir))
-    )
+
+    def read_nothing(run_dir, run_id, **_):
+        read.extend(wandb_files(run_dir))
+        return WandbRun(run_id=run_id)
+
+    monkeypatch.setattr(dlm.collect.sources, "read_wandb_run", read_nothing)
     collect(sweep_dir)
     assert read == []
     write_status(run_dir, status(State.PREEMPTED, step=running.steps, steps=running.steps))
@@ -170,7 +164,7 @@ def test_verify_finds_a_single_number_that_was_lost(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]
     rows = on_disk(finish(sweep_dir, plan, cell))
-    to_wandb(sweep_dir, cell, [rows[0], rows[1], {**rows[2], "val/loss": LOSS}])
+    log_to_wandb(sweep_dir, cell, [rows[0], rows[1], {**rows[2], "val/loss": LOSS}])
     warned = collect(sweep_dir, verify=True).warnings
     (line,) = warned
     assert line.endswith(
@@ -190,7 +184,7 @@ def test_verify_compares_the_result_and_the_plan_with_what_wandb_was_told(sweep)
         told["record"] |= {"tokens": one.tokens + 1, "convention": "6n"} if changes.get("device") else {}
         kept = json.loads((sweep_dir / "runs" / one.cell_id / "result.json").read_text())
         facts = {RESULT_PREFIX + key: changes.get(key, value) for key, value in kept.items()}
-        to_wandb(sweep_dir, one, rows, config=told, summary=facts)
+        log_to_wandb(sweep_dir, one, rows, config=told, summary=facts)
     said = [line.removeprefix(f"{cell.cell_id}: ") for line in collect(sweep_dir, verify=True).warnings]
     assert said == [
         f"tokens is {cell.tokens} in the plan and {cell.tokens + 1} in the W&B file: the plan counts",
@@ -218,20 +212,20 @@ def test_without_a_result_the_loss_of_another_config_is_not_taken(sweep, where):
         run_dir = started(sweep_dir, plan, cell, final_rows(cell))
         (run_dir / "config.yaml").write_text(yaml.safe_dump({**other, "cell_id": cell.cell_id}))
     else:
-        to_wandb(sweep_dir, cell, final_rows(cell), config=other)
+        log_to_wandb(sweep_dir, cell, final_rows(cell), config=other)
     collected = collect(sweep_dir)
     assert collected.runs.empty and reasons(collected)[cell.cell_id].startswith("another config: its config")
     if where == "wandb":
-        to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell))  # a second attempt has the last word
+        log_to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell))  # a second attempt has the last word
         assert list(collect(sweep_dir).runs.source) == ["wandb"]
 
 
 def test_a_logged_result_counts_at_the_planned_last_step_only(sweep):
     sweep_dir, plan = sweep
     early, fine, alien = plan.cells[:3]
-    to_wandb(sweep_dir, early, final_rows(early)[:2], summary=summary_of(early, plan, step=early.steps - 1))
-    to_wandb(sweep_dir, fine, final_rows(fine)[:2], summary=summary_of(fine, plan), config=config_of(fine))
-    to_wandb(sweep_dir, alien, final_rows(alien)[:2], summary=summary_of(early, plan, step=alien.steps))
+    log_to_wandb(sweep_dir, early, final_rows(early)[:2], summary=summary_of(early, plan, step=early.steps - 1))
+    log_to_wandb(sweep_dir, fine, final_rows(fine)[:2], summary=summary_of(fine, plan), config=config_of(fine))
+    log_to_wandb(sweep_dir, alien, final_rows(alien)[:2], summary=summary_of(early, plan, step=alien.steps))
     collected = collect(sweep_dir)
     assert list(collected.runs.run_id) == [fine.cell_id] and list(collected.runs.source) == ["wandb"]
     said = reasons(collected)
@@ -247,14 +241,14 @@ def test_a_logged_result_counts_at_the_planned_last_step_only(sweep):
 def test_the_state_of_a_run_that_only_wandb_knows(sweep):
     sweep_dir, plan = sweep
     diverged, finished, killed = plan.cells[:3]
-    to_wandb(sweep_dir, diverged, final_rows(diverged)[:2], exit=3)
-    to_wandb(sweep_dir, finished, final_rows(finished)[:2])
-    to_wandb(sweep_dir, killed, final_rows(killed)[:2])
+    log_to_wandb(sweep_dir, diverged, final_rows(diverged)[:2], exit=3)
+    log_to_wandb(sweep_dir, finished, final_rows(finished)[:2])
+    log_to_wandb(sweep_dir, killed, final_rows(killed)[:2])
     (path,) = wandb_files(sweep_dir / "runs" / killed.cell_id)
     path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"train/loss")])
     rows = collect(sweep_dir).excluded.set_index("run_id")
     assert [rows.status[cell.cell_id] for cell in (diverged, finished, killed)] == ["diverged", "lost", "lost"]
-    assert "its .wandb file has no end" in rows.reason[killed.cell_id]
+    assert "its .wandb file does not record its end" in rows.reason[killed.cell_id]
     words = [*WANDB_STATES, "crashed"]
     states = {"running": "running", "pending": "submitted", "preempting": "running", "preempted": "preempted",
               "failed": "failed", "crashed": "lost"}  # fmt: skip
@@ -285,7 +279,7 @@ def test_wandb_files_alone_are_found_in_a_folder_of_another_name(sweep):
     sweep_dir, plan = sweep
     cell, lost = plan.cells[:2]
     for one in (cell, lost):
-        to_wandb(sweep_dir, one, final_rows(one), config=config_of(one), summary=summary_of(one, plan))
+        log_to_wandb(sweep_dir, one, final_rows(one), config=config_of(one), summary=summary_of(one, plan))
     (sweep_dir / "plan.json").unlink()
     (path,) = wandb_files(sweep_dir / "runs" / lost.cell_id)
     path.write_bytes(path.read_bytes()[:7])
@@ -298,7 +292,7 @@ def test_wandb_files_alone_are_found_in_a_folder_of_another_name(sweep):
 def test_a_planned_sweep_in_a_folder_of_another_name_still_has_its_wandb_files(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]
-    to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell), summary=summary_of(cell, plan))
+    log_to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell), summary=summary_of(cell, plan))
     assert list(collect(sweep_dir.rename(sweep_dir.with_name("elsewhere"))).runs.sweep) == ["s"]
 
 
@@ -307,7 +301,7 @@ def test_an_empty_wandb_file_does_not_put_the_attempts_in_the_order_of_the_clock
     cell = plan.cells[0]
     rows = final_rows(cell)
     for attempt, some in ((1, [{**row, "train/loss": 9.0} for row in rows[:2]]), (2, rows)):
-        to_wandb(sweep_dir, cell, some, config={"record": {"attempt": attempt}})
+        log_to_wandb(sweep_dir, cell, some, config={"record": {"attempt": attempt}})
     folder = sweep_dir / "runs" / cell.cell_id / "wandb"
     first, second = sorted(folder.glob("offline-run-*"))
     second.rename(second.with_name(second.name.replace("offline-run-2", "offline-run-1")))  # its clock was behind
@@ -329,7 +323,7 @@ def test_runs_on_a_server_whose_config_is_of_another_shape_are_named(tmp_path, s
     collected = collect(tmp_path / "out", server=Online(fine, odd, copy))
     assert list(collected.runs.run_id) == [cell.cell_id]
     said = reasons(collected)
-    assert said["t-copy"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+    assert said["t-copy"] == f"duplicate: it is a run of {cell.cell_id}, whose run here is s-{cell.cell_id}"
     assert len(said) == 2 and said["abc" if of == "abc" else "odd"].startswith("another config")
 
 
@@ -351,8 +345,8 @@ def test_a_config_on_a_server_that_lacks_what_a_row_needs_keeps_no_other_from_it
 def test_an_attempt_of_another_config_does_not_lend_its_loss(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]
-    to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell, **{"optimizer.lr": 1e-2}))
-    to_wandb(sweep_dir, cell, final_rows(cell)[:1], config=config_of(cell))
+    log_to_wandb(sweep_dir, cell, final_rows(cell), config=config_of(cell, **{"optimizer.lr": 1e-2}))
+    log_to_wandb(sweep_dir, cell, final_rows(cell)[:1], config=config_of(cell))
     collected = collect(sweep_dir)
     assert collected.runs.empty and list(collected.history.step) == [1]
     assert any("is of another config: left out" in line for line in collected.warnings)
@@ -365,13 +359,13 @@ def test_of_several_runs_of_one_cell_on_a_server_the_one_with_a_result_counts(tm
     fine = online(cell, final_rows(cell), summary=summary_of(cell, plan), version="s-x@2026@1")
     collected = collect(tmp_path / "out", server=Online(crashed, fine))
     assert list(collected.runs.run_id) == [cell.cell_id]
-    assert reasons(collected)["a-x"] == f"duplicate: it is of {cell.cell_id}, whose run here is s-{cell.cell_id}"
+    assert reasons(collected)["a-x"] == f"duplicate: it is a run of {cell.cell_id}, whose run here is s-{cell.cell_id}"
 
 
 def test_an_empty_file_does_not_hide_that_the_server_sees_it_run(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]
-    to_wandb(sweep_dir, cell, final_rows(cell)[:1])
+    log_to_wandb(sweep_dir, cell, final_rows(cell)[:1])
     (path,) = wandb_files(sweep_dir / "runs" / cell.cell_id)
     path.write_bytes(path.read_bytes()[:7])
     said = reasons(collect(sweep_dir, server=Online(online(cell, final_rows(cell)[:2], state="running"))))
@@ -388,7 +382,7 @@ def test_a_config_that_is_no_text_keeps_no_other_from_its_row(sweep):
     assert list(collected.runs.run_id) == [cell.cell_id] and "no text in UTF-8" in reasons(collected)[odd.cell_id]
 
 
-def test_half_a_history_that_no_source_has_is_said(sweep):
+def test_a_history_that_no_source_has_in_full_is_named(sweep):
     sweep_dir, plan = sweep
     cell, none = plan.cells[:2]
     path = finish(sweep_dir, plan, cell) / "metrics.jsonl"

@@ -2,23 +2,28 @@
 
 import json
 import math
-import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from long.kills_history import kill_one
-from support import TESTS
+from support.killed_run import kill_logging_run
+from support.wandb_runs import write_runs
 
 from dlm.collect.history import from_rows
-from dlm.collect.wandb_file import BLOCK_BYTES, read_messages, read_wandb_file, read_wandb_run, wandb_files
+from dlm.collect.wandb_file import (
+    BLOCK_BYTES,
+    HEADER_BYTES,
+    WandbRun,
+    read_messages,
+    read_wandb_file,
+    read_wandb_run,
+    wandb_files,
+)
 from dlm.core.errors import UserError
 
 ROWS = 600  # some 100 KiB: several blocks
@@ -28,13 +33,26 @@ def row(step: int, **more) -> dict:
     return {"step": step, "tokens": 1024 * step, "train/loss": 3.0 + 1 / (step + 1), "lr": 1e-3 / (step + 1), **more}
 
 
-def write_runs(folder: Path, specs: list[dict], **environment: str) -> None:
-    """Log runs with the real W&B, in a process of its own."""
-    (folder / "spec.json").write_text(json.dumps(specs))
-    for spec in specs:
-        (folder / spec["dir"]).mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(TESTS / "support/wandb_runs.py"), "spec.json"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120, env={**os.environ, **environment})
+def log_of(messages: list[bytes]) -> bytes:
+    """A LevelDB log as W&B writes it: records never cross a block, less than a header's room is padding."""
+    data = bytearray(b":W&B\xe1\xbe\x00")
+    for message in messages:
+        rest, first = message, True
+        while first or rest:
+            room = BLOCK_BYTES - len(data) % BLOCK_BYTES
+            if room < 7:
+                data += bytes(room)
+                continue
+            part, rest = rest[: room - 7], rest[room - 7 :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not rest]
+            data += struct.pack("<IHB", zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+            first = False
+    return bytes(data)
+
+
+def message_ends(messages: list[bytes]) -> list[int]:
+    """The byte after each message of ``log_of(messages)``."""
+    return [len(log_of(messages[: place + 1])) for place in range(len(messages))]
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +82,7 @@ def test_everything_that_was_logged_is_read_back_exactly(real):
     assert run.config["optimizer"] == {"lr": 1e-3} and run.config["seed"] == 3 and run.config["name"] == "é"
     keys = ("step", "tokens", "train/loss", "lr")
     assert [{key: logged[key] for key in keys} for logged in run.history[:ROWS]] == [row(step) for step in range(ROWS)]
+    assert [logged["_step"] for logged in run.history] == list(range(ROWS + 1))  # W&B's own
     assert run.history[ROWS]["val/loss"] == run.summary["val/loss"] == 2.5
     assert run.summary["step"] == ROWS - 1 and run.summary["val/loss_se"] == 0.125
     assert long_file(real).stat().st_size > 2 * BLOCK_BYTES  # messages that cross blocks were among them
@@ -75,32 +94,59 @@ def test_not_a_number_and_the_exit_code_survive(real):
     assert math.isnan(run.history[0]["odd"]) and run.exit_code == 3
 
 
-def test_it_agrees_with_the_peer_reader_of_wandb_itself(real):
-    from wandb.proto import wandb_internal_pb2 as protobuf
-
-    theirs = []
-    for message in read_messages(long_file(real).read_bytes(), [], ""):
-        record = protobuf.Record.FromString(message)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            theirs.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    assert theirs == read_wandb_file(long_file(real)).history
+def test_a_log_written_by_the_tests_is_the_one_that_wandb_writes(real):
+    data = long_file(real).read_bytes()
+    assert log_of(list(read_messages(data, [], ""))) == data
 
 
 @pytest.mark.parametrize("keep", [0, 3, 7, 10, 4000, 32768 + 5, 70001])
 def test_a_truncated_file_gives_the_rows_before_the_cut_and_says_so(real, tmp_path, keep):
+    data = long_file(real).read_bytes()[:keep]
+    ends_with_a_message = log_of(list(read_messages(data, [], ""))) == data  # by chance; then nothing is torn
     whole = read_wandb_file(long_file(real)).history
     cut = tmp_path / "run-s-a.wandb"
-    cut.write_bytes(long_file(real).read_bytes()[:keep])
+    cut.write_bytes(data)
     run = read_wandb_file(cut)
     assert run.history == whole[: len(run.history)] and len(run.history) < len(whole)
     assert run.exit_code is None
-    if keep in (0, 3, 7):
-        assert "holds nothing" in run.warnings[0]
+    if keep <= 7:
+        assert len(run.warnings) == 1 and "holds nothing" in run.warnings[0]
+    elif ends_with_a_message:
+        assert run.warnings == []
     else:
         assert len(run.warnings) == 1 and "cut off at byte" in run.warnings[0]
     if keep == 70001:
         assert len(run.history) > 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_cut_near_the_end_of_a_record_keeps_every_whole_message_and_is_named_if_it_tears_one(seed):
+    chance = random.Random(seed)
+    sizes = [3, 200, BLOCK_BYTES // 3, 2 * BLOCK_BYTES, 40, *(chance.randrange(2 * BLOCK_BYTES) for _ in range(4))]
+    messages = [chance.randbytes(size) for size in sizes]
+    for room in (0, 3, 6, 7, 8):  # what the next message leaves of its block
+        messages.append(chance.randbytes((-len(log_of(messages)) - HEADER_BYTES - room) % BLOCK_BYTES))
+        messages.append(chance.randbytes(90))
+    messages += [crc_ends_in_zero(chance), chance.randbytes(10)]
+    data, ends = log_of(messages), message_ends(messages)
+    assert ends[-1] == len(data)
+    for place in {*ends, *range(BLOCK_BYTES, len(data), BLOCK_BYTES)}:
+        for cut in range(place - HEADER_BYTES - 2, min(place + HEADER_BYTES + 2, len(data)) + 1):
+            warnings = []
+            found = list(read_messages(data[:cut], warnings, "x"))
+            before = [end for end in ends if end <= cut]
+            assert found == messages[: len(before)], cut
+            begin = max([HEADER_BYTES, *before])
+            padding = -begin % BLOCK_BYTES  # what is left of the block there; a header does not fit into six bytes
+            is_clean = cut == begin or (padding < HEADER_BYTES and cut <= begin + padding)
+            assert len(warnings) == (0 if is_clean else 1), (cut, warnings)
+
+
+def crc_ends_in_zero(chance: random.Random) -> bytes:
+    """A message whose record begins with a zero byte: after a cut behind that byte it looks like padding."""
+    while zlib.crc32(b"\x01" + (message := chance.randbytes(20))) % 256:
+        pass
+    return message
 
 
 def test_corruption_costs_one_block_and_says_where(real, tmp_path):
@@ -130,23 +176,6 @@ def test_no_damage_makes_it_raise_or_invent_a_row(real, tmp_path):
         path.write_bytes(broken)
         for logged in read_wandb_file(path).history:
             assert json.dumps(logged, sort_keys=True) in whole
-
-
-def log_of(messages: list[bytes]) -> bytes:
-    """A LevelDB log as W&B writes it: records never cross a block, less than a header's room is padding."""
-    data = bytearray(b":W&B\xe1\xbe\x00")
-    for message in messages:
-        rest, first = message, True
-        while first or rest:
-            room = BLOCK_BYTES - len(data) % BLOCK_BYTES
-            if room < 7:
-                data += bytes(room)
-                continue
-            part, rest = rest[: room - 7], rest[room - 7 :]
-            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not rest]
-            data += struct.pack("<IHB", zlib.crc32(bytes([kind]) + part), len(part), kind) + part
-            first = False
-    return bytes(data)
 
 
 @given(st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=5), st.integers(0, 20))
@@ -197,14 +226,16 @@ def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(re
     assert [logged["step"] for logged in merged] == [4, 5, 6, 7] and "holds nothing" in run.warnings[0]
 
 
-def test_a_file_of_another_run_is_left_out_and_none_is_none(real, tmp_path):
-    assert read_wandb_run(tmp_path, "s-a") is None
+def test_a_file_of_another_run_is_left_out_and_without_a_file_the_run_is_empty(real, tmp_path):
+    assert read_wandb_run(tmp_path, "s-a") == WandbRun(run_id="s-a")
     shutil.copytree(real / "long", tmp_path / "run")
     run = read_wandb_run(tmp_path / "run", "s-z")
     assert run.history == [] and "is of run s-a, not s-z" in run.warnings[0]
 
 
 def test_killed_without_warning_a_run_keeps_its_config_and_all_but_the_last_second(tmp_path):
-    kill = kill_one(tmp_path / "run", 2.5, every_sec=0.1)  # far below the 15 s after which W&B itself would flush
+    kill = kill_logging_run(
+        tmp_path / "run", 2.5, every_sec=0.1
+    )  # far below the 15 s after which W&B itself would flush
     assert kill["rows"] > 10 and kill["config"]
     assert kill["metrics"]["oldest_lost_sec"] <= 1.0 and kill["wandb"]["oldest_lost_sec"] <= 1.0

@@ -1,8 +1,8 @@
-"""wandb_server: what wandb 0.31 asks of its server, on loopback -> kept in memory. Used by the tests of W&B.
+"""A stand-in for the W&B server, on the loopback interface, that keeps everything in memory.
 
-It speaks the GraphQL operations that wandb.init (online), `wandb sync` and wandb.Api send, and the file stream; the
-client is the real one. No part of W&B's behaviour is claimed beyond that: rows are kept as they come, by their line.
-Faults come on demand (``server.fail``), and every request is counted (``server.asked``).
+The client in the tests is the real wandb 0.31. The server answers the GraphQL operations that wandb.init (online),
+`wandb sync` and wandb.Api send, and takes the file stream. It keeps rows as they come, by their line, and imitates
+nothing else of W&B. It fails on demand (``server.fail``) and counts every request (``server.asked``).
 """
 
 from __future__ import annotations
@@ -71,13 +71,18 @@ class WandbServer(ThreadingHTTPServer):
     def __init__(self, *, entities: tuple[str, ...] = (ENTITY,), page_limit: int = 10_000) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.entities = entities
-        self.page_limit = page_limit  # rows of history in one answer, at most
-        self.runs: dict[tuple[str, str, str], StoredRun] = {}
-        self.projects: set[tuple[str, str]] = set()  # that hold no run yet
-        self.asked: Counter[str] = Counter()
-        self.unknown: list[str] = []
-        self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.reset(page_limit=page_limit)
+
+    def reset(self, *, page_limit: int = 10_000) -> None:
+        """Forget all runs, faults and requests."""
+        with self.lock:
+            self.page_limit = page_limit  # rows of history in one answer, at most
+            self.runs: dict[tuple[str, str, str], StoredRun] = {}
+            self.projects: set[tuple[str, str]] = set()  # that hold no run yet
+            self.asked: Counter[str] = Counter()
+            self.unknown: list[str] = []
+            self.faults: list[Fault] = []
 
     @property
     def url(self) -> str:
