@@ -132,7 +132,7 @@ def ours(points: Points) -> dict[str, Side]:
 def _fit(points: Points, how: dict[str, Any]) -> Side:
     def window() -> dict[str, float]:
         result, seconds = clocked(lambda: points.fit(**how))
-        return seconds | {"objective": result.objective, "holdouts": len(result.holdout)}
+        return seconds | {"objective": result.value, "holdouts": len(result.holdout)}
 
     return window
 
@@ -279,10 +279,10 @@ def never_above(points: Points) -> dict[str, Any]:
     ones = np.ones(len(points.n))
     result = points.fit()
     lowest, where = lowest_of_scipy(points, ones, [])
-    row = {"points": _beside(np.array([result.objective]), np.array([lowest]))}
+    row = {"points": _beside(np.array([result.value]), np.array([lowest]))}
     counts = resamples(points, RESAMPLES)
     batched = objectives_of_bootstrap(points, result, counts)
-    single = np.array([points.fit(weights=c, budget=points.two_budgets).objective for c in counts])
+    single = np.array([points.fit(weights=c, budget=points.two_budgets).value for c in counts])
     scipys = np.array([lowest_of_scipy(points, c, [where])[0] for c in counts])
     row[f"{RESAMPLES} resamples, fitted"] = _beside(single, scipys)
     if np.median(batched / single) > 1.01:

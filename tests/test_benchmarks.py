@@ -133,9 +133,9 @@ def test_the_objective_given_to_scipy_is_the_one_that_our_fit_reports(monkeypatc
     assert not fit.holdout
     x = bench.log_named(np.array([fit.params[name] for name in bench.NAMES]))
     task = bench.plain(points, np.ones(40))
-    assert task(x)[0] == pytest.approx(fit.objective, rel=1e-9)
+    assert task(x)[0] == pytest.approx(fit.value, rel=1e-9)
     away = x + 0.1
     numeric = approx_fprime(away, lambda at: task(at)[0], 1e-7)
     assert task(away)[1] == pytest.approx(numeric, rel=1e-4)
     lowest, _ = bench.lowest_of_scipy(points, np.ones(40), [])
-    assert fit.objective <= lowest * (1 + bench.ROUNDING)
+    assert fit.value <= lowest * (1 + bench.ROUNDING)

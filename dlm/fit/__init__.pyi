@@ -2,6 +2,7 @@ from .comparison import SideBySide as SideBySide
 from .comparison import side_by_side as side_by_side
 from .envelope import fit_envelope as fit_envelope
 from .fitted import Allocation as Allocation
+from .fitted import Fitted as Fitted
 from .fitted import Minimum as Minimum
 from .fitted import Optimum as Optimum
 from .fitted import Verdict as Verdict

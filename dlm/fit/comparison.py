@@ -1,10 +1,10 @@
-"""comparison: several FitResults -> one table of a, b, N*, D*, L* at one C, and how far they disagree.
-Called by notebooks; two laws at equal loss are in multiplier.
+"""Set several fits side by side: a, b, N*, D* and L* of each at one C, and how far they disagree.
+
+The compute that two laws need for equal loss is compared in `multiplier`.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,16 +12,17 @@ import numpy as np
 
 from dlm.core import text
 from dlm.core.errors import UserError
+from dlm.fit.fitted import Fitted
+from dlm.fit.layout import html_table, text_table
 from dlm.fit.optimum import optima
 from dlm.fit.points import NAN, Interval
-from dlm.fit.result import FitResult
 
 HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method's answer at the common C."""
+    """The answer of one method at the common C."""
 
     name: str
     a: float
@@ -32,23 +33,28 @@ class Row:
     ci: Mapping[str, Interval]
     status: str
 
+    def cells(self) -> tuple[str, ...]:
+        """The row as words."""
+        sizes = (f"{text.count(getattr(self, k))}{self._ends(k, 'count')}" for k in "ND")
+        a, b, loss = (f"{text.number(getattr(self, k))}{self._ends(k, 'number')}" for k in "abL")
+        return (self.name, a, b, *sizes, loss, self.status)
+
+    def _ends(self, key: str, style: str) -> str:
+        return f" ({text.interval(self.ci[key], style)})" if key in self.ci else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """Methods side by side at `flops`; `spread` is the largest N* over the smallest among those that
-    answered.
-    """
+    """Several methods at one C."""
 
-    flops: float
+    flops: float  # C, FLOPs
     rows: tuple[Row, ...]
-    spread: float
+    spread: float  # largest over smallest N*; NaN where fewer than two methods give one
 
     def report(self) -> str:
         """The table as text."""
-        cells = [HEADS, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[k]) for line in cells) for k in range(len(HEADS))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join([f"best use of {text.flops(self.flops)} FLOPs", *lines, self.verdict()])
+        table = text_table([HEADS, *(row.cells() for row in self.rows)])
+        return "\n".join([f"best use of {text.flops(self.flops)} FLOPs", *table, self.verdict()])
 
     def verdict(self) -> str:
         """How far the methods disagree, in words."""
@@ -57,17 +63,21 @@ class SideBySide:
         return f"the methods' best sizes differ by a factor of {self.spread:.2f}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in HEADS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in _cells(row)) + "</tr>" for row in self.rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{self.verdict()}</p>"
+        return f"{html_table([HEADS, *(row.cells() for row in self.rows)])}<p>{self.verdict()}</p>"
 
 
-def side_by_side(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: float | None = None) -> SideBySide:
-    """Set the methods side by side at `at` FLOPs, by default the highest C of the points."""
+def side_by_side(results: Iterable[Fitted] | Mapping[str, Fitted], *, at: float | None = None) -> SideBySide:
+    """Set fits side by side at one C.
+
+    Args:
+        results: The fits, or names and fits.
+        at: The common C in FLOPs; by default the highest C of the runs.
+
+    Raises:
+        UserError: If there is no fit with points.
+    """
     named = dict(results) if isinstance(results, Mapping) else {_name(r): r for r in results}
-    tops = [float(r.points.flops.max()) for r in named.values() if r.points is not None]
+    tops = [r.points.top_flops for r in named.values() if r.points is not None]
     if not tops:
         raise UserError("nothing to set side by side: give at least one fitted result")
     flops = max(tops) if at is None else float(at)
@@ -76,28 +86,13 @@ def side_by_side(results: Iterable[FitResult] | Mapping[str, FitResult], *, at: 
     return SideBySide(flops=flops, rows=rows, spread=max(sizes) / min(sizes) if len(sizes) > 1 else NAN)
 
 
-def _name(result: FitResult) -> str:
-    kind = f"{result.law} ({result.loss}, {result.space})" if result.surface is not None else result.law
+def _name(result: Fitted) -> str:
+    kind = f"{result.law} ({result.norm}, {result.space})" if result.surface is not None else result.law
     return f"{result.label} {kind}".strip()
 
 
-def _row(name: str, result: FitResult, flops: float) -> Row:
+def _row(name: str, result: Fitted, flops: float) -> Row:
     share, known = result.allocation, optima(result, [flops]).get(flops)
     n, d, loss = (known.N, known.D, known.L) if known else (NAN, NAN, NAN)
     ci = {k: v for k, v in result.ci.items() if k in ("a", "b")} | (dict(known.ci) if known else {})
     return Row(name=name, a=share.a, b=share.b, N=n, D=d, L=loss, ci=ci, status=result.status)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    def shown(key: str, style: str) -> str:
-        value = getattr(row, key)
-        ends = f" ({text.interval(row.ci[key], style)})" if key in row.ci else ""
-        return (text.count(value) if style == "count" else text.number(value)) + ends
-
-    return (
-        row.name,
-        *(shown(k, "number") for k in "ab"),
-        *(shown(k, "count") for k in "ND"),
-        shown("L", "number"),
-        row.status,
-    )

@@ -1,4 +1,4 @@
-"""draws: what a bootstrap produced, and how points and residuals are drawn again. Called by the resampling modules."""
+"""Hold what a bootstrap drew, and turn draws into intervals."""
 
 from __future__ import annotations
 
@@ -6,17 +6,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlm.fit.points import NAN, Array, Interval, Points
+from dlm.fit.points import UNBOUNDED, Array, Interval, Points
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """What a bootstrap drew.
+
+    `rows` are refitted parameters, (R, k), NaN where a replicate has no fit. `vertices` are log N, log D and log L of
+    isoFLOP minima, (R, budgets, 3). `dof` are degrees of freedom for Student's t; 0 takes percentiles as they are.
+    """
+
+    rows: Array
+    vertices: Array | None = None
+    method: str
+    dof: int = 0
 
 
 def ends(point: float, values: Array, dof: int, level: float, *, log: bool = False) -> Interval:
-    """Percentiles of the replicates, stretched about the fit by t/z for residuals. Those that failed could lie at
-    either end, and count at both; NaN if they are too many.
+    """The interval of one number from its replicates.
+
+    The ends are percentiles of the replicates. Their distances to the fit are stretched by Student's t over the normal
+    quantile, because resampled residuals say nothing of the uncertainty of their own variance. A failed replicate could
+    lie at either end, so it counts at both.
+
+    Args:
+        point: The fitted value.
+        values: The replicates, (R,); NaN where one failed.
+        dof: Degrees of freedom of Student's t; 0 takes the percentiles as they are.
+        level: Share of the interval, such as 0.95.
+        log: Whether to measure distances in logs, for a number that multiplies.
+
+    Returns:
+        (low, high); NaN where too many replicates failed.
     """
     tail = (1 - level) / 2
     good = values[np.isfinite(values)]
     if len(good) < (1 - tail) * len(values) or not np.isfinite(point):
-        return (NAN, NAN)
+        return UNBOUNDED
     good, middle = (np.log(np.maximum(good, 1e-300)), np.log(point)) if log else (good, point)
     beyond = max(tail * len(values) - (len(values) - len(good)), 0.0) / len(good)
     low, high = np.quantile(good, [beyond, 1 - beyond])
@@ -27,7 +54,7 @@ def ends(point: float, values: Array, dof: int, level: float, *, log: bool = Fal
 
 
 def stretch(dof: int, tail: float) -> float:
-    """Student's quantile over the normal one: 1 for dof 0, which means that percentiles are taken as they are."""
+    """Student's quantile over the normal one at 1 - `tail`; 1 for `dof` 0."""
     if dof <= 0:
         return 1.0
     from scipy.special import ndtri, stdtrit
@@ -35,23 +62,14 @@ def stretch(dof: int, tail: float) -> float:
     return float(stdtrit(dof, 1 - tail) / ndtri(1 - tail))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Draws:
-    """What a bootstrap produced: parameter rows (R, k), vertices as logs (R, budgets, 3), and how to read them."""
-
-    rows: Array
-    vertices: Array | None
-    method: str
-    dof: int  # for Student's t; 0 means percentiles as they are
-
-
-def by_pairs(method: str, points: Points, few: bool) -> bool:
-    clustered = len(np.unique(points.cluster)) < len(points)
-    return method == "pairs" or (method == "auto" and (clustered or not few))
+def hull(intervals: list[Interval]) -> Interval:
+    """The smallest interval that holds all of them; NaN where one of them is not known."""
+    low, high = np.array(intervals).T
+    return float(np.min(low)), float(np.max(high))
 
 
 def cluster_counts(points: Points, replicates: int, rng: np.random.Generator) -> Array:
-    """How often each point is drawn, clusters whole, times its weight: (R, n)."""
+    """How often each point is drawn where clusters are drawn whole, times its weight: (R, n)."""
     _, place = np.unique(points.cluster, return_inverse=True)
     size = int(place.max()) + 1
     drawn = rng.integers(size, size=(replicates, size)) + size * np.arange(replicates)[:, None]

@@ -1,7 +1,6 @@
-"""envelope: runs of many costs -> the line through those that no cheaper run beats.
-Called by table, cli and notebooks.
+"""Fit lines through the runs that no cheaper run beats.
 
-Approach 1 of Hoffmann et al. (2203.15556), on finished runs: the frontier of loss against FLOPs.
+This is approach 1 of Hoffmann et al. (2203.15556) on finished runs: the frontier of loss against FLOPs.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ import numpy.typing as npt
 
 from dlm.core.errors import UserError
 from dlm.fit import optimum
+from dlm.fit.engine.newton import Norm
 from dlm.fit.fitted import Allocation, Minimum
-from dlm.fit.isoflop.fit import lines
-from dlm.fit.optimum import best_at, reach_warnings
-from dlm.fit.points import NAN, Points, as_points, cost_of
+from dlm.fit.isoflop.fit import line_through
+from dlm.fit.points import Points, as_points, cost_of
 from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the envelope's points"
-
-
 LEAST_POINTS, LEAST_SIZES, LEAST_DECADES = 4, 3, 1.0
 
 
@@ -37,38 +34,50 @@ def fit_envelope(
     at: Sequence[float] = (),
     label: str = "",
 ) -> FitResult:
-    """Log-log lines through the frontier; refused where it has fewer than 4 points, 3 sizes or one decade of
-    FLOPs.
+    """Fit log-log lines through the frontier of loss against FLOPs.
 
-    Points of one `run_id` from the middle of a decaying `schedule` are not losses of finished runs: UserError.
+    Args:
+        params: N of each run, (n,).
+        tokens: D of each run, (n,).
+        loss: L of each run, (n,), nats/token.
+        flops: C of each run, (n,); 6 N D by default.
+        run_id: Labels, (n,); points with equal labels are checkpoints of one run.
+        schedule: Name of the learning-rate schedule of each point.
+        convention: Name of the way in which `flops` are counted.
+        at: The values of C at which to report the optimum, FLOPs.
+        label: Name of the group of runs, for readers.
+
+    Returns:
+        The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. The status is 'refused' where the frontier has fewer than 4
+        points or 3 sizes, or spans less than a decade of FLOPs.
+
+    Raises:
+        UserError: For a column that is not allowed, and for several points of one run with a decaying schedule, since
+            a loss from the middle of such a run is not that of a finished run.
     """
     points = as_points(params, tokens, loss, flops=flops, cluster=run_id, convention=convention)
     if schedule is not None:
         _check_finished(points, schedule)
-    chosen, cost = frontier(points), cost_of(points)
-    top = float(points.flops.max())
-    reason = _refusal(chosen)
-    warnings = [reason] if reason else reach_warnings("envelope", at, top)
-    if schedule is None and len(np.unique(points.cluster)) < len(points):
+    chosen = frontier(points)
+    minima, reason = _minima(chosen), _refusal(chosen)
+    line = {} if reason else line_through(minima)
+    warnings = [reason] if reason else []
+    if schedule is None and points.num_clusters < len(points):
         warnings.append("several points of one run, and no column schedule says that they are not from its middle")
-    fitted = {} if reason else _line(chosen)
-    refused = Allocation(how="refused: no line")
-    return FitResult(
+    result = FitResult(
         law="envelope",
-        loss="mse",
-        space="log",
-        delta=NAN,
+        how=Norm(norm="mse"),
         n=len(points),
-        params=fitted,
-        allocation=refused if reason else Allocation(a=fitted["a"], b=fitted["b"], how=HOW),
-        at={} if reason else best_at(None, fitted, cost, at, top),
+        params=line,
+        allocation=Allocation(a=line["a"], b=line["b"], how=HOW) if line else Allocation(how="refused: no line"),
         status="refused" if reason else "warned" if warnings else "ok",
         warnings=tuple(warnings),
-        minima=tuple(_minima(chosen)),
+        minima=tuple(sorted(minima, key=lambda m: (m.budget, m.N))),
         label=label,
         points=points,
-        cost=cost,
+        cost=cost_of(points),
     )
+    return optimum.with_optima(result, at) if line else result
 
 
 def frontier(points: Points) -> Points:
@@ -81,20 +90,15 @@ def frontier(points: Points) -> Points:
     return points.take(keep)
 
 
-def _line(chosen: Points) -> dict[str, float]:
-    logs = np.log(np.stack([chosen.params, chosen.tokens, chosen.loss], axis=1))
-    fitted = lines(chosen.flops, logs[None])[0].tolist()
-    return dict(zip(optimum.LINE, fitted, strict=True))
-
-
 def _minima(chosen: Points) -> list[Minimum]:
-    columns = (chosen.flops, chosen.params, chosen.tokens, chosen.loss)
-    rows = sorted(zip(*(c.tolist() for c in columns), strict=True))
-    return [Minimum(budget=c, num_points=1, N=n, D=d, L=loss) for c, n, d, loss in rows]
+    """Each run of the frontier as the minimum at its C."""
+    columns = (chosen.flops.tolist(), chosen.params.tolist(), chosen.tokens.tolist(), chosen.loss.tolist())
+    return [Minimum(budget=c, num_points=1, N=n, D=d, L=loss) for c, n, d, loss in zip(*columns, strict=True)]
 
 
 def _refusal(chosen: Points) -> str:
-    sizes, decades = len(np.unique(chosen.params)), float(np.log10(chosen.flops.max() / chosen.flops.min()))
+    """Why the frontier gives no line; empty where it gives one."""
+    sizes, decades = len(np.unique(chosen.params)), float(np.log10(chosen.top_flops / chosen.flops.min()))
     if len(chosen) >= LEAST_POINTS and sizes >= LEAST_SIZES and decades >= LEAST_DECADES:
         return ""
     has = f"{len(chosen)} runs of {sizes} sizes over {decades:.1f} decades of FLOPs"

@@ -3,78 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from dlm.fit import optimum
+from dlm.fit.fitted import Fitted
 from dlm.fit.isoflop import resample
 from dlm.fit.points import NAN, Array, Interval
-from dlm.fit.result import FitResult
 
-# Tables of L*(C) reach this far beyond a law's own budgets: a resampled law needs a little more C, a question about
-# missing budgets may need much more.
+# Tables of L*(C) reach this far, in nats of C, beyond a law's own budgets: a resampled law needs a little more C than
+# the fit, and the answer to which budgets are missing may lie much further away.
 NEAR_NATS, FAR_NATS = 2.5, 25.0
+DRAW_NODES, FIT_NODES, FAR_NODES = 13, 401, 1001  # values of C in these tables
 
 
-DRAW_NODES, FIT_NODES, FAR_NODES = 13, 401, 1001
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ratio:
+    """How much more compute the second law needs than the first, at n losses."""
+
+    log_c: Array  # log C of the first and of the second law, (2, n)
+    draws: Array | None  # log ratio of every pair of resampled laws, (R, n); None without draws
+    dof: int = 0  # degrees of freedom for Student's t; 0 takes percentiles as they are
+
+    @property
+    def log(self) -> Array:
+        """The log of the ratio, (n,)."""
+        return np.asarray(self.log_c[1] - self.log_c[0], dtype=np.float64)
 
 
-TOUCH = 1e-9  # relative: losses that overlap by less do not overlap
+def ratio(first: Fitted, second: Fitted, losses: Array) -> Ratio:
+    """Compare the compute of two laws at each of `losses`, (n,), nats/token; draws of both are taken as independent."""
+    log_c = np.array([log_compute(r, losses) for r in (first, second)])
+    if first.draws is None or second.draws is None:
+        return Ratio(log_c=log_c, draws=None)
+    num, rng, sides = min(len(first.draws), len(second.draws)), np.random.default_rng(0), []
+    for result, exact in zip((first, second), log_c, strict=True):
+        nodes = FIT_NODES if result.surface is None else DRAW_NODES
+        rows = np.concatenate([_fit_row(result), _draw_rows(result, rng)[:num]])
+        coarse = _log_compute(result, rows, losses, NEAR_NATS, nodes)
+        sides.append(coarse[1:] + (exact - coarse[0]))  # the error of the coarse table cancels
+    return Ratio(log_c=log_c, draws=sides[1] - sides[0], dof=_joint_dof(sides, (first.dof, second.dof)))
 
 
-def budget_range(result: FitResult) -> tuple[float, float]:
-    """The lowest and highest C that the law rests on, FLOPs."""
+def budget_range(result: Fitted) -> Interval:
+    """The lowest and the highest C that the law rests on, FLOPs."""
     assert result.points is not None
     spent = [m.budget for m in result.usable] or result.points.flops.tolist()
     return min(spent), max(spent)
 
 
-def reached_losses(result: FitResult) -> Interval:
+def reached_losses(result: Fitted) -> Interval:
     """L* at the highest and at the lowest C of the law's own runs: (low, high), nats/token."""
     low_c, high_c = budget_range(result)
-    return best_loss_at(result, high_c), best_loss_at(result, low_c)
+    return best_loss(result, high_c), best_loss(result, low_c)
 
 
-def best_loss_at(result: FitResult, flops: float) -> float:
-    return float(_curve(result, fit_row(result), np.log([flops]))[0, 0])
+def best_loss(result: Fitted, flops: float) -> float:
+    """L* of the law at C, nats/token."""
+    return float(_curve(result, _fit_row(result), np.log([flops]))[0, 0])
 
 
-def needed_compute(result: FitResult, loss: float) -> float:
-    """C, in FLOPs, at which the law itself reaches `loss`, extrapolated; NaN where it never does."""
-    return float(np.exp(log_compute_at(result, fit_row(result), np.array([loss]), FAR_NATS, FAR_NODES)[0, 0]))
+def log_compute(result: Fitted, losses: Array) -> Array:
+    """log C at which the law reaches each loss, (n,); NaN where that is far from its own budgets."""
+    return np.asarray(_log_compute(result, _fit_row(result), losses, NEAR_NATS, FIT_NODES)[0], dtype=np.float64)
 
 
-def fit_row(result: FitResult) -> Array:
-    """The law itself as one row (1, k) of what `_curve` reads."""
+def needed_compute(result: Fitted, loss: float) -> float:
+    """C, in FLOPs, at which the law reaches `loss`, extrapolated if need be; NaN where it never does."""
+    return float(np.exp(_log_compute(result, _fit_row(result), np.array([loss]), FAR_NATS, FAR_NODES)[0, 0]))
+
+
+def _fit_row(result: Fitted) -> Array:
+    """The law itself as one row, (1, k), of what `_curve` reads."""
     if result.surface is not None:
         return optimum.as_rows(result.surface, result.params)
     return _bent(result, np.log([[m.L for m in result.usable]]))
 
 
-def _draw_rows(result: FitResult, rng: np.random.Generator) -> Array:
-    """The resampled laws as rows, in an order that is independent of any other result's.
+def _draw_rows(result: Fitted, rng: np.random.Generator) -> Array:
+    """The resampled laws as rows of what `_curve` reads, (R, k), in an order that is independent of any other result's.
 
-    Two bootstraps of one seed pick the same places in both tables: shuffled, their pairs are independent. A line keeps
-    no minima of its draws, so these are drawn again.
+    Two bootstraps of one seed pick the same places in both tables; once they are shuffled, their pairs are independent.
+    A line keeps no minima of its draws, so these are drawn again.
     """
-    assert result.draws is not None and result.points is not None
+    assert result.draws is not None
     if result.surface is not None:
         return rng.permutation(result.draws)
-    drawn = resample.draw(result, result.points, len(result.draws), result.interval_method, rng)
-    assert drawn.vertices is not None, "isoflop draws have them"
+    drawn = resample.draw(result, len(result.draws), result.interval_method, rng)
+    assert drawn.vertices is not None, "isoFLOP draws have vertices"
     return _bent(result, drawn.vertices[:, :, 2])
 
 
-def _bent(result: FitResult, log_loss: Array) -> Array:
-    """log L of the minima, (R, budgets) -> its parabola in log C - their mean, (R, 3); of two minima, their line."""
+def _bent(result: Fitted, log_loss: Array) -> Array:
+    """The parabola through log L of the minima, (R, budgets), in log C less its mean: (R, 3); a line through two."""
     z = np.log([m.budget for m in result.usable])
     powers = np.vander(z - z.mean(), min(3, len(z)), increasing=True)
     rows = log_loss @ np.linalg.pinv(powers).T
     return np.pad(rows, ((0, 0), (0, 3 - rows.shape[1])))
 
 
-def _curve(result: FitResult, rows: Array, log_c: Array) -> Array:
-    """L*(C) of every row, (R, m); a parabola goes on with its slope at the outermost budget."""
+def _curve(result: Fitted, rows: Array, log_c: Array) -> Array:
+    """L*(C) of every row, (R, m); beyond its budgets, a parabola continues with its slope at the outermost one."""
     if result.surface is not None:
         at = [optimum.best(result.surface, rows, float(c), result.cost)[:, 2] for c in np.exp(log_c)]
         return np.stack(at, axis=1)
@@ -86,16 +116,17 @@ def _curve(result: FitResult, rows: Array, log_c: Array) -> Array:
     return np.asarray(np.exp(along + slope * (log_c - middle - z)), dtype=np.float64)
 
 
-def log_compute_at(result: FitResult, rows: Array, losses: Array, beyond_nats: float, nodes: int) -> Array:
-    """log C at which L*(C) of each row is each loss, (R, n); NaN where that is not within the table.
+def _log_compute(result: Fitted, rows: Array, losses: Array, beyond_nats: float, nodes: int) -> Array:
+    """log C at which L*(C) of each row is each loss, (R, n); NaN where that lies outside the table.
 
-    L* - E is a power of C where C = 6 N D, exactly, and nearly so under other costs: so log(L* - E) against log C is
-    close to a straight line, and is interpolated.
+    L* - E is a power of C where C = 6 N D, and nearly so under other costs. So log(L* - E) is close to a straight line
+    in log C, and is interpolated.
     """
     low, high = np.log(budget_range(result))
     log_c = np.linspace(low - beyond_nats, high + beyond_nats, nodes)
     curve = _curve(result, rows, log_c)
-    floor = _floor(result, rows)[:, None]
+    names = () if result.surface is None else result.surface.params
+    floor = (rows[:, names.index("E")] if "E" in names else np.zeros(len(rows)))[:, None]
     heights, wanted = np.log(curve - floor), np.log(losses - floor)
     heights = np.minimum.accumulate(heights, axis=1)  # the least C of a loss, should L* ever rise
     found = np.full((len(rows), len(losses)), NAN)
@@ -104,26 +135,8 @@ def log_compute_at(result: FitResult, rows: Array, losses: Array, beyond_nats: f
     return found
 
 
-def _floor(result: FitResult, rows: Array) -> Array:
-    names = () if result.surface is None else result.surface.params
-    return rows[:, names.index("E")] if "E" in names else np.zeros(len(rows))
-
-
-def spread_of_fits(first: FitResult, second: FitResult, losses: Array, logs: Array) -> tuple[Array | None, int]:
-    """log multiplier of every pair of draws, (R, n), and the degrees of freedom of its Student-t ends (0: none)."""
-    if first.draws is None or second.draws is None:
-        return None, 0
-    num, rng, sides = min(len(first.draws), len(second.draws)), np.random.default_rng(0), []
-    for result, exact in zip((first, second), logs, strict=True):
-        nodes = FIT_NODES if result.surface is None else DRAW_NODES
-        rows = np.concatenate([fit_row(result), _draw_rows(result, rng)[:num]])
-        coarse = log_compute_at(result, rows, losses, NEAR_NATS, nodes)
-        sides.append(coarse[1:] + (exact - coarse[0]))  # so that the coarse table's error cancels
-    return sides[1] - sides[0], _joint_dof(sides, (first.dof, second.dof))
-
-
 def _joint_dof(sides: Sequence[Array], dofs: tuple[int, int]) -> int:
-    """Welch and Satterthwaite's degrees of freedom of the difference; a side of dof 0 has percentiles as they are."""
+    """The degrees of freedom of a difference, by Welch and Satterthwaite; a side of dof 0 has none to add."""
     spread = np.array([np.nanmedian(np.nanvar(side, axis=0)) for side in sides])
     shares = [v**2 / dof for v, dof in zip(spread, dofs, strict=True) if dof]
     if not shares or not np.isfinite(spread).all() or not sum(shares):

@@ -1,36 +1,35 @@
-"""The result of a fit as plain data: what laws, intervals and reports read."""
+"""Define the result of a fit as plain data, which laws, intervals and reports read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dlm.core import text
-from dlm.fit.points import NAN, Interval
-
-if TYPE_CHECKING:
-    from dlm.fit.result import FitResult
+from dlm.fit.engine.newton import Norm
+from dlm.fit.laws.law import Law
+from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Relative standard deviations of a loss; NaN where the runs do not show a part."""
+    """Standard deviations of the loss, as shares of the loss; NaN where the runs do not show a part."""
 
-    residual: float = NAN  # about the law, all parts but the shared one
-    seed: float = NAN  # between runs of one cell
-    trunk: float = NAN  # shared by the points of one trunk
-    monte_carlo: float = NAN  # median loss_se over loss
-    monte_carlo_own: float = NAN  # the part of it that runs do not share
+    residual: float = NAN  # about the law: all parts but the Monte Carlo error that all runs share
+    seed: float = NAN  # between runs of one N and D
+    trunk: float = NAN  # shared by the points of one trunk or run
+    monte_carlo: float = NAN  # median of loss_se over loss
+    monte_carlo_own: float = NAN  # median of loss_se_own over loss: the part that runs do not share
     replicates: int = 0  # degrees of freedom behind `seed`
-    lack_of_fit: float = NAN  # F of the law's misfit over the seeds' noise
-    lack_of_fit_p: float = NAN  # how often chance gives such an F
+    lack_of_fit: float = NAN  # F ratio of the law's misfit to the noise between seeds
+    lack_of_fit_p: float = NAN  # probability of so large an F under a law that fits
 
     def sentence(self) -> str:
-        """The parts that are known, in words; '' if none is."""
+        """The known parts in words; empty if none is known."""
         parts = {
             "about the law": self.residual,
             f"between seeds ({self.replicates} degrees of freedom)": self.seed,
@@ -44,29 +43,29 @@ class Noise:
         return ", ".join(said)
 
     def warnings(self) -> list[str]:
-        """Where replicates say that the law does not fit."""
+        """A warning where runs of the same N and D show that the law does not fit."""
         if not self.lack_of_fit_p < 0.05:
             return []
-        odds = f"p = {self.lack_of_fit_p:.2g}"
-        return [f"the law misses the points by more than runs of one cell differ (F = {self.lack_of_fit:.2g}, {odds})"]
+        test = f"F = {self.lack_of_fit:.2g}, p = {self.lack_of_fit_p:.2g}"
+        return [f"the law misses the points by more than runs of one cell differ ({test})"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
     """How far a law may be extrapolated, and what limits it."""
 
-    top: float  # the highest C of the runs
-    reach: float  # the highest C at which L* is given
-    limit: str  # what stops it there, in words
+    top: float  # the highest C of the runs, FLOPs
+    reach: float  # the highest C at which L* is given, FLOPs
+    limit: str  # why L* is not given beyond `reach`
     missed: float  # relative error of the better form where the top budgets were held out; NaN if none could be
-    aicc: Mapping[str, float]  # of each form, on squares of log residuals; the lower is preferred
-    target: float  # the C of the four numbers below
+    aicc: Mapping[str, float]  # Akaike's criterion of each form, from squares of log residuals; lower is better
+    target: float  # the C of the four numbers below, FLOPs
     differ_n: float  # largest over smallest N* of the methods
-    differ_l: float  # relative difference of the forms' L*
-    regret: float  # nats/token lost at most by a size inside the interval of N*
+    differ_l: float  # relative difference between the L* of the forms
+    regret: float  # nats/token lost at most by any size inside the interval of N*
     n: Interval  # of N* over all methods
-    forms: Mapping[str, FitResult] = field(default_factory=dict, repr=False)
-    methods: Sequence[FitResult] = field(default_factory=tuple, repr=False)  # all that say N*
+    forms: Mapping[str, Fitted] = field(default_factory=dict, repr=False)  # both forms, by name
+    methods: Sequence[Fitted] = field(default_factory=tuple, repr=False)  # all fits that give an N*
 
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
@@ -87,7 +86,7 @@ class Verdict:
         return "; ".join([*said, at]) + "."
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the fits themselves, and the sentence."""
+        """The numbers and the sentence, without the fits themselves."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
         return {**shown, "sentence": self.sentence()}
 
@@ -98,20 +97,20 @@ class Allocation:
 
     a: float = NAN
     b: float = NAN
-    how: str = "not fitted"
+    how: str = "not fitted"  # how a and b were found, in words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The best use of C FLOPs: N parameters, D tokens, expected loss L (nats/token), 95 % intervals."""
+    """The best use of C FLOPs: N parameters on D tokens, for an expected loss L in nats/token."""
 
     N: float
     D: float
     L: float
-    ci: Mapping[str, Interval] = field(default_factory=dict)
-    regret: float = NAN  # nats/token lost, at most, by any size inside the interval of N
-    reach: float = NAN  # C over the highest C the fit rests on; above 1 it is extrapolation
-    withheld: str = ""  # why L or its interval is not given
+    ci: Mapping[str, Interval] = field(default_factory=dict)  # of N, D, L and tokens_per_param
+    regret: float = NAN  # nats/token lost at most by any size inside the interval of N
+    reach: float = NAN  # C over the highest C that the fit rests on; above 1 it is an extrapolation
+    withheld: str = ""  # why L or its interval is not given; empty where it is
 
     @property
     def tokens_per_param(self) -> float:
@@ -121,14 +120,16 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Minimum:
-    """One isoFLOP curve: its polynomial L = c0 + c1 z + c2 z^2 (+ c3 z^3), z = log N - centre (log D with axis
-    'tokens'), and its minimum, or why there is none. An Akima curve keeps the parabola through its points here.
+    """One isoFLOP curve and its minimum, or why it has none.
+
+    The curve is L = c0 + c1 z + c2 z^2 (+ c3 z^3) with z = log N - centre, or log D - centre with axis 'tokens'. For an
+    Akima curve, the coefficients are those of the parabola through its points.
     """
 
-    budget: float
+    budget: float  # FLOPs
     num_points: int
-    reason: str = ""  # '' or one of minima.REASONS
-    detail: str = ""  # the reason with its numbers, in words
+    reason: str = ""  # one of minima.REASONS if there is no minimum, else empty
+    detail: str = ""  # the reason in words, with its numbers
     N: float = NAN
     D: float = NAN
     L: float = NAN
@@ -138,12 +139,65 @@ class Minimum:
 
     @property
     def usable(self) -> bool:
-        """Whether the vertex is an interior minimum that a line may use."""
+        """Whether the curve has an interior minimum, so that lines may use it."""
         return not self.reason
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A fitted law. `status` is 'ok', 'warned' (read `warnings`) or 'refused' (the data do not support the law)."""
+
+    law: str
+    how: Norm | None = None  # how residuals counted; None where nothing was fitted
+    n: int  # points used
+    params: Mapping[str, float] = field(default_factory=dict)
+    ci: Mapping[str, Interval] = field(default_factory=dict)  # of the parameters and of a and b
+    value: float = NAN  # the objective at the fit: a sum over the points
+    allocation: Allocation = field(default_factory=Allocation)
+    at: Mapping[float, Optimum] = field(default_factory=dict)  # by C in FLOPs
+    holdout: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # errors on held-out top budgets
+    status: str = "ok"
+    warnings: tuple[str, ...] = ()
+    minima: tuple[Minimum, ...] = ()  # one per budget, of isoflop and envelope
+    curve: str = ""  # of isoflop: parabola, cubic or akima
+    axis: str = ""  # of isoflop: whether curves run over log of 'params' or of 'tokens'
+    label: str = ""  # name of the objective or group of runs, for readers
+    points: Points | None = field(default=None, repr=False)
+    cost: Cost = field(default_factory=Cost, repr=False)
+    draws: Array | None = field(default=None, repr=False)  # (replicates, params); rows that failed are NaN
+    interval_method: str = ""
+    surface: Law | None = field(default=None, repr=False)  # the law itself; None for lines
+    fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were pinned
+    rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: their params and 'objective'
+    noise: Noise = field(default_factory=Noise)
+    outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
+    verdict: Verdict | None = field(default=None, repr=False)  # how far the law may be believed, after `judge`
+    failed: int = 0  # replicates that found no law
+    dof: int = 0  # degrees of freedom of intervals from resampled residuals
+
+    @property
+    def usable(self) -> list[Minimum]:
+        """The minima that a line may use."""
+        return [m for m in self.minima if m.usable]
+
+    @property
+    def norm(self) -> str:
+        """The norm of the residuals: 'huber', 'mse' or 'l1'; empty where nothing was fitted."""
+        return "" if self.how is None else self.how.norm
+
+    @property
+    def space(self) -> str:
+        """Whether residuals are of log loss ('log') or of loss ('raw'); empty where nothing was fitted."""
+        return "" if self.how is None else self.how.space
+
+    @property
+    def delta(self) -> float:
+        """Huber's corner, in the unit of the residual; NaN under another norm."""
+        return self.how.delta if self.how is not None and self.how.norm == "huber" else NAN
+
+
 def plain(value: Any) -> Any:
-    """The value as JSON has it: a number that is not known is None."""
+    """The value as JSON has it: a number that is not known becomes None, and a tuple a list."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

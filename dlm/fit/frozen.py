@@ -1,7 +1,7 @@
-"""frozen: predictions that are written down before the runs exist, and their grades afterwards. Called by cli.
+"""Write predictions down before the runs exist, and grade them afterwards.
 
-The file holds what is needed to predict any (N, D): the forms with a share of their draws, dated and hashed, so that
-nobody can say afterwards that it was known all along.
+The file holds what is needed to predict any N and D: the forms of the law, each with a part of its draws. It is dated
+and hashed, so that nobody can say afterwards that the outcome was known all along.
 """
 
 from __future__ import annotations
@@ -20,30 +20,24 @@ import numpy as np
 from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
-from dlm.fit.fitted import plain
+from dlm.fit.fitted import Fitted, Noise, plain
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained
-from dlm.fit.optimum import optima
-from dlm.fit.points import Array, Points
-from dlm.fit.predict import Form, at_places, forms_of
-from dlm.fit.result import FitResult
+from dlm.fit.optimum import as_rows, optima
+from dlm.fit.points import NAN, Points
+from dlm.fit.predict import forms_of, missed_by, predict_from
 
 FORMAT = 1
-
-
-KEPT = 400  # draws of each form in the file
-
-
+KEPT = 400  # draws of each form that the file holds
 SAME = 0.1  # runs within this share of a frozen C count as runs at it
+LEAST_SIZES = 3  # with fewer sizes, the best of them says nothing of N*
 
 
-LEAST_SIZES = 3  # for the best of them to say something of N*
+def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.95) -> dict[str, Any]:
+    """Write the predictions at each C (FLOPs) to `path`, and return what was written.
 
-
-def freeze(result: FitResult, at: Sequence[float], path: Path, *, level: float = 0.95) -> dict[str, Any]:
-    """Write the predictions at each C (FLOPs) to `path` and return what was written.
-
-    Raises UserError where the law is no surface with intervals, or where the file exists: it is never overwritten.
+    Raises:
+        UserError: If the law is no surface with intervals, or if the file exists: it is never overwritten.
     """
     if result.surface is None or result.draws is None or result.points is None:
         raise UserError(f"{result.law} gives no prediction: freeze a surface ({', '.join(LAWS)}) with its bootstrap")
@@ -51,23 +45,23 @@ def freeze(result: FitResult, at: Sequence[float], path: Path, *, level: float =
         raise UserError("data-constrained predictions need the unique tokens of each run: not frozen yet")
     if path.exists():
         raise UserError(f"{path} exists: frozen predictions are never overwritten, give another name")
-    forms = forms_of(result)
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "dlm": version("dlm"),
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": {"n": result.n, "top": float(result.points.flops.max()), "cells": _cells(result.points)},
-        "convention": result.points.convention,
-        "label": result.label,
-        "law": result.law,
-        "level": level,
-        "forms": [{"law": f.law.name, "row": f.row[0].tolist(), "dof": f.dof, "draws": _kept(f.draws)} for f in forms],
-        "missed": None if result.verdict is None else result.verdict.missed,
-        "residual": result.noise.residual,
-        "verdict": None if result.verdict is None else result.verdict.sentence(),
-        "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
-    }
-    content = plain(content)
+    content: dict[str, Any] = plain(
+        {
+            "format": FORMAT,
+            "dlm": version("dlm"),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "runs": {"n": result.n, "top": result.points.top_flops, "cells": _cells(result.points)},
+            "convention": result.points.convention,
+            "label": result.label,
+            "law": result.law,
+            "level": level,
+            "forms": [_form_to_dict(form) for form in forms_of(result)],
+            "missed": missed_by(result),
+            "residual": result.noise.residual,
+            "verdict": None if result.verdict is None else result.verdict.sentence(),
+            "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
+        }
+    )
     content["sha256"] = _hash(content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,18 +73,18 @@ def freeze(result: FitResult, at: Sequence[float], path: Path, *, level: float =
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """New runs against what was predicted of them."""
+    """New runs, compared with what was predicted of them."""
 
-    made: str
-    sha256: str
+    made: str  # when the predictions were made
+    sha256: str  # of the predictions
     level: float
-    rows: tuple[dict[str, Any], ...]  # one a new run: params, tokens, loss, predicted, error, low, high, inside
-    sizes: tuple[dict[str, Any], ...]  # one a frozen C that was run: N of the best run, its neighbours, low, high
-    known: int  # runs of the table that the predictions were made from
+    rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside
+    sizes: tuple[dict[str, Any], ...]  # per frozen C that was run: N of the best run, between, low, high, inside
+    known: int  # runs that the predictions were made from
 
     @property
     def inside(self) -> int:
-        """New runs inside their interval."""
+        """How many new runs lie inside their interval."""
         return sum(row["inside"] for row in self.rows)
 
     def sentence(self) -> str:
@@ -102,7 +96,7 @@ class Score:
         return f"{said}; the law was off by {errors.mean():+.2%} in the mean, {np.sqrt((errors**2).mean()):.2%} rms"
 
     def report(self) -> str:
-        """The grade, every new run, and every size."""
+        """The grade, every new run, and every best size, as text."""
         lines = [f"predictions of {self.made} ({self.sha256[:12]}): {self.sentence()}"]
         lines += [
             f"  N {text.count(r['params'])}, D {text.count(r['tokens'])}: {r['loss']:.4g}, predicted "
@@ -114,7 +108,7 @@ class Score:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """The object that `dlm score --json` prints."""
         return {**plain(vars(self)), "inside": self.inside, "sentence": self.sentence()}
 
 
@@ -125,10 +119,11 @@ def _of_size(s: dict[str, Any]) -> str:
 
 
 def score(path: Path, points: Points) -> Score:
-    """Grade the frozen predictions in `path` by the points that were not among those they were made from.
+    """Grade the frozen predictions in `path` by the runs that they were not made from.
 
-    Raises UserError for a file that is missing, of another format, or changed since it was written, and for runs that
-    count FLOPs otherwise.
+    Raises:
+        UserError: For a file that is missing, of another format, or changed since it was written, and for runs that
+            count FLOPs in another way.
     """
     frozen = load(path)
     known = set(frozen["runs"]["cells"])
@@ -136,31 +131,18 @@ def score(path: Path, points: Points) -> Score:
     if points.convention != frozen["convention"] and "as given" not in (points.convention, frozen["convention"]):
         raise UserError(f"the runs count FLOPs as {points.convention}, the predictions as {frozen['convention']}")
     held = points.take(new)
-    rows: list[dict[str, Any]] = []
-    if len(held):
-        missed = np.nan if frozen["missed"] is None else frozen["missed"]
-        seen = at_places(
-            [_form(f) for f in frozen["forms"]], missed, frozen["residual"], frozen["runs"]["n"],
-            held.params, held.tokens, frozen["level"],
-        )  # fmt: skip
-        columns = (held.params, held.tokens, held.loss, seen.loss, *seen.pi.T)
-        for n, d, loss, predicted, low, high in zip(*(c.tolist() for c in columns), strict=True):
-            rows.append(
-                {"params": n, "tokens": d, "loss": loss, "predicted": predicted, "error": predicted / loss - 1,
-                 "low": low, "high": high, "inside": low <= loss <= high}
-            )  # fmt: skip
     return Score(
         made=frozen["made"],
         sha256=frozen["sha256"],
         level=frozen["level"],
-        rows=tuple(rows),
-        sizes=tuple(_sizes(frozen, held)),
+        rows=tuple(_graded_runs(frozen, held)) if len(held) else (),
+        sizes=tuple(_graded_sizes(frozen, held)),
         known=int((~new).sum()),
     )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file, checked."""
+    """Read a file of frozen predictions, and check its format and hash."""
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
@@ -175,15 +157,29 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
+def _graded_runs(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
+    forms = [_form_from_dict(form, frozen) for form in frozen["forms"]]
+    missed = NAN if frozen["missed"] is None else frozen["missed"]
+    seen = predict_from(forms, missed, held.params, held.tokens, frozen["level"])
+    names = ("params", "tokens", "loss", "predicted", "low", "high")
+    columns = (held.params, held.tokens, held.loss, seen.loss, *seen.pi.T)
+    rows = [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]
+    return [
+        {**row, "error": row["predicted"] / row["loss"] - 1, "inside": row["low"] <= row["loss"] <= row["high"]}
+        for row in rows
+    ]
+
+
+def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
     found = []
     for c, best in frozen["predictions"].items():
         near = held.take(np.abs(held.flops / float(c) - 1) < SAME)
-        if len(np.unique(near.params)) < LEAST_SIZES:
+        sizes = np.unique(near.params)
+        if len(sizes) < LEAST_SIZES:
             continue
-        sizes, n = np.unique(near.params), float(near.params[near.loss.argmin()])
+        n = float(near.params[near.loss.argmin()])
         place = int(np.searchsorted(sizes, n))
-        # The best of the sizes that were run says that N* lies between its neighbours, and no more.
+        # That a size was the best of those that were run says only that N* lies between its neighbours.
         ends = float(sizes[max(place - 1, 0)]), float(sizes[min(place + 1, len(sizes) - 1)])
         low, high = best["ci"]["N"]
         inside = low is not None and high is not None and ends[0] <= high and low <= ends[1]
@@ -193,18 +189,28 @@ def _sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
     return found
 
 
-def _form(content: dict[str, Any]) -> Form:
-    draws = np.array(content["draws"], dtype=np.float64)
-    return Form(law=LAWS[content["law"]](), row=np.array([content["row"]]), draws=draws, dof=content["dof"])
+def _form_to_dict(form: Fitted) -> dict[str, Any]:
+    """A form with the first of its draws; those that failed are kept, so that too many still withhold an interval."""
+    assert form.surface is not None and form.draws is not None
+    draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
+    return {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
 
 
-def _kept(draws: Array) -> list[list[float]]:
-    """Draws that failed stay as they are, so that too many of them withhold the interval here too."""
-    return [[float(f"{v:.10g}") for v in row] for row in draws[:KEPT].tolist()]
+def _form_from_dict(content: dict[str, Any], frozen: dict[str, Any]) -> Fitted:
+    law = LAWS[content["law"]]()
+    return Fitted(
+        law=law.name,
+        n=frozen["runs"]["n"],
+        params=dict(zip(law.params, content["row"], strict=True)),
+        surface=law,
+        draws=np.array(content["draws"], dtype=np.float64),
+        dof=content["dof"],
+        noise=Noise(residual=frozen["residual"]),
+    )
 
 
 def _cells(points: Points) -> list[str]:
-    """A short hash of each run, so that a table that has grown tells its new runs."""
+    """A short hash of each run, which tells the new runs of a table that has grown."""
     rows = zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True)
     return [hashlib.sha256(f"{n:.9g},{d:.9g},{loss:.9g}".encode()).hexdigest()[:12] for n, d, loss in rows]
 

@@ -1,195 +1,174 @@
-"""optimum: a fitted law and C FLOPs -> N*, D*, L*, and the exponents a, b. Called by the fits, intervals and report.
+"""Find the best use of C FLOPs under a fitted law: N*, D* and L*, their intervals, and the exponents a and b.
 
-Every function takes rows of parameters, one row per bootstrap replicate (R, k): in the order of `Law.params` for a
-surface, of `LINE` for the log-log lines of isoflop and envelope (`law` is then None).
+The lower half works on rows of parameters, (R, k), one row per bootstrap replicate: in the order of `Law.params` for a
+surface, and in that of `LINE` for the log-log lines of isoflop and envelope, whose `law` is None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.fit import optimum
-from dlm.fit.draws import ends
-from dlm.fit.fitted import Allocation, Optimum
-from dlm.fit.laws import LAWS
+from dlm.fit.draws import ends, hull
+from dlm.fit.fitted import Allocation, Fitted, Optimum, Verdict
 from dlm.fit.laws.law import Law
-from dlm.fit.points import NAN, Array, Cost, Interval, Points
-from dlm.fit.result import FitResult
-
-WITHHELD_LINE = "a straight line has no floor"
-
-
-WITHHELD_FORM = "one form alone does not say how far it holds"
-
-
-TOP = 1.05  # times the highest C still counts as inside
-
-
-def best_at(
-    law: Law | None, params: Mapping[str, float], cost: Cost, at: Sequence[float], top: float
-) -> dict[float, Optimum]:
-    """N*, D*, L* of the fit at each C, without intervals; `top` is the highest C that the fit rests on."""
-    rows = optimum.as_rows(law, params)
-    wrong = [c for c in at if not 0 < c < np.inf]
-    if wrong:
-        raise UserError(f"at is {wrong[0]}: give compute in FLOPs, above 0")
-    found = {float(c): optimum.best(law, rows, float(c), cost)[0].tolist() for c in at}
-    why = WITHHELD_LINE if law is None else WITHHELD_FORM
-    return {
-        c: Optimum(N=n, D=d, L=loss, reach=c / top, withheld=why if c > TOP * top else "")
-        for c, (n, d, loss) in found.items()
-    }
-
-
-def reach_warnings(law: str, at: Sequence[float], top: float) -> list[str]:
-    """What is asked beyond `top`, and where the interval of L is withheld."""
-    beyond = sorted(c for c in at if c > TOP * top)
-    if not beyond:
-        return []
-    what = "the highest C used"
-    warned = [f"C = {text.flops(beyond[-1])} is beyond {what} ({text.flops(top)}): true only if the law keeps its form"]
-    if law not in LAWS:
-        warned.append(f"no interval for L at C = {text.flops(beyond[0])} and above: a straight line has no floor")
-    return warned
-
-
-SHARE = 0.5  # of the forms' difference that is added to the hull
-
+from dlm.fit.points import UNBOUNDED, Array, Cost, Interval, Points
 
 LEVEL = 0.95
+TOP = 1.05  # up to this multiple of the highest C, a budget counts as one of the runs
+SHARE = 0.5  # the share of the forms' difference by which the interval of L* is widened
+
+WITHHELD_LINE = "a straight line has no floor"
+WITHHELD_FORM = "one form alone does not say how far it holds"
+WITHHELD_FAR = "beyond the reach of these runs"
+
+LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
+
+REACH_NATS, STEP_NATS = 7.0, 0.05  # the grid of log N that is searched about the optimum under 6 N D = C
+WIDEST_NATS = 40.0  # the grid where that optimum is not known: from 1 to e^40 parameters
+GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+
+F = TypeVar("F", bound=Fitted)
 
 
-def gated_optimum(
-    result: FitResult,
-    forms: Mapping[str, FitResult],
-    methods: Sequence[FitResult],
-    missed: float,
-    reach: float,
-    flops: float,
-    level: float,
-) -> Optimum:
-    own = at_compute(result, flops, level)
-    said = [at_compute(f, flops, level) for f in methods]
-    ci = {k: hull_of([o.ci[k] for o in said]) for k in ("N", "D", "tokens_per_param")}
-    withheld = ""
-    if flops > TOP * reach or (result.law == "isoflop" and flops > TOP * top_of(result)):
-        withheld = WITHHELD_FAR if result.law != "isoflop" else WITHHELD_LINE
-        ci["L"] = (NAN, NAN)
-    else:
-        ci["L"] = too_wide(result, forms, missed, flops, level)
-    main = forms.get(result.law, next(iter(forms.values())))
-    return replace(
-        own,
-        L=NAN if withheld else own.L,
-        ci=ci,
-        regret=regret(main, flops, at_compute(main, flops, level).N, ci["N"]),
-        withheld=withheld,
-    )
+def optima(result: Fitted, at: Iterable[float], *, level: float = LEVEL) -> dict[float, Optimum]:
+    """The best use of each C, with its intervals.
+
+    After `judge`, the intervals hold under both forms of the law, and L* is withheld beyond the reach of the verdict.
+    Before, they take the form of the law for granted, and the interval of L* is withheld beyond the runs.
+
+    Args:
+        result: Any fit; one without a law has no optima.
+        at: The values of C, FLOPs.
+        level: Share of the intervals.
+
+    Raises:
+        UserError: If a C is not a finite number above 0.
+    """
+    if result.points is None or not result.params:
+        return {}
+    places = [float(c) for c in at]
+    wrong = [c for c in places if not 0 < c < np.inf]
+    if wrong:
+        raise UserError(f"at is {wrong[0]}: give compute in FLOPs, above 0")
+    with np.errstate(all="ignore"):
+        return {c: _optimum(result, c, level) for c in places}
 
 
-def hull_of(pairs: Sequence[Interval]) -> Interval:
-    """The least interval that holds all; NaN where one of them is not known."""
-    return (float(np.min([p[0] for p in pairs])), float(np.max([p[1] for p in pairs])))
+def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
+    best = own_optimum(result, flops, level)
+    if result.verdict is not None:
+        return _judged(result, best, result.verdict, flops, level)
+    if best.reach <= TOP:
+        return best
+    ci = {**best.ci, "L": UNBOUNDED} if best.ci else {}
+    return replace(best, ci=ci, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
 
 
-def too_wide(result: FitResult, forms: Mapping[str, FitResult], missed: float, flops: float, level: float) -> Interval:
-    """The interval of L*: the hull of the forms (and of the result), widened."""
-    said = [at_compute(f, flops, level, far=True) for f in forms.values()]
-    if result.law == "isoflop":
-        said.append(at_compute(result, flops, level, far=True))
-    low, high = hull_of([o.ci["L"] for o in said])
-    more = np.exp(SHARE * methods_differ([o.L for o in said])) * (1.0 + np.nan_to_num(missed))
+def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
+    """The optimum at C with intervals that take the form of the law for granted, however far C is from the runs."""
+    point = best(result.surface, as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
+    found = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
+    if result.draws is None:
+        return found
+    spread = best(result.surface, result.draws, flops, result.cost)
+    ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
+    ratio = spread[:, 1] / spread[:, 0]
+    ci["tokens_per_param"] = ends(found.tokens_per_param, ratio, result.dof, level, log=True)
+    return replace(found, ci=ci, regret=regret(result, flops, found.N, ci["N"]))
+
+
+def _judged(result: Fitted, own: Optimum, verdict: Verdict, flops: float, level: float) -> Optimum:
+    """The optimum with the hull of all methods' intervals, and without L* beyond the reach of the verdict."""
+    methods = [own_optimum(f, flops, level) for f in verdict.methods]
+    ci = {k: hull([o.ci[k] for o in methods]) for k in ("N", "D", "tokens_per_param")}
+    main = main_form(result, verdict.forms)
+    lost = regret(main, flops, own_optimum(main, flops, level).N, ci["N"])
+    is_line = result.law == "isoflop"
+    if flops > TOP * verdict.reach or (is_line and own.reach > TOP):
+        why = WITHHELD_LINE if is_line else WITHHELD_FAR
+        return replace(own, L=UNBOUNDED[0], ci={**ci, "L": UNBOUNDED}, regret=lost, withheld=why)
+    ci["L"] = loss_interval(result, verdict.forms, verdict.missed, flops, level)
+    return replace(own, ci=ci, regret=lost, withheld="")
+
+
+def loss_interval(result: Fitted, forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> Interval:
+    """The interval of L* at C that holds if either form of the law is right.
+
+    It is the hull of the forms' own intervals (and that of an isoFLOP line), widened by half of what they differ and by
+    `missed`, the relative error on held-out budgets (NaN where it is not known).
+    """
+    asked = [*forms.values(), result] if result.law == "isoflop" else list(forms.values())
+    found = [own_optimum(f, flops, level) for f in asked]
+    low, high = hull([o.ci["L"] for o in found])
+    more = np.exp(SHARE * log_spread([o.L for o in found])) * (1.0 + np.nan_to_num(missed))
     return float(low / more), float(high * more)
 
 
-def methods_differ(values: Sequence[float]) -> float:
+def main_form(result: Fitted, forms: Mapping[str, Fitted]) -> Fitted:
+    """The result itself if it is one of the forms, else the first of them."""
+    return forms.get(result.law, next(iter(forms.values())))
+
+
+def log_spread(values: Sequence[float]) -> float:
+    """The log of the largest over the smallest value."""
     return float(np.log(max(values) / min(values)))
 
 
-def optima(result: FitResult, at: Iterable[float], *, level: float = LEVEL) -> dict[float, Optimum]:
-    """N*, D*, L* at each C (FLOPs) of any fit that has a law: gated after `judge`, else with its own intervals."""
-    if result.points is None or not result.params:
-        return {}
-    with np.errstate(all="ignore"):
-        if result.verdict is None:
-            return {float(c): at_compute(result, float(c), level) for c in at}
-        seen = result.verdict
-        return {
-            float(c): gated_optimum(result, seen.forms, seen.methods, seen.missed, seen.reach, float(c), level)
-            for c in at
-        }
-
-
-WITHHELD_FAR = "beyond the reach of these runs"
-
-
-def at_compute(result: FitResult, flops: float, level: float, *, far: bool = False) -> Optimum:
-    """The optimum at C with the intervals that take the law's form for granted.
-
-    So that of L is withheld beyond the runs unless `far`; `gate.judge` gives one that holds further.
-    """
+def top_of(result: Fitted) -> float:
+    """The highest C that the law rests on, FLOPs: of isoFLOP lines, the highest budget with a minimum."""
     assert result.points is not None
-    point = optimum.best(result.surface, optimum.as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
-    best = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
-    if result.draws is None:
-        return best
-    spread = optimum.best(result.surface, result.draws, flops, result.cost)
-    ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
-    if best.reach > TOP and not far:
-        ci["L"] = (NAN, NAN)
-        best = replace(best, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
-    ratio = spread[:, 1] / spread[:, 0]
-    ci["tokens_per_param"] = ends(best.tokens_per_param, ratio, result.dof, level, log=True)
-    return replace(best, ci=ci, regret=regret(result, flops, best.N, ci["N"]))
+    return max(m.budget for m in result.usable) if result.law == "isoflop" else result.points.top_flops
 
 
-def top_of(result: FitResult) -> float:
-    """The highest C that the result rests on, FLOPs."""
-    assert result.points is not None
-    return max((m.budget for m in result.usable), default=float(result.points.flops.max()))
-
-
-def regret(result: FitResult, flops: float, best: float, ends_n: Interval) -> float:
-    """The loss given away, at most, by training any size inside the interval of N* at C FLOPs."""
-    log_n = np.log([best, *ends_n])
+def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> float:
+    """The nats/token that are lost at most at C FLOPs by training any size inside the interval of N*."""
+    log_n = np.log([best_n, *ends_n])
     if result.surface is not None:
         log_d = np.log(flops) - result.cost.log_per_token(log_n)
-        row = optimum.as_rows(result.surface, result.params)
+        row = as_rows(result.surface, result.params)
         loss = result.surface.predict(row, log_n[None], log_d[None])[0]
         return float((loss[1:] - loss[0]).max())
-    curvature = float(np.median([m.coefficients[2] for m in result.minima if m.usable]))
+    curvature = float(np.median([m.coefficients[2] for m in result.usable]))
     return float(curvature * ((log_n[1:] - log_n[0]) ** 2).max())
 
 
-LINE = ("N0", "a", "D0", "b", "L0", "c")
+def with_optima(result: F, at: Iterable[float]) -> F:
+    """The result with its optima at each C of `at` (FLOPs), and with warnings for those beyond the runs."""
+    best = optima(result, at)
+    warnings = (*result.warnings, *_reach_warnings(result, best))
+    return replace(result, at=best, warnings=warnings, status="warned" if warnings else result.status)
 
 
-REACH_NATS, STEP_NATS = 7.0, 0.05  # the grid of log N searched around the 6 N D optimum
-
-
-WIDEST_NATS = 40.0  # the same where no 6 N D optimum is known: from 1 to e^40 parameters
-
-
-GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+def _reach_warnings(result: Fitted, at: Iterable[float]) -> list[str]:
+    top = top_of(result)
+    beyond = sorted(c for c in at if c > TOP * top)
+    if not beyond:
+        return []
+    used = f"the highest C used ({text.flops(top)})"
+    warned = [f"C = {text.flops(beyond[-1])} is beyond {used}: true only if the law keeps its form"]
+    if result.surface is None:
+        warned.append(f"no interval for L at C = {text.flops(beyond[0])} and above: {WITHHELD_LINE}")
+    return warned
 
 
 def names(law: Law | None) -> tuple[str, ...]:
-    """The parameters of a row."""
+    """The names of the parameters in a row."""
     return LINE if law is None else law.params
 
 
 def as_rows(law: Law | None, params: Mapping[str, float]) -> Array:
-    """One row (1, k) from named parameters."""
+    """One row, (1, k), of named parameters."""
     return np.array([[params[name] for name in names(law)]], dtype=np.float64)
 
 
 def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
-    """(N*, D*, L*) at C FLOPs, shape (R, 3); NaN rows stay NaN."""
+    """N*, D* and L* of every row at C FLOPs, (R, 3); NaN for rows that are NaN."""
     with np.errstate(all="ignore"):
         if law is None:
             logs = np.log(rows[:, 0::2]) + np.log(flops) * rows[:, 1::2]
@@ -202,7 +181,7 @@ def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
 
 
 def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
-    """log N* under cost(N) D = C: the best point of a grid, then golden section between its neighbours."""
+    """log N* under cost(N) D = C, (R,): the best point of a grid, then golden section between its neighbours."""
 
     def loss(log_n: Array) -> Array:
         return law.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n))
@@ -222,13 +201,13 @@ def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | Non
 
 
 def span_of(points: Points) -> tuple[float, float]:
-    """The range of C over which exponents are measured: that of the points, at least a factor of 4."""
-    low, high = float(points.flops.min()), float(points.flops.max())
+    """The range of C, in FLOPs, over which exponents are measured: that of the points, but at least a factor of 4."""
+    low, high = float(points.flops.min()), points.top_flops
     return (low, high) if high >= 4.0 * low else (low / 2.0, high * 2.0)
 
 
 def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cost) -> Array:
-    """(a, b) of N* ~ C^a and D* ~ C^b, shape (R, 2)."""
+    """a and b of N* ~ C^a and D* ~ C^b, (R, 2): in closed form, or as mean slopes over `span` (FLOPs)."""
     if law is None:
         return rows[:, [1, 3]]
     a = law.exponents_at_6nd(rows) if cost.is_6nd else None
@@ -239,13 +218,13 @@ def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cos
 
 
 def allocation(law: Law, params: Mapping[str, float], span: tuple[float, float], cost: Cost) -> Allocation:
-    """The exponents of a surface, and how they were found."""
+    """The exponents of a surface, with how they were found."""
     rows = as_rows(law, params)
     a, b = (float(v) for v in exponents(law, rows, span, cost)[0])
     if cost.is_6nd and law.exponents_at_6nd(rows) is not None:
-        same = "a = b = 1/2, as one exponent for N and D has it"
+        same = "a = b = 1/2, because N and D share one exponent"
         how = same if law.name == "tied" else "a = beta/(alpha+beta), b = alpha/(alpha+beta)"
-        return Allocation(a=a, b=b, how=f"closed form: {how}, since C = 6 N D")
+        return Allocation(a=a, b=b, how=f"closed form for C = 6 N D: {how}")
     slope = f"mean slope between C = {text.flops(span[0])} and {text.flops(span[1])}"
-    under = "6 N D = C" if cost.is_6nd else "cost(N) D = C, cost from the rows' flops/tokens"
+    under = "6 N D = C" if cost.is_6nd else "cost(N) D = C, with the cost from the rows' flops/tokens"
     return Allocation(a=a, b=b, how=f"numerical: N* minimises L under {under}; {slope}")

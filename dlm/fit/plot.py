@@ -1,4 +1,4 @@
-"""plot: a FitResult -> a matplotlib figure. Called by `FitResult.plot`; the report draws its own, in dlm.figures."""
+"""Draw a fitted law with matplotlib. The figures of the report are drawn in dlm/report/figures.py."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlm.core.errors import UserError
-from dlm.fit.fitted import Optimum
+from dlm.fit.fitted import Fitted, Optimum
 from dlm.fit.optimum import optima
-from dlm.fit.result import FitResult
+from dlm.fit.points import UNBOUNDED
 
-PLACES = 40  # along C
-
-
-FURTHER = 10.0  # times the highest C that is drawn
-
-
+PLACES = 40  # values of C at which the law is drawn
+FURTHER = 10.0  # multiple of the highest C up to which it is drawn
 LINE, BAND = "#3f6fb5", "#b9cbe6"
 
 
-def draw(result: FitResult) -> Figure:
-    """Two panels over C: the loss of every run with L*(C), and the best size N*(C); 95 % intervals as bands.
+def draw(result: Fitted) -> Figure:
+    """Draw the loss of every run with L*(C), and the best size N*(C), with 95 % intervals as bands.
 
-    What the law withholds is not drawn. Raises UserError where there is no law.
+    A loss that the law withholds is not drawn.
+
+    Raises:
+        UserError: If there is no law to draw.
     """
     if result.points is None or not result.params:
         raise UserError(f"nothing to draw: {result.warnings[0] if result.warnings else 'there is no law'}")
-    points, top = result.points, float(result.points.flops.max())
+    points, top = result.points, result.points.top_flops
     compute = np.geomspace(points.flops.min(), FURTHER * top, PLACES)
     best = optima(result, compute.tolist())
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
@@ -46,5 +45,5 @@ def draw(result: FitResult) -> Figure:
 def _curve(axes: Axes, best: dict[float, Optimum], key: str) -> None:
     shown = {c: o for c, o in best.items() if key != "L" or not o.withheld}
     axes.plot(list(shown), [getattr(o, key) for o in shown.values()], color=LINE)
-    ends = np.array([o.ci.get(key, (np.nan, np.nan)) for o in shown.values()]).reshape(-1, 2)
+    ends = np.array([o.ci.get(key, UNBOUNDED) for o in shown.values()]).reshape(-1, 2)
     axes.fill_between(list(shown), ends[:, 0], ends[:, 1], color=BAND, alpha=0.6, lw=0)

@@ -1,11 +1,12 @@
-"""points: plain arrays -> checked Points, and what a token costs at each size. Called by every fit.
+"""Check plain arrays and freeze them as Points, and find what a token costs at each model size.
 
-Legend: N parameters, D tokens, C training FLOPs, L loss in nats/token.
+Legend of all fitting code: N parameters, D training tokens, C training FLOPs, L loss in nats/token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,60 +14,57 @@ import numpy.typing as npt
 from dlm.core.errors import UserError
 
 Array = npt.NDArray[np.float64]
-
-
-NAN = float("nan")
-
-
+Mask = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
+NAN = float("nan")
+UNBOUNDED: Interval = (NAN, NAN)  # an interval that the data do not give
 
-SIX_ND_TOLERANCE = 0.01  # rows whose flops are 6 N D to within this are counted as 6 N D
+SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Points:
-    """The rows a law is fitted to, one entry per finished run."""
+    """The runs that a law is fitted to. Every array has shape (n,), with one entry per finished run."""
 
     params: Array  # N, parameters
     tokens: Array  # D, training tokens
     loss: Array  # L, nats/token
-    flops: Array  # C, training FLOPs actually spent, in `convention`
-    budget: Array | None  # the FLOPs aimed at; equal values are one isoFLOP curve
+    flops: Array  # C, training FLOPs actually spent, counted as `convention` says
+    budget: Array | None  # the FLOPs aimed at; points of equal budget form one isoFLOP curve
     weight: Array  # multiplies the point's term in the objective
-    cluster: npt.NDArray[np.int64]  # points with one number share noise and are resampled together
-    convention: str  # how `flops` are counted, for the reader
-    unique: Array | None = None  # unique tokens, of which `tokens` are epochs; None: nothing is known of them
-    loss_se: Array | None = None  # Monte Carlo standard error of a loss that is an estimated bound, nats/token
-    loss_se_own: Array | None = None  # the part of it that runs do not share
+    cluster: npt.NDArray[np.int64]  # points of one cluster share noise and are resampled together
+    convention: str  # name of the way in which `flops` are counted
+    unique: Array | None = None  # unique tokens that `tokens` repeats; None where they are not known
+    loss_se: Array | None = None  # Monte Carlo standard error of an estimated loss, nats/token
+    loss_se_own: Array | None = None  # the part of it that the runs do not share, nats/token
 
     def __len__(self) -> int:
         return len(self.loss)
 
-    def take(self, keep: npt.NDArray[np.bool_]) -> Points:
-        """The rows where `keep` is true."""
-        budget = None if self.budget is None else self.budget[keep]
-        return Points(
-            params=self.params[keep],
-            tokens=self.tokens[keep],
-            loss=self.loss[keep],
-            flops=self.flops[keep],
-            budget=budget,
-            weight=self.weight[keep],
-            cluster=self.cluster[keep],
-            convention=self.convention,
-            unique=None if self.unique is None else self.unique[keep],
-            loss_se=None if self.loss_se is None else self.loss_se[keep],
-            loss_se_own=None if self.loss_se_own is None else self.loss_se_own[keep],
-        )
+    @property
+    def num_clusters(self) -> int:
+        """How many independent runs or trunks the points come from."""
+        return len(np.unique(self.cluster))
+
+    @property
+    def top_flops(self) -> float:
+        """The highest C that was spent, FLOPs."""
+        return float(self.flops.max())
+
+    def take(self, keep: Mask) -> Points:
+        """The points where `keep` (n,) is true."""
+        columns = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        kept: dict[str, Any] = {name: v[keep] for name, v in columns if isinstance(v, np.ndarray)}
+        return replace(self, **kept)
 
     def at_budget(self, level: float) -> Points:
-        """The rows of one budget."""
+        """The points of one budget (FLOPs)."""
         assert self.budget is not None, "these points are not grouped"
         return self.take(self.budget == level)
 
     def budgets(self) -> Array:
-        """The distinct budgets, rising; when none were named, the distinct FLOPs."""
+        """The distinct budgets, rising, in FLOPs; without budgets, the distinct FLOPs spent."""
         return np.unique(self.flops if self.budget is None else self.budget)
 
 
@@ -84,118 +82,118 @@ def as_points(
     loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
 ) -> Points:
-    """Check and freeze the arrays; without `flops`, C = 6 N D; weights 'compute' are C over its mean; rows of weight 0
-    are left out.
+    """Check the columns of a table of runs and freeze them. Rows of weight 0 are left out.
 
-    Raises UserError for anything unusable.
+    Args:
+        params: N of each run, (n,).
+        tokens: D of each run, (n,).
+        loss: L of each run, (n,), nats/token.
+        flops: C of each run, (n,); 6 N D by default.
+        budget: The FLOPs that each run aimed at, (n,).
+        weights: Factor of each run in the objective, (n,), or 'compute' for C over the mean C; 1 by default.
+        cluster: Labels, (n,); runs with equal labels share noise. By default every run is a cluster of its own.
+        unique: Unique tokens of each run, (n,).
+        loss_se: Monte Carlo standard error of each loss, (n,), nats/token.
+        loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
+        convention: Name of the way in which `flops` are counted; '6n' by default where `flops` is absent.
+
+    Raises:
+        UserError: If a column is no array of usable numbers, is of another length than `loss`, or if all losses agree.
     """
-    n_, d_, l_ = (_positive(v, name) for v, name in ((params, "params"), (tokens, "tokens"), (loss, "loss")))
-    size = len(l_)
-    for name, first in (("params", n_), ("tokens", d_)):
-        if len(first) != size:
-            raise UserError(f"{name} has {len(first)} values but loss has {size}: they must be equally long")
-    if size > 1 and np.ptp(l_) == 0.0:
-        raise UserError(f"every loss is {l_[0]:g}: nothing to fit")
+    losses = _positive(loss, "loss")
+    size = len(losses)
     if not size:
         raise UserError("there are no runs: give at least one row of params, tokens and loss")
-    spent = 6.0 * n_ * d_ if flops is None else _positive(flops, "flops")
-    aimed = None if budget is None else _positive(budget, "budget")
-    weight = np.ones(size) if weights is None else _weights(weights, spent)
-    once = None if unique is None else _positive(unique, "unique_tokens")
-    errors, own = (
-        None if v is None else _errors(v, f"loss_se{end}") for v, end in ((loss_se, ""), (loss_se_own, "_own"))
-    )
+    if size > 1 and np.ptp(losses) == 0.0:
+        raise UserError(f"every loss is {losses[0]:g}: nothing to fit")
+    n, d = _positive(params, "params", size), _positive(tokens, "tokens", size)
+    spent = 6.0 * n * d if flops is None else _positive(flops, "flops", size)
     labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
-    columns = {
-        "params": n_,
-        "tokens": d_,
-        "flops": spent,
-        "budget": aimed,
-        "weights": weight,
-        "cluster": labels,
-        "unique_tokens": once,
-        "loss_se": errors,
-        "loss_se_own": own,
-    }
-    for name, column in columns.items():
-        if column is not None and len(column) != size:
-            raise UserError(f"{name} has {len(column)} values but loss has {size}: they must be equally long")
-    named = convention or ("6n" if flops is None else "as given")
+    _check_length(labels, "cluster", size)
     points = Points(
-        params=n_,
-        tokens=d_,
-        loss=l_,
+        params=n,
+        tokens=d,
+        loss=losses,
         flops=spent,
-        budget=aimed,
-        weight=weight,
+        budget=None if budget is None else _positive(budget, "budget", size),
+        weight=np.ones(size) if weights is None else _weights(weights, spent),
         cluster=labels.astype(np.int64),
-        convention=named,
-        unique=once,
-        loss_se=errors,
-        loss_se_own=own,
+        convention=convention or ("6n" if flops is None else "as given"),
+        unique=None if unique is None else _positive(unique, "unique_tokens", size),
+        loss_se=None if loss_se is None else _not_negative(loss_se, "loss_se", size),
+        loss_se_own=None if loss_se_own is None else _not_negative(loss_se_own, "loss_se_own", size),
     )
-    return points if (weight > 0).all() else points.take(weight > 0)  # a row without weight is no row
+    return points if (points.weight > 0).all() else points.take(points.weight > 0)
 
 
-def _positive(values: npt.ArrayLike, name: str) -> Array:
-    column = _column(values, name)
+def _positive(values: npt.ArrayLike, name: str, size: int | None = None) -> Array:
+    column = _column(values, name, size)
     bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
     if len(bad):
         raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number above 0")
     return column
 
 
-def _errors(values: npt.ArrayLike, name: str) -> Array:
-    column = _column(values, name)
-    if not np.isfinite(column).all() or (column < 0).any():
-        raise UserError(f"{name} must be finite numbers, none below 0")
+def _not_negative(values: npt.ArrayLike, name: str, size: int) -> Array:
+    column = _column(values, name, size)
+    bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))
+    if len(bad):
+        raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: {name} must be finite numbers, none below 0")
     return column
 
 
 def _weights(values: npt.ArrayLike | str, flops: Array) -> Array:
-    if isinstance(values, str):
-        if values != "compute":
-            raise UserError(f"weights is {values!r}: give numbers, or 'compute' for C over its mean")
-        return np.asarray(flops / flops.mean())
-    column = _column(values, "weights")
-    if not np.isfinite(column).all() or (column < 0).any() or not column.any():
-        raise UserError("weights must be finite numbers, none below 0 and not all 0")
-    return column
+    if not isinstance(values, str):
+        column = _not_negative(values, "weights", len(flops))
+        if not column.any():
+            raise UserError("weights are all 0: give at least one run a weight above 0")
+        return column
+    if values != "compute":
+        raise UserError(f"weights is {values!r}: give numbers, or 'compute' for C over its mean")
+    return np.asarray(flops / flops.mean())
 
 
-def _column(values: npt.ArrayLike, name: str) -> Array:
+def _column(values: npt.ArrayLike, name: str, size: int | None) -> Array:
     try:
         column = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} is not an array of numbers: {error}") from error
     if column.ndim != 1:
         raise UserError(f"{name} has {column.ndim} dimensions: pass one value per run")
+    _check_length(column, name, size)
     return column
+
+
+def _check_length(column: npt.NDArray[np.generic], name: str, size: int | None) -> None:
+    if size is not None and len(column) != size:
+        raise UserError(f"{name} has {len(column)} values but loss has {size}: they must be equally long")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cost:
-    """FLOPs per token at N: 6 N (base + extra(N)). What 6 N leaves out (head, attention) is near a power of N, so it is
-    interpolated in log-log, and goes on outside the sizes with its mean slope.
+    """FLOPs per token as a function of the model size: 6 N (base + extra(N)).
+
+    `extra` holds what 6 N leaves out (head, attention). It is close to a power of N, so it is interpolated linearly in
+    log-log; outside the sizes that were run it continues with its mean slope.
     """
 
-    log_params: Array = field(default_factory=lambda: np.zeros(0))
-    log_extra: Array = field(default_factory=lambda: np.zeros(0))
+    log_params: Array = field(default_factory=lambda: np.zeros(0))  # log N, rising, (m,)
+    log_extra: Array = field(default_factory=lambda: np.zeros(0))  # log extra(N), (m,); empty where C = 6 N D
     base: float = 1.0
     slope: float = 0.0
 
     @property
     def is_6nd(self) -> bool:
-        """True where C = 6 N D, so that the optimum has a closed form."""
+        """Whether C = 6 N D, so that the optimum of most laws has a closed form."""
         return not len(self.log_extra)
 
     @property
     def over_6n(self) -> float:
-        """FLOPs per token over 6 N, in the middle of the sizes."""
+        """FLOPs per token over 6 N, in the middle of the sizes that were run."""
         return 1.0 if self.is_6nd else float(self.base + np.exp(np.median(self.log_extra)))
 
     def log_per_token(self, log_params: Array) -> Array:
-        """log FLOPs per token at log N."""
+        """The log of the FLOPs per token at each log N, in the shape of `log_params`."""
         if self.is_6nd:
             return np.asarray(np.log(6.0) + log_params, dtype=np.float64)
         outside = log_params - np.clip(log_params, self.log_params[0], self.log_params[-1])
@@ -204,7 +202,7 @@ class Cost:
 
 
 def cost_of(points: Points) -> Cost:
-    """The cost curve the rows show: the median of flops/tokens at each size (see `Cost`)."""
+    """The cost of a token that the runs show: the median of C / D at each size, as a `Cost`."""
     ratio = points.flops / (6.0 * points.params * points.tokens)
     if np.abs(ratio - 1.0).max() <= SIX_ND_TOLERANCE:
         return Cost()

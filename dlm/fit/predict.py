@@ -1,6 +1,4 @@
-"""predict: a fitted law and (N, D) -> the loss to expect there, with its interval and that of a run. Called by frozen
-and notebooks.
-"""
+"""Predict the loss at any N and D from a fitted law, with the interval of the law and that of a new run."""
 
 from __future__ import annotations
 
@@ -12,35 +10,27 @@ import numpy.typing as npt
 
 from dlm.core.errors import UserError
 from dlm.fit.draws import ends, stretch
-from dlm.fit.laws.law import Law
-from dlm.fit.optimum import SHARE
-from dlm.fit.points import Array
-from dlm.fit.result import FitResult
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Form:
-    """A law with one row of parameters, its bootstrap rows, and the degrees of freedom of their intervals."""
-
-    law: Law
-    row: Array  # (1, p)
-    draws: Array  # (R, p)
-    dof: int
+from dlm.fit.fitted import Fitted
+from dlm.fit.optimum import SHARE, as_rows
+from dlm.fit.points import NAN, Array
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """L in nats/token at m places: the law's value, the interval of the law, and that of a new run (with its noise)."""
+    """L in nats/token at m places, with two intervals."""
 
-    loss: Array  # (m,)
-    ci: Array  # (m, 2)
-    pi: Array  # (m, 2)
+    loss: Array  # of the law, (m,)
+    ci: Array  # the interval of the law, (m, 2)
+    pi: Array  # the interval of a new run, which has the noise of the runs too, (m, 2)
 
 
-def predict(result: FitResult, params: npt.ArrayLike, tokens: npt.ArrayLike, *, level: float = 0.95) -> Prediction:
-    """The loss at (N, D), of a surface after `bootstrap`; after `judge` the intervals hold under both forms.
+def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, level: float = 0.95) -> Prediction:
+    """Predict the loss of runs with N = `params` and D = `tokens`, each (m,).
 
-    Raises UserError for a result that is no surface or has no draws.
+    After `judge`, the intervals hold under both forms of the law.
+
+    Raises:
+        UserError: If the result is no surface, has no draws (see `bootstrap`), or if N and D are no such numbers.
     """
     if result.surface is None or result.draws is None:
         raise UserError(f"{result.law} gives no prediction: fit a surface and bootstrap it first")
@@ -49,40 +39,43 @@ def predict(result: FitResult, params: npt.ArrayLike, tokens: npt.ArrayLike, *, 
             raise UserError(f"{name} must be finite numbers above 0")
     if np.size(params) != np.size(tokens):
         raise UserError(f"params has {np.size(params)} values and tokens {np.size(tokens)}: they must be equally long")
-    forms = forms_of(result)
-    missed = np.nan if result.verdict is None else result.verdict.missed
-    return at_places(forms, missed, result.noise.residual, result.n, params, tokens, level)
+    return predict_from(forms_of(result), missed_by(result), params, tokens, level)
 
 
-def forms_of(result: FitResult) -> list[Form]:
-    """The result's own form first, then the one that checks it."""
-    others = [] if result.verdict is None else [f for f in result.verdict.forms.values() if f.law != result.law]
-    found = []
-    for fit in (result, *others):
-        assert fit.surface is not None and fit.draws is not None
-        row = np.array([[fit.params[name] for name in fit.surface.params]])
-        found.append(Form(law=fit.surface, row=row, draws=fit.draws, dof=fit.dof))
-    return found
+def forms_of(result: Fitted) -> list[Fitted]:
+    """The result first, then the form that checks it after `judge`."""
+    others = [] if result.verdict is None else result.verdict.forms.values()
+    return [result, *(f for f in others if f.law != result.law)]
+
+
+def missed_by(result: Fitted) -> float:
+    """The relative error of the law on held-out budgets; NaN where `judge` has not found it."""
+    return NAN if result.verdict is None else result.verdict.missed
 
 
 @np.errstate(all="ignore")
-def at_places(
-    forms: Sequence[Form],
-    missed: float,
-    residual: float,
-    n: int,
-    params: npt.ArrayLike,
-    tokens: npt.ArrayLike,
-    level: float,
+def predict_from(
+    forms: Sequence[Fitted], missed: float, params: npt.ArrayLike, tokens: npt.ArrayLike, level: float
 ) -> Prediction:
-    """The same from its parts: `missed` on held-out budgets (NaN: not known), relative `residual` of n runs."""
+    """Predict the loss under the first of `forms`, with intervals over all of them.
+
+    The interval of the law is the hull of the forms', widened as `optimum.loss_interval` describes. That of a new run
+    adds the relative residual of the runs in quadrature, times Student's t.
+
+    Args:
+        forms: Surfaces with draws.
+        missed: Relative error on held-out budgets; NaN where it is not known.
+        params: N, (m,).
+        tokens: D, (m,).
+        level: Share of the intervals.
+    """
     log_n, log_d = (np.log(np.atleast_1d(np.asarray(v, dtype=np.float64))) for v in (params, tokens))
-    points = np.stack([f.law.predict(f.row, log_n[None], log_d[None])[0] for f in forms])
-    lows, highs = (np.stack(v) for v in zip(*(_ends(f, log_n, log_d, level) for f in forms), strict=True))
+    points, intervals = (np.stack(v) for v in zip(*(_of_form(f, log_n, log_d, level) for f in forms), strict=True))
     more = SHARE * np.log(points.max(axis=0) / points.min(axis=0)) + np.log1p(np.nan_to_num(missed))
-    low, high = np.log(lows.min(axis=0)) - more, np.log(highs.max(axis=0)) + more
-    middle = np.log(points[0])
-    noise = residual * stretch(max(n - forms[0].row.shape[1], 1), (1 - level) / 2) * _z(level)
+    low = np.log(intervals[:, :, 0].min(axis=0)) - more
+    high = np.log(intervals[:, :, 1].max(axis=0)) + more
+    middle, main = np.log(points[0]), forms[0]
+    noise = main.noise.residual * stretch(max(main.n - len(main.params), 1), (1 - level) / 2) * _z(level)
     below, above = np.hypot(middle - low, noise), np.hypot(high - middle, noise)
     return Prediction(
         loss=points[0],
@@ -91,16 +84,17 @@ def at_places(
     )
 
 
-def _ends(form: Form, log_n: Array, log_d: Array, level: float) -> tuple[Array, Array]:
-    point = form.law.predict(form.row, log_n[None], log_d[None])[0]
+def _of_form(form: Fitted, log_n: Array, log_d: Array, level: float) -> tuple[Array, Array]:
+    """The loss under one form, (m,), and its interval, (m, 2)."""
+    assert form.surface is not None and form.draws is not None
+    point = form.surface.predict(as_rows(form.surface, form.params), log_n[None], log_d[None])[0]
     many = np.ones((len(form.draws), 1))
-    spread = form.law.predict(form.draws, many * log_n, many * log_d)
-    pairs = [ends(float(p), spread[:, k], form.dof, level, log=True) for k, p in enumerate(point)]
-    low, high = np.array(pairs).T
-    return low, high
+    spread = form.surface.predict(form.draws, many * log_n, many * log_d)
+    return point, np.array([ends(float(p), spread[:, k], form.dof, level, log=True) for k, p in enumerate(point)])
 
 
 def _z(level: float) -> float:
+    """The quantile of the normal distribution that bounds `level` about its mean."""
     from scipy.special import ndtri
 
     return float(ndtri(1 - (1 - level) / 2))

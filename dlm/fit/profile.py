@@ -1,6 +1,6 @@
-"""profile: how much worse a fit gets as one of its parameters is moved away and all others follow. For notebooks.
+"""Profile a parameter: how much worse a fit gets as the parameter is moved away and all others follow.
 
-A flat profile is a parameter that the points do not determine, whatever its interval says.
+A flat profile says that the points do not determine the parameter, whatever its interval says.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import numpy as np
 
 from dlm.core.errors import UserError, unknown
 from dlm.fit.engine import newton
+from dlm.fit.fitted import Fitted
+from dlm.fit.optimum import as_rows
 from dlm.fit.points import Array
-from dlm.fit.result import FitResult
 
-STIFF = 1e4  # of the pull towards a value, in units of the objective's own curvature there
-
-
-STEP = 1e-6
+STIFF = 1e4  # the pull of the spring towards a value, over the curvature of the objective there
+STEP = 1e-6  # of central differences
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,64 +25,71 @@ class Profile:
     """The lowest objective at each value of one parameter."""
 
     name: str
-    values: Array  # (m,), rising
+    values: Array  # of the parameter, rising, (m,)
     objective: Array  # (m,)
-    lowest: float  # of the fit itself
+    lowest: float  # the objective of the fit itself
 
     @property
     def rise(self) -> Array:
-        """The objective over the lowest, less one, (m,)."""
+        """By what share the objective lies above that of the fit, (m,)."""
         return self.objective / self.lowest - 1.0
 
 
-def profile(result: FitResult, name: str, *, low: float, high: float, places: int = 41) -> Profile:
-    """The profile of parameter `name` from `low` to `high`, near `places` values.
+def profile(result: Fitted, name: str, *, low: float, high: float, places: int = 41) -> Profile:
+    """Profile one parameter of a surface.
 
-    Each fit is pulled towards its value by a stiff spring; where it comes to rest, everything else is at its minimum
-    given that value, so (value, objective) there is exactly on the profile. Raises UserError for a result that is no
-    surface, an unknown or pinned name, or a range that is not rising.
+    Each fit is pulled towards its value by a stiff spring. Where it comes to rest, all other parameters minimise the
+    objective given the value reached. So the pair of value and objective lies exactly on the profile, though the value
+    differs a little from the one aimed at.
+
+    Args:
+        result: A fitted surface.
+        name: The parameter; it must not be pinned.
+        low: Where the profile begins.
+        high: Where it ends.
+        places: How many values to try, evenly spaced, in logs for a parameter that multiplies.
+
+    Raises:
+        UserError: For a result that is no surface, an unknown or pinned parameter, or a range that does not rise.
     """
     law, points, how = result.surface, result.points, result.how
     if law is None or points is None or how is None:
         raise UserError(f"{result.law} has no profile: only surfaces do")
-    free = [p for p in law.params if p not in result.fixed]
-    if name not in free:
-        raise unknown("parameter", name, free)
-    if places < 2:
-        raise UserError(f"places is {places}: a profile needs 2 or more")
-    if (name in law.scales or name == "E") and not low > 0:
-        raise UserError(f"low is {low:g}: {name} is above 0")
-    if not low < high:
-        raise UserError(f"low is {low:g} and high {high:g}: low must be below high")
-    column = law.params.index(name)
-    problem = newton.problem_of(
-        points, law, space=how.space, norm=how.norm, delta=how.delta, under_tuned=how.under_tuned,
-        fixed=dict(result.fixed),
-    )  # fmt: skip
     scaled = name in law.scales
-    wanted = np.geomspace(low, high, places) if scaled else np.linspace(low, high, places)
-    begin = law.theta(np.array([[result.params[p] for p in law.params]]), problem.centre)
+    _check(name, [p for p in law.params if p not in result.fixed], scaled or name == "E", low, high, places)
+    column = law.params.index(name)
+    problem = newton.problem_of(points, law, how, result.fixed)
+    theta = law.theta(as_rows(law, result.params), problem.centre)
     target, weight = newton.target_of(problem, points.loss)[None], points.weight[None]
 
     def coordinate(theta: Array) -> Array:
         value = law.rows(theta, problem.centre)[:, column]
         return np.log(value) if scaled else value
 
-    stiff = STIFF * _curvature(problem, begin, target, weight, coordinate(begin)[0])
-    aims = np.log(wanted) if scaled else wanted
-    found, order = [], np.argsort(np.abs(aims - coordinate(begin)[0]))
-    starts: dict[int, Array] = {}
-    for k in order.tolist():  # outwards from the fit, each from its neighbour
-        near = min(starts, key=lambda j: abs(j - k), default=None)
-        theta = begin if near is None else starts[near]
-        spring = replace(problem, extra=_spring(coordinate, float(aims[k]), stiff))
-        theta, _, _ = newton.minimise(spring, theta, target, weight, max_steps=200)
-        starts[k] = theta
-        found.append(
-            (float(law.rows(theta, problem.centre)[0, column]), float(newton.value(problem, theta, target, weight)[0]))
-        )
-    values, objective = np.array(sorted(found)).T
-    return Profile(name=name, values=values, objective=objective, lowest=result.objective)
+    middle = coordinate(theta)[0]
+    stiff = STIFF * float(newton.value(problem, theta, target, weight)[0] / max(middle**2, 1e-12))
+    aims = np.log(np.geomspace(low, high, places)) if scaled else np.linspace(low, high, places)
+    found: dict[int, Array] = {}
+    for k in np.argsort(np.abs(aims - middle)).tolist():  # outwards from the fit, each value from its neighbour
+        near = min(found, key=lambda j: abs(j - k), default=None)
+        begin = theta if near is None else found[near]
+        pulled = replace(problem, extra=_spring(coordinate, float(aims[k]), stiff))
+        found[k] = newton.minimise(pulled, begin, target, weight)[0]
+    rows = np.concatenate(list(found.values()))
+    values, objective = law.rows(rows, problem.centre)[:, column], newton.value(problem, rows, target, weight)
+    order = np.argsort(values)
+    return Profile(name=name, values=values[order], objective=objective[order], lowest=result.value)
+
+
+def _check(name: str, free: list[str], positive: bool, low: float, high: float, places: int) -> None:
+    if name not in free:
+        raise unknown("parameter", name, free)
+    if places < 2:
+        raise UserError(f"places is {places}: a profile needs 2 or more")
+    if positive and not low > 0:
+        raise UserError(f"low is {low:g}: {name} is above 0")
+    if not low < high:
+        raise UserError(f"low is {low:g} and high {high:g}: low must be below high")
 
 
 def _spring(coordinate: Callable[[Array], Array], aim: float, stiff: float) -> newton.Extra:
@@ -96,8 +102,3 @@ def _spring(coordinate: Callable[[Array], Array], aim: float, stiff: float) -> n
         return 0.5 * stiff * off**2, stiff * off[:, None] * slope, stiff * slope[:, :, None] * slope[:, None, :]
 
     return extra
-
-
-def _curvature(problem: newton.Problem, theta: Array, target: Array, weight: Array, value: float) -> float:
-    """The objective over the square of the value: the scale of a spring that is stiff for these points."""
-    return float(newton.value(problem, theta, target, weight)[0] / max(value**2, 1e-12))

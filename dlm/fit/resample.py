@@ -1,8 +1,9 @@
-"""resample: a FitResult -> the same with 95 % intervals, by refitting resampled points. Called by table and notebooks.
+"""Add intervals to a fitted law, by refitting it to resampled points.
 
-'pairs' draws the points again (clusters whole, isoflop within budgets); 'residuals' keeps the design and draws
-residuals, the ends widened by Student's t: the one for few points; 'nested' draws one noise a cluster and one a point.
-A replicate that has no fit counts as unbounded: where too many do, the interval is not a number and a warning says so.
+Methods: 'pairs' draws the points again, clusters whole and isoFLOP points within their budgets. 'residuals' keeps N and
+D, draws residuals, and widens the ends by Student's t; it suits few points. 'nested' draws one noise per cluster and
+one per point. A replicate without a fit counts as unbounded: where these are too many, the interval is NaN and a
+warning says so.
 """
 
 from __future__ import annotations
@@ -16,44 +17,111 @@ from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
 from dlm.fit.draws import Draws, ends
-from dlm.fit.fitted import Minimum
+from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import resample as isoflop_resample
-from dlm.fit.optimum import LINE, at_compute
-from dlm.fit.points import Array, Points
+from dlm.fit.points import Array, Interval
 from dlm.fit.result import FitResult
 from dlm.fit.surface import resample as surface_resample
 from dlm.fit.surface.diagnose import EXPONENT_RANGE, ZERO
 from dlm.fit.surface.noise import shared_se
 
-FEW_FAILED = 0.005  # of the replicates: not worth a warning
+METHODS = ("auto", "pairs", "residuals", "nested")
+LEAST_REPLICATES = 100
+FEW_FAILED = 0.005  # a share of failed replicates that deserves no warning
+WIDE = 10.0  # upper over lower end of an interval of N* that deserves one
+LINE_SCALES = ("N0", "D0", "L0")  # parameters of lines whose intervals are taken in logs
 
 
-LINE_SCALES = ("N0", "D0", "L0")  # their intervals are taken in logs
+@np.errstate(all="ignore")  # replicates that overflow are counted as failed
+def bootstrap(
+    result: FitResult,
+    *,
+    replicates: int = 4000,
+    seed: int = 0,
+    method: str = "auto",
+    level: float = 0.95,
+    at: Sequence[float] | None = None,
+) -> FitResult:
+    """Add intervals for the parameters, for a and b, and for N*, D* and L*. The same seed gives the same numbers.
+
+    Args:
+        result: A fit. An envelope, or a fit without a law or minima, comes back unchanged.
+        replicates: How many samples to refit, 100 or more.
+        seed: Of the random numbers.
+        method: 'pairs', 'residuals', 'nested' or 'auto'. 'auto' takes residuals for isoFLOP curves and for surfaces
+            on fewer than 40 points, else pairs. Where points share a cluster, it takes 'nested' for surfaces on fewer
+            than 40 clusters, else pairs.
+        level: Share of the intervals.
+        at: The values of C at which to report the optimum, FLOPs; by default those of the result.
+
+    Raises:
+        UserError: For an argument that is not allowed, or a method that these points do not permit.
+    """
+    if method not in METHODS:
+        raise unknown("bootstrap method", method, METHODS)
+    if replicates < LEAST_REPLICATES or not 0 < level < 1:
+        raise UserError(
+            f"replicates is {replicates}, level {level}: give {LEAST_REPLICATES} or more, and a level between 0 and 1"
+        )
+    if result.points is None or result.law == "envelope" or not (result.params or result.usable):
+        return result
+    if seed < 0:
+        raise UserError(f"seed is {seed}: give a whole number, 0 or above")
+    if result.surface is not None and result.points.num_clusters == 1 < len(result.points):
+        said = "no interval: all points are of one run or trunk, and nothing shows how another would differ"
+        return replace(result, warnings=(*result.warnings, said), status="warned")
+    rng = np.random.default_rng(seed)
+    draw = surface_resample.draw if result.surface is not None else isoflop_resample.draw
+    draws = draw(result, replicates, method, rng)
+    rows = _with_shared_noise(draws.rows, result, rng)
+    return with_intervals(result, replace(draws, rows=rows), level, tuple(result.at) if at is None else at)
+
+
+def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) -> Array:
+    """Move E, or the whole line of L, by the Monte Carlo error that all losses share; it moves nothing else."""
+    assert result.points is not None
+    error = shared_se(result.points)
+    if not error or not rows.size:
+        return rows
+    rows, shift = rows.copy(), error * rng.standard_normal(len(rows))
+    if result.surface is None:
+        rows[:, optimum.LINE.index("L0")] *= np.exp(shift / np.median(result.points.loss))
+    elif "E" not in result.fixed:
+        floor = result.surface.params.index("E")
+        rows[:, floor] = np.maximum(rows[:, floor] + shift, 0.0)
+    return rows
 
 
 def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[float]) -> FitResult:
-    """The result with intervals for its parameters, exponents, minima and optima, and what to beware of."""
+    """The result with intervals for its parameters, exponents, minima and optima, and with warnings about them.
+
+    A verdict of earlier intervals is dropped.
+    """
+    result = replace(result, minima=_minima(result.minima, draws, level))
+    if not result.params:  # there are minima, but too few for a line
+        return result
+    failed = int(np.sum(~np.isfinite(draws.rows).all(axis=1)))
+    result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method, failed=failed, verdict=None)
+    best = optimum.optima(result, at, level=level)
+    result = replace(result, ci=_parameters(result, draws, level), at=best)
+    warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
+    return replace(result, warnings=warnings, status="warned" if warnings else result.status)
+
+
+def _parameters(result: Fitted, draws: Draws, level: float) -> dict[str, Interval]:
+    """Intervals of the free parameters, and of a and b."""
     assert result.points is not None
-    if not result.params:  # minima, but too few for a line
-        return replace(result, minima=_minima(result.minima, draws, level))
-    span = optimum.span_of(result.points)
-    result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method)
-    result = replace(result, failed=int(np.sum(~np.isfinite(draws.rows).all(axis=1))))
     law = result.surface
-    slopes = optimum.exponents(law, draws.rows, span, result.cost)
     scales = LINE_SCALES if law is None else law.scales
+    slopes = optimum.exponents(law, draws.rows, optimum.span_of(result.points), result.cost)
     ci = {
         name: ends(result.params[name], draws.rows[:, k], draws.dof, level, log=name in scales)
         for k, name in enumerate(optimum.names(law))
         if name not in result.fixed
     }
-    share = (result.allocation.a, result.allocation.b)
-    ci |= {name: ends(share[k], slopes[:, k], draws.dof, level) for k, name in enumerate("ab")}
-    best = {float(c): at_compute(result, float(c), level) for c in at}
-    minima = _minima(result.minima, draws, level)
-    result = replace(result, ci=ci, at=best, minima=minima)
-    warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
-    return replace(result, warnings=warnings, status="warned" if warnings else result.status)
+    ci["a"] = ends(result.allocation.a, slopes[:, 0], draws.dof, level)
+    ci["b"] = ends(result.allocation.b, slopes[:, 1], draws.dof, level)
+    return ci
 
 
 def _minima(minima: tuple[Minimum, ...], draws: Draws, level: float) -> tuple[Minimum, ...]:
@@ -68,7 +136,7 @@ def _with_ci(minimum: Minimum, values: Array, draws: Draws, level: float) -> Min
     return replace(minimum, ci=ci)
 
 
-def _warnings(result: FitResult, level: float) -> list[str]:
+def _warnings(result: Fitted, level: float) -> list[str]:
     assert result.draws is not None
     share, warned = result.failed / len(result.draws), []
     if share > FEW_FAILED:
@@ -76,13 +144,13 @@ def _warnings(result: FitResult, level: float) -> list[str]:
     if share > (1 - level) / 2:
         warned[0] += ": the data do not bound it, so no interval is given"
     elif result.surface is not None:
-        warned += _unseen(result)
+        warned += _undetermined(result)
     warned += [
         f"budget {text.flops(m.budget)}: the place of the minimum is not bounded by its points"
-        for m in result.minima
-        if _open(m)
+        for m in result.usable
+        if not np.isfinite(m.ci["N"]).all()
     ]
-    wide = [c for c, o in result.at.items() if o.ci["N"][1] > 10 * o.ci["N"][0]]
+    wide = [c for c, o in result.at.items() if o.ci["N"][1] > WIDE * o.ci["N"][0]]
     if wide:
         warned.append(
             f"at C = {text.flops(wide[-1])} the interval of N* spans over a factor of 10: too few or too noisy runs"
@@ -90,71 +158,14 @@ def _warnings(result: FitResult, level: float) -> list[str]:
     return warned
 
 
-def _open(minimum: Minimum) -> bool:
-    return minimum.usable and not np.isfinite(minimum.ci["N"]).all()
-
-
-def _unseen(result: FitResult) -> list[str]:
-    """Parameters whose interval reaches a bound."""
-    assert result.points is not None
+def _undetermined(result: Fitted) -> list[str]:
+    """Warnings for parameters whose intervals reach values that no law has."""
+    assert result.surface is not None and result.points is not None
     warned = []
-    assert result.surface is not None
     for name in result.surface.exponents:
-        if name in result.fixed:
-            continue
-        low, high = result.ci[name]
+        low, high = result.ci.get(name, (1.0, 1.0))
         if low <= EXPONENT_RANGE[0] or high >= EXPONENT_RANGE[1]:
             warned.append(f"{name} is not determined: its interval ({low:.2g} to {high:.2g}) reaches what no law has")
     if "E" not in result.fixed and result.ci["E"][0] < ZERO * result.points.loss.min():
         warned.append("E is not determined: its interval reaches zero, so the loss far beyond these runs is not known")
     return warned
-
-
-METHODS = ("auto", "pairs", "residuals", "nested")
-
-
-@np.errstate(all="ignore")  # replicates that overflow are counted as failed
-def bootstrap(
-    result: FitResult,
-    *,
-    replicates: int = 4000,
-    seed: int = 0,
-    method: str = "auto",
-    level: float = 0.95,
-    at: Sequence[float] | None = None,
-) -> FitResult:
-    """Intervals for the parameters, a, b, and N*, D*, L* at each C of the result (or of `at`). Same seed,
-    same numbers.
-
-    `auto` takes residuals for isoflop and for surfaces below 40 points, else pairs. Where points share a cluster it
-    takes nested below 40 clusters (surfaces only), else draws clusters whole.
-    """
-    if method not in METHODS:
-        raise unknown("bootstrap method", method, METHODS)
-    if replicates < 100 or not 0 < level < 1:
-        raise UserError(f"replicates is {replicates}, level {level}: give 100 or more, and a level between 0 and 1")
-    if result.points is None or result.law == "envelope" or not (result.params or result.usable):
-        return result
-    if seed < 0:
-        raise UserError(f"seed is {seed}: give a whole number, 0 or above")
-    if result.surface is not None and len(np.unique(result.points.cluster)) == 1 < len(result.points):
-        said = "no interval: all points are of one run or trunk, and nothing shows how another would differ"
-        return replace(result, warnings=(*result.warnings, said), status="warned")
-    rng = np.random.default_rng(seed)
-    draw = isoflop_resample.draw if result.law == "isoflop" else surface_resample.draw
-    draws = draw(result, result.points, replicates, method, rng)
-    draws = _with_shared_noise(draws, result, result.points, rng)
-    return with_intervals(result, draws, level, tuple(result.at) if at is None else at)
-
-
-def _with_shared_noise(draws: Draws, result: FitResult, points: Points, rng: np.random.Generator) -> Draws:
-    """The Monte Carlo error that all losses share moves E, or the whole line of L, and nothing else."""
-    error = shared_se(points)
-    if not error or not draws.rows.size:
-        return draws
-    rows, shift = draws.rows.copy(), error * rng.standard_normal(len(draws.rows))
-    if result.surface is None:
-        rows[:, LINE.index("L0")] *= np.exp(shift / np.median(points.loss))
-    elif "E" not in result.fixed:
-        rows[:, result.surface.params.index("E")] = np.maximum(rows[:, result.surface.params.index("E")] + shift, 0.0)
-    return replace(draws, rows=rows)

@@ -1,4 +1,4 @@
-"""rows: any CSV or DataFrame -> the finished runs, every number checked. Called by table.
+"""Read the finished runs of a CSV file or DataFrame, and check every number.
 
 Columns: params, tokens, loss; optional: flops, budget, weight, run_id, parent, loss_se, loss_se_own, unique_tokens,
 objective, convention, status.
@@ -10,33 +10,35 @@ from pathlib import Path
 
 import pandas as pd
 
-from dlm.core.errors import UserError, close_matches
+from dlm.core.errors import UserError, hint
 
 REQUIRED = ("params", "tokens", "loss")
-
-
 POSITIVE = (*REQUIRED, "flops", "budget")
-
+NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
+MAY_BE_EMPTY = ("budget", "loss_se", "loss_se_own")
+ONE_EPOCH = 1.05  # epochs up to which nothing counts as repeated
 
 Runs = str | Path | pd.DataFrame
 
 
 def read_runs(source: Runs) -> pd.DataFrame:
-    """The finished rows, numbers checked. Raises UserError with column and row; remarks are in
-    `.attrs['warnings']`.
+    """Read the finished runs; remarks on them are in `.attrs['warnings']`.
+
+    Raises:
+        UserError: If the file cannot be read, or a column is missing or holds no such number; it names the row.
     """
     frame, where = _load(source)
     for name in REQUIRED:
-        _require(frame, name, where)
-    frame = frame.assign(row=[*range(2, len(frame) + 2)])  # the line in the file, the header being line 1
+        if name not in frame:
+            columns = [str(column) for column in frame.columns]
+            has = hint(name, columns, otherwise=f"it has {', '.join(columns) or 'none'}")
+            raise UserError(f"{where} has no column '{name}': {has}; needed are {', '.join(REQUIRED)}")
+    frame = frame.assign(row=[*range(2, len(frame) + 2)])  # the line in the file, whose header is line 1
     if "status" in frame:
         frame = _finished(frame, where)
-    for name in POSITIVE:
+    for name in (*POSITIVE, *NOT_NEGATIVE):
         if name in frame:
-            frame[name] = _numbers(frame, name, where, optional=name == "budget")
-    for name in ("weight", "loss_se", "loss_se_own"):
-        if name in frame:
-            frame[name] = _numbers(frame, name, where, least=0.0, optional=name != "weight")
+            frame[name] = _numbers(frame, name, where)
     frame, warnings = _once(frame)
     frame = frame.drop(columns="row").reset_index(drop=True)
     frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
@@ -58,14 +60,6 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     return frame, str(path)
 
 
-def _require(frame: pd.DataFrame, name: str, where: str) -> None:
-    if name not in frame:
-        columns = [str(column) for column in frame.columns]
-        near = close_matches(name, columns)
-        hint = f"is it {' or '.join(near)}?" if near else f"it has {', '.join(columns) or 'none'}"
-        raise UserError(f"{where} has no column '{name}': {hint}; needed are {', '.join(REQUIRED)}")
-
-
 def _finished(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     done = frame[frame["status"] == "done"].copy()
     if done.empty:
@@ -74,18 +68,16 @@ def _finished(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     return done
 
 
-def _numbers(
-    frame: pd.DataFrame, name: str, where: str, *, least: float | None = None, optional: bool = False
-) -> pd.Series[float]:
-    """The column as floats above zero (or not below `least`); the first bad row is named."""
+def _numbers(frame: pd.DataFrame, name: str, where: str) -> pd.Series[float]:
+    """The column as floats; a UserError names the first bad row."""
     values = pd.to_numeric(frame[name], errors="coerce").astype(float)
-    fine = values.gt(0) if least is None else values.ge(least)
+    fine = values.gt(0) if name in POSITIVE else values.ge(0)
     fine &= values.lt(float("inf"))
-    if optional:
+    if name in MAY_BE_EMPTY:
         fine |= frame[name].isna()
     if not fine.all():
         first = fine[~fine].index[0]
-        kind = "a number above 0" if least is None else f"a number not below {least:g}"
+        kind = "a number above 0" if name in POSITIVE else "a number not below 0"
         shown = frame.loc[first, name]
         shown = "empty" if pd.isna(shown) else repr(shown) if isinstance(shown, str) else shown
         more = f" ({int((~fine).sum())} such rows)" if (~fine).sum() > 1 else ""
@@ -94,6 +86,7 @@ def _numbers(
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows without exact repetitions, and a remark on these."""
     keys = [name for name in ("run_id", "seed", "objective", *REQUIRED) if name in frame]
     repeated = frame.duplicated(subset=keys)
     if not repeated.any():
@@ -104,10 +97,9 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _remarks(frame: pd.DataFrame) -> list[str]:
-    """What a law does not know about these runs."""
-    remarks = []
+    """Remarks on what most laws do not know about these runs."""
     epochs = pd.to_numeric(frame["epochs"], errors="coerce").max() if "epochs" in frame else 0.0
-    if epochs > 1.05:
-        said = "every law but data-constrained counts repeated tokens as new"
-        remarks.append(f"runs read their data up to {epochs:.1f} times: {said}")
-    return remarks
+    if not epochs > ONE_EPOCH:
+        return []
+    said = "every law but data-constrained counts repeated tokens as new"
+    return [f"runs read their data up to {epochs:.1f} times: {said}"]

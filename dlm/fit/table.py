@@ -1,20 +1,20 @@
-"""table: any CSV or DataFrame of runs -> the fits of them.
-Called by cli, report and notebooks; pandas ends here.
-"""
+"""Fit laws to the runs of any CSV file or DataFrame. This is the only place where pandas meets the fits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from dlm.core import text
 from dlm.core.errors import UserError, unknown
-from dlm.fit import laws
+from dlm.fit import frozen, laws
+from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
+from dlm.fit.frozen import Score
 from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.points import as_points
@@ -24,20 +24,12 @@ from dlm.fit.rows import Runs, read_runs
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
-if TYPE_CHECKING:
-    from dlm.fit.frozen import Score
-
-
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
-
 LAWS = (*laws.LAWS, "isoflop", "envelope")
-
-
-NORM = {"loss": "huber", "delta": 1e-3, "space": "log"}  # of a surface, unless said otherwise
-
-
-FEW_BUDGETS = 8  # up to here, every budget is reported
+FEW_BUDGETS = 8  # of no more budgets, the optimum is reported at each
+FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
+MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 
 
 def fit_runs(
@@ -57,26 +49,41 @@ def fit_runs(
     curve: str = "parabola",
     axis: str = "params",
 ) -> FitResult:
-    """Fit one law to the finished runs of one objective, with `bootstrap` replicates (0: no intervals).
+    """Fit one law to the finished runs of one objective, with intervals and the verdict of `judge`.
 
-    loss, delta, space, fixed and under_tuned are those of `fit_surface`, curve and axis those of `fit_isoflop`; isoflop
-    and envelope are plain least squares. weights: 'compute', or the column `weight` where there is one. Reported at
-    `at` and at the budgets (FLOPs); without `at`, also at ten times the highest. With intervals comes the verdict of
-    `judge`. Raises UserError for what cannot be fitted.
+    Args:
+        source: A CSV file or DataFrame with the columns that `dlm.fit.rows` lists.
+        law: A surface of `dlm.fit.laws.LAWS`, or 'isoflop' or 'envelope', which are plain least squares.
+        loss: The norm of the residuals of a surface, as in `fit_surface`.
+        delta: As in `fit_surface`.
+        space: As in `fit_surface`.
+        bootstrap: Number of replicates; 0 gives neither intervals nor a verdict.
+        seed: Of the bootstrap.
+        at: The values of C at which to report the optimum, FLOPs, beside those of the budgets; by default ten times the
+            highest budget.
+        objective: Which runs to fit, where the table holds several objectives.
+        fixed: Parameters that are held, as in `fit_surface`.
+        under_tuned: As in `fit_surface`.
+        weights: 'compute', or None for the column weight if there is one.
+        curve: As in `fit_isoflop`.
+        axis: As in `fit_isoflop`.
+
+    Raises:
+        UserError: For runs that cannot be fitted, and for an option that the law does not have.
     """
     if law not in LAWS:
         raise unknown("law", law, LAWS)
+    how = Norm(norm=loss, delta=delta, space=space, under_tuned=under_tuned)
     frame = _one_objective(read_runs(source), objective)
     frame.attrs["warnings"] += _mixtures(frame)
     places = _places(frame, at)
-    if law != "isoflop" and (curve, axis) != ("parabola", "params"):
-        raise UserError(f"{law} has no curve or axis: they are isoflop's")
-    if law in laws.LAWS:
-        how: dict[str, Any] = {"norm": loss, "delta": delta, "space": space, "under_tuned": under_tuned}
-        result = _surface(frame, law, places, weights=weights, fixed=fixed, **how)
+    _check_options(law, how, fixed, weights, curve, axis)
+    if law == "isoflop":
+        result = _isoflop(frame, places, curve, axis)
+    elif law == "envelope":
+        result = _envelope(frame, places)
     else:
-        _lines_have_none(law, fixed, under_tuned, weights, loss=loss, delta=delta, space=space)
-        result = _isoflop(frame, places, curve, axis) if law == "isoflop" else _envelope(frame, places)
+        result = _surface(frame, law, places, how, fixed, weights)
     remarks = tuple(frame.attrs["warnings"])
     if remarks:
         status = "warned" if result.status == "ok" else result.status
@@ -89,17 +96,18 @@ def fit_runs(
 def fit_sweep(
     source: Runs, *, laws: Sequence[str] = ("isoflop", "chinchilla"), bootstrap: int = 4000, seed: int = 0
 ) -> dict[str, FitResult]:
-    """Every law for every objective, as 'objective/law'. What cannot be fitted is a result with status
-    'refused'.
+    """Fit every law to every objective.
+
+    Returns:
+        The fits by 'objective/law', or by 'law' where the table names no objective. What cannot be fitted has the
+        status 'refused'.
     """
     frame = read_runs(source)
-    names = _objectives(frame) or [""]
-    fits = {}
-    for name in names:
-        for law in laws:
-            key = f"{name}/{law}" if name else law
-            fits[key] = _fit_or_refuse(frame, law, name, bootstrap, seed)
-    return fits
+    return {
+        f"{name}/{law}" if name else law: _fit_or_refuse(frame, law, name, bootstrap, seed)
+        for name in _objectives(frame) or [""]
+        for law in laws
+    }
 
 
 def _fit_or_refuse(frame: pd.DataFrame, law: str, name: str, bootstrap: int, seed: int) -> FitResult:
@@ -107,17 +115,7 @@ def _fit_or_refuse(frame: pd.DataFrame, law: str, name: str, bootstrap: int, see
         return fit_runs(frame, law=law, objective=name or None, bootstrap=bootstrap, seed=seed)
     except UserError as error:
         rows = frame[frame["objective"] == name] if name else frame
-        nan = float("nan")
-        return FitResult(
-            law=law,
-            loss="",
-            space="",
-            delta=nan,
-            n=len(rows),
-            status="refused",
-            warnings=(str(error),),
-            label=name,
-        )
+        return FitResult(law=law, n=len(rows), status="refused", warnings=(str(error),), label=name)
 
 
 def _objectives(frame: pd.DataFrame) -> list[str]:
@@ -125,6 +123,7 @@ def _objectives(frame: pd.DataFrame) -> list[str]:
 
 
 def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
+    """The runs of one objective; a UserError where it is not clear which."""
     names = _objectives(frame)
     if objective is not None and objective not in names:
         raise unknown("objective", objective, names)
@@ -136,75 +135,59 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
 
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
-    """One fit, one convention; other things that differ are said."""
+    """A warning where runs differ in what a law does not know. Several conventions of FLOPs are a UserError."""
     if "convention" in frame and frame["convention"].nunique() > 1:
         names = text.listed(sorted(frame["convention"].astype(str).unique()))
         raise UserError(f"the runs count FLOPs in several conventions ({names}): fit one at a time")
-    mixed = [
-        name for name in ("data", "data_hash", "schedule", "estimator") if name in frame and frame[name].nunique() > 1
-    ]
+    mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
 
 
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
+    """The values of C at which the optimum is reported, FLOPs."""
     for value in at:
         if not 0 < value < float("inf"):
             raise UserError(f"at is {value}: give compute in FLOPs, above 0")
-    spent = frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
+    spent = _spent(frame)
     budgets = frame["budget"].dropna() if "budget" in frame else spent
     levels = sorted(budgets.unique().tolist()) or [float(spent.max())]
     own = levels if len(levels) <= FEW_BUDGETS else levels[-1:]
-    return sorted({*own, *(map(float, at) if at else [10.0 * levels[-1]])})
+    return sorted({*own, *(map(float, at) if at else [FURTHER * levels[-1]])})
 
 
-def _named(frame: pd.DataFrame) -> tuple[str | None, str]:
-    """Convention and objective, where the rows say them."""
-    first = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
-    said = {name: values.iloc[0] for name, values in first.items() if len(values)}
-    return said.get("convention"), said.get("objective", "")
+def _spent(frame: pd.DataFrame) -> pd.Series[float]:
+    return frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
 
 
-def _lines_have_none(
-    law: str, fixed: Mapping[str, float] | None, under_tuned: float, weights: str | None, **norm: Any
+def _check_options(
+    law: str, how: Norm, fixed: Mapping[str, float] | None, weights: str | None, curve: str, axis: str
 ) -> None:
-    """Refuse what only surfaces have, rather than pass over it."""
-    odd = [name for name, value in norm.items() if value != NORM[name]]
-    odd += ["fixed parameters"] if fixed else []
-    odd += ["under_tuned"] if under_tuned != 1.0 else []
-    odd += ["weights from compute"] if weights is not None else []
-    if odd:
-        raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
+    """Refuse an option that the law does not have, rather than ignore it."""
+    if law != "isoflop" and (curve, axis) != ("parabola", "params"):
+        raise UserError(f"{law} has no curve or axis: only isoflop has them")
+    if law in laws.LAWS:
+        return
+    usual = Norm()
+    given = {
+        "loss": how.norm != usual.norm,
+        "delta": how.delta != usual.delta,
+        "space": how.space != usual.space,
+        "fixed parameters": bool(fixed),
+        "under_tuned": how.under_tuned != usual.under_tuned,
+        "weights from compute": weights is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"{law} has no {name}: only surfaces do ({', '.join(laws.LAWS)})")
 
 
-def _surface(
-    frame: pd.DataFrame,
-    law: str,
-    at: Sequence[float],
-    *,
-    weights: str | None,
-    fixed: Mapping[str, float] | None,
-    **how: Any,
-) -> FitResult:
-    convention, label = _named(frame)
-    whole = "budget" in frame and frame["budget"].notna().all()
-    return fit_surface(
-        frame["params"],
-        frame["tokens"],
-        frame["loss"],
-        law=law,
-        fixed=fixed,
-        flops=frame.get("flops"),
-        budget=frame["budget"] if whole else None,
-        weights=frame.get("weight") if weights is None else weights,
-        unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
-        loss_se=_known(frame, "loss_se"),
-        loss_se_own=_known(frame, "loss_se_own"),
-        cluster=_clusters(frame),
-        convention=convention,
-        at=at,
-        label=label,
-        **how,
-    )
+def _columns(frame: pd.DataFrame) -> dict[str, Any]:
+    """What every fit takes from the table; convention and label where the rows say them."""
+    said = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
+    first = {name: values.iloc[0] for name, values in said.items() if len(values)}
+    columns = {name: frame[name] for name in ("params", "tokens", "loss")}
+    label = first.get("objective", "")
+    return {**columns, "flops": frame.get("flops"), "convention": first.get("convention"), "label": label}
 
 
 def _known(frame: pd.DataFrame, name: str) -> pd.Series[float] | None:
@@ -212,8 +195,31 @@ def _known(frame: pd.DataFrame, name: str) -> pd.Series[float] | None:
     return frame[name] if name in frame and frame[name].notna().all() else None
 
 
+def _surface(
+    frame: pd.DataFrame,
+    law: str,
+    at: Sequence[float],
+    how: Norm,
+    fixed: Mapping[str, float] | None,
+    weights: str | None,
+) -> FitResult:
+    return fit_surface(
+        **_columns(frame),
+        **vars(how),
+        law=law,
+        fixed=fixed,
+        budget=_known(frame, "budget"),
+        weights=frame.get("weight") if weights is None else weights,
+        unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
+        loss_se=_known(frame, "loss_se"),
+        loss_se_own=_known(frame, "loss_se_own"),
+        cluster=_clusters(frame),
+        at=at,
+    )
+
+
 def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
-    """What shares noise: branches of one trunk, and the points of one run."""
+    """What shares noise: the branches of one trunk, and the points of one run."""
     if "run_id" not in frame:
         return None
     own = frame["run_id"].astype(str)
@@ -221,27 +227,21 @@ def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
 
 
 def _isoflop(frame: pd.DataFrame, at: Sequence[float], curve: str, axis: str) -> FitResult:
-    convention, label = _named(frame)
     frame = _with_budget(frame)
     return fit_isoflop(
-        frame["params"],
-        frame["tokens"],
-        frame["loss"],
-        frame["budget"],
+        **_columns(frame),
+        budget=frame["budget"],
         curve=curve,
         axis=axis,
-        flops=frame.get("flops"),
         weights=frame.get("weight"),
         loss_se=_known(frame, "loss_se"),
         loss_se_own=_known(frame, "loss_se_own"),
-        convention=convention,
         at=at,
-        label=label,
     )
 
 
 def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a budget; without that column, equal FLOPs are one, if they are equal."""
+    """The rows with a budget. Without that column, equal FLOPs are a budget where they form groups."""
     if "budget" not in frame:
         if "flops" not in frame:
             raise UserError("isoFLOP curves need a column 'budget' (or 'flops' with exactly equal values per budget)")
@@ -261,47 +261,36 @@ def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
-    convention, label = _named(frame)
     if "weight" in frame:
         frame.attrs["warnings"].append(
             "an envelope knows no weights: runs of weight 0 are left out, others count alike"
         )
         frame = frame[frame["weight"] > 0]
-    return fit_envelope(
-        frame["params"],
-        frame["tokens"],
-        frame["loss"],
-        flops=frame.get("flops"),
-        run_id=frame["run_id"].astype(str) if "run_id" in frame else None,
-        schedule=frame["schedule"].astype(str).tolist() if "schedule" in frame else None,
-        convention=convention,
-        at=at,
-        label=label,
-    )
+    named: dict[str, Any] = {name: frame[name].astype(str).tolist() for name in ("run_id", "schedule") if name in frame}
+    return fit_envelope(**_columns(frame), **named, at=at)
 
 
 def predict_runs(
     source: Runs, *, at: Sequence[float], freeze: Path | None = None, **how: Any
 ) -> tuple[FitResult, dict[str, Any] | None]:
-    """`fit_runs` at C = `at`; with `freeze`, also what was written to that new file (see `frozen.freeze`)."""
-    from dlm.fit import frozen
+    """Fit as `fit_runs` does, with predictions at C = `at` (FLOPs).
 
+    Returns:
+        The fit, and with `freeze` what was written to that new file (see `frozen.freeze`).
+    """
     result = fit_runs(source, at=at, **how)
-    written = None if freeze is None else frozen.freeze(result, at, freeze)
-    return result, written
+    return result, None if freeze is None else frozen.freeze(result, at, freeze)
 
 
 def score_runs(path: Path, source: Runs) -> Score:
-    """Grade the frozen predictions in `path` by the finished runs of `source` of the same objective."""
-    from dlm.fit import frozen
-
+    """Grade the frozen predictions in `path` by the finished runs of `source` that have the same objective."""
     frame = read_runs(source)
     label = frozen.load(path)["label"]
     if label and "objective" in frame:
         frame = _one_objective(frame, label)
-    convention, _ = _named(frame)
-    points = as_points(frame["params"], frame["tokens"], frame["loss"], flops=frame.get("flops"), convention=convention)
-    return frozen.score(path, points)
+    columns = _columns(frame)
+    del columns["label"]
+    return frozen.score(path, as_points(**columns))
 
 
 def compare_runs(
@@ -317,18 +306,28 @@ def compare_runs(
     level: float = 0.95,
     **how: Any,
 ) -> Multiplier:
-    """The compute multiplier, at equal loss, of the runs of `other` against those of `source` (see `compare`).
+    """Compare the compute that two groups of runs need for equal loss (see `compare`).
 
-    Without `other`, of two objectives of `source`: those named `first` and `second`, or the only two it has. With it,
-    they choose the objective of either file. `how` goes to `fit_runs`. Raises UserError for what cannot be compared.
+    Args:
+        source: The first group of runs, or both.
+        other: The second group. Without it, two objectives of `source` are compared.
+        first: Objective of the first group; may be left out where it is clear.
+        second: Objective of the second group, likewise.
+        law: As in `fit_runs`.
+        bootstrap: Number of replicates; 0 gives no intervals.
+        seed: Of the first bootstrap; the second takes the next number.
+        losses: As in `compare`.
+        level: As in `compare`.
+        how: Further arguments of `fit_runs`.
+
+    Raises:
+        UserError: For runs that cannot be compared.
     """
     names = (first, second) if other is not None else _two_objectives(read_runs(source), first, second)
     tables = (source, source if other is None else other)
     fits = []
     for k, (table, name) in enumerate(zip(tables, names, strict=True)):
-        frame = read_runs(table)
-        spent = frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
-        options = {"at": [float(spent.max())], **how}  # nothing beyond the budgets is asked for
+        options = {"at": [float(_spent(read_runs(table)).max())], **how}  # nothing is asked beyond the runs
         fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, **options))
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
@@ -336,14 +335,17 @@ def compare_runs(
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
-    names = _objectives(frame)
+    """The objectives that are named, or the only two that there are."""
     if first is not None and second is not None:
         return first, second
+    names = _objectives(frame)
+    if first is None and second is None and len(names) == 2:
+        return names[0], names[1]
     rest = [name for name in names if name not in (first, second)]
-    if first is None and second is None and len(rest) == 2:
-        return rest[0], rest[1]
-    if (first is None) != (second is None) and len(rest) == 1:
-        return (first, rest[0]) if first is not None else (rest[0], str(second))
+    if len(rest) == 1 and first is not None:
+        return first, rest[0]
+    if len(rest) == 1 and second is not None:
+        return rest[0], second
     has = f"its objectives are {text.listed(names)}" if names else "it has no column objective"
     raise UserError(
         f"one table of runs holds a comparison where it has two objectives, and {has}: name two, or a second CSV"
@@ -351,7 +353,7 @@ def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) 
 
 
 def _labels(tables: Sequence[Runs], fits: Sequence[FitResult]) -> list[str]:
-    """The objectives; where they are the same, the files' names, or those of the folders that they are in."""
+    """The objectives; where they are the same, the names of the files, or of the folders that they are in."""
     choices = [[fit.label for fit in fits]]
     if all(not isinstance(table, pd.DataFrame) for table in tables):
         paths = [Path(str(table)).resolve() for table in tables]

@@ -249,7 +249,7 @@ def refused(fits: Iterable[FitResult]) -> list[str]:
 
 def method(fit: FitResult) -> str:
     """How the numbers of a fit were made."""
-    norm = "least squares" if fit.surface is None else f"{fit.loss} norm of {fit.space} loss"
+    norm = "least squares" if fit.surface is None else f"{fit.norm} norm of {fit.space} loss"
     corner = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     drawn = 0 if fit.draws is None else len(fit.draws)
     failed = f" ({fit.failed} found no law)" if fit.failed else ""

@@ -60,7 +60,7 @@ def test_beyond_its_reach_the_loss_is_withheld_with_a_reason():
     assert np.isfinite(far.ci["N"]).all()
     low, high = optima(result, [seen.reach])[seen.reach].ci["L"]
     assert high / low - 1 <= verdict.WIDEST
-    low, high = optimum.too_wide(result, seen.forms, seen.missed, 1.3 * seen.reach, 0.95)
+    low, high = optimum.loss_interval(result, seen.forms, seen.missed, 1.3 * seen.reach, 0.95)
     assert high / low - 1 > verdict.WIDEST
     assert seen.aicc["skaling"] < seen.aicc["chinchilla"]
     said = json.loads(json.dumps(result.to_dict()))
@@ -84,7 +84,7 @@ def test_the_hull_holds_every_method(world):
     assert [m.law for m in result.verdict.methods] == ["chinchilla", "skaling", "isoflop"]
     low, high = result.at[1e20].ci["N"]
     for method in result.verdict.methods:
-        own = optimum.at_compute(method, 1e20, 0.95).ci["N"]
+        own = optimum.own_optimum(method, 1e20, 0.95).ci["N"]
         assert low <= own[0] and own[1] <= high
 
 

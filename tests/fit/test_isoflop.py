@@ -89,7 +89,7 @@ def test_exact_parabolas_give_the_exact_line():
     best = result.at[1e21]
     assert pytest.approx((0.1 * 1e21**0.5, 30 * 1e21**-0.05), rel=1e-8) == (best.N, best.L)
     assert result.holdout["without_top_1"]["N_error"] == pytest.approx(0.0, abs=1e-9)
-    assert result.objective == pytest.approx(0.0, abs=1e-20)
+    assert result.value == pytest.approx(0.0, abs=1e-20)
 
 
 def exact(curve, axis, *, ratio=1.5, budgets=(1e18, 1e19, 1e20), sizes=7):
@@ -120,7 +120,7 @@ def test_exact_curves_of_every_kind_are_recovered(curve, axis):
     assert [m.D * 9 * m.N for m in result.minima] == pytest.approx([1e18, 1e19, 1e20], rel=1e-9)
     assert pytest.approx((0.1 * 1e21**0.5, 1e21**0.5 / 0.9), rel=1e-6) == (result.at[1e21].N, result.at[1e21].D)
     assert result.holdout["without_top_1"]["N_error"] == pytest.approx(0.0, abs=1e-6)
-    assert result.objective == pytest.approx(0.0, abs=1e-12)
+    assert result.value == pytest.approx(0.0, abs=1e-12)
     curvature = {"parabola": 0.03, "cubic": 0.03}.get(curve)
     if curvature:  # what the regret of a wrong size rests on
         assert [m.coefficients[2] for m in result.minima] == pytest.approx([curvature] * 3, rel=1e-6)
@@ -143,7 +143,7 @@ def noisy(world, seed=0):
 
 def numbers(result):
     found = [v for m in result.minima for v in (m.N, m.D, m.L)]
-    return np.array([*result.params.values(), *found, result.objective])
+    return np.array([*result.params.values(), *found, result.value])
 
 
 @pytest.mark.parametrize(("curve", "axis"), EVERY)

@@ -67,7 +67,7 @@ def test_draws_stay_where_a_minimum_is_accepted(world, curve, axis):
     """None is further out than the sizes tried, and N and D of each spend the budget (logs of N, D, L)."""
     n, d, loss, c = world.grid(BUDGETS, sizes=7, width=4 if curve == "parabola" else 7, sigma=0.012, seed=8)
     fitted = fit_isoflop(n, d, loss, c, curve=curve, axis=axis)
-    found = resample.draw(fitted, fitted.points, 2000, "auto", np.random.default_rng(0)).vertices
+    found = resample.draw(fitted, 2000, "auto", np.random.default_rng(0)).vertices
     assert len(fitted.usable) == 4
     for k, m in enumerate(fitted.usable):
         sizes = np.log(n[c == m.budget])

@@ -5,7 +5,11 @@ import pytest
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface
+from dlm.fit.engine import newton
+from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.points import as_points
+from dlm.fit.surface import resample
 
 PUBLISHED = {
     "A": np.exp(6.255414),
@@ -55,7 +59,7 @@ def test_repeated_tokens(reference):  # T17
         fixed=PUBLISHED,
         unique_tokens=frame["unique_tokens"],
     )
-    assert result.objective <= 0.0158047
+    assert result.value <= 0.0158047
     assert (result.params["R_D"], result.params["R_N"]) == pytest.approx((95.4, 1.71), rel=3e-3)
     published = [r for r in result.rivals if abs(r["R_D"] - 15.37) < 0.01]
     assert [r["R_N"] for r in published] == [pytest.approx(5.315, abs=1e-3)]
@@ -66,9 +70,9 @@ def test_repeated_tokens(reference):  # T17
 def test_skaling_is_never_above_chinchilla(epoch):
     """k = 1 is Chinchilla, so a global search cannot end higher."""
     fits = [fit_surface(epoch["params"], epoch["tokens"], epoch["loss"], law=law) for law in ("skaling", "chinchilla")]
-    assert fits[0].objective < fits[1].objective
+    assert fits[0].value < fits[1].value
     pinned = fit_surface(epoch["params"], epoch["tokens"], epoch["loss"], law="skaling", fixed={"k": 1.0})
-    assert pinned.objective == pytest.approx(fits[1].objective, rel=1e-9)
+    assert pinned.value == pytest.approx(fits[1].value, rel=1e-9)
     assert pinned.params["A"] * pinned.params["R"] == pytest.approx(fits[1].params["B"], rel=1e-5)
 
 
@@ -145,3 +149,20 @@ def test_data_constrained_says_what_it_lacks(world):
         fit_surface(n, d, loss, law="data-constrained")
     with pytest.raises(UserError, match=r"the 0 such runs give none .* or pin E, A, B, alpha and beta"):
         fit_surface(n, d, loss, law="data-constrained", unique_tokens=d / 3)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_every_replicate_begins_at_its_own_scan(world, name):
+    """A law makes several starts of the Chinchilla law of each replicate; none may be handed to another replicate."""
+    law = DataConstrained(vars(world), 3e9) if name == "data-constrained" else LAWS[name]()
+    n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6, sigma=0.01)
+    points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
+    problem = newton.problem_of(points, law, newton.Norm())
+    residual = np.full(len(n), 0.01)
+    targets = np.log(loss) + 0.02 * np.random.default_rng(0).standard_normal((3, len(n)))
+    weight = points.weight[None]
+    starts = resample._scanned(problem, residual, targets, weight)
+    assert starts.shape[1:] == (3, len(law.params))
+    for k in range(3):
+        alone = resample._scanned(problem, residual, targets[k : k + 1], weight)
+        np.testing.assert_allclose(starts[:, k], alone[:, 0], rtol=1e-9)

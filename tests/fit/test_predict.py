@@ -102,7 +102,7 @@ def test_a_profile_is_what_pinning_gives(world, norm, name):
     assert seen.rise.min() >= -1e-9 and seen.rise.argmin() == 4
     for k in (0, 3, 8):
         pinned = fit_surface(n, d, loss, norm=norm, fixed={name: seen.values[k]}, holdout=False)
-        assert seen.objective[k] == pytest.approx(pinned.objective, rel=1e-6)
+        assert seen.objective[k] == pytest.approx(pinned.value, rel=1e-6)
 
 
 def test_a_profile_of_any_parameter(world):

@@ -39,7 +39,7 @@ def test_units_change_the_scales_only(world, law, norm, space):
     scaled = columns | {"params": columns["params"] / 1e6, "tokens": columns["tokens"] / 1e9}
     scaled |= {"unique_tokens": columns["unique_tokens"] / 1e9} if "unique_tokens" in columns else {}
     other = fit(scaled | {"flops": columns["flops"] / 1e15}, law, norm, space)
-    assert other.objective == pytest.approx(plain.objective, rel=1e-6)
+    assert other.value == pytest.approx(plain.value, rel=1e-6)
     same = [name for name in plain.params if name not in ("A", "B", "R")]
     assert {k: other.params[k] for k in same} == pytest.approx({k: plain.params[k] for k in same}, rel=2e-4)
 
@@ -49,7 +49,7 @@ def test_order_changes_nothing(world, law, norm, space):
     columns = points(world, law)
     order = np.random.default_rng(0).permutation(len(columns["loss"]))
     plain, other = (fit(c, law, norm, space) for c in (columns, {k: v[order] for k, v in columns.items()}))
-    assert other.objective == pytest.approx(plain.objective, rel=1e-8)
+    assert other.value == pytest.approx(plain.value, rel=1e-8)
     assert other.params == pytest.approx(plain.params, rel=2e-4)
 
 
@@ -62,7 +62,7 @@ def test_a_row_twice_with_half_its_weight_changes_nothing(world, law, norm, spac
     doubled = {k: np.concatenate([v, v[:5]]) for k, v in columns.items()}
     plain = fit(columns, law, norm, space)
     other = fit(doubled, law, norm, space, weights=np.concatenate([weights, weights[:5]]))
-    assert other.objective == pytest.approx(plain.objective, rel=1e-8)
+    assert other.value == pytest.approx(plain.value, rel=1e-8)
     assert other.params == pytest.approx(plain.params, rel=2e-4)
 
 

@@ -149,7 +149,7 @@ def test_under_tuned_runs_are_drawn_by_pairs(world):
         assert result.interval_method == "pairs" and low < result.at[1e20].L < top
         hits.append(low <= world.loss(*world.best(1e20)) <= top)
     assert np.mean(hits) >= 0.7  # biased upwards still: a tenth of the pull is not none
-    with pytest.raises(UserError, match="draws noise that lies evenly"):
+    with pytest.raises(UserError, match="draws symmetric noise, and under_tuned is not 1"):
         bootstrap(fitted, method="residuals", replicates=200)
 
 

@@ -84,4 +84,4 @@ def test_a_plot_shows_points_and_law(fits, tmp_path):
         assert len(figure.axes) >= 2
         assert figure.axes[0].get_xscale() == "log"
     with pytest.raises(UserError, match="nothing to draw"):
-        FitResult(law="isoflop", loss="mse", space="raw", delta=np.nan, n=0).plot()
+        FitResult(law="isoflop", n=0).plot()

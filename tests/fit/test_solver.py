@@ -19,7 +19,9 @@ def law_of(name):
 def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
     n, d, loss, _ = world.grid(np.geomspace(1e18, 1e20, 3), sigma=sigma, sizes=8)
     points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
-    problem = newton.problem_of(points, law or Chinchilla(), space=space, norm=norm, delta=delta, under_tuned=under)
+    problem = newton.problem_of(
+        points, law or Chinchilla(), newton.Norm(space=space, norm=norm, delta=delta, under_tuned=under)
+    )
     return problem, loss, newton.target_of(problem, loss)[None], np.linspace(0.5, 2.0, len(n))[None]
 
 
@@ -152,5 +154,5 @@ def test_where_few_starts_disagree_many_are_tried(reference):
     frame = frame[(frame["hparams"] == "tuned") & (frame["decay"] == "const")]
     points = as_points(frame["params"], frame["tokens"], frame["loss"])
     found = search.solve(points, Chinchilla(), search.Norm(under_tuned=0.2))
-    assert found.objective <= 0.0021658309078
+    assert found.value <= 0.0021658309078
     assert len(found.rivals) == 2

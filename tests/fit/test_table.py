@@ -43,7 +43,7 @@ def test_missing_file_and_not_a_table(tmp_path):
 
 
 def test_missing_column_names_the_likely_one(runs):
-    with pytest.raises(UserError, match="no column 'params': is it param_s"):
+    with pytest.raises(UserError, match="no column 'params': did you mean param_s"):
         read_runs(runs.rename(columns={"params": "param_s"}))
     with pytest.raises(UserError, match="no column 'loss': it has params, tokens, x"):
         read_runs(runs[["params", "tokens"]].assign(x=1))

@@ -1,60 +1,54 @@
-"""solver: many weighted fits of one law -> their minima, all at once. Called by solve, surface_draws and profile.
+"""Minimise many weighted fits of one law at once, by Newton's method with the exact Hessian.
 
-Functions take R replicates of n points: theta (R, p), target and weight (R, n) or (1, n). Newton's steps use the
-exact Hessian.
+Shapes: R replicates, n points, p parameters. theta is (R, p); target and weight are (R, n), or (1, n) where all
+replicates share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dlm.fit.laws.law import Law
-from dlm.fit.points import Array, Points
-
-CHUNK = 250  # replicates held in cache together
-
-
-STEEPEST = 1e8  # bound on a scaled Hessian entry: eigenvalues of wilder ones may not converge
-
-
-GOOD_ENOUGH = 1e-3  # of the objective: a row that runs out of steps with less than that to gain has arrived
-
-
-LEAST_PIVOT = 1e-10  # of a scaled Hessian that counts as positive
-
-
-LONGEST = 5.0  # bound on a step in any of theta: e to the 5 is far enough at once
-
-
-L1_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6)  # |r| as the limit of Huber's norm
-
+from dlm.fit.points import Array, Mask, Points
 
 NORMS = ("huber", "mse", "l1")
-
-
 SPACES = ("log", "raw")
 
+CHUNK = 250  # replicates that are minimised together, so that they fit the processor's cache
+STEEPEST = 1e8  # bound on an entry of a scaled Hessian: eigenvalues of wilder ones may not converge
+GOOD_ENOUGH = 1e-3  # a row that runs out of steps has converged if it could gain less than this share of its objective
+LEAST_PIVOT = 1e-10  # smallest pivot of a scaled Hessian that counts as positive definite
+LONGEST = 5.0  # bound on one step of any logarithm or exponent in theta
+L1_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6)  # the absolute value is the limit of Huber's norm for small delta
 
-Extra = Callable[[Array], tuple[Array, Array, Array]]  # theta -> value, gradient and Hessian of what is added
+Minima = tuple[Array, Array, Mask]  # theta (R, p), objective (R,), whether it converged (R,)
+Extra = Callable[[Array], tuple[Array, Array, Array]]  # theta -> value, gradient and Hessian of a term to add
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """How the residual of a point counts in the objective."""
+
+    norm: str = "huber"  # one of NORMS; 'mse' is the square and 'huber' half the square up to its corner
+    delta: float = 1e-3  # Huber's corner, in the unit of the residual
+    space: str = "log"  # one of SPACES: residuals of log loss, or of loss
+    under_tuned: float = 1.0  # factor on the term of a point that lies above the law
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """What is minimised: sum of weight * norm(prediction - target) over the points."""
+    """What is minimised over theta: the sum of weight * norm(prediction - target) over the points."""
 
     law: Law
-    x: tuple[Array, ...]  # the law's features, centred
-    centre: Array  # what was subtracted from each
-    space: str  # 'log' or 'raw'
-    norm: str  # 'huber', 'mse' or 'l1'
-    delta: float
-    under_tuned: float = 1.0  # multiplies the term of a point above the law
-    fixed: dict[int, float] = field(default_factory=dict)  # columns of theta that do not move
-    extra: Extra | None = None  # added to the objective, for profiles
+    x: tuple[Array, ...]  # the law's features, centred, each (n,)
+    centre: Array  # what was subtracted from each feature
+    how: Norm
+    fixed: dict[int, float] = field(default_factory=dict)  # columns of theta that do not move, and their values
+    extra: Extra | None = None  # a term added to the objective
 
     @property
     def free(self) -> npt.NDArray[np.int64]:
@@ -63,52 +57,41 @@ class Problem:
 
     @property
     def has_its_surface(self) -> bool:
-        """Whether E, A, B, alpha and beta are all fixed, so that there is nothing to scan."""
+        """Whether E, A, B, alpha and beta are all fixed, so that there are no exponents to scan."""
         return {0, 1, 2, 3, 4} <= set(self.fixed)
 
     def pinned(self, theta: Array) -> Array:
-        """theta with the fixed columns at their values."""
+        """theta with its fixed columns set to their values."""
         theta = theta.copy()
         for column, value in self.fixed.items():
             theta[:, column] = value
         return theta
 
 
-def problem_of(
-    points: Points,
-    law: Law,
-    *,
-    space: str,
-    norm: str,
-    delta: float,
-    under_tuned: float = 1.0,
-    fixed: dict[str, float] | None = None,
-) -> Problem:
-    """Centre the features of the points; `fixed` names params of the law and their values."""
+def problem_of(points: Points, law: Law, how: Norm, fixed: Mapping[str, float] | None = None) -> Problem:
+    """Set up the fit of `law` to `points`, with the parameters named in `fixed` held at their values."""
     fixed = fixed or {}
     columns = {law.pins[name]: v if name in ("E", *law.exponents) else np.log(v) for name, v in fixed.items()}
     features = law.features(points)
-    # A scale is a coordinate of theta only on features that are not centred.
+    # A and B are coordinates of theta only where the features are not centred.
     centred = not {"A", "B"} & set(fixed)
     centre = np.array([float(v.mean()) if centred and k < 2 else 0.0 for k, v in enumerate(features)])
     x = tuple(v - c for v, c in zip(features, centre, strict=True))
-    return Problem(
-        law=law, x=x, centre=centre, space=space, norm=norm, delta=delta, under_tuned=under_tuned, fixed=columns
-    )
+    return Problem(law=law, x=x, centre=centre, how=how, fixed=columns)
 
 
 def target_of(problem: Problem, loss: Array) -> Array:
     """The loss in the space of the residuals."""
-    return np.log(loss) if problem.space == "log" else loss
+    return np.log(loss) if problem.how.space == "log" else loss
 
 
 def predict(problem: Problem, theta: Array) -> Array:
-    """Predictions, shape (R, n), in the space of the residuals."""
+    """The predictions of each row in the space of the residuals, (R, n)."""
     return target_of(problem, problem.law.loss(theta, problem.x))
 
 
 def value(problem: Problem, theta: Array, target: Array, weight: Array) -> Array:
-    """The objective, shape (R,): sums over the points, inf where theta is unusable."""
+    """The objective of each row, (R,); infinite where theta gives no finite prediction."""
     with np.errstate(all="ignore"):
         rho, _, _ = _norm(problem, predict(problem, theta) - target)
         total = _sum(weight * rho)
@@ -116,11 +99,11 @@ def value(problem: Problem, theta: Array, target: Array, weight: Array) -> Array
 
 
 def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Objective (R,), gradient (R, p) and Hessian (R, p, p), by all of theta."""
+    """The objective (R,), its gradient (R, p) and its Hessian (R, p, p) with respect to all of theta."""
     loss, slopes = problem.law.jet(theta, problem.x)
     rho, first, second = _norm(problem, target_of(problem, loss) - target)
     first, second = weight * first, weight * second
-    if problem.space == "log":  # d log L = dL / L, and its own curvature
+    if problem.how.space == "log":  # d log L = dL / L, and its own curvature
         first = first / loss
         second = (second / loss - first) / loss
     grad = np.matmul(slopes, first[:, :, None])[:, :, 0]
@@ -133,21 +116,27 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
     return total, grad, hess
 
 
-def take(values: Array, rows: slice | npt.NDArray[np.bool_]) -> Array:
-    """Rows of values, unless all replicates share one."""
+def take(values: Array, rows: slice | Mask) -> Array:
+    """The rows of `values`, or its only row where all replicates share one."""
     return values if len(values) == 1 else values[rows]
 
 
 def minimise(
-    problem: Problem,
-    theta: Array,
-    target: Array,
-    weight: Array,
-    *,
-    max_steps: int = 200,
-    tolerance: float = 1e-10,
-) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Damped Newton from theta -> (theta, objective, converged), in chunks that fit the cache."""
+    problem: Problem, theta: Array, target: Array, weight: Array, *, max_steps: int = 200, tolerance: float = 1e-10
+) -> Minima:
+    """Find the minimum that each row of theta leads to, in chunks that fit the cache.
+
+    Args:
+        problem: The law, the features and the norm.
+        theta: Where to begin, (R, p).
+        target: The losses in the space of the residuals, (R, n) or (1, n).
+        weight: Factor of each point, (R, n) or (1, n).
+        max_steps: Newton steps after which a row is given up.
+        tolerance: Share of the objective that a step must still promise for a row to go on.
+
+    Returns:
+        theta (R, p), its objective (R,), and whether each row converged (R,).
+    """
     theta = problem.pinned(theta)
     found = []
     for i in range(0, len(theta), CHUNK):
@@ -157,29 +146,30 @@ def minimise(
     return thetas, values, done
 
 
-def _minimise(
-    problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float
-) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    if problem.norm != "l1":
+def _minimise(problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float) -> Minima:
+    if problem.how.norm != "l1":
         return _newton(problem, theta, target, weight, max_steps, tolerance)
     for delta in L1_DELTAS:
-        smooth = replace(problem, norm="huber", delta=delta)
-        theta, _, done = _newton(smooth, theta, target, weight, max_steps, tolerance)
+        theta, _, done = _newton(huber(problem, delta), theta, target, weight, max_steps, tolerance)
     return theta, value(problem, theta, target, weight), done
 
 
-def _newton(
-    problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float
-) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """Per-row Levenberg damping on |Hessian|; a row leaves when the decrease it can still expect is
-    negligible.
+def huber(problem: Problem, delta: float) -> Problem:
+    """The same problem under Huber's norm with its corner at `delta`."""
+    return replace(problem, how=replace(problem.how, norm="huber", delta=delta))
+
+
+def _newton(problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float) -> Minima:
+    """Newton's method with Levenberg damping of |Hessian|, row by row.
+
+    A row leaves the iteration when the decrease that an undamped step promises is negligible.
     """
     ends, values, done = theta.copy(), np.empty(len(theta)), np.zeros(len(theta), dtype=bool)
     free, live = problem.free, np.arange(len(theta))
     with np.errstate(all="ignore"):
         best, grad, hess = derivatives(problem, theta, target, weight)
         damping = np.full(len(theta), 1e-4)
-        # an objective that rounding cannot tell from 0
+        # Below this, rounding cannot tell the objective from 0.
         exact = np.broadcast_to(np.finfo(float).eps ** 2 * _sum(weight * target**2), best.shape)
         for _ in range(max_steps):
             _hold_floor(problem.law.floor, theta, grad, hess)
@@ -201,22 +191,24 @@ def _newton(
             good = new < best
             theta[good], best[good], grad[good], hess[good] = trial[good], new[good], new_grad[good], new_hess[good]
             damping = np.maximum(np.where(good, damping / 10, damping * 8), 1e-12)
-        else:  # out of steps
+        else:  # the remaining rows ran out of steps
             ends[live], values[live], done[live] = theta, best, promise <= GOOD_ENOUGH * best
     return ends, values, done & np.isfinite(values)
 
 
 def _hold_floor(floor: int, theta: Array, grad: Array, hess: Array) -> None:
-    """In place, for rows whose E lies at 0 and would fall: there E does not move."""
+    """Stop E, in place, in rows where it is 0 and would fall further."""
     held = np.flatnonzero((theta[:, floor] <= 0.0) & (grad[:, floor] > 0.0))
     grad[held, floor] = 0.0
     hess[held, floor] = hess[held, :, floor] = 0.0
     hess[held, floor, floor] = 1.0
 
 
-def _step(grad: Array, hess: Array, damping: Array, logs: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """The damped step and the decrease that an undamped one would promise; the Hessian's eigenvalues made positive.
-    `logs` are the coordinates whose step is bounded: E has the unit of the loss.
+def _step(grad: Array, hess: Array, damping: Array, logs: Mask) -> tuple[Array, Array]:
+    """The damped Newton step, (R, p), and the decrease that an undamped one promises, (R,).
+
+    Negative eigenvalues of the Hessian are replaced by their absolute values. `logs` marks the coordinates whose step
+    is bounded by LONGEST: all but E, which has the unit of the loss.
     """
     count, size = grad.shape
     scaled, pull, here = hess.transpose(1, 2, 0).copy(), grad.T.copy(), np.arange(size)
@@ -236,9 +228,13 @@ def _step(grad: Array, hess: Array, damping: Array, logs: npt.NDArray[np.bool_])
     return step.T, promise
 
 
-def _eliminate(left: Array, right: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-    """M^-1 v, v' M^-1 v and whether M is positive, for symmetric M (p, p, R) and v (p, R), both overwritten: Gauss
-    without pivoting, every operation over all R at once.
+def _eliminate(left: Array, right: Array) -> Minima:
+    """Solve M y = v for symmetric M (p, p, R) and v (p, R), both overwritten.
+
+    Gaussian elimination without pivoting, with every operation over all R systems at once.
+
+    Returns:
+        M^-1 v (p, R), v' M^-1 v (R,), and whether M is positive definite (R,).
     """
     size = len(right)
     for k in range(size - 1):
@@ -254,7 +250,7 @@ def _eliminate(left: Array, right: Array) -> tuple[Array, Array, npt.NDArray[np.
 
 
 def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Array, Array]:
-    """The step and its promise where the Hessian is not positive: its eigenvalues by their size."""
+    """The step (p, R) and its promise (R,) where the Hessian is not positive definite."""
     finite = np.clip(np.nan_to_num(scaled, nan=0.0), -STEEPEST, STEEPEST)
     values, vectors = np.linalg.eigh(finite.transpose(2, 0, 1))
     curved = np.maximum(np.abs(values), LEAST_PIVOT)
@@ -264,17 +260,18 @@ def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Arr
 
 
 def _norm(problem: Problem, residual: Array) -> tuple[Array, Array, Array]:
-    """The norm of the residual with its first and second derivative."""
-    if problem.norm == "mse":
+    """The norm of the residuals (R, n) with its first and second derivative."""
+    how = problem.how
+    if how.norm == "mse":
         found = residual * residual, 2.0 * residual, np.full_like(residual, 2.0)
-    elif problem.norm == "l1":
+    elif how.norm == "l1":
         found = np.abs(residual), np.sign(residual), np.zeros_like(residual)
     else:
-        inner = np.clip(residual, -problem.delta, problem.delta)
+        inner = np.clip(residual, -how.delta, how.delta)
         found = inner * (residual - 0.5 * inner), inner, (inner == residual).astype(np.float64)
-    if problem.under_tuned == 1.0:
+    if how.under_tuned == 1.0:
         return found
-    share = np.where(residual < 0.0, problem.under_tuned, 1.0)
+    share = np.where(residual < 0.0, how.under_tuned, 1.0)
     return found[0] * share, found[1] * share, found[2] * share
 
 

@@ -1,43 +1,44 @@
-"""scan: variable projection over a grid of (alpha, beta) -> Chinchilla laws near the global minimum, where every
-law's fit begins. Called by solve and surface_draws.
+"""Scan a grid of (alpha, beta) for Chinchilla laws near the global minimum, where every law's fit begins.
 
-For fixed exponents the law is linear in (E, A, B), so one matrix product gives every replicate's weighted
-least squares at every cell of the grid (Golub and Pereyra 1973). Log residuals enter as raw ones weighted by
-1/L^2.
+For fixed exponents Chinchilla's law is linear in (E, A, B). So one matrix product gives the weighted least squares of
+every replicate at every cell of the grid: variable projection (Golub and Pereyra, SIAM J. Numer. Anal. 10, 413, 1973).
+Residuals of log loss enter as residuals of the loss, weighted by 1/L^2.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from dlm.fit.engine.newton import Problem, value
-from dlm.fit.points import Array
+from dlm.fit.points import Array, Mask
 
 EXPONENTS = np.geomspace(0.02, 3.0, 32)
-
-
-COARSE = EXPONENTS[1::3]  # for replicates, which also start from the fit itself
-
-
-LEAST = 1e-6  # E, as a fraction of the smallest loss, where least squares would have it negative
+COARSE = EXPONENTS[1::3]  # for replicates, which start from the fit itself too
+LEAST = 1e-6  # E as a share of the smallest loss, where least squares would make it negative
 
 
 def grid(problem: Problem, loss: Array, weight: Array, exponents: Array = EXPONENTS) -> tuple[Array, Array]:
-    """Every cell's theta, (R, cells, 5), and weighted sum of squares, (R, cells); inf where A or B is not
-    positive. A cell is a pair of `exponents`.
+    """Solve least squares at every pair of `exponents`.
 
-    loss and weight: (R, n) or (1, n).
+    Args:
+        problem: Gives the features and the space of the residuals.
+        loss: nats/token, (R, n) or (1, n).
+        weight: Factor of each point, (R, n) or (1, n).
+        exponents: The values of alpha and of beta, (k,).
+
+    Returns:
+        theta of Chinchilla's law at every cell, (R, k * k, 5), and the weighted mean of squares there, (R, k * k);
+        infinite where A or B is not positive.
     """
     size, tokens = (np.exp(-np.outer(v, exponents)) for v in problem.x)
-    weight = weight / loss**2 if problem.space == "log" else weight
+    weight = weight / loss**2 if problem.how.space == "log" else weight
     moments = _moments(size, tokens, loss, weight / weight.sum(axis=1, keepdims=True))
     with np.errstate(all="ignore"):
-        return _solve(exponents, *moments, least=LEAST * loss.min(axis=1)[:, None, None])
+        return _solve(exponents, moments, least=LEAST * loss.min(axis=1)[:, None, None])
 
 
-def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """The best cell of every replicate: theta (R, 5) and whether there is one (R,)."""
+def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Mask]:
+    """The best cell of every replicate: theta (R, 5), and whether there is one (R,)."""
     theta, squares = grid(problem, loss, weight, COARSE)
     best, rows = squares.argmin(axis=1), np.arange(len(squares))
     return theta[rows, best], np.isfinite(squares[rows, best])
@@ -46,8 +47,17 @@ def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, npt.NDA
 def many_starts(
     problem: Problem, loss: Array, weight: Array, target: Array, *, cells: int | None = None, best: int = 16
 ) -> Array:
-    """For one fit: the best cells by the true objective, and the best of each 8 x 8 block, so that no basin
-    is missed. With `cells`, only of so many cells, those with the least squares.
+    """Where to begin a single fit, (S, 5): the best cells of the grid by the true objective.
+
+    The best cell of each 8 x 8 block is among them, so that no basin is missed.
+
+    Args:
+        problem: What will be minimised.
+        loss: nats/token, (n,).
+        weight: Factor of each point, (n,).
+        target: The losses in the space of the residuals, (n,).
+        cells: Compute the true objective only at so many cells, those with the least squares; at all if None.
+        best: How many of the best cells to return, beside those of the blocks.
     """
     thetas, squares = (v[0] for v in grid(problem, loss[None], weight[None]))
     scored = np.argsort(squares)[:cells]
@@ -62,7 +72,7 @@ def many_starts(
 
 
 def _moments(size: Array, tokens: Array, loss: Array, weight: Array) -> tuple[Array, ...]:
-    """Weighted means of size^-alpha, tokens^-beta, loss and their products, ready to broadcast."""
+    """Weighted means of f = N^-alpha, g = D^-beta, the loss and their products, ready to broadcast over cells."""
     n, k = size.shape
     product = (size[:, :, None] * tokens[:, None, :]).reshape(n, k * k)
     plain = weight @ np.concatenate([size, tokens, size**2, tokens**2], axis=1)
@@ -75,21 +85,9 @@ def _moments(size: Array, tokens: Array, loss: Array, weight: Array) -> tuple[Ar
     return (*columns, fg, first, second)
 
 
-def _solve(
-    exponents: Array,
-    f: Array,
-    g: Array,
-    ff: Array,
-    gg: Array,
-    fl: Array,
-    gl: Array,
-    fg: Array,
-    l1: Array,
-    l2: Array,
-    *,
-    least: Array,
-) -> tuple[Array, Array]:
-    """Solve E, A, B at each cell; where E would not be positive, pin it to `least` and solve A, B alone."""
+def _solve(exponents: Array, moments: tuple[Array, ...], *, least: Array) -> tuple[Array, Array]:
+    """Solve for E, A and B at each cell; where E would not be positive, pin it to `least` and solve for A and B."""
+    f, g, ff, gg, fl, gl, fg, l1, l2 = moments
     a, b = _two(ff - f * f, gg - g * g, fg - f * g, fl - f * l1, gl - g * l1)
     e = l1 - a * f - b * g
     a0, b0 = _two(ff, gg, fg, fl - least * f, gl - least * g)
@@ -106,6 +104,6 @@ def _solve(
 
 
 def _two(ff: Array, gg: Array, fg: Array, fl: Array, gl: Array) -> tuple[Array, Array]:
-    """The 2 x 2 normal equations by Cramer's rule."""
+    """Solve the 2 x 2 normal equations by Cramer's rule."""
     determinant = ff * gg - fg * fg
     return (fl * gg - gl * fg) / determinant, (gl * ff - fl * fg) / determinant

@@ -1,89 +1,73 @@
-"""solve: points and a law -> its global minimum, and any rival that is nearly as low. Called by surface, gate.
+"""Find the global minimum of a law on some points, and any rival minimum that is nearly as low.
 
-Variable projection over a grid of exponents finds the basins (scan), the law says where to begin in each, Newton
-finishes them (solver); the lowest is the answer.
+The scan over exponents finds the basins, the law says where to begin in each, and Newton's method finishes them; the
+lowest minimum is the answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from dlm.core.errors import UserError
 from dlm.fit.engine import newton, scan
+from dlm.fit.engine.newton import Minima, Norm
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points
 
-NEAR = 1.01  # times the lowest objective: a minimum below it is a rival
-
-
-APART = 0.1  # rivals differ by this much, relatively, in an exponent, in k or in R
-
-
-NO_BOUND = 1e3  # k or R beyond it are one: nothing changes any more
-
-
+NEAR = 1.01  # a minimum below this multiple of the lowest objective is a rival
+APART = 0.1  # rivals differ by this much, relatively, in an exponent, in k, in R_D or in R_N
+NO_BOUND = 1e3  # values of k, R_D or R_N beyond this count as equal, because the law no longer changes
 MOST_STARTS = 96
-
-
-SAME = 1 + 1e-6  # times the lowest objective: the same minimum
-
-
-HOPEFUL = 1.02  # times the lowest objective after some steps: it may still become the lowest
-
-
-Minima = tuple[Array, Array, npt.NDArray[np.bool_]]  # theta, objective, converged
+SAME = 1 + 1e-6  # minima within this multiple of the lowest objective are one
+HOPEFUL = 1.02  # a start below this multiple of the lowest objective after some steps may still become the lowest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How widely minima are looked for."""
+    """How widely minima are searched for."""
 
-    cells: int | None  # of the scan: those whose objective is computed, all if None
+    cells: int | None  # cells of the scan whose true objective is computed; all if None
     best: int  # cells that become starts
-    kept: int  # starts of each kind, per start that the law makes of a cell
-    steps: int  # of Newton, before the hopeless are given up
+    kept: int  # starts of each kind that are kept, per start that the law makes of one cell
+    steps: int  # Newton steps before starts without hope are given up
     tolerance: float  # of the minima of smoother norms
-    worth: float  # times the lowest after the first steps: still hopeful
+    worth: float  # multiple of the lowest objective after those steps at which a start has still hope
 
 
 LITTLE = Effort(cells=64, best=6, kept=2, steps=10, tolerance=1e-3, worth=1.2)
-
-
 MUCH = Effort(cells=None, best=16, kept=MOST_STARTS, steps=40, tolerance=1e-9, worth=HOPEFUL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norm:
-    """How residuals count; `fit_surface` has checked it."""
-
-    norm: str = "huber"
-    delta: float = 1e-3  # Huber's corner, in units of the residual
-    space: str = "log"
-    under_tuned: float = 1.0  # multiplies the terms of points above the law
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solution:
-    """The lowest minimum, and the others within 1 % of it whose exponents differ by over 10 %."""
+    """The lowest minimum, and the rivals within 1 % of it whose exponents differ by more than 10 %."""
 
     problem: newton.Problem
     theta: Array  # (1, p)
     params: dict[str, float]
-    objective: float
+    value: float  # the objective: the sum over the points
     converged: bool
-    rivals: tuple[dict[str, float], ...]  # params and objective
+    rivals: tuple[dict[str, float], ...]  # the params of each, and its 'objective'
 
 
 def solve(
-    points: Points, law: Law, how: Norm, fixed: dict[str, float] | None = None, *, begin: Array | None = None
+    points: Points, law: Law, how: Norm, fixed: Mapping[str, float] | None = None, *, begin: Array | None = None
 ) -> Solution:
-    """The global minimum over the law's free parameters. Raises UserError where no surface exists.
+    """Find the global minimum over the free parameters of a law.
 
-    begin: rows of params (S, p) to start from instead of searching, for a law that has just been fitted.
+    Args:
+        points: The runs.
+        law: The loss surface.
+        how: How residuals count.
+        fixed: Parameters that are held, by name.
+        begin: Rows of params (S, p) to start from instead of searching, for a law that has been fitted before.
+
+    Raises:
+        UserError: If the points are too few, or if no surface describes them.
     """
     fixed = fixed or {}
     free = len(law.params) - len(fixed)
@@ -92,35 +76,33 @@ def solve(
         raise UserError(
             f"{len(points)} points cannot fit {free} parameters of {law.name}: give {free + 1} or more{more}"
         )
-    problem = newton.problem_of(
-        points, law, space=how.space, norm=how.norm, delta=how.delta, under_tuned=how.under_tuned, fixed=fixed
-    )
+    problem = newton.problem_of(points, law, how, fixed)
     target, weight = newton.target_of(problem, points.loss)[None], points.weight[None]
     if begin is None:
         thetas, values, done = _search(problem, points, target, weight)
     else:
         starts = problem.pinned(law.theta(begin, problem.centre))
         thetas, values, done = _finish(problem, starts, target, weight, MUCH)
-    best = int(values.argmin())
-    rows = law.rows(thetas, problem.centre)
-    rivals = _rivals(law, rows, values, done, best)
+    lowest = int(values.argmin())
+    named = [dict(zip(law.params, row, strict=True)) for row in law.rows(thetas, problem.centre).tolist()]
     return Solution(
         problem=problem,
-        theta=thetas[[best]],
-        params=_named(law, rows[best]),
-        objective=float(values[best]),
-        converged=bool(done[best]),
-        rivals=tuple(_named(law, rows[k]) | {"objective": float(values[k])} for k in rivals),
+        theta=thetas[[lowest]],
+        params=named[lowest],
+        value=float(values[lowest]),
+        converged=bool(done[lowest]),
+        rivals=tuple(named[k] | {"objective": float(values[k])} for k in _rivals(problem, (thetas, values, done))),
     )
 
 
 def chinchilla_problem(problem: newton.Problem) -> newton.Problem:
-    """The same residuals under Chinchilla's law, nothing pinned: where every law's fit begins."""
-    return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, under_tuned=1.0)
+    """The same residuals under Chinchilla's law with nothing pinned, where the fit of every law begins."""
+    even = replace(problem.how, under_tuned=1.0)
+    return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, how=even)
 
 
 def _search(problem: newton.Problem, points: Points, target: Array, weight: Array) -> Minima:
-    """Minima from a few starts where those all end in one, as they do on most points; from many where not."""
+    """Search from a few starts; if they do not all end in one minimum, as they usually do, search from many."""
     few, one = _starts(problem, points, target, weight, LITTLE)
     found = thetas, values, done = _finish(problem, few, target, weight, LITTLE)
     if one and done.all() and values.max() <= SAME * values.min():
@@ -132,7 +114,7 @@ def _search(problem: newton.Problem, points: Points, target: Array, weight: Arra
 def _starts(
     problem: newton.Problem, points: Points, target: Array, weight: Array, effort: Effort
 ) -> tuple[Array, bool]:
-    """Where to begin, and whether no smoother norm speaks for two minima."""
+    """Where to begin, (S, p), and whether the squares of the residuals have a single minimum."""
     law = problem.law
     if problem.has_its_surface:
         begin = np.array([[problem.fixed[k] for k in range(5)]])
@@ -143,55 +125,52 @@ def _starts(
             raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
     starts = problem.pinned(law.starts(begin))
     starts = starts[np.argsort(newton.value(problem, starts, target, weight))[:MOST_STARTS]]
-    if problem.norm == "mse":
+    if problem.how.norm == "mse":
         return starts, True
-    kept = effort.kept * (len(starts) // len(begin) + 1)  # a law that begins often from one surface has more minima
-    squares, values = _eased(replace(problem, norm="mse"), starts, target, weight, effort)
-    wide = replace(problem, norm="huber", delta=10.0 * problem.delta)
+    # A law that makes many starts of one surface has more minima.
+    kept = effort.kept * (len(starts) // len(begin) + 1)
+    smooth = replace(problem, how=replace(problem.how, norm="mse"))
+    squares, values = _eased(smooth, starts, target, weight, effort)
+    wide = newton.huber(problem, 10.0 * problem.how.delta)
     wider, _ = _eased(wide, squares[:kept], target, weight, effort)
     one = not (values[1:] <= HOPEFUL * values[0]).any()
     return np.concatenate([starts[:kept], squares[:kept], wider[:kept]]), one
 
 
 def _eased(smooth: newton.Problem, starts: Array, target: Array, weight: Array, effort: Effort) -> tuple[Array, Array]:
-    """More starts for norms with corners: the minima of a smoother one, each once, the lowest first; its values."""
+    """The distinct minima of a smoother norm, the lowest first, and their objectives: starts for norms with corners."""
     thetas, values, _ = newton.minimise(
         smooth, starts, target, weight, max_steps=effort.steps, tolerance=effort.tolerance
     )
     order = np.argsort(values)
     values = values[order]
     other = np.diff(values, prepend=-np.inf) > effort.tolerance * values
-    other[0] = True  # even where no value is finite
+    other[0] = True  # keep one even where no value is finite
     return thetas[order[other]], values[other]
 
 
 def _finish(problem: newton.Problem, starts: Array, target: Array, weight: Array, effort: Effort) -> Minima:
-    """The minima that the starts lead to, of those that are low after the first steps."""
+    """The minima that the starts lead to; starts that are still high after the first steps are dropped."""
     rough, values, _ = newton.minimise(problem, starts, target, weight, max_steps=effort.steps)
     near = _distinct(rough[values <= effort.worth * values.min()])
     return newton.minimise(problem, near, target, weight, max_steps=500)
 
 
 def _distinct(thetas: Array, digits: int = 6) -> Array:
-    """Rows that differ in the first `digits` digits: many starts end in one minimum."""
+    """The rows that differ in their first `digits` digits, because many starts end in one minimum."""
     scale = np.maximum(np.abs(thetas).max(axis=0), 1e-12)
     _, first = np.unique(np.round(thetas / scale, digits), axis=0, return_index=True)
     return thetas[np.sort(first)]
 
 
-def _rivals(law: Law, rows: Array, values: Array, done: npt.NDArray[np.bool_], best: int) -> list[int]:
-    """Rows of other minima, each apart from the best and from each other, the lowest first."""
-    telling = [k for k, name in enumerate(law.params) if name not in ("E", "A", "B", "R")]
-    seen = np.minimum(rows[:, telling], NO_BOUND)
-    kept = [best]
+def _rivals(problem: newton.Problem, minima: Minima) -> list[int]:
+    """Rows of other minima, each apart from the best and from one another, the lowest first."""
+    thetas, values, done = minima
+    telling = [k for k, name in enumerate(problem.law.params) if name not in ("E", "A", "B", "R")]
+    seen = np.minimum(problem.law.rows(thetas, problem.centre)[:, telling], NO_BOUND)
+    kept = [int(values.argmin())]
     for k in np.argsort(values).tolist():
-        if not done[k] or values[k] > NEAR * values[best]:
-            continue
-        ratios = np.abs(seen[k] / seen[kept] - 1)
-        if (ratios > APART).any(axis=1).all():
+        near = done[k] and values[k] <= NEAR * values.min()
+        if near and (np.abs(seen[k] / seen[kept] - 1) > APART).any(axis=1).all():
             kept.append(k)
     return kept[1:]
-
-
-def _named(law: Law, row: Array) -> dict[str, float]:
-    return dict(zip(law.params, row.tolist(), strict=True))

@@ -1,10 +1,9 @@
-"""curves: losses over log N or log D -> the curve through them and its lowest point, for many replicates at once.
-Called by minima, isoflop and isoflop_draws.
+"""Draw a curve through losses over log N or log D, and find its lowest point, for many replicates at once.
 
-Shapes: x (n,) is log size; loss and weight are (R, n), one row a replicate, or (1, n) for all of them.
-'parabola' and 'cubic' are weighted least squares of the loss; 'akima' is Akima's spline (J. ACM 17, 589, 1970) through
-the weighted mean log loss of each size, searched at 25 points a gap. Log loss because that gives what Porian et al.
-(2406.19146) publish: with raw loss the slope of their first experiment comes out .006 higher.
+Shapes: x (n,) is a log size; loss and weight are (R, n), one row per replicate, or (1, n) where all share them.
+'parabola' and 'cubic' are weighted least squares of the loss. 'akima' is Akima's spline (J. ACM 17, 589, 1970) through
+the weighted mean log loss of each size, searched at 25 points per gap. It takes log loss because that reproduces what
+Porian et al. (2406.19146) publish; with raw loss, the slope of their first experiment comes out .006 higher.
 """
 
 from __future__ import annotations
@@ -14,25 +13,26 @@ import numpy as np
 from dlm.fit.points import Array
 
 CURVES = ("parabola", "cubic", "akima")
-
-
 LEAST_SIZES = {"parabola": 4, "cubic": 5, "akima": 4}
-
-
 DEGREE = {"parabola": 2, "cubic": 3}
-
-
-SPACE = {"parabola": "raw", "cubic": "raw", "akima": "log"}  # the loss that the curve runs through
-
+SPACE = {"parabola": "raw", "cubic": "raw", "akima": "log"}  # whether the curve runs through loss or through log loss
 
 PER_GAP = 25  # points of the search between two sizes of an Akima curve
-
-
-SAME_NATS = 1e-9  # sizes nearer than this are one
+SAME_NATS = 1e-9  # sizes whose logs differ by less are one
 
 
 def polynomial(z: Array, loss: Array, weight: Array, degree: int = 2) -> Array:
-    """Weighted least squares of L = c0 + c1 z + c2 z^2 (+ c3 z^3): c (R, degree + 1); NaN where undetermined."""
+    """Fit L = c0 + c1 z + c2 z^2 (+ c3 z^3) by weighted least squares.
+
+    Args:
+        z: Centred log sizes, (n,).
+        loss: nats/token, (R, n) or (1, n).
+        weight: Factor of each point, (R, n) or (1, n).
+        degree: 2 or 3.
+
+    Returns:
+        The coefficients, (R, degree + 1), the constant first; NaN where the points do not determine them.
+    """
     scale = np.abs(z).max()
     basis = (z / scale)[:, None] ** np.arange(degree + 1)
     gram = np.einsum("rn,ni,nj->rij", weight, basis, basis)
@@ -47,9 +47,10 @@ def polynomial(z: Array, loss: Array, weight: Array, degree: int = 2) -> Array:
 
 @np.errstate(all="ignore")
 def turning(coefficients: Array) -> tuple[Array, Array]:
-    """z and L at the local minimum of parabolas or cubics, each (R,); NaN where there is none.
+    """z and L at the local minimum of parabolas (R, 3) or cubics (R, 4), each (R,); NaN where there is none.
 
-    Of the two roots of L' = 0 this is the one where L'' = 2 sqrt(c2^2 - 3 c1 c3) > 0; it does not cancel as c3 -> 0.
+    The minimum of a cubic is the root of L' = 0 where L'' = 2 sqrt(c2^2 - 3 c1 c3) > 0. It is written so that it does
+    not cancel as c3 -> 0.
     """
     c1, c2 = coefficients[:, 1], coefficients[:, 2]
     if coefficients.shape[1] == 3:
@@ -62,14 +63,14 @@ def turning(coefficients: Array) -> tuple[Array, Array]:
 
 
 def moved(coefficients: Array, by: float) -> Array:
-    """The same cubics (R, 4) in z - by."""
+    """The coefficients, (R, 4), of the same cubics in z - by."""
     c0, c1, c2, c3 = coefficients.T
     shifted = (value(coefficients, np.full(len(c0), by)), c1 + by * (2 * c2 + 3 * by * c3), c2 + 3 * by * c3, c3)
     return np.stack(shifted, axis=1)
 
 
 def value(coefficients: Array, z: Array) -> Array:
-    """The polynomials (R, k) at z, (R,) or (R, m)."""
+    """The polynomials with coefficients (R, k) at z, in the shape of z: (R,) or (R, m)."""
     total = np.zeros_like(z)
     for c in coefficients.T[::-1]:
         total = total * z + c.reshape((-1,) + (1,) * (z.ndim - 1))
@@ -77,7 +78,12 @@ def value(coefficients: Array, z: Array) -> Array:
 
 
 def averaged(x: Array, loss: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Sizes that occur, rising (m,), their weighted mean losses (R, m) and weights (R, m); no weight: no size."""
+    """Average the losses of runs of one size.
+
+    Returns:
+        The distinct log sizes, rising, (m,), their weighted mean losses (R, m) and their total weights (R, m). A size
+        without weight in any replicate is left out.
+    """
     used = weight.sum(axis=0) > 0
     order = np.argsort(x[used], kind="stable")
     x, loss, weight = x[used][order], loss[:, used][:, order], weight[:, used][:, order]
@@ -89,9 +95,10 @@ def averaged(x: Array, loss: Array, weight: Array) -> tuple[Array, Array, Array]
 
 
 def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
-    """x and L where Akima's curves through (sizes (m,), loss (R, m)) are lowest, each (R,).
+    """x and L where Akima's curves through `sizes` (m,) and `loss` (R, m) are lowest, each (R,).
 
-    The lowest of the search, then the exact minimum of that gap's cubic. A lowest point at an end is given as that end.
+    The lowest of the searched points is refined to the exact minimum of the cubic in its gap. A curve that is lowest at
+    an end gives that end.
     """
     from scipy.interpolate import Akima1DInterpolator
 
@@ -100,7 +107,7 @@ def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
     searched = spline(grid)
     at, rows = searched.argmin(axis=1), np.arange(len(loss))
     place, lowest = grid[at], searched[rows, at]
-    for gap in (at // PER_GAP, (at - 1) // PER_GAP):  # a size belongs to two gaps
+    for gap in (at // PER_GAP, (at - 1) // PER_GAP):  # a point on a size belongs to two gaps
         gap = np.clip(gap, 0, len(sizes) - 2)
         z, least = turning(spline.c[::-1, gap, rows].T)
         within = (z >= 0) & (z <= np.diff(sizes)[gap]) & (least < lowest)
@@ -109,7 +116,7 @@ def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
 
 
 def akima_at(sizes: Array, loss: Array, x: Array) -> Array:
-    """Akima's curves through (sizes (m,), loss (R, m)) at x: (R, len(x)); NaN outside the sizes."""
+    """Akima's curves through `sizes` (m,) and `loss` (R, m) at x (k,): (R, k); NaN outside the sizes."""
     from scipy.interpolate import Akima1DInterpolator
 
     return np.asarray(Akima1DInterpolator(sizes, loss, axis=1)(x), dtype=np.float64)

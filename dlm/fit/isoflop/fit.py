@@ -1,8 +1,7 @@
-"""isoflop: runs grouped by budget -> a minimum per budget and the lines N*(C), D*(C), L*(C).
-Called by table, cli, notebooks.
+"""Find the minimum of the loss at each budget, and the lines N*(C), D*(C) and L*(C) through these minima.
 
-Approach 2 of Hoffmann et al. (2203.15556): parabolas over log N there; cubics, Akima curves and log D on request. A
-curve without an interior minimum is refused with its reason.
+This is approach 2 of Hoffmann et al. (2203.15556). They fit parabolas over log N; cubics, Akima curves and log D are
+further choices. A curve without an interior minimum is refused with its reason.
 """
 
 from __future__ import annotations
@@ -15,23 +14,17 @@ import numpy.typing as npt
 
 from dlm.core.errors import unknown
 from dlm.fit import optimum
-from dlm.fit.fitted import Allocation, Minimum
+from dlm.fit.engine.newton import Norm
+from dlm.fit.fitted import Allocation, Fitted, Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.isoflop.minima import AXES, along, mean_losses, minimum
-from dlm.fit.optimum import best_at, reach_warnings
-from dlm.fit.points import NAN, Array, Cost, Points, as_points, cost_of
+from dlm.fit.points import Array, Cost, Points, as_points, cost_of
 from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
-
-
 LEAST_BUDGETS = 2
-
-
-REACH_NATS = 60.0  # how far log N is sought from log FLOPs per token: any unit of N
-
-
-WIDE = 20.0  # largest over smallest size; noise-free Chinchilla curves of 16 / 64 put D* off by 1.3 / 2.9 %
+REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
+WIDE = 20.0  # largest over smallest size; on noise-free Chinchilla curves, 16 puts D* off by 1.3 % and 64 by 2.9 %
 
 
 def fit_isoflop(
@@ -50,14 +43,31 @@ def fit_isoflop(
     at: Sequence[float] = (),
     label: str = "",
 ) -> FitResult:
-    """Curves of loss (nats/token) over size, one per distinct `budget` (FLOPs), and the lines through their minima.
+    """Fit a curve of loss over size to the runs of each budget, and lines through the minima of these curves.
 
-    curve: 'parabola' or 'cubic' (least squares on raw loss), or 'akima' (through the mean log loss of each size, for
-    curves that are no parabolas). axis: 'params' finds N* over log N, and D* is budget / cost(N*), cost being
-    flops/tokens of the rows (6 N without `flops`); 'tokens' finds D* over log D, and N* from the cost. Runs of one size
-    (seeds) are averaged by weight. loss_se, loss_se_own: as in `fit_surface`.
+    Args:
+        params: N of each run, (n,).
+        tokens: D of each run, (n,).
+        loss: L of each run, (n,), nats/token. Runs of one size, such as seeds, are averaged by weight.
+        budget: The FLOPs that each run aimed at, (n,); runs of equal budget form a curve.
+        curve: 'parabola' or 'cubic' (least squares of the loss), or 'akima' (through the mean log loss of each size,
+            for losses that no parabola describes).
+        axis: 'params' finds N* over log N, and D* is the budget over the cost of a token at N*. 'tokens' finds D* over
+            log D, and N* from the cost.
+        flops: C of each run, (n,); 6 N D by default. The cost of a token is C / D.
+        weights: Factor of each run, (n,).
+        loss_se: Standard error of each loss, as in `fit_surface`.
+        loss_se_own: The part of it that the runs do not share, as in `fit_surface`.
+        convention: Name of the way in which `flops` are counted.
+        at: The values of C at which to report the optimum, FLOPs.
+        label: Name of the group of runs, for readers.
 
-    With fewer than two usable budgets there is no line: status 'refused', and `minima` says why.
+    Returns:
+        The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. With fewer than two usable budgets there are no lines: the
+        status is 'refused', and `minima` says why.
+
+    Raises:
+        UserError: For a column or an argument that is not allowed.
     """
     for what, value, allowed in (("curve", curve, curves.CURVES), ("axis", axis, AXES)):
         if value not in allowed:
@@ -73,31 +83,48 @@ def fit_isoflop(
         loss_se_own=loss_se_own,
         convention=convention,
     )
+    result = replace(fit_groups(points, curve=curve, axis=axis), label=label)
+    return optimum.with_optima(result, at) if result.params else result
+
+
+def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params") -> FitResult:
+    """Fit curves and lines to points with budgets that have been checked, without optima."""
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
-    minima = tuple(_whole(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)
+    minima = tuple(_with_both(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)
     usable = [m for m in minima if m.usable]
-    blank = FitResult(
+    refused = [m.detail for m in minima if m.reason]
+    result = FitResult(
         law="isoflop",
-        loss="mse",
-        space=curves.SPACE[curve],
-        delta=NAN,
+        how=Norm(norm="mse", space=curves.SPACE[curve]),
         n=len(points),
         curve=curve,
         axis=axis,
         minima=minima,
-        label=label,
         points=points,
         cost=cost,
-        objective=sum(_squares(g, m, curve, axis) for g, m in zip(groups, minima, strict=True)),
+        value=sum(_squares(g, m, curve, axis) for g, m in zip(groups, minima, strict=True)),
     )
     if len(usable) < LEAST_BUDGETS:
-        return _refused(blank, len(usable))
-    return _with_lines(blank, points, usable, at)
+        has = f"there {'is' if len(usable) == 1 else 'are'} {len(usable) or 'none'}"
+        why = f"no law: a line needs {LEAST_BUDGETS} budgets with an interior minimum, and {has}"
+        return replace(
+            result, status="refused", warnings=(why, *refused), allocation=Allocation(how="refused: no line")
+        )
+    params = line_through(usable)
+    warnings = (*(f"left out: {detail}" for detail in refused), *_warnings(points, usable, curve, axis))
+    return replace(
+        result,
+        params=params,
+        allocation=Allocation(a=params["a"], b=params["b"], how=HOW),
+        holdout=_holdout(usable),
+        status="warned" if warnings else "ok",
+        warnings=warnings,
+    )
 
 
-def curve_of(result: FitResult, found: Minimum, num: int = 80) -> tuple[Array, Array]:
-    """The fitted curve of one budget for a figure: N (num,) across the sizes tried, and its loss (num,)."""
+def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Array]:
+    """The fitted curve of one budget, for a figure: N across the sizes tried, (num,), and its loss, (num,)."""
     assert result.points is not None
     rows = result.points.at_budget(found.budget)
     x = along(rows, result.axis)
@@ -107,7 +134,7 @@ def curve_of(result: FitResult, found: Minimum, num: int = 80) -> tuple[Array, A
 
 
 def log_params(cost: Cost, log_per_token: Array) -> Array:
-    """log N whose cost per token is this: the inverse of `Cost.log_per_token`, by bisection."""
+    """log N at which a token costs so much: the inverse of `Cost.log_per_token`, by bisection."""
     if cost.is_6nd:
         return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
     low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
@@ -119,7 +146,7 @@ def log_params(cost: Cost, log_per_token: Array) -> Array:
 
 
 def lines(budgets: Array, logs: Array) -> Array:
-    """Log-log least squares: logs of N*, D*, L* (R, budgets, 3) -> (N0, a, D0, b, L0, c), (R, 6)."""
+    """Log-log least squares: logs of N*, D* and L*, (R, budgets, 3) -> (N0, a, D0, b, L0, c), (R, 6)."""
     z = np.log(budgets)
     centred = z - z.mean()
     slope = np.einsum("b,rbk->rk", centred / (centred @ centred), logs)
@@ -128,8 +155,15 @@ def lines(budgets: Array, logs: Array) -> Array:
         return np.stack([np.exp(start), slope], axis=2).reshape(len(logs), 6)
 
 
-def _whole(found: Minimum, axis: str, cost: Cost) -> Minimum:
-    """The minimum with both N and D."""
+def line_through(minima: Sequence[Minimum]) -> dict[str, float]:
+    """The lines through minima, as parameters by name."""
+    logs = np.log([[m.N, m.D, m.L] for m in minima])
+    fitted = lines(np.array([m.budget for m in minima]), logs[None])[0].tolist()
+    return dict(zip(optimum.LINE, fitted, strict=True))
+
+
+def _with_both(found: Minimum, axis: str, cost: Cost) -> Minimum:
+    """The minimum with both N and D, of which the curve gave one."""
     if not found.usable:
         return found
     if axis == "params":
@@ -139,37 +173,10 @@ def _whole(found: Minimum, axis: str, cost: Cost) -> Minimum:
     return replace(found, N=float(best[0]))
 
 
-def _with_lines(blank: FitResult, points: Points, usable: list[Minimum], at: Sequence[float]) -> FitResult:
-    fitted = _line(usable)
-    warnings = (*_warnings(points, blank, usable), *reach_warnings("isoflop", at, usable[-1].budget))
-    return replace(
-        blank,
-        params=fitted,
-        allocation=Allocation(a=fitted["a"], b=fitted["b"], how=HOW),
-        at=best_at(None, fitted, blank.cost, at, usable[-1].budget),
-        holdout=_holdout(usable),
-        status="warned" if warnings else "ok",
-        warnings=warnings,
-    )
-
-
-def _line(usable: Sequence[Minimum]) -> dict[str, float]:
-    logs = np.log([[m.N, m.D, m.L] for m in usable])
-    fitted = lines(np.array([m.budget for m in usable]), logs[None])[0].tolist()
-    return dict(zip(optimum.LINE, fitted, strict=True))
-
-
-def _refused(blank: FitResult, usable: int) -> FitResult:
-    told = [m.detail for m in blank.minima if m.reason]
-    has = f"there {'is' if usable == 1 else 'are'} {usable or 'none'}"
-    why = f"no law: a line needs {LEAST_BUDGETS} budgets with an interior minimum, and {has}"
-    return replace(blank, status="refused", warnings=(why, *told), allocation=Allocation(how="refused: no line"))
-
-
-def _warnings(points: Points, blank: FitResult, usable: Sequence[Minimum]) -> list[str]:
-    warned = [f"left out: {m.detail}" for m in blank.minima if m.reason]
-    spans = [float(np.ptp(along(points.at_budget(m.budget), blank.axis))) for m in usable]
-    if blank.curve == "parabola" and np.median(spans) > np.log(WIDE):
+def _warnings(points: Points, usable: Sequence[Minimum], curve: str, axis: str) -> list[str]:
+    warned = []
+    spans = [float(np.ptp(along(points.at_budget(m.budget), axis))) for m in usable]
+    if curve == "parabola" and np.median(spans) > np.log(WIDE):
         span = f"a factor of {np.exp(np.median(spans)):.0f}"
         biased = "the minima may be biased, less so with curve='cubic'"
         warned.append(f"the curves span {span} in size, and parabolas fit narrower ones: {biased}")
@@ -179,14 +186,12 @@ def _warnings(points: Points, blank: FitResult, usable: Sequence[Minimum]) -> li
 
 
 def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
-    """The lines without the top one and two minima: relative errors of what they predict there (leave-future-
-    out).
-    """
+    """Relative errors at the top budget of the lines without the top one and two minima (leave-future-out)."""
     found = {}
     for k in (1, 2):
         if len(usable) - k < LEAST_BUDGETS:
             break
-        rows = optimum.as_rows(None, _line(usable[:-k]))
+        rows = optimum.as_rows(None, line_through(usable[:-k]))
         top = usable[-1]
         n, d, loss = optimum.best(None, rows, top.budget, Cost())[0].tolist()
         errors = {"N_error": n / top.N - 1, "D_error": d / top.D - 1, "L_error": loss / top.L - 1}
@@ -195,7 +200,7 @@ def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
 
 
 def _squares(points: Points, found: Minimum, curve: str, axis: str) -> float:
-    """Sum of weighted squared residuals of one budget about its curve, in its space; 0 where there is none."""
+    """The weighted sum of squares of one budget about its curve, in the space of the curve; 0 without a curve."""
     if not np.isfinite(found.centre):
         return 0.0
     fitted, loss = _at(points, found, curve, axis, along(points, axis)), points.loss
@@ -205,7 +210,7 @@ def _squares(points: Points, found: Minimum, curve: str, axis: str) -> float:
 
 
 def _at(points: Points, found: Minimum, curve: str, axis: str, x: Array) -> Array:
-    """The curve of one budget at x, log N or log D (m,)."""
+    """The loss on the curve of one budget at x, log N or log D, (m,)."""
     if curve == "akima":
         sizes, means = mean_losses(points, curve, axis)
         inside = np.clip(x, sizes[0], sizes[-1])

@@ -1,82 +1,97 @@
-"""isoflop_draws: an isoFLOP fit -> draws of its minima and lines, as far from them as their noise allows.
-Called by resample.
+"""Draw the minima and lines that the noise of the runs allows, of an isoFLOP fit.
 
-Every draw is the fit minus an error that the noise could have made, so that percentiles of the draws are an interval.
+Every draw is the fit less an error that the noise could have made, so that percentiles of the draws form an interval.
 
-* The noise is a fraction of the loss, one variance for all budgets, from the residuals about the curves; each draw has
-  its own (Student's t, with the degrees of freedom of all budgets). A variance of a budget's own would rest on 2 to 4
-  degrees of freedom, and one in nats would be too large at the top budget, where losses are low.
+* The noise is a share of the loss, with one variance for all budgets, from the residuals about the curves. Each draw
+  has its own variance: together they give Student's t with the degrees of freedom of all budgets. A variance for each
+  budget would rest on 2 to 4 degrees of freedom, and one in nats would be too large at the top budget, where losses are
+  low.
 * The minimum of a parabola is the ratio -c1 / 2 c2. Drawing the coefficients gives the percentiles of Fieller's
-  interval (J. R. Stat. Soc. B 16, 175, 1954), which is exact where a linear error or a symmetric one is not.
-* A minimum outside the sizes tried would have been refused, so such draws are drawn again. Where they are more than
-  `MOST_LOST`, the points do not show where the minimum is, and the draws stay without one.
-* A line through minima is a law of its own: what bends L*(C) away from its line (which has no floor), and what scatters
+  interval (J. R. Stat. Soc. B 16, 175, 1954), which is exact where linear propagation is not.
+* A minimum outside the sizes tried would have been refused, so such draws are drawn again. If they are more than
+  `MOST_LOST` of all, the points do not show where the minimum is, and these draws stay without one.
+* A line through minima is a law of its own. What bends L*(C) away from its line (which has no floor), and what scatters
   N*(C) about its line by more than the noise, is an error of the line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.fit import draws
-from dlm.fit.fitted import Minimum
+from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.isoflop.fit import lines, log_params
 from dlm.fit.isoflop.minima import along
 from dlm.fit.points import Array, Cost, Points
-from dlm.fit.result import FitResult
 
-MOST_LOST = 0.25  # of a budget's draws
-
-
-SURE = 0.01  # scatter about the line of N* that noise alone exceeds less often than this is real
+MOST_LOST = 0.25  # of the draws of one budget
+SURE = 0.01  # scatter about the line of N* is real if noise alone exceeds it less often than this
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Smooth:
-    """The polynomial of one budget about which its noise is measured: z (n,), coefficients (k,), losses on it (n,)."""
+class _Budget:
+    """The points of one budget, their minimum, and the polynomial about which their noise is measured."""
 
-    z: Array
-    coefficients: Array
-    fitted: Array
-    weight: Array  # (n,), above 0
+    points: Points
+    minimum: Minimum
+    x: Array  # what the curve runs over: log N or log D, (n,)
+    place: float  # x of the minimum
+    coefficients: Array  # of the polynomial in z, (k,)
+
+    @property
+    def z(self) -> Array:
+        """x less its mean, (n,)."""
+        return np.asarray(self.x - self.x.mean(), dtype=np.float64)
 
     @property
     def dof(self) -> int:
-        return len(self.z) - len(self.coefficients)
+        """Degrees of freedom of the residuals."""
+        return len(self.x) - len(self.coefficients)
 
-    def squares(self, loss: Array) -> float:
-        """Weighted sum of squared residuals, as fractions of the loss."""
-        return float(np.sum(self.weight * (loss / self.fitted - 1) ** 2))
+    def squares(self) -> float:
+        """The weighted sum of squared residuals, as shares of the loss."""
+        fitted = curves.value(self.coefficients[None], self.z[None])[0]
+        return float(np.sum(self.points.weight * (self.points.loss / fitted - 1) ** 2))
 
 
-def draw(result: FitResult, points: Points, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
-    """`replicates` draws; method 'pairs' draws the points of each budget again, others as the module says."""
-    usable, budgets = result.usable, np.array([m.budget for m in result.usable])
-    groups = [points.at_budget(m.budget) for m in usable]
-    groups = [g.take(g.weight > 0) for g in groups]
-    pairs = draws.by_pairs(method, points, few=True) and result.curve != "akima"
-    if method == "pairs" and not pairs:
+def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
+    """Draw minima, and lines where the fit has them.
+
+    Args:
+        result: An isoFLOP fit.
+        replicates: How many draws to make.
+        method: 'pairs' draws the points of each budget again; other methods work as this module describes.
+        rng: The source of random numbers.
+
+    Raises:
+        UserError: For 'pairs' with Akima curves.
+    """
+    assert result.points is not None
+    points, usable = result.points, result.usable
+    if method == "pairs" and result.curve == "akima":
         raise UserError(
-            "bootstrap method 'pairs' leaves sizes out, and an Akima curve without them is another: "
+            "bootstrap method 'pairs' leaves sizes out, which changes an Akima curve: "
             "use 'residuals', or curve='parabola' or 'cubic'"
         )
-    if pairs:
-        found = [_pairs(result, g, replicates, rng) for g in groups]
-    else:
-        found = _student(result, groups, replicates, rng)
+    clustered = method == "auto" and points.num_clusters < len(points)
+    is_pairs = method == "pairs" or (clustered and result.curve != "akima")
+    groups = [points.at_budget(m.budget) for m in usable]
+    found = _pairs(result, groups, replicates, rng) if is_pairs else _student(result, groups, replicates, rng)
+    budgets = np.array([m.budget for m in usable])
     vertices = _logs(result, budgets, np.stack(found, axis=1))
     rows = np.zeros((replicates, 0))
     if result.params:
-        rows = lines(budgets, vertices if pairs else _with_misfit(result.cost, usable, vertices, rng))
-    return draws.Draws(rows=rows, vertices=vertices, method="pairs" if pairs else "residuals", dof=0)
+        rows = lines(budgets, vertices if is_pairs else _with_misfit(result.cost, usable, vertices, rng))
+    return draws.Draws(rows=rows, vertices=vertices, method="pairs" if is_pairs else "residuals")
 
 
-def _logs(result: FitResult, budgets: Array, found: Array) -> Array:
-    """(x, L) of the minima (R, budgets, 2) -> logs of N, D, L (R, budgets, 3)."""
+def _logs(result: Fitted, budgets: Array, found: Array) -> Array:
+    """log N, log D and log L, (R, budgets, 3), of minima given as x and L, (R, budgets, 2)."""
     x, loss, log_c = found[:, :, 0], found[:, :, 1], np.log(budgets)
     if result.axis == "params":
         log_n, log_d = x, log_c - result.cost.log_per_token(x)
@@ -86,62 +101,70 @@ def _logs(result: FitResult, budgets: Array, found: Array) -> Array:
         return np.stack([log_n, log_d, np.log(loss)], axis=2)
 
 
-def _student(result: FitResult, groups: list[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
-    """(x, L) of the minimum in every draw, (R, 2) a budget."""
-    smooth = [_smoothed(result, g) for g in groups]
-    dof = sum(s.dof for s in smooth)
-    variance = sum(s.squares(g.loss) for s, g in zip(smooth, groups, strict=True)) / dof
+def _pairs(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
+    """x and L of the minima of points that are drawn again, clusters whole: (R, 2) for each budget."""
+    found = []
+    for group in groups:
+        x, weight = along(group, result.axis), draws.cluster_counts(group, replicates, rng)
+        coefficients = curves.polynomial(x - x.mean(), group.loss[None], weight, curves.DEGREE[result.curve])
+        place, loss = curves.turning(coefficients)
+        found.append(_kept(np.stack([x.mean() + place, loss], axis=1), x, rng))
+    return found
+
+
+def _student(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
+    """x and L of the minimum in every draw: (R, 2) for each budget."""
+    budgets = [_budget(result, group, m) for group, m in zip(groups, result.usable, strict=True)]
+    dof = sum(b.dof for b in budgets)
+    variance = sum(b.squares() for b in budgets) / dof
     spread = np.sqrt(variance * dof / rng.chisquare(dof, size=replicates))
     one = _akima if result.curve == "akima" else _polynomial
-    each = zip(groups, result.usable, smooth, strict=True)
-    return [_kept(one(result, g, m, s, spread, rng), along(g, result.axis), rng) for g, m, s in each]
+    return [_kept(one(b, spread, rng), b.x, rng) for b in budgets]
 
 
-def _smoothed(result: FitResult, group: Points) -> _Smooth:
-    """The fit itself; for an Akima curve, which leaves no residuals, the cubic (or parabola) through the points."""
-    x = along(group, result.axis)
+def _budget(result: Fitted, points: Points, minimum: Minimum) -> _Budget:
+    """One budget with its fitted polynomial.
+
+    An Akima curve leaves no residuals, so the noise about it is measured from the cubic (or parabola) that fits best.
+    """
+    x = along(points, result.axis)
     z, sizes = x - x.mean(), len(np.unique(x))
     for degree in (curves.DEGREE[result.curve],) if result.curve in curves.DEGREE else (3, 2):
-        found = curves.polynomial(z, group.loss[None], group.weight[None], degree)
+        found = curves.polynomial(z, points.loss[None], points.weight[None], degree)
         place = curves.turning(found)[0][0]
         if z.min() < place < z.max() and sizes > degree + 1:
             break
-    return _Smooth(z=z, coefficients=found[0], fitted=curves.value(found, z[None])[0], weight=group.weight)
+    best = minimum.N if result.axis == "params" else minimum.D
+    return _Budget(points=points, minimum=minimum, x=x, place=float(np.log(best)), coefficients=found[0])
 
 
-def _polynomial(
-    result: FitResult, group: Points, minimum: Minimum, smooth: _Smooth, spread: Array, rng: np.random.Generator
-) -> Array:
-    """Minima of the fitted polynomial minus errors of its coefficients."""
-    degree = len(smooth.coefficients) - 1
-    powers = np.abs(smooth.z).max() ** np.arange(degree + 1)  # keeps the basis well conditioned
-    basis = np.sqrt(smooth.weight)[:, None] * smooth.z[:, None] ** np.arange(degree + 1) / powers
-    root = minimum.L * np.linalg.inv(np.linalg.qr(basis)[1]) / powers[:, None]
-    errors = spread[:, None] * (rng.standard_normal((len(spread), degree + 1)) @ root.T)
-    place, loss = curves.turning(smooth.coefficients - errors)
-    return np.stack([along(group, result.axis).mean() + place, loss], axis=1)
+def _polynomial(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
+    """x and L of the minima, (R, 2), of the fitted polynomial less errors of its coefficients."""
+    powers = np.arange(len(budget.coefficients))
+    scale = np.abs(budget.z).max() ** powers  # keeps the basis well conditioned
+    basis = np.sqrt(budget.points.weight)[:, None] * budget.z[:, None] ** powers / scale
+    root = budget.minimum.L * np.linalg.inv(np.linalg.qr(basis)[1]) / scale[:, None]
+    errors = spread[:, None] * (rng.standard_normal((len(spread), len(powers))) @ root.T)
+    place, loss = curves.turning(budget.coefficients - errors)
+    return np.stack([budget.x.mean() + place, loss], axis=1)
 
 
-def _akima(
-    result: FitResult, group: Points, minimum: Minimum, smooth: _Smooth, spread: Array, rng: np.random.Generator
-) -> Array:
-    """The minimum, and what noise does to the minimum of Akima curves through a smooth curve's losses.
+def _akima(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
+    """x and L, (R, 2): the minimum, and what noise does to minima of Akima curves through a smooth curve's losses.
 
-    The loss is reflected, which takes out its bias: a curve through every point is lowest where noise made a loss low.
-    The place is not: its errors bunch at the sizes, on either side of where the smooth curve is lowest.
+    The error of the loss is subtracted, which removes its bias: a curve through every point is lowest where noise made
+    a loss low. The error of the place is added: such errors bunch at the sizes, on either side of the true minimum.
     """
-    x = along(group, result.axis)
-    sizes, _, total = curves.averaged(x, group.loss[None], group.weight[None])
-    true = np.log(curves.value(smooth.coefficients[None], sizes[None] - x.mean()))
+    sizes, _, total = curves.averaged(budget.x, budget.points.loss[None], budget.points.weight[None])
+    true = np.log(curves.value(budget.coefficients[None], sizes[None] - budget.x.mean()))
     noise = spread[:, None] * rng.standard_normal((len(spread), len(sizes))) / np.sqrt(total)
     place, loss = curves.akima(sizes, np.concatenate([true, true + noise]))
     place = np.where((place > sizes[0]) & (place < sizes[-1]), place, np.nan)
-    at = np.log(minimum.N if result.axis == "params" else minimum.D)
-    return np.stack([at + (place[1:] - place[0]), minimum.L * np.exp(loss[0] - loss[1:])], axis=1)
+    return np.stack([budget.place + (place[1:] - place[0]), budget.minimum.L * np.exp(loss[0] - loss[1:])], axis=1)
 
 
 def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
-    """Draws (R, 2) without a minimum inside the sizes, drawn again from the others, or NaN if they are too many."""
+    """Replace draws (R, 2) without a minimum inside the sizes by others, or by NaN if they are too many."""
     inside = (found[:, 0] > x.min()) & (found[:, 0] < x.max())
     found = np.where(inside[:, None], found, np.nan)
     if inside.mean() >= 1 - MOST_LOST:
@@ -150,8 +173,8 @@ def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
 
 
 def _with_misfit(cost: Cost, usable: list[Minimum], vertices: Array, rng: np.random.Generator) -> Array:
-    """Minima (R, budgets, 3) whose lines err by what their form leaves out too."""
-    if len(usable) < 3:  # two points are on a line, whatever its misfit
+    """Minima, (R, budgets, 3), that are moved by what the form of their lines leaves out."""
+    if len(usable) < 3:  # two points always lie on a line
         return vertices
     z = np.log([m.budget for m in usable])
     moved = vertices.copy()
@@ -163,9 +186,10 @@ def _with_misfit(cost: Cost, usable: list[Minimum], vertices: Array, rng: np.ran
 
 
 def _bend(z: Array, log_loss: Array, rng: np.random.Generator) -> Array:
-    """How far the square term of log C takes log L*(C) off its line, where it is furthest above or below it: (R,).
+    """How far a square term in log C takes log L*(C) off its line, where it is furthest above or below it, (R,).
 
-    Above and below by turns: an interval then reaches 95 % at both places, and holds the truth more often between them.
+    Draws are taken above and below at random. So the interval reaches its level at both places, and holds the truth
+    more often between them.
     """
     powers = (z - z.mean())[:, None] ** np.arange(3)
     q, r = np.linalg.qr(powers)
@@ -176,14 +200,14 @@ def _bend(z: Array, log_loss: Array, rng: np.random.Generator) -> Array:
 
 
 def _scatter(z: Array, log_n: Array, drawn: Array, rng: np.random.Generator) -> Array:
-    """Errors (R, budgets) that minima have beside their noise; 0 where the noise explains their distance to the line.
+    """Errors that minima have beside their noise, (R, budgets); 0 where noise explains their distance to the line.
 
-    The variance of a minimum is tau^2 + its noise: tau^2 is drawn from its distribution given the residuals of the line
-    (generalised inference for a random effect: Tsui and Weerahandi, J. Am. Stat. Assoc. 84, 602, 1989).
+    The variance of a minimum is tau^2 plus its noise. tau^2 is drawn from its distribution given the residuals of the
+    line: generalised inference for a random effect (Tsui and Weerahandi, J. Am. Stat. Assoc. 84, 602, 1989).
     """
     from scipy.special import chdtrc
 
-    if np.isnan(drawn).all(axis=0).any():  # a budget without minima: no line is drawn
+    if np.isnan(drawn).all(axis=0).any():  # without minima at a budget there is no line
         return np.zeros_like(drawn)
     free = len(z) - 2
     basis = np.linalg.qr((z - z.mean())[:, None] ** np.arange(2))[0]
@@ -198,11 +222,3 @@ def _scatter(z: Array, log_n: Array, drawn: Array, rng: np.random.Generator) -> 
     total = residual @ residual / rng.chisquare(free, size=len(drawn))
     tau = np.sqrt(np.maximum(total - noise.mean(), 0.0))
     return np.asarray(tau[:, None] * rng.standard_normal(drawn.shape), dtype=np.float64)
-
-
-def _pairs(result: FitResult, group: Points, replicates: int, rng: np.random.Generator) -> Array:
-    """(x, L) of the minima of points drawn again, clusters whole, (R, 2)."""
-    x, weight = along(group, result.axis), draws.cluster_counts(group, replicates, rng)
-    found = curves.polynomial(x - x.mean(), group.loss[None], weight, curves.DEGREE[result.curve])
-    place, loss = curves.turning(found)
-    return _kept(np.stack([x.mean() + place, loss], axis=1), x, rng)

@@ -1,4 +1,4 @@
-"""laws: the loss surfaces that can be fitted, by name. Called by surface, optimum and table."""
+"""The loss surfaces that can be fitted, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from dlm.fit.laws.tied import Tied
 
 __all__ = ["LAWS", "LAW_NAMES", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
 
-
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}
 
-# What people call a law; "isoflop" and "envelope" are no surfaces, so they are not in LAWS.
+# How the report calls each law. "isoflop" and "envelope" are no surfaces, so LAWS does not hold them.
 LAW_NAMES = {
     "isoflop": "isoFLOP curves",
     "chinchilla": "fitted surface",

@@ -1,6 +1,7 @@
-"""chinchilla: L = E + A/N^alpha + B/D^beta (Hoffmann et al. 2203.15556, approach 3).
+"""Chinchilla's law, L = E + A/N^alpha + B/D^beta (Hoffmann et al., 2203.15556, approach 3).
 
-theta = (a, alpha, b, beta, E): L = exp(a - alpha x) + exp(b - beta y) + E, x and y centred log N and log D.
+theta = (a, alpha, b, beta, E) with L = exp(a - alpha x) + exp(b - beta y) + E, where x and y are log N and log D, each
+less its mean.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dlm.fit.points import Array
 
 
 class Chinchilla(Law):
-    """Two power laws and a floor."""
+    """A power law of N, one of D, and a floor E."""
 
     name = "chinchilla"
     params = ("E", "A", "B", "alpha", "beta")

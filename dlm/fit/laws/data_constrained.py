@@ -1,8 +1,10 @@
-"""data_constrained: Chinchilla on tokens and parameters whose repetition is worth less (Muennighoff et al. 2305.16264).
+"""The data-constrained law: Chinchilla's law where repeated data are worth less.
 
-D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) beyond the U unique tokens, and N' the same beyond U_N, the size that U tokens
-are best for. theta = (a, alpha, b, beta, E, log R_D, log R_N); features: log N, log D (as far as unique), and the
-repetitions D/U - 1, N/U_N - 1.
+This is Muennighoff et al., 2305.16264, equations 5 and 6:
+L = E + A/N'^alpha + B/D'^beta. Of D tokens, U are unique, and D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) beyond them.
+Likewise N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1)/R_N)) beyond U_N, the size that U tokens are best for.
+theta = (a, alpha, b, beta, E, log R_D, log R_N). The features are log N up to U_N, log D up to U, and the repetitions
+N/U_N - 1 and D/U - 1.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ R_STARTS = (0.5, 1.5, 5.0, 15.0, 50.0, 150.0)
 
 
 class DataConstrained(Law):
-    """Unique tokens and epochs; predictions are for `unique` tokens."""
+    """The law of N, D and unique tokens; its predictions are for `unique` tokens."""
 
     name = "data-constrained"
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
@@ -27,17 +29,22 @@ class DataConstrained(Law):
     formula = "L = E + A/N'^alpha + B/D'^beta"
 
     def __init__(self, base: dict[str, float], unique: float) -> None:
-        """base: the Chinchilla law of runs that repeat nothing, which says U_N; unique: U of predictions, tokens."""
+        """Fix what the law needs beside its parameters.
+
+        Args:
+            base: The parameters of Chinchilla's law for runs that repeat nothing; they determine U_N.
+            unique: U of predictions, tokens.
+        """
         self.base, self.unique = base, unique
 
     def best_size(self, unique: Array) -> Array:
-        """U_N: N of the compute-optimal run that has U tokens, under `base` and C = 6 N D."""
+        """U_N in parameters: the size of the compute-optimal run on U tokens, under `base` and C = 6 N D."""
         a, b, alpha, beta = (self.base[k] for k in ("A", "B", "alpha", "beta"))
         log_g = (np.log(alpha * a) - np.log(beta * b)) / (alpha + beta)
         return np.asarray(np.exp(log_g + (np.log(unique) + log_g) * beta / alpha))
 
     def features(self, points: Points) -> Features:
-        assert points.unique is not None, "fit_surface has asked for them"
+        assert points.unique is not None, "fit_surface checks that they are given"
         return self._features(np.log(points.params), np.log(points.tokens), points.unique)
 
     def along(self, log_n: Array, log_d: Array) -> Features:
@@ -72,12 +79,13 @@ class DataConstrained(Law):
         return np.stack([*own, e, np.log(rd), np.log(rn)], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
-        grid = np.log(np.stack(np.meshgrid(R_STARTS, R_STARTS), axis=-1).reshape(-1, 2))
-        return np.column_stack([np.repeat(chinchilla, len(grid), axis=0), np.tile(grid, (len(chinchilla), 1))])
+        """The Chinchilla laws at every pair of R_D and R_N from R_STARTS."""
+        pairs = np.log(np.stack(np.meshgrid(R_STARTS, R_STARTS), axis=-1).reshape(-1, 2))
+        return np.column_stack([np.tile(chinchilla, (len(pairs), 1)), np.repeat(pairs, len(chinchilla), axis=0)])
 
 
 def _worth(log_unique: Array, repeated: Array, log_r: Array) -> tuple[Array, Array]:
-    """log of what unique and repeated are worth together, and its derivative by log R."""
+    """The log of what unique and repeated items are worth together, and its derivative with respect to log R."""
     r = np.exp(log_r)
     left = np.exp(-repeated / r)
     gain = r * (1.0 - left)

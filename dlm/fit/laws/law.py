@@ -1,7 +1,8 @@
-"""law: what a loss surface must say of itself to be fitted: its function, its derivatives, its names.
+"""The interface of a loss surface L(N, D): its function, its derivatives and the names of its parameters.
 
-Coordinates: `theta` (R, p) is what the solver moves, R fits at once, on features `x` that are centred (means
-subtracted), so that it is well scaled; `rows` (R, p) are the same laws in the letters of their papers (`params`).
+A law has two sets of coordinates, each for R fits at once. `rows` (R, p) holds the parameters of the published formula,
+in the order of `params`. `theta` (R, p) holds what the solver moves; it refers to features from which their mean has
+been subtracted (`centre`), so that the problem is well scaled.
 """
 
 from __future__ import annotations
@@ -13,35 +14,38 @@ import numpy as np
 
 from dlm.fit.points import Array, Points
 
-STEP = 1e-20  # of the complex step: no difference is taken, so nothing cancels
+STEP = 1e-20  # length of the complex step; it can be tiny, because no difference is taken and nothing cancels
 
-
-Features = tuple[Array, ...]
+Features = tuple[Array, ...]  # what L depends on, each (n,)
 
 
 class Law(ABC):
-    """L as a function of features; subclass it, one file a law, and name it in `laws.LAWS`."""
+    """A loss surface. To add one, write a subclass in a file of its own and name it in `laws.LAWS`."""
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # as in `--law`
     params: ClassVar[tuple[str, ...]]  # the columns of `rows`
-    scales: ClassVar[tuple[str, ...]] = ("A", "B")  # params that multiply: their intervals are taken in logs
+    scales: ClassVar[tuple[str, ...]] = ("A", "B")  # params that multiply; their intervals are taken in logs
     exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
-    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed -> their column of theta
+    pins: ClassVar[dict[str, int]] = {}  # params that may be fixed, and their columns of theta
     floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
-    formula: ClassVar[str]
+    formula: ClassVar[str]  # for readers
 
     @abstractmethod
     def loss(self, theta: Array, x: Features) -> Array:
-        """L in nats/token, (R, n); x: each (n,) or (R, n)."""
+        """L in nats/token, (R, n), for features that are each (n,) or (R, n)."""
 
     @abstractmethod
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        """L (R, n) and its derivatives by theta (R, p, n), fastest as a transposed (p, R, n); x: each (n,)."""
+        """L, (R, n), and its derivatives with respect to theta, (R, p, n), for features that are each (n,).
+
+        The solver is fastest where the derivatives are a transposed array of shape (p, R, n).
+        """
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
-        """Second derivatives of L summed over the points with weights `pull` (R, n): (R, p, p).
+        """The second derivatives of L, summed over the points with the weights `pull` (R, n): (R, p, p).
 
-        By the complex step on `jet`, exact where jet is analytic; a law overrides it to be faster.
+        This version takes a complex step through `jet`, which is exact where `jet` is analytic. A law may override it
+        to be faster; `slopes` are the derivatives that `jet` gave.
         """
         columns = []
         for k in range(theta.shape[1]):
@@ -53,42 +57,52 @@ class Law(ABC):
 
     @abstractmethod
     def rows(self, theta: Array, centre: Array) -> Array:
-        """theta on features centred by `centre` -> params, (R, p)."""
+        """The published parameters, (R, p), of theta on features centred by `centre`."""
 
     @abstractmethod
     def theta(self, rows: Array, centre: Array) -> Array:
-        """params -> theta on features centred by `centre`, (R, p)."""
+        """theta on features centred by `centre`, (R, p), of the published parameters."""
 
     @abstractmethod
     def starts(self, chinchilla: Array) -> Array:
-        """Where to begin, given Chinchilla laws (S, 5) in its theta on the same centre: (S', p)."""
+        """Where to begin the search, given S Chinchilla laws.
+
+        Args:
+            chinchilla: theta of Chinchilla's law on the same centre, (S, 5).
+
+        Returns:
+            (V * S, p): V blocks of S rows, where row k of every block is a variant of `chinchilla[k]`.
+        """
 
     def features(self, points: Points) -> Features:
-        """What L depends on, in logs, each (n,): the first two are log N and log D."""
+        """What L depends on, each (n,); the first two are log N and log D."""
         return np.log(points.params), np.log(points.tokens)
 
     def along(self, log_n: Array, log_d: Array) -> Features:
-        """The features at any N and D, for predictions."""
+        """The features of predictions at any log N and log D."""
         return log_n, log_d
 
     def predict(self, rows: Array, log_n: Array, log_d: Array) -> Array:
-        """L of every row at log N, log D: (R,) for (R,), (R, m) for (R, m)."""
+        """L of every row in nats/token, at log N and log D that are both (R,) or both (R, m)."""
         flat = np.ndim(log_n) == 1
         x = tuple(v[:, None] if flat else v for v in self.along(log_n, log_d))
         found = self.loss(self.theta(rows, np.zeros(len(x))), x)
         return found[:, 0] if flat else found
 
     def exponents_at_6nd(self, rows: Array) -> Array | None:
-        """a of N* ~ C^a where C = 6 N D, (R,), or None where it is no constant."""
+        """The exponent a of N* ~ C^a where C = 6 N D, (R,); None where it depends on C."""
         return None
 
     def optimum_at_6nd(self, rows: Array, flops: float) -> Array | None:
-        """log N* where C = 6 N D, (R,), or None where there is no closed form."""
+        """log N* at `flops` where C = 6 N D, (R,); None where there is no closed form."""
         return None
 
 
 def two_term_optimum(log_ratio: Array, alpha: Array, beta: Array, flops: float) -> Array:
-    """log N* of N^-alpha + e^ratio D^-beta under 6 N D = C: 2203.15556 eq. 4; monotone functions of it share it."""
+    """log N* that minimises N^-alpha + e^log_ratio D^-beta where 6 N D = C, (R,).
+
+    This is equation 4 of 2203.15556; any rising function of the two terms has the same optimum.
+    """
     return np.asarray(
         (np.log(alpha) - np.log(beta) - log_ratio + beta * np.log(flops / 6.0)) / (alpha + beta), dtype=np.float64
     )

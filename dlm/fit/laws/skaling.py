@@ -1,7 +1,8 @@
-"""skaling: L = E + A (N^-alpha + R D^-beta)^k (2608.07222); k = 1 is Chinchilla with B = A R.
+"""The Skaling law, L = E + A (N^-alpha + R D^-beta)^k (2608.07222); k = 1 is Chinchilla's law with B = A R.
 
-theta = (a, alpha', b, beta', E, log k) with u = a - alpha' x, v = b - beta' y: L = E + (exp(u/k) + exp(v/k))^k.
-There alpha' = k alpha and beta' = k beta are the slopes that are seen, so that theta hardly moves with k.
+theta = (a, alpha', b, beta', E, log k) with u = a - alpha' x, v = b - beta' y and L = E + (exp(u/k) + exp(v/k))^k.
+The slopes alpha' = k alpha and beta' = k beta are those that the points show, so the rest of theta hardly changes when
+k does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ K_STARTS = (0.15, 0.35, 0.7, 1.0, 1.6)
 
 
 class Skaling(Law):
-    """A power k of two power laws, and a floor."""
+    """A power k of the sum of two power laws, and a floor E."""
 
     name = "skaling"
     params = ("E", "A", "R", "alpha", "beta", "k")
@@ -41,7 +42,7 @@ class Skaling(Law):
         return mixed + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
-        """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), h'' from the softmax of (u, v)/k."""
+        """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), with h'' of a softmax of u and v."""
         h, share, entropy, gap, k = self._mixed(theta, x)
         mixed = pull * np.exp(h)
         one, other = np.ones_like(x[0]), 1.0 - share
@@ -56,7 +57,7 @@ class Skaling(Law):
         second[:, :4, 4] += cross
         second[:, 4, :4] += cross
         second[:, 4, 4] += (mixed * k * (entropy + share * other * gap**2)).sum(axis=1)
-        order = [0, 1, 2, 3, 5, 4]  # E, which is not in h, stands before log k in theta
+        order = [0, 1, 2, 3, 5, 4]  # in theta, E stands before log k; h does not depend on it
         return second[:, order][:, :, order]
 
     def rows(self, theta: Array, centre: Array) -> Array:
@@ -74,13 +75,11 @@ class Skaling(Law):
         return np.stack([*own, e, np.log(k)], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
-        """At each k, the Chinchilla laws lifted so that the middle of the points keeps its loss."""
-        found = []
-        for k in K_STARTS:
-            lifted = np.column_stack([chinchilla, np.full(len(chinchilla), np.log(k))])
-            lifted[:, [0, 2]] += (1.0 - k) * np.log(2.0)
-            found.append(lifted)
-        return np.concatenate(found)
+        """At each k of K_STARTS, the Chinchilla laws lifted so that the middle of the points keeps its loss."""
+        k = np.repeat(K_STARTS, len(chinchilla))
+        lifted = np.column_stack([np.tile(chinchilla, (len(K_STARTS), 1)), np.log(k)])
+        lifted[:, [0, 2]] += (1.0 - k[:, None]) * np.log(2.0)
+        return lifted
 
     def exponents_at_6nd(self, rows: Array) -> Array:
         return np.asarray(rows[:, 4] / (rows[:, 3] + rows[:, 4]))
@@ -89,7 +88,7 @@ class Skaling(Law):
         return two_term_optimum(np.log(rows[:, 2]), rows[:, 3], rows[:, 4], flops)
 
     def _mixed(self, theta: Array, x: Features) -> tuple[Array, Array, Array, Array, Array]:
-        """h, the softmax's share of u, its entropy, (u - v)/k and k."""
+        """h, the share of u in the softmax of (u, v)/k, the entropy of that softmax, (u - v)/k, and k."""
         a, alpha, b, beta, _, log_k = (theta[:, j : j + 1] for j in range(6))
         k = np.exp(log_k)
         first, second = (a - alpha * x[0]) / k, (b - beta * x[1]) / k

@@ -1,7 +1,8 @@
-"""tied: L = E + A/N^alpha + B/D^alpha, one exponent for both (Gadre et al. 2403.08540, eq. 4).
+"""The tied law, L = E + A/N^alpha + B/D^alpha, with one exponent for both terms (Gadre et al., 2403.08540, eq. 4).
 
-In their letters E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D: alpha = 2 eta. It needs few runs: their
-best size grows as C^.5 by assumption. theta = (a, b, alpha, E).
+The paper writes it as E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D, so alpha = 2 eta. It needs few runs,
+because it assumes that the best size grows as C^(1/2). theta = (a, b, alpha, E), where a and b are the logs of A and B
+on centred features.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dlm.fit.points import Array
 
 
 class Tied(Law):
-    """Chinchilla with alpha = beta."""
+    """Chinchilla's law with alpha = beta."""
 
     name = "tied"
     params = ("E", "A", "B", "alpha")

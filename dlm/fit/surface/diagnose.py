@@ -1,4 +1,4 @@
-"""diagnose: points and the surface fitted to them -> what a reader must know before believing it. Called by surface."""
+"""Examine a fitted surface for what a reader must know before believing it."""
 
 from __future__ import annotations
 
@@ -13,43 +13,27 @@ from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
 
-EXPONENT_RANGE = (0.02, 3.0)  # outside, an exponent says that the points do not see the term
-
-
-K_RANGE = (0.05, 20.0)  # the same for Skaling's k
-
-
-R_RANGE = (0.01, 1e3)  # the same for the repetitions that are worth something
-
-
-ZERO = 1e-3  # E below this fraction of the lowest loss counts as zero
-
-
-COLLINEAR = 0.97  # correlation of log N and log D
-
-
-LOOSE = 0.5  # standard error over an exponent, above which the points do not determine it
-
-
+EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside says that the points do not see its term
+K_RANGE = (0.05, 20.0)  # the same for k of Skaling's law
+R_RANGE = (0.01, 1e3)  # the same for R_D and R_N, the repetitions that are worth something
+ZERO = 1e-3  # E below this share of the lowest loss counts as zero
+COLLINEAR = 0.97  # a correlation of log N and log D at which N and D cannot be told apart
+LOOSE = 0.5  # a standard error over its exponent above which the points do not determine it
 FAR = 4.5  # robust standard deviations from the law that make an outlier
-
-
-SHOWN = 3  # outliers told one by one
-
-
-FEW = 3  # budgets and points below which nothing is checked
+SHOWN = 3  # how many outliers or rivals a warning describes
+FEW = 3  # with fewer budgets, the form of the law is not checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Warnings in words, and the indices of outliers."""
+    """Warnings in words, and the indices of outliers among the points."""
 
     warnings: tuple[str, ...]
     outliers: tuple[int, ...]
 
 
 def surface(points: Points, law: Law, found: Solution) -> Seen:
-    """Everything that can be seen without refitting."""
+    """Find everything that can be seen without refitting."""
     residual = noise.relative_residual(points, found.problem, found.theta)
     outliers = _outliers(residual, points)
     warnings = [
@@ -57,7 +41,7 @@ def surface(points: Points, law: Law, found: Solution) -> Seen:
         *_design(points),
         *_determined(points, law, found, residual),
         *_told(outliers, residual, points),
-        *_quantised(points.loss, residual, found.problem.space),
+        *_quantised(points.loss, residual, found.problem.how.space),
         *_correlated(points),
     ]
     return Seen(warnings=tuple(warnings), outliers=tuple(outliers.tolist()))
@@ -65,7 +49,26 @@ def surface(points: Points, law: Law, found: Solution) -> Seen:
 
 def _fit(points: Points, law: Law, found: Solution) -> list[str]:
     warned = [] if found.converged else ["the fit did not converge: take its numbers as rough"]
-    params = found.params
+    warned += _values(points, law, found)
+    if found.rivals:
+        telling = [n for n in law.params if n not in ("A", "B", "R", *_pinned(found))]
+        others = "; ".join(", ".join(f"{n} {text.number(r[n])}" for n in telling) for r in found.rivals[:SHOWN])
+        count = len(found.rivals)
+        warned.append(
+            f"{count} other {'minimum lies' if count == 1 else 'minima lie'} within 1 % of the best, with other "
+            f"exponents ({others}): they are not well determined"
+        )
+    free = len(found.problem.free)
+    if len(points) < 2 * free:
+        warned.append(f"{len(points)} points for {free} parameters: expect wide or missing intervals")
+    if points.budget is not None and len(points.budgets()) < FEW:
+        warned.append(f"{len(points.budgets())} budgets: three or more are needed to check the law's form")
+    return warned
+
+
+def _values(points: Points, law: Law, found: Solution) -> list[str]:
+    """Warnings for parameters whose values no law has."""
+    params, warned = found.params, []
     if "E" not in _pinned(found) and params["E"] < ZERO * points.loss.min():
         warned.append(
             "E, the loss that no run gets below, came out at zero: the runs do not reach far enough to see it"
@@ -81,27 +84,11 @@ def _fit(points: Points, law: Law, found: Solution) -> list[str]:
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
-    if found.rivals:
-        others = "; ".join(
-            ", ".join(f"{n} {text.number(r[n])}" for n in law.params if n not in ("A", "B", "R", *_pinned(found)))
-            for r in found.rivals[:SHOWN]
-        )
-        count = len(found.rivals)
-        warned.append(
-            f"{count} other {'minimum lies' if count == 1 else 'minima lie'} within 1 % of the best, with other "
-            f"exponents ({others}): they are not well determined"
-        )
-    free = len(found.problem.free)
-    if len(points) < 2 * free:
-        warned.append(f"{len(points)} points for {free} parameters: expect wide or missing intervals")
-    if points.budget is not None and len(points.budgets()) < FEW:
-        warned.append(f"{len(points.budgets())} budgets: three or more are needed to check the law's form")
     return warned
 
 
 def _pinned(found: Solution) -> set[str]:
-    columns = {v: k for k, v in found.problem.law.pins.items()}
-    return {columns[k] for k in found.problem.fixed}
+    return {name for name, column in found.problem.law.pins.items() if column in found.problem.fixed}
 
 
 def _design(points: Points) -> list[str]:
@@ -114,25 +101,28 @@ def _design(points: Points) -> list[str]:
 
 
 def _determined(points: Points, law: Law, found: Solution, residual: Array) -> list[str]:
-    """Exponents whose standard error, from the slopes of the law at the fit, is over half of them."""
+    """Warnings for exponents whose standard error is over half of them, and for R_D and R_N."""
     errors = standard_errors(points, found, residual)
     loose = []
+    free = {name: column for name, column in law.pins.items() if column not in found.problem.fixed}
     for name in law.exponents:
-        column = law.pins.get(name)
-        if column is None or column in found.problem.fixed:
+        if name not in free:
             continue
-        share = errors[column] / abs(found.theta[0, column])
+        share = errors[free[name]] / abs(found.theta[0, free[name]])
         if not share < LOOSE:
             by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%} of it"
             loose.append(f"{name} is not identified: its standard error is {by}")
     for name in ("R_D", "R_N"):
-        if name in law.params and law.pins[name] not in found.problem.fixed and not errors[law.pins[name]] < 1.0:
+        if name in free and not errors[free[name]] < 1.0:
             loose.append(f"{name} is not identified: these runs do not show what repetition costs")
     return loose
 
 
 def standard_errors(points: Points, found: Solution, residual: Array) -> Array:
-    """Of theta, (p,), by linear propagation with the residuals' own spread; 0 where pinned, inf where unseen."""
+    """Standard errors of theta, (p,), by linear propagation of the residuals' own spread.
+
+    They are 0 where theta is pinned, and infinite where the points do not see it.
+    """
     problem, free = found.problem, found.problem.free
     loss, slopes = problem.law.jet(found.theta, problem.x)
     j = (slopes[0] / loss[0])[free] * np.sqrt(points.weight)
@@ -170,7 +160,7 @@ def _told(outliers: npt.NDArray[np.int64], residual: Array, points: Points) -> l
 
 
 def _quantised(loss: Array, residual: Array, space: str) -> list[str]:
-    """Losses rounded more coarsely than a third of their noise."""
+    """A warning if the losses are rounded more coarsely than a third of their noise."""
     for digits in range(7):
         if np.allclose(np.round(loss, digits), loss, rtol=0, atol=1e-12):
             step = 10.0**-digits
@@ -182,7 +172,7 @@ def _quantised(loss: Array, residual: Array, space: str) -> list[str]:
 
 
 def _correlated(points: Points) -> list[str]:
-    runs = len(np.unique(points.cluster))
+    runs = points.num_clusters
     if runs == len(points):
         return []
     return [f"{len(points)} points of {runs} runs: points of one run share its noise, and the intervals allow for it"]

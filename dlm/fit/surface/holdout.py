@@ -1,40 +1,44 @@
-"""holdout: refit without the top budgets, and compare with what was found there. Called by surface and gate.
+"""Refit a surface without the top budgets, and compare it with the runs there (leave-future-out).
 
-Leave-future-out: the only check of an extrapolation that the runs themselves allow.
+This is the only check of an extrapolation that the runs themselves allow.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.fit import optimum
-from dlm.fit.engine.search import Norm, solve
+from dlm.fit.engine.newton import Norm
+from dlm.fit.engine.search import solve
 from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points
 
-SPARE = 2  # points beyond one a parameter that a refit needs
+SPARE = 2  # points that a refit needs beyond one per parameter
 
 
-def leave_future_out(
-    points: Points, law: Law, how: Norm, fixed: dict[str, float] | None = None
-) -> dict[str, dict[str, float]]:
-    """`without_top_1`, `without_top_2`: signed and root-mean-square relative error of the loss predicted there."""
+def leave_future_out(points: Points, law: Law, how: Norm, fixed: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The errors of predictions for the top one and two budgets, from fits without them.
+
+    Returns:
+        Of `without_top_1` and `without_top_2`, where the remaining runs suffice: the lowest budget held out (FLOPs),
+        the number of runs there, and the mean and root-mean-square relative error of the predicted loss.
+    """
     found = {}
     for k in (1, 2):
         level, cut = _cut(points, k)
         kept, top = points.take(level < cut), points.take(level >= cut)
-        free = len(law.params) - len(fixed or {})
-        if len(kept) <= free + SPARE or len(np.unique(level[level < cut])) < 2:
+        if len(kept) <= len(law.params) - len(fixed) + SPARE or len(np.unique(level[level < cut])) < 2:
             continue
         try:
             params = solve(kept, law, how, fixed).params
-        except UserError:  # the lower budgets alone show no surface: nothing to report
+        except UserError:  # the lower budgets alone show no surface, so there is nothing to report
             continue
-        rows = optimum.as_rows(law, params)
-        features = [v[None] for v in law.features(top)]
-        expected = law.loss(law.theta(rows, np.zeros(len(features))), tuple(features))[0]
-        error = expected / top.loss - 1.0
+        features = tuple(v[None] for v in law.features(top))
+        theta = law.theta(optimum.as_rows(law, params), np.zeros(len(features)))
+        error = law.loss(theta, features)[0] / top.loss - 1.0
         found[f"without_top_{k}"] = {
             "from_flops": cut,
             "num_held_out": float(len(top)),
@@ -45,7 +49,10 @@ def leave_future_out(
 
 
 def _cut(points: Points, k: int) -> tuple[Array, float]:
-    """What is compared (budget or FLOPs) and the k-th level from the top; half decades where there are no levels."""
+    """The level of each point (its budget or FLOPs), (n,), and the level from which points are held out.
+
+    That is the k-th level from the top; k half decades below the top where the runs form no levels.
+    """
     level, levels = points.flops if points.budget is None else points.budget, points.budgets()
     if len(levels) > len(points) / 3:
         return level, float(levels[-1] / 10 ** (k / 2))

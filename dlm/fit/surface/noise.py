@@ -1,7 +1,8 @@
-"""noise: the scatter about a fitted law -> its parts, and draws of it. Called by surface and surface_draws.
+"""Split the scatter about a fitted law into its parts, and draw such scatter.
 
-Three noises that must not be lumped: Monte Carlo (of a validation bound: what all runs share moves E only, the rest is
-in the scatter), seed (seen where a cell was run again) and trunk (shared by branches or checkpoints of one run).
+Three noises have to be told apart. Monte Carlo noise comes from estimating a validation bound; what all runs share of
+it moves E only. Seed noise shows where a cell was run several times. Trunk noise is shared by the branches or
+checkpoints of one run.
 """
 
 from __future__ import annotations
@@ -14,60 +15,46 @@ from dlm.fit.engine import newton
 from dlm.fit.fitted import Noise
 from dlm.fit.points import NAN, Array, Points
 
-SHARES = np.linspace(0.0, 0.95, 20)  # sd of trunk over sd of trunk plus sd of the rest: the grid, a flat prior on it
-
-
+SHARES = np.linspace(0.0, 0.95, 20)  # the grid of the trunk's share: its sd over the sum of its sd and the point's own
 MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
+TINY = 1e-300
 
 
 def parts(points: Points, problem: newton.Problem, theta: Array) -> Noise:
-    """The parts of the noise about the law `theta` (1, p), of a point of mean weight."""
+    """The parts of the noise about the law `theta`, (1, p), for a point of mean weight."""
     points = replace(points, weight=points.weight / points.weight.mean())
-    residual, free = relative_residual(points, problem, theta), len(problem.free)
-    dof = max(len(points) - free, 1)
+    residual = relative_residual(points, problem, theta)
+    dof = max(len(points) - len(problem.free), 1)
     squares = float((points.weight * residual**2).sum())
     seed, pure, replicates = _replicates(points)
-    f = p = NAN
-    lack = dof - replicates
-    if replicates and lack > 0 and pure > 0:
-        from scipy.special import fdtrc
-
-        f = (squares - pure) / lack / (pure / replicates)
-        p = float(fdtrc(lack, replicates, max(f, 0.0)))
-    share = NAN
-    spread = np.sqrt(squares / dof)
-    if is_nested(points) and len(points) <= MOST_NESTED:
-        odds, sigma = _posterior(points, problem, theta)
-        share = float((odds * sigma * SHARES / (1 - SHARES)).sum())
-        share /= 1.0 if problem.space == "log" else float(np.median(points.loss))
+    lack_of_fit, chance = _lack_of_fit(squares - pure, dof - replicates, pure, replicates)
     return Noise(
-        residual=float(spread),
+        residual=float(np.sqrt(squares / dof)),
         seed=seed,
-        trunk=share,
+        trunk=_trunk(points, problem, theta),
         monte_carlo=_median(points.loss_se, points),
         monte_carlo_own=_median(points.loss_se_own, points),
         replicates=replicates,
-        lack_of_fit=float(f),
-        lack_of_fit_p=p,
+        lack_of_fit=lack_of_fit,
+        lack_of_fit_p=chance,
     )
 
 
 def relative_residual(points: Points, problem: newton.Problem, theta: Array) -> Array:
-    """log L less log of the law in log space, (L - law)/L in raw space, (n,)."""
+    """Residuals as shares of the loss, (n,): log L - log(law) in log space, (L - law)/L in raw space."""
     off = newton.target_of(problem, points.loss) - newton.predict(problem, theta)[0]
-    return np.asarray(off if problem.space == "log" else off / points.loss)
+    return np.asarray(off if problem.how.space == "log" else off / points.loss)
 
 
 def is_nested(points: Points) -> bool:
-    """Whether some points share a trunk, and some do not."""
-    clusters = len(np.unique(points.cluster))
-    return 1 < clusters < len(points)
+    """Whether some points share a trunk and some do not."""
+    return 1 < points.num_clusters < len(points)
 
 
 def shared_se(points: Points) -> float:
     """The standard error in nats/token that all losses share; 0 where none is known.
 
-    Where nothing is known of the runs' own part, all of loss_se counts as shared: the wider answer for E.
+    Where the runs' own part is not known, all of loss_se counts as shared, which gives E the wider interval.
     """
     if points.loss_se is None:
         return 0.0
@@ -78,70 +65,87 @@ def shared_se(points: Points) -> float:
 def draw_nested(
     points: Points, problem: newton.Problem, theta: Array, replicates: int, rng: np.random.Generator
 ) -> Array:
-    """Noise (R, n) in the space of the residuals: one draw a trunk and one a point.
+    """Draw noise in the space of the residuals, (R, n): one draw per trunk plus one per point.
 
-    How large each is comes from the posterior given the residuals (restricted likelihood, flat prior on the
-    share), so what few trunks leave open is in the draws.
+    The sizes of both are drawn from their posterior given the residuals. So the draws hold what few trunks leave open.
     """
-    odds, sigma = _posterior(points, problem, theta, rng=rng, replicates=replicates)
-    assert sigma.shape == odds.shape == (replicates,)
-    ratio = odds / (1 - odds)
+    probability, squares, dof = _posterior(points, problem, theta)
+    chosen = rng.choice(len(SHARES), size=replicates, p=probability)
+    sigma = np.sqrt(squares[chosen] / rng.chisquare(dof, size=replicates))[:, None]
     _, place = np.unique(points.cluster, return_inverse=True)
-    trunk = rng.standard_normal((replicates, int(place.max()) + 1))[:, place] * ratio[:, None]
-    own = rng.standard_normal((replicates, len(points))) / np.sqrt(np.maximum(points.weight, 1e-300))
-    return np.asarray(sigma[:, None] * (own + trunk))
+    trunk = rng.standard_normal((replicates, int(place.max()) + 1))[:, place] * _ratio(SHARES[chosen])[:, None]
+    own = rng.standard_normal((replicates, len(points))) / np.sqrt(np.maximum(points.weight, TINY))
+    return np.asarray(sigma * (own + trunk))
 
 
-def _posterior(
-    points: Points,
-    problem: newton.Problem,
-    theta: Array,
-    *,
-    rng: np.random.Generator | None = None,
-    replicates: int = 0,
-) -> tuple[Array, Array]:
-    """Odds of each share and sigma there; with `rng`, draws of (share, sigma) instead.
+def _ratio(share: Array) -> Array:
+    """The standard deviation of a trunk over that of a point, of the trunk's share."""
+    return share / (1 - share)
 
-    The law is linear near the fit: y = J d + Z u + e. For each ratio of the variances, the restricted likelihood is
-    |V|^-1/2 |J'V^-1 J|^-1/2 (r'Pr)^-(n-p)/2 (Harville 1977), and r'Pr / sigma^2 is chi-squared with n - p degrees.
+
+def _trunk(points: Points, problem: newton.Problem, theta: Array) -> float:
+    """The posterior mean of the trunks' standard deviation, as a share of the loss; NaN where none can be seen."""
+    if not is_nested(points) or len(points) > MOST_NESTED:
+        return NAN
+    probability, squares, dof = _posterior(points, problem, theta)
+    mean = float((probability * np.sqrt(squares / dof) * SHARES / (1 - SHARES)).sum())
+    return mean if problem.how.space == "log" else mean / float(np.median(points.loss))
+
+
+def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[Array, Array, int]:
+    """The posterior of the trunk's share, with a flat prior on SHARES.
+
+    Near the fit, the law is linear: y = J d + Z u + e with trunk noise u and own noise e. For each ratio of their
+    variances, V is the covariance of the sum in units of sigma^2. The restricted likelihood is
+    |V|^-1/2 |J' V^-1 J|^-1/2 (r' P r)^-(n-p)/2 (Harville, J. Am. Stat. Assoc. 72, 320, 1977), and r' P r / sigma^2 is
+    chi-squared with n - p degrees of freedom.
+
+    Returns:
+        The probability of each share, (20,), the squares r' P r at each share, (20,), and n - p.
     """
     loss, slopes = problem.law.jet(theta, problem.x)
-    j = slopes[0][problem.free].T / (loss[0][:, None] if problem.space == "log" else 1.0)
+    j = slopes[0][problem.free].T / (loss[0][:, None] if problem.how.space == "log" else 1.0)
     residual = newton.target_of(problem, points.loss) - newton.predict(problem, theta)[0]
-    _, place = np.unique(points.cluster, return_inverse=True)
-    together = (place[:, None] == place[None, :]).astype(np.float64)
+    together = (points.cluster[:, None] == points.cluster[None, :]).astype(np.float64)
     dof = len(residual) - j.shape[1]
-    own = np.diag(1.0 / np.maximum(points.weight, 1e-300))
-    log_odds, squares = np.empty(len(SHARES)), np.empty(len(SHARES))
-    for k, share in enumerate(SHARES):
-        v = own + (share / (1 - share)) ** 2 * together
-        root = np.linalg.cholesky(v)
+    own = np.diag(1.0 / np.maximum(points.weight, TINY))
+    log_likelihood, squares = np.empty(len(SHARES)), np.empty(len(SHARES))
+    for k, ratio in enumerate(_ratio(SHARES)):
+        root = np.linalg.cholesky(own + ratio**2 * together)
         q, r = np.linalg.qr(np.linalg.solve(root, j))
         white = np.linalg.solve(root, residual)
         squares[k] = white @ white - ((q.T @ white) ** 2).sum()
-        half = np.log(np.diag(root)).sum() + np.log(np.maximum(np.abs(np.diag(r)), 1e-300)).sum()
-        log_odds[k] = -half - 0.5 * dof * np.log(squares[k])
-    odds = np.exp(log_odds - log_odds.max())
-    odds /= odds.sum()
-    if rng is None:
-        return odds, np.sqrt(squares / dof)
-    chosen = rng.choice(len(SHARES), size=replicates, p=odds)
-    return SHARES[chosen], np.sqrt(squares[chosen] / rng.chisquare(dof, size=replicates))
+        half = np.log(np.diag(root)).sum() + np.log(np.maximum(np.abs(np.diag(r)), TINY)).sum()
+        log_likelihood[k] = -half - 0.5 * dof * np.log(squares[k])
+    likelihood = np.exp(log_likelihood - log_likelihood.max())
+    return likelihood / likelihood.sum(), squares, dof
 
 
 def _replicates(points: Points) -> tuple[float, float, int]:
-    """Relative sd between runs of one (N, D), the sum of squares behind it, and its degrees of freedom."""
+    """Relative sd between runs of one N and D, the sum of squares behind it, and its degrees of freedom."""
     keys = np.stack([points.params, points.tokens], axis=1)
     _, place = np.unique(keys, axis=0, return_inverse=True)
-    count = np.bincount(place)
-    dof = int((count - 1).sum())
+    dof = int((np.bincount(place) - 1).sum())
     if not dof:
         return NAN, 0.0, 0
     log_loss = np.log(points.loss)
     weight = np.bincount(place, weights=points.weight)
-    mean = np.bincount(place, weights=points.weight * log_loss) / np.maximum(weight, 1e-300)
+    mean = np.bincount(place, weights=points.weight * log_loss) / np.maximum(weight, TINY)
     squares = float((points.weight * (log_loss - mean[place]) ** 2).sum())
     return float(np.sqrt(squares / dof)), squares, dof
+
+
+def _lack_of_fit(misfit: float, dof: int, pure: float, replicates: int) -> tuple[float, float]:
+    """The F ratio of the law's misfit (squares, `dof`) to the noise between seeds (`pure`, `replicates`), and its p.
+
+    NaN where no cell was run twice, or where the law leaves nothing to test.
+    """
+    if not replicates or dof <= 0 or pure <= 0:
+        return NAN, NAN
+    from scipy.special import fdtrc
+
+    ratio = misfit / dof / (pure / replicates)
+    return float(ratio), float(fdtrc(dof, replicates, max(ratio, 0.0)))
 
 
 def _median(error: Array | None, points: Points) -> float:

@@ -1,0 +1,26 @@
+"""Lay out rows of words as a table, for a terminal and for a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose columns are aligned; the first row holds the heads."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """The same as an HTML table."""
+    tags = ["th", *["td"] * (len(rows) - 1)]
+    lines = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, rows, strict=True)
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def html_list(items: Iterable[str]) -> str:
+    """An HTML list."""
+    return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
