@@ -76,6 +76,13 @@ def test_every_path_exists(page):
             assert list(ROOT.glob(code.rstrip("/"))), code
 
 
+def test_every_name_that_is_said_to_be_in_a_file_is_there():
+    """Where CONTRIBUTING says `A`, or `A` and `B`, in `FILE`."""
+    for names, path in re.findall(r"((?:`\w[\w.]*`(?:,? and |, | or )?)+)\s+in\s+`([\w/]+\.\w+)`", CONTRIBUTING.prose):
+        for name in re.findall(r"`(?:\w+\.)*(\w+)`", names):
+            assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{path} has no {name}"
+
+
 @each_page
 def test_every_python_name_exists(page):
     for code in page.inline():

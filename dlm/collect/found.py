@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlm import record
 from dlm.collect.exclusion import Cause, Excluded
 from dlm.collect.sources import UNREADABLE, Candidate, FoundCell, describe, id_of
 from dlm.collect.wandb_file import WandbRun, config_in_wandb
@@ -110,7 +111,7 @@ def _planned(plan: Plan) -> dict[str, Candidate]:
             name=cell.cell_id,
             config=cell_config(cell.groups, cell.overrides),
             sweep=plan.spec.name,
-            run_id=f"{plan.spec.name}-{cell.cell_id}",
+            run_id=record.run_id(plan.spec.name, cell.cell_id),
             data_hash=plan.data_hash if cell.groups["data"] == plan.data else None,
         )
         for cell in plan.cells
@@ -128,7 +129,7 @@ def _in_folder(run_dirs: Iterable[Path], title: str, found: Found) -> dict[str, 
             found.leave_out(name, title, Cause.OTHER_CONFIG, f"its config cannot be read ({error})")
             continue
         sweep = str(config["sweep"])
-        candidates[name] = Candidate(name=name, config=config, sweep=sweep, run_id=f"{sweep}-{name}")
+        candidates[name] = Candidate(name=name, config=config, sweep=sweep, run_id=record.run_id(sweep, name))
     return candidates
 
 

@@ -30,7 +30,7 @@ from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
 from dlm.record.outcomes import State
 from dlm.record.run import Result, read_result, read_status
-from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, logged_result
+from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, logged_result, run_id
 
 Row = dict[str, Any]
 Mark = tuple[int, float]  # the optimiser step and the time of a row: no two measurements of a run share both
@@ -151,8 +151,7 @@ def _look_at(run_dir: Path) -> Arrival:
         if of != name:  # it would go into the W&B run of another cell
             skipped = f"its {what} is of {of}: give the folder that name, or move it away"
             return Arrival(run_id=name, run_dir=run_dir, skipped=skipped)
-    run_id = f"{config['sweep']}-{name}"
-    one = Arrival(run_id=run_id, run_dir=run_dir, config=config)
+    one = Arrival(run_id=run_id(config["sweep"], name), run_dir=run_dir, config=config)
     holder = live_holder(run_dir)
     if holder is not None:
         one.skipped = f"it runs (process {holder['pid']} on {holder['host']}): sync again when it has ended"

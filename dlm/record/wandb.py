@@ -34,6 +34,11 @@ UNITS = {
 }
 
 
+def run_id(sweep: str, cell_id: str) -> str:
+    """The id in W&B of the run of a cell: ``id`` in configs/logger/wandb.yaml."""
+    return f"{sweep}-{cell_id}"
+
+
 def logged_result(summary: Mapping[str, Any]) -> Result | None:
     """Read the result that a run logged to W&B at its end; None when it is absent or incomplete.
 
