@@ -1,6 +1,7 @@
 """A definition -> cells: the published grid, what is dropped or refused, how a sweep grows, and how long it takes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -270,16 +271,14 @@ def test_hydra_composes_each_cell_to_the_id_it_was_planned_with(name, stdlib_dat
     plan = write_plan(tmp_path, make_plan(definition))
     launching.register()
     with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
-        for cell in (plan.cells[0], plan.cells[len(plan.cells) // 2], plan.cells[-1]):
-            config = hydra.compose("config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"])
+        for cell in (plan.cells[0], plan.cells[-1]):
+            chosen = [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"]
+            config = hydra.compose("config", chosen)
             assert config.cell_id == config.planned_cell_id == cell.cell_id
             filled = fill(OmegaConf.to_container(config))
             assert config.sweep == name and filled["optimizer"]["lr"] == cell.learning_rate
             assert filled["data"]["batch_size"] == cell.global_batch_size
-            changed = hydra.compose(
-                "config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]", "optimizer.lr=0.123"]
-            )
-            assert changed.cell_id != cell.cell_id
+        assert hydra.compose("config", [*chosen, "optimizer.lr=0.123"]).cell_id != cell.cell_id
 
 
 def test_a_cell_that_is_not_what_was_planned_is_refused(launch, tmp_path):
@@ -301,18 +300,19 @@ QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--hel
 
 @pytest.mark.parametrize("name", QUICK)
 def test_planning_feels_instant(name, stdlib_data, workdir):
-    """The best of three by the clock on the wall; where other work holds the cores, by the processor's own."""
+    """The best of three by the clock on the wall or, where other work holds the cores, by processor time."""
     arguments, limit_sec = QUICK[name]
-    walls, processor = [], []
-    for _ in range(3):
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=math.inf) > limit_sec:
         began, used = time.perf_counter(), os.times()
         done = in_a_new_process(arguments, "from dlm.cli import main; main()")
         now = os.times()
-        walls.append(time.perf_counter() - began)
-        processor.append(now.children_user + now.children_system - used.children_user - used.children_system)
+        wall = time.perf_counter() - began
         assert done.returncode == 0, done.stderr
-    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
-    assert min(processor if busy else walls) <= limit_sec, (walls, processor)
+        busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+        processor = now.children_user + now.children_system - used.children_user - used.children_system
+        seconds.append(processor if busy else wall)
+    assert min(seconds) <= limit_sec, seconds
 
 
 @pytest.mark.parametrize("name", QUICK)
