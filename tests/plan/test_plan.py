@@ -56,7 +56,7 @@ def pretend_data(folder: Path, *, vocab_size: int, tokens: int) -> None:
     write_manifest(folder, Manifest(name=folder.name, tokenizer="none", vocab_size=vocab_size, bos_id=0, splits=splits))
 
 
-def test_smdm_comes_out_as_published(command, workdir, tmp_path, monkeypatch):
+def test_the_plan_of_smdm_is_as_published(command, workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "no data"))
     ended = command("dlm.cli", "plan", "sweeps/smdm.yaml", "--json")
     assert ended.code == 0 and ended.err.count("\n") == 1 and "slim_pajama are not prepared" in ended.err
@@ -124,7 +124,7 @@ def test_other_data_under_the_same_name_are_refused(stdlib_data, tmp_path, monke
         write_plan(tmp_path / "tiny", make_plan(spec()))
 
 
-def test_what_is_dropped_has_its_reason(stdlib_data, command, workdir):
+def test_a_dropped_cell_has_its_reason(stdlib_data, command, workdir):
     plan = make_plan(spec(budgets=[1e8, 1e10], models=["4k", "33k"], tokens_per_param=[20, 1e5], max_epochs=0.02))
     kept = {(cell.model, cell.budget_flops) for cell in plan.cells}
     reasons = {(row["model"], row["budget_flops"]): row["reason"] for row in plan.dropped}
@@ -177,7 +177,7 @@ def test_the_config_of_a_cell_is_whole_and_gives_its_recipe(tmp_path, monkeypatc
         ({"set": {"data.batch_size": 8, "trainer.devices": 3}}, ["data.batch_size 8", "3 devices"]),
     ],
 )
-def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
+def test_a_definition_that_makes_no_plan_is_refused(changes, words, stdlib_data):
     complaint = refused(**changes)
     assert all(word in complaint for word in words), complaint
 
@@ -199,7 +199,7 @@ def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
         ({"max_epochs": 0}, ["max_epochs"]),
     ],
 )
-def test_what_is_no_definition_is_named(changes, words):
+def test_a_definition_with_wrong_values_is_refused(changes, words):
     with pytest.raises(UserError) as error:
         spec(**changes)
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value
@@ -237,7 +237,7 @@ def test_a_damaged_plan_is_named_and_kept(content, stdlib_data, tmp_path):
     assert (tmp_path / "plan.json").read_text() == content
 
 
-def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
+def test_estimates_are_stored_apart_from_the_decisions(stdlib_data, tmp_path):
     plan = make_plan(spec())
     slow, fast = (with_estimates(plan, rates={"4k": rate, "19k": rate}) for rate in (1e8, 1e9))
     for left, right in zip(slow.cells, fast.cells, strict=True):
@@ -345,7 +345,7 @@ def test_an_override_that_would_change_a_planned_cell_is_refused(word):
         start.check_overrides([word])
 
 
-def test_other_overrides_pass_but_the_launchers():
+def test_overrides_that_change_no_result_are_accepted():
     start.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
     with pytest.raises(UserError, match="choose the launcher with --launcher"):
         start.check_overrides(["hydra/launcher=submitit_slurm"])
