@@ -3,13 +3,16 @@
 import inspect
 import shutil
 
+import hydra
 import lightning
 import pytest
 import wandb
 import yaml
 from hydra.utils import get_class
 from lightning.pytorch.loggers import WandbLogger
+from omegaconf.errors import OmegaConfBaseException
 
+from dlm import launch as launching
 from dlm.core.checks import ARGUMENTS, KEYS, TOP_LEVEL, check_keys, check_values
 from dlm.core.configs import choices, load_base, load_choice, merge, nest
 from dlm.core.errors import UserError
@@ -80,19 +83,39 @@ def test_planning_refuses_a_misspelt_key_of_a_definition(group, how, stdlib_data
     check_complaint(str(error.value), group)
 
 
+@pytest.fixture
+def compose(stdlib_data):
+    """The line that a launch ends with when it composes the config of a run."""
+    launching.register()
+
+    def complaint(*overrides):
+        with (
+            hydra.initialize_config_dir(str(configs_dir()), version_base=None),
+            pytest.raises(OmegaConfBaseException) as error,
+        ):
+            _ = hydra.compose("config", ["experiment=debug", "scheduler=wsd", *overrides]).paths.run_dir
+        return launching.explain(error.value)
+
+    return complaint
+
+
 @pytest.mark.parametrize("group", MISSPELT)
-def test_a_launch_refuses_a_misspelt_key_in_a_group_file(group, spoilt, launch, workdir):
+def test_a_launch_refuses_a_misspelt_key_in_a_group_file(group, spoilt, compose):
     spoilt(group)
-    check_complaint(launch("experiment=debug", "scheduler=wsd", "model=8k").complaint, group)
-    assert list(workdir.iterdir()) == []
+    check_complaint(compose(), group)
 
 
 @pytest.mark.parametrize("group", MISSPELT)
-def test_a_launch_refuses_a_misspelt_key_of_an_override(group, launch, workdir):
+def test_a_launch_refuses_a_misspelt_key_of_an_override(group, compose):
+    check_complaint(compose(f"+{group}.{MISSPELT[group][1]}=1"), group)
+
+
+@pytest.mark.parametrize("group", ["scheduler", "callbacks.checkpoint"])
+def test_a_refused_launch_names_the_key_that_was_meant_and_leaves_no_folder(group, launch, spoilt, workdir):
     _, key, meant = MISSPELT[group]
-    overrides = ["experiment=debug", "scheduler=wsd"]
-    assert meant in launch(*overrides, f"{group}.{key}=1").complaint
-    check_complaint(launch(*overrides, f"+{group}.{key}=1").complaint, group)
+    assert meant in launch("experiment=debug", "scheduler=wsd", f"{group}.{key}=1").complaint
+    spoilt(group)
+    check_complaint(launch("experiment=debug", "scheduler=wsd").complaint, group)
     assert list(workdir.iterdir()) == []
 
 

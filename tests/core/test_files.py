@@ -81,7 +81,7 @@ rows = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max
 
 
 @given(before=rows, after=rows, cut=st.integers(0, 200))
-def test_a_torn_line_is_no_row_and_spoils_no_other(before, after, cut, tmp_path_factory):
+def test_a_half_written_line_is_no_row_and_damages_no_other(before, after, cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
     for row in before:
         append_jsonl(path, row)
@@ -97,7 +97,7 @@ def test_a_torn_line_is_no_row_and_spoils_no_other(before, after, cut, tmp_path_
     assert read_jsonl(path) == kept + after
 
 
-def test_what_is_no_row_is_passed_over(tmp_path):
+def test_lines_that_are_no_row_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_jsonl(path) == []
     path.write_bytes(b'{"a": 1}\n[1, 2]\n7\n\n\xff\xfe\n{"a": 2}\n{"a": ')
@@ -137,7 +137,7 @@ def test_a_live_holder_keeps_others_out_and_a_killed_one_does_not(tmp_path):
     assert live_holder(tmp_path) is None and not (tmp_path / "lease.json").exists()
 
 
-def test_of_many_starters_one_takes_it(tmp_path):
+def test_only_one_of_many_processes_takes_a_lease(tmp_path):
     (tmp_path / "lease.json").write_text('{"host": "gone"')  # torn, as a crash may leave it
     starters = [python(HOLD, tmp_path, 4) for _ in range(4)]
     said = [starter.communicate()[0] for starter in starters]
@@ -146,7 +146,7 @@ def test_of_many_starters_one_takes_it(tmp_path):
 
 
 @pytest.mark.parametrize("clock", [0, 3600, -3600])
-def test_a_holder_elsewhere_lives_as_long_as_its_heart_beats_whatever_our_clock_says(tmp_path, clock, monkeypatch):
+def test_a_holder_on_another_host_is_alive_while_its_heartbeat_is_fresh(tmp_path, clock, monkeypatch):
     holder = {"host": "another", "pid": os.getpid(), "started": "1"}
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + clock)
@@ -158,7 +158,7 @@ def test_a_holder_elsewhere_lives_as_long_as_its_heart_beats_whatever_our_clock_
     assert live_holder(tmp_path, now=now - STALE_SEC * 1.5) == holder
 
 
-def test_a_patient_starter_takes_over_from_one_that_ends(tmp_path):
+def test_a_process_that_waits_takes_the_lease_of_one_that_ends(tmp_path):
     holder = python(HOLD, tmp_path, 1.5)
     assert holder.stdout is not None and holder.stdout.readline() == "mine\n"
     with pytest.raises(UserError, match="is being submitted by"), Lease(tmp_path, doing="submitted", patience_sec=0.3):
@@ -189,14 +189,14 @@ def test_a_process_that_stood_still_ends_when_another_has_taken_over(tmp_path):
     assert json.loads((tmp_path / "lease.json").read_text())["host"] == "another"  # and took nothing back
 
 
-def test_a_recycled_process_number_is_nobody(tmp_path):
+def test_another_process_with_the_same_pid_is_not_the_holder(tmp_path):
     with Lease(tmp_path):
         holder = json.loads((tmp_path / "lease.json").read_text())
     write_json(tmp_path / "lease.json", {**holder, "started": "12345"})  # this very process began at another time
     assert live_holder(tmp_path) is None
 
 
-def test_a_lock_left_by_a_crash_is_taken_away(tmp_path):
+def test_a_lock_that_a_crash_left_behind_is_removed(tmp_path):
     lock = tmp_path / "lease.lock"
     lock.touch()
     os.utime(lock, (1, 1))

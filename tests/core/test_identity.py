@@ -34,7 +34,7 @@ def other_spelling(value, with_nulls):
 
 
 @given(trees, st.booleans())
-def test_spelling_does_not_matter(value, with_nulls):
+def test_the_spelling_of_a_value_does_not_change_the_id(value, with_nulls):
     assert content_hash(other_spelling(value, with_nulls)) == content_hash(value)
 
 
@@ -49,7 +49,7 @@ def meaning(value):
 
 
 @given(trees, trees)
-def test_content_does(left, right):
+def test_the_content_of_a_value_changes_the_id(left, right):
     assert (canonical_json(left) == canonical_json(right)) == (meaning(left) == meaning(right))
 
 
@@ -96,7 +96,7 @@ def test_a_value_that_decides_the_result_changes_the_id(path, value):
     assert the_id(changed(CONFIG, *path, to=value)) != the_id(CONFIG)
 
 
-def test_every_key_of_the_deciding_groups_was_thought_of():
+def test_every_key_of_the_deciding_groups_is_known_to_decide_or_not():
     known = {*DECIDING, *OTHER, ("model", "name"), ("objective", "name"), ("optimizer", "name"), ("scheduler", "name"),
              ("training", "steps")}  # fmt: skip
     unchecked = {"model": {"n_head", "n_embd", "intermediate_size", "vocab_size", "block_size"}, "optimizer": {"eps"},
@@ -108,7 +108,7 @@ def test_every_key_of_the_deciding_groups_was_thought_of():
     assert set(load_base()) == {"recipe", "training", "validation", "seed"}
 
 
-def test_steps_and_data_decide():
+def test_steps_and_data_change_the_id():
     assert len({the_id(CONFIG), the_id(CONFIG, steps=101), the_id(CONFIG, data_hash="abd"),
                 the_id(CONFIG, data_hash=None)}) == 4  # fmt: skip
 
@@ -120,7 +120,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize("path", OTHER, ids=".".join)
-def test_a_value_that_does_not_decide_leaves_the_id(path):
+def test_a_value_that_does_not_decide_the_result_keeps_the_id(path):
     assert the_id(changed(CONFIG, *path, to=17)) == the_id(CONFIG)
     elsewhere = {
         **CONFIG,
@@ -132,7 +132,7 @@ def test_a_value_that_does_not_decide_leaves_the_id(path):
     assert the_id(elsewhere) == the_id(CONFIG)
 
 
-def test_the_head_can_be_read():
+def test_the_head_of_an_id_says_objective_model_and_budget():
     assert the_id(CONFIG).startswith("mdm-8k-1e10-") and len(the_id(CONFIG)) == len("mdm-8k-1e10-") + 8
     steps_given = changed(changed(CONFIG, "training", "budget", to=None), "objective", "name", to="autoregressive")
     assert the_id(steps_given).startswith("ar-8k-100steps-")
@@ -140,7 +140,7 @@ def test_the_head_can_be_read():
     assert named == ["1e19", "6e18", "3.33e18", "1.5e11", "1e20"]
 
 
-def test_a_known_id_stays():
+def test_a_known_id_stays_the_same():
     """Ids are on disk and in W&B: whoever changes this changes every run's name, and raises identity.VERSION."""
     fixed = {"model": {"d": 1}, "objective": {"name": "masked_diffusion"}, "optimizer": {"lr": 1e-3}, "scheduler": {},
              "validation": {"times": 2}, "data": {"block_size": 128, "stride": 128, "batch_size": 8},

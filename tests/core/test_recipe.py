@@ -29,7 +29,7 @@ def test_the_chosen_micro_batch_drops_no_sequence(per_device, world_size, num_pa
 
 
 @given(batch=st.integers(1, 600), micro=st.integers(1, 64), world_size=st.integers(1, 16))
-def test_an_asked_micro_batch_is_taken_or_refused(batch, micro, world_size):
+def test_a_micro_batch_of_the_config_is_used_or_refused(batch, micro, world_size):
     arguments = {"batch_size": batch, "micro_batch_size": micro, "world_size": world_size, "num_params": 1e6}
     if batch % (micro * world_size) == 0:
         assert accumulation(**arguments) == (micro, batch // micro // world_size)
@@ -39,7 +39,7 @@ def test_an_asked_micro_batch_is_taken_or_refused(batch, micro, world_size):
     assert str(batch) in str(error.value) and "data." in str(error.value)
 
 
-def test_smdm_s_micro_batches():
+def test_the_limits_of_micro_batches_are_those_of_smdm():
     assert [micro_batch_limit(n) for n in (19e6, 21e6, 48e6, 66e6, 944e6, 1028e6)] == [32, 16, 16, 8, 8, 4]
 
 
@@ -54,7 +54,7 @@ def test_a_budget_is_kept_within_one_step(budget, convention, batch):
         assert recipe.flops["6n"] < recipe.flops["full_masked_head"] < recipe.flops["full"]
 
 
-def test_given_steps_win_over_a_budget():
+def test_steps_take_precedence_over_a_budget():
     nodes = config(training__budget=1e19)
     nodes["training"]["steps"] = 123
     recipe = derive(nodes)
@@ -63,13 +63,13 @@ def test_given_steps_win_over_a_budget():
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, "8", True, None])
-def test_what_is_no_whole_number(value):
+def test_a_value_that_is_no_whole_number_is_refused(value):
     with pytest.raises(UserError, match=r"data\.batch_size is .*whole number"):
         whole("data.batch_size", value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_at_all(value):
+def test_a_value_that_is_no_number_is_refused(value):
     with pytest.raises(UserError, match=r"data\.batch_size is .*whole number"):
         whole("data.batch_size", value)
 
@@ -78,7 +78,7 @@ def test_a_whole_float_is_a_whole_number():
     assert whole("data.batch_size", 8.0) == 8 and isinstance(whole("data.batch_size", 8.0), int)
 
 
-def test_what_makes_no_run():
+def test_a_config_that_makes_no_run_is_refused():
     for changes, words in (
         ({"data__block_size": 512}, "data.block_size 512 is longer than the model's block of 256"),
         ({"training__budget": None}, "neither training.budget"),

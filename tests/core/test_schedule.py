@@ -16,7 +16,7 @@ names = st.sampled_from(sorted(SHAPES))
 
 @given(name=names, steps=st.integers(20, 5000), fraction=st.floats(0, 1), minimum=st.integers(0, 200),
        min_ratio=st.floats(0, 1), decay=st.floats(0.01, 1))  # fmt: skip
-def test_up_to_the_peak_and_down_to_the_end(name, steps, fraction, minimum, min_ratio, decay):
+def test_a_schedule_rises_to_the_peak_and_falls_to_the_end(name, steps, fraction, minimum, min_ratio, decay):
     warmup = warmup_steps(steps, fraction=fraction, minimum=minimum)
     assert 0 <= warmup <= steps // 2
     shape = {"name": name, "steps": steps, "warmup": warmup, "min_ratio": min_ratio, "decay_fraction": decay}
@@ -30,13 +30,13 @@ def test_up_to_the_peak_and_down_to_the_end(name, steps, fraction, minimum, min_
     assert multiplier(steps + 5, **shape) == pytest.approx(min_ratio, abs=1e-9)  # never beyond
 
 
-def test_smdm_warm_up():
+def test_the_warm_up_is_that_of_smdm():
     assert warmup_steps(18710, fraction=0.01, minimum=100) == 188  # 1 % of the steps
     assert warmup_steps(5000, fraction=0.01, minimum=100) == 100
     assert warmup_steps(40, fraction=0.01, minimum=100) == 20  # a short run still decays
 
 
-def test_smdm_cosine_is_pytorch_s():
+def test_the_cosine_of_smdm_is_that_of_pytorch():
     steps, warmup, peak = 400, 40, 2e-4
     parameter = torch.nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=peak)
@@ -48,18 +48,18 @@ def test_smdm_cosine_is_pytorch_s():
         peer.step()
 
 
-def test_wsd_is_constant_then_one_minus_a_root():
+def test_wsd_is_constant_and_then_falls_as_one_minus_a_root():
     rates = [multiplier(s, name="wsd", steps=1001, warmup=0, min_ratio=0.0, decay_fraction=0.2) for s in range(1001)]
     assert rates[:800] == [1.0] * 800
     for into in (0.25, 0.5, 0.75):
         assert rates[800 + round(200 * into)] == pytest.approx(1 - math.sqrt(into))
 
 
-def test_linear_is_a_line():
+def test_the_linear_schedule_is_a_straight_line():
     rates = [multiplier(s, name="linear", steps=101, warmup=0, min_ratio=0.2) for s in range(101)]
     assert rates == pytest.approx([1 - 0.8 * s / 100 for s in range(101)])
 
 
-def test_an_unknown_shape():
+def test_an_unknown_schedule_is_refused():
     with pytest.raises(UserError, match=r"scheduler\.name 'cosin': did you mean cosine"):
         multiplier(0, name="cosin", steps=10, warmup=0, min_ratio=0)

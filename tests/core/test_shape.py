@@ -13,7 +13,7 @@ from dlm.train.models.encoder import TransEncoder
 
 
 @pytest.mark.parametrize("size", SMDM, ids=lambda size: size.name)
-def test_every_published_size(size):
+def test_every_published_size_has_its_number_of_parameters(size):
     shape = load_shape(size.name)
     for key in ("name", "n_layer", "n_head", "n_embd", "intermediate_size", "head_dim", "num_params"):
         assert getattr(shape, key) == getattr(size, key), key
@@ -52,14 +52,14 @@ def test_the_ladder_holds_the_published_sizes_and_tiny_ones():
         ({"rotary_percentage": 1.5}, ["rotary_percentage is 1.5", "0 to 1"]),
     ],
 )
-def test_numbers_that_make_no_model(changes, words):
+def test_numbers_that_make_no_model_are_refused(changes, words):
     good = dataclasses.asdict(load_shape("8k"))
     with pytest.raises(UserError) as error:
         ModelShape(**{**good, **changes})
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_keys_that_make_no_model():
+def test_keys_that_make_no_model_are_refused():
     good = dataclasses.asdict(load_shape("8k"))
     assert shape_from_config(good) == load_shape("8k")
     with pytest.raises(UserError, match="unknown key of model 'n_layers': did you mean n_layer"):

@@ -22,5 +22,5 @@ from dlm.core import text
         (math.nan, "-"),
     ],
 )
-def test_durations(seconds, words):
+def test_a_duration_is_written_in_its_largest_unit(seconds, words):
     assert text.duration(seconds) == words

@@ -138,7 +138,7 @@ def test_the_ranks_together_read_the_same_at_any_world_size(world_size, folders)
             assert np.array_equal(read, alone[step]["tokens"])
 
 
-def test_names_places_and_order_decide_nothing_and_weights_do(folders, tmp_path):
+def test_the_weights_of_sources_change_the_hash_and_names_and_places_do_not(folders, tmp_path):
     data = node(folders)
     turned = {**data, "sources": dict(reversed(data["sources"].items()))}
     hashes = [read_data(data).hash, tuple(first_tokens(mixture(data), np.arange(500)).tolist())]
@@ -186,7 +186,7 @@ def test_one_source_alone_reads_as_it_always_did(folders):
         ensure_data(node({**folders, "star": folders["star"] / "gone"}))
 
 
-def test_what_was_read_is_counted_exactly(folders):
+def test_the_samples_that_were_read_are_counted_exactly(folders):
     tokens = mixture(node(folders))
     for count in (0, 1, 700, 8191, 8192, 20_000):
         read = first_tokens(tokens, np.arange(count))
@@ -199,7 +199,7 @@ def test_what_was_read_is_counted_exactly(folders):
     assert planned == pytest.approx(tokens.epochs(20 * BLOCK_SAMPLES, seed=SEED)) == pytest.approx(20 * 2510 / 700)
 
 
-def test_validation_is_divided_by_weight_and_fixed(folders):
+def test_the_validation_sequences_are_divided_by_weight_and_fixed(folders):
     tokens = mixture(node(folders), "validation")
     objective = MaskedDiffusion(vocab_size=60_000)
 

@@ -211,7 +211,7 @@ def test_batches_for_a_gpu_are_pinned(device, tokens):
         assert loader.pin_memory == (device == "cuda") and loader.batch_size is None
 
 
-def test_a_resume_counts_on():
+def test_a_resumed_run_continues_to_count_samples():
     assert list(FromOffset(3, 6)) == [3, 4, 5] and len(FromOffset(3, 6)) == 6
 
 

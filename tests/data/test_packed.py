@@ -32,7 +32,7 @@ def test_the_bytes_are_those_of_the_format(tmp_path):
 
 
 @given(code=st.sampled_from([1, 2, 3, 4, 5, 8]), tokens=st.lists(st.integers(0, 127), max_size=50))
-def test_what_is_written_is_read(code, tokens, tmp_path_factory):
+def test_tokens_are_read_as_they_were_written(code, tokens, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("packed") / "a.bin", tokens, DTYPES[code])
     assert open_packed(path).tolist() == tokens and path.read_bytes()[15] == code
 
@@ -52,7 +52,7 @@ GOOD = encode_packed(np.arange(10, dtype=np.uint16))
         (GOOD[:-1], "inside a token"),
     ],
 )
-def test_what_is_no_packed_file(content, word, tmp_path):
+def test_a_file_that_is_no_packed_file_is_refused(content, word, tmp_path):
     (tmp_path / "bad.bin").write_bytes(content)
     with pytest.raises(UserError, match=word) as error:
         open_packed(tmp_path / "bad.bin")
@@ -109,7 +109,7 @@ def test_a_folder_of_packed_files_is_indexed(folder, capsys):
         open_split(folder, manifest, "validation", block_size=101, stride=101)
 
 
-def test_what_cannot_be_indexed(folder, tmp_path, capsys):
+def test_a_folder_that_cannot_be_indexed_is_refused(folder, tmp_path, capsys):
     assert main(["packed", str(folder), "--vocab-size", "90"]) == 2
     assert "holds token 96" in capsys.readouterr().err
     assert main(["packed", str(tmp_path)]) == 2
@@ -160,7 +160,7 @@ def test_the_hash_is_of_the_content_and_of_nothing_else(folder, tmp_path):
     assert index_packed(elsewhere, vocab_size=100, bos_id=1, tokenizer="none").hash != first.hash
 
 
-def test_the_standard_library_as_text(stdlib_data, tmp_path):
+def test_the_standard_library_is_prepared_with_disjoint_splits(stdlib_data, tmp_path):
     folder = stdlib_data / "stdlib"
     manifest = read_manifest(folder)
     assert manifest is not None and manifest.vocab_size == 256 and manifest.bos_id == 0

@@ -80,7 +80,7 @@ def test_tables_without_the_text_name_their_columns(tmp_path):
         (["one", "--tokenizer", "bytes", "--vocab-size", "50", "--validation-share", ".5"], ["gives token", "50"]),
     ],
 )
-def test_what_makes_no_data_set_is_refused_in_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+def test_a_command_that_makes_no_data_set_is_refused_in_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "blank", "one"):
         Path(name).mkdir()

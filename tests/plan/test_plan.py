@@ -1,6 +1,7 @@
 """A definition -> cells: the published grid, what is dropped or refused, how a sweep grows, and how long it takes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def pretend_data(folder: Path, *, vocab_size: int, tokens: int) -> None:
     write_manifest(folder, Manifest(name=folder.name, tokenizer="none", vocab_size=vocab_size, bos_id=0, splits=splits))
 
 
-def test_smdm_comes_out_as_published(command, workdir, tmp_path, monkeypatch):
+def test_the_plan_of_smdm_is_as_published(command, workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "no data"))
     ended = command("dlm.cli", "plan", "sweeps/smdm.yaml", "--json")
     assert ended.code == 0 and ended.err.count("\n") == 1 and "slim_pajama are not prepared" in ended.err
@@ -123,7 +124,7 @@ def test_other_data_under_the_same_name_are_refused(stdlib_data, tmp_path, monke
         write_plan(tmp_path / "tiny", make_plan(spec()))
 
 
-def test_what_is_dropped_has_its_reason(stdlib_data, command, workdir):
+def test_a_dropped_cell_has_its_reason(stdlib_data, command, workdir):
     plan = make_plan(spec(budgets=[1e8, 1e10], models=["4k", "33k"], tokens_per_param=[20, 1e5], max_epochs=0.02))
     kept = {(cell.model, cell.budget_flops) for cell in plan.cells}
     reasons = {(row["model"], row["budget_flops"]): row["reason"] for row in plan.dropped}
@@ -176,7 +177,7 @@ def test_the_config_of_a_cell_is_whole_and_gives_its_recipe(tmp_path, monkeypatc
         ({"set": {"data.batch_size": 8, "trainer.devices": 3}}, ["data.batch_size 8", "3 devices"]),
     ],
 )
-def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
+def test_a_definition_that_makes_no_plan_is_refused(changes, words, stdlib_data):
     complaint = refused(**changes)
     assert all(word in complaint for word in words), complaint
 
@@ -198,7 +199,7 @@ def test_what_makes_no_plan_is_named(changes, words, stdlib_data):
         ({"max_epochs": 0}, ["max_epochs"]),
     ],
 )
-def test_what_is_no_definition_is_named(changes, words):
+def test_a_definition_with_wrong_values_is_refused(changes, words):
     with pytest.raises(UserError) as error:
         spec(**changes)
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value
@@ -236,7 +237,7 @@ def test_a_damaged_plan_is_named_and_kept(content, stdlib_data, tmp_path):
     assert (tmp_path / "plan.json").read_text() == content
 
 
-def test_estimates_are_beside_the_decisions(stdlib_data, tmp_path):
+def test_estimates_are_stored_apart_from_the_decisions(stdlib_data, tmp_path):
     plan = make_plan(spec())
     slow, fast = (with_estimates(plan, rates={"4k": rate, "19k": rate}) for rate in (1e8, 1e9))
     for left, right in zip(slow.cells, fast.cells, strict=True):
@@ -270,16 +271,14 @@ def test_hydra_composes_each_cell_to_the_id_it_was_planned_with(name, stdlib_dat
     plan = write_plan(tmp_path, make_plan(definition))
     launching.register()
     with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
-        for cell in (plan.cells[0], plan.cells[len(plan.cells) // 2], plan.cells[-1]):
-            config = hydra.compose("config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"])
+        for cell in (plan.cells[0], plan.cells[-1]):
+            chosen = [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]"]
+            config = hydra.compose("config", chosen)
             assert config.cell_id == config.planned_cell_id == cell.cell_id
             filled = fill(OmegaConf.to_container(config))
             assert config.sweep == name and filled["optimizer"]["lr"] == cell.learning_rate
             assert filled["data"]["batch_size"] == cell.global_batch_size
-            changed = hydra.compose(
-                "config", [f"+cell={cell.cell_id}", f"hydra.searchpath=[file://{tmp_path}]", "optimizer.lr=0.123"]
-            )
-            assert changed.cell_id != cell.cell_id
+        assert hydra.compose("config", [*chosen, "optimizer.lr=0.123"]).cell_id != cell.cell_id
 
 
 def test_a_cell_that_is_not_what_was_planned_is_refused(launch, tmp_path):
@@ -301,18 +300,19 @@ QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--hel
 
 @pytest.mark.parametrize("name", QUICK)
 def test_planning_feels_instant(name, stdlib_data, workdir):
-    """The best of three by the clock on the wall; where other work holds the cores, by the processor's own."""
+    """The best of three by the clock on the wall or, where other work holds the cores, by processor time."""
     arguments, limit_sec = QUICK[name]
-    walls, processor = [], []
-    for _ in range(3):
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=math.inf) > limit_sec:
         began, used = time.perf_counter(), os.times()
         done = in_a_new_process(arguments, "from dlm.cli import main; main()")
         now = os.times()
-        walls.append(time.perf_counter() - began)
-        processor.append(now.children_user + now.children_system - used.children_user - used.children_system)
+        wall = time.perf_counter() - began
         assert done.returncode == 0, done.stderr
-    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
-    assert min(processor if busy else walls) <= limit_sec, (walls, processor)
+        busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+        processor = now.children_user + now.children_system - used.children_user - used.children_system
+        seconds.append(processor if busy else wall)
+    assert min(seconds) <= limit_sec, seconds
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -345,7 +345,7 @@ def test_an_override_that_would_change_a_planned_cell_is_refused(word):
         start.check_overrides([word])
 
 
-def test_other_overrides_pass_but_the_launchers():
+def test_overrides_that_change_no_result_are_accepted():
     start.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
     with pytest.raises(UserError, match="choose the launcher with --launcher"):
         start.check_overrides(["hydra/launcher=submitit_slurm"])

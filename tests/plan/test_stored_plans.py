@@ -53,7 +53,7 @@ def test_a_shipped_sweep_is_planned_as_it_was_stored(name, data, tmp_path, monke
     assert sha256(*cells) == stored["cell/"]
 
 
-def test_a_stored_plan_tells_one_changed_value(tmp_path, monkeypatch):
+def test_one_changed_value_changes_every_id(tmp_path, monkeypatch):
     monkeypatch.setenv("DLM_DATA", str(tmp_path))
     plan = make_plan(load_sweep(sweeps_dir() / "smoke.yaml", ["optimizer.lr=5.0001e-3"]))
     assert not {cell.cell_id for cell in plan.cells} & set(PLANS["smoke"]["unprepared"]["cell_ids"])
