@@ -81,6 +81,8 @@ def _write(spec: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write the runs of each line of standard input, a JSON list, and answer each line."""
+    import wandb
+
     last_second = dict[str, int]()
     for line in sys.stdin:
         for spec in json.loads(line):
@@ -88,6 +90,7 @@ def main() -> None:
                 time.sleep(0.02)
             last_second[spec["dir"]] = int(time.time())
             _write(spec)
+        wandb.teardown()  # W&B's own process may write to the files until it has ended
         print("written", flush=True)
 
 
