@@ -13,19 +13,20 @@ from dlm.core.errors import UserError
 from dlm.plan import cost, grid
 from dlm.plan.store import write_plan
 from dlm.record.run import run_directory, write_result
-from dlm.submit.local import LocalPool, PoolResult
+from dlm.submit import cells
+from dlm.submit.submission import Submission
 
 
 @pytest.fixture
-def pool(monkeypatch):
-    """The names of the jobs that a start hands to the local pool, which runs none of them."""
+def jobs(monkeypatch):
+    """The names of the jobs that a start submits; none of them runs."""
     names = []
 
-    def run(self, jobs, **_):
-        names.extend(job.name for job in jobs)
-        return PoolResult(exit_codes={}, interrupted=False)
+    def submit_jobs(asked, **_):
+        names.extend(job.name for job in asked)
+        return Submission()
 
-    monkeypatch.setattr(LocalPool, "run", run)
+    monkeypatch.setattr(cells, "submit_jobs", submit_jobs)
     monkeypatch.setattr(cost, "measure_flops_per_sec", lambda models, **_: dict.fromkeys(models, 1e10))
     return names
 
@@ -56,63 +57,63 @@ def half_done(workdir, stdlib_data):
     return sweep
 
 
-def test_one_start_plans_once_prices_once_and_reads_each_result_once(half_done, pool, monkeypatch):
+def test_one_start_plans_once_prices_once_and_reads_each_result_once(half_done, jobs, monkeypatch):
     read = record_calls(monkeypatch, Path, "read_text")
     planned_specs = record_calls(monkeypatch, grid, "make_plan")
     priced_plans = record_calls(monkeypatch, cost, "with_estimates")
     sweep, ran_here, code = start()
     assert ran_here and code == 0 and sweep.folder == half_done.folder
     names = [cell.cell_id for cell in half_done.plan.cells]
-    assert pool == names[5:]
+    assert jobs == names[5:]
     assert sorted(path.parent.name for path in read if path.name == "result.json") == sorted(names)
     assert len(planned_specs) == len(priced_plans) == 1
 
 
-def test_a_start_prepares_the_data_before_it_plans_and_plans_once(workdir, tmp_path, pool, monkeypatch, capsys):
+def test_a_start_prepares_the_data_before_it_plans_and_plans_once(workdir, tmp_path, jobs, monkeypatch, capsys):
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
     planned_specs = record_calls(monkeypatch, grid, "make_plan")
     sweep, _, _ = start()
     assert len(planned_specs) == 1
     assert sweep.plan.data_hash is not None and all(cell.epochs for cell in sweep.plan.cells)
-    assert pool == [cell.cell_id for cell in sweep.plan.cells]
+    assert jobs == [cell.cell_id for cell in sweep.plan.cells]
     out = capsys.readouterr().out
     assert out.startswith("preparing stdlib ...\n") and "vocabulary 256" in out
 
 
-def test_a_plan_that_is_older_than_its_data_is_made_again(workdir, tmp_path, pool, monkeypatch):
+def test_a_plan_that_is_older_than_its_data_is_made_again(workdir, tmp_path, jobs, monkeypatch):
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "none"))
     preview = planned(PlanOptions(target="smoke"))
     write_plan(preview.folder, preview.plan)
     monkeypatch.setenv("DLM_DATA", os.environ["DLM_DATA"].replace("none", "data"))
     sweep, _, _ = start(str(preview.folder))
     assert preview.plan.data_hash is None and sweep.plan.data_hash is not None
-    assert pool == [cell.cell_id for cell in sweep.plan.cells]
-    assert not set(pool) & {cell.cell_id for cell in preview.plan.cells}
+    assert jobs == [cell.cell_id for cell in sweep.plan.cells]
+    assert not set(jobs) & {cell.cell_id for cell in preview.plan.cells}
 
 
-def test_data_that_dlm_cannot_make_are_asked_for_after_the_price(workdir, tmp_path, pool, monkeypatch, capsys):
+def test_data_that_dlm_cannot_make_are_asked_for_after_the_price(workdir, tmp_path, jobs, monkeypatch, capsys):
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"slim_pajama.*dlm prepare text SOURCE --out"):
         start("isoflop", budget=["1e17"], settings=["max_local_hours=1e9", "tokens_per_param=null", "models=[6M]"])
     assert "of training here" in capsys.readouterr().out
-    assert pool == [] and not (workdir / "isoflop").exists()
+    assert jobs == [] and not (workdir / "isoflop").exists()
 
 
-def test_a_grown_sweep_keeps_its_started_cells_and_reads_their_results_once(half_done, pool, monkeypatch):
+def test_a_grown_sweep_keeps_its_started_cells_and_reads_their_results_once(half_done, jobs, monkeypatch):
     read = record_calls(monkeypatch, Path, "read_text")
     sweep, _, _ = start(budget=["8e10"])
     kept = {cell.cell_id for cell in half_done.plan.cells[:5]}
     names = {cell.cell_id for cell in sweep.plan.cells}
     assert kept <= names and {cell.budget_flops for cell in sweep.plan.cells} > {8e10}
     assert sorted(path.parent.name for path in read if path.name == "result.json") == sorted(names)
-    assert set(pool) == names - kept
+    assert set(jobs) == names - kept
 
 
-def test_a_start_with_nothing_left_says_so(half_done, pool, capsys):
+def test_a_start_with_nothing_left_says_so(half_done, jobs, capsys):
     for cell in half_done.plan.cells:
         write_result(run_directory(half_done.folder, cell.cell_id), result(cell.cell_id, step=cell.steps))
     _, ran_here, code = start()
-    assert (ran_here, code, pool) == (True, 0, [])
+    assert (ran_here, code, jobs) == (True, 0, [])
     assert "is done: nothing to train" in capsys.readouterr().out
 
 
@@ -125,8 +126,8 @@ def test_a_start_with_nothing_left_says_so(half_done, pool, capsys):
         ({"max_gpu_hours": 0.0, "settings": ["hardware={device: H100, gpus_per_node: 1}"]}, "--max-gpu-hours 0"),
     ],
 )
-def test_a_start_refuses_options_that_do_not_fit(stdlib_data, workdir, pool, monkeypatch, options, words):
+def test_a_start_refuses_options_that_do_not_fit(stdlib_data, workdir, jobs, monkeypatch, options, words):
     monkeypatch.setattr("dlm.submit.local.visible_gpus", lambda: ["0"])
     with pytest.raises(UserError, match=words):
         start(**options)
-    assert pool == [] and not (workdir / "smoke").exists()
+    assert jobs == [] and not (workdir / "smoke").exists()
