@@ -2,4 +2,5 @@
 
 from dlm.cli.verbs import main
 
-main()
+if __name__ == "__main__":  # processes that `dlm prepare` spawns import this module
+    main()

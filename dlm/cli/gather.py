@@ -1,108 +1,122 @@
-"""Collect runs and write the report."""
+"""Collect runs, and write the report of a sweep."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dlm.cli.targets import run_folder, warn
+from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
 
 if TYPE_CHECKING:
+    from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
+    from dlm.collect.wandb_server import Project
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where `dlm collect` looks beside a sweep's folder."""
+def collect(options: CollectOptions) -> tuple[Path, Collected]:
+    """Collect the runs of a sweep, of a W&B project, or of both.
 
-    project: str | None  # ENTITY/PROJECT on a W&B server
-    filters: Sequence[str]  # KEY=VALUE
-    mapping: Path | None
-    out: Path | None
-
-
-def collect(target: str | None, source: Source, *, verify: bool) -> tuple[Path, Collected]:
-    """(folder, what was collected into it): of a sweep, of a W&B project, or of both."""
-    from dlm.collect.found import sweep_names
+    Returns:
+        (the folder that the tables were written to, what they hold).
+    """
+    from dlm.collect.mapping import check_keys, load_mapping
     from dlm.collect.tables import collect as collect_runs
     from dlm.collect.tables import collect_mapped
-    from dlm.core.configs import parse_yaml
 
-    if source.project is None:
-        for name, value in (("--mapping", source.mapping), ("--filter", source.filters), ("--out", source.out)):
+    _check_combination(options)
+    folder = run_folder(options.target) if options.target is not None else Path(str(options.out))
+    mapping = None if options.mapping is None else load_mapping(options.mapping)
+    server = None if options.wandb is None else _server(options, options.wandb, folder)
+    if server is None or mapping is None:
+        return folder, collect_runs(folder, verify=options.verify, server=server)
+    check_keys(mapping, server.runs.values(), str(options.wandb))
+    return folder, collect_mapped(server, mapping, folder)
+
+
+def _check_combination(options: CollectOptions) -> None:
+    """Raise UserError for options that do not go together."""
+    if options.wandb is None:
+        for name, value in (("--mapping", options.mapping), ("--filter", options.filter), ("--out", options.out)):
             if value:
                 raise UserError(f"{name} is for the runs of a W&B project: give --wandb ENTITY/PROJECT too")
-    if source.mapping is not None and verify:
+    if options.mapping is not None and options.verify:
         raise UserError("--verify is for runs that dlm launched: with --mapping there is nothing to compare them with")
-    if (target is None) != (source.out is not None) or (target and source.mapping):
+    if (options.target is None) != (options.out is not None) or (options.target and options.mapping):
         raise UserError(
             "give a sweep, or --wandb ENTITY/PROJECT with --out DIR (and --mapping FILE for runs that dlm did not "
             "launch)"
         )
-    folder = run_folder(target) if target is not None else Path(str(source.out))
-    if source.project is None:
-        return folder, collect_runs(folder, verify=verify)
-    _check_out(folder)
-    filters = {"group": {"$in": sweep_names(folder)}} if target is not None else {}
-    for word in source.filters:
-        key, separator, value = word.partition("=")
-        if not separator:
-            raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
-        filters[key] = parse_yaml(value, f"--filter {word}")
-    if source.mapping is not None:
-        from dlm.collect.mapping import check_keys, load_mapping
 
-        mapping = load_mapping(source.mapping)
+
+def _server(options: CollectOptions, project: str, folder: Path) -> Project:
+    """The runs of a W&B project that belong to the sweep, if one is given, and that --filter selects."""
+    from dlm.collect.found import sweep_names
     from dlm.collect.wandb_server import Project
 
-    server = Project(source.project, filters=filters)
-    if not server.runs and target is None:
-        raise UserError(f"{source.project} has no run that {filters or 'it was asked for'} names: nothing was written")
-    if source.mapping is not None:
-        check_keys(mapping, server.runs.values(), source.project)
-        return folder, collect_mapped(server, mapping, folder)
-    return folder, collect_runs(folder, verify=verify, server=server)
+    _check_writable(folder)
+    own = {} if options.target is None else {"group": {"$in": sweep_names(folder)}}
+    filters = own | _filters(options.filter or ())
+    server = Project(project, filters=filters)
+    if not server.runs and options.target is None:
+        raise UserError(f"{project} has no run that matches {filters or 'the request'}: nothing was written")
+    return server
 
 
-def _check_out(folder: Path) -> None:
-    """Raises UserError when the tables could not be written once everything has been asked for."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "no folder" if not there.is_dir() else "not writable"
-        raise UserError(f"the tables were to go to {folder}, but {there} is {what}: give a folder to write to")
+def _filters(words: Sequence[str]) -> dict[str, Any]:
+    """The W&B filters of KEY=VALUE words; values are YAML."""
+    from dlm.core.configs import parse_yaml
+
+    filters = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
+        filters[key] = parse_yaml(value, f"--filter {word}")
+    return filters
 
 
-def report(sweep_dir: Path, *, bootstrap: int = 4000) -> Path:
-    """Collect, fit and write the report; says what was left out and where the report is."""
-    from dlm.collect.tables import collect
-    from dlm.fit.table import fit_sweep
-    from dlm.plan.store import read_plan
-    from dlm.report.page import write_fits, write_report
+def _check_writable(folder: Path) -> None:
+    """Raise UserError when the tables could not be written once the server has been asked."""
+    parents = (folder.absolute(), *folder.absolute().parents)
+    nearest = next(path for path in parents if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        problem = "not writable" if nearest.is_dir() else "no folder"
+        raise UserError(f"the tables were to go to {folder}, but {nearest} is {problem}: give a folder to write to")
 
-    plan = read_plan(sweep_dir)
-    collected = collect(sweep_dir)
+
+def show_collected(collected: Collected, folder: Path) -> None:
+    """Say what did not agree, which runs were left out and why, and where the table of runs is."""
     for warning in collected.warnings:
         warn(warning)
     for row in collected.excluded.to_dict("records"):
         print(f"left out {row['run_id']}: {row['reason']}")
-    print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {sweep_dir / 'runs.csv'}")
+    print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
+
+
+def report(sweep: Sweep) -> Path:
+    """Collect the runs of a sweep, fit the laws and write the report; return the path of the page."""
+    from dlm.collect.tables import collect as collect_runs
+    from dlm.fit.table import fit_sweep
+    from dlm.report.page import write_fits, write_report
+
+    folder, plan = sweep.folder, sweep.plan
+    collected = collect_runs(folder)
+    show_collected(collected, folder)
     if collected.runs.empty:
-        raise UserError(f"no run of {sweep_dir} can be used: see the reasons in {sweep_dir / 'excluded.csv'}")
+        raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
     print("fitting ...", flush=True)
-    fits = fit_sweep(collected.runs, bootstrap=bootstrap)
-    write_fits(sweep_dir, fits)
-    facts = {"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data}
+    fits = fit_sweep(collected.runs)
+    write_fits(folder, fits)
     path = write_report(
-        sweep_dir,
+        folder,
         collected.runs,
         collected.excluded,
         fits,
         title=plan.spec.description or plan.spec.name,
-        facts=facts,
+        facts={"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data},
     )
     for fit in fits.values():
         print(fit.report())

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dlm.cli.targets import Chosen, warn
-from dlm.core.errors import UserError
+import typer
+
+from dlm.cli.targets import warn
 
 if TYPE_CHECKING:
+    from dlm.data.manifest import DataSet
     from dlm.plan.cells import Plan
 
 
-class Stop(Exception):
-    """End the command with this exit code; everything has been said."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def data_nodes(plan: Plan) -> list[dict[str, Any]]:
-    """The data that the cells read, each once."""
+    """The resolved config nodes of the data that the cells read, each once."""
     from dlm.plan.grid import data_node
 
     nodes = [data_node(cell.groups, cell.overrides) for cell in plan.cells]
     return list({repr(node): node for node in nodes}.values())
 
 
+def read_or_prepare(node: Mapping[str, Any]) -> DataSet | None:
+    """The data of a node. Missing data that dlm can make itself, which takes seconds, are made first."""
+    from dlm.data.manifest import read_data, unprepared
+
+    if node.get("prepare") is not None:
+        for folder in unprepared(node):
+            print(f"preparing {node['name']} ...", flush=True)
+            run_prepare([node["prepare"], str(folder)])
+    return read_data(node)
+
+
+def run_prepare(arguments: list[str]) -> None:
+    """Run `dlm prepare`. When it fails, it has said why: the command ends with its exit code."""
+    from dlm.data.prepare.command import main
+
+    if code := main(arguments):
+        raise typer.Exit(code)
+
+
 def warn_unprepared(plan: Plan) -> None:
+    """Warn when a plan was made without its data."""
     from dlm.data.manifest import unprepared
 
     nodes = data_nodes(plan) if plan.data_hash is None else []
@@ -39,45 +50,14 @@ def warn_unprepared(plan: Plan) -> None:
     if missing:
         node, folder = missing[0]
         warn(
-            f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids "
-            f"are a preview; `dlm prepare {node.get('prepare') or 'packed DIR'}` makes them"
+            f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids are a "
+            f"preview; prepare them with `dlm prepare {node.get('prepare') or 'packed DIR'}`"
         )
 
 
-def make_data_ready(chosen: Chosen) -> Chosen:
-    """Make sure of the data, and plan again where their hash has changed the ids. Raises UserError."""
-    from dlm.data.manifest import unprepared
-    from dlm.plan.cost import with_estimates
-    from dlm.plan.grid import make_plan
+def check_prepared(plan: Plan) -> None:
+    """Raise UserError when data that a cell reads are not prepared."""
+    from dlm.data.prepare.command import ensure_data
 
-    for node in data_nodes(chosen.plan):
-        for folder in unprepared(node):
-            _prepare_data(node, folder)
-    if chosen.plan.data_hash is not None:
-        return chosen
-    return Chosen(chosen.sweep_dir, with_estimates(make_plan(chosen.plan.spec)))
-
-
-def prepare_own_data(chosen: Chosen) -> Chosen:
-    """Make missing data that dlm makes itself, in seconds, so that the plan shown has the ids that will run."""
-    if chosen.plan.data_hash is None and all(node.get("prepare") for node in data_nodes(chosen.plan)):
-        return make_data_ready(chosen)
-    return chosen
-
-
-def _prepare_data(node: Mapping[str, Any], folder: Path) -> None:
-    if node.get("prepare") is None:
-        raise UserError(
-            f"the data {node['name']} are not prepared in {folder}: prepare text with `dlm prepare text SOURCE --out "
-            f"{folder}`, or put LITPKDS files there and run `dlm prepare packed {folder}`, or choose other data "
-            "(groups.data)"
-        )
-    print(f"preparing {node['name']} ...", flush=True)
-    code = training_command("dlm.data.prepare.command", [node["prepare"], str(folder)])
-    if code:
-        raise Stop(code)
-
-
-def training_command(module: str, arguments: Sequence[str]) -> int:
-    """Run a command of the training half in a process of its own: that half is never imported here."""
-    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+    for node in data_nodes(plan):
+        ensure_data(node)

@@ -1,41 +1,68 @@
-"""Work out what a sweep costs here, and ask before it is spent."""
+"""Work out what a sweep costs, refuse what is too much, and ask before anything is spent."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlm.cli.prepared import make_data_ready
-from dlm.cli.targets import Chosen, warn
+import typer
+
+from dlm.cli.screen import show_plan
+from dlm.cli.targets import warn
 from dlm.core import text
 from dlm.core.errors import UserError
 
 if TYPE_CHECKING:
+    from dlm.cli.options import StartOptions
     from dlm.plan.cells import Cell, Plan
     from dlm.plan.definition import SweepSpec
+    from dlm.submit.ledger import CellNow
+
+MIN_SIZES = 4  # an isoFLOP parabola through fewer has no error
+MIN_CURVES = 2  # a line through isoFLOP minima needs two
 
 
-MIN_SIZES = 4  # of one budget: fewer make no isoFLOP parabola with an error
+def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
+    """Price a plan on this machine and show it.
+
+    Args:
+        plan: The cells of the sweep.
+        left: The ids of those that are not done.
+
+    Returns:
+        (the plan with its estimates, overrides of its jobs: cells planned for GPUs run on a CPU if there are none).
+
+    Raises:
+        UserError: The cells that are left would take longer than max_local_hours of the definition.
+    """
+    from dlm.plan.cost import with_estimates
+    from dlm.submit.local import visible_gpus
+
+    hardware = plan.spec.hardware
+    gpus = [] if hardware.device == "cpu" else visible_gpus()
+    if gpus:
+        at_once = max(len(gpus) // max(hardware.gpus_per_node, 1), 1)
+        priced = with_estimates(plan)
+    else:
+        at_once = len(os.sched_getaffinity(0))
+        priced = with_estimates(plan, rates=_measured_rates(plan))
+    show_plan(priced)
+    hours = _hours([cell for cell in priced.cells if cell.cell_id in left], at_once)
+    if hours > plan.spec.max_local_hours:
+        raise _too_long(plan, hours, at_once)
+    print(
+        f"about {text.duration(3600 * hours)} of training here, {at_once} cells at a time, "
+        "and some seconds to start each"
+    )
+    return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class How:
-    """What `dlm submit` and `dlm sweep` are told beside the plan."""
-
-    launcher: str = "auto"
-    yes: bool = False
-    retry_failed: bool = False
-    allow_dirty: bool = False
-    max_gpu_hours: float | None = None  # None: the definition's
-    extra: Sequence[str] = ()  # Hydra overrides of every job
-
-
-def _measured(plan: Plan) -> dict[str, float]:
-    """Training FLOP/s of one core of this machine, measured now: model -> rate."""
+def _measured_rates(plan: Plan) -> dict[str, float]:
+    """Training FLOP/s of one core of this machine, measured now, by the name of the model."""
     from dlm.plan.cost import measure_flops_per_sec, measured_models
 
     models = measured_models([cell.model for cell in plan.cells])
@@ -45,113 +72,91 @@ def _measured(plan: Plan) -> dict[str, float]:
     return rates
 
 
-def left_to_do(chosen: Chosen) -> list[Cell]:
-    """The cells without the result of their planned last step."""
-    from dlm.record.run import finished, run_directory
-
-    return [
-        cell
-        for cell in chosen.plan.cells
-        if finished(run_directory(chosen.sweep_dir, cell.cell_id), cell.cell_id, cell.steps) is None
-    ]
-
-
-def _local_hours(cells: Sequence[Cell], at_once: int) -> float:
-    """Wall hours of ``cells``, ``at_once`` at a time."""
+def _hours(cells: Sequence[Cell], at_once: int) -> float:
+    """Wall-clock hours of ``cells``, ``at_once`` at a time."""
     hours = [cell.estimate.hours or 0.0 for cell in cells]
     return max(sum(hours) / at_once, *hours)
 
 
-def _refuse_unpayable(chosen: Chosen, on_cluster: Plan, at_once: int) -> None:
-    """Raise UserError when this machine would take longer than the definition allows; says what would do."""
+def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
+    """The refusal of a plan that would take ``hours`` here; it says what would do instead."""
+    from dlm.plan.cost import with_estimates
 
-    spec, hours = chosen.plan.spec, _local_hours(left_to_do(chosen), at_once)
-    if hours <= spec.max_local_hours:
-        return
-    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in on_cluster.cells)
-    there = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
-    smaller = max(spec.budgets) * spec.max_local_hours / hours
-    unprepared = f" ({chosen.plan.data} has to be prepared first)" if chosen.plan.data_hash is None else ""
-    raise UserError(
-        f"this machine would train {len(chosen.plan.cells)} cells of up to {text.flops(max(spec.budgets))} FLOPs for "
-        f"about {text.duration(hours * 3600)}, {at_once} at a time at the rate measured just now; max_local_hours is "
-        f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{there} with "
-        f"LAUNCHER=submitit_slurm{unprepared}, or a smaller budget: {_smaller_budget(spec, smaller)}"
+    spec = plan.spec
+    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in with_estimates(plan).cells)
+    on_gpus = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
+    unprepared = f" ({plan.data} has to be prepared first)" if plan.data_hash is None else ""
+    return UserError(
+        f"this machine would train {len(plan.cells)} cells of up to {text.flops(max(spec.budgets))} FLOPs for about "
+        f"{text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
+        f"{spec.max_local_hours:g}. Nothing was started. What would do: a SLURM cluster{on_gpus} with "
+        f"LAUNCHER=submitit_slurm{unprepared}, or a smaller budget: {_smaller_budget(spec, hours)}"
     )
 
 
-def _smaller_budget(spec: SweepSpec, budget: float) -> str:
-    """A budget of this definition that can be paid here and still gives a law; else the demo."""
+def _smaller_budget(spec: SweepSpec, hours: float) -> str:
+    """A top budget that this machine can pay and that still gives a law, else the demo.
+
+    Args:
+        spec: The definition.
+        hours: What it takes here with its own budgets.
+    """
     from dlm.plan.grid import make_plan
 
-    rounded = float(f"{budget:.0e}")
+    budget = float(f"{max(spec.budgets) * spec.max_local_hours / hours:.0e}")
     try:
-        plan = make_plan(spec.with_budgets(rounded * fraction for fraction in spec.budget_fractions))
-        curves = Counter(cell.budget_flops for cell in plan.cells)
+        plan = make_plan(spec.with_budgets(budget * fraction for fraction in spec.budget_fractions))
+        num_sizes = Counter(cell.budget_flops for cell in plan.cells)
     except UserError:  # no cell is left
-        curves = Counter()
-    if sum(sizes >= MIN_SIZES for sizes in curves.values()) < 2:  # a line through isoFLOP minima needs two
+        num_sizes = Counter()
+    if sum(sizes >= MIN_SIZES for sizes in num_sizes.values()) < MIN_CURVES:
         return f"`make sweep` alone runs the demo (the models of {spec.name} need more than what is payable here)"
-    return f"BUDGET={text.flops(rounded)}, or `make sweep` alone for the demo"
+    return f"BUDGET={text.flops(budget)}, or `make sweep` alone for the demo"
 
 
-def agree_on_cost(chosen: Chosen, how: How) -> float | None:
-    """Ask on a terminal; without one go ahead within max_gpu_hours. The GPU-hours that the sweep may then use.
+def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapping[str, CellNow]) -> float | None:
+    """Ask on a terminal whether to start; without a terminal, go ahead if the cost stays within max_gpu_hours.
 
-    Raises UserError for what costs more than it may.
+    Args:
+        plan: The plan with its estimates.
+        folder: The folder of the sweep.
+        options: --yes and --max-gpu-hours.
+        left: The cells that are not done, as they are now.
+
+    Returns:
+        The GPU-hours that the sweep may use in all; None sets no limit.
+
+    Raises:
+        UserError: It costs more than it may.
     """
     from dlm.record.run import gpu_hours_used
 
-    spec = chosen.plan.spec
-    used = gpu_hours_used(chosen.sweep_dir)
-    gpu_hours = used + sum((cell.estimate.gpu_hours or 0) * _share_left(chosen, cell) for cell in left_to_do(chosen))
-    if how.max_gpu_hours is not None and not any(cell.estimate.gpu_hours for cell in chosen.plan.cells):
+    spec, given = plan.spec, options.max_gpu_hours
+    used = gpu_hours_used(folder)
+    to_go = sum(_gpu_hours_to_go(cell, left[cell.cell_id]) for cell in plan.cells if cell.cell_id in left)
+    total = used + to_go
+    if given is not None and not any(cell.estimate.gpu_hours for cell in plan.cells):
         warn("this plan asks for no GPUs, so --max-gpu-hours limits nothing")
-    priced = f"{f'{used:,.4g} used and ' if used else ''}{gpu_hours - used:,.4g} GPU-hours to go"
-    if how.max_gpu_hours is not None and gpu_hours > how.max_gpu_hours:
+    if given is not None and total > given:
+        so_far = f"{used:,.4g} used and " if used else ""
         raise UserError(
-            f"{priced} are more than --max-gpu-hours {how.max_gpu_hours:,.4g}: raise it, or lower the budget"
+            f"{so_far}{to_go:,.4g} GPU-hours to go are more than --max-gpu-hours {given:,.4g}: raise it, or lower the "
+            "budget"
         )
-    beyond = spec.max_gpu_hours is not None and gpu_hours > spec.max_gpu_hours
-    if not how.yes and sys.stdin.isatty() and sys.stdout.isatty():
-        import typer
-
+    too_much = spec.max_gpu_hours is not None and total > spec.max_gpu_hours
+    if not options.yes and sys.stdin.isatty() and sys.stdout.isatty():
         typer.confirm("Start it?", default=True, abort=True)
-    elif not how.yes and beyond and how.max_gpu_hours is None:
+    elif not options.yes and too_much and given is None:
         raise UserError(
-            f"the plan costs {gpu_hours:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
+            f"the plan costs {total:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
             "confirm with YES=1 (--yes), lower the budget or raise max_gpu_hours"
         )
-    if how.max_gpu_hours is not None:
-        return how.max_gpu_hours
-    return None if beyond else spec.max_gpu_hours
+    if given is not None:
+        return given
+    return None if too_much else spec.max_gpu_hours
 
 
-def _share_left(chosen: Chosen, cell: Cell) -> float:
-    """Of a cell's steps, the share that is still to be done: the rest is in the GPU-hours used."""
-    from dlm.record.run import read_status, run_directory
-
-    status = read_status(run_directory(chosen.sweep_dir, cell.cell_id))
-    return 1.0 if status is None else 1 - min(status.step, cell.steps) / cell.steps
-
-
-def price_here(chosen: Chosen) -> tuple[Chosen, bool]:
-    """The plan at this machine's price, shown, its data made sure of; and whether GPU cells have to run on the CPU.
-
-    Raises UserError for what this machine cannot pay.
-    """
-    from dlm.cli.screen import show_plan
-    from dlm.plan.cost import with_estimates
-    from dlm.submit.local import visible_gpus
-
-    hardware = chosen.plan.spec.hardware
-    gpus = [] if hardware.device == "cpu" else visible_gpus()
-    at_once = max(len(gpus) // max(hardware.gpus_per_node, 1), 1) if gpus else len(os.sched_getaffinity(0))
-    rates = None if gpus else _measured(chosen.plan)
-    priced = Chosen(chosen.sweep_dir, with_estimates(chosen.plan, rates=rates))
-    show_plan(priced.plan)
-    _refuse_unpayable(priced, chosen.plan, at_once)
-    hours = text.duration(3600 * _local_hours(left_to_do(priced), at_once))
-    print(f"about {hours} of training here, {at_once} cells at a time, and some seconds to start each")
-    prepared = make_data_ready(chosen)
-    return Chosen(chosen.sweep_dir, with_estimates(prepared.plan, rates=rates)), hardware.device != "cpu" and not gpus
+def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:
+    """The GPU-hours of the steps that a cell has still to do."""
+    done = 0 if now.status is None else min(now.status.step, cell.steps)
+    return (cell.estimate.gpu_hours or 0.0) * (1 - done / cell.steps)

@@ -1,194 +1,197 @@
-"""screen: plans, states and progress -> what a terminal shows. Called by cli; rich is imported when it draws."""
+"""Show plans, states and the progress of a local run on the terminal. rich is imported when something is drawn."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.record.outcomes import State
-from dlm.record.run import read_result, read_status
+from dlm.record.run import read_result, read_status, run_directory
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import TaskID
 
-    from dlm.plan.cells import Plan
-    from dlm.submit.job import Job
+    from dlm.cli.targets import Sweep
+    from dlm.plan.cells import Cell, Plan
+    from dlm.submit.ledger import CellNow
     from dlm.submit.local import Event
+
+MANY_ROWS = 200  # a table with more is printed as plain lines: rich takes a millisecond for each row
+SHOWN_DROPPED = 5
+WORDS = ("cell", "state", "reason")  # columns that are aligned to the left; the others hold numbers
+STATE_COLOURS = {
+    State.DONE: "green",
+    State.RUNNING: "cyan",
+    State.SUBMITTED: "blue",
+    State.PLANNED: "dim",
+    State.PREEMPTED: "yellow",
+}  # the others are red
 
 
 def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """The standard output; wide enough for a table when it is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
-MANY_ROWS = 200  # more are plain lines: rich takes a millisecond a row
-
-
-def plain_lines(names: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
-    """The lines of a table with a header; the columns named in ``right`` are aligned there."""
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    sides = [">" if name in right else "<" for name in names]
-    return ["  ".join(map(format, row, map("{}{}".format, sides, widths))).rstrip() for row in (names, *rows)]
-
-
-def show_plan(plan: Plan, *, show_dropped: int = 5) -> None:
-    """The cells as a table, then what was dropped and what it all costs."""
-    from rich.table import Table
-
+def show_plan(plan: Plan) -> None:
+    """Print the cells of a plan with their estimates, then the first dropped ones, then the cost of them all."""
     out = console()
-    title = f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}"
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    columns = ("cell", "N", "tokens", "steps", "tokens/N", "budget", "error %", "epochs", "time", "GPU-h", "GiB")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    previous, rows = None, []
-    for cell in plan.cells:
-        values = (
-            cell.cell_id,
-            text.count(cell.num_params),
-            text.count(cell.tokens),
-            f"{cell.steps:,}",
-            f"{cell.tokens_per_param:.3g}",
-            text.flops(cell.budget_flops),
-            f"{cell.budget_error_pct:+.3f}",
-            "-" if cell.epochs is None else f"{cell.epochs:.2f}",
-            text.duration(None if cell.estimate.hours is None else cell.estimate.hours * 3600),
-            "-" if cell.estimate.gpu_hours is None else f"{cell.estimate.gpu_hours:.3g}",
-            "-" if cell.estimate.memory_gib is None else f"{cell.estimate.memory_gib:.2g}",
-        )
-        rows.append(values)
-        if len(plan.cells) > MANY_ROWS:
-            continue
-        if previous not in (None, cell.budget_flops):
-            table.add_section()
-        previous = cell.budget_flops
-        table.add_row(*values)
-    if len(rows) > MANY_ROWS:
-        out.print(title)
-        print("\n".join(plain_lines(columns, rows, right=columns[1:])))
-    else:
-        out.print(table)
-    for reason, names in _dropped_by_reason(plan, show_dropped):
-        out.print(f"[dim]dropped {names}: {reason}[/]")
-    hidden = len(plan.dropped) - show_dropped
-    if hidden > 0:
-        out.print(f"[dim]... and {hidden} more dropped, `dlm plan --json` lists them with their reasons[/]")
+    out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
+    show_table([_plan_row(cell) for cell in plan.cells])
+    for dropped in plan.dropped[:SHOWN_DROPPED]:
+        cell = f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
+        out.print(f"[dim]dropped {cell}: {dropped['reason']}[/]")
+    if len(plan.dropped) > SHOWN_DROPPED:
+        more = len(plan.dropped) - SHOWN_DROPPED
+        out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
     out.print(_cost_line(plan))
 
 
-def _dropped_by_reason(plan: Plan, limit: int) -> list[tuple[str, str]]:
-    return [(row["reason"], f"{row['model']} at {text.flops(row['budget_flops'])}") for row in plan.dropped[:limit]]
+def _plan_row(cell: Cell) -> dict[str, str]:
+    estimate = cell.estimate
+    return {
+        "cell": cell.cell_id,
+        "N": text.count(cell.num_params),
+        "tokens": text.count(cell.tokens),
+        "steps": f"{cell.steps:,}",
+        "tokens/N": f"{cell.tokens_per_param:.3g}",
+        "budget": text.flops(cell.budget_flops),
+        "error %": f"{cell.budget_error_pct:+.3f}",
+        "epochs": "-" if cell.epochs is None else f"{cell.epochs:.2f}",
+        "time": text.duration(None if estimate.hours is None else 3600 * estimate.hours),
+        "GPU-h": "-" if estimate.gpu_hours is None else f"{estimate.gpu_hours:.3g}",
+        "GiB": "-" if estimate.memory_gib is None else f"{estimate.memory_gib:.2g}",
+    }
 
 
 def _cost_line(plan: Plan) -> str:
     flops = sum(cell.budget_flops for cell in plan.cells)
     line = f"{len(plan.cells)} cells, {text.flops(flops)} FLOPs ({plan.convention})"
-    if plan.cells[0].estimate.hours is None:
-        return f"{line}; time: {plan.cells[0].estimate.basis}"
-    hours = sum(cell.estimate.hours or 0 for cell in plan.cells)
+    first = plan.cells[0].estimate
+    if first.hours is None:
+        return f"{line}; time: {first.basis}"
     gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
-    price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(hours * 3600)} of one process"
-    return f"{line}, {price} ({plan.cells[0].estimate.basis})"
+    seconds = sum(3600 * (cell.estimate.hours or 0) for cell in plan.cells)
+    price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(seconds)} of one process"
+    return f"{line}, {price} ({first.basis})"
 
 
-def show_status(rows: list[dict[str, Any]], summary: str) -> None:
-    """One line per cell and a summary."""
-    left = ("cell", "state", "reason")
+def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
+    """Print one line for each cell, and a summary."""
+    show_table([{head: "-" if value is None else str(value) for head, value in row.items()} for row in rows])
+    console().print(summary, markup=False)
+
+
+def show_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table whose heads are the keys of its rows."""
+    heads = list(rows[0])
     if len(rows) > MANY_ROWS:
-        cells = [["-" if value is None else str(value) for value in row.values()] for row in rows]
-        print("\n".join(plain_lines(list(rows[0]), cells, right=[name for name in rows[0] if name not in left])))
-        print(summary)
+        numbers = [head for head in heads if head not in WORDS]
+        print("\n".join(plain_lines(heads, [list(row.values()) for row in rows], right=numbers)))
         return
     from rich.table import Table
+    from rich.text import Text
 
-    colours = {
-        State.DONE: "green", State.RUNNING: "cyan", State.SUBMITTED: "blue", State.PLANNED: "dim",
-        State.PREEMPTED: "yellow",
-    }  # fmt: skip
-    out = console()
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in left else "right")
+    for head in heads:
+        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=head != "reason")
     for row in rows:
-        shown = {key: "-" if value is None else str(value) for key, value in row.items()}
-        colour = colours.get(row["state"], "red")
-        table.add_row(*{**shown, "state": f"[{colour}]{row['state']}[/]"}.values())
-    out.print(table)
-    out.print(summary)
+        cells = [Text(value) for value in row.values()]
+        if "state" in row:
+            cells[heads.index("state")].style = STATE_COLOURS.get(State(row["state"]), "red")
+        table.add_row(*cells)
+    console().print(table)
+
+
+def plain_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> list[str]:
+    """The lines of a table with its heads; the columns that ``right`` names are aligned to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    lines = []
+    for row in (heads, *rows):
+        padded = [
+            cell.rjust(width) if head in right else cell.ljust(width)
+            for head, cell, width in zip(heads, row, widths, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 class LocalProgress:
-    """What a local run shows: bars on a terminal, a line per ended cell in a file."""
+    """What a run of a sweep on this machine shows: a line for each cell that ends, and bars on a terminal.
 
-    def __init__(self, plan: Plan, sweep_dir: Path) -> None:
-        self.flops: Mapping[str, float] = {cell.cell_id: cell.flops["full_masked_head"] for cell in plan.cells}
-        self.steps = {cell.cell_id: cell.steps for cell in plan.cells}
-        self.sweep_dir, self.total = sweep_dir, len(plan.cells)
-        self.ended = sum(1 for name in self.flops if read_result(self._run(name)) is not None)
-        self._bars: dict[str, Any] = {}
+    Args:
+        sweep: The sweep that runs.
+        now: The state of its cells before it runs.
+    """
+
+    def __init__(self, sweep: Sweep, now: Mapping[str, CellNow]) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._folder = sweep.folder
+        self._flops = {cell.cell_id: cell.flops["full_masked_head"] for cell in sweep.plan.cells}
+        self._steps = {cell.cell_id: cell.steps for cell in sweep.plan.cells}
+        self._num_done = sum(cell.result is not None for cell in now.values())
         self._looked = 0.0
-        self._progress: Progress | None = None
-
-    def _run(self, name: str) -> Path:
-        return self.sweep_dir / "runs" / name
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console(),
+            disable=not sys.stdout.isatty(),
+        )
+        self._whole = self._progress.add_task("[bold]all cells[/], in FLOPs", total=sum(self._flops.values()))
 
     def __enter__(self) -> LocalProgress:
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-            self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console())
-            self._whole = self._progress.add_task("[bold]all cells[/], in FLOPs", total=sum(self.flops.values()))
-            self._progress.start()
-            self.on_tick()
+        self._progress.start()
+        self.on_tick()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._progress.stop()
 
     def on_event(self, event: Event) -> None:
-        """A cell was started, deferred or ended."""
-        if event.kind == "ended":
-            self._show_ended(event.job, event)
+        """Show that a cell was started, deferred or ended."""
+        name = event.job.name
+        if event.kind == "started":
+            self._bars[name] = self._progress.add_task(name, total=self._steps[name])
         elif event.kind == "deferred":
-            self._print(f"{event.job.name} is run by another process: waiting for it")
-        elif event.kind == "started" and self._progress is not None:
-            self._bars[event.job.name] = self._progress.add_task(event.job.name, total=self.steps[event.job.name])
+            self._say(f"{name} is run by another process: waiting for it")
+        elif event.kind == "ended":
+            self._show_ended(event)
 
-    def _show_ended(self, job: Job, event: Event) -> None:
+    def _show_ended(self, event: Event) -> None:
+        job = event.job
         result = read_result(job.run_dir)
-        self.ended += result is not None
+        ending = f"exit code {event.exit_code}, see {job.run_dir / 'log.txt'}"
         if result is not None:
-            said = f"{result.loss:.4f} nats/token"
-        else:
-            said = f"exit code {event.exit_code}, see {job.run_dir / 'log.txt'}"
-        self._print(f"[{self.ended}/{self.total}] {job.name}: {said}, {event.wall_sec or 0:.0f} s")
-        if self._progress is not None and job.name in self._bars:
+            self._num_done += 1
+            ending = f"{result.loss:.4f} nats/token"
+        self._say(f"[{self._num_done}/{len(self._steps)}] {job.name}: {ending}, {event.wall_sec or 0:.0f} s")
+        if job.name in self._bars:
             self._progress.remove_task(self._bars.pop(job.name))
 
-    def _print(self, line: str) -> None:
-        if self._progress is None:
-            print(line, flush=True)
-        else:
-            self._progress.console.print(line, markup=False)
+    def _say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def on_tick(self) -> None:
-        """Look at the running cells, at most once a second."""
-        if self._progress is None or time.monotonic() - self._looked < 1:
+        """Look at the running cells, at most once a second, and only for somebody who watches."""
+        if self._progress.disable or time.monotonic() - self._looked < 1:
             return
-        self._looked, done = time.monotonic(), 0.0
-        for name, flops in self.flops.items():
-            status = read_status(self._run(name))
+        self._looked = time.monotonic()
+        done_flops = 0.0
+        for name, flops in self._flops.items():
+            status = read_status(run_directory(self._folder, name))
             step = 0 if status is None else status.step
-            done += flops * step / self.steps[name]
+            done_flops += flops * step / self._steps[name]
             if name in self._bars:
                 self._progress.update(self._bars[name], completed=step)
-        self._progress.update(self._whole, completed=done)
+        self._progress.update(self._whole, completed=done_flops)

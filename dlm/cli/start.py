@@ -1,57 +1,174 @@
-"""chain: target -> plan, price, question, jobs, and on this machine all the way to the report. Called by cli.
-
-Everything slow is imported by the function that needs it.
-"""
+"""Start a sweep: prepare its data, plan it, look at its cells, price them, ask, and run or submit what is not done."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm.cli.prepared import Stop, make_data_ready, prepare_own_data
-from dlm.cli.price import How, agree_on_cost, left_to_do, price_here
-from dlm.cli.targets import Chosen, choose, warn
+import typer
+
+from dlm.cli.prepared import check_prepared, data_nodes, read_or_prepare
+from dlm.cli.price import agree_on_cost, price_here
+from dlm.cli.screen import LocalProgress, show_plan
+from dlm.cli.targets import Sweep, planned, warn
+from dlm.core import paths
 from dlm.core.errors import ExitCode, UserError, unknown
 
 if TYPE_CHECKING:
+    from dlm.cli.options import StartOptions
+    from dlm.plan.cells import Plan
+    from dlm.submit.ledger import CellNow
     from dlm.submit.slurm import Slurm
-
+    from dlm.submit.submission import Submission
 
 LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
-
-
 LAUNCHER_KEY = "hydra.launcher."
+HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_dir")
+
+
+def start(options: StartOptions) -> tuple[Sweep, bool, int]:
+    """Plan a sweep, show its price, ask, and start the cells that are not done.
+
+    Returns:
+        (the sweep, whether its cells ran on this machine, the exit code of the command so far).
+    """
+    from dlm.plan.store import write_plan
+    from dlm.submit.cells import submit_plan
+
+    is_local = _is_local(options.launcher)
+    overrides, settings = _split(options.override or (), is_local)
+    sweep = _planned_with_data(options)
+    now = _look(sweep)
+    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
+    sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
+    now |= _look(sweep, known=now)  # at the cells of an earlier plan that the sweep keeps
+    submit = functools.partial(
+        submit_plan,
+        sweep.plan,
+        sweep.folder,
+        data_dir=paths.data_dir(),
+        extra=[*more, *overrides],
+        retry_failed=options.retry_failed,
+        max_gpu_hours=max_gpu_hours,
+        now=now,
+    )
+    if is_local:
+        return sweep, True, _run_here(submit, LocalProgress(sweep, now))
+    return sweep, False, _submit_to_slurm(submit, _slurm(settings, allow_dirty=options.allow_dirty), sweep.folder)
+
+
+def _agreed(
+    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_local: bool
+) -> tuple[Plan, list[str], float | None]:
+    """Show what the cells that are not done cost where they run, and ask whether to start them.
+
+    Returns:
+        (the plan with its estimates, overrides that the jobs need here, the GPU-hours that the sweep may use).
+    """
+    from dlm.plan.cost import with_estimates
+
+    left = {name: cell for name, cell in now.items() if cell.result is None}
+    if not left:
+        print(f"every cell of {sweep.folder} is done: nothing to train")
+        return with_estimates(sweep.plan), [], None
+    if is_local:
+        plan, overrides = price_here(sweep.plan, left=left)
+    else:
+        plan, overrides = with_estimates(sweep.plan), []
+        show_plan(plan)
+    check_prepared(plan)
+    return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left)
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Raise UserError for an override of every job that would change what a planned cell is, or how it is launched."""
+    """Raise UserError for an override that changes what a planned cell is, or which launcher starts it."""
     from dlm.plan.grid import DECIDING
 
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":
             raise UserError(f"--override {word}: choose the launcher with --launcher")
-        top = key.split(".")[0]
-        decides = top in (*DECIDING, "training", "validation", "seed", "recipe") or key == "trainer.precision"
-        if decides and key not in ("data.micro_batch_size", "data.num_workers", "data.data_dir"):
+        group = key.split(".")[0]
+        is_deciding = group in (*DECIDING, "training", "validation", "seed", "recipe") or key == "trainer.precision"
+        if is_deciding and key not in HARMLESS_DATA_KEYS:
             raise UserError(f"--override {word} would change the result of planned cells: use --set {word.lstrip('+')}")
 
 
-def _launcher(name: str) -> str:
-    """submitit_slurm or submitit_local; auto asks for a controller."""
-    if name not in LAUNCHERS:
-        raise unknown("launcher", name, LAUNCHERS)
-    if name != "auto":
-        return name
+def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
+    """(overrides of the jobs, settings of the SLURM launcher). Raises UserError for what does not fit a sweep."""
+    check_overrides(words)
+    settings = [word.lstrip("+") for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
+    if is_local and settings:
+        raise UserError(f"{settings[0]} is for SLURM, and this would run here: set the launcher to submitit_slurm")
+    return [word for word in words if not word.lstrip("+").startswith(LAUNCHER_KEY)], settings
+
+
+def _is_local(launcher: str) -> bool:
+    """Whether the cells run on this machine; ``auto`` asks whether a SLURM controller answers."""
     from dlm.submit.slurm import slurm_answers
 
-    return "submitit_slurm" if slurm_answers() else "submitit_local"
+    if launcher not in LAUNCHERS:
+        raise unknown("launcher", launcher, LAUNCHERS)
+    return launcher == "submitit_local" or (launcher == "auto" and not slurm_answers())
 
 
-def _slurm(how: How) -> Slurm:
-    """The cluster of configs/hydra/launcher/submitit_slurm.yaml with ``hydra.launcher.KEY=VALUE`` over it."""
+def _planned_with_data(options: StartOptions) -> Sweep:
+    """Plan a sweep after preparing the data that dlm can make itself, so that the cells have their final ids."""
+    from dlm.plan.grid import make_plan
+
+    sweep = planned(options, read=read_or_prepare)
+    data = [read_or_prepare(node) for node in data_nodes(sweep.plan)]
+    if sweep.plan.data_hash is None and None not in data:  # a stored plan that is older than its data
+        return Sweep(sweep.folder, make_plan(sweep.plan.spec))
+    return sweep
+
+
+def _look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:
+    """The state of the cells of a sweep, without those that are ``known``."""
+    from dlm.submit.state import cells_now
+
+    asked = [(cell.cell_id, cell.steps) for cell in sweep.plan.cells if cell.cell_id not in known]
+    return cells_now(asked, sweep.folder)[0]
+
+
+def _run_here(submit: Callable[..., Submission], progress: LocalProgress) -> int:
+    """Train the cells on this machine.
+
+    Returns:
+        The exit code of the first cell that did not end well, as a shell would see it, else 0.
+    """
+    from dlm.submit.local import LocalPool
+
+    with progress:
+        done = submit(cluster=LocalPool(), on_event=progress.on_event, on_tick=progress.on_tick)
+    for name, cause in done.skipped.items():
+        if cause != "done":
+            warn(f"not started: {name}: {cause}")
+    for name, (state, reason) in done.failed.items():
+        warn(f"{name} is {state}: {reason}")
+    if done.interrupted:
+        print("stopped; the same command continues from the checkpoints", file=sys.stderr)
+        raise typer.Exit(ExitCode.PREEMPTED)
+    code = next((code for code in done.exit_codes.values() if code), ExitCode.DONE)
+    return code if code >= 0 else 128 - code
+
+
+def _submit_to_slurm(submit: Callable[..., Submission], cluster: Slurm, folder: Path) -> int:
+    done = submit(cluster=cluster)
+    for name, reason in done.skipped.items():
+        print(f"not submitted: {name}: {reason}")
+    arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
+    as_arrays = f" as arrays {', '.join(str(array) for array in arrays)}" if arrays else ""
+    print(f"submitted {len(done.submitted)} cells{as_arrays}")
+    print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")
+    return ExitCode.DONE
+
+
+def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
+    """The cluster of configs/hydra/launcher/submitit_slurm.yaml, changed by ``hydra.launcher.KEY=VALUE`` words."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -60,96 +177,14 @@ def _slurm(how: How) -> Slurm:
     from dlm.submit.job import slurm_settings
     from dlm.submit.slurm import Slurm
 
-    words = [word for word in how.extra if word.startswith(LAUNCHER_KEY)]
     try:
-        given = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
+        overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
         raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
-    facts = OmegaConf.create(dict(load_choice("hydra/launcher", "submitit_slurm")))
-    for key, value in given.items():
-        OmegaConf.update(facts, key.removeprefix(LAUNCHER_KEY), value)
-    values: dict[str, Any] = OmegaConf.to_container(facts)  # type: ignore[assignment]
-    return Slurm(slurm_settings({**values, **({"allow_dirty": True} if how.allow_dirty else {})}))
-
-
-def _run_local(chosen: Chosen, how: How) -> int:
-    """Train every cell here; the exit code of the first that did not end well. Raises Stop when interrupted."""
-    from dlm.cli.screen import LocalProgress
-    from dlm.core import paths
-    from dlm.submit.cells import submit_plan
-    from dlm.submit.local import LocalPool
-
-    with LocalProgress(chosen.plan, chosen.sweep_dir) as progress:
-        done = submit_plan(
-            chosen.plan,
-            chosen.sweep_dir,
-            cluster=LocalPool(),
-            data_dir=paths.data_dir(),
-            extra=how.extra,
-            retry_failed=how.retry_failed,
-            on_event=progress.on_event,
-            on_tick=progress.on_tick,
-        )
-    skipped = [f"{name}: {reason}" for name, reason in done.skipped.items() if reason != "done"]
-    for line in skipped:
-        warn(f"not started: {line}")
-    for name, (state, reason) in done.failed.items():
-        warn(f"{name} is {state}: {reason}")
-    if done.interrupted:
-        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
-        raise Stop(ExitCode.PREEMPTED)
-    code = next((code for code in done.exit_codes.values() if code), ExitCode.DONE)
-    return code if code >= 0 else 128 - code
-
-
-def _submit_slurm(chosen: Chosen, how: How, max_gpu_hours: float | None) -> int:
-    from dlm.core import paths
-    from dlm.submit.cells import submit_plan
-
-    done = submit_plan(
-        chosen.plan,
-        chosen.sweep_dir,
-        cluster=_slurm(how),
-        data_dir=paths.data_dir(),
-        extra=[word for word in how.extra if not word.startswith(LAUNCHER_KEY)],
-        retry_failed=how.retry_failed,
-        max_gpu_hours=max_gpu_hours,
-    )
-    for name, reason in done.skipped.items():
-        print(f"not submitted: {name}: {reason}")
-    arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
-    print(f"submitted {len(done.submitted)} cells{' as arrays ' + ', '.join(map(str, arrays)) if arrays else ''}")
-    print(f"watch it with: dlm status {chosen.sweep_dir}; when it is done: dlm report {chosen.sweep_dir}")
-    return ExitCode.DONE
-
-
-def start(
-    target: str,
-    budget: Sequence[str] | None,
-    top_budget: str | None,
-    settings: Sequence[str] | None,
-    how: How,
-) -> tuple[Chosen, bool, int]:
-    """Plan, show, price, ask, submit. Returns the sweep, whether it ran here, and the first bad exit code of a cell."""
-    from dlm.cli.screen import show_plan
-    from dlm.plan.store import write_plan
-
-    check_overrides(how.extra)
-    local = _launcher(how.launcher) == "submitit_local"
-    extra = tuple(word.lstrip("+") if word.lstrip("+").startswith(LAUNCHER_KEY) else word for word in how.extra)
-    for word in extra:
-        if local and word.startswith(LAUNCHER_KEY):
-            raise UserError(f"{word} is for SLURM, and this would run here: set the launcher to submitit_slurm")
-    chosen = prepare_own_data(choose(target, budget, top_budget, settings))
-    if not left_to_do(chosen):
-        print(f"every cell of {chosen.sweep_dir} is done: nothing to train")
-    elif local:
-        chosen, on_cpu = price_here(chosen)
-        extra = ("trainer=cpu", *extra) if on_cpu else extra
-    else:
-        show_plan(chosen.plan)
-        chosen = make_data_ready(chosen)
-    how = dataclasses.replace(how, extra=extra)
-    max_gpu_hours = agree_on_cost(chosen, how) if left_to_do(chosen) else None
-    chosen = Chosen(chosen.sweep_dir, write_plan(chosen.sweep_dir, chosen.plan))
-    return chosen, local, _run_local(chosen, how) if local else _submit_slurm(chosen, how, max_gpu_hours)
+    config = OmegaConf.create(dict(load_choice("hydra/launcher", "submitit_slurm")))
+    for one in overrides:
+        OmegaConf.update(config, one.key_or_group.removeprefix(LAUNCHER_KEY), one.value())
+    if allow_dirty:
+        config.allow_dirty = True
+    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    return Slurm(slurm_settings(values))

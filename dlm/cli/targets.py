@@ -1,97 +1,104 @@
-"""Find the sweep that a command line names."""
+"""Find the sweep that a command line names: its folder, its definition and its plan."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dlm.core import paths
 from dlm.core.errors import UserError
 
 if TYPE_CHECKING:
+    from dlm.cli.options import DefinitionOptions
+    from dlm.data.manifest import DataSet
     from dlm.plan.cells import Plan
     from dlm.plan.definition import SweepSpec
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a target stands for: the folder, the definition, and the plan that is to be carried out."""
+class Sweep:
+    """A sweep: its folder, and the plan that is carried out there."""
 
-    sweep_dir: Path
+    folder: Path
     plan: Plan
 
 
 def by_name(target: str) -> str:
-    """A sweep in workdir/ by its name alone, where no definition has that name; else ``target`` as it is."""
-    from dlm.core import paths
+    """The folder of the sweep in the work directory that is called ``target``; any other target as it is.
 
+    A definition in sweeps/ with that name takes precedence over the folder.
+    """
     folder = paths.workdir() / target
     is_name = Path(target).name == target and not (paths.sweeps_dir() / f"{target}.yaml").is_file()
-    return str(folder) if is_name and is_sweep_dir(str(folder)) else target
+    return str(folder) if is_name and is_sweep_dir(folder) else target
 
 
-def is_sweep_dir(target: str) -> bool:
-    return (Path(target) / "plan.json").is_file()
+def is_sweep_dir(folder: str | Path) -> bool:
+    return (Path(folder) / "plan.json").is_file()
 
 
-def _definition(
-    target: str, budgets: Sequence[str] | None, top: str | None, settings: Sequence[str] | None
-) -> SweepSpec:
-    from dlm.core.flops import check_budget
+def planned(options: DefinitionOptions, *, read: Callable[[Mapping[str, Any]], DataSet | None] | None = None) -> Sweep:
+    """Plan a definition, or read the plan of a sweep's folder.
+
+    Args:
+        options: The target, and what changes its definition.
+        read: How ``make_plan`` reads the data; by default, data that are not prepared stay so.
+
+    Raises:
+        UserError: The target is unknown, or it is planned already and the options would change its definition.
+    """
+    from dlm.data.manifest import read_data
+    from dlm.plan.grid import make_plan
+    from dlm.plan.store import read_plan
+
+    target = by_name(options.target)
+    if is_sweep_dir(target):
+        if options.budget or options.top_budget is not None or options.settings:
+            raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
+        return Sweep(Path(target), read_plan(Path(target)))
+    spec = _with_budgets(_definition(target, options.settings or ()), options)
+    return Sweep(paths.workdir() / spec.name, make_plan(spec, read=read or read_data))
+
+
+def existing(target: str) -> Sweep:
+    """The sweep that a target names, for the verbs after planning. Raises UserError when it has no plan."""
+    from dlm.plan.store import read_plan
+
+    folder = Path(by_name(target))
+    if not folder.is_dir():
+        folder = paths.workdir() / _definition(target).name
+    return Sweep(folder, read_plan(folder))
+
+
+def run_folder(target: str) -> Path:
+    """The folder of the runs that a target names. Runs that `python -m dlm.launch` started have no plan there."""
+    folder = Path(by_name(target))
+    return folder if (folder / "runs").is_dir() else existing(target).folder
+
+
+def _definition(target: str, settings: Sequence[str] = ()) -> SweepSpec:
     from dlm.plan.definition import find_definition, load_sweep
 
     if Path(target).is_dir():
         raise UserError(f"{target} holds no plan.json: give a definition (sweeps/*.yaml) or a sweep's folder")
-    spec = load_sweep(find_definition(target), settings or ())
-    if budgets and top is not None:
+    return load_sweep(find_definition(target), settings)
+
+
+def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
+    """The definition with the budgets of --budget or --top-budget, if one of them is given."""
+    from dlm.core.flops import check_budget
+
+    if options.budget and options.top_budget is not None:
         raise UserError("--budget and --top-budget exclude each other: give one of them")
-    if budgets:
-        spec = spec.with_budgets(check_budget(budget, "--budget") for budget in budgets)
-    if top is not None:
-        highest = check_budget(top, "the top budget (BUDGET, --top-budget)")
-        spec = spec.with_budgets(highest * fraction for fraction in spec.budget_fractions)
+    if options.budget:
+        return spec.with_budgets(check_budget(budget, "--budget") for budget in options.budget)
+    if options.top_budget is not None:
+        highest = check_budget(options.top_budget, "the top budget (BUDGET, --top-budget)")
+        return spec.with_budgets(highest * fraction for fraction in spec.budget_fractions)
     return spec
-
-
-def choose(
-    target: str,
-    budgets: Sequence[str] | None = None,
-    top: str | None = None,
-    settings: Sequence[str] | None = None,
-) -> Chosen:
-    """Plan a definition, or read the plan of a folder."""
-    from dlm.core import paths
-    from dlm.plan.cost import with_estimates
-    from dlm.plan.grid import make_plan
-    from dlm.plan.store import read_plan
-
-    target = by_name(target)
-    if is_sweep_dir(target):
-        if budgets or top is not None or settings:
-            raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
-        return Chosen(Path(target), with_estimates(read_plan(Path(target))))
-    spec = _definition(target, budgets, top, settings)
-    return Chosen(paths.workdir() / spec.name, with_estimates(make_plan(spec)))
-
-
-def existing(target: str) -> Chosen:
-    """The sweep folder behind a target, for the verbs that come after planning."""
-    from dlm.core import paths
-    from dlm.plan.store import read_plan
-
-    target = by_name(target)
-    sweep_dir = Path(target)
-    if not is_sweep_dir(target) and not sweep_dir.is_dir():
-        sweep_dir = paths.workdir() / _definition(target, None, None, None).name
-    return Chosen(sweep_dir, read_plan(sweep_dir))
-
-
-def run_folder(target: str) -> Path:
-    """The folder behind a target that may hold runs without a plan: those that `python -m dlm.launch` started."""
-    folder = Path(by_name(target))
-    return folder if (folder / "runs").is_dir() else existing(target).sweep_dir
 
 
 def warn(line: str) -> None:

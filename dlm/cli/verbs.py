@@ -1,17 +1,22 @@
-"""cli: the `dlm` command, one verb per arrow of the flow. Everything slow is imported by the verb that needs it."""
+"""The verbs of the `dlm` command, in the order of the flow. Each verb imports what is slow when it runs."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlm.cli import gather, prepared, price, start, targets
-from dlm.core.errors import ExitCode, TryAgainError, UserError
+from dlm.cli import gather, options, prepared, targets
+from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
+from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
+
+if TYPE_CHECKING:
+    from dlm.collect.upload import Arrival
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,155 +25,54 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help=(
         "From a compute budget to a scaling law for diffusion language models.\n\n"
-        "sweeps/*.yaml -> [bold]plan[/] -> [bold]submit[/] -> training -> [bold]collect[/] -> [bold]fit[/] -> "
-        "[bold]report[/]; [bold]sweep[/] does it all.\n\n"
-        "A sweep lives in one folder, workdir/NAME. Every verb can be run alone, and again: nothing is done twice. "
-        "Start with: dlm sweep sweeps/smoke.yaml"
+        "The flow: sweeps/*.yaml -> [bold]plan[/] -> [bold]submit[/] -> training -> [bold]collect[/] -> "
+        "[bold]fit[/] -> [bold]report[/]. The verb [bold]sweep[/] does it all.\n\n"
+        "A sweep lives in one folder, workdir/NAME. Every verb can be run alone, and again: what is done is not done "
+        "twice. Start with `dlm sweep sweeps/smoke.yaml`; `dlm VERB --help` explains a verb."
     ),
 )
 
 
-Target = Annotated[
-    str, typer.Argument(help="A definition (sweeps/demo.yaml, or demo) or a sweep's folder (workdir/demo).")
-]
-
-
-Budgets = Annotated[
-    list[str] | None, typer.Option("--budget", help="Target FLOPs of a cell; repeat it. Exactly these budgets.")
-]
-
-
-TopBudget = Annotated[
-    str | None,
-    typer.Option("--top-budget", help="The highest budget; the definition says which lower ones come with it."),
-]
-
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="KEY=VALUE: change a key of the definition, or a config key of every cell."),
-]
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-LauncherName = Annotated[
-    str, typer.Option("--launcher", help="auto (SLURM where a controller answers), submitit_slurm or submitit_local.")
-]
-
-
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-Extra = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--override",
-        help="A Hydra override for every job that does not change its result, or hydra.launcher.KEY=VALUE.",
-    ),
-]
-
-
 @app.command()
-def plan(
-    target: Target,
-    budget: Budgets = None,
-    top_budget: TopBudget = None,
-    set_: Settings = None,
-    as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show it; write nothing.")] = False,
-) -> None:
-    """Turn a definition into cells: which sizes, how many tokens, what they cost. Starts nothing."""
+@takes(options.PlanOptions)
+def plan(given: options.PlanOptions) -> None:
+    """Turn a definition into cells: model sizes, tokens and what they cost. Starts nothing."""
+    from dlm.cli.screen import show_plan
+    from dlm.plan.cost import with_estimates
     from dlm.plan.store import write_plan
 
-    chosen = targets.choose(target, budget, top_budget, set_)
-    prepared.warn_unprepared(chosen.plan)
-    if not dry_run and not targets.is_sweep_dir(target):
-        write_plan(chosen.sweep_dir, chosen.plan)
-    if as_json:
-        print(json.dumps(chosen.plan.to_json(estimates=True), indent=2, allow_nan=False))
+    sweep = targets.planned(given)
+    priced = with_estimates(sweep.plan)
+    prepared.warn_unprepared(priced)
+    if not given.dry_run and not targets.is_sweep_dir(given.target):
+        write_plan(sweep.folder, priced)
+    if given.as_json:
+        print(json.dumps(priced.to_json(estimates=True), indent=2, allow_nan=False))
         return
-    from dlm.cli.screen import show_plan
-
-    show_plan(chosen.plan)
-    if not dry_run:
-        print(f"plan: {chosen.sweep_dir / 'plan.json'}")
-
-
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Also cells that diverged, ran out of memory or failed often.")
-]
-
-
-AllowDirty = Annotated[
-    bool,
-    typer.Option("--allow-dirty", help="To SLURM even code that differs from the last commit; its diff is kept."),
-]
-
-
-MaxGpuHours = Annotated[
-    float | None,
-    typer.Option(
-        "--max-gpu-hours",
-        min=0,
-        help="Refuse what costs more; on SLURM, start no cell once the sweep has used that much. "
-        "By default max_gpu_hours of the definition.",
-    ),
-]
+    show_plan(priced)
+    if not given.dry_run:
+        print(f"plan: {sweep.folder / 'plan.json'}")
 
 
 @app.command()
-def submit(
-    target: Target,
-    budget: Budgets = None,
-    top_budget: TopBudget = None,
-    set_: Settings = None,
-    launcher: LauncherName = "auto",
-    yes: Yes = False,
-    retry_failed: RetryFailed = False,
-    allow_dirty: AllowDirty = False,
-    max_gpu_hours: MaxGpuHours = None,
-    override: Extra = None,
-) -> None:
-    """Start the cells that are not done: on SLURM it returns at once, on this machine it trains them."""
-    how = price.How(
-        launcher=launcher,
-        yes=yes,
-        retry_failed=retry_failed,
-        allow_dirty=allow_dirty,
-        max_gpu_hours=max_gpu_hours,
-        extra=tuple(override or ()),
-    )
-    _, _, code = start.start(target, budget, top_budget, set_, how)
+@takes(options.StartOptions)
+def submit(given: options.StartOptions) -> None:
+    """Start the cells that are not done. On SLURM it returns at once; on this machine it waits for them."""
+    from dlm.cli.start import start
+
+    _, _, code = start(given)
     raise typer.Exit(code)
 
 
 @app.command()
-def sweep(
-    target: Target,
-    budget: Budgets = None,
-    top_budget: TopBudget = None,
-    set_: Settings = None,
-    launcher: LauncherName = "auto",
-    yes: Yes = False,
-    retry_failed: RetryFailed = False,
-    allow_dirty: AllowDirty = False,
-    max_gpu_hours: MaxGpuHours = None,
-    override: Extra = None,
-) -> None:
-    """Plan, submit and, on this machine, train, collect, fit and report. Run again, it goes on."""
-    how = price.How(
-        launcher=launcher,
-        yes=yes,
-        retry_failed=retry_failed,
-        allow_dirty=allow_dirty,
-        max_gpu_hours=max_gpu_hours,
-        extra=tuple(override or ()),
-    )
-    chosen, ran_here, code = start.start(target, budget, top_budget, set_, how)
+@takes(options.StartOptions)
+def sweep(given: options.StartOptions) -> None:
+    """Plan and submit; on this machine also train, collect, fit and report. Run again, it continues."""
+    from dlm.cli.start import start
+
+    started, ran_here, code = start(given)
     if ran_here:
-        gather.report(chosen.sweep_dir)
+        gather.report(started)
     raise typer.Exit(code)
 
 
@@ -176,47 +80,43 @@ def sweep(
 def status(
     target: Target,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again until nothing runs or waits.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until no cell runs or waits.")] = False,
 ) -> None:
-    """What every cell is doing: state, step, loss, speed, time left, reason of a failure."""
-    import time
-
-    from dlm.cli.screen import show_status
+    """Show every cell: its state, step, loss, speed, time left and why it failed."""
+    from dlm.cli.screen import console, show_status
     from dlm.record.outcomes import State
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
-    chosen = targets.existing(target)
+    sweep = targets.existing(target)
     while True:
-        found, warnings = sweep_now(chosen.sweep_dir, chosen.plan)
+        cells, warnings = sweep_now(sweep.folder, sweep.plan)
         if as_json:
-            print(json.dumps(status_values(found), indent=2, allow_nan=False))
+            print(json.dumps(status_values(cells), indent=2, allow_nan=False))
         else:
-            show_status(status_rows(found), summary_line(found, chosen.plan))
+            show_status(status_rows(cells), summary_line(cells, sweep.plan))
             for warning in warnings:
                 targets.warn(warning)
-        if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in found):
+        if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
             return
         time.sleep(5)
-        if sys.stdout.isatty():
-            print("\033[2J\033[H", end="")
+        console().clear()  # on a terminal only
 
 
 @app.command()
 def cancel(
     target: Target,
-    cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell; repeat it.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="Only the cell with this id. Repeatable.")] = None,
     state: Annotated[
-        list[str] | None, typer.Option("--state", help="Only cells in this state, submitted or running; repeat it.")
+        list[str] | None, typer.Option(help="Only cells in this state: submitted or running. Repeatable.")
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Stop the cells that run or wait. They keep their checkpoints, and `dlm submit` goes on with them."""
-    from dlm.core.errors import unknown
+    """Stop cells that run or wait. They keep their checkpoints, and `dlm submit` continues them."""
     from dlm.record.outcomes import State
     from dlm.submit.cells import cancel as cancel_cells
 
-    chosen = targets.existing(target)
-    names = [item.cell_id for item in chosen.plan.cells]
+    sweep = targets.existing(target)
+    names = [planned.cell_id for planned in sweep.plan.cells]
     for name in cell or ():
         if name not in names:
             raise unknown("cell", name, names)
@@ -224,8 +124,8 @@ def cancel(
         if name not in (State.SUBMITTED, State.RUNNING):
             raise unknown("--state", name, (State.SUBMITTED, State.RUNNING))
     if not yes and sys.stdin.isatty():
-        typer.confirm(f"Stop what runs or waits of {chosen.sweep_dir}?", abort=True)
-    done = cancel_cells(cell or names, chosen.sweep_dir, states=tuple(map(State, state or ())))
+        typer.confirm(f"Stop what runs or waits of {sweep.folder}?", abort=True)
+    done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
     for name, what in done.items():
         print(f"{name}: {what}")
     print(f"stopped {len(done)} cells" if done else "nothing runs or waits")
@@ -233,45 +133,26 @@ def cancel(
 
 @app.command()
 def logs(
-    cell: Annotated[str, typer.Argument(help="A cell's id, a part of it that no other has, or its run directory.")],
-    target: Annotated[str | None, typer.Argument(help="The sweep, where several have such a cell.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many, from the end.")] = 40,
+    cell: Annotated[str, typer.Argument(help="A cell's id, a part of it that no other id has, or a run directory.")],
+    target: Annotated[str | None, typer.Argument(help="The sweep, if several have such a cell.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of each log to show.")] = 40,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added.")] = False,
 ) -> None:
-    """The end of what a cell, and its batch job, said."""
+    """Show the last lines that a cell and its batch job wrote."""
     from dlm.submit.table import find_run, logs_of
 
-    paths = logs_of(find_run(cell, None if target is None else targets.existing(target).sweep_dir))
-    command = ["tail", f"--lines={lines}", "--verbose", *(["--follow=name"] if follow else []), *map(str, paths)]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    paths = logs_of(find_run(cell, None if target is None else targets.existing(target).folder))
+    following = ["--follow=name"] if follow else []
+    tail = subprocess.run(["tail", f"--lines={lines}", "--verbose", *following, *paths], check=False)
+    raise typer.Exit(tail.returncode)
 
 
 @app.command()
-def collect(
-    target: Annotated[str | None, typer.Argument(help="A sweep: its definition or folder. Without one, --out.")] = None,
-    wandb: Annotated[
-        str | None, typer.Option("--wandb", metavar="ENTITY/PROJECT", help="Also what a W&B server has.")
-    ] = None,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option("--filter", help="KEY=VALUE in W&B's words (group, state, config.seed.value); repeat it."),
-    ] = None,
-    mapping: Annotated[
-        Path | None, typer.Option(help="What the runs of others call things: a YAML file, see dlm/mapping.py.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Without a sweep: where the tables go.")] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check every history against W&B's, number by number.")
-    ] = False,
-) -> None:
-    """Read run directories and offline W&B files, and a W&B server, into runs.csv, excluded.csv, history.parquet."""
-    source = gather.Source(project=wandb, filters=filter_ or (), mapping=mapping, out=out)
-    folder, collected = gather.collect(target, source, verify=verify)
-    for warning in collected.warnings:
-        targets.warn(warning)
-    for row in collected.excluded.to_dict("records"):
-        print(f"left out {row['run_id']}: {row['reason']}")
-    print(f"{len(collected.runs)} runs: {folder / 'runs.csv'}")
+@takes(options.CollectOptions)
+def collect(given: options.CollectOptions) -> None:
+    """Collect the runs of a sweep or a W&B project: runs.csv, excluded.csv and history.parquet."""
+    folder, collected = gather.collect(given)
+    gather.show_collected(collected, folder)
 
 
 @app.command()
@@ -279,169 +160,87 @@ def sync(
     target: Target,
     wandb: Annotated[
         str | None,
-        typer.Option("--wandb", metavar="ENTITY/PROJECT", help="Where to; by default your own entity, project dlm."),
+        typer.Option(metavar="ENTITY/PROJECT", help="The project to upload to, in place of the one in the configs."),
     ] = None,
 ) -> None:
-    """Upload runs that were logged offline, or lost W&B on the way, and say what did not arrive."""
+    """Upload runs that were logged offline or lost their connection to W&B, and say what did not arrive."""
     from dlm.collect.upload import sync as sync_runs
 
     arrivals = sync_runs(targets.run_folder(target), project=wandb)
-    for one in arrivals:
-        if one.skipped is not None:
-            print(f"not looked at: {one.run_id}: {one.skipped}")
-        elif one.nothing:
-            print(f"nothing to upload: {one.run_id}: it logged nothing")
-        elif one.to_upload and not one.known:
-            what = f"{len(one.lacking)} of {len(one.rows)} rows" if one.lacking else "its result"
-            targets.warn("; ".join([f"{one.run_id}: {what} did not arrive", *one.trouble, *one.lost]))
-        elif not one.whole:
-            targets.warn(f"{one.run_id}: what can be read of it has arrived, not all of it: {'; '.join(one.lost)}")
-    some = [one for one in arrivals if not one.nothing]
-    whole = [one for one in some if one.whole]
-    print(f"{len(whole)} of {len(some)} runs are whole on W&B, {sum(one.uploaded for one in arrivals)} rows new")
-    raise typer.Exit(ExitCode.DONE if len(whole) == len(some) else ExitCode.PREEMPTED)
+    for arrival in arrivals:
+        _show_arrival(arrival)
+    logged = [arrival for arrival in arrivals if not arrival.nothing]
+    whole = [arrival for arrival in logged if arrival.whole]
+    rows = sum(arrival.uploaded for arrival in arrivals)
+    print(f"{len(whole)} of {len(logged)} runs are whole on W&B, {rows} rows new")
+    raise typer.Exit(ExitCode.DONE if len(whole) == len(logged) else ExitCode.PREEMPTED)
 
 
-RunsFile = Annotated[
-    Path, typer.Argument(help="Any CSV with columns params, tokens, loss (flops, budget, weight, run_id).")
-]
-
-
-LawName = Annotated[str, typer.Option(help="chinchilla, skaling, tied, data-constrained, isoflop or envelope.")]
-
-
-NormName = Annotated[str, typer.Option(help="The norm of the surface fit: huber, mse or l1.")]
-
-
-Delta = Annotated[float, typer.Option(help="Huber's corner, in units of the residual.")]
-
-
-Space = Annotated[str, typer.Option(help="Residuals of log or raw loss.")]
-
-
-Replicates = Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")]
-
-
-Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
-
-
-At = Annotated[list[float] | None, typer.Option("--at", help="FLOPs to give N*, D*, L* at; repeat it.")]
-
-
-Pins = Annotated[list[str] | None, typer.Option(help="A parameter to hold, E=1.7; repeat it.")]
-
-
-Objective = Annotated[str | None, typer.Option(help="Which one, where the runs have several.")]
+def _show_arrival(arrival: Arrival) -> None:
+    run_id = arrival.run_id
+    if arrival.skipped is not None:
+        print(f"not looked at: {run_id}: {arrival.skipped}")
+    elif arrival.nothing:
+        print(f"nothing to upload: {run_id}: it logged nothing")
+    elif arrival.to_upload and not arrival.known:
+        what = f"{len(arrival.lacking)} of {len(arrival.rows)} rows" if arrival.lacking else "its result"
+        targets.warn("; ".join([f"{run_id}: {what} did not arrive", *arrival.trouble, *arrival.lost]))
+    elif not arrival.whole:
+        lost = "; ".join(arrival.lost)
+        targets.warn(f"{run_id}: what can be read of it has arrived, but a part of it is lost: {lost}")
 
 
 @app.command()
-def fit(
-    runs: RunsFile,
-    law: LawName = "chinchilla",
-    loss: NormName = "huber",
-    delta: Delta = 1e-3,
-    space: Space = "log",
-    bootstrap: Replicates = 4000,
-    seed: Seed = 0,
-    at: At = None,
-    objective: Objective = None,
-    pin: Pins = None,
-    under_tuned: Annotated[float, typer.Option(help="Below 1, points above the law count by so much less.")] = 1.0,
-    weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its C.")] = None,
-    curve: Annotated[str, typer.Option(help="Of isoflop: parabola, cubic or akima.")] = "parabola",
-    axis: Annotated[str, typer.Option(help="Of isoflop: minima over log 'params' or log 'tokens'.")] = "params",
-    as_json: AsJson = False,
-) -> None:
-    """Fit a law to a table of runs, dlm's own or any other, and say how far it may be believed."""
+@takes(options.FitOptions)
+def fit(given: options.FitOptions) -> None:
+    """Fit a law to a table of runs, dlm's own or any other, and say how far it may be trusted."""
     from dlm.fit.table import fit_runs
 
-    result = fit_runs(
-        runs,
-        law=law,
-        loss=loss,
-        delta=delta,
-        space=space,
-        bootstrap=bootstrap,
-        seed=seed,
-        at=at or (),
-        objective=objective,
-        fixed=_pinned(pin or []),
-        under_tuned=under_tuned,
-        weights=weights,
-        curve=curve,
-        axis=axis,
-    )
+    result = fit_runs(given.runs, **given.keywords())
     if result.status == "refused":
-        raise UserError(f"{law}: {'; '.join(result.warnings)}")
-    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
+        raise UserError(f"{given.law}: {'; '.join(result.warnings)}")
+    _show_result(result, as_json=given.as_json)
 
 
 @app.command()
-def predict(
-    runs: RunsFile,
-    at: Annotated[list[float], typer.Option("--at", help="FLOPs to predict N*, D*, L* at; repeat it.")],
-    freeze: Annotated[Path | None, typer.Option(help="Write them, dated and hashed, to this new file.")] = None,
-    law: LawName = "chinchilla",
-    loss: NormName = "huber",
-    delta: Delta = 1e-3,
-    space: Space = "log",
-    bootstrap: Replicates = 4000,
-    seed: Seed = 0,
-    objective: Objective = None,
-    pin: Pins = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what larger runs will give before they exist; `dlm score` grades it afterwards."""
+@takes(options.PredictOptions)
+def predict(given: options.PredictOptions) -> None:
+    """Predict larger runs before they exist; `dlm score` grades the predictions afterwards."""
     from dlm.fit.table import predict_runs
 
-    how = {"law": law, "loss": loss, "delta": delta, "space": space, "fixed": _pinned(pin or [])}
-    result, written = predict_runs(
-        runs, at=at, freeze=freeze, bootstrap=bootstrap, seed=seed, objective=objective, **how
-    )
-    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
-    if written and not as_json:
-        print(f"frozen in {freeze}: sha256 {written['sha256']}, made {written['made']}")
+    result, written = predict_runs(given.runs, **given.keywords())
+    _show_result(result, as_json=given.as_json)
+    if written and not given.as_json:
+        print(f"frozen in {given.freeze}: sha256 {written['sha256']}, made {written['made']}")
 
 
 @app.command()
 def score(
-    frozen: Annotated[Path, typer.Argument(help="What `dlm predict --freeze` wrote.")],
+    frozen: Annotated[Path, typer.Argument(help="The file that `dlm predict --freeze` wrote.")],
     runs: RunsFile,
     as_json: AsJson = False,
 ) -> None:
-    """Grade frozen predictions by the runs that have come since."""
+    """Grade frozen predictions by the runs that exist now."""
     from dlm.fit.table import score_runs
 
-    graded = score_runs(frozen, runs)
-    print(json.dumps(graded.to_dict(), indent=2, allow_nan=False) if as_json else graded.report())
-
-
-def _pinned(words: list[str]) -> dict[str, float]:
-    found = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise UserError(f"--pin {word}: write NAME=NUMBER, for example --pin E=1.7") from None
-    return found
+    _show_result(score_runs(frozen, runs), as_json=as_json)
 
 
 @app.command()
 def compare(
-    runs: Annotated[Path, typer.Argument(help="A CSV of runs, as for dlm fit.")],
+    runs: RunsFile,
     other: Annotated[
-        Path | None, typer.Argument(help="A second one; without it, two objectives of the first are compared.")
+        Path | None, typer.Argument(help="A second CSV file; without it, two objectives of the first are compared.")
     ] = None,
     law: Annotated[str, typer.Option(help="chinchilla, skaling or isoflop.")] = "chinchilla",
     objective: Annotated[
-        list[str] | None, typer.Option("--objective", help="Give it twice: for the first runs, for the second.")
+        list[str] | None, typer.Option(help="Give it twice: the objective of the first and of the second runs.")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(help="Replicates behind the intervals; 0 for none.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    bootstrap: Replicates = 4000,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """How many times the compute of the first runs the second need, at equal loss."""
+    """Say how many times the compute of the first runs the second runs need to reach the same loss."""
     from dlm.fit.table import compare_runs
 
     names = list(objective or ())
@@ -449,38 +248,42 @@ def compare(
         names *= 2
     if len(names) not in (0, 2):
         raise UserError(f"--objective is given {len(names)} times: name two, that of the first runs and of the second")
-    one, two = names or (None, None)
-    found = compare_runs(runs, other, first=one, second=two, law=law, bootstrap=bootstrap, seed=seed)
-    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else found.report())
+    first, second = names or (None, None)
+    found = compare_runs(runs, other, first=first, second=second, law=law, bootstrap=bootstrap, seed=seed)
+    _show_result(found, as_json=as_json)
+
+
+def _show_result(result: Any, *, as_json: bool) -> None:
+    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
 
 
 @app.command()
 def report(target: Target) -> None:
-    """Collect, fit and write report/report.html with its figures."""
-    gather.report(targets.existing(target).sweep_dir)
+    """Collect the runs of a sweep, fit the laws and write report/report.html with its figures."""
+    gather.report(targets.existing(target))
 
 
-OF_THE_TRAINING_HALF = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(context_settings=OF_THE_TRAINING_HALF)
+@app.command(context_settings=PASSED_ON)
 def prepare(context: typer.Context) -> None:
-    """Turn text into packed tokens with a manifest: dlm prepare text SOURCE --out DIR, stdlib, packed DIR."""
-    raise typer.Exit(prepared.training_command("dlm.data.prepare.command", context.args or ["--help"]))
+    """Turn text into the packed tokens that training reads: dlm prepare text SOURCE --out DIR."""
+    prepared.run_prepare(context.args or ["--help"])
 
 
-@app.command(context_settings=OF_THE_TRAINING_HALF)
+@app.command(context_settings=PASSED_ON)
 def convert(context: typer.Context) -> None:
-    """Turn a checkpoint (SMDM's too) into one file of weights: dlm convert SOURCE TARGET.safetensors|.pt."""
-    raise typer.Exit(prepared.training_command("dlm.convert", context.args or ["--help"]))
+    """Turn a checkpoint, SMDM's too, into one file of weights: dlm convert SOURCE TARGET.safetensors."""
+    # In a process of its own, because it needs torch, which the sweep half never imports.
+    command = [sys.executable, "-m", "dlm.convert", *(context.args or ["--help"])]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2, a server that is away one line and 75."""
+    """Run the command. A user's mistake is one line and exit code 2; a server that is away, one line and 75."""
     try:
         app()
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
         sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)
-    except prepared.Stop as stop:
-        sys.exit(stop.code)

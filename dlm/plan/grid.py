@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ DEFAULT_GROUPS = {"data": "stdlib", "optimizer": "adamw", "scheduler": "cosine",
 OTHER_GROUPS = {"trainer": "cpu", "callbacks": "default", "logger": "wandb"}
 
 
-def make_plan(spec: SweepSpec) -> Plan:
+def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | None] = read_data) -> Plan:
     """Plan a sweep.
+
+    Args:
+        spec: The definition.
+        read: Returns the data of a resolved data node, None while they are not prepared; it may prepare them.
 
     Raises:
         UserError: The definition names something that does not exist or cannot be trained, or no cell is left.
@@ -57,7 +61,7 @@ def make_plan(spec: SweepSpec) -> Plan:
         node = _in_place(config["data"])
         key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
         if key not in found:
-            found[key] = read_data(node)
+            found[key] = read(node)
         cell = _cell(spec, point, config, found[key])
         if isinstance(cell, Cell):
             cells.append(cell)

@@ -1,15 +1,14 @@
-"""figures: FitResults -> matplotlib figures of the isoFLOP curves and of N*, D*, L* against C. Called by report.
+"""Draw the isoFLOP curves of a fit, and N*, D* and L* of several fits against C.
 
-matplotlib is imported by the functions that draw. Sequential colours and the two methods' colours stay apart for
-colour-blind readers, and shapes and labels say the same as the colours do.
+matplotlib is imported by the functions that draw. Colour-blind readers can tell the colours of the budgets and of the
+methods apart, and shapes and labels repeat what the colours say.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,16 @@ import numpy as np
 
 from dlm.core import text
 from dlm.fit import optimum
-from dlm.fit.fitted import Minimum
+from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.isoflop.fit import curve_of
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.optimum import optima
+from dlm.fit.points import Array
 from dlm.fit.result import FitResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -45,6 +46,11 @@ LAW_COLOURS = {
 
 
 BAND_POINTS = 14
+PANELS = {
+    "N": "best size N*, parameters",
+    "D": "best training length D*, tokens",
+    "L": "loss L* there, nats/token",
+}
 
 
 STYLE: Any = {
@@ -73,71 +79,88 @@ STYLE: Any = {
 }
 
 
+METADATA: Mapping[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
 Fits = Mapping[str, FitResult] | Iterable[FitResult]
 
 
 def isoflop_figure(
     isoflop: FitResult, surface: FitResult | None = None, *, loss_se: Sequence[float] | None = None
 ) -> Figure:
-    """Loss over size, one curve per budget: runs, curve, its minimum with interval; the surface dotted.
+    """Draw the loss over model size: for each budget its runs, its curve, and its minimum with the 95 % interval.
 
-    loss_se: the Monte Carlo standard error of each of the result's points, drawn as bars. A refused curve is hollow.
+    Args:
+        isoflop: A fit with isoFLOP minima. A curve without a minimum is hollow and dashed.
+        surface: A fitted surface, drawn as a dotted line for each budget.
+        loss_se: The Monte Carlo standard error of each point of ``isoflop``, drawn as a bar; NaN where unknown.
     """
-    with _drawing() as (plt, figures):
+    import matplotlib.pyplot as plt
+
+    drawn_surface = surface if surface is not None and surface.params else None
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9.0, 5.0), layout="constrained")
-        figures.append(figure)
         colours = budget_colours(len(isoflop.minima))
         for minimum, colour in zip(isoflop.minima, colours, strict=True):
             _curve(axes, isoflop, minimum, colour, loss_se)
-            if surface is not None and surface.params:
-                _surface_curve(axes, isoflop, surface, minimum, colour)
-        _human_axis(axes, "x", text.count)
+            if drawn_surface is not None:
+                _surface_curve(axes, isoflop, drawn_surface, minimum, colour)
+        axes.set_xscale("log")
+        _count_axis(axes.xaxis)
         axes.set_xlabel("parameters N")
         axes.set_ylabel("validation loss, nats/token")
         axes.margins(x=0.09)
-        _explain(axes, plt, curve=isoflop.curve, has_surface=surface is not None and bool(surface.params))
-    return figures[0]
+        _legend(axes, curve=isoflop.curve, has_surface=drawn_surface is not None)
+    return _released(figure)
 
 
 def allocation_figure(fits: Fits) -> Figure:
-    """N*, D* and L* against C: minima with intervals, each method's line and 95 % band; grey beyond the runs."""
-    chosen = [f for f in _listed(fits) if f.points is not None]
-    with _drawing() as (plt, figures):
+    """Draw N*, D* and L* against C: the minima with their intervals, and the line and 95 % band of each method.
+
+    The area beyond the runs is grey.
+    """
+    import matplotlib.pyplot as plt
+
+    listed = fits.values() if isinstance(fits, Mapping) else fits
+    chosen = [fit for fit in listed if fit.points is not None]
+    compute = _compute(chosen)
+    lines = [(fit, optima(fit, compute)) for fit in chosen]
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(10.2, 3.8), layout="constrained")
-        figures.append(figure)
-        names = (
-            ("N", "best size N*, parameters"),
-            ("D", "best training length D*, tokens"),
-            ("L", "loss there, nats/token"),
-        )
-        for axes, (key, name) in zip(panels, names, strict=True):
+        for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
             axes.set_xscale("log")
             axes.set_title(name)
             axes.set_xlabel("compute C, FLOPs")
-            for fit in chosen:
-                _law(axes, fit, key, _compute(chosen))
+            for fit, line in lines:
+                _law(axes, fit, key, line)
             _beyond(axes, chosen)
-            _compute_axis(axes)
+            _compute_axis(axes.xaxis)
             if key != "L":
                 axes.set_yscale("log")
-                _human_axis(axes, "y", text.count)
+                _count_axis(axes.yaxis)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-    return figures[0]
+    return _released(figure)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.png, .svg and .pdf, without dates, so that the same figure is the same file."""
+    """Write NAME.png, NAME.svg and NAME.pdf. They hold no dates, so the same figure gives the same bytes."""
     from dlm.core.files import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, metadata in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, metadata, name))
+    for kind in METADATA:
+        write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, name))
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element that takes the page's ink, paper and typeface; ids are prefixed with `name`."""
-    svg = _bytes(figure, "svg", {"Date": None}, name).decode()
+    """The figure as an <svg> element that takes over the colours and the typeface of the page.
+
+    Args:
+        figure: The figure.
+        name: The prefix of all ids, so that several figures can stand on one page.
+        description: What a screen reader says.
+    """
+    svg = _bytes(figure, "svg", name).decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"""font: ([0-9.]+)px [^;"]*""", r"font-size: \1px; font-family: inherit", svg)
@@ -148,36 +171,28 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def budget_colours(count: int) -> list[str]:
-    """`count` colours from low to high budgets, even in lightness."""
+    """``count`` colours from the lowest to the highest budget, in even steps of lightness."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     ramp = LinearSegmentedColormap.from_list("budgets", BUDGET_ANCHORS)
-    return [to_hex(ramp(k / max(count - 1, 1))) for k in range(count)]
+    return [to_hex(colour) for colour in ramp(np.linspace(0, 1, count))]
 
 
-@contextmanager
-def _drawing() -> Iterator[tuple[Any, list[Figure]]]:
-    """pyplot in the house style; figures made inside are taken out of pyplot's keeping, so that none leaks."""
+def _released(figure: Figure) -> Figure:
+    """The figure, no longer in pyplot's list, which would keep it in memory and show it a second time."""
     import matplotlib.pyplot as plt
 
-    figures: list[Figure] = []
-    with plt.rc_context(STYLE):
-        yield plt, figures
-    for figure in figures:
-        plt.close(figure)
+    plt.close(figure)
+    return figure
 
 
-def _listed(fits: Fits) -> list[FitResult]:
-    return list(fits.values()) if isinstance(fits, Mapping) else list(fits)
-
-
-def _bytes(figure: Figure, kind: str, metadata: Mapping[str, str | None], salt: str) -> bytes:
+def _bytes(figure: Figure, kind: str, name: str) -> bytes:
     import matplotlib as mpl
 
     buffer = io.BytesIO()
     face = "none" if kind == "svg" else "white"
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
-        figure.savefig(buffer, format=kind, metadata=dict(metadata), dpi=180, facecolor=face)
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind], dpi=180, facecolor=face)
     return buffer.getvalue()
 
 
@@ -216,77 +231,75 @@ def _surface_curve(axes: Axes, isoflop: FitResult, surface: FitResult, minimum: 
     axes.plot(np.exp(grid), loss, color=colour, lw=1.2, ls=(0, (1, 2)), alpha=0.9)
 
 
-def _explain(axes: Axes, plt: Any, *, curve: str, has_surface: bool) -> None:
-    """One legend for the shapes; the budgets are written beside their curves."""
-    line = plt.Line2D
+def _legend(axes: Axes, *, curve: str, has_surface: bool) -> None:
+    """Explain the shapes; the budgets are written beside their curves."""
+    from matplotlib.lines import Line2D
+
     handles = [
-        line([], [], marker="o", ls="", color=FAINT, ms=4.5, label="run"),
-        line([], [], color=FAINT, lw=1.7, label=f"{curve or 'curve'} of one budget"),
-        line([], [], marker="D", color=INK, mfc=FAINT, mec=INK, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"),
+        Line2D([], [], marker="o", ls="", color=FAINT, ms=4.5, label="run"),
+        Line2D([], [], color=FAINT, lw=1.7, label=f"{curve or 'curve'} of one budget"),
+        Line2D(
+            [], [], marker="D", color=INK, mfc=FAINT, mec=INK, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"
+        ),
     ]
     if has_surface:
-        handles.append(line([], [], color=FAINT, lw=1.2, ls=(0, (1, 2)), label="fitted surface"))
+        handles.append(Line2D([], [], color=FAINT, lw=1.2, ls=(0, (1, 2)), label="fitted surface"))
     axes.figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
-def _compute(fits: Sequence[FitResult]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The C at which lines and bands are drawn: from the lowest budget to the highest C reported."""
+def _compute(fits: Sequence[FitResult]) -> Array:
+    """The C at which lines and bands are drawn, (BAND_POINTS,): from the lowest budget to the highest reported C."""
     levels = [c for f in fits if f.points is not None for c in (*f.points.budgets().tolist(), *f.at)]
     return np.geomspace(min(levels), max(levels), BAND_POINTS)
 
 
-def _law(axes: Axes, fit: FitResult, key: str, compute: Iterable[float]) -> None:
+def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) -> None:
+    """Draw N, D or L of one method: its line with the band, and its minima with their intervals."""
     colour, name = LAW_COLOURS[fit.law], LAW_NAMES[fit.law]
-    best = optima(fit, compute)
-    if best:
-        values = [getattr(o, key) for o in best.values()]
-        axes.plot(list(best), values, color=colour, lw=1.8, label=name, ls="-" if fit.law == "chinchilla" else "--")
-        ends = np.array([o.ci.get(key, (np.nan, np.nan)) for o in best.values()])
-        axes.fill_between(list(best), ends[:, 0], ends[:, 1], color=colour, alpha=0.15, lw=0)
-    usable = [m for m in fit.minima if m.usable]
-    if usable:
-        middle = np.array([getattr(m, key) for m in usable])
-        ends = np.array([m.ci.get(key, (np.nan, np.nan)) for m in usable])
-        bars = np.nan_to_num(np.abs(ends - middle[:, None])).T
+    if line:
+        values, ends = _values(line.values(), key)
+        axes.plot(list(line), values, color=colour, lw=1.8, label=name, ls="-" if fit.law == "chinchilla" else "--")
+        axes.fill_between(list(line), ends[:, 0], ends[:, 1], color=colour, alpha=0.15, lw=0)
+    if fit.usable:
+        values, ends = _values(fit.usable, key)
+        bars = np.nan_to_num(np.abs(ends - values[:, None])).T
         label = "isoFLOP minima" if fit.law == "isoflop" else None
         axes.errorbar(
-            [m.budget for m in usable], middle, yerr=bars, fmt="D", ms=5.5, color=colour, mec=INK, mew=0.9, capsize=2.5,
-            label=label, zorder=4,
+            [m.budget for m in fit.usable], values, yerr=bars, fmt="D", ms=5.5, color=colour, mec=INK, mew=0.9,
+            capsize=2.5, label=label, zorder=4,
         )  # fmt: skip
 
 
+def _values(best: Iterable[Optimum | Minimum], key: str) -> tuple[Array, Array]:
+    """N, D or L of n optima, (n,), and the ends of their intervals, (n, 2), NaN where there is none."""
+    pairs = [(getattr(one, key), one.ci.get(key, (np.nan, np.nan))) for one in best]
+    return np.array([value for value, _ in pairs]), np.array([ends for _, ends in pairs])
+
+
 def _beyond(axes: Axes, fits: Sequence[FitResult]) -> None:
-    """Grey where no run has been."""
+    """Shade the area beyond the highest budget that was run."""
     top = max(float(f.points.budgets()[-1]) for f in fits if f.points is not None)
     right = max((c for f in fits for c in f.at), default=top)
     if right > 1.05 * top:
         axes.axvspan(top, right, color=FAINT, alpha=0.13, lw=0)
-        axes.annotate(
-            "beyond the runs",
-            (np.sqrt(top * right), 0.03),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=8.5,
-        )
+        middle = (np.sqrt(top * right), 0.03)
+        axes.annotate("beyond the runs", middle, xycoords=("data", "axes fraction"), ha="center", fontsize=8.5)
 
 
-def _human_axis(axes: Axes, which: str, style: Any) -> None:
-    """A logarithmic axis labelled 10k, 20k, 50k, 100k."""
+def _count_axis(axis: Axis) -> None:
+    """Label a logarithmic axis 10k, 20k, 50k, 100k."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    set_scale = axes.set_xscale if which == "x" else axes.set_yscale
-    set_scale("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-    axis.set_major_formatter(lambda value, _: style(value))
+    axis.set_major_formatter(lambda value, _: text.count(value))
     axis.set_minor_locator(NullLocator())
 
 
-def _compute_axis(axes: Axes) -> None:
-    """C labelled 1e11, 1e12, with marks at 3e11, 3e12."""
+def _compute_axis(axis: Axis) -> None:
+    """Label a logarithmic axis 1e11, 1e12, with marks at 3e11, 3e12."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,), numticks=12))
-    axes.xaxis.set_minor_locator(LogLocator(subs=(3.0,), numticks=12))
-    axes.xaxis.set_major_formatter(lambda value, _: text.flops(value))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1.0,), numticks=12))
+    axis.set_minor_locator(LogLocator(subs=(3.0,), numticks=12))
+    axis.set_major_formatter(lambda value, _: text.flops(value))
+    axis.set_minor_formatter(NullFormatter())

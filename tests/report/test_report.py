@@ -1,3 +1,5 @@
+"""The page, the figures and the tables of a report on synthetic runs of a known law."""
+
 import json
 import re
 import subprocess
@@ -14,19 +16,32 @@ from dlm.fit.table import fit_sweep
 from dlm.report import figures
 from dlm.report import page as report_page
 
-
-def write(folder, runs, left_out=None, **options):
-    fits = fit_sweep(runs, bootstrap=400)
-    path = report_page.write_report(folder, runs, no_excluded() if left_out is None else left_out, fits, **options)
-    return path.read_text(), fits
+REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
+TITLE = {"title": "A <b>small</b> sweep", "facts": {"cells": 21}}
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
+    """The folder, runs, page and fits of a report on runs that determine the law well."""
     folder = tmp_path_factory.mktemp("good")
     runs = demo_runs()
-    page, fits = write(folder, runs, title="A <b>small</b> sweep", facts={"cells": 21})
-    return folder, runs, page, fits
+    fits = fit_sweep(runs, bootstrap=REPLICATES)
+    path = report_page.write_report(folder, runs, no_excluded(), fits, **TITLE)
+    return folder, runs, path.read_text(), fits
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Fit runs and write their page, without the files of its figures: (page, fits)."""
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: None)
+
+    def written(runs, left_out=None):
+        fits = fit_sweep(runs, bootstrap=REPLICATES)
+        left_out = no_excluded() if left_out is None else left_out
+        path = report_page.write_report(tmp_path, runs, left_out, fits, title="any")
+        return path.read_text(), fits
+
+    return written
 
 
 def test_the_page_stands_alone(good):
@@ -37,7 +52,7 @@ def test_the_page_stands_alone(good):
     assert "cells: 21" in page
 
 
-def test_drawings_are_sound_and_their_ids_do_not_collide(good):
+def test_drawings_are_valid_xml_and_their_ids_do_not_collide(good):
     _, _, page, _ = good
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(svgs) == 2
@@ -49,7 +64,7 @@ def test_drawings_are_sound_and_their_ids_do_not_collide(good):
     assert "#1f2933" not in "".join(svgs)  # the page's ink, in light and dark
 
 
-def test_figures_are_files_too(good):
+def test_figures_are_also_written_as_files(good):
     folder = good[0] / "report" / "figures"
     names = {f"{name}-masked_diffusion.{kind}" for name in ("isoflop", "allocation") for kind in ("png", "svg", "pdf")}
     assert {path.name for path in folder.iterdir()} == names
@@ -57,14 +72,14 @@ def test_figures_are_files_too(good):
     assert all((folder / name).read_bytes().startswith(heads[name.rsplit(".", 1)[1]]) for name in names)
 
 
-def test_the_answer_comes_first_and_is_that_of_the_fit(good):
+def test_the_conclusion_comes_first_and_is_that_of_the_fit(good):
     _, _, page, fits = good
     lead = re.search(r'<p class="lead">(.*?)</p>', page).group(1)
     best = fits["masked_diffusion/chinchilla"].at[3e12]
     assert lead.startswith(f"With 3e12 FLOPs, train about {text.count(best.N, digits=2)} parameters")
     assert text.count(best.D, digits=2) in lead
     low, high = (pick(fit.at[3e12].ci["N"][end] for fit in fits.values()) for end, pick in ((0, min), (1, max)))
-    assert f"sure to within {text.count(low)} to {text.count(high)} parameters" in page
+    assert f"is {text.count(low)} to {text.count(high)} for the parameters" in page
     assert page.index("<svg") > page.index(lead)
 
 
@@ -81,19 +96,17 @@ def test_every_number_of_the_fits_is_on_the_page(good):
     assert f"count {share['min']:.0%} to {share['max']:.0%}" in page
 
 
-def test_same_input_same_bytes(good, tmp_path):
+def test_the_same_input_gives_the_same_bytes(good, tmp_path):
     folder, runs, page, fits = good
-    again = report_page.write_report(
-        tmp_path, runs, no_excluded(), fits, title="A <b>small</b> sweep", facts={"cells": 21}
-    )
+    again = report_page.write_report(tmp_path, runs, no_excluded(), fits, **TITLE)
     assert again.read_text() == page
     name = "report/figures/isoflop-masked_diffusion.svg"
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_says_what_the_data_do_not_support(tmp_path):
+def test_the_page_says_what_the_data_do_not_support(write):
     runs = demo_runs(skip=[(3e12, "131k"), (3e12, "200k"), (3e12, "262k"), (3e11, "17k")])
-    page, fits = write(tmp_path, runs, excluded("diverged at step 412"), title="poor")
+    page, fits = write(runs, excluded("diverged at step 412"))
     assert fits["masked_diffusion/isoflop"].minima[2].reason == "edge"
     assert "diverged at step 412" in page
     assert "no runs at 3e12 FLOPs enclose that size" in page
@@ -101,8 +114,8 @@ def test_says_what_the_data_do_not_support(tmp_path):
     assert "3e12, refused" in page  # beside its hollow curve
 
 
-def test_one_budget_is_no_law(tmp_path):
-    page, fits = write(tmp_path, demo_runs(budgets=[1e12]), title="one")
+def test_one_budget_gives_no_law(write):
+    page, fits = write(demo_runs(budgets=[1e12]))
     assert {fit.status for fit in fits.values()} == {"refused"}
     assert "The data do not support a law yet." in page
     assert "a line needs 2 budgets" in page
@@ -110,14 +123,14 @@ def test_one_budget_is_no_law(tmp_path):
     assert f"near {text.count(only.N, digits=2)} parameters ({text.interval(only.ci['N'], 'count')})" in page
 
 
-def test_noise_takes_the_answer_away(tmp_path):
-    page, _ = write(tmp_path, demo_runs(sigma=0.08, seed=3), title="noise")
+def test_noisy_runs_give_no_answer(write):
+    page, _ = write(demo_runs(sigma=0.08, seed=3))
     assert 'class="answer refusal"' in page
     assert "These runs do not determine the best size at 3e12 FLOPs." in page
 
 
-def test_objectives_have_their_own_sections(tmp_path):
-    page, fits = write(tmp_path, demo_runs(objectives=("masked_diffusion", "autoregressive")), title="two")
+def test_objectives_have_sections_of_their_own(write):
+    page, fits = write(demo_runs(objectives=("masked_diffusion", "autoregressive")))
     assert [page.index(f'<h2 id="{name}">') for name in ("masked_diffusion", "autoregressive")]
     assert len(fits) == 4
     beside = page[page.index("Side by side") : page.index("<h2 id=")]
@@ -125,9 +138,9 @@ def test_objectives_have_their_own_sections(tmp_path):
     assert "upper bound" in beside
 
 
-def test_any_table_will_do(tmp_path):
+def test_any_table_of_runs_gives_a_report(write):
     runs = demo_runs()[["params", "tokens", "loss", "flops", "budget"]]
-    page, _ = write(tmp_path, runs, pd.DataFrame(columns=["reason"]), title="plain")
+    page, _ = write(runs, pd.DataFrame(columns=["reason"]))
     assert "The runs do not say how their FLOPs were counted" in page
     assert 'class="lead"' in page
 
@@ -140,7 +153,7 @@ def test_fits_json_is_what_the_command_prints(good, tmp_path):
     assert listed.keys() == fits.keys()
 
 
-def test_tables_carry_the_numbers(good):
+def test_tables_for_notebooks_carry_the_numbers_of_the_fits(good):
     _, runs, _, fits = good
     tables = report_page.tables(runs, fits)
     best = tables["best"].set_index(["fit", "flops"])
@@ -176,6 +189,6 @@ def test_allocation_figure_draws_each_law(good):
             assert tuple(first) == pytest.approx((3e11, getattr(best, key)), rel=1e-9)
 
 
-def test_import_is_light():
+def test_importing_the_report_loads_no_pandas_matplotlib_jinja_or_torch():
     code = "import sys, dlm.report; print([m for m in ('pandas', 'matplotlib', 'jinja2', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

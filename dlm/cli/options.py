@@ -1,0 +1,160 @@
+"""Describe what the verbs of `dlm` take on the command line; options that several verbs share stand here once.
+
+A verb with many options takes one dataclass: ``takes`` turns its fields into arguments and options. This file does
+without ``from __future__ import annotations``, because typer reads the annotations as objects.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlm.core.errors import UserError
+
+Target = Annotated[str, typer.Argument(help="A definition (sweeps/demo.yaml, or demo) or a folder (workdir/demo).")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RunsFile = Annotated[Path, typer.Argument(help="A CSV file of runs: params, tokens, loss (and flops, budget, ...).")]
+Replicates = Annotated[int, typer.Option(help="Bootstrap replicates for the intervals; 0 gives no intervals.")]
+Seed = Annotated[int, typer.Option(help="The random seed of the bootstrap.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefinitionOptions:
+    """Which sweep, and what changes its definition."""
+
+    target: Target
+    budget: Annotated[list[str] | None, typer.Option(help="FLOPs of one cell, as in 1e19. Repeatable.")] = None
+    top_budget: Annotated[
+        str | None, typer.Option(help="The highest budget in FLOPs; the definition says which lower ones go with it.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE sets a key of the definition, or a config key of all cells. Repeatable."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(DefinitionOptions):
+    """What `dlm plan` shows and writes."""
+
+    as_json: AsJson = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(DefinitionOptions):
+    """How the cells of a sweep are started."""
+
+    launcher: Annotated[
+        str, typer.Option(help="submitit_slurm, submitit_local, or auto: SLURM if its controller answers.")
+    ] = "auto"
+    yes: Yes = False
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also start cells that diverged, have a bad config or failed often.")
+    ] = False
+    allow_dirty: Annotated[
+        bool, typer.Option("--allow-dirty", help="Submit uncommitted code to SLURM; the sweep keeps its diff.")
+    ] = False
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Refuse a sweep that costs more; on SLURM, stop starting cells there. Default: as defined."
+        ),
+    ] = None
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A Hydra override of all jobs that changes no result, or hydra.launcher.KEY=VALUE. Repeatable."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """Where runs are collected from, and where their tables go."""
+
+    target: Annotated[str | None, typer.Argument(help="A sweep's definition or folder; or give --wandb and --out.")] = (
+        None
+    )
+    wandb: Annotated[
+        str | None, typer.Option(metavar="ENTITY/PROJECT", help="Also read this project on a W&B server.")
+    ] = None
+    filter: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE selects runs in W&B's terms, as in state=finished. Repeatable.")
+    ] = None
+    mapping: Annotated[Path | None, typer.Option(help="A YAML file that translates runs dlm did not launch.")] = None
+    out: Annotated[Path | None, typer.Option(help="The folder for the tables, if no sweep is given.")] = None
+    verify: Annotated[bool, typer.Option("--verify", help="Compare each history with W&B's, number by number.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawOptions:
+    """Which law is fitted to which runs, and how."""
+
+    runs: RunsFile
+    law: Annotated[str, typer.Option(help="chinchilla, skaling, tied, data-constrained, isoflop or envelope.")] = (
+        "chinchilla"
+    )
+    loss: Annotated[str, typer.Option(help="The norm of a surface fit: huber, mse or l1.")] = "huber"
+    delta: Annotated[float, typer.Option(help="The residual at which the Huber norm turns linear.")] = 1e-3
+    space: Annotated[str, typer.Option(help="Residuals of the log or of the raw loss.")] = "log"
+    bootstrap: Replicates = 4000
+    seed: Seed = 0
+    objective: Annotated[str | None, typer.Option(help="Fit runs of this training objective only.")] = None
+    pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold fixed, as in E=1.7. Repeatable.")] = None
+    as_json: AsJson = False
+
+    def keywords(self) -> dict[str, Any]:
+        """The given options as keywords of ``fit_runs`` and ``predict_runs``. Raises UserError for a bad --pin."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        fixed = dict(_pinned(word) for word in given.pop("pin", ()))
+        for name in ("runs", "as_json"):
+            del given[name]
+        return {**given, "fixed": fixed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(LawOptions):
+    """What `dlm fit` takes beside the law."""
+
+    at: Annotated[list[float] | None, typer.Option(help="FLOPs at which to give N*, D* and L*. Repeatable.")] = None
+    under_tuned: Annotated[float, typer.Option(help="Below 1: how much less points above the law count.")] = 1.0
+    weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its FLOPs.")] = None
+    curve: Annotated[str, typer.Option(help="The curve of isoflop: parabola, cubic or akima.")] = "parabola"
+    axis: Annotated[str, typer.Option(help="The axis of isoflop: log 'params' or log 'tokens'.")] = "params"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(LawOptions):
+    """What `dlm predict` takes beside the law."""
+
+    at: Annotated[list[float], typer.Option(help="FLOPs at which to predict N*, D* and L*. Repeatable.")]
+    freeze: Annotated[Path | None, typer.Option(help="A new file for the predictions, dated and hashed.")] = None
+
+
+def _pinned(word: str) -> tuple[str, float]:
+    name, _, value = word.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UserError(f"--pin {word}: write NAME=NUMBER, for example --pin E=1.7") from None
+
+
+def takes(options: type[Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Let a verb take a dataclass: each field becomes an argument or an option of the command line."""
+
+    def decorate(verb: Callable[[Any], None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def command(**values: Any) -> None:
+            verb(options(**values))
+
+        command.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]  # typer reads it
+        return command
+
+    return decorate

@@ -1,0 +1,133 @@
+"""One start of a sweep in this process, with real files, up to the moment when its jobs would run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from support.stub_cell import result
+
+from dlm.cli import start as start_module
+from dlm.cli.options import PlanOptions, StartOptions
+from dlm.cli.targets import planned
+from dlm.core.errors import UserError
+from dlm.plan import cost, grid
+from dlm.plan.store import write_plan
+from dlm.record.run import run_directory, write_result
+from dlm.submit import cells
+from dlm.submit.submission import Submission
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The names of the jobs that a start submits; none of them runs."""
+    names = []
+
+    def submit_jobs(asked, **_):
+        names.extend(job.name for job in asked)
+        return Submission()
+
+    monkeypatch.setattr(cells, "submit_jobs", submit_jobs)
+    monkeypatch.setattr(cost, "measure_flops_per_sec", lambda models, **_: dict.fromkeys(models, 1e10))
+    return names
+
+
+def record_calls(monkeypatch, owner, name):
+    """The first argument of every call of a function, from now on."""
+    calls, function = [], getattr(owner, name)
+
+    def recorded(first, *args, **kwargs):
+        calls.append(first)
+        return function(first, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, recorded)
+    return calls
+
+
+def start(target="smoke", **options):
+    return start_module.start(StartOptions(target=target, launcher="submitit_local", yes=True, **options))
+
+
+@pytest.fixture
+def half_done(workdir, stdlib_data):
+    """A sweep whose first five cells are done."""
+    sweep = planned(PlanOptions(target="smoke"))
+    write_plan(sweep.folder, sweep.plan)
+    for cell in sweep.plan.cells[:5]:
+        write_result(run_directory(sweep.folder, cell.cell_id), result(cell.cell_id, step=cell.steps))
+    return sweep
+
+
+def test_one_start_plans_once_prices_once_and_reads_each_result_once(half_done, jobs, monkeypatch):
+    read = record_calls(monkeypatch, Path, "read_text")
+    planned_specs = record_calls(monkeypatch, grid, "make_plan")
+    priced_plans = record_calls(monkeypatch, cost, "with_estimates")
+    sweep, ran_here, code = start()
+    assert ran_here and code == 0 and sweep.folder == half_done.folder
+    names = [cell.cell_id for cell in half_done.plan.cells]
+    assert jobs == names[5:]
+    assert sorted(path.parent.name for path in read if path.name == "result.json") == sorted(names)
+    assert len(planned_specs) == len(priced_plans) == 1
+
+
+def test_a_start_prepares_the_data_before_it_plans_and_plans_once(workdir, tmp_path, jobs, monkeypatch, capsys):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
+    planned_specs = record_calls(monkeypatch, grid, "make_plan")
+    sweep, _, _ = start()
+    assert len(planned_specs) == 1
+    assert sweep.plan.data_hash is not None and all(cell.epochs for cell in sweep.plan.cells)
+    assert jobs == [cell.cell_id for cell in sweep.plan.cells]
+    out = capsys.readouterr().out
+    assert out.startswith("preparing stdlib ...\n") and "vocabulary 256" in out
+
+
+def test_a_plan_that_is_older_than_its_data_is_made_again(workdir, tmp_path, jobs, monkeypatch):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "none"))
+    preview = planned(PlanOptions(target="smoke"))
+    write_plan(preview.folder, preview.plan)
+    monkeypatch.setenv("DLM_DATA", os.environ["DLM_DATA"].replace("none", "data"))
+    sweep, _, _ = start(str(preview.folder))
+    assert preview.plan.data_hash is None and sweep.plan.data_hash is not None
+    assert jobs == [cell.cell_id for cell in sweep.plan.cells]
+    assert not set(jobs) & {cell.cell_id for cell in preview.plan.cells}
+
+
+def test_data_that_dlm_cannot_make_are_asked_for_after_the_price(workdir, tmp_path, jobs, monkeypatch, capsys):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"slim_pajama.*dlm prepare text SOURCE --out"):
+        start("isoflop", budget=["1e17"], settings=["max_local_hours=1e9", "tokens_per_param=null", "models=[6M]"])
+    assert "of training here" in capsys.readouterr().out
+    assert jobs == [] and not (workdir / "isoflop").exists()
+
+
+def test_a_grown_sweep_keeps_its_started_cells_and_reads_their_results_once(half_done, jobs, monkeypatch):
+    read = record_calls(monkeypatch, Path, "read_text")
+    sweep, _, _ = start(budget=["8e10"])
+    kept = {cell.cell_id for cell in half_done.plan.cells[:5]}
+    names = {cell.cell_id for cell in sweep.plan.cells}
+    assert kept <= names and {cell.budget_flops for cell in sweep.plan.cells} > {8e10}
+    assert sorted(path.parent.name for path in read if path.name == "result.json") == sorted(names)
+    assert set(jobs) == names - kept
+
+
+def test_a_start_with_nothing_left_says_so(half_done, jobs, capsys):
+    for cell in half_done.plan.cells:
+        write_result(run_directory(half_done.folder, cell.cell_id), result(cell.cell_id, step=cell.steps))
+    _, ran_here, code = start()
+    assert (ran_here, code, jobs) == (True, 0, [])
+    assert "is done: nothing to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"override": ["hydra.launcher.partition=x"]}, "is for SLURM, and this would run here"),
+        ({"override": ["optimizer.lr=1"]}, "use --set optimizer.lr=1"),
+        ({"budget": ["1e11"], "top_budget": "1e11"}, "exclude each other"),
+        ({"max_gpu_hours": 0.0, "settings": ["hardware={device: H100, gpus_per_node: 1}"]}, "--max-gpu-hours 0"),
+    ],
+)
+def test_a_start_refuses_options_that_do_not_fit(stdlib_data, workdir, jobs, monkeypatch, options, words):
+    monkeypatch.setattr("dlm.submit.local.visible_gpus", lambda: ["0"])
+    with pytest.raises(UserError, match=words):
+        start(**options)
+    assert jobs == [] and not (workdir / "smoke").exists()

@@ -1,0 +1,96 @@
+"""What the verbs of `dlm` take and say, in this process."""
+
+import json
+import sys
+
+import pytest
+from support.demo_runs import demo_runs
+from typer.testing import CliRunner
+
+from dlm.cli import gather, verbs
+from dlm.cli.options import CollectOptions, FitOptions, PredictOptions
+from dlm.core.errors import TryAgainError, UserError
+from dlm.fit import table
+
+VERBS = [command.callback.__name__ for command in verbs.app.registered_commands]
+
+
+def dlm(*arguments):
+    return CliRunner().invoke(verbs.app, list(arguments), env={"COLUMNS": "80"})
+
+
+def test_there_is_a_verb_for_each_step_of_the_flow():
+    assert {"plan", "submit", "sweep", "status", "cancel", "logs", "collect", "sync", "fit", "report"} <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("prepare", "convert")])
+def test_the_help_of_a_verb_fits_80_columns(verb):
+    shown = dlm(verb, "--help")
+    assert shown.exit_code == 0 and getattr(verbs, verb).__doc__.split()[0] in shown.output
+    assert all(len(line) <= 80 for line in shown.output.splitlines()) and "…" not in shown.output
+
+
+def test_options_become_the_keywords_of_a_fit(tmp_path):
+    given = FitOptions(runs=tmp_path, law="skaling", pin=["E=1.7", "k=1"], at=[1e12], weights=None)
+    keywords = given.keywords()
+    assert keywords["fixed"] == {"E": 1.7, "k": 1.0} and keywords["law"] == "skaling" and keywords["at"] == [1e12]
+    assert not {"runs", "as_json", "pin", "weights", "objective"} & set(keywords)
+    assert PredictOptions(runs=tmp_path, at=[1e12]).keywords().keys() == keywords.keys() - {
+        "under_tuned", "curve", "axis"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pin", ["E", "E=", "E=x"])
+def test_a_pin_without_a_number_is_refused(tmp_path, pin):
+    with pytest.raises(UserError, match=f"--pin {pin}: write NAME=NUMBER"):
+        FitOptions(runs=tmp_path, pin=[pin]).keywords()
+
+
+def test_the_options_of_fit_reach_the_fit(tmp_path, monkeypatch):
+    seen = []
+    fit_runs = table.fit_runs
+    monkeypatch.setattr(table, "fit_runs", lambda *given, **how: seen.append(how) or fit_runs(*given, **how))
+    demo_runs().to_csv(tmp_path / "runs.csv", index=False)
+    shown = dlm("fit", str(tmp_path / "runs.csv"), "--law", "isoflop", "--curve", "cubic", "--bootstrap", "0", "--json")
+    assert shown.exit_code == 0, shown.output
+    assert seen[0]["curve"] == "cubic" and json.loads(shown.output)["curve"] == "cubic"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "give a sweep, or --wandb ENTITY/PROJECT with --out DIR"),
+        ({"target": "smoke", "mapping": "m.yaml"}, "--mapping is for the runs of a W&B project"),
+        ({"target": "smoke", "filter": ["a=b"]}, "--filter is for the runs of a W&B project"),
+        ({"wandb": "a/b", "out": "x", "mapping": "m.yaml", "verify": True}, "--verify is for runs that dlm launched"),
+        ({"wandb": "a/b", "target": "smoke", "out": "x"}, "give a sweep, or --wandb"),
+    ],
+)
+def test_options_of_collect_that_do_not_go_together_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        gather.collect(CollectOptions(**options))
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("a mistake"), 2), (TryAgainError("a server is away"), 75)])
+def test_a_mistake_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(verbs.targets, "planned", fail)
+    monkeypatch.setattr(sys, "argv", ["dlm", "plan", "smoke"])
+    with pytest.raises(SystemExit) as stop:
+        verbs.main()
+    assert stop.value.code == code
+    assert capsys.readouterr().err == f"dlm: {error}\n"
+
+
+def test_prepare_runs_in_this_process_and_returns_its_exit_code(tmp_path):
+    packed = dlm("prepare", "packed", str(tmp_path))
+    assert packed.exit_code == 2
+    assert dlm("prepare").exit_code == 0  # its help
+
+
+def test_watching_stops_when_no_cell_runs_or_waits(workdir, stdlib_data):
+    assert dlm("plan", "smoke").exit_code == 0
+    shown = dlm("status", "smoke", "--watch")
+    assert shown.exit_code == 0 and "11 planned" in shown.output
