@@ -70,9 +70,8 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
         far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.3g} times the highest)"
-        if self.reach <= self.top:
-            far = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
-        said = [f"L* may be read {far}: {self.limit}"]
+        inside = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
+        said = [f"L* may be read {far if self.reach > self.top else inside}: {self.limit}"]
         if np.isfinite(self.missed):
             said.append(f"with the top budgets held out, the better form missed their loss by {self.missed:.2%}")
         if len(self.aicc) > 1:

@@ -335,17 +335,13 @@ def compare_runs(
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
-    """The objectives that are named, or the only two that there are."""
+    """The objectives that are named; the others of the table fill the places that are left, if they are as many."""
     if first is not None and second is not None:
         return first, second
     names = _objectives(frame)
-    if first is None and second is None and len(names) == 2:
-        return names[0], names[1]
     rest = [name for name in names if name not in (first, second)]
-    if len(rest) == 1 and first is not None:
-        return first, rest[0]
-    if len(rest) == 1 and second is not None:
-        return rest[0], second
+    if len(rest) == (first, second).count(None):
+        return first or rest[0], second or rest[-1]
     has = f"its objectives are {text.listed(names)}" if names else "it has no column objective"
     raise UserError(
         f"one table of runs holds a comparison where it has two objectives, and {has}: name two, or a second CSV"

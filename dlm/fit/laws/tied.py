@@ -25,9 +25,6 @@ class Tied(Law):
     floor = 3
     formula = "L = E + A/N^alpha + B/D^alpha"
 
-    def loss(self, theta: Array, x: Features) -> Array:
-        return self.jet(theta, x)[0]
-
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         a, b, alpha, e = (theta[:, k : k + 1] for k in range(4))
         size, tokens = np.exp(a - alpha * x[0]), np.exp(b - alpha * x[1])
