@@ -127,7 +127,7 @@ class Minimum:
 
     budget: float  # FLOPs
     num_points: int
-    reason: str = ""  # one of minima.REASONS if there is no minimum, else empty
+    reason: str = ""  # too_few_points, not_convex, outside_grid or edge; empty where there is a minimum
     detail: str = ""  # the reason in words, with its numbers
     N: float = NAN
     D: float = NAN

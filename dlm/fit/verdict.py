@@ -36,9 +36,7 @@ GRID = 41  # values of C tried between the highest C and MOST_REACH times it
 
 
 @np.errstate(all="ignore")
-def judge(
-    result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL, at: Sequence[float] | None = None
-) -> FitResult:
+def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL) -> FitResult:
     """Add a verdict, and intervals at each C that hold under both forms. L* is withheld beyond `verdict.reach`.
 
     Args:
@@ -47,7 +45,6 @@ def judge(
         replicates: Of the bootstrap of each form.
         seed: Of the bootstraps.
         level: Share of the intervals.
-        at: The values of C at which to report the optimum, FLOPs; by default those of the result.
     """
     points = result.points
     if points is None or not result.params or not _has_forms(result):
@@ -57,11 +54,10 @@ def judge(
     forms, why = _forms(result, points, replicates, seed)
     if not forms:
         return result
-    places = tuple(result.at) if at is None else tuple(at)
     methods = _methods(result, points, forms, replicates, seed)
-    verdict = _verdict(result, points, forms, methods, why, max((*places, points.top_flops)), level)
+    verdict = _verdict(result, points, forms, methods, why, max((*result.at, points.top_flops)), level)
     judged = replace(result, verdict=verdict)
-    return replace(judged, at=optima(judged, places, level=level))
+    return replace(judged, at=optima(judged, judged.at, level=level))
 
 
 def _has_forms(result: Fitted) -> bool:

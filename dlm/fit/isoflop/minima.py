@@ -12,8 +12,6 @@ from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.points import NAN, Array, Points
 
-REASONS = ("too_few_points", "not_convex", "outside_grid", "edge")  # why a curve has no minimum
-
 
 class Axis(NamedTuple):
     """The words for what a curve runs over."""
@@ -86,7 +84,7 @@ def _lowest(curve: str, z: Array, sizes: Array, means: Array, points: Points) ->
 
 
 def _refusal(curve: str, axis: str, sizes: Array, means: Array, place: float) -> tuple[str, str]:
-    """One of REASONS and a sentence; both are empty where there is an interior minimum."""
+    """The reason of `Minimum` and a sentence; both are empty where there is an interior minimum."""
     words = AXES[axis]
     span = text.interval(np.exp(sizes[[0, -1]]).tolist(), "count")
     if not np.isfinite(place):

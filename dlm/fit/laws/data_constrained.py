@@ -28,7 +28,6 @@ class DataConstrained(Law):
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
     scales = ("A", "B", "R_D", "R_N")
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4, "R_D": 5, "R_N": 6, "A": 0, "B": 2}
-    formula = "L = E + A/N'^alpha + B/D'^beta"
 
     def __init__(self, base: dict[str, float], unique: float) -> None:
         """Fix what the law needs beside its parameters.
