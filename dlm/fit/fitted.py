@@ -70,9 +70,8 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
         far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.3g} times the highest)"
-        if self.reach <= self.top:
-            far = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
-        said = [f"L* may be read {far}: {self.limit}"]
+        inside = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
+        said = [f"L* may be read {far if self.reach > self.top else inside}: {self.limit}"]
         if np.isfinite(self.missed):
             said.append(f"with the top budgets held out, the better form missed their loss by {self.missed:.2%}")
         if len(self.aicc) > 1:
@@ -128,7 +127,7 @@ class Minimum:
 
     budget: float  # FLOPs
     num_points: int
-    reason: str = ""  # one of minima.REASONS if there is no minimum, else empty
+    reason: str = ""  # too_few_points, not_convex, outside_grid or edge; empty where there is a minimum
     detail: str = ""  # the reason in words, with its numbers
     N: float = NAN
     D: float = NAN

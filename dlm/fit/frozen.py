@@ -149,12 +149,13 @@ def load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        said = content.get("format") if isinstance(content, dict) else None
+    said = content.get("format") if isinstance(content, dict) else None
+    if said != FORMAT:
         raise UserError(f"{path} is no file of frozen predictions of format {FORMAT} (it says {said})")
     if content.get("sha256") != _hash(content):
         raise UserError(f"{path} has been changed since it was written: its hash does not fit, so nothing is graded")
-    return content
+    checked: dict[str, Any] = content
+    return checked
 
 
 def _graded_runs(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:

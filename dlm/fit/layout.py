@@ -1,9 +1,17 @@
-"""Lay out rows of words as a table, for a terminal and for a notebook."""
+"""Lay out results for a terminal and for a notebook: tables, lists and rounded numbers."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def two_digits(value: float, towards: np.ufunc) -> float:
+    """The value rounded to two significant digits by ``np.floor`` or ``np.ceil``; NaN stays NaN."""
+    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
+    return float(f"{towards(value / unit) * unit:.1e}")
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:

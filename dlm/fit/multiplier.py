@@ -30,7 +30,7 @@ from dlm.fit.equal_loss import (
     reached_losses,
 )
 from dlm.fit.fitted import Fitted, plain
-from dlm.fit.layout import html_list, html_table, text_table
+from dlm.fit.layout import html_list, html_table, text_table, two_digits
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval
 
 NUM_LOSSES = 9
@@ -224,21 +224,13 @@ def _missing(upper: Fitted, lower: Fitted) -> str:
     """More compute for the law that stands too high, or less for the other, each extrapolated."""
     aim, start = reached_losses(lower)[1], reached_losses(upper)[0]
     up, down = needed_compute(upper, aim), needed_compute(lower, start)
-    more = f"runs of {upper.label} up to {text.flops(_rounded_to_two(up, np.ceil))} FLOPs"
-    less = f"runs of {lower.label} down to {text.flops(_rounded_to_two(down, np.floor))} FLOPs"
+    more = f"runs of {upper.label} up to {text.flops(two_digits(up, np.ceil))} FLOPs"
+    less = f"runs of {lower.label} down to {text.flops(two_digits(down, np.floor))} FLOPs"
     if not np.isfinite(up):
         floor = text.number(upper.params.get("E", NAN))
         never = f"the law of {upper.label} never gets down to {text.number(aim)} (its E is {floor})"
         return f"{less} (extrapolated by its law); {never}"
     return f"{more}, or with {less} (both extrapolated by their laws)"
-
-
-def _rounded_to_two(value: float, towards: np.ufunc) -> float:
-    """The value rounded up or down to two significant digits."""
-    if not np.isfinite(value):
-        return NAN
-    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(towards(value / unit) * unit)
 
 
 def _evenly(first: Fitted, overlap: Interval) -> Array:

@@ -100,14 +100,14 @@ def as_points(
     Raises:
         UserError: If a column is no array of usable numbers, is of another length than `loss`, or if all losses agree.
     """
-    losses = _positive(loss, "loss")
+    losses = _column(loss, "loss")
     size = len(losses)
     if not size:
         raise UserError("there are no runs: give at least one row of params, tokens and loss")
     if size > 1 and np.ptp(losses) == 0.0:
         raise UserError(f"every loss is {losses[0]:g}: nothing to fit")
-    n, d = _positive(params, "params", size), _positive(tokens, "tokens", size)
-    spent = 6.0 * n * d if flops is None else _positive(flops, "flops", size)
+    n, d = _column(params, "params", size), _column(tokens, "tokens", size)
+    spent = 6.0 * n * d if flops is None else _column(flops, "flops", size)
     labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
     _check_length(labels, "cluster", size)
     points = Points(
@@ -115,45 +115,19 @@ def as_points(
         tokens=d,
         loss=losses,
         flops=spent,
-        budget=None if budget is None else _positive(budget, "budget", size),
+        budget=None if budget is None else _column(budget, "budget", size),
         weight=np.ones(size) if weights is None else _weights(weights, spent),
         cluster=labels.astype(np.int64),
         convention=convention or ("6n" if flops is None else "as given"),
-        unique=None if unique is None else _positive(unique, "unique_tokens", size),
-        loss_se=None if loss_se is None else _not_negative(loss_se, "loss_se", size),
-        loss_se_own=None if loss_se_own is None else _not_negative(loss_se_own, "loss_se_own", size),
+        unique=None if unique is None else _column(unique, "unique_tokens", size),
+        loss_se=None if loss_se is None else _column(loss_se, "loss_se", size, may_be_0=True),
+        loss_se_own=None if loss_se_own is None else _column(loss_se_own, "loss_se_own", size, may_be_0=True),
     )
     return points if (points.weight > 0).all() else points.take(points.weight > 0)
 
 
-def _positive(values: npt.ArrayLike, name: str, size: int | None = None) -> Array:
-    column = _column(values, name, size)
-    bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-    if len(bad):
-        raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number above 0")
-    return column
-
-
-def _not_negative(values: npt.ArrayLike, name: str, size: int) -> Array:
-    column = _column(values, name, size)
-    bad = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))
-    if len(bad):
-        raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: {name} must be finite numbers, none below 0")
-    return column
-
-
-def _weights(values: npt.ArrayLike | str, flops: Array) -> Array:
-    if not isinstance(values, str):
-        column = _not_negative(values, "weights", len(flops))
-        if not column.any():
-            raise UserError("weights are all 0: give at least one run a weight above 0")
-        return column
-    if values != "compute":
-        raise UserError(f"weights is {values!r}: give numbers, or 'compute' for C over its mean")
-    return np.asarray(flops / flops.mean())
-
-
-def _column(values: npt.ArrayLike, name: str, size: int | None) -> Array:
+def _column(values: npt.ArrayLike, name: str, size: int | None = None, *, may_be_0: bool = False) -> Array:
+    """One column of the table, with a finite number above 0 (or not below it) for every run."""
     try:
         column = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -161,7 +135,22 @@ def _column(values: npt.ArrayLike, name: str, size: int | None) -> Array:
     if column.ndim != 1:
         raise UserError(f"{name} has {column.ndim} dimensions: pass one value per run")
     _check_length(column, name, size)
+    bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (may_be_0 & (column == 0)))))
+    if len(bad):
+        allowed = "not below 0" if may_be_0 else "above 0"
+        raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number {allowed}")
     return column
+
+
+def _weights(values: npt.ArrayLike | str, flops: Array) -> Array:
+    if not isinstance(values, str):
+        column = _column(values, "weights", len(flops), may_be_0=True)
+        if not column.any():
+            raise UserError("weights are all 0: give at least one run a weight above 0")
+        return column
+    if values != "compute":
+        raise UserError(f"weights is {values!r}: give numbers, or 'compute' for C over its mean")
+    return np.asarray(flops / flops.mean())
 
 
 def _check_length(column: npt.NDArray[np.generic], name: str, size: int | None) -> None:

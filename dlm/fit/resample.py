@@ -8,7 +8,6 @@ warning says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +39,6 @@ def bootstrap(
     seed: int = 0,
     method: str = "auto",
     level: float = 0.95,
-    at: Sequence[float] | None = None,
 ) -> FitResult:
     """Add intervals for the parameters, for a and b, and for N*, D* and L*. The same seed gives the same numbers.
 
@@ -52,7 +50,6 @@ def bootstrap(
             on fewer than 40 points, else pairs. Where points share a cluster, it takes 'nested' for surfaces on fewer
             than 40 clusters, else pairs.
         level: Share of the intervals.
-        at: The values of C at which to report the optimum, FLOPs; by default those of the result.
 
     Raises:
         UserError: For an argument that is not allowed, or a method that these points do not permit.
@@ -74,7 +71,7 @@ def bootstrap(
     draw = surface_resample.draw if result.surface is not None else isoflop_resample.draw
     draws = draw(result, replicates, method, rng)
     rows = _with_shared_noise(draws.rows, result, rng)
-    return with_intervals(result, replace(draws, rows=rows), level, tuple(result.at) if at is None else at)
+    return _with_intervals(result, replace(draws, rows=rows), level)
 
 
 def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) -> Array:
@@ -92,7 +89,7 @@ def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) ->
     return rows
 
 
-def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[float]) -> FitResult:
+def _with_intervals(result: FitResult, draws: Draws, level: float) -> FitResult:
     """The result with intervals for its parameters, exponents, minima and optima, and with warnings about them.
 
     A verdict of earlier intervals is dropped.
@@ -102,7 +99,7 @@ def with_intervals(result: FitResult, draws: Draws, level: float, at: Sequence[f
         return result
     failed = int(np.sum(~np.isfinite(draws.rows).all(axis=1)))
     result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method, failed=failed, verdict=None)
-    best = optimum.optima(result, at, level=level)
+    best = optimum.optima(result, result.at, level=level)
     result = replace(result, ci=_parameters(result, draws, level), at=best)
     warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
     return replace(result, warnings=warnings, status="warned" if warnings else result.status)

@@ -22,6 +22,7 @@ class FitResult(Fitted):
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `dlm fit --json` prints. A number that is not known is None; it is never filled in."""
+        replicates = 0 if self.draws is None else len(self.draws)
         values = {
             "law": self.law,
             "loss": self.norm,
@@ -46,11 +47,7 @@ class FitResult(Fitted):
             "noise": vars(self.noise),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
-            "intervals": {
-                "method": self.interval_method,
-                "replicates": 0 if self.draws is None else len(self.draws),
-                "failed": self.failed,
-            },
+            "intervals": {"method": self.interval_method, "replicates": replicates, "failed": self.failed},
         }
         return {key: plain(value) for key, value in values.items()}
 

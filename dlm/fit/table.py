@@ -302,9 +302,6 @@ def compare_runs(
     law: str = "chinchilla",
     bootstrap: int = 4000,
     seed: int = 0,
-    losses: Sequence[float] | None = None,
-    level: float = 0.95,
-    **how: Any,
 ) -> Multiplier:
     """Compare the compute that two groups of runs need for equal loss (see `compare`).
 
@@ -316,9 +313,6 @@ def compare_runs(
         law: As in `fit_runs`.
         bootstrap: Number of replicates; 0 gives no intervals.
         seed: Of the first bootstrap; the second takes the next number.
-        losses: As in `compare`.
-        level: As in `compare`.
-        how: Further arguments of `fit_runs`.
 
     Raises:
         UserError: For runs that cannot be compared.
@@ -327,25 +321,21 @@ def compare_runs(
     tables = (source, source if other is None else other)
     fits = []
     for k, (table, name) in enumerate(zip(tables, names, strict=True)):
-        options = {"at": [float(_spent(read_runs(table)).max())], **how}  # nothing is asked beyond the runs
-        fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, **options))
+        top = float(_spent(read_runs(table)).max())  # nothing is asked beyond the runs
+        fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, at=[top]))
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
-    return compare(one, two, losses=losses, level=level)
+    return compare(one, two)
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
-    """The objectives that are named, or the only two that there are."""
+    """The objectives that are named; the others of the table fill the places that are left, if they are as many."""
     if first is not None and second is not None:
         return first, second
     names = _objectives(frame)
-    if first is None and second is None and len(names) == 2:
-        return names[0], names[1]
     rest = [name for name in names if name not in (first, second)]
-    if len(rest) == 1 and first is not None:
-        return first, rest[0]
-    if len(rest) == 1 and second is not None:
-        return rest[0], second
+    if len(rest) == (first, second).count(None):
+        return first or rest[0], second or rest[-1]
     has = f"its objectives are {text.listed(names)}" if names else "it has no column objective"
     raise UserError(
         f"one table of runs holds a comparison where it has two objectives, and {has}: name two, or a second CSV"

@@ -21,6 +21,7 @@ from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Fitted, Verdict
 from dlm.fit.isoflop.fit import fit_groups
 from dlm.fit.laws import LAWS
+from dlm.fit.layout import two_digits
 from dlm.fit.optimum import LEVEL, SHARE, log_spread, loss_interval, main_form, optima, own_optimum, regret
 from dlm.fit.points import NAN, Points
 from dlm.fit.resample import bootstrap
@@ -30,13 +31,12 @@ from dlm.fit.surface.fit import fit_points
 FORMS = ("chinchilla", "skaling")
 MOST_REACH = 100.0  # multiple of the highest C beyond which simulated worlds have not tried these intervals
 WIDEST = 0.10  # relative width of the interval of L* beyond which L* is withheld
+TINY = 1e-9  # a share of C that is a rounding error
 GRID = 41  # values of C tried between the highest C and MOST_REACH times it
 
 
 @np.errstate(all="ignore")
-def judge(
-    result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL, at: Sequence[float] | None = None
-) -> FitResult:
+def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL) -> FitResult:
     """Add a verdict, and intervals at each C that hold under both forms. L* is withheld beyond `verdict.reach`.
 
     Args:
@@ -45,7 +45,6 @@ def judge(
         replicates: Of the bootstrap of each form.
         seed: Of the bootstraps.
         level: Share of the intervals.
-        at: The values of C at which to report the optimum, FLOPs; by default those of the result.
     """
     points = result.points
     if points is None or not result.params or not _has_forms(result):
@@ -55,11 +54,10 @@ def judge(
     forms, why = _forms(result, points, replicates, seed)
     if not forms:
         return result
-    places = tuple(result.at) if at is None else tuple(at)
     methods = _methods(result, points, forms, replicates, seed)
-    verdict = _verdict(result, points, forms, methods, why, max((*places, points.top_flops)), level)
+    verdict = _verdict(result, points, forms, methods, why, max((*result.at, points.top_flops)), level)
     judged = replace(result, verdict=verdict)
-    return replace(judged, at=optima(judged, places, level=level))
+    return replace(judged, at=optima(judged, judged.at, level=level))
 
 
 def _has_forms(result: Fitted) -> bool:
@@ -100,12 +98,9 @@ def _methods(
 
 def _missed(forms: Mapping[str, Fitted]) -> float:
     """The larger error on the top one and two budgets, each of the better form; NaN if neither was held out."""
-    errors = [
-        min(abs(f.holdout[k]["L_error"]) for f in forms.values() if k in f.holdout)
-        for k in ("without_top_1", "without_top_2")
-        if any(k in f.holdout for f in forms.values())
-    ]
-    return max(errors, default=NAN)
+    names = {name for form in forms.values() for name in form.holdout}
+    better = [min(abs(f.holdout[name]["L_error"]) for f in forms.values() if name in f.holdout) for name in names]
+    return max(better, default=NAN)
 
 
 def _verdict(
@@ -146,15 +141,11 @@ def _reach(result: Fitted, forms: Mapping[str, Fitted], missed: float, top: floa
     for flops in top * np.geomspace(1.0, MOST_REACH, GRID):
         low, high = loss_interval(result, forms, missed, float(flops), level)
         if not high / low - 1 <= WIDEST:
-            return max(_down(reach), top), _limit(forms, missed, float(flops), level)
+            return max(two_digits(reach * (1 + TINY), np.floor), top), _limit(forms, missed, float(flops), level)
         reach = float(flops)
-    return _down(reach), f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
-
-
-def _down(value: float) -> float:
-    """The value rounded down to two digits."""
-    scale = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(f"{np.floor(value / scale * (1 + 1e-9)) * scale:.1e}")
+    return two_digits(
+        reach * (1 + TINY), np.floor
+    ), f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
 
 
 def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> str:

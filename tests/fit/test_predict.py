@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from support.worlds import worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge
+from dlm.fit.frozen import freeze
 from dlm.fit.predict import predict
 from dlm.fit.profile import profile
 from dlm.fit.table import predict_runs, score_runs
@@ -20,9 +22,10 @@ def table(world, budgets, *, sigma=0.004, seed=0, sizes=6):
     return pd.DataFrame({"params": n, "tokens": d, "loss": loss, "flops": c, "budget": c, "objective": "ar"})
 
 
-def test_a_new_run_lies_in_its_interval_as_often_as_it_says(world):
+@worlds(15, 40)
+def test_a_new_run_lies_in_its_interval_as_often_as_it_says(world, worlds):
     inside, law = [], []
-    for seed in range(40):
+    for seed in range(worlds):
         n, d, loss, _ = world.grid(BUDGETS, sizes=7, sigma=0.004, seed=seed)
         result = bootstrap(fit_surface(n, d, loss, norm="mse", holdout=False), replicates=300, seed=seed)
         rng = np.random.default_rng(seed + 1000)
@@ -47,6 +50,14 @@ def test_a_judged_prediction_is_wider(world):
         predict(fit_isoflop(n, d, loss, c), [1e9], [1e10])
 
 
+@pytest.fixture(scope="module")
+def bootstrapped(world):
+    """A surface of the runs of `table`, with intervals but without a verdict."""
+    runs = table(world, BUDGETS)
+    fit = fit_surface(runs["params"], runs["tokens"], runs["loss"], flops=runs["flops"], convention="6n", label="ar")
+    return bootstrap(fit, replicates=200)
+
+
 def test_frozen_predictions_are_graded_by_new_runs(world, tmp_path):
     old, path = table(world, BUDGETS), tmp_path / "frozen" / "law.json"
     result, written = predict_runs(old, at=[1e20], freeze=path, bootstrap=300)
@@ -66,11 +77,11 @@ def test_frozen_predictions_are_graded_by_new_runs(world, tmp_path):
     assert json.loads(json.dumps(graded.to_dict(), allow_nan=False))["inside"] == graded.inside
 
 
-def test_frozen_predictions_cannot_be_changed(world, tmp_path):
+def test_frozen_predictions_cannot_be_changed(world, bootstrapped, tmp_path):
     old, path = table(world, BUDGETS), tmp_path / "law.json"
-    predict_runs(old, at=[1e20], freeze=path, bootstrap=200)
+    freeze(bootstrapped, [1e20], path)
     with pytest.raises(UserError, match="exists: frozen predictions are never overwritten"):
-        predict_runs(old, at=[1e20], freeze=path, bootstrap=200)
+        freeze(bootstrapped, [1e20], path)
     content = path.read_text()
     path.write_text(content.replace('"made": "20', '"made": "19', 1))
     with pytest.raises(UserError, match="has been changed since it was written"):
@@ -84,11 +95,10 @@ def test_frozen_predictions_cannot_be_changed(world, tmp_path):
     with pytest.raises(UserError, match="no file"):
         score_runs(tmp_path / "none.json", old)
     with pytest.raises(UserError, match="isoflop gives no prediction: freeze a surface"):
-        predict_runs(old, at=[1e20], freeze=tmp_path / "other.json", law="isoflop", bootstrap=200)
+        predict_runs(old, at=[1e20], freeze=tmp_path / "other.json", law="isoflop", bootstrap=0)
     path.write_text(content)
     with pytest.raises(UserError, match="the runs count FLOPs as full, the predictions as 6n"):
-        predict_runs(old.assign(convention="6n"), at=[1e20], freeze=tmp_path / "six.json", bootstrap=200)
-        score_runs(tmp_path / "six.json", old.assign(convention="full"))
+        score_runs(path, old.assign(convention="full"))
 
 
 @pytest.mark.parametrize("norm", ["mse", "huber"])

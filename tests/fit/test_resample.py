@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from support.worlds import worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface
@@ -58,10 +59,11 @@ def test_linear_propagation_agrees_with_isoflop_intervals(world):
     assert np.log(minimum.ci["N"]) == pytest.approx(np.log(minimum.N) + np.array([-half, half]), abs=0.15 * half)
 
 
-def test_few_points_are_covered(world):
-    """95 % intervals of N* from 3 budgets x 6 sizes hold the truth in 86 % or more of 40 worlds."""
+@worlds(12, 40)
+def test_few_points_are_covered(world, worlds):
+    """95 % intervals of N* from 3 budgets x 6 sizes hold the truth in 86 % or more of the worlds."""
     hits, truth = [], world.best(1e20)[0]
-    for seed in range(40):
+    for seed in range(worlds):
         n, d, loss, _ = noisy(world, seed=seed, width=4.0)
         fit = fit_surface(n, d, loss, norm="mse", at=[1e20])
         low, high = bootstrap(fit, replicates=200, seed=seed).at[1e20].ci["N"]
@@ -137,10 +139,11 @@ def test_one_trunk_gives_no_interval(world):
         bootstrap(two, seed=-1)
 
 
-def test_under_tuned_runs_are_drawn_by_pairs(world):
-    """Even noise about a law that lies low would put every draw below it."""
+@worlds(8, 30)
+def test_under_tuned_runs_are_drawn_by_pairs(world, worlds):
+    """Symmetric noise about a law that lies low would put every draw below it."""
     hits = []
-    for seed in range(30):
+    for seed in range(worlds):
         n, d, loss, _ = world.grid(BUDGETS, sizes=7, sigma=0.004, seed=seed)
         high = np.random.default_rng(seed + 99).random(len(n)) < 0.3
         fitted = fit_surface(n, d, loss * (1 + 0.03 * high), norm="mse", under_tuned=0.1, at=[1e20], holdout=False)

@@ -9,6 +9,7 @@ Porian et al. (2406.19146) publish; with raw loss, the slope of their first expe
 from __future__ import annotations
 
 import numpy as np
+from numpy.polynomial.polynomial import polyval
 
 from dlm.fit.points import Array
 
@@ -71,10 +72,8 @@ def moved(coefficients: Array, by: float) -> Array:
 
 def value(coefficients: Array, z: Array) -> Array:
     """The polynomials with coefficients (R, k) at z, in the shape of z: (R,) or (R, m)."""
-    total = np.zeros_like(z)
-    for c in coefficients.T[::-1]:
-        total = total * z + c.reshape((-1,) + (1,) * (z.ndim - 1))
-    return total
+    columns = coefficients.T.reshape(*coefficients.T.shape, *[1] * (z.ndim - 1))
+    return np.asarray(polyval(z, columns, tensor=False), dtype=np.float64)
 
 
 def averaged(x: Array, loss: Array, weight: Array) -> tuple[Array, Array, Array]:
@@ -103,7 +102,8 @@ def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
     from scipy.interpolate import Akima1DInterpolator
 
     spline = Akima1DInterpolator(sizes, loss, axis=1)
-    grid = _grid(sizes)
+    steps = np.arange(PER_GAP) / PER_GAP
+    grid = np.append((sizes[:-1, None] + np.diff(sizes)[:, None] * steps).ravel(), sizes[-1])
     searched = spline(grid)
     at, rows = searched.argmin(axis=1), np.arange(len(loss))
     place, lowest = grid[at], searched[rows, at]
@@ -120,9 +120,3 @@ def akima_at(sizes: Array, loss: Array, x: Array) -> Array:
     from scipy.interpolate import Akima1DInterpolator
 
     return np.asarray(Akima1DInterpolator(sizes, loss, axis=1)(x), dtype=np.float64)
-
-
-def _grid(sizes: Array) -> Array:
-    steps = np.arange(PER_GAP) / PER_GAP
-    inner = (sizes[:-1, None] + np.diff(sizes)[:, None] * steps).ravel()
-    return np.append(inner, sizes[-1])

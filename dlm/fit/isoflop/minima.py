@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +12,8 @@ from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.points import NAN, Array, Points
 
-REASONS = ("too_few_points", "not_convex", "outside_grid", "edge")  # why a curve has no minimum
 
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
+class Axis(NamedTuple):
     """The words for what a curve runs over."""
 
     many: str
@@ -27,17 +25,8 @@ class Axis:
 
 
 AXES = {
-    "params": Axis(
-        many="sizes", one="size", first="smallest", last="largest", before="smaller ones", after="larger ones"
-    ),
-    "tokens": Axis(
-        many="training lengths",
-        one="training length",
-        first="shortest",
-        last="longest",
-        before="shorter ones",
-        after="longer ones",
-    ),
+    "params": Axis("sizes", "size", "smallest", "largest", "smaller ones", "larger ones"),
+    "tokens": Axis("training lengths", "training length", "shortest", "longest", "shorter ones", "longer ones"),
 }
 ARTICLES = {"parabola": "a parabola", "cubic": "a cubic", "akima": "an Akima curve"}
 
@@ -60,30 +49,28 @@ def minimum(points: Points, *, curve: str, axis: str) -> Minimum:
     """
     assert points.budget is not None
     budget = float(points.budget[0])
+    blank = Minimum(budget=budget, num_points=len(points))
+    head = f"budget {text.flops(budget)}"
     sizes, means = mean_losses(points, curve, axis)
-    head, least = f"budget {text.flops(budget)}", curves.LEAST_SIZES[curve]
+    least = curves.LEAST_SIZES[curve]
     if len(sizes) < least:
         detail = f"{head}: {len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
-        return Minimum(budget=budget, num_points=len(points), reason="too_few_points", detail=detail)
+        return replace(blank, reason="too_few_points", detail=detail)
     centre = float(sizes.mean())
     place, lowest, coefficients = _lowest(curve, along(points, axis) - centre, sizes - centre, means, points)
-    reason, detail = _refusal(curve, axis, sizes, means[0], centre + place)
+    reason, why = _refusal(curve, axis, sizes, means[0], centre + place)
     if reason:
-        best = lowest = NAN
-    else:
-        best = float(np.exp(centre + place))
-        lowest = float(np.exp(lowest)) if curves.SPACE[curve] == "log" else lowest
-    if curve == "cubic" and not reason:
+        found = replace(blank, centre=centre, coefficients=tuple(coefficients.tolist()))
+        return replace(found, reason=reason, detail=f"{head}: {why}")
+    best = float(np.exp(centre + place))
+    if curve == "cubic":
         # About its minimum, c2 of a cubic is the curvature there, as it is of a parabola.
         centre, coefficients = centre + place, curves.moved(coefficients[None], place)[0]
-    return Minimum(
-        budget=budget,
-        num_points=len(points),
-        reason=reason,
-        detail=f"{head}: {detail}" if reason else "",
+    return replace(
+        blank,
         N=best if axis == "params" else NAN,
         D=best if axis == "tokens" else NAN,
-        L=lowest,
+        L=float(np.exp(lowest)) if curves.SPACE[curve] == "log" else lowest,
         centre=centre,
         coefficients=tuple(coefficients.tolist()),
     )
@@ -97,7 +84,7 @@ def _lowest(curve: str, z: Array, sizes: Array, means: Array, points: Points) ->
 
 
 def _refusal(curve: str, axis: str, sizes: Array, means: Array, place: float) -> tuple[str, str]:
-    """One of REASONS and a sentence; both are empty where there is an interior minimum."""
+    """The reason of `Minimum` and a sentence; both are empty where there is an interior minimum."""
     words = AXES[axis]
     span = text.interval(np.exp(sizes[[0, -1]]).tolist(), "count")
     if not np.isfinite(place):

@@ -20,7 +20,6 @@ class Chinchilla(Law):
     name = "chinchilla"
     params = ("E", "A", "B", "alpha", "beta")
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4}
-    formula = "L = E + A/N^alpha + B/D^beta"
 
     def loss(self, theta: Array, x: Features) -> Array:
         a, alpha, b, beta, e = (theta[:, k : k + 1] for k in range(5))

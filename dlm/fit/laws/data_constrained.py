@@ -13,10 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.laws.law import Features, Law
 from dlm.fit.points import Array, Points
 
 R_STARTS = (0.5, 1.5, 5.0, 15.0, 50.0, 150.0)
+PLAIN = Chinchilla()  # the first five coordinates are those of Chinchilla's law
 
 
 class DataConstrained(Law):
@@ -26,7 +28,6 @@ class DataConstrained(Law):
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
     scales = ("A", "B", "R_D", "R_N")
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4, "R_D": 5, "R_N": 6, "A": 0, "B": 2}
-    formula = "L = E + A/N'^alpha + B/D'^beta"
 
     def __init__(self, base: dict[str, float], unique: float) -> None:
         """Fix what the law needs beside its parameters.
@@ -55,9 +56,6 @@ class DataConstrained(Law):
         repeated = (np.expm1(np.maximum(v, 0.0)) for v in (log_n - log_size, log_d - log_u))
         return np.minimum(log_n, log_size), np.minimum(log_d, log_u), *repeated
 
-    def loss(self, theta: Array, x: Features) -> Array:
-        return self.jet(theta, x)[0]
-
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         a, alpha, b, beta, e, log_rd, log_rn = (theta[:, k : k + 1] for k in range(7))
         log_n, by_rn = _worth(x[0], x[2], log_rn)
@@ -68,15 +66,10 @@ class DataConstrained(Law):
         return size + tokens + e, np.stack(np.broadcast_arrays(*both), axis=1)
 
     def rows(self, theta: Array, centre: Array) -> Array:
-        a, alpha, b, beta, e, log_rd, log_rn = theta.T
-        scaled = [a + alpha * centre[0], b + beta * centre[1]]
-        with np.errstate(over="ignore"):
-            return np.stack([e, *np.exp(scaled), alpha, beta, np.exp(log_rd), np.exp(log_rn)], axis=1)
+        return np.column_stack([PLAIN.rows(theta[:, :5], centre), np.exp(theta[:, 5:])])
 
     def theta(self, rows: Array, centre: Array) -> Array:
-        e, a, b, alpha, beta, rd, rn = rows.T
-        own = [np.log(a) - alpha * centre[0], alpha, np.log(b) - beta * centre[1], beta]
-        return np.stack([*own, e, np.log(rd), np.log(rn)], axis=1)
+        return np.column_stack([PLAIN.theta(rows[:, :5], centre), np.log(rows[:, 5:])])
 
     def starts(self, chinchilla: Array) -> Array:
         """The Chinchilla laws at every pair of R_D and R_N from R_STARTS."""

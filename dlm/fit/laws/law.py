@@ -28,15 +28,14 @@ class Law(ABC):
     exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
     pins: ClassVar[dict[str, int]] = {}  # params that may be fixed, and their columns of theta
     floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
-    formula: ClassVar[str]  # for readers
 
-    @abstractmethod
     def loss(self, theta: Array, x: Features) -> Array:
-        """L in nats/token, (R, n), for features that are each (n,) or (R, n)."""
+        """L in nats/token, (R, n), for features that are each (n,) or (R, n). A law may override it to be faster."""
+        return self.jet(theta, x)[0]
 
     @abstractmethod
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
-        """L, (R, n), and its derivatives with respect to theta, (R, p, n), for features that are each (n,).
+        """L, (R, n), and its derivatives with respect to theta, (R, p, n), for features that are each (n,) or (R, n).
 
         The solver is fastest where the derivatives are a transposed array of shape (p, R, n).
         """

@@ -24,7 +24,6 @@ class Skaling(Law):
     params = ("E", "A", "R", "alpha", "beta", "k")
     scales = ("A", "R", "k")
     pins: ClassVar[dict[str, int]] = {"E": 4, "k": 5}
-    formula = "L = E + A (N^-alpha + R D^-beta)^k"
 
     def loss(self, theta: Array, x: Features) -> Array:
         return np.asarray(np.exp(self._mixed(theta, x)[0]) + theta[:, 4:5])

@@ -23,10 +23,6 @@ class Tied(Law):
     exponents = ("alpha",)
     pins: ClassVar[dict[str, int]] = {"alpha": 2, "E": 3}
     floor = 3
-    formula = "L = E + A/N^alpha + B/D^alpha"
-
-    def loss(self, theta: Array, x: Features) -> Array:
-        return self.jet(theta, x)[0]
 
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         a, b, alpha, e = (theta[:, k : k + 1] for k in range(4))

@@ -14,8 +14,15 @@ from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
 
 EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside says that the points do not see its term
-K_RANGE = (0.05, 20.0)  # the same for k of Skaling's law
-R_RANGE = (0.01, 1e3)  # the same for R_D and R_N, the repetitions that are worth something
+UNSEEN = "is not believable: these points do not determine it"
+NO_REPETITION = "is at its bound: these runs do not show what repetition costs"
+RANGES = {  # the values that a law can have, and what a value outside says
+    "alpha": (EXPONENT_RANGE, UNSEEN),
+    "beta": (EXPONENT_RANGE, UNSEEN),
+    "k": ((0.05, 20.0), "is at its bound: these points do not determine how the two terms mix"),
+    "R_D": ((0.01, 1e3), NO_REPETITION),
+    "R_N": ((0.01, 1e3), NO_REPETITION),
+}
 ZERO = 1e-3  # E below this share of the lowest loss counts as zero
 COLLINEAR = 0.97  # a correlation of log N and log D at which N and D cannot be told apart
 LOOSE = 0.5  # a standard error over its exponent above which the points do not determine it
@@ -49,7 +56,7 @@ def surface(points: Points, law: Law, found: Solution) -> Seen:
 
 def _fit(points: Points, law: Law, found: Solution) -> list[str]:
     warned = [] if found.converged else ["the fit did not converge: take its numbers as rough"]
-    warned += _values(points, law, found)
+    warned += _values(points, found)
     if found.rivals:
         telling = [n for n in law.params if n not in ("A", "B", "R", *_pinned(found))]
         others = "; ".join(", ".join(f"{n} {text.number(r[n])}" for n in telling) for r in found.rivals[:SHOWN])
@@ -66,21 +73,17 @@ def _fit(points: Points, law: Law, found: Solution) -> list[str]:
     return warned
 
 
-def _values(points: Points, law: Law, found: Solution) -> list[str]:
+def _values(points: Points, found: Solution) -> list[str]:
     """Warnings for parameters whose values no law has."""
     params, warned = found.params, []
     if "E" not in _pinned(found) and params["E"] < ZERO * points.loss.min():
         warned.append(
             "E, the loss that no run gets below, came out at zero: the runs do not reach far enough to see it"
         )
-    for name in law.exponents:
-        if not EXPONENT_RANGE[0] < params[name] < EXPONENT_RANGE[1]:
-            warned.append(f"{name} = {params[name]:.3g} is not believable: these points do not determine it")
-    if "k" in params and not K_RANGE[0] < params["k"] < K_RANGE[1]:
-        warned.append(f"k = {params['k']:.3g} is at its bound: these points do not determine how the two terms mix")
-    for name in ("R_D", "R_N"):
-        if name in params and name not in _pinned(found) and not R_RANGE[0] < params[name] < R_RANGE[1]:
-            warned.append(f"{name} = {params[name]:.3g} is at its bound: these runs do not show what repetition costs")
+    for name in [name for name in RANGES if name in params and name not in _pinned(found)]:
+        (low, high), why = RANGES[name]
+        if not low < params[name] < high:
+            warned.append(f"{name} = {params[name]:.3g} {why}")
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
