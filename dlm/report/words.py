@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-OBJECTIVES = {"masked_diffusion": "Masked diffusion", "autoregressive": "Autoregressive", "": "Result"}
 
 
 SAY = dict.fromkeys(LAW_NAMES, "says") | {"isoflop": "say"}
@@ -262,7 +260,7 @@ def method_name(fit: FitResult) -> str:
 
 
 def objective(name: str) -> str:
-    return OBJECTIVES.get(name, name)
+    return OBJECTIVES[name].label if name in OBJECTIVES else name or "Result"
 
 
 def place(flops: float, best: Optimum) -> str:
@@ -278,9 +276,10 @@ def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1%}"
 
 
+_BOUNDS = [info.label.lower() for info in OBJECTIVES.values() if info.is_bound]
 BOUND = (
-    "The loss of masked diffusion is an upper bound on its negative log-likelihood and that of the autoregressive "
-    "model is the thing itself, so part of a gap between them is the bound."
+    f"The loss of {text.listed(_BOUNDS)} is an upper bound on the negative log-likelihood and that of other objectives "
+    "is the negative log-likelihood itself, so part of a gap between them is the bound."
 )
 
 
@@ -320,5 +319,6 @@ def convention(runs: pd.DataFrame) -> list[str]:
 
 def glossary(runs: pd.DataFrame) -> dict[str, str]:
     """The words of the page; the NELBO where there is one."""
-    diffusion = "objective" in runs and (runs["objective"] == "masked_diffusion").any()
-    return {**GLOSSARY, **({"NELBO": NELBO} if diffusion else {})}
+    bounds = [name for name, info in OBJECTIVES.items() if info.is_bound]
+    has_bound = "objective" in runs and runs["objective"].isin(bounds).any()
+    return {**GLOSSARY, **({"NELBO": NELBO} if has_bound else {})}

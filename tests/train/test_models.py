@@ -153,8 +153,6 @@ def test_kernels_that_are_not_there_are_refused():
         for name in ("math", "efficient"):
             kernels(name, gpu, precision=precision)
         kernels("flash", cpu, precision=precision)  # PyTorch's, which computes in 32 bits there
-    with pytest.raises(UserError, match=r"trainer\.attention 'flesh': did you mean flash"):
-        kernels("flesh", cpu)
     with pytest.raises(UserError, match=r"needs the package flash-attn: install dlm\[flash\] or set auto"):
         kernels("flash_attn", gpu)
     with pytest.raises(UserError, match="needs the package flash-attn-4"):

@@ -336,15 +336,8 @@ def test_tokens_are_masked_with_probability_p():
 
 def test_the_config_names_the_objective():
     made = make_objective({"name": "masked_diffusion", "eps": 0.01}, vocab_size=V, bos_id=BOS)
-    assert isinstance(made, MaskedDiffusion) and (made.mask_id, made.eps, made.causal) == (V, 0.01, False)
+    assert isinstance(made, MaskedDiffusion) and (made.mask_id, made.eps, made.info.causal) == (V, 0.01, False)
     read = make_objective({"name": "autoregressive"}, vocab_size=V, bos_id=BOS)
-    assert isinstance(read, Autoregressive) and read.bos_id == BOS and read.causal
+    assert isinstance(read, Autoregressive) and read.bos_id == BOS and read.info.causal
     with pytest.raises(UserError, match="did you mean masked_diffusion"):
         make_objective({"name": "masked"}, vocab_size=V, bos_id=BOS)
-    with pytest.raises(UserError, match=r"objective\.weight 'elb': did you mean elbo"):
-        MaskedDiffusion(vocab_size=V, weight="elb")
-    with pytest.raises(UserError, match=r"validation\.estimator 'exact'.*exact_count"):
-        MaskedDiffusion(vocab_size=V, estimator="exact")
-    for eps in (0, 1, 2.0, -1e-3):
-        with pytest.raises(UserError, match=r"objective\.eps"):
-            MaskedDiffusion(vocab_size=V, eps=eps)

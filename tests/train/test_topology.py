@@ -5,7 +5,7 @@ import torch
 
 from dlm.core.files import read_jsonl
 from dlm.record.run import merge_metrics, read_result
-from dlm.train.callbacks.checkpoint import state_file
+from dlm.train.checkpoint_files import state_file
 
 # Every gradient is clipped, by its norm over all shards; norms are not decayed, so that the optimiser has its
 # parameters in another order than the model.

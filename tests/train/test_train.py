@@ -33,8 +33,8 @@ from dlm.record.run import (
     read_validation,
     write_status,
 )
-from dlm.train.callbacks.checkpoint import damage
-from dlm.train.callbacks.record_writer import RecordWriter, Spike
+from dlm.train.callbacks.record_writer import Spike, earlier_attempts
+from dlm.train.checkpoint_files import damage
 from dlm.train.models import encoder
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
@@ -299,7 +299,7 @@ def test_a_checkpoint_that_cannot_be_written_by_the_thread_stops_the_run(launch,
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dlm.train.callbacks.checkpoint._seal", full)
+    monkeypatch.setattr("dlm.train.callbacks.checkpoint.seal", full)
     ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
     assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err and "Traceback" not in ended.err
     assert not (workdir / "a" / "result.json").exists() and read_status(workdir / "a").state == "failed"
@@ -321,13 +321,12 @@ def test_a_resume_with_another_split_of_the_batch_goes_on(launch, workdir):
 
 def test_steps_redone_are_those_of_each_attempt(tmp_path):
     """Logged up to 50, resumed at 30; then up to 40 only, and resumed at 30 again: 20 and 10."""
-    record = RecordWriter(run_dir=str(tmp_path))
     now = Status(state=State.RUNNING, step=50, steps=100, attempts=1, gpu_hours=1.0, started=1.0, updated=2.0)
-    assert record._history(0) == (1, 0, 0.0)
+    assert earlier_attempts(tmp_path, 0) == (1, 0, 0.0)
     for reached, redone in [(50, 20), (40, 30), (20, 30)]:
         now = dataclasses.replace(now, step=reached)
         write_status(tmp_path, now)
-        attempts, total, spent = record._history(30)
+        attempts, total, spent = earlier_attempts(tmp_path, 30)
         assert (attempts, total, spent) == (now.attempts + 1, redone, 1.0)
         now = dataclasses.replace(now, attempts=attempts, steps_redone=total)
 
@@ -540,7 +539,7 @@ def test_a_cooldown_branch_ends_where_a_run_of_its_length_ends(launch, workdir):
         ((*SHORT, "scheduler.name=cosin"), ("scheduler.name", "did you mean cosine")),
         ((*SHORT, "callbacks.record.spike=x"), ("record.spike is 'x'", "from 0")),
         ((*SHORT, "callbacks.checkpoint.every_n_steps=0"), ("checkpoint.every_n_steps is 0", "at least 1")),
-        ((*SHORT, "callbacks.checkpoint.mode=least"), ("checkpoint.mode is 'least'", "min and max")),
+        ((*SHORT, "callbacks.checkpoint.mode=least"), ("checkpoint.mode 'least'", "allowed: min, max")),
         ((*SHORT, "callbacks.checkpoint.asynchronous=maybe"), ("checkpoint.asynchronous is 'maybe'", "true and false")),
         ((*SHORT, "trainer.devices=3"), ("8", "3 devices", "data.batch_size", "trainer.devices")),
         ((*SHORT, "data.micro_batch_size=3"), ("micro_batch_size 3", "8 sequences")),
@@ -555,6 +554,10 @@ def test_a_cooldown_branch_ends_where_a_run_of_its_length_ends(launch, workdir):
         ((*SHORT, "+trainer.no_such=7"), ("Lightning refuses", "no_such")),
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
+        ((*SHORT, "optimizer.decay=some"), ("optimizer.decay 'some'", "allowed: all, matrices")),
+        ((*SHORT, "trainer.attention=flesh"), ("trainer.attention 'flesh'", "did you mean flash")),
+        ((*SHORT, "trainer.strategy=fsdp"), ("trainer.strategy 'fsdp'", "did you mean fsdp2")),
+        ((*SHORT, "trainer.devices=auto"), ("trainer.devices is 'auto'", "at least 1")),
         ((*SHORT, "objective.eps=2"), ("objective.eps is 2", "to 0.999")),
         ((*SHORT, "objective.weight=elb"), ("objective.weight 'elb'", "did you mean elbo")),
         ((*SHORT, "validation.estimator=exact"), ("validation.estimator", "exact_count")),
