@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.objectives import OBJECTIVES, objective_info
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
-from dlm.train.checkpoint_files import latest_whole, state_file
+from dlm.train.checkpoint_files import check_format, latest_whole, state_file
 from dlm.train.models.encoder import TransEncoder
-from dlm.train.models.lightning_module import FORMAT, check_format
+from dlm.train.models.lightning_module import FORMAT
 
 ENDINGS = (".safetensors", ".pt")
 SMDM_NAMES = {  # part of a name in SMDM's TransEncoder and GPT (lit_gpt/diffmodel.py, model.py) -> the same in ours
@@ -76,7 +76,7 @@ def read_weights(source: Path, *, model: str | None = None) -> tuple[dict[str, A
     """
     path = _file_of(source)
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, model)
-    check_format(about["format"], str(path))
+    check_format(path, about["format"], readable=FORMAT)
     _check_weights(shape_from_config(about["shape"]), about["causal"], weights, path)
     return about, weights
 

@@ -146,7 +146,7 @@ class PackedDataModule(L.LightningDataModule):
 
     def __init__(self, data_set: DataSet, objective: Objective, recipe: Recipe, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.objective, self.recipe, self.config = objective, recipe, config
+        self.data_set, self.objective, self.recipe, self.config = data_set, objective, recipe, config
         lengths = {"block_size": recipe.block_size, "stride": config["data"]["stride"]}
         self.train_tokens = open_mixture(data_set, "train", **lengths)
         self.validation_tokens = open_mixture(data_set, "validation", **lengths)

@@ -52,10 +52,7 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
         version, files = int(manifest["version"]), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    if version > VERSION:
-        raise UserError(
-            f"{folder} has format {version}, this dlm reads {VERSION}: update dlm, or choose another checkpoint"
-        )
+    check_format(folder, version, readable=VERSION)
     for name, stated in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != stated["bytes"]:
@@ -63,6 +60,14 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
         if contents and _sha256(path) != stated["sha256"]:
             return f"{name} has another content"
     return None
+
+
+def check_format(what: Path | str, number: int, *, readable: int) -> None:
+    """Raise UserError for a file of a newer format than this dlm can read."""
+    if number > readable:
+        raise UserError(
+            f"{what} has format {number}, this dlm reads {readable}: update dlm, or choose another checkpoint"
+        )
 
 
 def latest_whole(run_dir: Path) -> Path | None:

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.core import signals
-from dlm.core.errors import DivergedError, ExitCode, UserError
+from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import write_atomic
 from dlm.core.lease import Lease
 from dlm.core.recipe import MIN_STEPS, Recipe, derive
@@ -136,14 +136,13 @@ def _beside_the_first(
     """
     try:
         _fit(config, recipe, data_set, run_dir)
-    except DivergedError:
-        return ExitCode.DONE
     except Exception as error:
         ending = ending_of(error, run_dir)
-        if ending.state is not State.OUT_OF_MEMORY:
+        if ending.state is State.OUT_OF_MEMORY:
+            _record_ending(run_dir, recipe, ending, started)
+            return ending.exit_code
+        if ending.state is not State.DIVERGED:
             raise
-        _record_ending(run_dir, recipe, ending, started)
-        return ending.exit_code
     return ExitCode.DONE
 
 
@@ -200,7 +199,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
         if module.validated_step != recipe.steps:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            _write_result(config, trainer, module, data, data_set, run_dir)
+            _write_result(trainer, module, data, run_dir)
     return False
 
 
@@ -224,15 +223,10 @@ def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
 
 
 def _write_result(
-    config: Mapping[str, Any],
-    trainer: L.Trainer,
-    module: DiffusionLMLightningModule,
-    data: PackedDataModule,
-    data_set: DataSet,
-    run_dir: Path,
+    trainer: L.Trainer, module: DiffusionLMLightningModule, data: PackedDataModule, run_dir: Path
 ) -> None:
     """Write validation.csv and result.json. Raises UserError where a callback stopped the run before its last step."""
-    recipe = module.recipe
+    recipe, seed = module.recipe, module.config["seed"]
     record = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RecordWriter))
     if trainer.global_step != recipe.steps:
         raise UserError(f"stopped at step {trainer.global_step} of {recipe.steps}: no result is written, see callbacks")
@@ -241,7 +235,7 @@ def _write_result(
     seen = recipe.steps * recipe.global_batch_size
     write_validation(run_dir, *module.validation_terms.T.tolist())
     result = Result(
-        cell_id=config["cell_id"],
+        cell_id=module.config["cell_id"],
         step=recipe.steps,
         tokens=recipe.tokens,
         loss=loss,
@@ -254,9 +248,9 @@ def _write_result(
         gpu_hours=record.gpu_hours,
         attempts=record.attempts,
         steps_redone=record.steps_redone,
-        unique_tokens=data.train_tokens.unique_tokens(seen, seed=config["seed"]),
-        epochs=data.train_tokens.epochs(seen, seed=config["seed"]),
-        data_hash=data_set.hash,
+        unique_tokens=data.train_tokens.unique_tokens(seen, seed=seed),
+        epochs=data.train_tokens.epochs(seen, seed=seed),
+        data_hash=data.data_set.hash,
         unigram_entropy=data.unigram_entropy(),
         finished=time.time(),
     )

@@ -39,8 +39,7 @@ def is_logged(trainer: L.Trainer) -> bool:
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
     """The trainer's callbacks, in order."""
-    callbacks: list[L.Callback] = getattr(trainer, "callbacks")  # noqa: B009 (Lightning sets it without declaring it)
-    return callbacks
+    return getattr(trainer, "callbacks")  # noqa: B009 (Lightning sets it without declaring it)
 
 
 def evenly(steps: int, times: int) -> int:

@@ -136,8 +136,7 @@ class Attention(nn.Module):
         q_BHTD = rotate(self.norm_q(q_BHTD), cos_TR, sin_TR)
         k_BHTD = rotate(self.norm_k(k_BHTD), cos_TR, sin_TR)
         y_BTHD = self._attend(q_BHTD, k_BHTD, v_BHTD, causal)
-        result: torch.Tensor = self.proj(y_BTHD.reshape(batch, length, width))
-        return result
+        return self.proj(y_BTHD.reshape(batch, length, width))
 
     def _attend(self, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, causal: bool) -> torch.Tensor:
         """Softmax attention with scores divided by sqrt(D): (B, H, T, D) each -> (B, T, H, D)."""

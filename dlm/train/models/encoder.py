@@ -28,8 +28,7 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
-        result: torch.Tensor = self.down(F.silu(gate) * up)
-        return result
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -125,5 +124,4 @@ class TransEncoder(nn.Module):
             else:
                 x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
         hidden = x_BTC if index_M is None else x_BTC.flatten(0, 1)[index_M]
-        logits: torch.Tensor = self.head(self.norm(hidden) / self.shape.width_ratio)
-        return logits
+        return self.head(self.norm(hidden) / self.shape.width_ratio)

@@ -14,20 +14,13 @@ from torch.distributed.tensor import DTensor
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe
+from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention import kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer, make_schedule
 
 FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
-
-
-def check_format(number: int, name: str) -> None:
-    """Raise UserError for a checkpoint or weights file of a newer format than this dlm can read."""
-    if number > FORMAT:
-        raise UserError(
-            f"{name} has format {number}, this dlm reads {FORMAT}: update dlm, or choose another checkpoint"
-        )
 
 
 class DiffusionLMLightningModule(L.LightningModule):
@@ -61,11 +54,6 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.grad_norm = torch.zeros(())
         self.validation_loss = (math.nan, math.nan)  # mean and its Monte Carlo standard error, nats/token
         self.validated_step = -1  # the step that validation_loss belongs to
-
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """(B, T) tokens -> (B, T, V) logits."""
-        logits: torch.Tensor = self.model(tokens_BT)
-        return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss of one micro-batch, nats/token."""
@@ -191,7 +179,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Raise UserError for a checkpoint of another model, objective or optimiser, or of a longer run."""
         stated = checkpoint.get("dlm", {})
-        check_format(stated.get("format", FORMAT), "the checkpoint")
+        check_format("the checkpoint", stated.get("format", FORMAT), readable=FORMAT)
         theirs = {**stated.get("shape", {}), "objective": stated.get("objective")}
         ours = {**dataclasses.asdict(self.recipe.shape), "objective": self.objective.name}
         del ours["name"]  # two names may stand for one shape

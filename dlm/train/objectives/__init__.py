@@ -84,5 +84,4 @@ def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int, e
     facts = {"vocab_size": vocab_size, "bos_id": bos_id, "estimator": estimator}
     asked_for = inspect.signature(made).parameters.keys()
     options = {key: value for key, value in config.items() if key != "name"}
-    objective: Objective = made(**{key: facts[key] for key in facts.keys() & asked_for}, **options)
-    return objective
+    return made(**{key: facts[key] for key in facts.keys() & asked_for}, **options)
