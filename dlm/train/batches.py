@@ -62,6 +62,7 @@ class TrainingBatches(Dataset[Batch]):
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
 
 
+@dataclass(eq=False)
 class ValidationBatches(Dataset[Batch]):
     """One rank's part of a fixed set of sequences, each drawn several times with fixed noise.
 
@@ -81,28 +82,26 @@ class ValidationBatches(Dataset[Batch]):
         UserError: There are fewer sequences than processes.
     """
 
-    def __init__(
-        self,
-        tokens: Mixture,
-        objective: Objective,
-        *,
-        seed: int,
-        num_sequences: int,
-        draws: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.tokens, self.objective, self.seed = tokens, objective, seed
-        self.draws = draws if objective.info.is_bound else 1
-        self.rows = tokens.validation_rows(num_sequences)
-        if len(self.rows) < world_size:
+    tokens: Mixture
+    objective: Objective
+    _: KW_ONLY
+    seed: int
+    num_sequences: int
+    draws: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        self.draws = self.draws if self.objective.info.is_bound else 1
+        self.rows = self.tokens.validation_rows(self.num_sequences)
+        if len(self.rows) < self.world_size:
             raise UserError(
-                f"{len(self.rows)} validation sequences for {world_size} devices: raise validation.num_sequences, or "
-                "prepare more validation data"
+                f"{len(self.rows)} validation sequences for {self.world_size} devices: raise validation.num_sequences, "
+                "or prepare more validation data"
             )
-        shares = np.array_split(np.arange(len(self.rows)), world_size)
-        mine = shares[rank]
-        size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
+        shares = np.array_split(np.arange(len(self.rows)), self.world_size)
+        mine = shares[self.rank]
+        size = max(VALIDATION_TOKENS // (self.tokens.block_size * self.draws), 1)
         self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
         # Every forward pass of a sharded model involves all ranks, so all need the same number of batches: a shorter
         # list is filled up by repeating the last sequence, which gives the same loss again.

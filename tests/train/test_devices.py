@@ -22,7 +22,7 @@ from dlm.train.trainer import resolved_precision
         ("NVIDIA GeForce RTX 3090", None),
     ],
 )
-def test_the_peak_is_that_of_the_very_card(name, peak, monkeypatch):
+def test_the_peak_is_that_of_the_exact_card(name, peak, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(torch.device("cpu")) is None
@@ -40,7 +40,7 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
-def test_auto_is_bf16_where_the_device_has_it(accelerator, gpu):
+def test_auto_precision_is_bf16_where_the_device_has_it(accelerator, gpu):
     gpu(there=True, bf16=True)
     assert [resolved_precision(name, accelerator) for name in ("auto", "bf16-true", "16-mixed", "32-true")] == [
         "bf16-mixed", "bf16-true", "16-mixed", "32-true"
@@ -60,7 +60,7 @@ def test_auto_is_bf16_where_the_device_has_it(accelerator, gpu):
         resolved_precision("16-mixed", accelerator)
 
 
-def test_a_run_in_float32_refuses_attention_in_16_bits_when_it_is_set_up():
+def test_a_run_in_float32_refuses_16_bit_attention_at_its_setup():
     module = make_module({"trainer.attention": "flash_attn"})
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     module.trainer = SimpleNamespace(strategy=strategy, precision="32-true")

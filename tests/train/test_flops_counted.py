@@ -43,7 +43,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("causal", [False, True])
-def test_counted_flops_are_the_formula_s(name, causal):
+def test_the_counted_flops_agree_with_the_formula(name, causal):
     shape = SHAPES[name]
     objective = Autoregressive(bos_id=0) if causal else MaskedDiffusion(vocab_size=shape.vocab_size)
     matrices, attention, batch = counted(shape, objective)

@@ -52,7 +52,7 @@ from dlm.data.prepare.command import index_packed
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,
 )
-def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, launch, workdir):
+def test_a_mistake_is_refused_in_one_line_with_exit_code_2(overrides, words, launch, workdir):
     complaint = launch(*overrides).complaint
     assert all(word in complaint for word in words), complaint
     assert not list(workdir.glob("*/runs/*/checkpoints"))
@@ -60,7 +60,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(overrides, words, launch, workdir
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("split", "token"), [("train", 256), ("validation", -1)])
-def test_a_token_beyond_the_vocabulary_is_one_line(split, token, workers, launch, workdir, tmp_path):
+def test_a_token_beyond_the_vocabulary_is_refused_in_one_line(split, token, workers, launch, workdir, tmp_path):
     """In a file of the same size as the one that was indexed."""
     for name in ("train", "validation"):
         write_packed(tmp_path / f"{name}.bin", np.full(2048, 7, dtype=np.int16))
