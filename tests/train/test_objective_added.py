@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+from dlm.core.objectives import OBJECTIVES
 from dlm.core.paths import PACKAGE
 
 OBJECTIVE = '''
@@ -101,3 +103,15 @@ def test_a_causal_objective_added_as_contributing_says_is_planned_and_trained(st
     assert facts["estimator"] == "exact"
     assert facts["rows"] == 256  # no row for a mask token
     assert facts["moved"] == [place >= 9 for place in range(16)]  # a later token changes no earlier prediction
+
+
+def test_no_other_code_asks_which_objective_it_is():
+    """What depends on the objective is in the table, so that an added one is treated right everywhere."""
+    own = {"core/objectives.py", *(f"train/objectives/{name}.py" for name in OBJECTIVES)}
+    named = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for name in OBJECTIVES
+        if re.search(rf"""["']{name}["']""", path.read_text())
+    }
+    assert named - own == {"plan/definition.py"}  # the default of `objectives:`
