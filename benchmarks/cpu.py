@@ -70,7 +70,7 @@ def given_and_next(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ours(shape: ModelShape, objective: Objective) -> Side:
     """dlm's model and loss. The batches are made beforehand, because workers of the loader make them in a real run."""
-    model = TransEncoder(shape, causal=objective.causal)
+    model = TransEncoder(shape, causal=objective.info.causal)
     model.init_weights(torch.Generator().manual_seed(0))
     noise = [
         (stratified_t(0, step, np.arange(BATCH)), uniforms(0, step * BATCH, BATCH, LENGTH)) for step in range(STEPS)
@@ -79,7 +79,7 @@ def ours(shape: ModelShape, objective: Objective) -> Side:
         {key: torch.as_tensor(value) for key, value in objective.corrupt(text[:, :-1], *drawn).items()}
         for text, drawn in zip(texts(shape.vocab_size), noise, strict=True)
     ]
-    per_token = flops_per_token(shape, convention="full_masked_head", block_size=LENGTH, causal=objective.causal)
+    per_token = flops_per_token(shape, convention="full_masked_head", block_size=LENGTH, objective=objective.info)
     return side(model, lambda step: objective.loss(model, batches[step]).mean(), float(per_token) * BATCH * LENGTH)
 
 

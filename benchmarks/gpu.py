@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peers import SHIMS, Absent, smdm
 from benchmarks.side_by_side import Side, alternate, commit, compared
 from dlm.core.flops import flops_per_token
+from dlm.core.objectives import OBJECTIVES
 from dlm.core.shape import ModelShape, load_shape
 from dlm.data.noise import stratified_t, uniforms
 from dlm.train.callbacks.monitors import peak_flops
@@ -146,7 +147,8 @@ class Bench:
 
     def flops(self, shape: ModelShape, *, causal: bool) -> float:
         """True training FLOPs of a micro-step, with the head on masked positions only."""
-        per_token = flops_per_token(shape, convention="full_masked_head", block_size=self.length, causal=causal)
+        objective = OBJECTIVES["autoregressive" if causal else "masked_diffusion"]
+        per_token = flops_per_token(shape, convention="full_masked_head", block_size=self.length, objective=objective)
         return float(per_token) * self.batch(shape) * self.length
 
     def ours(self, shape: ModelShape, *, causal: bool = False) -> Side:

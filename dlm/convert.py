@@ -1,6 +1,6 @@
-"""convert: a checkpoint -> one file of weights; and such a file, or a checkpoint, -> a model. `dlm convert`, notebooks.
+"""Turn a checkpoint into one file of weights, and a checkpoint or such a file into a model.
 
-Weights files hold no optimiser, so no run goes on from one: they are for evaluation, for notebooks and for others.
+A weights file holds no optimiser, so no run goes on from one. It is for evaluation, for notebooks and for sharing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import pickle
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,47 +20,69 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dlm.core.errors import ExitCode, UserError
+from dlm.core.objectives import OBJECTIVES, objective_info
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
-from dlm.train.callbacks.checkpoint import latest_whole, state_file
+from dlm.train.checkpoint_files import check_format, latest_whole, state_file
 from dlm.train.models.encoder import TransEncoder
-from dlm.train.models.lightning_module import FORMAT, check_format
+from dlm.train.models.lightning_module import FORMAT
 
 ENDINGS = (".safetensors", ".pt")
-
-
+SMDM_NAMES = {  # part of a name in SMDM's TransEncoder and GPT (lit_gpt/diffmodel.py, model.py) -> the same in ours
+    "transformer.wte.": "embedding.",
+    "transformer.ln_f.": "norm.",
+    "lm_head.": "head.",
+    "transformer.h.": "blocks.",
+    ".attn.attn.": ".attention.qkv.",
+    ".attn.proj.": ".attention.proj.",
+    ".mlp.swiglu.w1.": ".mlp.gate.",  # xformers' SwiGLU is w3(silu(w1 x) * w2 x)
+    ".mlp.swiglu.w2.": ".mlp.up.",
+    ".mlp.swiglu.w3.": ".mlp.down.",
+}
 Weights = dict[str, torch.Tensor]
 
 
 def load_model(source: str | Path) -> TransEncoder:
-    """The model of a run's folder, a step_* folder or a file that `dlm convert` wrote, on the CPU, for evaluation.
+    """Load a trained model on the CPU, for evaluation.
 
-    Its forward pass takes (B, T) tokens, of masked diffusion with masked places as ``vocab_size``, and gives
-    (B, T, V) logits. Raises UserError.
+    Args:
+        source: A run's folder, a step_* folder, or a file that `dlm convert` wrote.
+
+    Returns:
+        The model. Its forward pass takes (B, T) tokens, in which the number ``vocab_size`` is the mask token of masked
+        diffusion, and returns (B, T, V) logits.
+
+    Raises:
+        UserError: There is no model of dlm to be read there.
     """
     about, weights = read_weights(Path(source))
-    model = TransEncoder(_shape(about), causal=about["causal"])
+    model = TransEncoder(shape_from_config(about["shape"]), causal=about["causal"])
     model.load_state_dict(weights)
     return model.eval()
 
 
 def read_weights(source: Path, *, model: str | None = None) -> tuple[dict[str, Any], Weights]:
-    """(description, weights by TransEncoder's names) of any source. ``model`` names the shape of an SMDM file.
+    """Read the weights of a model and what is known about it.
 
-    The description has format, shape, causal and, where known, cell_id and step. Raises UserError for what is torn,
-    of a newer format, of another model or no checkpoint.
+    Args:
+        source: As for ``load_model``, or a checkpoint file of SMDM.
+        model: The name in configs/model of the shape of SMDM's model, which SMDM's files do not state.
+
+    Returns:
+        A description with the keys format, shape, causal and, where they are known, cell_id and step; and the weights
+        by their names in TransEncoder.
+
+    Raises:
+        UserError: The file is torn, of a newer format, of another model or no checkpoint.
     """
     path = _file_of(source)
-    if path.suffix == ".safetensors":
-        about, weights = _read_safetensors(path)
-    else:
-        about, weights = _read_torch(path, model)
-    check_format(about["format"], str(path))
-    check_weights(_shape(about), about["causal"], weights, path)
+    about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, model)
+    check_format(path, about["format"], readable=FORMAT)
+    _check_weights(shape_from_config(about["shape"]), about["causal"], weights, path)
     return about, weights
 
 
 def _file_of(source: Path) -> Path:
-    """The file that holds the weights: of a run its newest whole checkpoint's."""
+    """The file that holds the weights; for a run's folder, that of its newest whole checkpoint."""
     if (source / "checkpoints").is_dir():
         newest = latest_whole(source)
         if newest is None:
@@ -87,6 +108,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
 
 
 def _read_torch(path: Path, model: str | None) -> tuple[dict[str, Any], Weights]:
+    """Read a checkpoint of a run, a weights file that ends in .pt, or a checkpoint of SMDM."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -94,16 +116,8 @@ def _read_torch(path: Path, model: str | None) -> tuple[dict[str, Any], Weights]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}): it is torn or of another kind") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    if "dlm" in content and "state_dict" in content:  # Lightning's, of a run
-        stated = content["dlm"]
-        about = {
-            "format": stated["format"],
-            "shape": stated["shape"],
-            "causal": stated["objective"] == "autoregressive",
-            "cell_id": stated["cell_id"],
-            "step": content["global_step"],
-        }
-        return about, {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    if "dlm" in content and "state_dict" in content:
+        return _from_run(content)
     if "dlm" in content:
         return content["dlm"], content["model"]
     weights = content.get("model", content)
@@ -114,37 +128,44 @@ def _read_torch(path: Path, model: str | None) -> tuple[dict[str, Any], Weights]
     return _from_smdm(weights, load_shape(model), path)
 
 
-def _from_smdm(theirs: Mapping[str, torch.Tensor], shape: ModelShape, path: Path) -> tuple[dict[str, Any], Weights]:
-    """The weights of SMDM's TransEncoder or GPT (lit_gpt/diffmodel.py, model.py) by our names."""
-    rows = theirs["transformer.wte.weight"].shape[0]
-    about = {"format": FORMAT, "shape": dataclasses.asdict(shape), "causal": rows == shape.vocab_size}
-    names = {"transformer.wte.weight": "embedding.weight", "transformer.ln_f.weight": "norm.weight",
-             "lm_head.weight": "head.weight"}  # fmt: skip
-    weights: Weights = {}
-    for name, value in theirs.items():
-        layer = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)\.weight", name)
-        part = layer[2] if layer else None
-        prefix = f"blocks.{layer[1]}." if layer else ""
-        if name in names:
-            weights[names[name]] = value
-        elif part in ("norm_1", "norm_2"):
-            weights[f"{prefix}{part}.weight"] = value
-        elif part == "attn.attn":
-            weights[f"{prefix}attention.qkv.weight"] = _split_groups(value, shape, path)
-        elif part == "attn.proj":
-            weights[f"{prefix}attention.proj.weight"] = value
-        elif part == "mlp.swiglu.w3":
-            weights[f"{prefix}mlp.down.weight"] = value
-        elif part == "mlp.swiglu.w1":  # xformers' SwiGLU: silu(w1 x) w2 x
-            up = theirs.get(name.replace(".w1.", ".w2."), value[:0])
-            weights[f"{prefix}mlp.gate_up.weight"] = torch.cat([value, up])
-        elif part != "mlp.swiglu.w2":
-            raise UserError(f"{path} has {name}, which SMDM's models do not have")
-    return about, weights
+def _from_run(content: Mapping[str, Any]) -> tuple[dict[str, Any], Weights]:
+    """The description and the weights in a checkpoint that Lightning wrote during a run."""
+    stated = content["dlm"]
+    about = {
+        "format": stated["format"],
+        "shape": stated["shape"],
+        "causal": objective_info(stated["objective"]).causal,
+        "cell_id": stated["cell_id"],
+        "step": content["global_step"],
+    }
+    return about, {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+
+
+def _from_smdm(theirs: Weights, shape: ModelShape, path: Path) -> tuple[dict[str, Any], Weights]:
+    """The description and the weights of SMDM's TransEncoder or GPT, by our names and in our order of rows."""
+    causal = theirs["transformer.wte.weight"].shape[0] == shape.vocab_size
+    weights = {_our_name(name): value for name, value in theirs.items()}
+    for name in list(weights):
+        up = name.replace(".gate.", ".up.")
+        if name.endswith(".attention.qkv.weight"):
+            weights[name] = _split_groups(weights[name], shape, path)
+        elif name.endswith(".mlp.gate.weight") and up in weights:
+            weights[name.replace(".gate.", ".gate_up.")] = torch.cat([weights.pop(name), weights.pop(up)])
+    return {"format": FORMAT, "shape": dataclasses.asdict(shape), "causal": causal}, weights
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in SMDM_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
 
 
 def _split_groups(qkv: torch.Tensor, shape: ModelShape, path: Path) -> torch.Tensor:
-    """Rows in SMDM's order, for each query group its queries, key and value -> all queries, all keys, all values."""
+    """Reorder the rows of SMDM's matrix of queries, keys and values.
+
+    SMDM has the queries, the key and the value of each query group together; ours has all queries, then all keys, then
+    all values.
+    """
     per_group = shape.n_head // shape.num_kv_heads + 2
     expected = (shape.num_kv_heads * per_group * shape.head_dim, shape.n_embd)
     if tuple(qkv.shape) != expected:
@@ -154,11 +175,7 @@ def _split_groups(qkv: torch.Tensor, shape: ModelShape, path: Path) -> torch.Ten
     return torch.cat([part.reshape(-1, shape.n_embd) for part in parts])
 
 
-def _shape(about: Mapping[str, Any]) -> ModelShape:
-    return shape_from_config(about["shape"])
-
-
-def check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path) -> None:
+def _check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path) -> None:
     """Raise UserError, with the first difference, for weights that are not of this shape."""
     with torch.device("meta"):
         expected = TransEncoder(shape, causal=causal).state_dict()
@@ -177,11 +194,18 @@ def check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path)
 
 
 def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> None:
-    """One weights file by the ending of ``target``, whole or not at all. Raises UserError where it exists."""
+    """Write one weights file, whole or not at all.
+
+    Args:
+        target: A new file; its ending, .safetensors or .pt, decides the format.
+        about: The description, as ``read_weights`` returns it.
+        weights: By their names in TransEncoder.
+
+    Raises:
+        UserError: The target has another ending, exists, or its folder does not.
+    """
     if target.suffix not in ENDINGS:
         raise UserError(f"{target} ends in '{target.suffix}': allowed are {' and '.join(ENDINGS)}")
-    if target.exists():
-        raise UserError(f"{target} exists and is not overwritten: give another name or remove it")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: make it first")
     building = target.with_name(f".{target.name}.building")
@@ -191,7 +215,7 @@ def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> N
             save_file(whole, building, metadata={"dlm": json.dumps(about)})
         else:
             torch.save({"dlm": dict(about), "model": weights}, building)
-        os.link(building, target)  # fails where the target has come to exist, as rename would not
+        os.link(building, target)  # unlike a rename it fails where the target exists
     except FileExistsError as error:
         raise UserError(f"{target} exists and is not overwritten: give another name or remove it") from error
     finally:
@@ -199,7 +223,7 @@ def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> N
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`dlm convert`: read a source, write a weights file, say what it holds."""
+    """Run `dlm convert`: read a source, write a weights file and print what it holds."""
     parser = argparse.ArgumentParser(prog="dlm convert", description="A checkpoint to one file of weights.")
     parser.add_argument("source", help="a run's folder, a step_* folder, a weights file, or SMDM's .pth")
     parser.add_argument("target", help="the file to write, ending in .safetensors or .pt")
@@ -211,9 +235,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
         return ExitCode.USER_ERROR
-    kind = "autoregressive" if about["causal"] else "masked diffusion"
+    objectives = " or ".join(info.label.lower() for info in OBJECTIVES.values() if info.causal == about["causal"])
     size = sum(value.numel() for value in weights.values())
-    print(f"{options.target}: {about['shape']['name']}, {kind}, {size:,} parameters")
+    print(f"{options.target}: {about['shape']['name']}, {objectives}, {size:,} parameters")
     return ExitCode.DONE
 
 

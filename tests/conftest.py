@@ -61,7 +61,7 @@ def workdir(tmp_path, monkeypatch):
 def command():
     """`python -m MODULE ...` in a process of its own, to its end."""
 
-    def run(module: str, *arguments: str | Path, timeout: float = 120) -> Ended:
+    def run(module: str, *arguments: str | Path, timeout: float = 600) -> Ended:
         done = subprocess.run(
             [sys.executable, "-m", module, *map(str, arguments)],
             capture_output=True, text=True, cwd=PACKAGE.parent, timeout=timeout, check=False,

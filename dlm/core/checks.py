@@ -8,6 +8,7 @@ from typing import Any
 
 from dlm.core import schedule
 from dlm.core.errors import UserError, unknown
+from dlm.core.objectives import OBJECTIVES
 
 # The lowest and the highest value of a number.
 RANGES: dict[str, tuple[float, float]] = {
@@ -30,6 +31,10 @@ NAMES = {
     "scheduler.name": tuple(schedule.SHAPES),
     "objective.weight": ("elbo", "low_var", "realised_fraction"),
     "validation.estimator": ("mc", "exact_count"),
+    "trainer.strategy": ("auto", "ddp", "fsdp2"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
+    "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa4"),
+    "callbacks.checkpoint.mode": ("min", "max"),
 }
 
 
@@ -42,22 +47,26 @@ WHOLE = {
     "validation.times": 1,
     "data.stride": 1,
     "trainer.threads": 1,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "callbacks.checkpoint.times": 1,
     "callbacks.checkpoint.every_n_steps": 1,
     "callbacks.checkpoint.save_top_k": 0,
 }
 
 
-SWITCHES = ("trainer.compile", "trainer.activation_checkpointing")
+SWITCHES = ("trainer.compile", "trainer.activation_checkpointing", "callbacks.checkpoint.asynchronous")
 
 TOP_LEVEL = (
     "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
     "recipe", "training", "validation", "seed", "ckpt_path", "profiler", "planned_cell_id", "cell_id",
 )  # fmt: skip
 
+OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key in info.keys))
+
 # Every key that a group of the config may hold. ``model`` is not here: its keys are the fields of ModelShape.
 KEYS = {
-    "objective": ("name", "eps", "weight"),
+    "objective": ("name", *OBJECTIVE_KEYS),
     "optimizer": ("name", "lr", "betas", "eps", "weight_decay", "decay", "gradient_clip_val", "momentum"),
     "scheduler": ("name", "warmup_fraction", "warmup_min_steps", "min_ratio", "decay_fraction"),
     "data": (
@@ -82,7 +91,7 @@ KEYS = {
 
 # Keys of a group that one of its choices does not read.
 UNREAD = {
-    "autoregressive": ("eps", "weight"),
+    **{name: tuple(key for key in OBJECTIVE_KEYS if key not in info.keys) for name, info in OBJECTIVES.items()},
     "adamw": ("momentum",),
     "cosine": ("decay_fraction",),
     "linear": ("decay_fraction",),

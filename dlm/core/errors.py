@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
 
@@ -39,6 +39,13 @@ class TryAgainError(UserError):
 
 class DivergedError(RuntimeError):
     """The loss rose far or is no number any more. The cell ends with ExitCode.DIVERGED."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, the one behind it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:

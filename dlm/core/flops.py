@@ -19,16 +19,13 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from dlm.core.errors import UserError, unknown
+from dlm.core.objectives import ObjectiveInfo
 from dlm.core.shape import ModelShape
 
 Convention = Literal["6n", "6n_total", "full", "full_masked_head"]
 
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-
-
-# The mean masking rate of the linear schedule p = (1 - eps) t + eps with eps = 1e-3 (SMDM) and t ~ U(0, 1).
-MEAN_MASK_RATE = Fraction(1001, 2000)
 
 
 def check_convention(name: str) -> Convention:
@@ -39,24 +36,28 @@ def check_convention(name: str) -> Convention:
     raise unknown("training.convention", name, CONVENTIONS)
 
 
-def flops_per_token(shape: ModelShape, *, convention: Convention, block_size: int, causal: bool) -> Fraction:
+def flops_per_token(
+    shape: ModelShape, *, convention: Convention, block_size: int, objective: ObjectiveInfo
+) -> Fraction:
     """Training FLOPs (forward and backward, a multiply-add is 2) per token of a ``block_size`` sequence."""
     body = Fraction(6 * shape.num_params)
     if convention == "6n":
         return body
     if convention == "6n_total":
-        return Fraction(6 * shape.num_params_total(causal=causal))
-    attention = (6 if causal else 12) * shape.n_layer * shape.n_embd * block_size
+        return Fraction(6 * shape.num_params_total(causal=objective.causal))
+    attention = (6 if objective.causal else 12) * shape.n_layer * shape.n_embd * block_size
     head = Fraction(6 * shape.vocab_size * shape.n_embd)
-    if convention == "full_masked_head" and not causal:
-        head *= MEAN_MASK_RATE
+    if convention == "full_masked_head":
+        head *= objective.head_share
     return body + attention + head
 
 
-def all_conventions(shape: ModelShape, *, tokens: int, block_size: int, causal: bool) -> dict[Convention, float]:
+def all_conventions(
+    shape: ModelShape, *, tokens: int, block_size: int, objective: ObjectiveInfo
+) -> dict[Convention, float]:
     """Training FLOPs of ``tokens`` tokens under every convention."""
     return {
-        name: float(tokens * flops_per_token(shape, convention=name, block_size=block_size, causal=causal))
+        name: float(tokens * flops_per_token(shape, convention=name, block_size=block_size, objective=objective))
         for name in CONVENTIONS
     }
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlm.core import text
-from dlm.core.objectives import OBJECTIVE_HEADS
+from dlm.core.objectives import objective_info
 
 VERSION = 1  # raise it when a value in the identity gets another meaning
 
@@ -97,6 +97,6 @@ def cell_id(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> 
     """A readable head and a content hash: ``mdm-170M-1e19-3f9ac21b``. Never parsed back."""
     budget = _budget(config)
     size = text.flops(float(budget)) if budget is not None else f"{steps}steps"
-    objective = config["objective"]["name"]
-    head = f"{OBJECTIVE_HEADS.get(objective, objective)}-{config['model'].get('name', 'model')}-{size}"
+    objective = objective_info(config["objective"]["name"])
+    head = f"{objective.id_head}-{config['model'].get('name', 'model')}-{size}"
     return f"{head}-{content_hash(identity(config, steps=steps, data_hash=data_hash))[:HASH_CHARS]}"

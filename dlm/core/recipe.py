@@ -12,7 +12,7 @@ from typing import Any
 from dlm.core import flops, schedule
 from dlm.core.checks import NAMES, check_values, whole
 from dlm.core.errors import UserError, unknown
-from dlm.core.objectives import OBJECTIVE_HEADS
+from dlm.core.objectives import ObjectiveInfo, objective_info
 from dlm.core.shape import ModelShape, shape_from_config
 
 MIN_STEPS = 20  # with fewer optimiser steps there is no run
@@ -62,10 +62,7 @@ def derive(config: Mapping[str, Any]) -> Recipe:
     """
     shape = shape_from_config(config["model"])
     data, training = config["data"], config["training"]
-    objective = config["objective"]["name"]
-    if objective not in OBJECTIVE_HEADS:
-        raise unknown("objective.name", objective, OBJECTIVE_HEADS)
-    causal = objective == "autoregressive"
+    objective = objective_info(config["objective"]["name"])
     check_values(config)
     batch_size = whole("data.batch_size", data["batch_size"])
     block_size = whole("data.block_size", data["block_size"])
@@ -75,11 +72,11 @@ def derive(config: Mapping[str, Any]) -> Recipe:
             "lower data.block_size or raise model.block_size"
         )
     convention = flops.check_convention(training["convention"])
-    steps, budget = _steps(training, shape, convention, batch_size, block_size, causal)
+    steps, budget = _steps(training, shape, convention, batch_size, block_size, objective)
     scheduler = config["scheduler"]
     return Recipe(
         shape=shape,
-        causal=causal,
+        causal=objective.causal,
         steps=steps,
         warmup_steps=schedule.warmup_steps(
             steps, fraction=scheduler["warmup_fraction"], minimum=scheduler["warmup_min_steps"]
@@ -89,7 +86,7 @@ def derive(config: Mapping[str, Any]) -> Recipe:
         budget_flops=budget,
         convention=convention,
         flops=flops.all_conventions(
-            shape, tokens=steps * batch_size * block_size, block_size=block_size, causal=causal
+            shape, tokens=steps * batch_size * block_size, block_size=block_size, objective=objective
         ),
     )
 
@@ -133,7 +130,7 @@ def _affordable_tokens(config: Mapping[str, Any]) -> float:
         shape_from_config(config["model"]),
         convention=flops.check_convention(training["convention"]),
         block_size=whole("data.block_size", config["data"]["block_size"]),
-        causal=config["objective"]["name"] == "autoregressive",
+        objective=objective_info(config["objective"]["name"]),
     )
     return float(flops.check_budget(training["budget"]) / per_token)
 
@@ -155,7 +152,7 @@ def _steps(
     convention: flops.Convention,
     batch_size: int,
     block_size: int,
-    causal: bool,
+    objective: ObjectiveInfo,
 ) -> tuple[int, float | None]:
     if training.get("budget") is not None:
         flops.check_budget(training["budget"])
@@ -164,7 +161,7 @@ def _steps(
     if training.get("budget") is None:
         raise UserError("neither training.budget (FLOPs) nor training.steps is set: set one, e.g. training.budget=1e19")
     budget = flops.check_budget(training["budget"])
-    per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, causal=causal)
+    per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, objective=objective)
     return flops.budget_to_steps(budget, per_token, batch_size * block_size), budget
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from dlm.core.configs import load_base
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
+from dlm.core.objectives import OBJECTIVES, ObjectiveInfo
 from dlm.core.recipe import accumulation
 from dlm.core.shape import load_shape
 from dlm.plan.cells import Cell, Estimate, Plan
@@ -37,7 +38,7 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
             estimate=estimate_cell(
                 flops=cell.flops["full_masked_head"] + validation_flops(cell),
                 shape_name=cell.model,
-                causal=cell.objective == "autoregressive",
+                objective=OBJECTIVES[cell.objective],
                 global_batch_size=cell.global_batch_size,
                 block_size=cell.block_size,
                 hardware=hardware,
@@ -58,10 +59,11 @@ def validation_flops(cell: Cell) -> float:
     asked = {
         name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
     }
-    causal = cell.objective == "autoregressive"  # its loss is exact: one draw
-    passes = asked["num_sequences"] * (1 if causal else asked["draws"]) * asked["times"]
+    objective = OBJECTIVES[cell.objective]
+    draws = asked["draws"] if objective.is_bound else 1
+    passes = asked["num_sequences"] * draws * asked["times"]
     per_token = flops_per_token(
-        load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, causal=causal
+        load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, objective=objective
     )
     return float(passes * cell.block_size * per_token / 3)
 
@@ -73,7 +75,7 @@ def estimate_cell(
     *,
     flops: float,
     shape_name: str,
-    causal: bool,
+    objective: ObjectiveInfo,
     global_batch_size: int,
     block_size: int,
     hardware: Hardware,
@@ -99,7 +101,7 @@ def estimate_cell(
     return Estimate(
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
-        memory_gib=memory_gib(shape_name, causal, global_batch_size, block_size, max(gpus, 1)),
+        memory_gib=memory_gib(shape_name, objective, global_batch_size, block_size, max(gpus, 1)),
         nodes=hardware.nodes,
         gpus_per_node=gpus // hardware.nodes,
         device=hardware.device,
@@ -107,7 +109,7 @@ def estimate_cell(
     )
 
 
-def memory_gib(shape_name: str, causal: bool, batch_size: int, block_size: int, devices: int) -> float:
+def memory_gib(shape_name: str, objective: ObjectiveInfo, batch_size: int, block_size: int, devices: int) -> float:
     """An upper estimate of the memory that training takes on one device, GiB.
 
     It counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per token,
@@ -120,9 +122,9 @@ def memory_gib(shape_name: str, causal: bool, batch_size: int, block_size: int, 
         batch_size=batch_size, micro_batch_size=None, world_size=devices, num_params=shape.num_params
     )
     tokens = micro * block_size
-    state = 16 * shape.num_params_total(causal=causal)
+    state = 16 * shape.num_params_total(causal=objective.causal)
     activations = 34 * tokens * shape.n_layer * shape.n_embd
-    logits = 2 * 4 * tokens * shape.vocab_size * (1.0 if causal else 0.6)
+    logits = 2 * 4 * tokens * shape.vocab_size * (0.6 if objective.head_share < 1 else 1.0)
     return (state + activations + logits) / GIB
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.core.files import write_atomic, write_json
+from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
@@ -86,7 +87,8 @@ def write_report(
         excluded=_excluded(excluded),
         refused=words.refused(listed),
         convention=words.convention(runs),
-        has_diffusion="objective" in runs and "masked_diffusion" in set(runs["objective"]),
+        has_bound="objective" in runs
+        and any(OBJECTIVES[name].is_bound for name in OBJECTIVES.keys() & runs["objective"]),
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"

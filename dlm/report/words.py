@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
@@ -252,7 +253,7 @@ def method(fit: FitResult) -> str:
 
 def objective(name: str) -> str:
     """The heading of a training objective; runs of no stated objective have the name ''."""
-    return name.replace("_", " ").capitalize() or "Result"
+    return OBJECTIVES[name].label if name in OBJECTIVES else name or "Result"
 
 
 def place(flops: float, best: Optimum) -> str:

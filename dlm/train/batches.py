@@ -1,12 +1,16 @@
-"""slim_pajama: prepared tokens -> batches with their noise, as a LightningDataModule. Built by train.
+"""Turn prepared tokens into training and validation batches with their noise.
 
-Micro-batch k of a run is a pure function of (seed, k): the global batch of step s holds samples s B .. s B + B - 1,
-every rank and micro-batch takes a contiguous part of it, and a resume starts at any k without reading what is before.
+Micro-batch k of a run is a pure function of (seed, k): the global batch of step s holds samples s B .. s B + B - 1, and
+every rank and every micro-batch takes a contiguous part of it. So a resumed run starts at any k without reading what is
+before.
+
+Legend: B sequences of a batch, T tokens of a sequence, S validation sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import lightning as L
@@ -14,79 +18,100 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dlm.core.errors import UserError
+from dlm.core.recipe import Recipe
 from dlm.data.manifest import DataSet
 from dlm.data.mixture import Mixture, open_mixture
 from dlm.data.noise import stratified_t, uniforms
 from dlm.train.objectives import Batch, Objective
 
-VALIDATION_TOKENS = 16384  # tokens of one validation batch
+VALIDATION_TOKENS = 16384  # of one validation batch
 
 
+@dataclass(eq=False)
 class TrainingBatches(Dataset[Batch]):
-    """Item k is the k-th micro-batch of this rank, noise included."""
+    """Item k is the k-th micro-batch of one rank, noise included.
 
-    def __init__(
-        self,
-        tokens: Mixture,
-        objective: Objective,
-        *,
-        seed: int,
-        batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.tokens, self.objective, self.seed = tokens, objective, seed
-        self.batch_size, self.micro, self.rank = batch_size, micro_batch_size, rank
-        self.accumulation = batch_size // world_size // micro_batch_size
+    Args:
+        tokens: The training split.
+        objective: What corrupts the text.
+        seed: Of the order of the data and of the noise.
+        batch_size: Sequences of an optimiser step, over all ranks.
+        micro_batch_size: Sequences of one item.
+        rank: Of this process, from 0.
+        world_size: Number of processes.
+    """
+
+    tokens: Mixture
+    objective: Objective
+    _: KW_ONLY
+    seed: int
+    batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
 
     def __getitem__(self, k: int) -> Batch:
-        step, part = divmod(k, self.accumulation)
-        first = (self.rank * self.accumulation + part) * self.micro
-        position_B = np.arange(first, first + self.micro)
-        index_B = step * self.batch_size + position_B
-        rows_BT = self.tokens.text(self.tokens.order(int(index_B[0]), self.micro, seed=self.seed))
+        accumulation = self.batch_size // self.world_size // self.micro_batch_size
+        step, part = divmod(k, accumulation)
+        first = (self.rank * accumulation + part) * self.micro_batch_size
+        position_B = np.arange(first, first + self.micro_batch_size)  # in the global batch
+        first_sample = step * self.batch_size + first
+        rows_BT = self.tokens.text(self.tokens.order(first_sample, self.micro_batch_size, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
-        uniform_BT = uniforms(self.seed, int(index_B[0]), *rows_BT.shape)
+        uniform_BT = uniforms(self.seed, first_sample, *rows_BT.shape)
         return self.objective.corrupt(rows_BT, t_B, uniform_BT)
 
 
+@dataclass(eq=False)
 class ValidationBatches(Dataset[Batch]):
-    """Fixed sequences spread over the split, each drawn ``draws`` times with fixed noise; a part per rank."""
+    """One rank's part of a fixed set of sequences, each drawn several times with fixed noise.
 
-    def __init__(
-        self,
-        tokens: Mixture,
-        objective: Objective,
-        *,
-        seed: int,
-        num_sequences: int,
-        draws: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.tokens, self.objective, self.seed = tokens, objective, seed
-        self.draws = 1 if objective.estimator == "exact" else draws
-        self.rows = tokens.validation_rows(num_sequences)
-        size = max(VALIDATION_TOKENS // (tokens.block_size * self.draws), 1)
-        if len(self.rows) < world_size:
+    An item is what ``Objective.probe`` makes of S sequences, all draws of a sequence one after the other, and
+    ``sequence``, the (S,) places of the sequences in the fixed set, and ``draws``, the number of draws of each.
+
+    Args:
+        tokens: The validation split.
+        objective: What corrupts the text; one whose loss is exact needs and gets one draw.
+        seed: Of the noise.
+        num_sequences: Size of the fixed set, which is spread evenly over the split.
+        draws: Noise draws of a sequence.
+        rank: Of this process, from 0.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: There are fewer sequences than processes.
+    """
+
+    tokens: Mixture
+    objective: Objective
+    _: KW_ONLY
+    seed: int
+    num_sequences: int
+    draws: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        self.draws = self.draws if self.objective.info.is_bound else 1
+        self.rows = self.tokens.validation_rows(self.num_sequences)
+        if len(self.rows) < self.world_size:
             raise UserError(
-                f"{len(self.rows)} validation sequences for {world_size} devices: raise validation.num_sequences, or "
-                "prepare more validation data"
+                f"{len(self.rows)} validation sequences for {self.world_size} devices: raise validation.num_sequences, "
+                "or prepare more validation data"
             )
-        shares = np.array_split(np.arange(len(self.rows)), world_size)
-        mine = shares[rank]
+        shares = np.array_split(np.arange(len(self.rows)), self.world_size)
+        mine = shares[self.rank]
+        size = max(VALIDATION_TOKENS // (self.tokens.block_size * self.draws), 1)
         self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-        # A sharded model is gathered in every forward pass, so all ranks need as many: the last sequence once more.
+        # Every forward pass of a sharded model involves all ranks, so all need the same number of batches: a shorter
+        # list is filled up by repeating the last sequence, which gives the same loss again.
         self.parts += [mine[-1:]] * (-(-len(shares[0]) // size) - len(self.parts))
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, k: int) -> Batch:
-        if k >= len(self.parts):
-            raise IndexError(k)
-        sequence_S = self.parts[k]  # contiguous, so their draws are too
+        sequence_S = self.parts[k]  # consecutive numbers, and so are those of their draws
         draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
         rows_BT = self.tokens.text(np.repeat(self.rows[sequence_S], self.draws))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
@@ -94,11 +119,12 @@ class ValidationBatches(Dataset[Batch]):
         return {**batch, "sequence": sequence_S, "draws": self.draws}
 
 
+@dataclass(eq=False)
 class FromOffset(Sampler[int]):
-    """Counts micro-batches from where the run stands; its length is that of the whole run, as Lightning counts."""
+    """Counts micro-batches from ``start`` to ``total``. Its length is ``total``, because Lightning counts that way."""
 
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
+    start: int
+    total: int
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.total))
@@ -107,40 +133,29 @@ class FromOffset(Sampler[int]):
         return self.total
 
 
-class SlimPajamaDataModule(L.LightningDataModule):
-    """Any packed data, alone or mixed, SlimPajama the first of them; the world size is the trainer's."""
+class PackedDataModule(L.LightningDataModule):
+    """The batches of one run, for the rank and the world size of its trainer.
 
-    def __init__(
-        self,
-        data: DataSet,
-        objective: Objective,
-        *,
-        block_size: int,
-        stride: int,
-        batch_size: int,
-        micro_batch_size: int,
-        accumulation: int,
-        steps: int,
-        seed: int,
-        num_workers: int,
-        num_sequences: int,
-        draws: int,
-        validation_seed: int,
-    ) -> None:
+    Args:
+        data_set: The prepared data, of one source or mixed from several.
+        objective: What corrupts the text.
+        recipe: The number of steps and the sizes of batch and block.
+        config: The whole config; the nodes data and validation, and the seed, are read here.
+    """
+
+    def __init__(self, data_set: DataSet, objective: Objective, recipe: Recipe, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.objective, self.seed, self.steps, self.num_workers = objective, seed, steps, num_workers
-        self.batch_size, self.micro, self.accumulation = batch_size, micro_batch_size, accumulation
-        self.validation = {"seed": validation_seed, "num_sequences": num_sequences, "draws": draws}
-        self.train_tokens, self.validation_tokens = (
-            open_mixture(data, split, block_size=block_size, stride=stride) for split in ("train", "validation")
-        )
+        self.data_set, self.objective, self.recipe, self.config = data_set, objective, recipe, config
+        lengths = {"block_size": recipe.block_size, "stride": config["data"]["stride"]}
+        self.train_tokens = open_mixture(data_set, "train", **lengths)
+        self.validation_tokens = open_mixture(data_set, "validation", **lengths)
 
     def _place(self) -> dict[str, int]:
         assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
-        """One item a batch; in pinned memory where it goes to a GPU, so that the copy need not wait for the device."""
+        """Load one item at a time; for a GPU into pinned memory, so that copying does not wait for the device."""
         assert self.trainer is not None
         pinned = self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(dataset, batch_size=None, pin_memory=pinned, **options)
@@ -148,31 +163,29 @@ class SlimPajamaDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the trainer's current step on."""
         assert self.trainer is not None
+        accumulation = self.trainer.accumulate_grad_batches
         dataset = TrainingBatches(
             self.train_tokens,
             self.objective,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro,
+            seed=self.config["seed"],
+            batch_size=self.recipe.global_batch_size,
+            micro_batch_size=self.recipe.global_batch_size // self.trainer.world_size // accumulation,
             **self._place(),
         )
-        start = self.trainer.global_step * self.accumulation
-        sampler = FromOffset(start, self.steps * self.accumulation)
-        return self._loader(dataset, sampler=sampler, num_workers=self.num_workers)
+        sampler = FromOffset(self.trainer.global_step * accumulation, self.recipe.steps * accumulation)
+        return self._loader(dataset, sampler=sampler, num_workers=self.config["data"]["num_workers"])
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The fixed validation set with its fixed noise."""
-        dataset = ValidationBatches(self.validation_tokens, self.objective, **self.validation, **self._place())
-        return self._loader(dataset)
+        """This rank's part of the fixed validation set."""
+        options = {key: self.config["validation"][key] for key in ("seed", "num_sequences", "draws")}
+        return self._loader(ValidationBatches(self.validation_tokens, self.objective, **options, **self._place()))
 
-    @property
-    def num_validation_sequences(self) -> int:
-        """Sequences of the fixed validation set, over all ranks."""
-        return len(self.validation_tokens.validation_rows(self.validation["num_sequences"]))
+    def validation_rows(self) -> np.ndarray:
+        """The rows of the validation split that make up the fixed set, over all ranks."""
+        return self.validation_tokens.validation_rows(self.config["validation"]["num_sequences"])
 
     def unigram_entropy(self) -> float:
-        """Entropy of the token frequencies of the validation sequences, nats/token: what counting alone reaches."""
-        rows = self.validation_tokens.validation_rows(self.validation["num_sequences"])
-        counts = np.bincount(self.validation_tokens.rows(rows).ravel())
+        """Entropy of the token frequencies in the validation set, nats/token: the loss of a model without context."""
+        counts = np.bincount(self.validation_tokens.rows(self.validation_rows()).ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())

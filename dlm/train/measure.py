@@ -1,4 +1,7 @@
-"""measure: model names -> true training FLOP/s on this machine, as JSON. Run by estimate in a process of its own."""
+"""Measure the training rate of models on this machine: `python -m dlm.train.measure REQUEST`, JSON in and out.
+
+A plan runs this in a process of its own, because planning does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,31 @@ from dlm.core.shape import load_shape
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
-STEP_FLOPS = 2e9  # sequences are added until a step has about this many, as real micro-batches have
+STEP_FLOPS = 2e9  # of one measured step, about as many as a real micro-batch has
 
 
 def measure(model: str, *, block_size: int, seconds: float) -> float:
-    """FLOP/s (full_masked_head) of forward, backward and AdamW on random tokens, one thread, at least three steps."""
+    """Measure forward pass, backward pass and AdamW on random tokens with one thread.
+
+    Args:
+        model: A name of configs/model.
+        block_size: Tokens of a sequence; at most 512 are used, because longer sequences only take longer.
+        seconds: How long to measure; three steps at least.
+
+    Returns:
+        FLOP/s, counted as the convention full_masked_head does.
+    """
     torch.set_num_threads(1)
     shape = load_shape(model)
-    length = min(block_size, shape.block_size, 512)  # what counts is the rate: a long sequence only takes longer
-    per_token = float(flops_per_token(shape, convention="full_masked_head", block_size=length, causal=False))
+    objective = MaskedDiffusion(vocab_size=shape.vocab_size)
+    length = min(block_size, shape.block_size, 512)
+    per_token = float(
+        flops_per_token(shape, convention="full_masked_head", block_size=length, objective=objective.info)
+    )
     batch = int(min(max(STEP_FLOPS / (per_token * length), 1), 8))
-    network = TransEncoder(shape, causal=False)
+    network = TransEncoder(shape, causal=objective.info.causal)
     network.init_weights(torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    objective = MaskedDiffusion(vocab_size=shape.vocab_size)
     noise = np.random.default_rng(0)
     tokens = noise.integers(0, shape.vocab_size, (batch, length))
     arrays = objective.corrupt(tokens, noise.random(batch), noise.random((batch, length)))
@@ -48,10 +62,10 @@ def measure(model: str, *, block_size: int, seconds: float) -> float:
 
 
 def main() -> None:
-    """Read the request from the command line and print the rates."""
+    """Read {models, block_size, seconds} from the command line and print {model: FLOP/s}."""
     request = json.loads(sys.argv[1])
-    options = {"block_size": request["block_size"], "seconds": request["seconds"]}
-    print(json.dumps({model: measure(model, **options) for model in request["models"]}))
+    models = request.pop("models")
+    print(json.dumps({model: measure(model, **request) for model in models}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""optim: config, model and Recipe -> optimiser and learning-rate schedule. Called by models.lightning_module."""
+"""Build the optimiser and the learning-rate schedule of a run from its config."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,23 +12,26 @@ import torch
 from torch import nn
 
 from dlm.core import schedule
-from dlm.core.checks import NAMES
-from dlm.core.errors import UserError, unknown
-from dlm.core.recipe import Recipe
+from dlm.core.errors import UserError
 from dlm.core.shape import ModelShape
 
 Group = dict[str, Any]
 
 
 def make_optimizer(model: nn.Module, config: Mapping[str, Any], shape: ModelShape) -> torch.optim.Optimizer:
-    """The optimiser that the config node ``optimizer`` names, over the parameters of a TransEncoder.
+    """Build the optimiser of a model.
 
-    The first parameter group has the learning rate of the config itself, which is the one that is logged. Raises
-    UserError for an unknown name and for Muon under completep, whose rules are AdamW's.
+    Args:
+        model: A TransEncoder.
+        config: The config node ``optimizer``.
+        shape: The shape of the model, for the factors of completep.
+
+    Returns:
+        The optimiser. Its first parameter group has the learning rate of the config itself, which is the one logged.
+
+    Raises:
+        UserError: Muon was asked for under completep, whose rules are for AdamW.
     """
-    for key in ("name", "decay"):
-        if config[key] not in NAMES[f"optimizer.{key}"]:
-            raise unknown(f"optimizer.{key}", config[key], NAMES[f"optimizer.{key}"])
     if config["name"] == "adamw":
         return _adamw(model.named_parameters(), config, shape)
     if shape.parametrisation != "sp":
@@ -53,17 +55,17 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any], shape: ModelShap
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """What a parameter of TransEncoder is: embedding, hidden (a matrix of a block), norm or head."""
+    """The kind of a parameter of TransEncoder: embedding, hidden (a matrix inside a block), norm or head."""
     if parameter.dim() == 1:
         return "norm"
     return next((kind for kind in ("embedding", "head") if kind in name.split(".")), "hidden")
 
 
 def factors(kind: str, shape: ModelShape) -> dict[str, float]:
-    """What learning rate, weight decay and eps of a kind of parameter are multiplied with; all 1 under sp.
+    """The factors on lr, weight_decay and eps of AdamW for one kind of parameter; all of them are 1 under sp.
 
-    Under completep as table 1 of Dey et al. (2505.01618, alpha = 1) has it for AdamW, with the width ratio m_N and
-    the depth ratio m_L to the base.
+    Under completep they follow table 1 of Dey et al. (2505.01618) for alpha = 1; its ratios m_N and m_L to the base
+    model are width_ratio and depth_ratio.
     """
     width, depth = shape.width_ratio, shape.depth_ratio
     return {
@@ -77,9 +79,9 @@ def factors(kind: str, shape: ModelShape) -> dict[str, float]:
 def _adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], config: Mapping[str, Any], shape: ModelShape
 ) -> torch.optim.AdamW:
-    """Fused AdamW, parameters of equal settings in one group."""
+    """Fused AdamW with one parameter group for each distinct setting."""
     groups: dict[tuple[tuple[str, float], ...], Group] = {}
-    for name, parameter in parameters:  # the embedding comes first, and with it the learning rate of the config
+    for name, parameter in parameters:  # the embedding, whose factor on lr is 1, comes first
         kind = kind_of(name, parameter)
         settings = {key: config[key] * factor for key, factor in factors(kind, shape).items()}
         if config["decay"] == "matrices" and kind == "norm":
@@ -89,9 +91,9 @@ def _adamw(
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Two optimisers as one, over one state and one list of groups: Muon's first, then AdamW's.
+    """Muon and AdamW as one optimiser, with one state and one list of parameter groups: Muon's, then AdamW's.
 
-    Lightning steps, schedules and saves a single optimiser, so a checkpoint of this is like any other.
+    Lightning sees a single optimiser, so its checkpoints look like those of any other.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
@@ -106,12 +108,12 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.state = self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by load_state_dict with new groups and a new state, which both parts must have too."""
+        """Hand the groups and the state that load_state_dict has replaced on to both parts."""
         super().__setstate__(state)
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of both; the closure's result."""
+        """Step both parts and return what the closure returns, which computes the loss and its gradients."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for part in self.parts:
@@ -120,25 +122,39 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: Mapping[str, Any], recipe: Recipe
+    optimizer: torch.optim.Optimizer, config: Mapping[str, Any], steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning-rate schedule that the config node ``scheduler`` names, over the steps of ``recipe``."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier_of(config, recipe.steps))
+    """Build the learning-rate schedule of the config node ``scheduler`` for a run of ``steps`` optimiser steps."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier_of(config, steps))
 
 
 def multiplier_of(config: Mapping[str, Any], steps: int) -> Callable[[int], float]:
-    """Optimiser step -> factor on the peak learning rate, for ``steps`` under the config node ``scheduler``."""
-    known = inspect.signature(schedule.multiplier).parameters
-    shape = {key: value for key, value in config.items() if key in known}
+    """The function from an optimiser step to the factor on the peak learning rate.
+
+    Args:
+        config: The config node ``scheduler``.
+        steps: Length of the run, in optimiser steps.
+    """
+    shape = {key: config[key] for key in ("name", "min_ratio", "decay_fraction") if key in config}
     warmup = schedule.warmup_steps(steps, fraction=config["warmup_fraction"], minimum=config["warmup_min_steps"])
     return functools.partial(schedule.multiplier, steps=steps, warmup=warmup, **shape)
 
 
 def check_branch(config: Mapping[str, Any], steps: int, *, trunk: Mapping[str, Any], trunk_steps: int, at: int) -> None:
-    """Refuse a wsd run of ``steps`` that starts from step ``at`` of another run, unless both hold the peak there.
+    """Check that a wsd run may start from a checkpoint of another run: both must be at the peak learning rate there.
 
-    A cooldown branch is a run like any other: the steps of its trunk count as its own, so what it ends with is what a
-    run of as many steps from nothing would end with. A run that goes on with itself has one schedule and passes.
+    Such a cooldown branch counts the steps of its trunk as its own, so it ends exactly where a run of as many steps
+    from nothing would end. A run that goes on from its own checkpoint passes.
+
+    Args:
+        config: The config node ``scheduler`` of this run.
+        steps: Optimiser steps of this run.
+        trunk: The same node of the run that wrote the checkpoint.
+        trunk_steps: Optimiser steps of that run.
+        at: The step of the checkpoint.
+
+    Raises:
+        UserError: One of the two runs is warming up or cooling down at that step.
     """
     if config["name"] != "wsd" or (dict(config), steps) == (dict(trunk), trunk_steps):
         return
@@ -158,7 +174,7 @@ def _holds(config: Mapping[str, Any], steps: int, at: int) -> bool:
 
 
 def _shortest_branch(config: Mapping[str, Any], at: int) -> int:
-    """The fewest steps of a run that still holds the peak ``at`` this step."""
+    """The fewest steps of a run that is still at its peak learning rate at step ``at``."""
     warmup, cooldown = config["warmup_min_steps"], min(config["decay_fraction"], 0.99)
     steps = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
     while not _holds(config, steps, at):

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from support.reference_model import TINY
+from support.runs import train_here
 
 from dlm.convert import load_model, main, read_weights, write_weights
 from dlm.core.shape import load_shape
@@ -15,20 +16,21 @@ from dlm.train.models.encoder import TransEncoder
 TOKENS = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def trained_run(launch, workdir):
-    cell = ("experiment=debug", "logger=none", "model=4k", "training.steps=20", "data.block_size=32",
-            "validation.num_sequences=8", "validation.draws=2")  # fmt: skip
-    assert launch(*cell).code == 0
-    (run_dir,) = (workdir / "adhoc" / "runs").iterdir()
-    return run_dir
+CELL = ("experiment=debug", "logger=none", "model=4k", "data.block_size=32", "validation.num_sequences=8",
+        "validation.draws=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained_run(stdlib_data, tmp_path_factory):
+    """A finished run, which no test changes."""
+    return train_here(tmp_path_factory.mktemp("convert"), *CELL, "training.steps=20")
 
 
 def said(capfd):
     return capfd.readouterr().err.strip()
 
 
-def test_every_form_gives_the_same_model(trained_run, tmp_path, capfd):
+def test_every_kind_of_source_gives_the_same_model(trained_run, tmp_path, capfd):
     a, b, c = (tmp_path / name for name in ("a.safetensors", "b.pt", "c.safetensors"))
     assert main([str(trained_run), str(a)]) == 0
     assert "4k, masked diffusion" in capfd.readouterr().out
@@ -77,7 +79,7 @@ def as_smdm(model: TransEncoder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("causal", [False, True])
-def test_smdm_s_files_are_read(wrapped, causal, tmp_path, capfd):
+def test_checkpoints_of_smdm_are_read(wrapped, causal, tmp_path, capfd):
     shape = load_shape("74k")  # three heads
     model = TransEncoder(shape, causal=causal)
     model.init_weights(torch.Generator().manual_seed(3))
@@ -119,7 +121,7 @@ def test_a_torn_file_is_refused(ending, where, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-def test_what_does_not_fit_is_refused_in_one_line(ending, tmp_path, capfd):
+def test_weights_that_do_not_fit_their_description_are_refused_in_one_line(ending, tmp_path, capfd):
     model = TransEncoder(TINY, causal=False)
     good = {"format": 1, "shape": dataclasses.asdict(TINY), "causal": False}
     cases = {
@@ -161,9 +163,8 @@ def test_nothing_is_overwritten_and_targets_are_checked(tmp_path, capfd):
     assert "is no checkpoint of dlm or SMDM" in said(capfd)
 
 
-def test_no_run_starts_from_a_weights_file_or_a_newer_checkpoint(trained_run, launch, workdir, tmp_path):
-    cell = ("experiment=debug", "logger=none", "model=4k", "training.steps=30", "data.block_size=32",
-            "validation.num_sequences=8", "validation.draws=2", "sweep=other")  # fmt: skip
+def test_no_run_starts_from_a_weights_file_or_a_newer_checkpoint(trained_run, launch, tmp_path):
+    cell = (*CELL, "training.steps=30", "sweep=other")
     assert main([str(trained_run), str(tmp_path / "a.pt")]) == 0
     ended = launch(*cell, f"ckpt_path={tmp_path}/a.pt")
     assert ended.code == 2 and "is no checkpoint of a run: give a step_* folder" in ended.err

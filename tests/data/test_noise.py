@@ -17,7 +17,7 @@ from dlm.data.mixture import Mixture, spread_rows
 from dlm.data.noise import ORDER_STREAM, permute, stratified_t, uniforms, van_der_corput
 from dlm.data.packed import PackedTokens, encode_packed
 from dlm.train import batches
-from dlm.train.batches import FromOffset, SlimPajamaDataModule, TrainingBatches, ValidationBatches
+from dlm.train.batches import FromOffset, PackedDataModule, TrainingBatches, ValidationBatches
 from dlm.train.objectives.autoregressive import Autoregressive
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion, capacity
 
@@ -200,13 +200,15 @@ def test_validation_sequences_are_distinct_and_evenly_spread(available, wanted):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_batches_for_a_gpu_are_pinned(device, tokens):
-    data = object.__new__(SlimPajamaDataModule)
-    data.objective, data.seed, data.steps, data.num_workers = DIFFUSION, 7, 3, 0
-    data.batch_size, data.micro, data.accumulation = BATCH, BATCH, 1
-    data.validation = {"seed": 1, "num_sequences": 8, "draws": 2}
+    data = object.__new__(PackedDataModule)
+    data.objective, data.recipe = DIFFUSION, SimpleNamespace(global_batch_size=BATCH, steps=3)
+    validation = {"seed": 1, "num_sequences": 8, "draws": 2}
+    data.config = {"seed": 7, "data": {"num_workers": 0}, "validation": validation}
     data.train_tokens = data.validation_tokens = tokens
     strategy = SimpleNamespace(root_device=torch.device(device))
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1, strategy=strategy
+    )
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert loader.pin_memory == (device == "cuda") and loader.batch_size is None
 

@@ -32,7 +32,7 @@ def recipe_of(config) -> Recipe:
 TRAINERS = [name for name in choices("trainer") if name != "default"]
 
 
-def test_the_groups_have_what_the_readme_names():
+def test_the_groups_have_the_choices_of_the_readme():
     assert set(TRAINERS) == {"cpu", "single_gpu", "multi_gpu", "fsdp2", "multi_node"}
     assert {"debug", "scaling_6M", "scaling_170M", "scaling_1B"} <= set(choices("experiment"))
     assert {"stdlib", "slim_pajama", "slim_star"} <= set(choices("data"))
@@ -83,7 +83,7 @@ def test_the_directory_of_a_run_is_stable(compose, workdir):
 
 
 @pytest.mark.parametrize("group", DECIDING)
-def test_what_plan_reads_is_plain_and_is_what_hydra_composes_to_a_recipe(group, compose):
+def test_a_group_that_plans_read_is_plain_and_is_what_hydra_composes(group, compose):
     for choice in choices(group):
         text = (configs_dir() / group / f"{choice}.yaml").read_text()
         assert "@package" not in text and "defaults" not in yaml.safe_load(text)

@@ -8,7 +8,7 @@ from support.modules import make_module
 
 from dlm.core.errors import UserError
 from dlm.train.callbacks.monitors import peak_flops
-from dlm.train.trainer import _precision
+from dlm.train.trainer import resolved_precision
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from dlm.train.trainer import _precision
         ("NVIDIA GeForce RTX 3090", None),
     ],
 )
-def test_the_peak_is_that_of_the_very_card(name, peak, monkeypatch):
+def test_the_peak_is_that_of_the_exact_card(name, peak, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(torch.device("cpu")) is None
@@ -40,24 +40,27 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
-def test_auto_is_bf16_where_the_device_has_it(accelerator, gpu):
+def test_auto_precision_is_bf16_where_the_device_has_it(accelerator, gpu):
     gpu(there=True, bf16=True)
-    assert [_precision(name, accelerator) for name in ("auto", "bf16-true", "16-mixed", "32-true")] == [
+    assert [resolved_precision(name, accelerator) for name in ("auto", "bf16-true", "16-mixed", "32-true")] == [
         "bf16-mixed", "bf16-true", "16-mixed", "32-true"
     ]  # fmt: skip
-    assert _precision("auto", "cpu") == "32-true"
+    assert resolved_precision("auto", "cpu") == "32-true"
     gpu(there=True, bf16=False)  # PyTorch would emulate it, slowly
-    assert _precision("auto", accelerator) == "32-true" and _precision("16-mixed", accelerator) == "16-mixed"
+    assert (
+        resolved_precision("auto", accelerator) == "32-true"
+        and resolved_precision("16-mixed", accelerator) == "16-mixed"
+    )
     for name in ("bf16-mixed", "bf16-true"):
         with pytest.raises(UserError, match=rf"trainer\.precision {name} needs a device with bfloat16.*: set 32-true"):
-            _precision(name, accelerator)
+            resolved_precision(name, accelerator)
     gpu(there=False, bf16=False)
-    assert _precision("auto", accelerator) == "32-true"
+    assert resolved_precision("auto", accelerator) == "32-true"
     with pytest.raises(UserError, match="16-mixed needs a GPU: set bf16-mixed or 32-true"):
-        _precision("16-mixed", accelerator)
+        resolved_precision("16-mixed", accelerator)
 
 
-def test_a_run_in_float32_refuses_attention_in_16_bits_when_it_is_set_up():
+def test_a_run_in_float32_refuses_16_bit_attention_at_its_setup():
     module = make_module({"trainer.attention": "flash_attn"})
     strategy = SimpleNamespace(root_device=torch.device("cuda"))
     module.trainer = SimpleNamespace(strategy=strategy, precision="32-true")

@@ -82,7 +82,7 @@ PLAIN = {kind: {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3} for kind in KINDS}
     ],
     ids=["sp", "matrices", "completep", "completep_at_its_base"],
 )
-def test_every_parameter_moves_as_adamw_says(shape, decay, settings):
+def test_every_parameter_moves_as_the_formula_of_adamw(shape, decay, settings):
     model = model_of(shape)
     optimizer = make_optimizer(model, {**ADAMW, "decay": decay}, shape)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -103,7 +103,7 @@ def test_every_parameter_moves_as_adamw_says(shape, decay, settings):
     assert len(optimizer.param_groups) == len({tuple(value.items()) for value in settings.values()})
 
 
-def test_completep_starts_as_smdm_at_its_base():
+def test_completep_starts_like_smdm_at_its_base():
     plain, same = shape_of(64, 4), shape_of(64, 4, base=(64, 4))
     for a, b in zip(model_of(plain).parameters(), model_of(same).parameters(), strict=True):
         assert torch.equal(a, b)
@@ -129,7 +129,7 @@ def moved_by_training(shape, lr, steps=4):
     return [(a - b).square().mean().sqrt().item() for a, b in zip(look(), before, strict=True)]
 
 
-def test_the_coordinate_check_of_completep():
+def test_completep_keeps_activations_alike_over_width_and_depth():
     """A few steps at one rate change stream and logits alike at every width and depth; under sp they do not."""
     lr = 5e-3
     stream, logits = np.array([moved_by_training(shape_of(width, base=(32, 2)), lr) for width in (32, 128, 512)]).T
@@ -191,15 +191,12 @@ def test_muon_goes_on_from_its_state_bit_for_bit():
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 def test_the_schedule_moves_every_group(config):
-    class TenSteps:
-        steps = 10
-
     shape = shape_of(64, 6, base=(32, 2)) if config is ADAMW else shape_of()
     model = model_of(shape)
     optimizer = make_optimizer(model, config, shape)
     first = [group["lr"] for group in optimizer.param_groups]
     linear = {"name": "linear", "warmup_fraction": 0, "warmup_min_steps": 0, "min_ratio": 0.5}
-    schedule = make_schedule(optimizer, linear, TenSteps)
+    schedule = make_schedule(optimizer, linear, 10)
     for step in range(1, 10):
         train(model, optimizer, shape, 1)
         schedule.step()
@@ -208,14 +205,7 @@ def test_the_schedule_moves_every_group(config):
         )
 
 
-def test_unknown_names_and_muon_under_completep_are_refused():
-    shape = shape_of()
-    for change, words in (
-        ({"name": "adam"}, r"optimizer\.name 'adam': did you mean adamw"),
-        ({"decay": "some"}, r"optimizer\.decay 'some': allowed: all, matrices"),
-    ):
-        with pytest.raises(UserError, match=words):
-            make_optimizer(model_of(shape), {**ADAMW, **change}, shape)
+def test_muon_under_completep_is_refused():
     with pytest.raises(UserError, match=r"muon has no rules for model\.parametrisation completep"):
         make_optimizer(model_of(TINY), MUON, shape_of(base=(32, 2)))
 
@@ -223,7 +213,7 @@ def test_unknown_names_and_muon_under_completep_are_refused():
 WSD = {"name": "wsd", "warmup_fraction": 0.01, "warmup_min_steps": 100, "min_ratio": 0.0, "decay_fraction": 0.1}
 
 
-def test_a_branch_starts_where_trunk_and_branch_hold_the_peak():
+def test_a_branch_starts_where_trunk_and_branch_are_at_their_peak_rate():
     def check(config, steps, at, trunk=WSD, trunk_steps=5000):
         check_branch(config, steps, trunk=trunk, trunk_steps=trunk_steps, at=at)
 

@@ -42,7 +42,7 @@ def their_model(smdm, name):
 
 
 @pytest.mark.parametrize(("theirs_name", "ours_name"), [("Diff_LLaMA_6M", "6M"), ("Diff_LLaMA_75M", "75M")])
-def test_logits_and_loss_are_smdm_s(theirs_name, ours_name, smdm, tmp_path):
+def test_logits_and_loss_agree_with_those_of_smdm(theirs_name, ours_name, smdm, tmp_path):
     theirs = their_model(smdm, theirs_name)
     torch.save({"model": theirs.state_dict(), "iter_num": 7, "step_count": 7}, tmp_path / "iter-000007-ckpt.pth")
     target = tmp_path / "weights.safetensors"

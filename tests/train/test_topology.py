@@ -1,11 +1,15 @@
-"""One cell on one process and on two, ddp and FSDP2 over gloo: the same losses, and checkpoints that fit them all."""
+"""A cell on one process and on two, ddp and FSDP2 over gloo: the same losses, and checkpoints that fit all of them."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
+from support.runs import losses
 
-from dlm.core.files import read_jsonl
-from dlm.record.run import merge_metrics, read_result
-from dlm.train.callbacks.checkpoint import state_file
+from dlm.core.paths import PACKAGE
+from dlm.record.run import read_result
+from dlm.train.checkpoint_files import state_file
 
 # Every gradient is clipped, by its norm over all shards; norms are not decayed, so that the optimiser has its
 # parameters in another order than the model.
@@ -13,66 +17,63 @@ CELL = ("experiment=debug", "logger=none", "model=4k", "model.qk_norm=true", "da
         "validation.num_sequences=15", "validation.draws=2", "optimizer.decay=matrices",
         "optimizer.gradient_clip_val=0.05", "callbacks.checkpoint.every_n_steps=10",
         "callbacks.checkpoint.save_top_k=9")  # fmt: skip
-TWO = {name: ("trainer.devices=2", f"trainer.strategy={name}") for name in ("ddp", "fsdp2")}
+TWO = {
+    name: ("trainer.devices=2", f"trainer.strategy={name}", "data.micro_batch_size=2")  # accumulated twice on each
+    for name in ("ddp", "fsdp2")
+}
 ROUNDING = {"train/loss": 1e-6, "val/loss": 1e-6, "grad_norm": 1e-5}  # relative, over 40 steps; seen: 3e-7
 
 pytestmark = pytest.mark.slow
 
 
-def rows_of(run_dir):
-    return {row["step"]: {name: row[name] for name in ROUNDING if name in row}
-            for row in merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))}  # fmt: skip
+@pytest.fixture(scope="module")
+def train(stdlib_data, tmp_path_factory):
+    """Trains the cell in a folder of that name, once for all tests, from a step of another one where asked."""
+    folder = tmp_path_factory.mktemp("topology")
 
-
-def assert_the_same(rows, truth):
-    for step, row in rows.items():
-        assert row.keys() == truth[step].keys()
-        for name, value in row.items():
-            assert value == pytest.approx(truth[step][name], rel=ROUNDING[name]), (step, name)
-
-
-def same_states(*checkpoints):
-    """Parameters and moments of the optimiser, bit for bit."""
-    states = [torch.load(state_file(path), weights_only=True) for path in checkpoints]
-    parts = [(state["state_dict"], state["optimizer_states"][0]["state"]) for state in states]
-    torch.testing.assert_close(*parts, rtol=0, atol=0)
-
-
-@pytest.fixture
-def run(command, launch, stdlib_data, workdir):
-    """Trains in a folder, from a step of another where asked; its rows."""
-
-    def train(name, *overrides, start=None):
-        where = (*CELL, f"paths.run_dir={workdir}/{name}", *overrides)
+    def run(name, *overrides, start=None):
+        where = [*CELL, f"paths.run_dir={folder}/{name}", f"paths.workdir={folder}", *overrides]
         if start is not None:
-            where = (*where, f"ckpt_path={workdir}/{start[0]}/checkpoints/step_{start[1]:08d}")
-        ended = command("dlm.launch", *where) if "trainer.devices=2" in overrides else launch(*where)
-        assert ended.code == 0, ended.err
-        return rows_of(workdir / name)
+            where.append(f"ckpt_path={folder}/{start[0]}/checkpoints/step_{start[1]:08d}")
+        if not (folder / name).exists():
+            command = [sys.executable, "-m", "dlm.launch", *where]
+            done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        return folder / name
 
-    return train
+    return run
+
+
+def assert_equal_but_for_rounding(run_dir, truth):
+    rows, true_rows = losses(run_dir, tuple(ROUNDING)), losses(truth, tuple(ROUNDING))
+    for step, row in rows.items():
+        assert row.keys() == true_rows[step].keys()
+        for name, value in row.items():
+            assert value == pytest.approx(true_rows[step][name], rel=ROUNDING[name]), (step, name)
+    return list(rows)
 
 
 @pytest.mark.parametrize("strategy", TWO)
-def test_two_processes_compute_what_one_does(strategy, run, workdir):
-    """Whatever the micro-batch; and a run begun on one kind of machine goes on, and ends, on another."""
-    one = run("one")
-    two = run("two", *TWO[strategy], "data.micro_batch_size=2")  # accumulated twice on each
-    assert two.keys() == one.keys() == set(range(1, 41))
-    assert_the_same(two, one)
-    result = read_result(workdir / "two")
+def test_two_processes_compute_what_one_does_and_each_goes_on_from_the_other(strategy, train):
+    one = train("one")
+    two = train(f"two-{strategy}", *TWO[strategy])
+    assert assert_equal_but_for_rounding(two, one) == list(range(1, 41))
+    result = read_result(two)
     assert result is not None and result.num_devices == 2
-    there = run("there", *TWO[strategy], start=("one", 20))
-    back = run("back", start=("there", 30))
-    assert min(there) == 21 and min(back) == 31
-    assert_the_same(there, one)
-    assert_the_same(back, one)
+    there = train(f"there-{strategy}", *TWO[strategy], start=("one", 20))
+    back = train(f"back-{strategy}", start=(f"there-{strategy}", 30))
+    assert min(assert_equal_but_for_rounding(there, one)) == 21
+    assert min(assert_equal_but_for_rounding(back, one)) == 31
 
 
-def test_a_sharded_run_goes_on_bit_for_bit_and_under_ddp(run, workdir):
-    whole = run("whole", *TWO["fsdp2"])
-    again = run("again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=("whole", 30))
-    assert again == {step: whole[step] for step in range(31, 41)}
-    same_states(*(workdir / name / "checkpoints" / "step_00000040" for name in ("whole", "again")))
-    other = run("other", *TWO["ddp"], start=("whole", 30))
-    assert_the_same(other, whole)
+def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(train):
+    whole = train("two-fsdp2", *TWO["fsdp2"])
+    asynchronous = "callbacks.checkpoint.asynchronous=true"
+    again = train("again", *TWO["fsdp2"], asynchronous, start=("two-fsdp2", 30))
+    rows = losses(whole, tuple(ROUNDING))
+    assert losses(again, tuple(ROUNDING)) == {step: rows[step] for step in range(31, 41)}
+    states = [torch.load(state_file(run / "checkpoints/step_00000040"), weights_only=True) for run in (whole, again)]
+    parts = [(state["state_dict"], state["optimizer_states"][0]["state"]) for state in states]
+    torch.testing.assert_close(*parts, rtol=0, atol=0)  # parameters and moments of the optimiser
+    other = train("other", *TWO["ddp"], start=("two-fsdp2", 30))
+    assert_equal_but_for_rounding(other, whole)

@@ -1,4 +1,4 @@
-"""progress: Lightning's own progress bar on a terminal, nothing in a log file."""
+"""Measure speed, memory, gradients and weights at logged steps, and show progress on a terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.distributed.tensor import DTensor
 
 from dlm.core.flops import PEAK_FLOPS
-from dlm.train.callbacks import at_logged_step
+from dlm.train.callbacks import StepCallback, is_logged
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak FLOP/s, or None where it is not in the table: nothing is claimed then."""
+    """The peak of a device in FLOP/s; None for a device that is not in the table, so that no MFU is claimed."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -27,22 +27,25 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process had at most: allocated on a CUDA device, else resident in main memory."""
+    """The most bytes that this process has had: allocated on a CUDA device, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-class SpeedMonitor(L.Callback):
-    """Observes step_time (s), tokens_per_sec, memory_bytes and, where the peak is known, mfu in true FLOPs.
+class SpeedMonitor(StepCallback):
+    """Observes step_time (s), tokens_per_sec, memory_bytes and, where the device's peak is known, mfu.
 
-    True are the FLOPs of full_masked_head; peak_flops_per_device says the peak of a device that is not in the table.
-    Validations are no part of a step; checkpoints and what else happens between steps are.
+    The times are means since the last logged step. They exclude validations; they include checkpoints and whatever else
+    happens between steps. mfu counts FLOPs in the convention full_masked_head.
+
+    Args:
+        peak_flops_per_device: The peak in FLOP/s of a device that is not in the table.
     """
 
     def __init__(self, *, peak_flops_per_device: float | None = None) -> None:
         self.peak = peak_flops_per_device
-        self._since = (0.0, 0)  # when and at which step the last row was; later by the validations since then
+        self._since = (0.0, 0)  # clock and step of the last logged step; validations move the clock on
         self._validating = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -51,20 +54,17 @@ class SpeedMonitor(L.Callback):
         self.peak = self.peak or peak_flops(module.device)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Stop the clock; a checkpoint is written at every step that is validated, so the device has caught up."""
+        """Stop the clock. The device has caught up here, because every validated step writes a checkpoint first."""
         self._validating = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Let it go on."""
+        """Let the clock go on."""
         since, step = self._since
         self._since = (since + time.perf_counter() - self._validating, step)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Leave the mean speed since the last logged step."""
-        assert isinstance(module, DiffusionLMLightningModule)
-        if not at_logged_step(trainer, batch_idx):
+    def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
+        """At a logged step: add what was measured to ``module.observed``."""
+        if not is_logged(trainer):
             return
         now = (time.perf_counter(), trainer.global_step)
         seconds, steps = now[0] - self._since[0], now[1] - self._since[1]
@@ -78,22 +78,19 @@ class SpeedMonitor(L.Callback):
             module.observed["mfu"] = flops / seconds / (self.peak * trainer.world_size)
 
 
-class GradientMonitor(L.Callback):
-    """Observes grad_norm, which clipping has computed anyway, and weight_norm."""
+class GradientMonitor(StepCallback):
+    """Observes grad_norm, the L2 norm that clipping has computed anyway, and weight_norm."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Leave both of the last optimiser step, still on the device."""
-        assert isinstance(module, DiffusionLMLightningModule)
-        if at_logged_step(trainer, batch_idx):
+    def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
+        """At a logged step: add both norms to ``module.observed``, still on the device."""
+        if is_logged(trainer):
             module.observed["grad_norm"] = module.grad_norm
             norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in module.parameters()])
             module.observed["weight_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class ProgressBar(TQDMProgressBar):
-    """TQDMProgressBar where standard error is a terminal; refreshed seldom, so that it costs nothing."""
+    """Lightning's progress bar where standard error is a terminal; nothing elsewhere, such as in a log file."""
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -101,5 +98,5 @@ class ProgressBar(TQDMProgressBar):
             self.disable()
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """No loss value: reading it would stall a GPU at every refresh."""
+        """Show no loss: reading it would make a GPU wait at every refresh."""
         return {}

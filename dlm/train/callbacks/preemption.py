@@ -1,6 +1,7 @@
-"""preemption: SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 -> a checkpoint and a clean end. The one owner of the signals.
+"""Turn SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a checkpoint and a clean end of the run.
 
-The handler only sets a flag; the ranks agree on it between steps, so nothing is saved inside a collective.
+The handler only sets a flag. The ranks agree on it between steps, so no checkpoint begins while some of them are inside
+a collective operation.
 """
 
 from __future__ import annotations
@@ -13,37 +14,34 @@ import lightning as L
 import torch
 
 from dlm.core import signals
-from dlm.train.callbacks import at_step_end
+from dlm.train.callbacks import StepCallback
+from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+AGREE_EVERY_SEC = 1.0  # how often several processes agree; a single process acts at once
+AGREE_EVERY_STEPS = 10  # at the latest
 
 
-AGREE_EVERY_SEC = 1.0  # several processes ask each other about that often; one process acts at once
-
-
-AGREE_EVERY_STEPS = 10  # at most
-
-
-class Preemption(L.Callback):
-    """Stops the run at the next step after a signal; ``requested`` tells train that it is to be continued."""
+class Preemption(StepCallback):
+    """Stops the run at the next step after a signal. ``requested`` then says that the run is to be continued."""
 
     def __init__(self) -> None:
         self.requested = False
         self._flag = False
-        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step to agree at; the last one, and its time
+        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step to agree at; step and clock of the last agreement
 
     def take_signals(self) -> None:
-        """Before the fit begins, so that Lightning, which puts back at its end what it found, puts back these."""
+        """Take the signals before the fit begins, because Lightning restores at its end what it found at its start."""
         self._before = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
         self._flag = self._flag or signals.asked_to_stop()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take them from Lightning too, which would requeue or end on its own."""
+        """Take the signals from Lightning, whose own handlers requeue the job or end the process."""
         for number in SIGNALS:
             signal.signal(number, self._set_flag)
 
     def return_signals(self) -> None:
-        """To who had them; a run that was stopped keeps them, so that a second signal does not end it half-way."""
+        """Restore the earlier handlers. A run that was stopped keeps its own, so that a second signal is harmless."""
         if not self.requested:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -52,25 +50,21 @@ class Preemption(L.Callback):
         self._flag = True
         signals.note(number)
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends at once
+            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends the process at once
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Ask the other ranks and stop; Checkpoint, which comes later, saves when ``requested``."""
-        if not at_step_end(trainer, batch_idx):
-            return
+    def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
+        """Agree with the other ranks and stop. Checkpoint, which comes later in the list, saves when ``requested``."""
         if trainer.world_size == 1:
             self.requested = self._flag
         elif trainer.global_step >= self._agree_at:
             self.requested = self._agree(trainer, module)
         trainer.should_stop = trainer.should_stop or self.requested
-        due = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0 or trainer.global_step == trainer.max_steps
-        if self.requested and not due:  # Lightning validates whenever it stops, and the time left may be short
+        due = validates or trainer.global_step == trainer.max_steps
+        if self.requested and not due:  # Lightning validates whenever it stops, and little time may be left
             trainer.limit_val_batches = 0
 
-    def _agree(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
-        """Whether any rank was told to stop. The slowest rank's step time says at which step all ask again."""
+    def _agree(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> bool:
+        """Whether any rank was told to stop. The slowest rank's step time decides when all agree next."""
         step, now = trainer.global_step, time.monotonic()
         before, then = self._agreed
         step_sec = (now - then) / (step - before) if then and step > before else AGREE_EVERY_SEC

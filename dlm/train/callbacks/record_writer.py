@@ -1,4 +1,4 @@
-"""record_writer: a run -> metrics.jsonl, status.json and W&B rows. The last of the monitors."""
+"""Write metrics.jsonl, status.json and the rows of the loggers while a run trains, and end a run that diverged."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from dlm.core.errors import DivergedError
 from dlm.core.files import append_jsonl
 from dlm.record.outcomes import State
 from dlm.record.run import Status, metrics_row, read_status, write_status
-from dlm.train.callbacks import at_logged_step, at_step_end
+from dlm.train.callbacks import StepCallback, is_logged
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 
 class Spike:
-    """When a run has lost what it had learnt: the mean of its last five logged losses, against the smallest before.
+    """Tells whether a run has lost what it had learnt, from the mean of its last five logged losses.
 
-    It may rise by ``limit`` nats, and by half of what that smallest was below log V, which knowing nothing costs; a
-    rise above both has diverged. Five, because single losses of small batches are that noisy. None never says so.
+    Five, because single losses of small batches are noisy. The run has diverged when the mean is higher than the
+    smallest mean so far by more than ``limit`` nats and by more than half of what the run had learnt, which is the
+    distance from the smallest mean to log V, the loss of a uniform prediction.
+
+    Args:
+        limit: nats/token; None switches the check off.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -32,7 +35,7 @@ class Spike:
         self.best = math.inf
 
     def check(self, loss: float, *, vocab_size: int, step: int) -> None:
-        """Take in the next logged loss, nats/token. Raises DivergedError."""
+        """Take the next logged loss, nats/token. Raises DivergedError."""
         self.recent = [*self.recent[-4:], loss]
         if self.limit is None or len(self.recent) < 5:
             return
@@ -46,11 +49,18 @@ class Spike:
             )
 
 
-class RecordWriter(L.Callback):
-    """Writes one row per logged step and the state of the run, and ends one that diverged."""
+class RecordWriter(StepCallback):
+    """Writes a row for each logged step and each validation, and the state of the run.
 
-    def __init__(self, *, run_dir: str | None = None, spike: float | None = 2.0) -> None:
-        self.run_dir = None if run_dir is None else Path(run_dir)
+    It comes after the monitors, whose values it writes, and before Checkpoint, which saves its state.
+
+    Args:
+        run_dir: The folder of the run.
+        spike: The limit of Spike, nats/token.
+    """
+
+    def __init__(self, *, run_dir: str, spike: float | None = 2.0) -> None:
+        self.run_dir = Path(run_dir)
         self.spike = Spike(spike)
         self.wall_sec = 0.0  # of all attempts up to the last checkpoint, validations included
         self.training_sec = 0.0  # the same without validations
@@ -59,97 +69,72 @@ class RecordWriter(L.Callback):
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Kept in every checkpoint."""
+        """What every checkpoint keeps of this callback."""
         times = {"wall_sec": self.wall_sec, "training_sec": self.training_sec}
         return {**times, "recent": self.spike.recent, "best": self.spike.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint that the run goes on from."""
-        self._resumed_wall_sec = state_dict["wall_sec"]
-        self.wall_sec = state_dict["wall_sec"]
-        self.training_sec = state_dict.get("training_sec", self.wall_sec)  # older checkpoints do not tell them apart
+        """Go on from a checkpoint."""
+        self._resumed_wall_sec = self.wall_sec = state_dict["wall_sec"]
+        self.training_sec = state_dict.get("training_sec", self.wall_sec)  # the oldest checkpoints lack it
         self._validation_sec = self.wall_sec - self.training_sec
         self.spike.recent, self.spike.best = state_dict["recent"], state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Count this attempt and what it has to do again."""
+        """Begin the record of this attempt."""
         self._begin(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """An attempt that finds all steps done, and only the last validation missing, never starts to train."""
+        """Start the clock of the validation. An attempt that lacks only the last validation begins here."""
         self._validation_began = time.perf_counter()
-        if not self._begun and not trainer.sanity_checking:
+        if not self._begun:
             self._begin(trainer, module)
 
     def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DiffusionLMLightningModule)
         self._begun = True
         self._started, self._clock = time.time(), time.perf_counter()
-        self.attempts, self.steps_redone, self._spent = self._history(trainer.global_step)
+        self.attempts, self.steps_redone, self._spent = earlier_attempts(self.run_dir, trainer.global_step)
         self._gpus = gpus_held(trainer.world_size if module.device.type == "cuda" else 0)
         self._loss: float | None = None
-        self._write_status(trainer, module, State.RUNNING)
+        self._write_status(trainer, module)
 
     @property
     def gpu_hours(self) -> float:
-        """Of all attempts up to now, each from its first step on."""
+        """GPU-hours of all attempts so far, each from its first step on."""
         return self._spent + self._gpus * (time.perf_counter() - self._clock) / 3600
 
-    def _history(self, step: int) -> tuple[int, int, float]:
-        """(attempts with this one, steps redone with this resume, GPU-hours before it).
-
-        What the last attempt logged past ``step`` is done again.
-        """
-        if self.run_dir is None:
-            return 1, 0, 0.0
-        before = read_status(self.run_dir)
-        if before is None:
-            return 1, 0, 0.0
-        redone = max(before.step - step, 0)
-        return before.attempts + 1, before.steps_redone + redone, before.gpu_hours
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """At a logged step: read the loss off the device, once, and write the row."""
-        assert isinstance(module, DiffusionLMLightningModule)
-        if at_step_end(trainer, batch_idx):
-            self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
-            self.training_sec = self.wall_sec - self._validation_sec
-        if not at_logged_step(trainer, batch_idx):
+    def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
+        """Count the time; at a logged step read the loss off the device and write the row. Raises DivergedError."""
+        self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
+        self.training_sec = self.wall_sec - self._validation_sec
+        if not is_logged(trainer):
             return
-        loss = trainer.strategy.reduce(module.loss_sum / module.loss_count, reduce_op="mean").item()
-        module.loss_sum.zero_()
-        overflows = trainer.strategy.reduce(
-            torch.tensor(float(module.overflows), device=module.device), reduce_op="sum"
-        )
-        module.loss_count, module.overflows = 0, 0
+        loss, overflows = module.take_logged()
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {trainer.global_step}")
         self._loss = loss
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         values = {"train/loss": loss, "lr": learning_rate, "overflows": overflows, **module.observed}
-        self.write(trainer, module, values)
+        self._write(trainer, module, values)
         module.observed.clear()
-        self._write_status(trainer, module, State.RUNNING)
+        self._write_status(trainer, module)
         self.spike.check(loss, vocab_size=module.recipe.shape.vocab_size, step=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The validation loss and its Monte Carlo error; not that of Lightning's sanity check."""
+        """Write the validation loss and its Monte Carlo error. Raises DivergedError."""
         assert isinstance(module, DiffusionLMLightningModule)
-        if trainer.sanity_checking:
-            return
         self._validation_sec += time.perf_counter() - self._validation_began
         loss, error = module.validation_loss
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss is {loss} at step {trainer.global_step}")
-        self.write(trainer, module, {"val/loss": loss, "val/loss_se": error})
+        self._write(trainer, module, {"val/loss": loss, "val/loss_se": error})
 
-    def write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:
-        """One row to metrics.jsonl and to every logger."""
-        step = trainer.global_step
-        if self.run_dir is None or not trainer.is_global_zero:
+    def _write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:
+        """Write one row of finite numbers to metrics.jsonl and to every logger."""
+        if not trainer.is_global_zero:
             return
+        step = trainer.global_step
         numbers = {name: number for name, value in values.items() if math.isfinite(number := float(value))}
         tokens = step * module.recipe.tokens_per_step
         row = metrics_row(step=step, tokens=tokens, attempt=self.attempts, **numbers)
@@ -157,17 +142,18 @@ class RecordWriter(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)
 
-    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule, state: State) -> None:
-        if self.run_dir is None or not trainer.is_global_zero:
+    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> None:
+        if not trainer.is_global_zero:
             return
+        tokens = trainer.global_step * module.recipe.tokens_per_step
         status = Status(
-            state=state,
+            state=State.RUNNING,
             step=trainer.global_step,
             steps=module.recipe.steps,
             attempts=self.attempts,
             steps_redone=self.steps_redone,
             loss=self._loss,
-            tokens_per_sec=self.tokens_per_sec(trainer, module),
+            tokens_per_sec=tokens / self.wall_sec if self.wall_sec > 0 else None,
             submission=os.environ.get("DLM_SUBMISSION"),
             gpu_hours=self.gpu_hours,
             started=self._started,
@@ -175,12 +161,23 @@ class RecordWriter(L.Callback):
         )
         write_status(self.run_dir, status)
 
-    def tokens_per_sec(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> float | None:
-        """Tokens per second over all attempts, validations included as an ETA needs it; None before the first step."""
-        tokens = trainer.global_step * module.recipe.tokens_per_step
-        return tokens / self.wall_sec if self.wall_sec > 0 else None
+
+def earlier_attempts(run_dir: Path, step: int) -> tuple[int, int, float]:
+    """What status.json says of a run that now starts or goes on.
+
+    Args:
+        run_dir: The folder of the run.
+        step: Where this attempt starts. Steps past it that the last attempt logged are computed again.
+
+    Returns:
+        The number of attempts including this one, the steps computed more than once, and the GPU-hours spent before.
+    """
+    before = read_status(run_dir)
+    if before is None:
+        return 1, 0, 0.0
+    return before.attempts + 1, before.steps_redone + max(before.step - step, 0), before.gpu_hours
 
 
 def gpus_held(used: int) -> int:
-    """GPUs that nobody else can have meanwhile: those of its own SLURM job, used or not; else the ``used`` ones."""
+    """Number of GPUs that nobody else can have meanwhile: those of the SLURM job, used or not; else those in use."""
     return int(os.environ.get("DLM_GPUS_HELD", used))

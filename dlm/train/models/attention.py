@@ -1,4 +1,7 @@
-"""attention: multi-head attention, causal or bidirectional from one code path. Called by encoder."""
+"""Multi-head attention with rotary positions, causal or bidirectional, and the choice of its kernels.
+
+Legend: B sequences, T tokens, C channels, H heads, D channels of a head, R rotated channels of a head.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,30 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, activate_flash_attention_impl, list_flash_attention_impls, sdpa_kernel
 
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError
 from dlm.core.shape import ModelShape
 
 
 def rotary_tables(length: int, dim: int, base: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(length, dim) cosines and sines, computed and kept in float32: bfloat16 has 641 positions of 2048."""
+    """The (length, dim) cosines and sines of rotary position embeddings (Su et al. 2104.09864).
+
+    They are computed and kept in float32: rounded to bfloat16, only 641 of 2048 positions are distinct.
+
+    Args:
+        length: Number of positions.
+        dim: Rotated channels of a head, an even number.
+        base: Of the geometric series of wavelengths.
+    """
     frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency).repeat(1, 2)
     return angle.cos(), angle.sin()
 
 
 def rotate(x_XTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-    """Rotate the first R channels of every head by their position; the rest pass through. X is any leading shape."""
+    """Rotate the first R channels of every head by their position and pass the others through.
+
+    ``x`` has the shape (..., T, D); the result too.
+    """
     dim = cos_TR.shape[-1]
     x_R, rest = x_XTD[..., :dim].float(), x_XTD[..., dim:]
     first, second = x_R.chunk(2, dim=-1)
@@ -39,30 +53,30 @@ SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-
-
-BACKENDS = ("auto", *SDPA, "flash_attn", "fa4")  # trainer.attention
-
-
 _HALF_ONLY = ("flash", "cudnn", "flash_attn", "fa4")  # on a GPU
-
-
-_HOPPER = 9  # compute capability from which cuDNN's kernel is ahead of FlashAttention 2, which PyTorch carries
+_HOPPER = 9  # compute capability from which cuDNN's kernel is faster than PyTorch's, FlashAttention 2
 
 
 def kernels(
     backend: str, device: torch.device, *, precision: str = "bf16-mixed"
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What to run a model in so that attention uses ``backend`` on ``device``.
+    """Choose the attention kernels of a run.
 
-    ``auto`` depends on the device alone, so a resumed run has the same: of PyTorch's own back ends cuDNN's first from
-    Hopper on, elsewhere FlashAttention 2. It never takes flash-attn or FA4, even where they are installed: what they
-    would gain over these is not measured yet, and so no installed package changes a run.
+    ``auto`` depends on the device alone, so that a resumed run gets the same kernels whatever is installed. Among
+    PyTorch's back ends it prefers cuDNN from Hopper on, and FlashAttention 2 on older GPUs. It never chooses flash-attn
+    or FA4, because their gain over these has not been measured yet.
 
-    Raises UserError for an unknown back end and for one that is not there or cannot compute in ``precision``.
+    Args:
+        backend: ``trainer.attention``.
+        device: The device that the model runs on.
+        precision: ``trainer.precision``, resolved.
+
+    Returns:
+        A function that makes the context manager to run the model in.
+
+    Raises:
+        UserError: The back end is not installed, or does not work on the device or in the precision.
     """
-    if backend not in BACKENDS:
-        raise unknown("trainer.attention", backend, BACKENDS)
     on_gpu = device.type == "cuda"
     if backend in ("efficient", "cudnn", "flash_attn", "fa4") and not on_gpu:
         raise UserError(f"trainer.attention {backend} needs a CUDA device, this run is on {device.type}: set auto")
@@ -98,7 +112,12 @@ def _activate_fa4() -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; grouped queries and normalised queries and keys as the shape says."""
+    """Multi-head attention without biases; the shape may ask for grouped queries and normalised queries and keys.
+
+    Args:
+        shape: The shape of the model.
+        use_flash_attn: Call the package flash-attn instead of PyTorch's attention.
+    """
 
     def __init__(self, shape: ModelShape, *, use_flash_attn: bool = False) -> None:
         super().__init__()
@@ -117,11 +136,10 @@ class Attention(nn.Module):
         q_BHTD = rotate(self.norm_q(q_BHTD), cos_TR, sin_TR)
         k_BHTD = rotate(self.norm_k(k_BHTD), cos_TR, sin_TR)
         y_BTHD = self._attend(q_BHTD, k_BHTD, v_BHTD, causal)
-        result: torch.Tensor = self.proj(y_BTHD.reshape(batch, length, width))
-        return result
+        return self.proj(y_BTHD.reshape(batch, length, width))
 
     def _attend(self, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, causal: bool) -> torch.Tensor:
-        """Softmax attention, scores over sqrt(D); (B, T, H, D)."""
+        """Softmax attention with scores divided by sqrt(D): (B, H, T, D) each -> (B, T, H, D)."""
         if self.use_flash_attn:
             from flash_attn import flash_attn_func
 

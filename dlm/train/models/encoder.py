@@ -1,4 +1,4 @@
-"""encoder: TransEncoder, the trunk of both objectives. Built by lightning_module from a ModelShape.
+"""The transformer that every objective trains: tokens to logits.
 
 Legend: B sequences, T tokens, C channels, V vocabulary, M selected positions, R rotated channels.
 """
@@ -18,7 +18,7 @@ from dlm.train.models.attention import Attention, rotary_tables
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one matrix product."""
+    """The MLP down(silu(gate(x)) * up(x)) (Shazeer 2002.05202); gate and up are one matrix product."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
-        result: torch.Tensor = self.down(F.silu(gate) * up)
-        return result
+        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind an RMSNorm and added to the residual stream.
+    """Attention and MLP, each applied to the RMSNorm of the residual stream and added to it.
 
-    Under completep what is added is divided by the depth ratio (Dey et al. 2505.01618, table 1, alpha = 1).
+    Under completep both are divided by the depth ratio before they are added (Dey et al. 2505.01618, table 1 for
+    alpha = 1).
     """
 
     def __init__(self, shape: ModelShape, *, use_flash_attn: bool) -> None:
@@ -53,9 +53,13 @@ class Block(nn.Module):
 
 
 class TransEncoder(nn.Module):
-    """Tokens to logits. ``causal`` also decides whether the embedding has a row for the mask token.
+    """A transformer from tokens to logits.
 
-    ``checkpointing`` computes every block again in the backward pass instead of keeping what is inside it.
+    Args:
+        shape: Its sizes, as configs/model has them.
+        causal: Attend to earlier tokens only. Otherwise the embedding has one more row, number V, for the mask token.
+        use_flash_attn: Call the package flash-attn instead of PyTorch's attention.
+        checkpointing: Compute every block again in the backward pass instead of keeping its activations.
     """
 
     cos: torch.Tensor
@@ -76,17 +80,17 @@ class TransEncoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TransEncoder:
-        """Move or convert all but the tables' float32, which bf16-true would cast: most positions would be alike."""
+        """Move or convert the module, but keep the rotary tables in float32, which bf16-true would round."""
         super()._apply(fn, recurse)
         cos, sin = rotary_tables(self.shape.block_size, self.cos.shape[-1])
         self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
         return self
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """SMDM's initialisation: normal with std sqrt(2 / 5d); projections back into the stream 1 / (sqrt(d) L).
+        """Initialise as SMDM does: normal with std sqrt(2 / 5d), and 1 / (sqrt(d) L) for projections into the stream.
 
-        Under completep embedding and head keep the base's std, and the projections back its depth: at the base it
-        is SMDM's, and matrices inside the blocks shrink with the width as they do there.
+        d is n_embd and L is n_layer. Under completep embedding and head have the std of the base model's width, and
+        projections into the stream use the base model's L; at the base this is SMDM's initialisation.
         """
         shape = self.shape
         std = math.sqrt(2 / (5 * shape.n_embd))
@@ -102,7 +106,15 @@ class TransEncoder(nn.Module):
                 nn.init.normal_(parameter, std=std if inner else outer_std, generator=generator)
 
     def forward(self, tokens_BT: torch.Tensor, index_M: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T) -> (B, T, V) logits, or (M, V) at the positions ``index`` of the flattened (B T) tokens."""
+        """Compute logits.
+
+        Args:
+            tokens_BT: (B, T) token numbers.
+            index_M: (M,) positions in the flattened tokens; None for all of them.
+
+        Returns:
+            (B, T, V) logits, or (M, V) logits at the positions ``index_M``.
+        """
         length = tokens_BT.shape[1]
         cos_TR, sin_TR = self.cos[:length], self.sin[:length]
         x_BTC = self.embedding(tokens_BT)
@@ -112,5 +124,4 @@ class TransEncoder(nn.Module):
             else:
                 x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
         hidden = x_BTC if index_M is None else x_BTC.flatten(0, 1)[index_M]
-        logits: torch.Tensor = self.head(self.norm(hidden) / self.shape.width_ratio)
-        return logits
+        return self.head(self.norm(hidden) / self.shape.width_ratio)

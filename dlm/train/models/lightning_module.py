@@ -1,4 +1,4 @@
-"""lightning_module: model, objective and optimiser as one LightningModule. Built by train."""
+"""Train a model on an objective: the steps, the validation, the optimiser and what checkpoints say of themselves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe
+from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention import kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
@@ -22,18 +23,15 @@ from dlm.train.optim import check_branch, make_optimizer, make_schedule
 FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
 
 
-def check_format(number: int, name: str) -> None:
-    """Raise UserError for a checkpoint or weights file that says more than this dlm can read."""
-    if number > FORMAT:
-        raise UserError(
-            f"{name} has format {number}, this dlm reads {FORMAT}: update dlm, or choose another checkpoint"
-        )
-
-
 class DiffusionLMLightningModule(L.LightningModule):
     """Trains a TransEncoder on an objective.
 
-    ``observed`` collects what the monitors saw at a logged step; RecordWriter writes it and empties it.
+    ``observed`` collects what the monitors measure at a logged step; RecordWriter writes it and empties it.
+
+    Args:
+        recipe: The shape of the model and the number of steps.
+        objective: Its loss is trained on and validated.
+        config: The whole config; the nodes optimizer, scheduler and trainer, cell_id and the seed are read here.
     """
 
     def __init__(self, recipe: Recipe, objective: Objective, config: Mapping[str, Any]) -> None:
@@ -50,17 +48,12 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.compute_loss = objective.loss
         self.configured = False
         self.observed: dict[str, Any] = {}
-        self.loss_sum = torch.zeros(())  # since the last logged step, on the device: no synchronisation
+        self.loss_sum = torch.zeros(())  # since the last logged step; on the device, so that nothing waits for it
         self.loss_count = 0
-        self.overflows = 0  # micro-batches since then with more masked tokens than there is room for
+        self.overflows = 0  # micro-batches since then with more masked tokens than their capacity
         self.grad_norm = torch.zeros(())
-        self.validation_loss = (math.nan, math.nan)  # (mean, Monte Carlo standard error), nats/token
-        self.validated_step = -1  # where that was
-
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """(B, T) tokens -> (B, T, V) logits."""
-        logits: torch.Tensor = self.model(tokens_BT)
-        return logits
+        self.validation_loss = (math.nan, math.nan)  # mean and its Monte Carlo standard error, nats/token
+        self.validated_step = -1  # the step that validation_loss belongs to
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The mean loss of one micro-batch, nats/token."""
@@ -70,6 +63,18 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
         self.loss_count += 1
         return loss
+
+    def take_logged(self) -> tuple[float, float]:
+        """Return the mean training loss, nats/token, and the overflows since the last call, and start both anew.
+
+        Both are over all processes. Reading them waits for the device.
+        """
+        reduce = self.trainer.strategy.reduce
+        loss = reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
+        overflows = reduce(torch.tensor(float(self.overflows), device=self.device), reduce_op="sum").item()
+        self.loss_sum.zero_()
+        self.loss_count, self.overflows = 0, 0
+        return loss, overflows
 
     def configure_gradient_clipping(
         self,
@@ -83,12 +88,12 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
-        """Choose the attention kernels of this device. Raises UserError for a back end that cannot be used here."""
+        """Choose the attention kernels of this device. Raises UserError for a back end that cannot be used on it."""
         device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
         self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
 
     def configure_model(self) -> None:
-        """Shard the model where the strategy is fsdp2, every block a unit, and compile; once."""
+        """Compile the loss, or shard the model under fsdp2, each block a unit. Lightning calls this several times."""
         if self.configured:
             return
         self.configured = True
@@ -100,7 +105,7 @@ class DiffusionLMLightningModule(L.LightningModule):
             return
         assert self.device_mesh is not None
         for block in self.model.blocks:
-            if compiled:  # alone: gathering the next block's parameters stays outside
+            if compiled:  # each block alone, so that gathering the next block's parameters stays outside
                 block.compile(dynamic=False)
             fully_shard(block, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
@@ -109,12 +114,12 @@ class DiffusionLMLightningModule(L.LightningModule):
             raise AssertionError(f"not sharded under fsdp2: {', '.join(whole)}")
 
     def on_validation_epoch_start(self) -> None:
-        """A row for every sequence of the fixed set: its loss, and the Monte Carlo variance of that."""
-        count = self.trainer.datamodule.num_validation_sequences  # type: ignore[attr-defined]
+        """Make a row for every sequence of the fixed set: its loss and the Monte Carlo variance of that."""
+        count = len(self.trainer.datamodule.validation_rows())  # type: ignore[attr-defined]
         self.validation_terms = torch.zeros(count, 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The estimates of a few sequences, each drawn several times: the batch is (sequence, draw)."""
+        """Fill the rows of the sequences in ``batch``, which holds all draws of each, one after the other."""
         draws = batch["draws"]
         with self.kernels():
             nll_SK = self.compute_loss(self.model, batch).double().view(-1, draws)
@@ -122,7 +127,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.validation_terms[batch["sequence"]] = torch.stack([nll_SK.mean(dim=1), variance_S], dim=1)
 
     def on_validation_epoch_end(self) -> None:
-        """The validation loss, and its standard error over the noise given the sequences.
+        """Compute the validation loss and its standard error over the noise, given the sequences.
 
         The draws of a sequence are stratified in t, so the error from their plain variance is an upper bound.
         """
@@ -133,13 +138,13 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.log("val/loss", self.validation_loss[0], logger=False)
 
     def configure_optimizers(self) -> Any:
-        """Optimiser and schedule; the schedule moves with every optimiser step."""
+        """The optimiser, and the schedule, which moves with every optimiser step."""
         optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
-        schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe)
+        schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model this is, so that another one refuses it in one line, and keep the loss not yet logged."""
+        """Say which model this is, so that another run refuses it in one line, and keep the loss not yet logged."""
         checkpoint["dlm"] = {
             "format": FORMAT,
             "shape": dataclasses.asdict(self.recipe.shape),
@@ -155,10 +160,10 @@ class DiffusionLMLightningModule(L.LightningModule):
             self._name_parameters(state)
 
     def _name_parameters(self, state: dict[str, Any]) -> None:
-        """Names for the numbers that an optimiser's state knows parameters by.
+        """Replace the numbers of parameters in an optimiser's state by names, which mean the same everywhere.
 
-        They number the parameters in the order of its groups, or under fsdp2 in that of the model: a name means the
-        same under every strategy. Only the first process holds the state of a sharded model.
+        PyTorch numbers parameters in the order of the optimiser's groups; under fsdp2, in the order of the model. Only
+        the first process holds the state of a sharded model.
         """
         if not state.get("state"):
             return
@@ -172,43 +177,45 @@ class DiffusionLMLightningModule(L.LightningModule):
             group["params"] = [order[number] for number in group["params"]]
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise UserError for the checkpoint of another model, objective or optimiser, or of a longer run."""
+        """Raise UserError for a checkpoint of another model, objective or optimiser, or of a longer run."""
         stated = checkpoint.get("dlm", {})
-        check_format(stated.get("format", FORMAT), "the checkpoint")
-        shape = {key: value for key, value in stated.get("shape", {}).items() if key != "name"}
-        mine = {key: v for key, v in dataclasses.asdict(self.recipe.shape).items() if key != "name"}
-        differing = [f"{key} {shape.get(key)} is not {value}" for key, value in mine.items() if shape.get(key) != value]
-        if stated.get("objective") != self.objective.name:
-            differing.append(f"objective {stated.get('objective')} is not {self.objective.name}")
+        check_format("the checkpoint", stated.get("format", FORMAT), readable=FORMAT)
+        theirs = {**stated.get("shape", {}), "objective": stated.get("objective")}
+        ours = {**dataclasses.asdict(self.recipe.shape), "objective": self.objective.name}
+        del ours["name"]  # two names may stand for one shape
+        differing = [
+            f"{key} {theirs.get(key)} is not {value}" for key, value in ours.items() if theirs.get(key) != value
+        ]
         if differing:
             raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")
-        if stated.get("optimizer") != dict(self.config["optimizer"]):  # its state would overrule the config in silence
+        optimizer = dict(self.config["optimizer"])
+        if stated.get("optimizer") != optimizer:  # its state would overrule the config without a word
             raise UserError(
-                f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says "
-                f"{dict(self.config['optimizer'])}: change ckpt_path or optimizer"
+                f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says {optimizer}: "
+                "change ckpt_path or optimizer"
             )
-        if checkpoint["global_step"] > self.recipe.steps:
+        step = checkpoint["global_step"]
+        if step > self.recipe.steps:
             raise UserError(
-                f"the checkpoint is at step {checkpoint['global_step']}, this run ends at {self.recipe.steps}: change "
-                "ckpt_path, or raise training.budget or training.steps"
+                f"the checkpoint is at step {step}, this run ends at {self.recipe.steps}: change ckpt_path, or raise "
+                "training.budget or training.steps"
             )
         check_branch(
             self.config["scheduler"],
             self.recipe.steps,
             trunk=stated["scheduler"],
             trunk_steps=stated["steps"],
-            at=checkpoint["global_step"],
+            at=step,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the loss that was not logged yet, and count in our own micro-batches."""
-        self._count_in_our_micro_batches(checkpoint)
-        self.loss_sum, self.loss_count = torch.tensor(checkpoint["dlm"]["loss_sum"]), checkpoint["dlm"]["loss_count"]
+        """Take over the loss not yet logged, and count steps in the micro-batches of this run.
 
-    def _count_in_our_micro_batches(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts micro-batches; a resume on other devices has others for the same optimiser steps."""
+        Lightning counts micro-batches. A run that goes on with other devices or another micro-batch has a different
+        number of them for the same optimiser steps.
+        """
+        self.loss_sum, self.loss_count = torch.tensor(checkpoint["dlm"]["loss_sum"]), checkpoint["dlm"]["loss_count"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for span in ("total", "current"):
-            for count in ("ready", "started", "processed", "completed"):
-                progress[span][count] = done
+            progress[span].update(dict.fromkeys(("ready", "started", "processed", "completed"), done))

@@ -1,54 +1,87 @@
-"""objectives: tokens -> corrupted tokens -> loss and NELBO, pure functions. Called by models and datamodules."""
+"""Turn token sequences and their noise into batches, and a model and a batch into losses.
+
+The facts about each objective that the rest of dlm needs are in dlm/core/objectives.py.
+
+Legend: B sequences, T tokens of a sequence, V vocabulary, M positions that are predicted.
+"""
 
 from __future__ import annotations
 
+import abc
+import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_class
 
-from dlm.core.errors import unknown
+from dlm.core.objectives import OBJECTIVES, ObjectiveInfo, objective_info
 
 Batch = dict[str, Any]
 
 
-class Objective(Protocol):
-    """What an objective offers; see CONTRIBUTING for adding one.
+class Objective(abc.ABC):
+    """A training objective. CONTRIBUTING.md says how to add one.
 
-    Shapes: B sequences of T tokens. Batches are dicts of arrays or tensors with a leading B.
+    ``corrupt`` and ``probe`` run in the data loader's processes, so they use numpy and hold no state.
     """
 
-    name: str
-    causal: bool
-    estimator: str
+    name: str  # its key in dlm.core.objectives.OBJECTIVES
+    estimator = "exact"  # how the validation loss is estimated, for result.json
 
+    @property
+    def info(self) -> ObjectiveInfo:
+        """Its row in the table of objectives, which says among other things whether its model is causal."""
+        return OBJECTIVES[self.name]
+
+    @abc.abstractmethod
     def corrupt(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """A training batch, from the text and its noise; t and uniform in [0, 1)."""
-        ...
+        """Make a training batch.
 
+        Args:
+            tokens_BT: The text, (B, T) integers below V.
+            t_B: One diffusion time for each sequence, in [0, 1).
+            uniform_BT: One uniform number for each token, in [0, 1).
+
+        Returns:
+            Arrays by name, as ``loss`` takes them.
+        """
+
+    @abc.abstractmethod
     def probe(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """A validation batch, from the text and its noise: its loss is an unbiased estimate of the bound on -log p."""
-        ...
+        """Make a validation batch, whose loss is an unbiased estimate of -log p or of an upper bound on it.
 
+        It takes and returns what ``corrupt`` does.
+        """
+
+    @abc.abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(B,) losses in nats per token; their mean is trained on, or is the validation loss."""
-        ...
+        """Compute the loss of every sequence.
+
+        Args:
+            model: A TransEncoder, (B, T) tokens to (B, T, V) logits or to (M, V) logits at given positions.
+            batch: Tensors from ``corrupt`` or ``probe``.
+
+        Returns:
+            (B,) losses in nats/token. Their mean is the training loss or the validation loss.
+        """
 
 
 def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int, estimator: str = "mc") -> Objective:
-    """The objective that ``config`` (the node ``objective``) names; ``estimator`` is that of its validation loss.
+    """Build the objective that a config names.
 
-    The autoregressive loss is exact and has no estimator to choose.
+    Args:
+        config: The config node ``objective``: its name, and the keyword arguments of its class.
+        vocab_size: V; handed to a class that asks for it, as the next two are.
+        bos_id: The token that stands before the first one.
+        estimator: ``validation.estimator``.
+
+    Raises:
+        UserError: The name is not in the table of objectives.
     """
-    from dlm.train.objectives.autoregressive import Autoregressive
-    from dlm.train.objectives.masked_diffusion import MaskedDiffusion
-
-    kinds: dict[str, Any] = {
-        "masked_diffusion": lambda options: MaskedDiffusion(vocab_size=vocab_size, estimator=estimator, **options),
-        "autoregressive": lambda options: Autoregressive(bos_id=bos_id, **options),
-    }
-    if config["name"] not in kinds:
-        raise unknown("objective.name", config["name"], kinds)
-    objective: Objective = kinds[config["name"]]({key: v for key, v in config.items() if key != "name"})
-    return objective
+    made = get_class(objective_info(config["name"]).target)
+    facts = {"vocab_size": vocab_size, "bos_id": bos_id, "estimator": estimator}
+    asked_for = inspect.signature(made).parameters.keys()
+    options = {key: value for key, value in config.items() if key != "name"}
+    return made(**{key: facts[key] for key in facts.keys() & asked_for}, **options)

@@ -1,4 +1,4 @@
-"""autoregressive: next-token loss; the first token is predicted from BOS, so it scores what diffusion scores."""
+"""Next-token loss. The first token is predicted from BOS, so it scores the same tokens as masked diffusion."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dlm.train.objectives import Batch
+from dlm.train.objectives import Batch, Objective
 
 
-class Autoregressive:
+class Autoregressive(Objective):
     """Predicts every token from those before it."""
 
     name = "autoregressive"
-    causal = True
-    estimator = "exact"
 
     def __init__(self, *, bos_id: int) -> None:
         self.bos_id = bos_id
 
     def corrupt(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """The text itself: nothing is random."""
+        """Return the text itself as ``tokens``, (B, T): this objective needs no noise."""
         del t_B, uniform_BT
         return {"tokens": tokens_BT}
 
     probe = corrupt
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(B,) mean cross-entropy of tokens 1..T given BOS and the tokens before."""
+        """(B,) mean cross-entropy of the T tokens, each given BOS and the tokens before it, nats/token."""
         tokens_BT = batch["tokens"]
         logits_BTV = model(F.pad(tokens_BT[:, :-1], (1, 0), value=self.bos_id))
-        # flat, since the form (B, V, T) that cross_entropy takes has the vocabulary strided: a third slower at 14M
+        # Flattened, because cross_entropy's own (B, V, T) form strides the vocabulary: a third slower at 14M.
         ce_M = F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT.flatten(), reduction="none")
         return ce_M.view_as(tokens_BT).mean(dim=1)

@@ -1,13 +1,20 @@
-"""masked_diffusion: tokens and noise -> masked tokens with their weight -> a weighted cross-entropy.
+"""Masked diffusion: mask tokens at a random rate, predict them, and weight their cross-entropies into a bound.
 
-p(t) = (1 - eps) t + eps; each token is masked independently with probability p. What the masked tokens' cross-entropy
-is weighted with decides what the sum over a sequence of T tokens is, in nats per token:
+At time t each token is masked independently with probability p(t) = (1 - eps) t + eps. The loss of a sequence of T
+tokens is a weighted sum of the cross-entropies of its masked tokens, in nats per token.
 
-* training, by ``weight``: `elbo` 1 / (p T), the bound itself (SMDM pretrain/train_mdm.py; MDLM 2406.07524); `low_var`
-  1 / (E[p] T), alike for every t (Sahoo et al. 2602.15014); `realised_fraction` 1 / k for k masked tokens (MegaDLMs).
-  A model that knows nothing pays log V under each, but for draws without a mask under the last, T / (T + 1) of it;
-* validation, by ``estimator``: `mc` 1 / (p T), unbiased for the bound with eps; `exact_count` masks exactly k tokens, k
-  uniform on 1..T, 1 / k, unbiased for the bound without eps (LLaDA 2502.09992, equation 6).
+In training, ``objective.weight`` chooses the weight of a masked token:
+
+* ``elbo``: 1 / (p T), which estimates the bound on -log p (SMDM pretrain/train_mdm.py; MDLM 2406.07524);
+* ``low_var``: 1 / (E[p] T), the same for every t (Sahoo et al. 2602.15014);
+* ``realised_fraction``: 1 / k for k masked tokens (MegaDLMs). Sequences without a masked token count as zero, so a
+  model that predicts uniformly has a loss of T / (T + 1) log V, where the other weights give log V.
+
+In validation, ``validation.estimator`` chooses the bound:
+
+* ``mc``: masks as in training with the weight 1 / (p T); unbiased for the bound with eps;
+* ``exact_count``: masks exactly k tokens, with k uniform on 1..T and the weight 1 / k; unbiased for the bound without
+  eps (LLaDA 2502.09992, equation 6).
 """
 
 from __future__ import annotations
@@ -18,31 +25,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dlm.core.checks import NAMES
-from dlm.core.errors import UserError, unknown
-from dlm.train.objectives import Batch
+from dlm.train.objectives import Batch, Objective
 
-IGNORED = -100  # a target that cross_entropy leaves out
+IGNORED = -100  # the target that torch's cross_entropy skips
 
 
-class MaskedDiffusion:
-    """Predicts the masked tokens from all others, in both directions."""
+class MaskedDiffusion(Objective):
+    """Predicts masked tokens from the tokens on both sides.
+
+    Args:
+        vocab_size: V. The mask token is number V, the extra row of the embedding.
+        eps: The smallest masking probability, ``objective.eps``.
+        weight: ``elbo``, ``low_var`` or ``realised_fraction``: the weight of a masked token in training.
+        estimator: ``mc`` or ``exact_count``: the bound that validation estimates.
+    """
 
     name = "masked_diffusion"
-    causal = False
 
     def __init__(self, *, vocab_size: int, eps: float = 1e-3, weight: str = "elbo", estimator: str = "mc") -> None:
-        if not 0 < eps < 1:
-            raise UserError(f"objective.eps is {eps!r}: allowed is a number between 0 and 1")
-        for key, name in (("objective.weight", weight), ("validation.estimator", estimator)):
-            if name not in NAMES[key]:
-                raise unknown(key, name, NAMES[key])
-        self.mask_id = vocab_size  # the extra row of the embedding
+        self.mask_id = vocab_size
         self.eps, self.weight, self.estimator = eps, weight, estimator
 
     def corrupt(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """For training: each token masked with probability p(t), weighted as ``weight`` says."""
-        p_B = (1 - self.eps) * t_B + self.eps
+        """Make a training batch: mask each token with probability p(t), and weight it as ``weight`` says."""
+        p_B = self._mask_rate(t_B)
         mask_BT = uniform_BT < p_B[:, None]
         length = tokens_BT.shape[1]
         if self.weight == "elbo":
@@ -54,49 +60,65 @@ class MaskedDiffusion:
         return self.masked(tokens_BT, mask_BT, weight_B)
 
     def probe(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """For validation: masked and weighted so that the loss is unbiased for the bound that ``estimator`` names."""
+        """Make a validation batch whose loss is unbiased for the bound that ``estimator`` names."""
         length = tokens_BT.shape[1]
         if self.estimator == "mc":
-            p_B = (1 - self.eps) * t_B + self.eps
+            p_B = self._mask_rate(t_B)
             return self.masked(tokens_BT, uniform_BT < p_B[:, None], 1 / (p_B * length))
-        count_B = np.floor(t_B * length).astype(np.int64) + 1  # t < 1
+        count_B = np.floor(t_B * length).astype(np.int64) + 1  # t < 1, so at most T
         rank_BT = uniform_BT.argsort(axis=1).argsort(axis=1)
         return self.masked(tokens_BT, rank_BT < count_B[:, None], 1 / count_B)
 
+    def _mask_rate(self, t_B: np.ndarray) -> np.ndarray:
+        return (1 - self.eps) * t_B + self.eps
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(B,) weighted sums of the masked tokens' cross-entropies, nats/token; the head sees masked positions only."""
+        """(B,) weighted sums of the masked tokens' cross-entropies, nats/token.
+
+        The model's head computes logits at the positions in ``index`` only.
+        """
         input_BT, index_M = batch["tokens"], batch["index"]
         logits_MV = model(input_BT, index_M)
         ce_M = F.cross_entropy(logits_MV.float(), batch["target"], reduction="none") * batch["weight"]
-        # places are distinct but for the filling, which adds zeros: the sum has one order, on any device
+        # Real positions are distinct and padding adds zeros, so the order of summation is the same on every device.
         ce_BT = ce_M.new_zeros(input_BT.shape).view(-1).index_add(0, index_M, ce_M).view_as(input_BT)
         return ce_BT.sum(dim=1)
 
     def masked(self, tokens_BT: np.ndarray, mask_BT: np.ndarray, weight_B: np.ndarray) -> Batch:
-        """The masked text, and of every masked position its index in the flattened text, its token and its weight.
+        """Make a batch from a mask and one weight for each sequence.
 
-        Filled up to the capacity with places that are ignored. Where more are masked (``overflow``) it is filled to a
-        multiple of the capacity: none is dropped.
+        The number of predicted positions M is padded to ``capacity``, so that shapes do not change between batches. A
+        batch with more masked tokens than that is padded to the next multiple of the capacity: none is dropped.
+
+        Returns:
+            ``tokens`` (B, T), the text with masked tokens replaced; ``index`` (M,), the masked positions in the
+            flattened text; ``target`` (M,), their tokens, IGNORED in the padding; ``weight`` (M,), zero in the padding;
+            and ``overflow``, whether more tokens were masked than the capacity.
         """
         index_M = np.flatnonzero(mask_BT)
         slots = capacity(*tokens_BT.shape, eps=self.eps)
-        fill = (0, -len(index_M) % slots if len(index_M) else slots)
+        padding = (0, -len(index_M) % slots if len(index_M) else slots)
         return {
             "tokens": np.where(mask_BT, self.mask_id, tokens_BT),
-            "index": np.pad(index_M, fill),
-            "target": np.pad(tokens_BT.ravel()[index_M], fill, constant_values=IGNORED),
-            "weight": np.pad(np.repeat(weight_B, mask_BT.sum(axis=1)).astype(np.float32), fill),
+            "index": np.pad(index_M, padding),
+            "target": np.pad(tokens_BT.ravel()[index_M], padding, constant_values=IGNORED),
+            "weight": np.pad(np.repeat(weight_B, mask_BT.sum(axis=1)).astype(np.float32), padding),
             "overflow": len(index_M) > slots,
         }
 
 
 def capacity(batch: int, length: int, *, eps: float) -> int:
-    """Masked positions that a micro-batch has room for, fixed so that shapes are: mean and 4.5 standard deviations.
+    """Number of masked positions that a micro-batch has room for: the mean plus 4.5 standard deviations.
 
-    Times come in pairs t, 1 - t (noise.spread_t), so the mean is half the text; an odd micro-batch may hold one
-    sequence without its partner. Over m evenly spread first members the mean of p (1 - p) is at most
-    1/6 + 1/(12 m^2), and m is half the largest power of two that divides the micro-batch. More than this are masked
-    in about 3 of a million micro-batches.
+    Times come in pairs t, 1 - t (dlm.data.noise.spread_t), so the mean is half of the text; in a micro-batch of odd
+    size one sequence may lack its partner. Over m evenly spread first members of pairs, the mean of p (1 - p) is at
+    most 1/6 + 1/(12 m^2), and m is half of the largest power of two that divides the micro-batch. About 3 in a million
+    micro-batches have more masked tokens than this.
+
+    Args:
+        batch: Sequences in the micro-batch.
+        length: Tokens of a sequence.
+        eps: The smallest masking probability.
     """
     pairs = max((batch & -batch) // 2, 1)
     mean = (1 - eps) * (batch + batch % 2) / (2 * batch) + eps

@@ -1,0 +1,109 @@
+"""Checkpoints on disk: seal one, say what is wrong with one, and find the newest one of a run that is whole.
+
+A checkpoint is a folder checkpoints/step_00001234/ with state.ckpt and manifest.json, which holds sizes and hashes and
+is written last. LATEST names the newest checkpoint for people; it may be out of date, so readers look for themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from dlm.core.errors import UserError
+from dlm.core.files import write_json
+
+STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
+VERSION = 1  # of the manifest
+
+
+def seal(folder: Path, *, step: int) -> None:
+    """Flush the files of a checkpoint to the disk, then write its manifest."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in folder.iterdir()}
+    for name in files:
+        with open(folder / name, "rb") as stream:
+            os.fsync(stream.fileno())
+    write_json(folder / MANIFEST, {"version": VERSION, "step": step, "score": None, "files": files})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage(folder: Path, *, contents: bool = True) -> str | None:
+    """Say what is wrong with a checkpoint.
+
+    Args:
+        folder: A step_* folder.
+        contents: Whether to compare the hashes of the files too, or their sizes only.
+
+    Returns:
+        A phrase for a message; None when every file is as the manifest says.
+
+    Raises:
+        UserError: A newer dlm wrote the checkpoint. It is whole, and going back to an earlier one would delete it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = int(manifest["version"]), manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    check_format(folder, version, readable=VERSION)
+    for name, stated in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != stated["bytes"]:
+            return f"{name} is missing or has another size"
+        if contents and _sha256(path) != stated["sha256"]:
+            return f"{name} has another content"
+    return None
+
+
+def check_format(what: Path | str, number: int, *, readable: int) -> None:
+    """Raise UserError for a file of a newer format than this dlm can read."""
+    if number > readable:
+        raise UserError(
+            f"{what} has format {number}, this dlm reads {readable}: update dlm, or choose another checkpoint"
+        )
+
+
+def latest_whole(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None. Damaged ones are named on standard output.
+
+    Raises:
+        UserError: A newer dlm wrote a checkpoint of the run.
+    """
+    for folder in sorted((run_dir / "checkpoints").glob("step_*"), reverse=True):
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        print(f"dlm: checkpoint {folder.name} is damaged ({reason}), going back to an earlier one", flush=True)
+    return None
+
+
+def state_file(checkpoint: Path) -> Path:
+    """The file that Lightning loads for ``ckpt_path``.
+
+    Args:
+        checkpoint: A step_* folder, or a checkpoint file of a run.
+
+    Raises:
+        UserError: It is damaged, or it is no checkpoint of a run.
+    """
+    if checkpoint.is_dir():
+        reason = damage(checkpoint)
+        if reason is not None:
+            raise UserError(f"ckpt_path {checkpoint}: {reason}, choose another checkpoint")
+        return checkpoint / STATE
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt_path {checkpoint} does not exist: give a step_* folder or a checkpoint file")
+    try:
+        ours = {"dlm", "global_step"} <= torch.load(checkpoint, map_location="meta", weights_only=True).keys()
+    except Exception as error:  # unpickling an unknown file can raise anything
+        raise UserError(f"ckpt_path {checkpoint} cannot be read as a checkpoint: give a step_* folder") from error
+    if not ours:
+        raise UserError(f"ckpt_path {checkpoint} is no checkpoint of a run: give a step_* folder")
+    return checkpoint

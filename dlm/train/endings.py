@@ -1,0 +1,70 @@
+"""Say how an attempt at a run ended, from the exception that ended it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dlm.core import signals
+from dlm.core.errors import DivergedError, ExitCode, UserError, causes
+from dlm.record.outcomes import OUTCOMES, State
+
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How one attempt ended."""
+
+    state: State
+    reason: str | None = None  # for status.json
+    complaint: str | None = None  # a line for standard error
+    is_raised: bool = False  # the exception goes on to the caller, which shows it
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of a process that ends in this state."""
+        code = OUTCOMES[self.state].exit_code
+        assert code is not None
+        return code
+
+
+DONE = Ending(state=State.DONE)
+STOPPED = Ending(state=State.PREEMPTED, reason="stopped by a signal, to be continued")
+
+
+def ending_of(error: BaseException, run_dir: Path) -> Ending:
+    """How the attempt at the run in ``run_dir`` ended that raised ``error``."""
+    if isinstance(error, UserError):
+        return Ending(state=State.BAD_CONFIG, reason=str(error), is_raised=True)
+    if isinstance(error, DivergedError):
+        return Ending(state=State.DIVERGED, reason=str(error), complaint=str(error))
+    memory = out_of_memory(error)
+    if memory is not None:
+        complaint = f"out of memory: {memory}: lower data.micro_batch_size"
+        return Ending(state=State.OUT_OF_MEMORY, reason=memory, complaint=complaint)
+    if disk_full(error):
+        reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
+        return Ending(state=State.FAILED, reason=reason, complaint=reason)
+    if isinstance(error, ConnectionError) and signals.asked_to_stop():
+        # The signal also went to W&B's process, which ended before ours could take a step.
+        return Ending(state=State.PREEMPTED, reason="stopped by a signal while it started")
+    return Ending(state=State.FAILED, reason=f"{type(error).__name__}: {error}".split("\n")[0], is_raised=True)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The first line of an exception that means out of memory; None for any other exception."""
+    line = str(error).split("\n")[0]
+    in_words = isinstance(error, RuntimeError) and any(words in line for words in NO_MEMORY)
+    if in_words or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return line or "MemoryError"
+    return None
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a full disk or an exhausted quota is behind an exception."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return any(isinstance(cause, OSError) and cause.errno in full for cause in causes(error))

@@ -1,0 +1,57 @@
+"""Short training runs: how to start one, and what to read of it."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dlm import launch
+from dlm.core.files import read_jsonl
+from dlm.record.run import merge_metrics
+from dlm.train.callbacks.preemption import SIGNALS
+
+DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
+SHORT = (*DEBUG, "training.steps=40", "data.block_size=64", "validation.draws=2")
+TINY = (*DEBUG, "model=4k", "data.block_size=32", "validation.draws=2")  # two hundred steps a second
+COMPUTED = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "lr")  # the other columns come from clocks
+
+
+def only_run(workdir: Path, sweep: str = "adhoc") -> Path:
+    """The folder of the one run of a sweep."""
+    (folder,) = (workdir / sweep / "runs").iterdir()
+    return folder
+
+
+def rows_of(run_dir: Path) -> list[dict[str, float]]:
+    """The history of a run, one row for each step."""
+    return merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
+
+
+def losses(run_dir: Path, names: tuple[str, ...] = COMPUTED) -> dict[int, dict[str, float]]:
+    """What a run computed at each step, without what a clock measured."""
+    return {row["step"]: {name: row[name] for name in names if name in row} for row in rows_of(run_dir)}
+
+
+def wait_for(condition, *, process, seconds: float = 120) -> None:
+    """Wait until ``condition`` holds, while ``process`` lives."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def train_here(workdir: Path, *overrides: str) -> Path:
+    """Train one run in this process, in a work directory of its own; its folder."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run takes them over
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLM_WORKDIR", str(workdir))
+        patch.setattr(sys, "argv", ["dlm.launch", *overrides])
+        patch.setitem(os.environ, "HYDRA_FULL_ERROR", "1")
+        assert launch.main() == 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return only_run(workdir)

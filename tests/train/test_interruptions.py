@@ -1,0 +1,73 @@
+"""A run that is killed or told to stop goes on where it was, bit for bit."""
+
+import signal
+import time
+
+import pytest
+from support.runs import TINY, losses, only_run, wait_for
+
+from dlm.record.outcomes import State
+from dlm.record.run import (
+    read_result,
+    read_status,
+)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(start, launch, undisturbed, workdir):
+    settings = (*TINY, "training.steps=400")
+    process = start(*settings)
+    wait_for(lambda: list(workdir.glob("adhoc/runs/*/checkpoints/step_*/manifest.json")), process=process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    run_dir = only_run(workdir)
+    reached = max(losses(run_dir))
+    assert 40 <= reached < 400 and not (run_dir / "result.json").exists()  # strictly between checkpoint and end
+
+    resumed = launch(*settings)
+    assert resumed.code == 0 and "going on from step_" in resumed.out
+    assert int(resumed.out.split("going on from step_")[1][:8]) >= 40
+    status, result = read_status(run_dir), read_result(run_dir)
+    assert status is not None and status.attempts == 2 and result is not None and result.attempts == 2
+    truth = undisturbed(*settings)
+    assert losses(run_dir) == losses(truth)
+    finished = read_result(truth)
+    assert finished is not None and (result.loss, result.loss_se) == (finished.loss, finished.loss_se)
+    assert finished.steps_redone == 0 <= result.steps_redone < 400
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_run_with_exit_code_75_and_it_goes_on_bit_for_bit(start, launch, undisturbed, workdir):
+    settings = (*TINY, "training.steps=450", "data.micro_batch_size=4")  # logs every 5 steps, of 2 micro-batches each
+    process = start(*settings)
+    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+             process=process)  # fmt: skip
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    run_dir = only_run(workdir)
+    status = read_status(run_dir)
+    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
+    assert not (run_dir / "result.json").exists() and not (run_dir / "lease.json").exists()
+    stopped = int((run_dir / "LATEST").read_text().removeprefix("step_"))
+
+    resumed = launch(*settings)
+    assert resumed.code == 0 and f"going on from step_{stopped:08d}" in resumed.out
+    assert losses(run_dir) == losses(undisturbed(*settings))
+    result = read_result(run_dir)
+    assert result is not None and result.steps_redone == 0  # nothing was computed twice
+
+
+@pytest.mark.slow
+def test_many_signals_end_a_run_with_exit_code_75_too(start, workdir):
+    """A scheduler, a pool and a user may each send one, also while the interpreter ends."""
+    process = start(*TINY, "training.steps=4000")
+    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+             process=process)  # fmt: skip
+    sent = 0
+    while process.poll() is None:
+        process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
+        sent += 1
+        time.sleep(0.002)
+    status = read_status(only_run(workdir))
+    assert process.returncode == 75 and sent > 5
+    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
