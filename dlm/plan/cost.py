@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from dlm.core.configs import load_base
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
-from dlm.core.objectives import OBJECTIVES, ObjectiveInfo
+from dlm.core.objectives import OBJECTIVES
 from dlm.core.recipe import accumulation
 from dlm.core.shape import load_shape
 from dlm.plan.cells import Cell, Estimate, Plan
@@ -32,21 +32,7 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
             on the hardware of the definition, at its assumed share of the peak.
     """
     hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
-    cells = tuple(
-        dataclasses.replace(
-            cell,
-            estimate=estimate_cell(
-                flops=cell.flops["full_masked_head"] + validation_flops(cell),
-                shape_name=cell.model,
-                objective=OBJECTIVES[cell.objective],
-                global_batch_size=cell.global_batch_size,
-                block_size=cell.block_size,
-                hardware=hardware,
-                flops_per_sec=None if rates is None else rate_of(cell.num_params, rates),
-            ),
-        )
-        for cell in plan.cells
-    )
+    cells = tuple(dataclasses.replace(cell, estimate=_estimate(cell, hardware, rates)) for cell in plan.cells)
     return dataclasses.replace(plan, cells=cells)
 
 
@@ -71,37 +57,15 @@ def validation_flops(cell: Cell) -> float:
 GIB = 2**30
 
 
-def estimate_cell(
-    *,
-    flops: float,
-    shape_name: str,
-    objective: ObjectiveInfo,
-    global_batch_size: int,
-    block_size: int,
-    hardware: Hardware,
-    flops_per_sec: float | None,
-) -> Estimate:
-    """The estimate of a cell.
-
-    Args:
-        flops: What the cell computes, with validations, in the convention full_masked_head.
-        hardware: What it runs on.
-        flops_per_sec: A measured rate. None: the assumed share of the peak of the GPUs; unknown on a CPU.
-    """
+def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None) -> Estimate:
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
-    hours, basis = None, "not measured on this machine yet"
-    if flops_per_sec is not None:
-        hours, basis = (
-            flops / flops_per_sec / 3600,
-            f"measured here, {flops_per_sec:.3g} full_masked_head FLOP/s a cell",
-        )
-    elif gpus:
-        rate = PEAK_FLOPS[hardware.device] * hardware.mfu * gpus
-        hours, basis = flops / rate / 3600, f"{gpus} x {hardware.device} at an assumed {hardware.mfu:.0%} of the peak"
+    rate, basis = _rate(cell, hardware, gpus, rates)
+    flops = cell.flops["full_masked_head"] + validation_flops(cell)
+    hours = None if rate is None else flops / rate / 3600
     return Estimate(
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
-        memory_gib=memory_gib(shape_name, objective, global_batch_size, block_size, max(gpus, 1)),
+        memory_gib=memory_gib(cell, max(gpus, 1)),
         nodes=hardware.nodes,
         gpus_per_node=gpus // hardware.nodes,
         device=hardware.device,
@@ -109,19 +73,31 @@ def estimate_cell(
     )
 
 
-def memory_gib(shape_name: str, objective: ObjectiveInfo, batch_size: int, block_size: int, devices: int) -> float:
-    """An upper estimate of the memory that training takes on one device, GiB.
+def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] | None) -> tuple[float | None, str]:
+    """FLOP/s (full_masked_head) of a cell, and where the number comes from; None when it is not known."""
+    if rates is not None:
+        measured = rate_of(cell.num_params, rates)
+        return measured, f"measured here, {measured:.3g} full_masked_head FLOP/s a cell"
+    if gpus:
+        assumed = PEAK_FLOPS[hardware.device] * hardware.mfu * gpus
+        return assumed, f"{gpus} x {hardware.device} at an assumed {hardware.mfu:.0%} of the peak"
+    return None, "not measured on this machine yet"
+
+
+def memory_gib(cell: Cell, devices: int) -> float:
+    """An upper estimate of the memory that training takes on each of ``devices`` devices, GiB.
 
     It counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per token,
     layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with their
     gradient.
     """
-    shape = load_shape(shape_name)
-    batch_size = max(batch_size // devices * devices, devices)  # a batch that does not divide evenly is refused earlier
+    objective, shape = OBJECTIVES[cell.objective], load_shape(cell.model)
+    # A batch that does not divide evenly over the devices is refused earlier.
+    batch_size = max(cell.global_batch_size // devices * devices, devices)
     micro, _ = accumulation(
         batch_size=batch_size, micro_batch_size=None, world_size=devices, num_params=shape.num_params
     )
-    tokens = micro * block_size
+    tokens = micro * cell.block_size
     state = 16 * shape.num_params_total(causal=objective.causal)
     activations = 34 * tokens * shape.n_layer * shape.n_embd
     logits = 2 * 4 * tokens * shape.vocab_size * (0.6 if objective.head_share < 1 else 1.0)
