@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dlm.core import flops, schedule
 from dlm.core.checks import NAMES, check_values, whole
 from dlm.core.errors import UserError, unknown
-from dlm.core.objectives import ObjectiveInfo, objective_info
+from dlm.core.objectives import objective_info
 from dlm.core.shape import ModelShape, shape_from_config
 
 MIN_STEPS = 20  # with fewer optimiser steps there is no run
@@ -72,7 +73,8 @@ def derive(config: Mapping[str, Any]) -> Recipe:
             "lower data.block_size or raise model.block_size"
         )
     convention = flops.check_convention(training["convention"])
-    steps, budget = _steps(training, shape, convention, batch_size, block_size, objective)
+    per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, objective=objective)
+    steps, budget = _steps(training, per_token, batch_size * block_size)
     scheduler = config["scheduler"]
     return Recipe(
         shape=shape,
@@ -146,23 +148,14 @@ def _lr_law(config: Mapping[str, Any]) -> float:
     return float(1.79 * num_params**-0.713 * _affordable_tokens(config) ** 0.307)
 
 
-def _steps(
-    training: Mapping[str, Any],
-    shape: ModelShape,
-    convention: flops.Convention,
-    batch_size: int,
-    block_size: int,
-    objective: ObjectiveInfo,
-) -> tuple[int, float | None]:
-    if training.get("budget") is not None:
-        flops.check_budget(training["budget"])
+def _steps(training: Mapping[str, Any], per_token: Fraction, tokens_per_step: int) -> tuple[int, float | None]:
+    """The optimiser steps of a run, and the budget that they follow from; None when the steps are given."""
+    budget = None if training.get("budget") is None else flops.check_budget(training["budget"])
     if training.get("steps") is not None:
         return whole("training.steps", training["steps"]), None
-    if training.get("budget") is None:
+    if budget is None:
         raise UserError("neither training.budget (FLOPs) nor training.steps is set: set one, e.g. training.budget=1e19")
-    budget = flops.check_budget(training["budget"])
-    per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, objective=objective)
-    return flops.budget_to_steps(budget, per_token, batch_size * block_size), budget
+    return flops.budget_to_steps(budget, per_token, tokens_per_step), budget
 
 
 def micro_batch_limit(num_params: int) -> int:

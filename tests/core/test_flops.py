@@ -34,7 +34,7 @@ def test_the_published_ratio_of_full_to_6n_and_the_published_steps(size):
     assert tuple(budget_to_steps(C, count["6n"], 256 * 2048) for C in BUDGETS) == size.steps
 
 
-def test_what_the_conventions_differ_by():
+def test_the_conventions_differ_by_attention_and_head():
     shape, T = load_shape("170M"), 2048
     heads = 6 * 32000 * shape.n_embd
     attention = 12 * shape.n_layer * shape.n_embd * T
@@ -66,17 +66,17 @@ def test_a_budget_pays_for_its_steps_and_not_for_one_more(budget, name, conventi
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf, "much", "", None, True, False, [1e19], "nan"])
-def test_what_is_no_budget(value):
+def test_a_value_that_is_no_budget_is_refused(value):
     with pytest.raises(UserError, match=r"training\.budget is .*above zero"):
         check_budget(value)
 
 
 @given(st.floats(min_value=1e-3, max_value=1e30))
-def test_what_is_a_budget(value):
+def test_a_number_or_its_text_is_a_budget(value):
     assert check_budget(value) == value == check_budget(repr(value))
 
 
-def test_an_unknown_convention_has_its_close_match():
+def test_an_unknown_convention_is_refused_with_its_close_match():
     assert check_convention("full_masked_head") == "full_masked_head"
     with pytest.raises(UserError, match=r"training\.convention '6N': did you mean 6n"):
         check_convention("6N")
