@@ -127,6 +127,14 @@ def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
     assert rows.status[lost.cell_id] == "lost" and rows.git_sha[lost.cell_id] == "abc123"
 
 
+def test_a_result_past_the_planned_last_step_is_left_out(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    finish(sweep_dir, plan, cell, step=cell.steps + 1)
+    reason = reasons(collect(sweep_dir))[cell.cell_id]
+    assert reason.startswith(f"long: its result is of {cell.cell_id} at step {cell.steps + 1}, planned was")
+
+
 def test_torn_files_cost_what_they_held_and_nothing_else(sweep):
     sweep_dir, plan = sweep
     a, b, c = plan.cells[:3]

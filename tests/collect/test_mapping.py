@@ -8,7 +8,7 @@ import yaml
 from support.wandb_cli import dlm, dlm_process
 from support.wandb_server import ENTITY
 
-from dlm.collect.mapping import load_mapping
+from dlm.collect.mapping import MappedRun, load_mapping, mark_duplicates
 from dlm.core.errors import UserError
 from dlm.fit.rows import read_runs
 
@@ -155,6 +155,17 @@ def test_every_run_of_another_shape_is_left_out_with_its_reason(server, tmp_path
         "the metric 'eval/nl' (history.val/loss of the mapping): did you mean eval/nll"
         in dlm(server, *command).complaint
     )
+
+
+def test_all_but_the_latest_run_of_a_cell_are_its_duplicates():
+    months = {"march": "2026-03", "may": "2026-05", "april": "2026-04", "other": "2026-01"}
+    mapped = [
+        MappedRun(row={"run_id": name}, excluded=None, cell=("other",) if name == "other" else ("a",), heartbeat=month)
+        for name, month in months.items()
+    ]
+    mark_duplicates(mapped)
+    reason = "duplicate: the same cell as may, which is later"
+    assert [one.excluded and str(one.excluded) for one in mapped] == [reason, None, reason, None]
 
 
 def test_a_history_that_cannot_be_read_costs_its_own_run_only(server, tmp_path):

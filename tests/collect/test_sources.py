@@ -379,7 +379,7 @@ def test_a_config_that_is_no_text_keeps_no_other_from_its_row(sweep):
     (finish(sweep_dir, plan, odd) / "config.yaml").write_bytes(b"\xff\xfe\x00")
     (sweep_dir / "plan.json").unlink()
     collected = collect(sweep_dir)
-    assert list(collected.runs.run_id) == [cell.cell_id] and "no text in UTF-8" in reasons(collected)[odd.cell_id]
+    assert list(collected.runs.run_id) == [cell.cell_id] and "not UTF-8 text" in reasons(collected)[odd.cell_id]
 
 
 def test_a_history_that_no_source_has_in_full_is_named(sweep):

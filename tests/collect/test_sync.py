@@ -132,10 +132,14 @@ def test_sync_names_the_runs_that_have_nothing_to_upload_and_uploads_the_others(
     code, said, warned = dlm(server, "sync", sweep_dir)
     assert f"nothing to upload: s-{silent.cell_id}: it logged nothing" in said
     assert (
-        f"s-{empty.cell_id}: what can be read of it has arrived, not all of it: run-s-{empty.cell_id}.wandb" in warned
+        f"s-{empty.cell_id}: what can be read of it has arrived, but a part of it is lost: run-s-{empty.cell_id}.wandb"
+        in warned
     )
     assert f"not looked at: {unnamed.cell_id}" in said and "has no config.yaml" in said
-    assert f"s-{torn.cell_id}: what can be read of it has arrived, not all of it: run-s-{torn.cell_id}.wandb" in warned
+    assert (
+        f"s-{torn.cell_id}: what can be read of it has arrived, but a part of it is lost: run-s-{torn.cell_id}.wandb"
+        in warned
+    )
     assert code == 75 and "1 of 4 runs are whole on W&B, 7 rows new" in said, (said, warned)
     assert {name for *_, name in server.runs} == {f"s-{alone.cell_id}", f"s-{torn.cell_id}"}
     assert server.run(f"s-{alone.cell_id}").config["record"]["value"] == {"git_sha": "abc"}
@@ -179,7 +183,10 @@ def test_sync_continues_after_a_run_that_fails_and_keeps_runs_apart(sweep, serve
     )
     code, said, warned = dlm_process(server, "sync", sweep_dir, patches=break_one)
     assert code == 75 and "1 of 4 runs are whole" in said, (said, warned)
-    assert f"s-{lost.cell_id}: what can be read of it has arrived, not all of it: its rows end at step 0" in warned
+    assert (
+        f"s-{lost.cell_id}: what can be read of it has arrived, but a part of it is lost: its rows end at step 0"
+        in warned
+    )
     assert f"s-{first.cell_id}: 4 of 4 rows did not arrive; gone" in warned
     assert f"s-{odd.cell_id}: 4 of 4 rows did not arrive; its config.yaml or env.json cannot be read" in warned
     there = {name: [row["step"] for row in run.rows if "time" in row] for (*_, name), run in server.runs.items()}
