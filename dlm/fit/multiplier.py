@@ -18,17 +18,9 @@ import numpy.typing as npt
 
 from dlm.core import text
 from dlm.core.errors import UserError
+from dlm.fit import equal_loss
 from dlm.fit.draws import ends, hull
-from dlm.fit.equal_loss import (
-    NEAR_NATS,
-    Ratio,
-    best_loss,
-    budget_range,
-    log_compute,
-    needed_compute,
-    ratio,
-    reached_losses,
-)
+from dlm.fit.equal_loss import Ratio
 from dlm.fit.fitted import Fitted, plain
 from dlm.fit.layout import html_list, html_table, text_table, two_digits
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval
@@ -147,8 +139,10 @@ def compare(first: Fitted, second: Fitted, *, losses: npt.ArrayLike | None = Non
         _check(side)
     convention, overlap = _common_convention(sides), _overlap(sides)
     wanted = _within(sides, overlap, losses) if losses is not None else _evenly(sides[0], overlap)
-    found = ratio(*sides, wanted)
-    intervals = [_intervals(r, level) for r in (found, *(ratio(*forms, wanted) for forms in _checking_forms(sides)))]
+    found = equal_loss.ratio(*sides, wanted)
+    intervals = [
+        _intervals(r, level) for r in (found, *(equal_loss.ratio(*forms, wanted) for forms in _checking_forms(sides)))
+    ]
     ci = tuple(hull(list(each)) for each in zip(*(by_loss for by_loss, _ in intervals), strict=True))
     return Multiplier(
         names=(sides[0].label, sides[1].label),
@@ -179,7 +173,7 @@ def _check(side: Fitted) -> None:
     if side.points is None or not side.params:
         why = f" ({side.warnings[0]})" if side.warnings else ""
         raise UserError(f"{side.label} has no law{why}: nothing to compare")
-    low, high = reached_losses(side)
+    low, high = equal_loss.reached_losses(side)
     if not low < high * (1.0 - TOUCH):
         raise UserError(
             f"the law of {side.label} does not fall with C within its budgets: no compute answers to a loss"
@@ -205,7 +199,7 @@ def _convention(side: Fitted) -> str:
 
 def _overlap(sides: Sides) -> Interval:
     """The losses that both laws reach, (low, high). Where there are none, the UserError names the missing budgets."""
-    one, other = (reached_losses(side) for side in sides)
+    one, other = (equal_loss.reached_losses(side) for side in sides)
     low, high = max(one[0], other[0]), min(one[1], other[1])
     if low < high * (1.0 - TOUCH):
         return low, high
@@ -215,15 +209,15 @@ def _overlap(sides: Sides) -> Interval:
 
 
 def _reached(side: Fitted) -> str:
-    (low, high), (low_c, high_c) = reached_losses(side), budget_range(side)
+    (low, high), (low_c, high_c) = equal_loss.reached_losses(side), equal_loss.budget_range(side)
     budgets = f"{text.flops(low_c)} to {text.flops(high_c)} FLOPs"
     return f"{side.label} reaches {text.number(high)} to {text.number(low)} on {budgets}"
 
 
 def _missing(upper: Fitted, lower: Fitted) -> str:
     """More compute for the law that stands too high, or less for the other, each extrapolated."""
-    aim, start = reached_losses(lower)[1], reached_losses(upper)[0]
-    up, down = needed_compute(upper, aim), needed_compute(lower, start)
+    aim, start = equal_loss.reached_losses(lower)[1], equal_loss.reached_losses(upper)[0]
+    up, down = equal_loss.needed_compute(upper, aim), equal_loss.needed_compute(lower, start)
     more = f"runs of {upper.label} up to {text.flops(two_digits(up, np.ceil))} FLOPs"
     less = f"runs of {lower.label} down to {text.flops(two_digits(down, np.floor))} FLOPs"
     if not np.isfinite(up):
@@ -236,9 +230,9 @@ def _missing(upper: Fitted, lower: Fitted) -> str:
 def _evenly(first: Fitted, overlap: Interval) -> Array:
     """Losses across the overlap, falling, evenly spaced in log C of the first law."""
     low, high = overlap
-    log_c = log_compute(first, np.array([high, low]))
+    log_c = equal_loss.log_compute(first, np.array([high, low]))
     inside = np.exp(np.linspace(log_c[0], log_c[1], NUM_LOSSES)[1:-1])
-    return np.array([high, *(best_loss(first, float(c)) for c in inside), low])
+    return np.array([high, *(equal_loss.best_loss(first, float(c)) for c in inside), low])
 
 
 def _within(sides: Sides, overlap: Interval, asked: npt.ArrayLike) -> Array:
@@ -250,7 +244,7 @@ def _within(sides: Sides, overlap: Interval, asked: npt.ArrayLike) -> Array:
     outside = wanted[(wanted < low * (1 - TOUCH)) | (wanted > high * (1 + TOUCH))]
     if len(outside):
         loss = float(outside[0])
-        needs = text.listed([f"{side.label} {text.flops(needed_compute(side, loss))}" for side in sides])
+        needs = text.listed([f"{side.label} {text.flops(equal_loss.needed_compute(side, loss))}" for side in sides])
         raise UserError(
             f"losses holds {loss:g}, and both laws reach {text.number(low)} to {text.number(high)} within their own "
             f"budgets; that loss would need, extrapolated, {needs} FLOPs"
@@ -297,9 +291,10 @@ def _failures(losses: Array, found: Ratio, ci: Sequence[Interval]) -> list[str]:
         return []
     failed = 1.0 - np.isfinite(found.draws).mean(axis=0)[lost].min()
     where = f"at {'any loss' if lost.all() else f'losses up to {text.number(losses[lost].max())}'}"
+    times = f"{np.exp(equal_loss.NEAR_NATS):.0f} times its highest budget"
     return [
-        f"no interval {where}: {failed:.1%} or more of the pairs of resampled laws give no multiplier there, for one "
-        f"of the two was not found, or does not reach the loss with {np.exp(NEAR_NATS):.0f} times its highest budget"
+        f"no interval {where}: {failed:.1%} or more of the pairs of resampled laws give no multiplier there, because "
+        f"one of the two was not found, or does not reach the loss with {times}"
     ]
 
 

@@ -84,10 +84,10 @@ def fit_runs(
         result = _envelope(frame, places)
     else:
         result = _surface(frame, law, places, how, fixed, weights)
-    remarks = tuple(frame.attrs["warnings"])
-    if remarks:
-        status = "warned" if result.status == "ok" else result.status
-        result = replace(result, warnings=(*result.warnings, *remarks), status=status)
+    warnings = (*result.warnings, *frame.attrs["warnings"])
+    result = replace(
+        result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status
+    )
     if not bootstrap:
         return result
     return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)

@@ -69,7 +69,7 @@ def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tup
     how = Norm() if result.surface is None or result.how is None else result.how
     found, why = {}, ""
     for name in FORMS:
-        if name == result.law and result.draws is not None:
+        if name == result.law:
             found[name] = result
             continue
         try:

@@ -18,7 +18,7 @@ def fit(frame, **options):
     return fit_isoflop(frame["params"], frame["tokens"], frame["loss"], frame["flops"], flops=frame["flops"], **options)
 
 
-def test_llama_3(reference):  # T10
+def test_llama_3_gives_the_published_exponents(reference):
     frame = reference("isoflop_llama_3_raw_loss.csv")
     everything = fit(frame, at=[3.8e25])
     assert (everything.allocation.a, everything.allocation.b) == pytest.approx((0.4632, 0.5368), abs=5e-5)
@@ -32,7 +32,7 @@ def test_llama_3(reference):  # T10
     ("source", "a", "optima"),
     [("arm", 0.5352, [111, 157, 219, 385, 572, 802, 1220]), ("mdm", 0.5673, [55, 76, 97, 182, 239, 412, 734])],
 )
-def test_masked_diffusion_points(reference, source, a, optima):  # T22
+def test_masked_diffusion_points_give_the_known_minima(reference, source, a, optima):
     frame = reference("mdm_prime_v2_isoflop.csv")
     result = fit(frame[frame["source"].str.endswith(f":{source}")])
     assert result.allocation.a == pytest.approx(a, abs=5e-5)
@@ -50,7 +50,7 @@ def test_masked_diffusion_points(reference, source, a, optima):  # T22
         ("rw|tuned|short|const|standard|val", 0.4970),
     ],
 )
-def test_porian(reference, experiment, a, axis):  # T12
+def test_porian_s_experiments_give_their_published_minima(reference, experiment, a, axis):
     frame = reference("porian_main.csv")
     result = fit(frame[frame["run_id"] == experiment], curve="akima", axis=axis)
     assert result.allocation.a == pytest.approx(a, abs=0.004)
@@ -63,7 +63,7 @@ def test_porian(reference, experiment, a, axis):  # T12
 
 
 @pytest.mark.parametrize(("width", "bias"), [(2, -0.327), (4, -1.301), (8, -2.903), (16, -5.100)])
-def test_bias_of_the_parabola(world, width, bias):  # T23
+def test_parabolas_over_wide_ranges_have_the_known_bias(world, width, bias):
     n, d, loss, c = world.grid(np.geomspace(1e17, 1e21, 5), width=width)
     result = fit_isoflop(n, d, loss, c, at=[1e24])
     found = result.at[1e24]
@@ -215,7 +215,7 @@ def test_text_json_and_figure_show_the_curve(curve, axis):
     assert f"{curve} of one budget" in legend
 
 
-def test_unknown_curve_and_axis():
+def test_an_unknown_curve_or_axis_is_refused():
     columns = exact("parabola", "params")
     with pytest.raises(UserError, match="unknown curve 'akema': did you mean akima"):
         fit_isoflop(*columns, curve="akema")
@@ -284,7 +284,7 @@ def broken(kind):
 
 
 @pytest.mark.parametrize("kind", ["too_few_points", "edge", "not_convex", "outside_grid"])
-def test_refuses_a_curve_without_an_interior_minimum(kind):
+def test_a_curve_without_an_interior_minimum_is_refused(kind):
     n, d, loss, c = broken(kind)
     result = fit_isoflop(n, d, loss, c)
     spoilt = result.minima[1]

@@ -91,7 +91,7 @@ def test_the_seed_decides_everything(world, curve, axis):
         assert np.prod([m.ci["N"], m.ci["D"][::-1]], axis=0) * 6 == pytest.approx([m.budget] * 2, rel=1e-6)
 
 
-def test_a_bent_line_of_losses_says_so(world):
+def test_the_interval_of_a_bent_line_of_losses_holds_the_truth(world):
     """L*(C) of a law with a floor, nearly without noise: the straight line misses it, and its interval does not."""
     budgets = np.geomspace(1e18, 1e20, 5)
     n, d, loss, c = world.grid(budgets, sizes=7, width=3, sigma=0.0003)
@@ -118,7 +118,7 @@ def test_minima_that_scatter_widen_the_line():
     assert result.ci["b"] == pytest.approx((1 - line.slope - half, 1 - line.slope + half), abs=0.05 * half)
 
 
-def test_minima_on_their_line_do_not(world):
+def test_minima_on_their_line_do_not_widen_it(world):
     """The exponent's interval where only noise moves the minima, against the spread of many worlds."""
     found, widths = [], []
     for seed in range(160):

@@ -34,7 +34,7 @@ def grid(budgets=np.geomspace(1e17, 1e20, 5), sizes=7, width=8.0):
     return n, np.repeat(budgets, sizes) / 6 / n
 
 
-def test_gadre_five_runs(reference):  # T16
+def test_five_runs_of_gadre_give_their_published_law(reference):
     frame = reference("gadre_overtraining.csv")
     frame = frame[frame["dataset"] == "rpj"]
     small = ["d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8"]
@@ -49,7 +49,7 @@ def test_gadre_five_runs(reference):  # T16
         assert 100 * abs(found / held.loss - 1) == pytest.approx(error, abs=5e-5)
 
 
-def test_repeated_tokens(reference):  # T17
+def test_repeated_tokens_give_the_published_law_as_one_of_several_minima(reference):
     frame = reference("datablations_182.csv")
     result = fit_surface(
         frame["params"],
@@ -135,7 +135,7 @@ def test_under_tuned_runs_pull_less(world):
         fit_surface(n, d, loss, under_tuned=2.0)
 
 
-def test_weights_from_compute(world):
+def test_weights_from_compute_are_c_over_its_mean(world):
     n, d, loss, c = world.grid([1e18, 1e19, 1e20], sizes=6, sigma=0.01)
     by_name = fit_surface(n, d, loss, weights="compute")
     assert by_name.params == pytest.approx(fit_surface(n, d, loss, weights=c / c.mean()).params, rel=1e-6)
@@ -143,7 +143,7 @@ def test_weights_from_compute(world):
         fit_surface(n, d, loss, weights="flops")
 
 
-def test_data_constrained_says_what_it_lacks(world):
+def test_the_data_constrained_law_names_what_it_lacks(world):
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6)
     with pytest.raises(UserError, match="a column unique_tokens"):
         fit_surface(n, d, loss, law="data-constrained")

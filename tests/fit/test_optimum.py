@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dlm.fit import fit_surface, optimum
+from dlm.core.errors import UserError
+from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge, optima, optimum
+from dlm.fit.draws import hull
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.points import Cost, as_points, cost_of
 
@@ -76,10 +78,26 @@ def test_exponents_follow_the_cost(world):
     assert abs(share.a - 0.28 / 0.62) > 0.01  # so the closed form would have been wrong
 
 
-def test_cost_goes_on_beyond_the_sizes():
+def test_the_cost_continues_beyond_the_sizes():
     sizes = np.geomspace(4e3, 4e5, 6)
     cost = cost_of(as_points(sizes, np.full(6, 1e6), np.linspace(2, 1, 6), flops=with_head(sizes) * 1e6))
     for n in (5e2, 3e4, 1e8):
         assert np.exp(cost.log_per_token(np.log([n]))[0]) == pytest.approx(with_head(n), rel=1e-9)
     below = cost_of(as_points(sizes, np.full(6, 1e6), np.linspace(2, 1, 6), flops=3 * sizes * 1e6))
     assert np.exp(below.log_per_token(np.log([1e8]))[0]) == pytest.approx(3e8, rel=1e-9)
+
+
+def test_every_result_reports_what_optima_gives(world):
+    n, d, loss, c = world.grid(np.geomspace(1e18, 1e20, 5), sizes=5, sigma=0.003)
+    for fitted in (fit_surface(n, d, loss, budget=c, at=[1e20, 1e23]), fit_isoflop(n, d, loss, c, at=[1e20, 1e23])):
+        resampled = bootstrap(fitted, replicates=100)
+        for result in (fitted, resampled, judge(resampled, replicates=100)):
+            assert repr(optima(result, result.at)) == repr(dict(result.at))  # as text, because NaN is not NaN
+            assert result.at[1e23].withheld and not result.at[1e20].withheld
+    with pytest.raises(UserError, match=r"at is -1\.0: give compute in FLOPs"):
+        optima(fitted, [-1])
+
+
+def test_a_hull_is_unknown_where_one_of_its_intervals_is():
+    assert hull([(1.0, 2.0), (0.5, 1.5)]) == (0.5, 2.0)
+    assert np.isnan(hull([(1.0, 2.0), (np.nan, np.nan)])).all()

@@ -115,7 +115,7 @@ def test_a_profile_is_what_pinning_gives(world, norm, name):
         assert seen.objective[k] == pytest.approx(pinned.value, rel=1e-6)
 
 
-def test_a_profile_of_any_parameter(world):
+def test_any_parameter_of_a_surface_has_a_profile(world):
     n, d, loss, _ = world.grid(BUDGETS, sizes=7, sigma=0.004)
     result = fit_surface(n, d, loss, norm="mse", law="skaling", holdout=False)
     for name in result.params:

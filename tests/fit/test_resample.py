@@ -13,7 +13,7 @@ def noisy(world, *, sizes=6, sigma=0.005, seed=0, width=6.0):
     return world.grid(BUDGETS, sizes=sizes, sigma=sigma, seed=seed, width=width)
 
 
-def test_besiroglu_intervals(epoch):  # T3: 4000 pairs bootstraps
+def test_besiroglu_s_points_give_their_published_intervals(epoch):  # 4000 pairs bootstraps
     fitted = fit_surface(epoch["params"], epoch["tokens"], epoch["loss"], flops=epoch["flops"])
     result = bootstrap(fitted, seed=0)
     assert result.interval_method == "pairs"
@@ -33,7 +33,7 @@ def test_besiroglu_intervals(epoch):  # T3: 4000 pairs bootstraps
     assert result.ci["a"] == pytest.approx((0.4807, 0.5561), rel=0.01)
 
 
-def test_same_seed_same_numbers(world):
+def test_the_same_seed_gives_the_same_numbers(world):
     n, d, loss, c = noisy(world)
     for fitted in (fit_surface(n, d, loss, at=[1e20]), fit_isoflop(n, d, loss, c, at=[1e20])):
         first, again, other = (bootstrap(fitted, replicates=200, seed=s) for s in (3, 3, 4))
@@ -60,7 +60,7 @@ def test_linear_propagation_agrees_with_isoflop_intervals(world):
 
 
 @worlds(12, 40)
-def test_few_points_are_covered(world, worlds):
+def test_intervals_of_few_points_hold_the_truth(world, worlds):
     """95 % intervals of N* from 3 budgets x 6 sizes hold the truth in 86 % or more of the worlds."""
     hits, truth = [], world.best(1e20)[0]
     for seed in range(worlds):
@@ -119,7 +119,7 @@ def test_clusters_are_drawn_whole(world):
     assert wide > 1.2 * narrow
 
 
-def test_wrong_arguments(world):
+def test_wrong_arguments_of_the_bootstrap_are_refused(world):
     n, d, loss, _ = noisy(world)
     fitted = fit_surface(n, d, loss)
     with pytest.raises(UserError, match="unknown bootstrap method 'pair': did you mean pairs"):

@@ -38,7 +38,7 @@ def test_seeds_show_the_noise_and_whether_the_law_fits(world):
 
 
 @worlds(20, 60)
-def test_lack_of_fit_holds_its_level(world, worlds):
+def test_a_law_that_fits_seldom_shows_a_lack_of_fit(world, worlds):
     """Under the law the p-values are uniform: 5 % of them lie below .05."""
     found = []
     for seed in range(worlds):
@@ -61,7 +61,7 @@ def test_trunk_noise_is_seen_and_widens_the_intervals(world):
 
 @worlds(12, 60)
 @pytest.mark.parametrize(("trunk", "own"), [(0.006, 0.003), (0.0, 0.005)])
-def test_nested_intervals_cover(world, trunk, own, worlds):
+def test_nested_intervals_hold_the_truth(world, trunk, own, worlds):
     hits, best = [], world.best(1e19)[0]
     for seed in range(100, 100 + worlds):
         n, d, loss, which = trunks(world, seed, trunk=trunk, own=own)
@@ -110,18 +110,18 @@ def test_rounded_losses_are_noticed(world):
     assert not warned(fit_surface(n, d, np.round(loss, 4)), "rounded")
 
 
-def test_few_budgets_and_points_are_said(world):
+def test_few_budgets_and_points_give_a_warning(world):
     n, d, loss, c = world.grid([1e18, 1e19], sizes=4, sigma=0.002)
     result = fit_surface(n, d, loss, budget=c)
     assert warned(result, "2 budgets: three or more are needed") and warned(result, "8 points for 5 parameters")
 
 
-def test_a_floor_that_is_not_seen_is_said(world):
+def test_a_floor_that_is_not_seen_gives_a_warning(world):
     n, d, loss, _ = world.grid(BUDGETS, sizes=7)
     assert warned(fit_surface(n, d, loss - 1.69), "E, the loss that no run gets below, came out at zero")
 
 
-def test_k_at_its_bound_is_said(world):
+def test_k_at_its_bound_gives_a_warning(world):
     """The larger of two power laws, and never their sum: k goes to zero."""
     n, d, _, _ = world.grid(BUDGETS, sizes=7, width=30.0)
     loss = 1.5 + np.maximum(400 / n**0.34, 400 / d**0.28)

@@ -50,7 +50,7 @@ def test_derivatives_equal_finite_differences(world, name, space, norm, under):
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_a_law_need_not_bring_its_own_curvature(world, name):
+def test_the_curvature_of_a_law_equals_that_by_complex_steps(world, name):
     law = law_of(name)
     problem, *_ = make(world, "raw", "mse", law=law)
     theta = law.theta(np.array([[TRUTH[k] for k in law.params]]), problem.centre)
@@ -118,7 +118,7 @@ def test_scan_is_least_squares_at_each_cell(world):
 
 
 @pytest.mark.parametrize(("space", "norm"), [("log", "huber"), ("raw", "mse")])
-def test_never_above_scipy_on_resampled_points(world, space, norm):
+def test_minima_of_resampled_points_lie_never_above_scipy_s(world, space, norm):
     problem, loss, target, _ = make(world, space, norm)
     weight = np.random.default_rng(1).multinomial(len(loss), np.full(len(loss), 1 / len(loss)), size=6).astype(float)
     begin, usable = scan.starts(problem, loss[None], weight)

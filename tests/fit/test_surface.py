@@ -21,22 +21,22 @@ def check(result, objective=None, rel=1e-4, **params):
         assert result.value == pytest.approx(objective, rel=1e-5)
 
 
-def test_besiroglu_points(epoch):  # T1
+def test_besiroglu_s_points_give_their_published_law(epoch):
     result = fit(epoch)
     check(result, 1.0182740178e-3, A=477.83, B=2143.42, E=1.81722, alpha=0.347310, beta=0.367172)
     assert result.allocation.a == pytest.approx(0.51390, abs=1e-5)
     assert result.allocation.how.startswith("closed form")
 
 
-def test_absolute_errors_give_the_published_numbers(epoch):  # T2: 482.01, 2085.43 in the paper
+def test_absolute_errors_give_the_published_numbers(epoch):  # 482.01, 2085.43 in the paper
     check(fit(epoch, norm="l1"), rel=3e-4, A=482.01, B=2085.43, E=1.81686, alpha=0.34781, beta=0.36585)
 
 
-def test_outliers_move_beta(reference):  # T5
+def test_the_points_that_were_left_out_move_beta(reference):
     check(fit(reference("epoch_chinchilla.csv")), beta=0.45305, E=1.89134)
 
 
-def test_below_1e21(epoch):  # T6, T7
+def test_points_below_1e21_flops_give_the_published_laws(epoch):
     low = epoch[epoch["flops"] < 1e21]
     assert len(low) == 217
     squares = fit(low, norm="mse", space="raw", scale=(1e6, 1e9))
@@ -45,25 +45,25 @@ def test_below_1e21(epoch):  # T6, T7
     check(fit(low, norm="mse"), E=1.89259, alpha=0.35224, beta=0.44297)
 
 
-def test_variable_projection_of_the_240(epoch):  # T8
+def test_squares_of_the_240_points_give_the_published_law(epoch):
     result = fit(epoch, norm="mse", space="raw")
     check(result, E=1.88281, A=567.81, B=7581.85, alpha=0.35762, beta=0.42762)
     assert result.value == pytest.approx(0.083204, abs=1e-6)
 
 
-def test_goes_below_the_published_grid(reference):  # T9: 1.62314e-3 is the best on a grid of .01
+def test_the_fit_lies_below_the_best_of_the_published_grid(reference):  # 1.62314e-3 is the best on a grid of .01
     result = fit(reference("isoflop_ml_scalefit.csv"), space="raw", scale=(1e6, 1e9))
     assert result.value <= 1.62314e-3
     check(result, rel=0.01, alpha=0.37, beta=0.40)
 
 
-def test_llama_3(reference):  # T11
+def test_llama_3_gives_the_published_surface(reference):
     result = fit(reference("isoflop_llama_3_raw_loss.csv"), norm="mse", space="raw")
     check(result, E=0.60467, A=59.14, B=155.11, alpha=0.31001, beta=0.31364)
 
 
 @pytest.mark.parametrize(("source", "vp", "huber"), [("arm", 0.5098, 0.5241), ("mdm", 0.5092, 0.4959)])
-def test_masked_diffusion_points(reference, source, vp, huber):  # T22
+def test_masked_diffusion_points_give_the_known_exponents(reference, source, vp, huber):
     frame = reference("mdm_prime_v2_isoflop.csv")
     frame = frame[frame["source"].str.endswith(f":{source}")]
     squares, robust = fit(frame, norm="mse", space="raw"), fit(frame)
@@ -82,7 +82,7 @@ def test_masked_diffusion_points(reference, source, vp, huber):  # T22
     norm=st.sampled_from(["huber", "mse"]),
     space=st.sampled_from(["log", "raw"]),
 )
-def test_finds_any_law_without_noise(world, floor, alpha, beta, norm, space):
+def test_any_law_is_found_again_without_noise(world, floor, alpha, beta, norm, space):
     truth = replace(world, E=floor, A=0.5 * 1e8**alpha, B=0.5 * 1e10**beta, alpha=alpha, beta=beta)
     n, d, loss, c = truth.grid(np.geomspace(1e18, 1e21, 4), sizes=7)
     result = fit_surface(n, d, loss, norm=norm, space=space, budget=c)
@@ -90,7 +90,7 @@ def test_finds_any_law_without_noise(world, floor, alpha, beta, norm, space):
     assert abs(result.holdout["without_top_1"]["L_error"]) < 1e-6
 
 
-def test_t23_is_exact_where_the_parabola_is_not(world):
+def test_a_surface_is_exact_where_parabolas_are_biased(world):
     n, d, loss, _ = world.grid(np.geomspace(1e17, 1e21, 5))
     result = fit_surface(n, d, loss, norm="mse", space="raw", at=[1e24])
     check(result, rel=1e-9, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
@@ -98,7 +98,7 @@ def test_t23_is_exact_where_the_parabola_is_not(world):
     assert pytest.approx(world.best(1e24), rel=1e-8) == (best.N, best.D)
 
 
-def test_weights_count_points(world):
+def test_a_weight_of_two_counts_a_point_twice(world):
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sigma=0.01, sizes=6)
     twice = [np.concatenate([v, v[:5]]) for v in (n, d, loss)]
     weights = np.where(np.arange(len(n)) < 5, 2.0, 1.0)
@@ -117,7 +117,7 @@ def warned(result, words):
     return any(words in warning for warning in result.warnings)
 
 
-def test_says_what_the_points_do_not_determine(world):
+def test_warnings_name_what_the_points_do_not_determine(world):
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6)
     assert fit_surface(n, d, loss).status == "ok"
     floorless = fit_surface(n, d, loss - 1.69)
@@ -139,7 +139,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "words"), BAD)
-def test_refuses_what_it_cannot_do(options, words):
+def test_options_that_do_not_exist_are_refused(options, words):
     n = np.geomspace(1e6, 1e8, 7)
     with pytest.raises(UserError, match=words):
         fit_surface(n, n[::-1] * 20, 2 + n**-0.3, **options)
@@ -154,7 +154,7 @@ def test_refuses_what_it_cannot_do(options, words):
         (np.arange(1.0, 8), "does not fall"),
     ],
 )
-def test_refuses_points_without_a_law(loss, words):
+def test_points_without_a_law_are_refused(loss, words):
     n = np.geomspace(1e6, 1e8, len(loss))
     with pytest.raises(UserError, match=words):
         fit_surface(n, n * np.linspace(20, 40, len(n)), loss)

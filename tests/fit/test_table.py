@@ -14,7 +14,7 @@ def runs(world):
     return pd.DataFrame({"params": n, "tokens": d, "loss": loss, "flops": c, "budget": c, "status": "done"})
 
 
-def test_same_numbers_as_the_arrays(runs, tmp_path):
+def test_a_table_gives_the_numbers_of_its_arrays(runs, tmp_path):
     path = tmp_path / "runs.csv"
     runs.to_csv(path, index=False)
     columns = [runs[k] for k in ("params", "tokens", "loss")]
@@ -34,7 +34,7 @@ def test_only_finished_runs_count(runs):
         read_runs(runs.assign(status="running"))
 
 
-def test_missing_file_and_not_a_table(tmp_path):
+def test_a_file_that_is_missing_or_no_table_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no file .*absent\.csv: give a CSV with the columns params, tokens, loss"):
         read_runs(tmp_path / "absent.csv")
     (tmp_path / "empty.csv").write_text("")
@@ -42,7 +42,7 @@ def test_missing_file_and_not_a_table(tmp_path):
         read_runs(tmp_path / "empty.csv")
 
 
-def test_missing_column_names_the_likely_one(runs):
+def test_a_missing_column_is_reported_with_the_likely_one(runs):
     with pytest.raises(UserError, match="no column 'params': did you mean param_s"):
         read_runs(runs.rename(columns={"params": "param_s"}))
     with pytest.raises(UserError, match="no column 'loss': it has params, tokens, x"):
@@ -59,7 +59,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("column", "value", "words"), BAD)
-def test_bad_numbers_name_their_row(runs, column, value, words):
+def test_bad_numbers_are_reported_with_their_row(runs, column, value, words):
     runs[column] = runs[column].astype(object)
     runs.loc[2, column] = value
     with pytest.raises(UserError, match=words):
@@ -96,7 +96,7 @@ def test_objectives_are_not_mixed(runs):
     assert flat.warnings == ("every loss is 2: nothing to fit",)
 
 
-def test_what_the_law_does_not_know_is_said(runs):
+def test_what_the_law_does_not_know_gives_a_warning(runs):
     runs = runs.assign(epochs=4.0, parent="trunk", schedule=["wsd", "cosine"] * 9)
     warnings = " ".join(fit_runs(runs, bootstrap=0).warnings)
     assert all(words in warnings for words in ("up to 4.0 times", "differ in schedule"))
@@ -104,7 +104,7 @@ def test_what_the_law_does_not_know_is_said(runs):
         fit_runs(runs.assign(convention=["6n", "full"] * 9))
 
 
-def test_wrong_arguments(runs):
+def test_wrong_arguments_of_a_fit_are_refused(runs):
     with pytest.raises(UserError, match=r"unknown law .skaled..*skaling"):
         fit_runs(runs, law="skaled")
     with pytest.raises(UserError, match="isoflop has no fixed parameters: only surfaces do"):
@@ -121,7 +121,7 @@ def test_units_with_flops_of_their_own_change_nothing(runs):
     assert pytest.approx((plain.N, plain.D, plain.L), rel=1e-3) == (other.N * 1e6, other.D * 1e6, other.L)
 
 
-def test_losses_in_any_unit(runs):
+def test_losses_may_have_any_unit(runs):
     plain, large = (
         bootstrap(fit_runs(runs.assign(loss=runs["loss"] * unit), loss="mse", bootstrap=0), replicates=200)
         for unit in (1.0, 1e6)
@@ -140,12 +140,12 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("law", "options", "words"), IGNORED)
-def test_no_option_is_passed_over(runs, law, options, words):
+def test_no_option_is_ignored(runs, law, options, words):
     with pytest.raises(UserError, match=words):
         fit_runs(runs, law=law, bootstrap=0, **options)
 
 
-def test_rows_without_weight_are_no_rows(runs):
+def test_rows_without_weight_count_as_absent(runs):
     half = np.arange(len(runs)) % 2 == 0
     weighted = fit_runs(runs.assign(weight=half.astype(float)), law="tied", bootstrap=100)
     dropped = fit_runs(runs[half], law="tied", bootstrap=100)
@@ -155,12 +155,12 @@ def test_rows_without_weight_are_no_rows(runs):
         fit_runs(runs.assign(weight=np.where(runs.index % 6 == 0, 1.0, 0.0)), bootstrap=0)
 
 
-def test_the_size_of_the_weights_is_no_noise(runs):
+def test_the_scale_of_the_weights_does_not_change_the_noise(runs):
     plain, heavy = (fit_runs(runs.assign(weight=w), loss="mse", bootstrap=0) for w in (1.0, 100.0))
     assert heavy.noise.residual == pytest.approx(plain.noise.residual, rel=1e-6)
 
 
-def test_files_that_are_no_table(tmp_path):
+def test_files_without_rows_or_with_ragged_ones_are_refused(tmp_path):
     (tmp_path / "head.csv").write_text("params,tokens,loss\n")
     with pytest.raises(UserError, match="there are no runs"):
         fit_runs(tmp_path / "head.csv")
