@@ -79,7 +79,7 @@ def test_progress_is_the_share_of_flops_in_the_plans_convention(tmp_path):
     progress = sweep_progress(cells, plan)
     assert warnings == []
     assert progress.done_flops == 1e12 + 1.5e12 and progress.total_flops == 4e12 and progress.fraction == 0.625
-    assert summary_line(cells, plan) == "1 preempted, 1 done; 62.5 % of 4e+12 FLOPs"
+    assert summary_line(cells, plan) == "1 preempted, 1 done; 62.5 % of 4e12 FLOPs"
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e20), st.integers(0, STEPS)), min_size=1, max_size=8))
