@@ -46,7 +46,7 @@ class ThreadQueue:
         ids = {job.name: f"{name}_{place}" for place, job in enumerate(request.jobs)}
         self.states_by_id |= dict.fromkeys(ids.values(), JobState(state=State.SUBMITTED, words="it waits"))
         ledger.submitted(name, ids)
-        threading.Thread(target=self._run, args=(request, ids)).start()
+        threading.Thread(target=self._run, args=(request, ids), daemon=True).start()
         return Submission(submitted=tuple(ids), job_ids=ids)
 
     def _run(self, request: Request, ids: Mapping[str, str]) -> None:
@@ -88,7 +88,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def threads(monkeypatch) -> Cluster:
     """The queue, under its name in the table of clusters."""
     monkeypatch.setitem(CLUSTERS, ThreadQueue.name, ThreadQueue)
-    return ThreadQueue()
+    yield ThreadQueue()
+    for process in ThreadQueue.processes.values():
+        process.kill()
 
 
 def test_a_third_back_end_takes_a_submission_and_tells_how_its_jobs_ended(threads, sweep_dir):
