@@ -72,9 +72,8 @@ def submit_plan(
         known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE or not cluster.queues}
         unknown = [(name, last) for name, last in steps.items() if name not in known]
         known |= cells_now(unknown, sweep_dir, repair=cluster.queues)[0]
-        jobs, skipped = _worth_starting(
-            plan, sweep_dir, known, cluster=cluster, data_dir=data_dir, extra=extra, retry_failed=retry_failed
-        )
+        worth, skipped = _worth_starting(plan, sweep_dir, known, cluster, retry_failed=retry_failed)
+        jobs = [_cell_job(*one, sweep_dir=sweep_dir, data_dir=data_dir, extra=extra) for one in worth]
         done = submit_jobs(
             jobs,
             cluster=cluster,
@@ -88,53 +87,36 @@ def submit_plan(
 
 
 def _worth_starting(
-    plan: Plan,
-    sweep_dir: Path,
-    now: Mapping[str, CellNow],
-    *,
-    cluster: Cluster,
-    data_dir: Path,
-    extra: Sequence[str],
-    retry_failed: bool,
-) -> tuple[list[Job], dict[str, str]]:
-    """The jobs to submit, and by cell why there is none."""
+    plan: Plan, sweep_dir: Path, now: Mapping[str, CellNow], cluster: Cluster, *, retry_failed: bool
+) -> tuple[list[tuple[Cell, Resources, int | None]], dict[str, str]]:
+    """The cells to start with what they need and the micro-batch to ask for, and why the others are not started."""
     max_time_min = cluster.max_time_min()
-    jobs, skipped = list[Job](), dict[str, str]()
+    worth, skipped = [], dict[str, str]()
     for cell in plan.cells:
-        name, one = cell.cell_id, now[cell.cell_id]
-        reason = None if _can_be_waited_for(one, sweep_dir, name, cluster) else why_not(one, retry_failed=retry_failed)
-        if reason is not None:
-            skipped[name] = reason
+        one = now[cell.cell_id]
+        reason = why_not(one, retry_failed=retry_failed)
+        if reason is not None and not _can_be_waited_for(one, run_directory(sweep_dir, cell.cell_id), cluster):
+            skipped[cell.cell_id] = reason
             continue
-        resources = cell_resources(cell, cluster.settings, max_time_min=max_time_min)
-        micro_batch = one.record.micro_batch
+        resources, micro = cell_resources(cell, cluster.settings, max_time_min=max_time_min), one.record.micro_batch
         if OUTCOMES[one.state].retry is Retry.HALVE:
-            micro_batch = smaller_micro_batch(cell, resources, micro_batch)
-            reason = why_memory_stays_short(
-                one, resources=resources, settings=cluster.settings, micro_batch=micro_batch
-            )
+            smaller = smaller_micro_batch(cell, resources, micro)
+            reason = why_memory_stays_short(one, resources, cluster.settings, micro_batch=smaller)
             if reason is not None and not retry_failed:
-                skipped[name] = reason
+                skipped[cell.cell_id] = reason
                 continue
-            micro_batch = micro_batch or 1
-        jobs.append(_cell_job(cell, sweep_dir, resources, micro_batch=micro_batch, data_dir=data_dir, extra=extra))
-    return jobs, skipped
+            micro = smaller or 1
+        worth.append((cell, resources, micro))
+    return worth, skipped
 
 
-def _can_be_waited_for(now: CellNow, sweep_dir: Path, cell_id: str, cluster: Cluster) -> bool:
+def _can_be_waited_for(now: CellNow, run_dir: Path, cluster: Cluster) -> bool:
     """Whether a process runs the cell and the cluster waits for that, then looks again."""
-    is_running = now.state is State.RUNNING and not cluster.queues
-    return is_running and live_holder(run_directory(sweep_dir, cell_id)) is not None
+    return now.state is State.RUNNING and not cluster.queues and live_holder(run_dir) is not None
 
 
 def _cell_job(
-    cell: Cell,
-    sweep_dir: Path,
-    resources: Resources,
-    *,
-    micro_batch: int | None,
-    data_dir: Path,
-    extra: Sequence[str],
+    cell: Cell, resources: Resources, micro: int | None, *, sweep_dir: Path, data_dir: Path, extra: Sequence[str]
 ) -> Job:
     """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
     accumulation(
@@ -146,15 +128,15 @@ def _cell_job(
     is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in extra)
     trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
     words = [*trainer, *extra]
-    if micro_batch is not None:  # the devices may be others than those that ran out of memory
-        micro_batch = dividing_micro_batch(cell, resources, at_most=micro_batch)
-        words.append(f"data.micro_batch_size={micro_batch}")
+    if micro is not None:  # the devices may be others than those that ran out of memory
+        micro = dividing_micro_batch(cell, resources, at_most=micro)
+        words.append(f"data.micro_batch_size={micro}")
     return Job(
         name=cell.cell_id,
         overrides=cell_overrides(cell.cell_id, sweep_dir=sweep_dir, data_dir=data_dir, extra=words),
         run_dir=run_directory(sweep_dir.absolute(), cell.cell_id),
         resources=resources,
-        micro_batch=micro_batch,
+        micro_batch=micro,
     )
 
 

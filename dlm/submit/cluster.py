@@ -73,7 +73,7 @@ class Answer:
 
 
 class Cluster(Protocol):
-    """Where jobs run."""
+    """Where jobs run. What has a body here fits a cluster whose jobs have neither a time limit nor an id."""
 
     name: str  # what the ledger calls it
     queues: bool  # ``submit`` returns while the jobs wait or run; otherwise when they have ended
@@ -84,6 +84,7 @@ class Cluster(Protocol):
 
     def max_time_min(self) -> int | None:
         """The longest time limit in minutes that a job may ask for; None when there is none."""
+        return None
 
     def submit(self, request: Request) -> Submission:
         """Write the intent into the ledger, start or queue the jobs, then write their ids or endings.
@@ -100,6 +101,7 @@ class Cluster(Protocol):
             names: Names of arrays whose ids are not known: those of interrupted submissions.
             release: Let jobs start that the cluster holds back because a node failed to launch them.
         """
+        return Answer()
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Stop queued jobs; one that has ended is no error. Raises UserError when the cluster refuses."""

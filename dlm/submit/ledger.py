@@ -88,6 +88,7 @@ class Ledger:
     def __init__(self, sweep_dir: Path) -> None:
         self.folder = sweep_dir / "ledger"
         self.path = self.folder / "ledger.jsonl"
+        self.title = sweep_dir.absolute().name  # of the sweep
         self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # size of the log when read, cell ids
 
     def _append(self, event: str, **values: Any) -> None:
@@ -95,13 +96,7 @@ class Ledger:
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
     def intent(
-        self,
-        submission: str,
-        *,
-        cluster: str,
-        jobs: Sequence[Job],
-        code: Path,
-        was: Mapping[str, CellNow],
+        self, submission: str, *, cluster: str, jobs: Sequence[Job], code: Path, was: Mapping[str, CellNow]
     ) -> None:
         """Write what is about to be submitted.
 

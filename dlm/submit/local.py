@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -22,7 +22,7 @@ from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State
 from dlm.record.run import read_result
-from dlm.submit.cluster import Answer, Event, Request, Submission
+from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.endings import local_ending
 from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.ledger import LOCAL
@@ -31,7 +31,7 @@ LOG = "log.txt"
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how a process ends that finds its cell held by another process
 
 
-class LocalPool:
+class LocalPool(Cluster):
     """The cluster that consists of this machine. Its jobs have no ids: their leases and the ledger tell their states.
 
     Args:
@@ -75,9 +75,6 @@ class LocalPool:
                     "use a cluster (LAUNCHER=submitit_slurm) or trainer=cpu"
                 )
 
-    def max_time_min(self) -> None:
-        """A process on this machine has no time limit."""
-
     def submit(self, request: Request) -> Submission:
         """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled meanwhile gets SIGTERM."""
         request.ledger.intent(
@@ -85,12 +82,8 @@ class LocalPool:
         )
         return _PoolRun(self, request).to_its_end()
 
-    def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
-        """Nothing, because no job here has an id."""
-        return Answer()
-
     def cancel(self, ids: Sequence[str]) -> None:
-        """Nothing, because no job here has an id."""
+        """Nothing, because no job here has an id: its process is told to end."""
 
 
 @dataclass
@@ -262,12 +255,6 @@ def visible_gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu.strip() for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.check_output(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], text=True).split()
     except (OSError, subprocess.CalledProcessError):  # no driver, so no GPUs
         return []
-    return done.stdout.split()

@@ -39,7 +39,7 @@ def consecutive_failures(now: CellNow) -> int:
 
 
 def why_memory_stays_short(
-    now: CellNow, *, resources: Resources, settings: SlurmSettings, micro_batch: int | None
+    now: CellNow, resources: Resources, settings: SlurmSettings, *, micro_batch: int | None
 ) -> str | None:
     """Why a cell that ran out of memory would do so again; None when it is worth another try.
 

@@ -9,13 +9,17 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
 from dlm.core.files import write_atomic
+from dlm.submit.cluster import Request
 from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
+
+LONGEST_DELAY_S = 65535  # that sbatch --signal takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +27,12 @@ class Array:
     """Jobs with equal resources that one sbatch submits; job i is task i."""
 
     submission: str
-    resources: Resources
     jobs: tuple[Job, ...]
+
+    @property
+    def resources(self) -> Resources:
+        """What each of its jobs needs."""
+        return self.jobs[0].resources
 
 
 def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array]:
@@ -33,10 +41,10 @@ def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array
     for job in jobs:
         classes.setdefault(job.resources, []).append(job)
     found: list[Array] = []
-    for resources, members in classes.items():
+    for members in classes.values():
         for start in range(0, len(members), max_size):
             piece = tuple(members[start : start + max_size])
-            found.append(Array(submission=f"{submission}-{len(found)}", resources=resources, jobs=piece))
+            found.append(Array(submission=f"{submission}-{len(found)}", jobs=piece))
     return found
 
 
@@ -64,19 +72,9 @@ REQUEUE = (
 )
 
 
-def sbatch_script(
-    array: Array, *, settings: SlurmSettings, code: Path, folder: Path, environment: Mapping[str, str]
-) -> str:
-    """The text of the batch script of an array.
-
-    Args:
-        array: The jobs.
-        settings: The launcher's keys.
-        code: The snapshot that the jobs import.
-        folder: The ledger's folder, which holds the jobs file and gets the logs.
-        environment: Variables that the script exports.
-    """
-    title = folder.absolute().parent.name
+def sbatch_script(array: Array, settings: SlurmSettings, request: Request) -> str:
+    """The text of the batch script of an array, one of those of a request."""
+    folder, title = request.ledger.folder.absolute(), request.ledger.title
     threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
     jobs_file = shlex.quote(str(jobs_path(folder, array)))
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
@@ -89,10 +87,10 @@ def sbatch_script(
         "",
         "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
-        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(request.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export DLM_SUBMISSION={array.submission}",
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
-        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in request.environment.items()),
         *threads,
         *settings.setup,
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
@@ -116,36 +114,33 @@ def sbatch_script(
 
 def jobs_path(folder: Path, array: Array) -> Path:
     """The file with one line per task."""
-    return folder.absolute() / f"{array.submission}.jobs"
+    return folder / f"{array.submission}.jobs"
 
 
-def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> Iterator[str]:
+def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> list[str]:
+    """The options of sbatch."""
     need = array.resources
-    yield f"--job-name={_word(job_name(title, array.submission))}"
-    yield f"--array=0-{len(array.jobs) - 1}%{settings.array_parallelism}"
-    yield f"--output={_word(str(folder.absolute()))}/slurm-%A_%a.txt"
-    yield "--open-mode=append"
-    comment = " ".join(filter(None, (settings.comment, f"dlm {array.submission}")))
-    yield f"--comment={_word(comment)}"
-    yield f"--nodes={need.nodes}"
-    yield f"--ntasks-per-node={need.tasks_per_node}"
-    yield f"--cpus-per-task={need.cpus_per_task}"
-    if settings.gres is None and need.gpus_per_node:
-        yield f"--gpus-per-node={need.gpus_per_node}"
-    if need.mem_gib is not None:
-        yield f"--mem={need.mem_gib}G"
-    if need.time_min is not None:
-        yield f"--time={need.time_min}"
-    for key in ("partition", "account", "qos", "constraint", "exclude", "gres"):
-        if getattr(settings, key) is not None:
-            yield f"--{key}={_word(str(getattr(settings, key)))}"
-    # Without "B:", which would signal the batch shell alone. A short job must not spend most of its time stopping.
     limit_s = math.inf if need.time_min is None else need.time_min * 60
-    if settings.signal_delay_s:
-        yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
-    yield "--requeue" if settings.requeue else "--no-requeue"
-    for key, value in settings.additional_parameters.items():
-        yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"
+    delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # a short job must not only stop
+    values: dict[str, Any] = {  # None leaves an option out, True stands for one without a value
+        "job-name": job_name(title, array.submission),
+        "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
+        "output": f"{folder}/slurm-%A_%a.txt",
+        "open-mode": "append",
+        "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
+        "nodes": need.nodes,
+        "ntasks-per-node": need.tasks_per_node,
+        "cpus-per-task": need.cpus_per_task,
+        "gpus-per-node": need.gpus_per_node if need.gpus_per_node and settings.gres is None else None,
+        "mem": None if need.mem_gib is None else f"{need.mem_gib}G",
+        "time": need.time_min,
+        **{key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint", "exclude", "gres")},
+        "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal the batch shell alone
+        "requeue" if settings.requeue else "no-requeue": True,
+        **{key: True if value is None else value for key, value in settings.additional_parameters.items()},
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return [f"--{name}" if value is True else f"--{name}={_word(str(value))}" for name, value in given.items()]
 
 
 def _word(text: str) -> str:
@@ -156,12 +151,10 @@ def _word(text: str) -> str:
     return f'"{escaped}"'
 
 
-def write_script(
-    array: Array, *, settings: SlurmSettings, code: Path, folder: Path, environment: Mapping[str, str]
-) -> Path:
+def write_script(array: Array, settings: SlurmSettings, request: Request) -> Path:
     """Write the jobs file and the batch script of an array; returns the path of the script."""
+    folder = request.ledger.folder.absolute()
     write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
-    script = folder.absolute() / f"{array.submission}.sbatch"
-    text = sbatch_script(array, settings=settings, code=code, folder=folder, environment=environment)
-    write_atomic(script, text)
+    script = folder / f"{array.submission}.sbatch"
+    write_atomic(script, sbatch_script(array, settings, request))
     return script

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dlm.core.errors import UserError
-from dlm.submit.cluster import Answer, Request, Submission
+from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
 from dlm.submit.script import Array, arrays, write_script
 from dlm.submit.slurm_tasks import ACCOUNT_COLUMNS, QUEUE_COLUMNS, Task, minutes, parse_tasks
@@ -27,7 +28,7 @@ class NoAnswerError(UserError):
     """A command of SLURM failed because the controller did not answer: it may have done what was asked all the same."""
 
 
-class Slurm:
+class Slurm(Cluster):
     """The cluster that sbatch talks to."""
 
     name = "slurm"
@@ -43,35 +44,25 @@ class Slurm:
 
     def max_time_min(self) -> int | None:
         """The longest time limit of the partition, of the shortest of several; None when sinfo names none."""
-        if shutil.which("sinfo") is None:
-            return None
         chosen = self.settings.partition
         only = [] if chosen is None else [f"--partition={chosen}"]
-        rows = [line.split("|") for line in _run(["sinfo", "--noheader", "--format=%P|%l", *only]).stdout.splitlines()]
+        rows = [line.split("|") for line in _printed(["sinfo", "--noheader", "--format=%P|%l", *only]).splitlines()]
         limits = [minutes(row[1]) for row in rows if len(row) == 2 and (chosen or row[0].endswith("*"))]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def max_array_size(self) -> int:
         """The most tasks in one array: as the settings say, but no more than the controller allows."""
-        said = _run(["scontrol", "show", "config"]).stdout if shutil.which("scontrol") else ""
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", _printed(["scontrol", "show", "config"]))
         return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
 
     def submit(self, request: Request) -> Submission:
         """Submit the jobs as arrays, one or more for each resource class; see ``Cluster``."""
-        job_ids: dict[str, str] = {}
-        pace = Pace(self.settings.sbatch_per_min)
+        job_ids, times = dict[str, str](), list[float]()
         for array in arrays(request.jobs, submission=request.submission, max_size=self.max_array_size()):
-            script = write_script(
-                array,
-                settings=self.settings,
-                code=request.code,
-                folder=request.ledger.folder,
-                environment=request.environment,
-            )
+            script = write_script(array, self.settings, request)
             for job in array.jobs:  # a cell with a directory stays in the plan when the plan grows
                 job.run_dir.mkdir(parents=True, exist_ok=True)
-            pace.wait()
+            keep_pace(times, self.settings.sbatch_per_min)
             request.ledger.intent(
                 array.submission, cluster=self.name, jobs=array.jobs, code=request.code, was=request.was
             )
@@ -86,7 +77,7 @@ class Slurm:
         try:
             return self.sbatch(script)
         except UserError as error:
-            name = job_name(request.ledger.folder.absolute().parent.name, array.submission)
+            name = job_name(request.ledger.title, array.submission)
             answer = self.states({}, names=[name])
             if name in answer.arrays:
                 return answer.arrays[name]
@@ -141,27 +132,24 @@ class Slurm:
     def release(self, ids: Sequence[str]) -> None:
         """Let tasks start that SLURM holds. Raises UserError with SLURM's own words."""
         for task_id in ids:
-            _succeed(["scontrol", "release", task_id])
+            _output(["scontrol", "release", task_id])
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel tasks; one that has ended is no error. Raises UserError with SLURM's own words."""
         for start in range(0, len(ids), CANCEL_AT_ONCE):
-            _succeed(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
+            _output(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
 
 
-class Pace:
-    """Lets at most ``per_min`` calls of ``wait`` return in any minute; None sets no limit."""
+def keep_pace(times: list[float], per_min: int | None) -> None:
+    """Sleep until one more submission in the last minute is allowed, then add its time to ``times``.
 
-    def __init__(self, per_min: int | None) -> None:
-        self.per_min, self.times = per_min, list[float]()
-
-    def wait(self) -> None:
-        """Sleep until the next submission may go ahead."""
-        if self.per_min is None:
-            return
-        if len(self.times) >= self.per_min:
-            time.sleep(max(0.0, self.times[-self.per_min] + 60 - time.monotonic()))
-        self.times.append(time.monotonic())
+    Args:
+        times: When the earlier submissions were made, by time.monotonic.
+        per_min: The most submissions in any minute; None sets no limit.
+    """
+    if per_min is not None and len(times) >= per_min:
+        time.sleep(max(0.0, times[-per_min] + 60 - time.monotonic()))
+    times.append(time.monotonic())
 
 
 # What sbatch says and the keys of hydra.launcher that may be the cause (the words of SLURM 22.05, observed).
@@ -191,31 +179,44 @@ def key_behind(words: str) -> str:
 
 def slurm_answers(timeout_sec: float = 5.0) -> bool:
     """Whether sbatch exists and a controller says that it is UP; decides what LAUNCHER=auto chooses."""
-    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
-        return False
-    try:
-        done = _run(["scontrol", "ping"], timeout_sec=timeout_sec)
-    except NoAnswerError:
-        return False
-    return re.search(r"\bUP\b", done.stdout) is not None
+    has_sbatch = shutil.which("sbatch") is not None
+    return has_sbatch and re.search(r"\bUP\b", _printed(["scontrol", "ping"], timeout_sec)) is not None
 
 
 def _run(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_sec, check=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not on PATH") from error
     except subprocess.TimeoutExpired as error:
         raise NoAnswerError(f"{command[0]} did not answer within {timeout_sec:g} s: try again later") from error
 
 
-def _succeed(command: list[str]) -> None:
-    """Run a command that must not fail. Raises UserError with SLURM's own words."""
-    done = _run(command)
+def _output(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str:
+    """What a command prints. Raises UserError when it fails, with SLURM's own words."""
+    done = _run(command, timeout_sec)
     if done.returncode:
         raise UserError(f"{command[0]} failed: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def _printed(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str:
+    """What a command prints that one can do without: nothing when it fails."""
+    with contextlib.suppress(UserError):
+        return _output(command, timeout_sec)
+    return ""
+
+
+def _ask(command: list[str]) -> tuple[list[Task], str | None]:
+    """The tasks that squeue or sacct shows, or a warning when the command fails."""
+    try:
+        return list(parse_tasks(_output(command, ANSWER_TIMEOUT_SEC))), None
+    except UserError as error:
+        return [], str(error)
 
 
 def _ask_sacct(jobs: Mapping[str, str], names: set[str]) -> tuple[list[Task], str | None]:
-    """The tasks that accounting knows of these job ids and array names, and a warning when it does not answer."""
+    """The tasks that accounting knows of these job ids and array names, or a warning when it does not answer."""
     sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers", f"--format={ACCOUNT_COLUMNS}"]
     arrays_of = ",".join(sorted({task_id.split("_")[0] for task_id in jobs}))
     by_id, warning = _ask([*sacct, f"--jobs={arrays_of}"]) if jobs else ([], None)
@@ -223,16 +224,3 @@ def _ask_sacct(jobs: Mapping[str, str], names: set[str]) -> tuple[list[Task], st
         return by_id, warning
     by_name, warning = _ask([*sacct, f"--name={','.join(sorted(names))}", f"--starttime=now-{LOOK_BACK}"])
     return by_id + by_name, warning
-
-
-def _ask(command: list[str]) -> tuple[list[Task], str | None]:
-    """The tasks that squeue or sacct shows, and a warning instead when the command does not work."""
-    if shutil.which(command[0]) is None:
-        return [], f"{command[0]} is not on PATH"
-    try:
-        done = _run(command, timeout_sec=ANSWER_TIMEOUT_SEC)
-    except NoAnswerError as error:
-        return [], str(error)
-    if done.returncode:
-        return [], f"{command[0]} failed: {' '.join(done.stderr.split())}"
-    return list(parse_tasks(done.stdout)), None

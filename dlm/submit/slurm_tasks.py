@@ -13,28 +13,15 @@ QUEUE_COLUMNS = "JobArrayID:|,State:|,exit_code:|,Reason:|,Name:|"  # squeue --F
 ACCOUNT_COLUMNS = "JobID,State,ExitCode,Reason,JobName"  # sacct --format
 CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (observed with SLURM 22.05)
 
-# SLURM's words and what they mean for a cell. A word that is not here ends a job for a reason that dlm does not know.
-# The last two groups only say how a job ended; the run directory says what the cell achieved.
+_QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_STARTED = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED", "SUSPENDED")
+# What SLURM's words mean for a cell; any other word ends a job for a reason that SLURM does not know. Words about an
+# ending only say how the job ended: the run directory says what the cell achieved.
 _STATES = {
-    "PENDING": State.SUBMITTED,
-    "CONFIGURING": State.SUBMITTED,
-    "REQUEUED": State.SUBMITTED,
-    "REQUEUE_FED": State.SUBMITTED,
-    "REQUEUE_HOLD": State.SUBMITTED,
-    "RESV_DEL_HOLD": State.SUBMITTED,
-    "SPECIAL_EXIT": State.SUBMITTED,
-    "RUNNING": State.RUNNING,
-    "COMPLETING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
-    "CANCELLED": State.CANCELLED,
-    "REVOKED": State.CANCELLED,
-    "PREEMPTED": State.PREEMPTED,
-    "TIMEOUT": State.PREEMPTED,
-    "DEADLINE": State.PREEMPTED,
+    **dict.fromkeys(_QUEUED, State.SUBMITTED),
+    **dict.fromkeys(_STARTED, State.RUNNING),
+    **dict.fromkeys(("CANCELLED", "REVOKED"), State.CANCELLED),
+    **dict.fromkeys(("PREEMPTED", "TIMEOUT", "DEADLINE"), State.PREEMPTED),
     "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
 }
 

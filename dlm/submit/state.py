@@ -178,14 +178,14 @@ def _reconciled(
     sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool
 ) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
     """The records of the ledger and the answers of the clusters, which interrupted submissions are looked up in."""
-    ledger, title = Ledger(sweep_dir), sweep_dir.absolute().name
+    ledger = Ledger(sweep_dir)
     records, answers = ledger.read(), dict[str, Answer]()
     mine = {name: records[name] for name in cell_ids if name in records}
     for cluster in sorted({record.cluster for record in mine.values()}):
         its = [record for record in mine.values() if record.cluster == cluster]
-        jobs = {record.job_id: job_name(title, str(record.submission)) for record in its if record.job_id}
+        jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
         cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
-        names = [job_name(title, submission) for submission in cut_off]
+        names = [job_name(ledger.title, submission) for submission in cut_off]
         answers[cluster] = CLUSTERS[cluster]().states(jobs, names=names, release=repair)
         for submission, name in zip(cut_off, names, strict=True):
             found = _looked_up(ledger, submission, name, answers[cluster], repair=repair)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,24 +34,6 @@ class CellStatus:
     steps_redone: int = 0  # because attempts ended between two checkpoints
     gpu_hours: float = 0.0  # of all attempts
     reason: str | None = None  # what the state is concluded from: the last failure, a process, a scheduler's words
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a sweep is. FLOPs are counted in the plan's convention."""
-
-    counts: Mapping[State, int]
-    done_flops: float  # those of every cell up to its present step
-    total_flops: float
-    gpu_hours: float
-    planned_gpu_hours: float  # 0 on machines without GPUs
-    steps_redone: int
-    eta_sec: float | None  # until all running cells have ended; None when it is not known for any
-
-    @property
-    def fraction(self) -> float:
-        """The share of the FLOPs that is done, from 0 to 1."""
-        return self.done_flops / self.total_flops if self.total_flops else 0.0
 
 
 def sweep_status(sweep_dir: Path, plan: Plan) -> list[CellStatus]:
@@ -96,19 +78,11 @@ def _eta_sec(cell: Cell, step: int, tokens_per_sec: float | None) -> float | Non
     return (cell.steps - step) * cell.tokens / cell.steps / tokens_per_sec
 
 
-def sweep_progress(cells: Sequence[CellStatus], plan: Plan) -> Progress:
-    """How far a sweep is: a cell counts by its steps, whatever became of it."""
+def fraction_done(cells: Sequence[CellStatus], plan: Plan) -> float:
+    """The share of a sweep's FLOPs that is done, from 0 to 1: a cell counts by its steps, whatever became of it."""
     flops = {cell.cell_id: cell.flops[cell.convention] for cell in plan.cells}
-    etas = [cell.eta_sec for cell in cells if cell.eta_sec is not None]
-    return Progress(
-        counts=Counter(cell.state for cell in cells),
-        done_flops=sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells),
-        total_flops=sum(flops.values()),
-        gpu_hours=sum(cell.gpu_hours for cell in cells),
-        planned_gpu_hours=sum(cell.estimate.gpu_hours or 0 for cell in plan.cells),
-        steps_redone=sum(cell.steps_redone for cell in cells),
-        eta_sec=max(etas) if etas else None,
-    )
+    total = sum(flops.values())
+    return sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells) / total if total else 0.0
 
 
 def status_values(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
@@ -136,13 +110,19 @@ def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
 
 def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
     """The line under the table: the number of cells by state, the share of the FLOPs, and the time left."""
-    progress = sweep_progress(cells, plan)
-    states = ", ".join(f"{progress.counts[state]} {state}" for state in State if progress.counts.get(state))
-    parts = [states, f"{100 * progress.fraction:.1f} % of {text.flops(progress.total_flops)} FLOPs"]
-    if progress.gpu_hours or progress.planned_gpu_hours:
-        parts.append(f"{progress.gpu_hours:,.3g} GPU-hours used of {progress.planned_gpu_hours:,.3g} planned")
-    if progress.steps_redone:
-        parts.append(f"{progress.steps_redone:,} steps redone")
-    if progress.eta_sec is not None:
-        parts.append(f"running cells end in {text.duration(progress.eta_sec)}")
+    counts = Counter(cell.state for cell in cells)
+    total_flops = sum(cell.flops[cell.convention] for cell in plan.cells)
+    used, planned = sum(cell.gpu_hours for cell in cells), sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
+    redone = sum(cell.steps_redone for cell in cells)
+    etas = [cell.eta_sec for cell in cells if cell.eta_sec is not None]
+    parts = [
+        ", ".join(f"{counts[state]} {state}" for state in State if counts[state]),
+        f"{100 * fraction_done(cells, plan):.1f} % of {text.flops(total_flops)} FLOPs",
+    ]
+    if used or planned:
+        parts.append(f"{used:,.3g} GPU-hours used of {planned:,.3g} planned")
+    if redone:
+        parts.append(f"{redone:,} steps redone")
+    if etas:
+        parts.append(f"running cells end in {text.duration(max(etas))}")
     return "; ".join(parts)

@@ -14,17 +14,20 @@ from support import TESTS
 from support.submissions import make_job, write_command
 
 from dlm.core.errors import UserError
+from dlm.submit.cluster import Request
 from dlm.submit.job import Job, SlurmSettings, slurm_settings
+from dlm.submit.ledger import Ledger
 from dlm.submit.script import arrays, job_line, sbatch_script, write_script
+
+
+def request(sweep_dir: Path, jobs, *, code: Path = Path("/w/code/ab"), environment=None) -> Request:
+    ledger = Ledger(sweep_dir)
+    return Request(submission="s", jobs=jobs, ledger=ledger, code=code, environment=environment or {})
 
 
 def script_lines(jobs, settings=None) -> list[str]:
     array = arrays(jobs, submission="s", max_size=1000)[0]
-    folder = Path("/w/isoflop/ledger")
-    text = sbatch_script(
-        array, settings=settings or SlurmSettings(), code=Path("/w/code/ab"), folder=folder, environment={}
-    )
-    return text.splitlines()
+    return sbatch_script(array, settings or SlurmSettings(), request(Path("/w/isoflop"), jobs)).splitlines()
 
 
 def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
@@ -90,13 +93,8 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
         Job(name="b", overrides=("+cell=b", odd), run_dir=sweep / "runs" / "b"),
     ]
     array = arrays(jobs, submission="s", max_size=10)[0]
-    script = write_script(
-        array,
-        settings=SlurmSettings(),
-        code=tmp_path / "code",
-        folder=sweep / "ledger",
-        environment={"DLM_GIT_SHA": "abc"},
-    )
+    asked = request(sweep, jobs, code=tmp_path / "code", environment={"DLM_GIT_SHA": "abc"})
+    script = write_script(array, SlurmSettings(), asked)
     environment = {
         **os.environ,
         "SLURM_ARRAY_JOB_ID": "5",

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from support.slurm_stand_in import end
-from support.submissions import ask_mode, make_plan, run_dir, state_of, submit
+from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, wait_until
 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
@@ -26,11 +26,10 @@ def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
     # The pool runs in a thread here, so that the cancelling goes on beside it.
     thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
     thread.start()
-    while live_holder(run_dir(sweep_dir, "a")) is None:
-        time.sleep(0.02)
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
     time.sleep(0.1)
     assert "SIGTERM" in cancel(["a"], sweep_dir)["a"]
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert outcome[0].endings["a"] == (State.PREEMPTED, "stopped by a signal")
     assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
 
@@ -40,10 +39,9 @@ def test_cancel_ends_a_cell_that_has_only_just_begun(sweep_dir):
     outcome = []
     thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
     thread.start()
-    while not (run_dir(sweep_dir, "a") / "log.txt").is_file():
-        time.sleep(0.02)
+    wait_until((run_dir(sweep_dir, "a") / "log.txt").is_file)
     assert cancel(["a"], sweep_dir) == {"a": OFF_THE_LIST}
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert outcome[0].exit_codes == {"a": -signal.SIGTERM}
     assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
 
@@ -55,14 +53,13 @@ def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
     one_core = LocalPool(module="support.stub_cell", cores=1, poll_sec=0.02, grace_sec=5)
     thread = threading.Thread(target=lambda: outcome.append(submit(plan, sweep_dir, one_core)))
     thread.start()
-    while live_holder(run_dir(sweep_dir, "a")) is None:
-        time.sleep(0.02)
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
     time.sleep(0.1)
     assert cancel(["c"], sweep_dir) == {"c": OFF_THE_LIST}
     assert cancel(["c"], sweep_dir) == {}
     done = cancel(["a", "b", "c"], sweep_dir)
     assert "SIGTERM" in done["a"] and done["b"] == OFF_THE_LIST and "c" not in done
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert list(outcome[0].exit_codes) == ["a"]
     assert {state_of(sweep_dir, name)[0] for name in "abc"} == {State.CANCELLED}
 
@@ -103,7 +100,6 @@ def test_a_run_by_hand_is_stopped_by_its_process_whatever_job_it_had(slurm, swee
     submit(make_plan("a"), sweep_dir, Slurm())
     end(slurm, "1001_0", "FAILED|1:0")
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir(sweep_dir, "a"))])
-    while live_holder(run_dir(sweep_dir, "a")) is None:
-        time.sleep(0.02)
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
     assert cancel(["a"], sweep_dir) == {"a": f"SIGTERM to process {holder.pid}"}
     assert holder.wait(10) == -signal.SIGTERM

@@ -11,7 +11,7 @@ from support.submissions import write_command
 from dlm.core.errors import UserError
 from dlm.record.outcomes import State
 from dlm.submit.job import JobState, SlurmSettings
-from dlm.submit.slurm import Pace, Slurm, key_behind, slurm_answers
+from dlm.submit.slurm import Slurm, keep_pace, key_behind, slurm_answers
 from dlm.submit.slurm_tasks import Task, expand_task, minutes, parse_tasks
 
 
@@ -179,9 +179,8 @@ def test_the_pace_of_submissions_is_kept(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    pace, times = Pace(3), []
+    times: list[float] = []
     for _ in range(8):
-        pace.wait()
-        times.append(now[0])
+        keep_pace(times, 3)
         now[0] += 1
     assert all(later - earlier >= 60 for earlier, later in zip(times, times[3:], strict=False)) and times[2] == 102

@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 from support import TESTS
-from support.submissions import ask_mode, make_plan, run_dir, state_of, submit
+from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, wait_until
 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
@@ -75,13 +74,6 @@ class ThreadQueue:
             self.states_by_id[job_id] = JobState(state=State.CANCELLED, words="it was cancelled")
             if job_id in self.processes:
                 self.processes[job_id].send_signal(signal.SIGTERM)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Plans of stub cells, and what is asked of a sweep after they were submitted."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +73,14 @@ def submission_of(sweep_dir: Path, name: str) -> str | None:
 def state_of(sweep_dir: Path, name: str) -> tuple[State, str | None]:
     now, _ = cells_now([(name, STEPS)], sweep_dir)
     return now[name].state, now[name].reason
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    """Wait until ``condition`` holds, which it does within ``seconds`` on the busiest machine."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what is waited for does not happen"
+        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
