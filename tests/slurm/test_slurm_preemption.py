@@ -69,6 +69,7 @@ def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
     assert sweep.cell["state"] == "done" and sweep.cell["attempts"] >= 2, sweep.log
 
 
+@pytest.mark.long  # SLURM counts time limits in minutes
 def test_cells_longer_than_the_time_limit_chain_until_they_are_done(sweep, cluster):
     """Two of one array: one of its tasks has the array's own job id, and must not requeue the other.
 
