@@ -12,6 +12,7 @@ from support.stub_cell import result, status
 
 from dlm.cli.screen import plain_lines
 from dlm.core.lease import Lease
+from dlm.plan.cells import Estimate
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit.ledger import Ledger
@@ -36,7 +37,7 @@ def make_plan(gpu_hours: float | None = None, **flops: float) -> SimpleNamespace
             tokens=10240,
             flops={"6n": value, "full": 1.0},
             convention="6n",
-            gpu_hours=gpu_hours,
+            estimate=Estimate(gpu_hours=gpu_hours),
         )
         for name, value in flops.items()
     ]

@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 from dlm.core.paths import PACKAGE
+from dlm.plan.cells import Estimate
 from dlm.record.outcomes import State
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Request, Submission
@@ -16,12 +18,15 @@ from dlm.submit.local import LocalPool
 from dlm.submit.state import cells_now
 from support.stub_cell import STEPS
 
+ESTIMATED = {field.name for field in fields(Estimate)}
+
 
 def make_cell(name: str, **changes) -> SimpleNamespace:
     """A planned cell, as far as submitting looks at it."""
+    estimate = {name: changes.pop(name) for name in ESTIMATED & changes.keys()}
     values = {
-        "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "memory_gib": None,
-        "steps": STEPS, "nodes": 1, "gpus_per_node": 0, "hours": None, "groups": {"trainer": "cpu"}, "overrides": {},
+        "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "steps": STEPS,
+        "groups": {"trainer": "cpu"}, "overrides": {}, "estimate": Estimate(**estimate),
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
