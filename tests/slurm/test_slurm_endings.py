@@ -121,7 +121,7 @@ def test_a_workdir_that_the_nodes_do_not_see_is_found_through_slurm(sweep, clust
     assert "submitted 1 cells" in sweep.submit(SHORT).out
 
 
-def test_what_never_starts_says_why(sweep):
+def test_a_job_that_never_starts_says_why(sweep):
     assert sweep.submit(SHORT, launcher="nodes=1 additional_parameters={begin:now+1hour}").code == 0
     wait_for(lambda: "BeginTime" in sweep.cell["reason"], seconds=30, sleep=1)
     assert sweep.cell["state"] == "submitted"

@@ -58,7 +58,7 @@ def _listens(pid: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
-def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
+def test_a_cell_that_is_told_to_stop_while_it_starts_loses_nothing(sweep, cluster):
     """SIGUSR1 reaches the process while torch is being imported: before, that ended it."""
     assert sweep.submit("budgets=[2e10]").code == 0
     job = sweep.job_ids()[0]

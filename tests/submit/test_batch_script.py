@@ -73,7 +73,7 @@ def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
     assert "export OMP_NUM_THREADS=12" in lines
 
 
-def test_what_nobody_set_is_left_to_the_cluster(tmp_path):
+def test_options_that_nobody_set_are_left_to_the_cluster(tmp_path):
     text = "\n".join(script_lines([make_job(tmp_path, "a")]))
     assert not re.search(r"--(partition|account|qos|mem|time|gres|gpus)", text)
     text = "\n".join(
@@ -133,7 +133,7 @@ def test_a_line_break_in_an_override_is_refused():
         job_line(Job(name="a", overrides=("x=1\ny=2",), run_dir=Path("/w")))
 
 
-def test_settings_refuse_unknown_keys_with_the_near_ones():
+def test_settings_refuse_unknown_keys_and_suggest_near_ones():
     with pytest.raises(UserError, match=r"unknown key of hydra\.launcher 'partitions': did you mean partition"):
         slurm_settings({"partitions": "x"})
     for key, value in [("array_parallelism", 0), ("nodes", 2.5), ("timeout_min", "1h"), ("gpus_per_node", -1)]:

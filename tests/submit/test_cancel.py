@@ -64,14 +64,14 @@ def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
     assert {state_of(sweep_dir, name)[0] for name in "abc"} == {State.CANCELLED}
 
 
-def test_cancel_takes_what_is_live_from_slurm(slurm, sweep_dir):
+def test_cancel_stops_the_live_jobs_of_slurm_only(slurm, sweep_dir):
     submit(make_plan("a", "b", "c"), sweep_dir, Slurm())
     end(slurm, "1001_1", "FAILED|1:0")
     assert cancel(["a", "b", "c"], sweep_dir) == {"a": "cancelled job 1001_0", "c": "cancelled job 1001_2"}
     assert state_of(sweep_dir, "a")[0] is State.CANCELLED and state_of(sweep_dir, "b")[0] is State.FAILED
 
 
-def test_what_could_not_be_cancelled_is_not_called_so(slurm, sweep_dir, tmp_path):
+def test_a_job_that_could_not_be_cancelled_is_not_shown_as_cancelled(slurm, sweep_dir, tmp_path):
     submit(make_plan("a"), sweep_dir, Slurm())
     (slurm / "down").touch()
     with pytest.raises(UserError, match="SLURM does not answer, so its jobs cannot be stopped"):

@@ -25,7 +25,7 @@ def test_sbatch_gives_the_id_or_its_own_words(tmp_path, bin_dir, monkeypatch):
         Slurm().sbatch(Path("x.sbatch"))
 
 
-def test_sbatch_missing_is_one_line(monkeypatch):
+def test_a_missing_sbatch_is_one_line(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match="sbatch is not on PATH"):
         Slurm().check([])
@@ -87,7 +87,7 @@ def test_scontrol_ping_decides_whether_slurm_answers(bin_dir):
     assert not slurm_answers(timeout_sec=0.2) and time.monotonic() - started < 5
 
 
-def test_scancel_words(bin_dir, tmp_path):
+def test_cancel_passes_the_ids_on_and_shows_slurms_own_words(bin_dir, tmp_path):
     write_command(bin_dir, "scancel", f'echo "$@" > {tmp_path}/args.txt')
     Slurm().cancel(["1001_0", "1001_2"])
     assert (tmp_path / "args.txt").read_text() == "1001_0 1001_2\n"
@@ -118,7 +118,7 @@ def test_arrays_are_found_by_their_jobs_names(bin_dir, tmp_path):
     assert "--name=demo-s-0,demo-s-1,demo-s-2" in (tmp_path / "args.txt").read_text()
 
 
-def test_another_jobs_task_of_the_same_number_is_not_ours_and_accounting_alone_keeps_nothing_alive(bin_dir):
+def test_another_jobs_task_with_the_same_id_is_ignored_and_accounting_alone_keeps_no_task_alive(bin_dir):
     """Numbers begin anew with a new controller; and slurmdbd can miss an end."""
     write_command(bin_dir, "squeue", 'echo "7_0|RUNNING|0|None|other-s-0|"')
     write_command(bin_dir, "sacct", 'echo "7_0|RUNNING|0:0|None|mine-s-0"; echo "7_1|FAILED|1:0|None|mine-s-0"')
@@ -126,13 +126,13 @@ def test_another_jobs_task_of_the_same_number_is_not_ours_and_accounting_alone_k
     assert {task: job.words for task, job in answer.states.items()} == {"7_1": "SLURM says FAILED 1:0"}
 
 
-def test_exit_codes_of_squeue_and_sacct_are_one():
+def test_exit_codes_of_squeue_and_sacct_mean_the_same():
     rows = list(parse_tasks("1_0|FAILED|768|NonZeroExitCode|j|\n1_1|FAILED|4021|JobLaunchFailure|j|\n"))
     rows += list(parse_tasks("1_0|FAILED|3:0|None|j\n1_1|FAILED|0:53|None|j\n"))
     assert [(row.exit_code, row.signal) for row in rows] == [(3, 0), (0, 53)] * 2
 
 
-def test_lines_that_are_no_states_are_passed_over():
+def test_lines_without_a_state_are_ignored():
     assert list(parse_tasks("\nJUNK\n5_1|RUNNING\n")) == [Task(task_id="5_1", word="RUNNING")]
 
 
@@ -163,7 +163,7 @@ def test_a_refusal_names_the_key_that_asked_for_it(words, key):
     assert key_behind(words) == f"hydra.launcher.{key}"
 
 
-def test_the_partitions_limit_is_read_and_the_clusters_array_size_kept_to(bin_dir):
+def test_the_time_limit_of_the_partition_and_the_array_size_of_the_cluster_are_respected(bin_dir):
     write_command(bin_dir, "sinfo", 'echo "low*|1-02:30:00"; echo "high|30:00"; echo "long|infinite"')
     assert Slurm().max_time_min() == 26 * 60 + 30  # of the default partition
     write_command(bin_dir, "sinfo", 'echo "low*|1:00:00"; echo "high|30:00"')
@@ -175,7 +175,7 @@ def test_the_partitions_limit_is_read_and_the_clusters_array_size_kept_to(bin_di
     assert Slurm().max_array_size() == 1000
 
 
-def test_the_pace_of_submissions_is_kept(monkeypatch):
+def test_submissions_keep_the_pace_that_a_site_allows(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))

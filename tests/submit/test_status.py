@@ -116,7 +116,7 @@ def test_rows_for_people_and_values_for_programs():
     assert values[0]["eta_sec"] == 12345.0 and values[0]["state"] == "running"
 
 
-def test_slurm_that_does_not_answer_is_said_and_nothing_is_called_lost(tmp_path, monkeypatch):
+def test_a_silent_slurm_is_a_warning_and_no_cell_is_called_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     plan = make_plan(a=1.0)
     ledger = Ledger(tmp_path)

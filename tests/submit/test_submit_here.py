@@ -52,7 +52,7 @@ def test_only_a_whole_result_of_this_cell_at_its_last_step_counts_as_done(sweep_
 
 
 @pytest.mark.parametrize("loss", ["result", "directory"])
-def test_a_result_that_is_lost_is_made_again_whatever_the_ledger_says(sweep_dir, loss):
+def test_a_lost_result_is_computed_again_whatever_the_ledger_says(sweep_dir, loss):
     submit(make_plan("a"), sweep_dir)
     if loss == "result":
         (run_dir(sweep_dir, "a") / "result.json").unlink()
@@ -81,12 +81,12 @@ def test_endings_are_reconciled_and_each_cause_has_its_own_retry(sweep_dir):
 
 
 @pytest.mark.parametrize("state", [State.DIVERGED, State.BAD_CONFIG])
-def test_a_cause_that_stays_is_not_tried_again(sweep_dir, state):
+def test_a_cell_whose_cause_of_failure_stays_is_not_tried_again(sweep_dir, state):
     write_status(run_dir(sweep_dir, "a"), status(state, exit_code=3, reason="as it says"))
     assert "as it says" in submit(make_plan("a"), sweep_dir).skipped["a"]
 
 
-def test_an_unknown_cause_is_tried_three_times(sweep_dir):
+def test_a_cell_that_fails_for_an_unknown_cause_is_tried_three_times(sweep_dir):
     ask_mode(sweep_dir, "a", "fail")
     tries = [bool(submit(make_plan("a"), sweep_dir).submitted) for _ in range(5)]
     assert tries == [True, True, True, False, False]

@@ -71,6 +71,14 @@ def ask_mode(sweep_dir: Path, name: str, mode: str) -> None:
     (run_dir(sweep_dir, name) / "mode").write_text(mode)
 
 
+def write_submitted(sweep_dir, name: str, submission: str, job_id: str) -> None:
+    """Write into the ledger that SLURM has accepted the job of a cell."""
+    ledger = Ledger(sweep_dir)
+    job = SimpleNamespace(name=name, micro_batch=None)
+    ledger.intent(submission, cluster="slurm", jobs=[job], code=Path("ab"), was={})
+    ledger.submitted(submission, {name: job_id})
+
+
 def submission_of(sweep_dir: Path, name: str) -> str | None:
     return Ledger(sweep_dir).read()[name].submission
 
