@@ -119,8 +119,9 @@ class Slurm(Cluster):
         if no_queue is None:  # a job that the queue does not hold is over, whatever accounting believes
             ended = [task for task in ended if not task.job_state.is_live]
         tasks = {task.task_id: task for task in (*ended, *queued) if task.name in all_names}  # the queue knows better
-        if release:
-            self.release([task_id for task_id in jobs if task_id in tasks and tasks[task_id].is_held])
+        for task_id in jobs.keys() & tasks.keys() if release else ():
+            if tasks[task_id].is_held:
+                _output(["scontrol", "release", task_id])
         taken = [task for task in tasks.values() if task.name in looked_up and task.is_accepted]
         return Answer(
             states={task_id: task.job_state for task_id, task in tasks.items()},
@@ -128,11 +129,6 @@ class Slurm(Cluster):
             warnings=tuple(filter(None, (no_account, no_queue))),
             silent=no_queue is not None,
         )
-
-    def release(self, ids: Sequence[str]) -> None:
-        """Let tasks start that SLURM holds. Raises UserError with SLURM's own words."""
-        for task_id in ids:
-            _output(["scontrol", "release", task_id])
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel tasks; one that has ended is no error. Raises UserError with SLURM's own words."""
