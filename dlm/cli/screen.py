@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from dlm.cli.targets import Sweep
     from dlm.plan.cells import Cell, Plan
+    from dlm.submit.cluster import Event
     from dlm.submit.ledger import CellNow
-    from dlm.submit.local import Event
 
 MANY_ROWS = 200  # a table with more is printed as plain lines: rich takes a millisecond for each row
 SHOWN_DROPPED = 5

@@ -20,9 +20,9 @@ from dlm.core.errors import ExitCode, UserError, unknown
 if TYPE_CHECKING:
     from dlm.cli.options import StartOptions
     from dlm.plan.cells import Plan
+    from dlm.submit.cluster import Submission
     from dlm.submit.ledger import CellNow
     from dlm.submit.slurm import Slurm
-    from dlm.submit.submission import Submission
 
 LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
 LAUNCHER_KEY = "hydra.launcher."

@@ -139,7 +139,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added.")] = False,
 ) -> None:
     """Show the last lines that a cell and its batch job wrote."""
-    from dlm.submit.table import find_run, logs_of
+    from dlm.submit.logs import find_run, logs_of
 
     paths = logs_of(find_run(cell, None if target is None else targets.existing(target).folder))
     following = ["--follow=name"] if follow else []

@@ -1,7 +1,7 @@
-"""admit: `python -m dlm.submit.admit RUN_DIR`, first thing in a batch job -> whether its cell is to be started now.
+"""Decide at the start of a batch job whether its cell is to be started: `python -m dlm.submit.admit RUN_DIR`.
 
-No torch, a tenth of a second. It keeps a second process out of a live cell: one whose node SLURM has given up may still
-be training. And it stops a sweep that has spent its GPU-hours from starting more.
+It keeps a second process out of a cell that is still being trained, for instance on a node that SLURM has given up, and
+it starts no more cells of a sweep that has used its GPU-hours. It imports no torch, so it takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from dlm.core.lease import STALE_SEC, live_holder
 from dlm.record.run import finished, gpu_hours_used
 from dlm.submit.ledger import CellRecord, Ledger, read_max_gpu_hours, refuse
 
-PATIENCE_SEC = 1.5 * STALE_SEC  # a holder that died with its node is known to be dead before that
+PATIENCE_SEC = 1.5 * STALE_SEC  # a process that died with its node is known to be dead before that
 
 
 def admit(run_dir: Path, *, submission: str | None, patience_sec: float = PATIENCE_SEC) -> int:
-    """0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later; says why.
+    """Decide whether a job starts its cell, and print why when it does not.
 
-    ``submission`` is the one that the job is of.
+    Args:
+        run_dir: The run directory of the cell.
+        submission: The submission to which the job belongs; None for none.
+        patience_sec: How long to wait for another process to leave the cell.
+
+    Returns:
+        0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later.
     """
     deadline = time.monotonic() + patience_sec
     while (holder := live_holder(run_dir)) is not None:

@@ -1,7 +1,7 @@
-"""submit: Plan -> jobs for the submission core; cancel. Called by cli.
+"""Submit the cells of a plan that are worth starting, and cancel cells.
 
-Submitting twice submits nothing twice: a finished cell is skipped, one that runs or waits is left alone, a partial
-one goes on from its checkpoint, a failed one is retried by its cause.
+Submitting twice submits nothing twice: a finished cell is skipped, one that runs or waits is left alone, a partial one
+goes on from its checkpoint, and a failed one is retried by its cause.
 """
 
 from __future__ import annotations
@@ -13,50 +13,31 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
 from dlm.core.recipe import accumulation
-from dlm.record.outcomes import State
+from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import run_directory
+from dlm.submit.cluster import Cluster, Event, Submission
 from dlm.submit.job import Job, Resources
-from dlm.submit.ledger import CellNow, CellRecord, Ledger, write_max_gpu_hours
-from dlm.submit.local import Event, LocalPool
-from dlm.submit.resources import (
-    cell_resources,
-    dividing_micro_batch,
-    num_devices,
-    smaller_micro_batch,
-    trainer_overrides,
-)
-from dlm.submit.retry import failures_since_progress, is_host_oom, why_not
-from dlm.submit.slurm import Slurm, live_state
-from dlm.submit.state import cells_now, reconciled
-from dlm.submit.submission import Submission, override, quote, submit_jobs, submitting
+from dlm.submit.ledger import CellNow, Ledger, write_max_gpu_hours
+from dlm.submit.overrides import cell_overrides, trainer_overrides
+from dlm.submit.resources import cell_resources, dividing_micro_batch, num_devices, smaller_micro_batch
+from dlm.submit.retry import why_memory_stays_short, why_not
+from dlm.submit.state import CLUSTERS, cells_now
+from dlm.submit.submission import submit_jobs, submitting
 
 if TYPE_CHECKING:
     from dlm.plan.cells import Cell, Plan
-
-
-def cell_overrides(cell_id: str, *, sweep_dir: Path, data_dir: Path, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """The overrides of `python -m dlm.launch` that run one planned cell; ``extra`` ones come last and win."""
-    sweep_dir = sweep_dir.absolute()
-    return (
-        f"+cell={cell_id}",
-        f"hydra.searchpath=[{quote(f'file://{sweep_dir}')}]",
-        override("sweep", sweep_dir.name),
-        override("paths.workdir", str(sweep_dir.parent)),
-        override("paths.data_dir", str(data_dir.absolute())),
-        *extra,
-    )
 
 
 def submit_plan(
     plan: Plan,
     sweep_dir: Path,
     *,
-    cluster: LocalPool | Slurm,
+    cluster: Cluster,
     data_dir: Path,
     extra: Sequence[str] = (),
     retry_failed: bool = False,
@@ -68,27 +49,36 @@ def submit_plan(
     """Submit every cell of a plan that is worth starting; see ``why_not`` for the others.
 
     Args:
-        max_gpu_hours: Jobs on SLURM, those too that wait already, end at once when they begin and the sweep has used
-            as many GPU-hours.
-        now: The state of the cells where the caller has just read it with ``cells_now``, so that it is not read again.
-            On SLURM only finished cells are taken from it: another submission may have taken the others since.
+        plan: The cells.
+        sweep_dir: The folder of the sweep.
+        cluster: Where the cells are to run.
+        data_dir: The folder with the prepared data.
+        extra: Hydra overrides of every job.
+        retry_failed: Start cells again whatever made them fail.
+        max_gpu_hours: Queued jobs, those that wait already included, end at once if the sweep has used as many
+            GPU-hours when they begin.
+        now: The cells as the caller has just read them with ``cells_now``, so that nothing is read twice. Where jobs
+            queue only the finished cells count: another submission may have started the others meanwhile.
+        on_event: Called when a job of this machine starts or ends.
+        on_tick: Called several times a second while jobs run on this machine.
+
+    Raises:
+        UserError: The cluster refuses, or a cell cannot run on it.
     """
     steps = {cell.cell_id: cell.steps for cell in plan.cells}
-    with submitting(cluster, sweep_dir, list(steps)):
-        if isinstance(cluster, Slurm):
+    with submitting(cluster, sweep_dir):
+        if cluster.queues:
             write_max_gpu_hours(sweep_dir, max_gpu_hours)
-        known = {} if now is None else dict(now)
-        if isinstance(cluster, Slurm):
-            known = {name: cell for name, cell in known.items() if cell.state is State.DONE}
-        known |= cells_now([(name, last) for name, last in steps.items() if name not in known], sweep_dir)[0]
-        jobs, skipped = _worth_starting(
-            plan, sweep_dir, known, cluster=cluster, data_dir=data_dir, extra=extra, retry_failed=retry_failed
-        )
+        known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE or not cluster.queues}
+        unknown = [(name, last) for name, last in steps.items() if name not in known]
+        known |= cells_now(unknown, sweep_dir, repair=cluster.queues)[0]
+        worth, skipped = _worth_starting(plan, sweep_dir, known, cluster, retry_failed=retry_failed)
+        jobs = [_cell_job(*one, sweep_dir=sweep_dir, data_dir=data_dir, extra=extra) for one in worth]
         done = submit_jobs(
             jobs,
             cluster=cluster,
             sweep_dir=sweep_dir,
-            was={name: cell for name, cell in known.items() if cell.state != State.PLANNED},
+            was={name: cell for name, cell in known.items() if cell.state is not State.PLANNED},
             steps=steps,
             on_event=on_event,
             on_tick=on_tick,
@@ -97,72 +87,53 @@ def submit_plan(
 
 
 def _worth_starting(
-    plan: Plan,
-    sweep_dir: Path,
-    now: Mapping[str, CellNow],
-    *,
-    cluster: LocalPool | Slurm,
-    data_dir: Path,
-    extra: Sequence[str],
-    retry_failed: bool,
-) -> tuple[list[Job], dict[str, str]]:
-    """(jobs, cell -> why there is none)."""
-    records = Ledger(sweep_dir).read()
-    max_time_min = cluster.max_time_min() if isinstance(cluster, Slurm) else None
-    skipped: dict[str, str] = {}
-    jobs = []
+    plan: Plan, sweep_dir: Path, now: Mapping[str, CellNow], cluster: Cluster, *, retry_failed: bool
+) -> tuple[list[tuple[Cell, Resources, int | None]], dict[str, str]]:
+    """The cells to start with what they need and the micro-batch to ask for, and why the others are not started."""
+    max_time_min = cluster.max_time_min()
+    worth, skipped = [], dict[str, str]()
     for cell in plan.cells:
-        name = cell.cell_id
-        record = records.get(name, CellRecord())
-        reason = why_not(now[name], failures=failures_since_progress(record, now[name]), retry_failed=retry_failed)
-        if isinstance(cluster, LocalPool) and now[name].state == State.RUNNING and runs_on(sweep_dir, name):
-            reason = None  # the pool waits for it, and looks again when it has ended
-        if reason is not None:
-            skipped[name] = reason
+        one = now[cell.cell_id]
+        reason = why_not(one, retry_failed=retry_failed)
+        if reason is not None and not _can_be_waited_for(one, run_directory(sweep_dir, cell.cell_id), cluster):
+            skipped[cell.cell_id] = reason
             continue
-        settings = cluster.settings if isinstance(cluster, Slurm) else None
-        resources = cell_resources(cell, settings, max_time_min=max_time_min)
-        micro = record.micro_batch
-        if now[name].state is State.OUT_OF_MEMORY and not retry_failed and is_host_oom(now[name], resources, settings):
-            skipped[name] = f"{now[name].reason}: that is memory of the host, raise hydra.launcher.mem_gb"
-            continue
-        if now[name].state is State.OUT_OF_MEMORY:
+        resources, micro = cell_resources(cell, cluster.settings, max_time_min=max_time_min), one.record.micro_batch
+        if OUTCOMES[one.state].retry is Retry.HALVE:
             smaller = smaller_micro_batch(cell, resources, micro)
-            if smaller is None and not retry_failed:
-                skipped[name] = f"out of memory ({now[name].reason}) with one sequence at a time: use more devices"
+            reason = why_memory_stays_short(one, resources, cluster.settings, micro_batch=smaller)
+            if reason is not None and not retry_failed:
+                skipped[cell.cell_id] = reason
                 continue
             micro = smaller or 1
-        if micro is not None:
-            micro = dividing_micro_batch(cell, resources, at_most=micro)
-        jobs.append(_cell_job(cell, sweep_dir, resources=resources, micro=micro, data_dir=data_dir, extra=extra))
-    return jobs, skipped
+        worth.append((cell, resources, micro))
+    return worth, skipped
 
 
-def runs_on(sweep_dir: Path, cell_id: str) -> bool:
-    """Whether a process holds the cell."""
-    return live_holder(run_directory(sweep_dir, cell_id)) is not None
+def _can_be_waited_for(now: CellNow, run_dir: Path, cluster: Cluster) -> bool:
+    """Whether a process runs the cell and the cluster waits for that, then looks again."""
+    return now.state is State.RUNNING and not cluster.queues and live_holder(run_dir) is not None
 
 
 def _cell_job(
-    cell: Cell, sweep_dir: Path, *, resources: Resources, micro: int | None, data_dir: Path, extra: Sequence[str]
+    cell: Cell, resources: Resources, micro: int | None, *, sweep_dir: Path, data_dir: Path, extra: Sequence[str]
 ) -> Job:
-    accumulation(  # a batch that the devices do not divide is refused before anything waits in a queue
+    """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
+    accumulation(
         batch_size=cell.global_batch_size,
         micro_batch_size=None,
         world_size=num_devices(resources),
         num_params=cell.num_params,
     )
-    group = str(cell.groups.get("trainer", "cpu"))
-    chosen = any(item.lstrip("+~").startswith("trainer=") for item in extra)
-    smaller = () if micro is None else (f"data.micro_batch_size={micro}",)
+    is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in extra)
+    trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
+    words = [*trainer, *extra]
+    if micro is not None:  # the devices may be others than those that ran out of memory
+        micro = dividing_micro_batch(cell, resources, at_most=micro)
+        words.append(f"data.micro_batch_size={micro}")
     return Job(
         name=cell.cell_id,
-        overrides=cell_overrides(
-            cell.cell_id,
-            sweep_dir=sweep_dir,
-            data_dir=data_dir,
-            extra=(*(() if chosen else trainer_overrides(resources, group)), *extra, *smaller),
-        ),
+        overrides=cell_overrides(cell.cell_id, sweep_dir=sweep_dir, data_dir=data_dir, extra=words),
         run_dir=run_directory(sweep_dir.absolute(), cell.cell_id),
         resources=resources,
         micro_batch=micro,
@@ -170,39 +141,47 @@ def _cell_job(
 
 
 def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = ()) -> dict[str, str]:
-    """Stop cells that run or wait: scancel, or SIGTERM to the process on this machine; cell -> what was done.
+    """Stop cells that run or wait: a job in its queue, a process on this machine with SIGTERM.
 
-    With ``states`` only those that are in one of them.
+    A `dlm sweep` on this machine reads the ledger: it ends what it has just started and passes over what waits.
 
-    A `dlm sweep` on this machine sees the ledger: it ends what it has just started and passes over what waits.
+    Args:
+        cell_ids: The cells.
+        sweep_dir: The folder of the sweep.
+        states: Only the cells in these states; empty for all.
+
+    Returns:
+        What was done, by cell.
+
+    Raises:
+        UserError: A cluster does not answer or refuses; then nothing is written down as cancelled.
     """
-    now, _ = cells_now([(name, None) for name in cell_ids], sweep_dir)
-    cell_ids = [name for name in cell_ids if not states or now[name].state in states]
-    live = [name for name in cell_ids if now[name].state in (State.RUNNING, State.SUBMITTED)]
-    records, answer, _ = reconciled(sweep_dir, cell_ids)
-    known = {name: records.get(name, CellRecord()) for name in cell_ids}
-    if answer.silent and any(known[name].cluster == "slurm" for name in live):
+    now = cells_now([(name, None) for name in cell_ids], sweep_dir)[0]
+    chosen = {name: cell for name, cell in now.items() if not states or cell.state in states}
+    live = {name: cell for name, cell in chosen.items() if cell.is_live}
+    if any(cell.is_silent for cell in live.values()):
         raise UserError("SLURM does not answer, so its jobs cannot be stopped: nothing was cancelled, try again later")
-    waiting = [
-        name for name in cell_ids if name not in live and known[name].waits_here and now[name].state != State.DONE
-    ]
-    jobs = {
-        name: job_id  # of those that SLURM has; another job ran, and somebody runs the cell by hand since
-        for name in live
-        if (job_id := known[name].job_id) is not None and live_state(answer.states.get(job_id)) is not None
-    }
-    Slurm().cancel(list(jobs.values()))  # what it refuses is not written down as done
+    waiting = [name for name, cell in chosen.items() if cell.record.waits_here and not cell.is_live and not cell.result]
+    queued = {name: cell.record for name, cell in live.items() if cell.job is not None and cell.job.is_live}
+    for cluster in {record.cluster for record in queued.values()}:
+        ids = [str(record.job_id) for record in queued.values() if record.cluster == cluster]
+        CLUSTERS[cluster]().cancel(ids)
     if live or waiting:
         Ledger(sweep_dir).cancelled([*live, *waiting])
     done = dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
         holder = live_holder(run_directory(sweep_dir, name))
-        if name in jobs:
-            done[name] = f"scancel {jobs[name]}"
-        elif holder is not None and holder["host"] == socket.gethostname():
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(int(holder["pid"]), signal.SIGTERM)
-            done[name] = f"SIGTERM to process {holder['pid']}"
+        if name in queued:
+            done[name] = f"cancelled job {queued[name].job_id}"
         elif holder is not None:
-            done[name] = f"runs as process {holder['pid']} on {holder['host']}: stop it there"
+            done[name] = _stop_process(holder)
     return done
+
+
+def _stop_process(holder: Mapping[str, Any]) -> str:
+    """Tell the process that holds a lease to end; what was done, in words."""
+    if holder["host"] != socket.gethostname():
+        return f"runs as process {holder['pid']} on {holder['host']}: stop it there"
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(int(holder["pid"]), signal.SIGTERM)
+    return f"SIGTERM to process {holder['pid']}"

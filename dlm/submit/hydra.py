@@ -1,8 +1,8 @@
-"""launchers: Hydra's `-m` on the submission core: hydra/launcher=submitit_local and submitit_slurm.
+"""Give Hydra's `-m` the launchers submitit_local and submitit_slurm, which submit jobs as `dlm submit` does.
 
-Hydra makes the classes from configs/hydra/launcher; launch calls ``register`` first. Each job composes its own
-config where it runs, so what travels is its override list. hydra-submitit-launcher is not needed; where it is
-installed it announces configs of the same two names, and ours count.
+Hydra makes the launchers from configs/hydra/launcher, after ``register`` has made them known. Each job composes its
+config where it runs, so only its list of overrides travels. hydra-submitit-launcher is not needed. Where it is
+installed it announces configs of the same two names, and those of dlm replace them.
 """
 
 from __future__ import annotations
@@ -25,82 +25,97 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from dlm.core.errors import ExitCode, unknown
-from dlm.record.outcomes import State
+from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished
+from dlm.submit.cluster import Cluster, Event
 from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
-from dlm.submit.local import Event, LocalPool
+from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
-from dlm.submit.submission import Submission, submit_jobs, submitting
+from dlm.submit.submission import submit_jobs, submitting
 
-# Hydra 1.3 makes plugins only under this name; it looks them up in a table that ``register`` fills.
-PLUGINS = "hydra_plugins.dlm"
-
-
+PLUGINS = "hydra_plugins.dlm"  # Hydra 1.3 makes plugins only from this package, which ``register`` stands in for
 NAMES = ("submitit_local", "submitit_slurm")
 
-
-# What the submitting Hydra is told and a job must not be: it runs one cell, in its own process.
+# The overrides that the submitting Hydra gets and a job must not: a job runs one cell in its own process.
 _NOT_FOR_JOBS = re.compile(r"[+~]*hydra([/.]launcher|[/.]sweeper|\.sweep|\.mode)\b")
 
 
 def register() -> None:
-    """Make both launchers known to Hydra, and their configs the ones that count."""
-    plugins = Plugins.instance()  # loads installed plugins, with their configs
+    """Make both launchers known to Hydra, with the configs of dlm."""
+    plugins = Plugins.instance()  # loads the installed plugins and their configs
     for launcher in (LocalLauncher, SlurmLauncher):
         plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
     stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for name in NAMES:  # else Hydra would check our files against their schema
+    for name in NAMES:  # otherwise Hydra checks the files of dlm against the schema of an installed launcher
         stored.pop(f"{name}.yaml", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """One job of a multirun, as composed here to learn its name and directory."""
+    """One job of a multirun. Its config is composed here only to learn its name, directory and devices."""
 
     job: Job
     config: DictConfig
 
 
 class CoreLauncher(Launcher):
-    """What both launchers share: compose each job, submit, wait, and say how each ended."""
+    """What the launchers share: compose each job, submit the jobs, wait, and report how each ended."""
 
     def __init__(self, **params: Any) -> None:
         self.params = {key: _plain(value) for key, value in params.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's hook: keep what composing a job takes."""
+        """Called by Hydra: keep what composing a job needs."""
         self.config, self.hydra_context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; one line on stderr for each that failed, whose code the process then exits with."""
+        """Called by Hydra: run the jobs, and print a line on stderr for each that failed.
+
+        Args:
+            job_overrides: The overrides of each job.
+            initial_job_idx: The number of the first job.
+
+        Returns:
+            The loss of each job, or the exit code with which the process is then to end.
+        """
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         jobs = {item.job.name: item.job for item in composed}
-        sweep_dir = composed[0].job.run_dir.parents[1]
-        codes = self.run(jobs, sweep_dir)
+        codes = self._run(jobs, composed[0].job.run_dir.parents[1])
         for name, job in jobs.items():
             if codes.get(name):
                 _say(f"{name} failed with exit code {codes[name]}: see {job.run_dir / 'log.txt'}")
         return [_job_return(item, codes.get(item.job.name, 0)) for item in composed]
 
-    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
-        """Submit those of ``jobs`` that are to start, wait for all; the exit code of each that ran."""
+    def cluster(self) -> Cluster:
+        """Where the jobs run."""
         raise NotImplementedError
 
-    def worth_starting(self, jobs: Mapping[str, Job], sweep_dir: Path, *, live: Sequence[State] = ()) -> list[Job]:
-        """The jobs that are neither done nor in one of the ``live`` states."""
-        now, _ = cells_now([(name, None) for name in jobs], sweep_dir)
-        skip = {name for name, cell in now.items() if cell.state in (State.DONE, *live)}
-        for name in sorted(skip):
-            _say(f"{name} is {now[name].state}: not started again")
-        return [job for name, job in jobs.items() if name not in skip]
-
     def settings(self) -> SlurmSettings:
-        """The launcher's keys; what both launchers share has the same names."""
+        """The launcher's keys. Those that the launchers share have the same names."""
         return slurm_settings(self.params)
 
+    def _run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
+        """Submit those jobs that are to start, and wait for all; returns the exit codes of those that ran."""
+        cluster = self.cluster()
+        with submitting(cluster, sweep_dir):
+            starting = _worth_starting(jobs, sweep_dir, cluster)
+            done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, on_event=_show)
+        if not cluster.queues:
+            not_run = (job.name for job in starting if done.interrupted)
+            return dict.fromkeys(not_run, int(ExitCode.PREEMPTED)) | dict(done.exit_codes)
+        arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
+        _say(f"submitted {len(done.job_ids)} jobs" + (f" as {', '.join(arrays)}" if arrays else ""))
+        if not cluster.settings.wait:
+            return {}
+        try:
+            return _wait_for(list(jobs), sweep_dir, poll_sec=cluster.settings.poll_sec)
+        except KeyboardInterrupt:
+            _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
+            raise SystemExit(130) from None
+
     def _compose(self, overrides: Sequence[str], index: int) -> Composed:
-        """Compose one job here, about 90 ms, for its name, directory and devices."""
+        """Compose the config of one job, which takes about 90 ms."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
@@ -123,7 +138,7 @@ class CoreLauncher(Launcher):
 
 
 class LocalLauncher(CoreLauncher):
-    """hydra/launcher=submitit_local: as many jobs at once as cores and GPUs allow, waited for."""
+    """hydra/launcher=submitit_local: processes of this machine, as many at once as its cores and GPUs allow."""
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
@@ -132,65 +147,46 @@ class LocalLauncher(CoreLauncher):
             if key not in allowed:
                 raise unknown("key of hydra.launcher", key, allowed)
 
-    def settings(self) -> SlurmSettings:
-        """Only the cores of a job are asked for here."""
-        return SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1)
+    def cluster(self) -> Cluster:
+        """This machine."""
+        return LocalPool(cores=self.params.get("cores"), grace_sec=self.params.get("grace_sec") or 120.0)
 
-    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
-        """Run them as processes of this machine."""
-        pool = LocalPool(cores=self.params.get("cores"), grace_sec=self.params.get("grace_sec") or 120.0)
-        started = self.worth_starting(jobs, sweep_dir)
-        done = submit_jobs(started, cluster=pool, sweep_dir=sweep_dir, on_event=_show)
-        never = dict.fromkeys((job.name for job in started), int(ExitCode.PREEMPTED)) if done.interrupted else {}
-        return never | dict(done.exit_codes)
+    def settings(self) -> SlurmSettings:
+        """The cores of a job; a job on this machine asks for nothing else."""
+        return SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1)
 
 
 class SlurmLauncher(CoreLauncher):
-    """hydra/launcher=submitit_slurm: job arrays; waits for them unless hydra.launcher.wait=false."""
+    """hydra/launcher=submitit_slurm: job arrays, which are waited for unless hydra.launcher.wait=false."""
 
-    def run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
-        """Submit them, and poll squeue and sacct until each has ended."""
-        settings, names = self.settings(), list(jobs)
-        cluster = Slurm(settings)
-        with submitting(cluster, sweep_dir, names):
-            starting = self.worth_starting(jobs, sweep_dir, live=(State.RUNNING, State.SUBMITTED))
-            done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir)
-        _say(submitted_line(done))
-        if not settings.wait:
-            return {}
-        try:
-            return wait_for(names, sweep_dir, poll_sec=settings.poll_sec)
-        except KeyboardInterrupt:
-            _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
-            raise SystemExit(130) from None
+    def cluster(self) -> Cluster:
+        """SLURM."""
+        return Slurm(self.settings())
 
 
-def submitted_line(done: Submission) -> str:
-    """What SLURM took, in one line."""
-    arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
-    return f"submitted {len(done.job_ids)} jobs" + (f" as {', '.join(arrays)}" if arrays else "")
+def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> list[Job]:
+    """The jobs whose cells are not done; where jobs queue, nor waiting or running."""
+    now, _ = cells_now([(name, None) for name in jobs], sweep_dir, repair=cluster.queues)
+    skip = {name for name, cell in now.items() if cell.state is State.DONE or (cluster.queues and cell.is_live)}
+    for name in sorted(skip):
+        _say(f"{name} is {now[name].state}: not started again")
+    return [job for name, job in jobs.items() if name not in skip]
 
 
-def wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict[str, int]:
-    """Poll until every job has ended; an exit code for each that is not done."""
-    codes = {
-        State.BAD_CONFIG: ExitCode.USER_ERROR,
-        State.DIVERGED: ExitCode.DIVERGED,
-        State.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
-        State.PREEMPTED: ExitCode.PREEMPTED,
-        State.DONE: ExitCode.DONE,
-    }
+def _wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict[str, int]:
+    """Poll until no cell waits or runs any more; returns the exit code of each."""
     while True:
         now, warnings = cells_now([(name, None) for name in names], sweep_dir)
-        if not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in now.values()):
-            return {name: int(codes.get(cell.state, ExitCode.BUG)) for name, cell in now.items()}
+        if not any(cell.is_live for cell in now.values()):
+            codes = {name: OUTCOMES[cell.state].exit_code for name, cell in now.items()}
+            return {name: int(ExitCode.BUG if code is None else code) for name, code in codes.items()}
         for warning in warnings:
             _say(f"{warning}: asking again in {poll_sec:g} s")
         time.sleep(poll_sec)
 
 
 def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resources:
-    """The launcher's keys where they are set, else what the composed trainer will use."""
+    """What a job asks for: the launcher's keys where they are set, otherwise what its trainer will use."""
     devices = trainer.get("devices")
     devices = devices if isinstance(devices, int) else 1
     on_gpu = trainer.get("accelerator") in ("gpu", "cuda")
@@ -206,7 +202,7 @@ def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resour
 
 
 def _job_return(item: Composed, exit_code: int) -> JobReturn:
-    """What Hydra's sweepers read: the loss, or an exit with the job's own code when it is looked at."""
+    """What Hydra's sweepers read: the loss, or an exit with the code of the job that happens when it is read."""
     result = finished(item.job.run_dir, item.job.name, None)
     task_config = copy.deepcopy(item.config)
     with read_write(task_config), open_dict(task_config):
@@ -229,11 +225,13 @@ def _plain(value: Any) -> Any:
 
 
 def _show(event: Event) -> None:
-    words = {"deferred": "is run by another process: waiting for it", "skipped": "was finished elsewhere"}
-    if event.kind == "ended":
-        _say(f"{event.job.name} ended with exit code {event.exit_code} after {event.wall_sec or 0:.0f} s")
-    else:
-        _say(f"{event.job.name} {words.get(event.kind, event.kind)}")
+    words = {
+        "started": "started",
+        "ended": f"ended with exit code {event.exit_code} after {event.wall_sec or 0:.0f} s",
+        "deferred": "is run by another process: waiting for it",
+        "skipped": "was finished elsewhere",
+    }
+    _say(f"{event.job.name} {words[event.kind]}")
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What a job is, and the settings of the SLURM launcher."""
+"""Describe one job, what it needs, what the launcher's keys ask for, and what a cluster says of it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dlm.core.errors import UserError, unknown
+from dlm.core.checks import whole
+from dlm.core.errors import unknown
+from dlm.record.outcomes import State
 
-LAUNCHER_CONFIG = "configs/hydra/launcher/submitit_slurm.yaml"
-
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-)  # cpus_per_task goes in each
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # each is set to cpus_per_task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job needs. Jobs with equal Resources share an array: a resource class."""
+    """What one job needs. Jobs with equal Resources can share a job array."""
 
     nodes: int = 1
     tasks_per_node: int = 1
@@ -39,26 +34,45 @@ class Job:
     overrides: tuple[str, ...]
     run_dir: Path
     resources: Resources = Resources()
-    micro_batch: int | None = None  # what its overrides ask for after it ran out of memory
+    micro_batch: int | None = None  # the smaller one that its overrides ask for after it ran out of memory
 
 
-_WHOLE = {
-    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min"), 1),
-    **dict.fromkeys(("array_parallelism", "max_array_size", "sbatch_per_min"), 1),
-    **dict.fromkeys(("gpus_per_node", "signal_delay_s"), 0),
-}
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What a cluster says of one job."""
+
+    state: State  # SUBMITTED or RUNNING while the cluster has the job, else how it ended
+    words: str  # the same in the cluster's own words, for people: "SLURM says PENDING (Priority)"
+    exit_code: int | None = None  # None while it runs, and when a signal ended it
+    has_failed: bool = False  # it ended by itself and with an error: its exit code, if there is one, tells the cause
+    is_host_oom: bool = False  # the cluster ended it because it used too much memory of the host
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state in (State.SUBMITTED, State.RUNNING)
+
+
+_AT_LEAST_0 = ("gpus_per_node", "signal_delay_s")
+_AT_LEAST_1 = (
+    *("nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min"),
+    *("array_parallelism", "max_array_size", "sbatch_per_min"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
-    """The keys of configs/hydra/launcher/submitit_slurm.yaml; None leaves a thing to the plan or the cluster."""
+    """The keys of configs/hydra/launcher/submitit_slurm.yaml; None leaves a value to the plan or to the cluster.
+
+    Raises UserError for a number that is not whole or too small.
+    """
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    gres: str | None = None  # instead of --gpus-per-node, where a site wants it
+    gres: str | None = None  # replaces --gpus-per-node where a site requires it
     comment: str | None = None
     nodes: int | None = None
     tasks_per_node: int | None = None
@@ -67,28 +81,30 @@ class SlurmSettings:
     mem_gb: int | None = None
     timeout_min: int | None = None
     array_parallelism: int = 256  # tasks of one array that run at once
-    max_array_size: int = 1000  # tasks in one array (MaxArraySize of slurm.conf, less one)
-    sbatch_per_min: int | None = 60  # submissions in a minute, at most: a site's limit, or its good manners
-    signal_delay_s: int = 90  # USR1 this long before the time limit: time to write a checkpoint
+    max_array_size: int = 1000  # tasks in one array: MaxArraySize of slurm.conf minus one
+    sbatch_per_min: int | None = 60  # submissions per minute at most; None sets no limit
+    signal_delay_s: int = 90  # USR1 comes this long before the time limit, which leaves time for a checkpoint
     allow_dirty: bool = False  # submit code that differs from the last commit
     requeue: bool = True
     stderr_to_stdout: bool = True
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
-    setup: Sequence[str] = ()  # shell lines before srun: module load, source activate
-    wait: bool = True  # only for `-m`: return when every job has ended
-    poll_sec: float = 15.0  # only for `-m`: how often squeue and sacct are asked
+    setup: Sequence[str] = ()  # shell lines before srun, for instance `module load` or `source activate`
+    wait: bool = True  # with `-m` only: return when every job has ended
+    poll_sec: float = 15.0  # with `-m` only: the time between two questions to squeue and sacct
 
     def __post_init__(self) -> None:
-        for key, low in _WHOLE.items():
+        for key in (*_AT_LEAST_0, *_AT_LEAST_1):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, int) and value >= low):
-                raise UserError(
-                    f"hydra.launcher.{key} is {value}: it must be a whole number, {low} or more ({LAUNCHER_CONFIG})"
-                )
+            if value is not None:
+                object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key in _AT_LEAST_1)))
 
 
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
-    """SlurmSettings from plain values (a YAML file, overrides); an unknown key is a UserError."""
+    """Make SlurmSettings from the plain values of a YAML file and its overrides.
+
+    Raises:
+        UserError: A key is unknown, or a value is not allowed.
+    """
     allowed = [item.name for item in fields(SlurmSettings)]
     for key in values:
         if key not in (*allowed, "_target_"):
@@ -100,5 +116,5 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
 
 
 def job_name(sweep: str, submission: str) -> str:
-    """What an array is called in SLURM: unique, so that a submission that was cut off can be found by it."""
+    """The name of a job array in SLURM. It is unique, so an interrupted submission can be found again by it."""
     return f"{sweep}-{submission}"

@@ -1,7 +1,7 @@
-"""ledger: what was submitted, and every cell's state reconciled from all who know. Called by submit, status, collect.
+"""Keep a log of what was submitted, and read from it what is known of every cell.
 
-`ledger/ledger.jsonl` grows by whole lines: an intent before sbatch (or before the first process), the ids after, and
-how each local process ended. The truth about a cell is its result.json, then its lease, then SLURM, then its last word.
+`ledger/ledger.jsonl` grows by whole lines: an intent before a job array is submitted or the first process starts, then
+the ids of its jobs, then how each process on this machine ended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,11 @@ from typing import Any
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import Result, Status
-from dlm.submit.job import Job
+from dlm.submit.job import Job, JobState
 
+LOCAL = "local"  # the cluster whose jobs are processes of this machine: they have no ids
 BY_CANCEL = "by dlm cancel"
-
-
-NOT_STARTED = "not_started.json"  # in a run directory: what admit refused
-
-
-EVENTS = ("intent", "submitted", "refused", "cancelled", "ended")
+NOT_STARTED = "not_started.json"  # in a run directory: why ``admit`` did not start the cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,29 +35,29 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """What the ledger says of one cell. All but the counts is of its latest submission."""
+    """What the ledger says of one cell. Everything but the counts is about its latest submission."""
 
     submissions: int = 0
     submission: str | None = None
-    cluster: str = "local"
-    job_id: str | None = None  # SLURM's
+    cluster: str = LOCAL
+    job_id: str | None = None  # in the queue of the cluster
     cancelled: str | None = None  # why it is not to run
     ending: Ending | None = None
-    failures: int = 0  # submissions made because the cell had failed, and got no further than when it failed before
-    failed_at: int = -1  # the step it had then
-    micro_batch: int | None = None  # what it was given after it ran out of memory
-    before: str | None = None  # the last failure that made it run again, and its reason
+    failures: int = 0  # consecutive submissions of the failed cell without progress since the failure before
+    failed_at: int = -1  # the furthest step at which it had failed
+    micro_batch: int | None = None  # the smaller one that it got after it ran out of memory
+    before: str | None = None  # the state and reason of the last failure that made it run again
 
     @property
     def waits_here(self) -> bool:
-        """A `dlm sweep` or `dlm submit` on this machine has it in its list, if that still lives."""
-        here = self.submission is not None and self.cluster == "local"
+        """Whether a `dlm sweep` or `dlm submit` on this machine still has the cell in its list, if that is alive."""
+        here = self.submission is not None and self.cluster == LOCAL
         return here and self.cancelled is None and self.ending is None
 
     @property
     def unconfirmed(self) -> bool:
-        """About to be submitted to SLURM, and nothing said since: its submitter died, or is at it."""
-        return self.cluster == "slurm" and self.job_id is None and self.submission is not None
+        """Whether the submission to a queue was announced but not confirmed: its submitter died, or is still busy."""
+        return self.cluster != LOCAL and self.job_id is None and self.submission is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +65,48 @@ class CellNow:
     """A cell as it is now."""
 
     state: State
-    reason: str | None = None
-    status: Status | None = None  # its own last word, whoever is right about the state
-    result: Result | None = None  # of the planned last step only
-    before: str | None = None  # the last failure before this try
+    reason: str | None = None  # what the state is concluded from
+    status: Status | None = None  # its own last word, which the state may contradict
+    result: Result | None = None  # only of the planned last step
+    record: CellRecord = CellRecord()
+    job: JobState | None = None  # its latest job in a queue
+    is_silent: bool = False  # the cluster of its latest job did not answer
+    is_host_oom: bool = False  # its cluster ended it because it used too much memory of the host
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the cell waits or runs."""
+        return self.state in (State.SUBMITTED, State.RUNNING)
 
 
 class Ledger:
-    """The submission log of one sweep; ``folder`` also holds the batch scripts and their jobs files.
+    """The submission log of one sweep. Its ``folder`` also holds the batch scripts and their lists of jobs.
 
-    The order of its lines counts, not their times: clocks of the machines that write them may differ.
+    The order of its lines counts, not their times: the clocks of the machines that write them may differ.
     """
 
     def __init__(self, sweep_dir: Path) -> None:
         self.folder = sweep_dir / "ledger"
         self.path = self.folder / "ledger.jsonl"
-        self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # (size of the log when read, names)
+        self.title = sweep_dir.absolute().name  # of the sweep
+        self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # size of the log when read, cell ids
 
     def _append(self, event: str, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
     def intent(
-        self,
-        submission: str,
-        *,
-        cluster: str,
-        jobs: Sequence[Job],
-        code: Path,
-        was: Mapping[str, CellNow],
+        self, submission: str, *, cluster: str, jobs: Sequence[Job], code: Path, was: Mapping[str, CellNow]
     ) -> None:
-        """What is about to be submitted; ``was`` holds the states that make cells run again."""
+        """Write what is about to be submitted.
+
+        Args:
+            submission: A new name for it.
+            cluster: The name of the ``Cluster``.
+            jobs: One for each cell.
+            code: The snapshot that they import.
+            was: Cell -> the state because of which it runs again.
+        """
         again = {job.name: was[job.name] for job in jobs if job.name in was}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
@@ -115,58 +122,55 @@ class Ledger:
         )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:
-        """SLURM has taken the submission: cell -> task id."""
+        """Write that the cluster has accepted the submission; ``ids`` are the job ids by cell."""
         self._append("submitted", submission=submission, ids=dict(ids))
 
     def refused(self, submission: str, reason: str) -> None:
-        """SLURM has not."""
+        """Write that the cluster has not accepted the submission."""
         self._append("refused", submission=submission, reason=reason)
 
     def cancelled(self, cell_ids: Sequence[str], reason: str = BY_CANCEL) -> None:
-        """These are not to be started, nor shown as anything but cancelled, until they are submitted again."""
+        """Write that these cells are not to run, and count as cancelled, until they are submitted again."""
         self._append("cancelled", cells=list(cell_ids), reason=reason)
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
-        """A local process has ended."""
+        """Write how a process on this machine ended."""
         self._append("ended", cell=cell_id, state=state, exit_code=exit_code, reason=reason)
 
     def cancelled_now(self) -> frozenset[str]:
-        """The cells that are not to run; cheap to ask often, for the log is read when it has grown."""
+        """The cells that are not to run. Cheap to ask often: the log is read only when it has grown."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._cancelled[0]:
             self._cancelled = size, frozenset(name for name, record in self.read().items() if record.cancelled)
         return self._cancelled[1]
 
     def read(self) -> dict[str, CellRecord]:
-        """Everything by cell; a line cut in half by a crash, or one that is not ours, is passed over."""
+        """What the log says of each cell. Lines that a crash cut in half, and unknown ones, are ignored."""
         cells: dict[str, CellRecord] = {}
         for line in read_jsonl(self.path):
-            if not isinstance(line.get("time"), float) or line.get("event") not in EVENTS:
-                continue
-            for cell_id, changes in _changes(line, cells):
-                cells[cell_id] = dataclasses.replace(cells.get(cell_id, CellRecord()), **changes)
+            if isinstance(line.get("time"), float):
+                for cell_id, changes in _changes(line, cells).items():
+                    cells[cell_id] = dataclasses.replace(cells.get(cell_id, CellRecord()), **changes)
         return cells
 
 
-def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(cell, changed fields of its CellRecord) of one ledger line."""
-    if line["event"] == "intent":
-        for cell_id in line["cells"]:
-            yield cell_id, _intended(line, cell_id, cells.get(cell_id, CellRecord()))
-    elif line["event"] == "submitted":
-        for cell_id, job_id in line["ids"].items():
-            if cells.get(cell_id, CellRecord()).submission == line["submission"]:
-                yield cell_id, {"job_id": job_id}
-    elif line["event"] == "refused":
-        for cell_id, record in cells.items():
-            if record.submission == line["submission"]:
-                yield cell_id, {"submission": None}
-    elif line["event"] == "cancelled":
-        for cell_id in line["cells"]:
-            yield cell_id, {"cancelled": line.get("reason", BY_CANCEL)}
-    elif line["event"] == "ended":
-        ending = Ending(state=State(line["state"]), reason=line["reason"], time=float(line["time"]))
-        yield line["cell"], {"ending": ending}
+def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, dict[str, Any]]:
+    """The fields of CellRecords that one line of the log changes, by cell."""
+    match line.get("event"):
+        case "intent":
+            return {name: _intended(line, name, cells.get(name, CellRecord())) for name in line["cells"]}
+        case "submitted":
+            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
+            return {name: {"job_id": job_id} for name, job_id in line["ids"].items() if name in latest}
+        case "refused":
+            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
+            return {name: {"submission": None} for name in latest}
+        case "cancelled":
+            return {name: {"cancelled": line.get("reason", BY_CANCEL)} for name in line["cells"]}
+        case "ended":
+            ending = Ending(state=State(line["state"]), reason=line["reason"], time=line["time"])
+            return {line["cell"]: {"ending": ending}}
+    return {}
 
 
 def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict[str, Any]:
@@ -190,9 +194,9 @@ def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict
 
 
 def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
-    """Say in a run directory why a job did not start its cell.
+    """Write into a run directory why a job did not start its cell.
 
-    Not in the ledger: nodes that append to one file over a network file system can overwrite each other's lines.
+    Not into the ledger: nodes that append to one file on a network file system can overwrite each other's lines.
     """
     write_json(run_dir / NOT_STARTED, {"submission": submission, "reason": reason})
 
@@ -200,25 +204,25 @@ def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
 def not_started(run_dir: Path, submission: str | None) -> str | None:
     """Why the job of that submission did not start the cell; None when it did, or has not begun."""
     try:
-        said = json.loads((run_dir / NOT_STARTED).read_text())
-        return str(said["reason"]) if said["submission"] == submission else None
+        refusal = json.loads((run_dir / NOT_STARTED).read_text())
+        return str(refusal["reason"]) if refusal["submission"] == submission else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
-    """What jobs that begin from now on go by, those that wait already too."""
+    """Set the GPU-hours after which no job of the sweep starts any more, jobs that wait already included."""
     write_json(sweep_dir / "ledger" / "limits.json", {"max_gpu_hours": limit})
 
 
 def read_max_gpu_hours(sweep_dir: Path) -> float | None:
-    """The latest ``write_max_gpu_hours``; None sets no limit."""
+    """The limit of the latest ``write_max_gpu_hours``; None when there is none."""
     path = sweep_dir / "ledger" / "limits.json"
     limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
     return None if limit is None else float(limit)
 
 
 def submitted_cells(ledger: Ledger, submission: str) -> list[str]:
-    """The cells of a submission in the order of their tasks."""
+    """The cells of a submission in the order of the tasks of its array."""
     lines = [line for line in read_jsonl(ledger.path) if line.get("event") == "intent"]
     return next((line["cells"] for line in lines if line.get("submission") == submission), [])

@@ -1,8 +1,8 @@
-"""pool: jobs -> processes on this machine, as many at once as its cores and GPUs allow. Called by submit.
+"""Run jobs as processes of this machine, as many at once as its cores and GPUs allow.
 
-The children stay in the process group of the parent: `kill -9` of the group ends everything, and the next call
-goes on from the checkpoints. The parent is the one owner of the signals: Ctrl-C or SIGTERM is passed on as
-SIGTERM (a cell then writes a checkpoint and exits 75), waited for, and never leaves an orphan.
+The children stay in the process group of the parent: `kill -9` of the group ends everything, and the next submission
+goes on from the checkpoints. Only the parent handles signals: it passes Ctrl-C and SIGTERM on as SIGTERM, upon which a
+cell writes a checkpoint and exits with 75, and it waits for the children, so that none is left behind.
 """
 
 from __future__ import annotations
@@ -14,248 +14,227 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
-from dlm.core.paths import PACKAGE
+from dlm.record.outcomes import State
 from dlm.record.run import read_result
-from dlm.submit.job import THREAD_VARIABLES, Job
+from dlm.submit.cluster import Cluster, Event, Request, Submission
+from dlm.submit.endings import local_ending
+from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
+from dlm.submit.ledger import LOCAL
 
 LOG = "log.txt"
+HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how a process ends that finds its cell held by another process
 
 
-HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how one ends that finds its cell held by another process
+class LocalPool(Cluster):
+    """The cluster that consists of this machine. Its jobs have no ids: their leases and the ledger tell their states.
 
+    Args:
+        cores: Cores that all jobs together may use; by default all that this process may use.
+        gpus: GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; by default ``visible_gpus``.
+        module: What each job runs: `python -P -m module overrides`.
+        grace_sec: Time for the children to end after an interruption, before they are killed.
+        poll_sec: Time between two looks at the children.
+    """
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What happened to a job: started, ended (with its exit code), deferred (another process runs it), or
-    skipped (done by another or cancelled meanwhile)."""
+    name = LOCAL
+    queues = False
 
-    kind: Literal["started", "ended", "deferred", "skipped"]
-    job: Job
-    pid: int | None = None
-    exit_code: int | None = None  # -9 when SIGKILL ended it
-    wall_sec: float | None = None
+    def __init__(
+        self,
+        *,
+        cores: int | None = None,
+        gpus: Sequence[str] | None = None,
+        module: str = "dlm.launch",
+        grace_sec: float = 120.0,
+        poll_sec: float = 0.1,
+    ) -> None:
+        self.settings = SlurmSettings(allow_dirty=True)
+        self.cores = cores or len(os.sched_getaffinity(0))
+        self.gpus = gpus  # None until a job wants one
+        self.module = module
+        self.grace_sec = grace_sec
+        self.poll_sec = poll_sec
 
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raise UserError for a job that needs several nodes, or more GPUs than there are."""
+        for job in jobs:
+            need = job.resources
+            if need.nodes > 1:
+                raise UserError(f"{job.name} needs {need.nodes} nodes: run it through SLURM (LAUNCHER=submitit_slurm)")
+            if need.gpus_per_node and self.gpus is None:
+                self.gpus = visible_gpus()
+            if need.gpus_per_node > len(self.gpus or ()):
+                raise UserError(
+                    f"{job.name} needs {need.gpus_per_node} GPUs and this machine offers {len(self.gpus or ())}: "
+                    "use a cluster (LAUNCHER=submitit_slurm) or trainer=cpu"
+                )
 
-@dataclass(frozen=True, kw_only=True)
-class PoolResult:
-    """How every job that ran ended; ``interrupted`` by Ctrl-C or SIGTERM, the rest never started."""
+    def submit(self, request: Request) -> Submission:
+        """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled meanwhile gets SIGTERM."""
+        request.ledger.intent(
+            request.submission, cluster=self.name, jobs=request.jobs, code=request.code, was=request.was
+        )
+        return _PoolRun(self, request).to_its_end()
 
-    exit_codes: dict[str, int]
-    interrupted: bool
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Nothing, because no job here has an id: its process is told to end."""
 
 
 @dataclass
 class _Running:
     job: Job
     process: subprocess.Popen[bytes]
-    started: float
+    started: float  # by time.monotonic
     gpus: list[str]
-    stopped: bool = False  # told to end, because it is not wanted any more
+    was_told_to_end: bool = False
 
 
-class LocalPool:
-    """Runs jobs as subprocesses. ``cores`` and ``gpus`` are what may be used, by default all that this process may.
+class _PoolRun:
+    """One submission to a LocalPool while it runs."""
 
-    ``module`` is what each runs (`python -P -m module overrides`); ``code`` a folder that goes first on PYTHONPATH.
-    ``cpus_per_task`` overrides what the jobs ask for. After an interruption the children have ``grace_sec``.
-    """
+    def __init__(self, pool: LocalPool, request: Request) -> None:
+        self.pool, self.request = pool, request
+        self.waiting, self.running = list(request.jobs), list[_Running]()
+        self.deferred: set[str] = set()  # cells that another process was seen to run
+        self.endings: dict[str, tuple[State, str | None]] = {}
+        self.exit_codes: dict[str, int] = {}
+        self.num_signals = 0
 
-    def __init__(
-        self,
-        *,
-        cores: int | None = None,
-        cpus_per_task: int | None = None,
-        gpus: Sequence[str] | None = None,
-        module: str = "dlm.launch",
-        grace_sec: float = 120.0,
-        poll_sec: float = 0.1,
-    ) -> None:
-        self.cores = cores or len(os.sched_getaffinity(0))
-        self.cpus_per_task = cpus_per_task
-        self.gpus = list(gpus) if gpus is not None else None  # looked for when a job wants one
-        self.module = module
-        self.grace_sec = grace_sec
-        self.poll_sec = poll_sec
-        self._running: list[_Running] = []
-        self._deferred: set[str] = set()
-        self._facts: dict[str, str] = {}
-        self._signals = 0
-
-    def run(
-        self,
-        jobs: Sequence[Job],
-        *,
-        code: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-        wanted: Callable[[Job], bool] = lambda job: True,
-        on_event: Callable[[Event], None] = lambda event: None,
-        on_tick: Callable[[], None] = lambda: None,
-    ) -> PoolResult:
-        """Run all jobs and wait; ``environment`` is added to ours.
-
-        A job that is not ``wanted`` any more is not started, and ended with SIGTERM when it runs.
-
-        Raises UserError, before anything starts, for a job that cannot fit.
-        """
-        for job in jobs:
-            self._check_fits(job)
-        waiting, codes = list(jobs), dict[str, int]()
-        self._facts = dict(environment or {})
+    def to_its_end(self) -> Submission:
+        """Start the jobs as room allows until all have ended, or a signal comes."""
         with self._owning_signals():
             try:
-                while (waiting or self._running) and not self._signals:
-                    self._start_what_fits(waiting, code, wanted, on_event)
-                    self._end_unwanted(wanted)
-                    self._reap(codes, waiting, on_event)
-                    on_tick()
-                    time.sleep(self.poll_sec)
+                while (self.waiting or self.running) and not self.num_signals:
+                    self._start_what_fits()
+                    self._end_cancelled()
+                    self._reap()
+                    self.request.on_tick()
+                    time.sleep(self.pool.poll_sec)
             finally:
-                self._stop(codes, on_event)
-            return PoolResult(exit_codes=codes, interrupted=self._signals > 0)
+                self._stop()
+        return Submission(
+            submitted=tuple(job.name for job in self.request.jobs),
+            endings=self.endings,
+            exit_codes=self.exit_codes,
+            interrupted=self.num_signals > 0,
+        )
 
-    def cpus(self, job: Job) -> int:
-        """Cores that a job occupies."""
-        return (self.cpus_per_task or job.resources.cpus_per_task) * job.resources.tasks_per_node
-
-    def _check_fits(self, job: Job) -> None:
-        need = job.resources
-        if need.nodes > 1:
-            raise UserError(f"{job.name} needs {need.nodes} nodes: run it through SLURM (LAUNCHER=submitit_slurm)")
-        if need.gpus_per_node and self.gpus is None:
-            self.gpus = visible_gpus()
-        if self.gpus is not None and need.gpus_per_node > len(self.gpus):
-            raise UserError(
-                f"{job.name} needs {need.gpus_per_node} GPUs and this machine offers {len(self.gpus)}: "
-                "use a cluster (LAUNCHER=submitit_slurm) or trainer=cpu"
-            )
-
-    def _free_gpus(self) -> list[str]:
-        taken = {gpu for running in self._running for gpu in running.gpus}
-        return [gpu for gpu in self.gpus or [] if gpu not in taken]
-
-    def _fits(self, job: Job) -> bool:
-        """Whether there is room now; a job larger than the machine runs alone."""
-        if not self._running:
-            return True
-        used = sum(self.cpus(running.job) for running in self._running)
-        return used + self.cpus(job) <= self.cores and job.resources.gpus_per_node <= len(self._free_gpus())
-
-    def _start_what_fits(
-        self,
-        waiting: list[Job],
-        code: Path | None,
-        wanted: Callable[[Job], bool],
-        on_event: Callable[[Event], None],
-    ) -> None:
-        """Start jobs in order while there is room; one that runs elsewhere is looked at again later."""
-        for job in list(waiting):
+    def _start_what_fits(self) -> None:
+        """Start jobs in order while there is room. A cell that another process runs is looked at again later."""
+        for job in list(self.waiting):
             if not self._fits(job):
                 return
-            if not wanted(job):
-                waiting.remove(job)
-                on_event(Event(kind="skipped", job=job))
-            elif live_holder(job.run_dir) is not None:
-                self._defer(job, on_event)
-            elif job.name in self._deferred and read_result(job.run_dir) is not None:
-                waiting.remove(job)  # whoever ran it has finished it
-                on_event(Event(kind="skipped", job=job))
-            else:
-                waiting.remove(job)
-                self._running.append(self._start(job, code))
-                on_event(Event(kind="started", job=job, pid=self._running[-1].process.pid))
+            if live_holder(job.run_dir) is not None and not self._is_cancelled(job):
+                self._defer(job)
+                continue
+            self.waiting.remove(job)
+            is_done = job.name in self.deferred and read_result(job.run_dir) is not None
+            if is_done or self._is_cancelled(job):
+                self.request.on_event(Event(kind="skipped", job=job))
+                continue
+            self.running.append(self._start(job))
+            self.request.on_event(Event(kind="started", job=job, pid=self.running[-1].process.pid))
 
-    def _end_unwanted(self, wanted: Callable[[Job], bool]) -> None:
-        for running in self._running:
-            if not running.stopped and not wanted(running.job):
+    def _fits(self, job: Job) -> bool:
+        """Whether there is room now. A job that wants more cores than the machine has runs alone."""
+        if not self.running:
+            return True
+        used = sum(_num_cores(running.job) for running in self.running)
+        return used + _num_cores(job) <= self.pool.cores and job.resources.gpus_per_node <= len(self._free_gpus())
+
+    def _free_gpus(self) -> list[str]:
+        taken = {gpu for running in self.running for gpu in running.gpus}
+        return [gpu for gpu in self.pool.gpus or () if gpu not in taken]
+
+    def _is_cancelled(self, job: Job) -> bool:
+        return job.name in self.request.ledger.cancelled_now()
+
+    def _end_cancelled(self) -> None:
+        for running in self.running:
+            if not running.was_told_to_end and self._is_cancelled(running.job):
                 running.process.terminate()
-                running.stopped = True
+                running.was_told_to_end = True
 
-    def _defer(self, job: Job, on_event: Callable[[Event], None]) -> None:
-        if job.name not in self._deferred:
-            self._deferred.add(job.name)
-            on_event(Event(kind="deferred", job=job))
+    def _defer(self, job: Job) -> None:
+        if job.name not in self.deferred:
+            self.deferred.add(job.name)
+            self.request.on_event(Event(kind="deferred", job=job))
 
-    def _start(self, job: Job, code: Path | None) -> _Running:
+    def _start(self, job: Job) -> _Running:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         gpus = self._free_gpus()[: job.resources.gpus_per_node]
-        command = [sys.executable, "-P", "-m", self.module, *job.overrides]
-        # Ctrl-C reaches the whole group: with SIGINT blocked (a child inherits that) only the parent acts on it.
+        # Ctrl-C reaches the whole process group. A child inherits that SIGINT is blocked, so only the parent reacts.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with open(job.run_dir / LOG, "ab") as log:
                 process = subprocess.Popen(
-                    command,
+                    [sys.executable, "-P", "-m", self.pool.module, *job.overrides],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._environment(job, code, gpus),
+                    env=self._environment(job, gpus),
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _Running(job=job, process=process, started=time.monotonic(), gpus=gpus)
 
-    def _environment(self, job: Job, code: Path | None, gpus: list[str]) -> dict[str, str]:
-        threads = str(self.cpus_per_task or job.resources.cpus_per_task)
-        path = [str(code or PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, threads)}
-        environment["PYTHONPATH"] = os.pathsep.join(path)
-        if code is not None:
-            environment.pop("DLM_CONFIGS", None)  # the snapshot's configs count
-        environment |= self._facts
+    def _environment(self, job: Job, gpus: list[str]) -> dict[str, str]:
+        path = [str(self.request.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            **dict.fromkeys(THREAD_VARIABLES, str(job.resources.cpus_per_task)),
+            "PYTHONPATH": os.pathsep.join(path),
+            **self.request.environment,
+            "DLM_SUBMISSION": self.request.submission,
+        }
+        environment.pop("DLM_CONFIGS", None)  # the configs of the snapshot count
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return environment
 
-    def _reap(
-        self,
-        codes: dict[str, int],
-        waiting: list[Job] | None,
-        on_event: Callable[[Event], None],
-    ) -> None:
-        """Take note of the children that ended; ``waiting`` is None when nothing may be started again."""
-        for running in list(self._running):
-            exit_code = running.process.poll()
+    def _reap(self, *, may_wait: bool = True) -> None:
+        """Record the children that have ended; ``may_wait``: whether a job may go back to those that wait."""
+        for running in list(self.running):
+            exit_code, job = running.process.poll(), running.job
             if exit_code is None:
                 continue
-            self._running.remove(running)
-            job = running.job
-            if waiting is not None and exit_code in HELD and live_holder(job.run_dir):
-                waiting.append(job)  # another process took the lease between our look and the child's
-                self._defer(job, on_event)
+            self.running.remove(running)
+            if may_wait and exit_code in HELD and live_holder(job.run_dir):
+                self.waiting.append(job)  # another process took the lease between our look and the child's
+                self._defer(job)
                 continue
-            codes[job.name] = exit_code
+            state, reason = local_ending(job, exit_code, steps=self.request.steps.get(job.name))
+            self.exit_codes[job.name], self.endings[job.name] = exit_code, (state, reason)
+            self.request.ledger.ended(job.name, state=state, exit_code=exit_code, reason=reason)
             wall_sec = time.monotonic() - running.started
-            on_event(Event(kind="ended", job=job, exit_code=exit_code, wall_sec=wall_sec))
+            self.request.on_event(Event(kind="ended", job=job, exit_code=exit_code, wall_sec=wall_sec))
 
-    def _stop(self, codes: dict[str, int], on_event: Callable[[Event], None]) -> None:
-        """End what still runs: SIGTERM, a grace, SIGKILL. A second signal to the parent ends the grace."""
-        for running in self._running:
+    def _stop(self) -> None:
+        """End what still runs: SIGTERM, then SIGKILL after the grace, or at once at a second signal to the parent."""
+        for running in self.running:
             running.process.terminate()
-        deadline, signals = time.monotonic() + self.grace_sec, self._signals
-        while self._running and time.monotonic() < deadline and self._signals == signals:
-            self._reap(codes, None, on_event)
-            time.sleep(self.poll_sec)
-        for running in self._running:
+        deadline, num_signals = time.monotonic() + self.pool.grace_sec, self.num_signals
+        while self.running and time.monotonic() < deadline and self.num_signals == num_signals:
+            self._reap(may_wait=False)
+            time.sleep(self.pool.poll_sec)
+        for running in self.running:
             running.process.kill()
             running.process.wait()
-        self._reap(codes, None, on_event)
+        self._reap(may_wait=False)
 
     @contextlib.contextmanager
     def _owning_signals(self) -> Iterator[None]:
-        """Count SIGINT and SIGTERM instead of dying of them (only the main thread may install handlers)."""
+        """Count SIGINT and SIGTERM instead of dying of them. Only the main thread can do so."""
 
         def count(number: int, frame: FrameType | None) -> None:
-            self._signals += 1
+            self.num_signals += 1
 
-        self._signals = 0
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -267,17 +246,15 @@ class LocalPool:
                 signal.signal(number, handler)
 
 
+def _num_cores(job: Job) -> int:
+    return job.resources.cpus_per_task * job.resources.tasks_per_node
+
+
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists, else none."""
+    """The GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu.strip() for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):  # no driver: no GPUs
+        return subprocess.check_output(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], text=True).split()
+    except (OSError, subprocess.CalledProcessError):  # no driver, so no GPUs
         return []
-    return done.stdout.split()

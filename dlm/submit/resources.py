@@ -14,36 +14,28 @@ if TYPE_CHECKING:
     from dlm.plan.cells import Cell
 
 
-HOST_GIB = {False: 2, True: 8}  # memory of one process on the host: Python, torch, the loader; on a GPU CUDA's too
+HOST_GIB = {False: 2, True: 8}  # host memory of a process without and with a GPU: Python, torch, the loader, CUDA
+DEFAULTS = SlurmSettings()
 
 
-def trainer_overrides(resources: Resources, group: str) -> tuple[str, ...]:
-    """The trainer that fits what a job is given; ``group`` is the cell's own, which stands unless it is cpu."""
-    nodes, gpus = resources.nodes, resources.gpus_per_node
-    if not gpus:
-        several = resources.tasks_per_node * nodes > 1
-        return (f"trainer.devices={resources.tasks_per_node}", f"trainer.num_nodes={nodes}") if several else ()
-    fitting = "multi_node" if nodes > 1 else "multi_gpu" if gpus > 1 else "single_gpu"
-    chosen = (f"trainer={fitting}",) if group == "cpu" else ()
-    return (*chosen, f"trainer.devices={gpus}", f"trainer.num_nodes={nodes}")
+def cell_resources(cell: Cell, settings: SlurmSettings = DEFAULTS, *, max_time_min: int | None = None) -> Resources:
+    """What the job of a planned cell asks for.
 
+    Args:
+        cell: Its estimate counts where the launcher's keys leave a value open.
+        settings: The launcher's keys.
+        max_time_min: The longest time limit that the cluster allows. A cell that needs more goes on in another job.
 
-def cell_resources(
-    cell: Cell, settings: SlurmSettings | None = None, *, cpus_per_task: int = 1, max_time_min: int | None = None
-) -> Resources:
-    """What a planned cell needs: the launcher's keys where they are set, else the plan's estimate.
-
-    A cell that needs longer than ``max_time_min``, the partition's limit, goes on in another job. Raises UserError for
-    a hydra.launcher.timeout_min above it.
+    Raises:
+        UserError: hydra.launcher.timeout_min is above ``max_time_min``.
     """
-    settings = settings or SlurmSettings()
     gpus = settings.gpus_per_node if settings.gpus_per_node is not None else cell.estimate.gpus_per_node
     tasks = settings.tasks_per_node or gpus or cell.overrides.get("trainer.devices") or 1
     return Resources(
         nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.estimate.nodes,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
-        cpus_per_task=settings.cpus_per_task or cpus_per_task,
+        cpus_per_task=settings.cpus_per_task or 1,
         mem_gib=settings.mem_gb or host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0),
         time_min=_time_limit(settings, time_limit_min(cell.estimate.hours), max_time_min),
     )
@@ -60,10 +52,10 @@ def _time_limit(settings: SlurmSettings, planned: int | None, allowed: int | Non
 
 
 def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
-    """Host memory of a node, on a coarse grid so that arrays are few: what its processes are, and hold.
+    """The host memory that the processes of a cell need on a node, in GiB; None where the plan has no estimate.
 
-    On a CPU that is all of training; beside GPUs one process gathers the state for a checkpoint, and keeps a copy of it
-    while that is written. None where the plan has no estimate.
+    On a CPU all of training is in the host's memory. Beside GPUs one process gathers the state for a checkpoint, and
+    keeps a copy of it while the checkpoint is written. The values lie on a coarse grid, so that cells share arrays.
     """
     if cell.estimate.memory_gib is None:
         return None
@@ -74,7 +66,7 @@ def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
 
 
 def time_limit_min(hours: float | None) -> int | None:
-    """A time limit from an estimate: half as much again and ten minutes, on a coarse grid so that arrays are few."""
+    """A time limit for an estimate: 1.5 times as long plus ten minutes, on a coarse grid so that cells share arrays."""
     if hours is None:
         return None
     needed = hours * 60 * 1.5 + 10
@@ -82,23 +74,29 @@ def time_limit_min(hours: float | None) -> int | None:
 
 
 def num_devices(resources: Resources) -> int:
+    """The number of processes, each with its own device, that train a cell together."""
     return max(resources.gpus_per_node, resources.tasks_per_node) * resources.nodes
 
 
 def dividing_micro_batch(cell: Cell, resources: Resources, *, at_most: int) -> int | None:
-    """The largest micro-batch up to ``at_most`` that divides the share of a device; None when there is none."""
+    """The largest micro-batch up to ``at_most`` that divides the sequences of a device; None when there is none."""
     share = cell.global_batch_size // num_devices(resources)
     return max((size for size in range(1, at_most + 1) if share % size == 0), default=None)
 
 
 def smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) -> int | None:
-    """Half the micro-batch, the global batch kept; None when it is one sequence already."""
-    devices = num_devices(resources)
+    """Half the micro-batch, with the same global batch; None when the last one was a single sequence.
+
+    Args:
+        cell: The cell that ran out of memory.
+        resources: What its next job asks for.
+        before: The micro-batch of its last job, in sequences; None for the one that training chooses by itself.
+    """
     if before is None:
         before, _ = accumulation(
             batch_size=cell.global_batch_size,
             micro_batch_size=cell.overrides.get("data.micro_batch_size"),
-            world_size=devices,
+            world_size=num_devices(resources),
             num_params=cell.num_params,
         )
     return dividing_micro_batch(cell, resources, at_most=before // 2)

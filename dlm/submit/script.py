@@ -1,6 +1,6 @@
-"""sbatch: jobs -> job arrays and the batch scripts of them. Called by the submission core.
+"""Group jobs into job arrays, and write the batch script of each.
 
-One array for each resource class; a script that a person can read, change and submit by hand.
+Jobs that need the same resources share an array. A person can read a script, change it and submit it by hand.
 """
 
 from __future__ import annotations
@@ -9,42 +9,51 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
 from dlm.core.files import write_atomic
+from dlm.submit.cluster import Request
 from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
+
+LONGEST_DELAY_S = 65535  # that sbatch --signal takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Array:
-    """Jobs of one resource class that go to SLURM in one sbatch; job i is task i."""
+    """Jobs with equal resources that one sbatch submits; job i is task i."""
 
     submission: str
-    resources: Resources
     jobs: tuple[Job, ...]
+
+    @property
+    def resources(self) -> Resources:
+        """What each of its jobs needs."""
+        return self.jobs[0].resources
 
 
 def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array]:
-    """The jobs by resource class, in order, at most ``max_size`` to an array."""
+    """Group jobs by their resources, in order, with at most ``max_size`` jobs in an array."""
     classes: dict[Resources, list[Job]] = {}
     for job in jobs:
         classes.setdefault(job.resources, []).append(job)
-    pieces = [
-        (resources, tuple(members[start : start + max_size]))
-        for resources, members in classes.items()
-        for start in range(0, len(members), max_size)
-    ]
-    return [
-        Array(submission=f"{submission}-{number}", resources=resources, jobs=members)
-        for number, (resources, members) in enumerate(pieces)
-    ]
+    found: list[Array] = []
+    for members in classes.values():
+        for start in range(0, len(members), max_size):
+            piece = tuple(members[start : start + max_size])
+            found.append(Array(submission=f"{submission}-{len(found)}", jobs=piece))
+    return found
 
 
 def job_line(job: Job) -> str:
-    """One line of the jobs file: the run directory and the overrides, quoted for a shell."""
+    """One line of the jobs file: the run directory and the overrides, quoted for a shell.
+
+    Raises:
+        UserError: An override contains a line break.
+    """
     words = (str(job.run_dir.absolute()), *job.overrides)
     for word in words:
         if "\n" in word or "\0" in word:
@@ -52,10 +61,10 @@ def job_line(job: Job) -> str:
     return shlex.join(words)
 
 
-# SLURM itself requeues what it preempts without grace. A cancelled job is no longer RUNNING, and must not come back.
+# SLURM itself requeues a job that it preempts without grace. A cancelled job is not RUNNING any more: it stays away.
 REQUEUE = (
-    "# To be continued: it was told to stop, and did with a checkpoint, or another process still runs the cell.",
-    "# By array and task: one task of every array has the array's own id, which stands for all of them.",
+    "# The cell is to be continued: it was told to stop and wrote a checkpoint, or another process still runs it.",
+    "# Array and task together name the task: one task of each array has the id of the array, which means all tasks.",
     'task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
     f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then',
     '    scontrol requeue "$task"',
@@ -63,13 +72,9 @@ REQUEUE = (
 )
 
 
-def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> str:
-    """The text of a batch script that a person can read, change and submit by hand.
-
-    ``code`` is the snapshot that the jobs import; ``folder``, the sweep's ledger, holds the jobs file and gets the
-    logs; ``facts`` go into the environment.
-    """
-    title = folder.absolute().parent.name
+def sbatch_script(array: Array, settings: SlurmSettings, request: Request) -> str:
+    """The text of the batch script of an array, one of those of a request."""
+    folder, title = request.ledger.folder.absolute(), request.ledger.title
     threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
     jobs_file = shlex.quote(str(jobs_path(folder, array)))
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
@@ -82,10 +87,10 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         "",
         "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
-        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(request.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export DLM_SUBMISSION={array.submission}",
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
-        *(f"export {name}={shlex.quote(value)}" for name, value in facts.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in request.environment.items()),
         *threads,
         *settings.setup,
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
@@ -99,59 +104,57 @@ def sbatch_script(array: Array, *, settings: SlurmSettings, code: Path, folder: 
         f'        --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
         f'        {python} dlm.launch "$@" || code=$?',
         f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
-        "    code=0  # it said why",
+        "    code=0  # admit has printed why",
         "fi",
         *(REQUEUE if settings.requeue else ()),
-        'exit "$code"  # SLURM is told the truth: the code of the cell is the code of the task',
+        'exit "$code"  # the exit code of the task is that of the cell',
     ]
     return "\n".join(lines) + "\n"
 
 
 def jobs_path(folder: Path, array: Array) -> Path:
     """The file with one line per task."""
-    return folder.absolute() / f"{array.submission}.jobs"
+    return folder / f"{array.submission}.jobs"
 
 
-def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> Iterator[str]:
+def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> list[str]:
+    """The options of sbatch."""
     need = array.resources
-    yield f"--job-name={_word(job_name(title, array.submission))}"
-    yield f"--array=0-{len(array.jobs) - 1}%{settings.array_parallelism}"
-    yield f"--output={_word(str(folder.absolute()))}/slurm-%A_%a.txt"
-    yield "--open-mode=append"
-    comment = " ".join(filter(None, (settings.comment, f"dlm {array.submission}")))
-    yield f"--comment={_word(comment)}"
-    yield f"--nodes={need.nodes}"
-    yield f"--ntasks-per-node={need.tasks_per_node}"
-    yield f"--cpus-per-task={need.cpus_per_task}"
-    if settings.gres is None and need.gpus_per_node:
-        yield f"--gpus-per-node={need.gpus_per_node}"
-    if need.mem_gib is not None:
-        yield f"--mem={need.mem_gib}G"
-    if need.time_min is not None:
-        yield f"--time={need.time_min}"
-    for key in ("partition", "account", "qos", "constraint", "exclude", "gres"):
-        if getattr(settings, key) is not None:
-            yield f"--{key}={_word(str(getattr(settings, key)))}"
-    # Not B: (the batch shell alone): the cell needs the signal. A short job has more time left than it uses up.
     limit_s = math.inf if need.time_min is None else need.time_min * 60
-    if settings.signal_delay_s:
-        yield f"--signal=USR1@{min(settings.signal_delay_s, int(min(limit_s / 4, 65535)))}"
-    yield "--requeue" if settings.requeue else "--no-requeue"
-    for key, value in settings.additional_parameters.items():
-        yield f"--{key}" if value is True or value is None else f"--{key}={_word(str(value))}"
+    delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # a short job must not only stop
+    values: dict[str, Any] = {  # None leaves an option out, True stands for one without a value
+        "job-name": job_name(title, array.submission),
+        "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
+        "output": f"{folder}/slurm-%A_%a.txt",
+        "open-mode": "append",
+        "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
+        "nodes": need.nodes,
+        "ntasks-per-node": need.tasks_per_node,
+        "cpus-per-task": need.cpus_per_task,
+        "gpus-per-node": need.gpus_per_node if need.gpus_per_node and settings.gres is None else None,
+        "mem": None if need.mem_gib is None else f"{need.mem_gib}G",
+        "time": need.time_min,
+        **{key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint", "exclude", "gres")},
+        "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal the batch shell alone
+        "requeue" if settings.requeue else "no-requeue": True,
+        **{key: True if value is None else value for key, value in settings.additional_parameters.items()},
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return [f"--{name}" if value is True else f"--{name}={_word(str(value))}" for name, value in given.items()]
 
 
 def _word(text: str) -> str:
-    """``text`` as one word of an #SBATCH line, whose quoting is double quotes and backslashes."""
+    """``text`` as one word of an #SBATCH line, which is quoted with double quotes and backslashes."""
     if re.fullmatch(r"[\w@%+=:,./&|*\[\]-]+", text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def write_script(array: Array, *, settings: SlurmSettings, code: Path, folder: Path, facts: Mapping[str, str]) -> Path:
-    """Write the jobs file and the batch script of an array; the script's path."""
+def write_script(array: Array, settings: SlurmSettings, request: Request) -> Path:
+    """Write the jobs file and the batch script of an array; returns the path of the script."""
+    folder = request.ledger.folder.absolute()
     write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
-    script = folder.absolute() / f"{array.submission}.sbatch"
-    write_atomic(script, sbatch_script(array, settings=settings, code=code, folder=folder, facts=facts))
+    script = folder / f"{array.submission}.sbatch"
+    write_atomic(script, sbatch_script(array, settings, request))
     return script

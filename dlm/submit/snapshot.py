@@ -1,6 +1,6 @@
-"""snapshot: dlm/ and configs/ -> workdir/<sweep>/code/<hash>/. Called by submit; what submitted jobs run.
+"""Copy dlm/ and configs/ to workdir/<sweep>/code/<hash>/, where submitted jobs import them.
 
-Hydra composes again where a job runs, so without a copy an edit made after submission would change the run.
+Hydra composes the config of a job when the job runs: without a copy, an edit after the submission would change the run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from dlm.core.errors import UserError
@@ -22,17 +21,25 @@ _LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 def snapshot_code(
     sweep_dir: Path, *, package: Path = PACKAGE, configs: Path | None = None, origin: Origin | None = None
 ) -> Path:
-    """Copy dlm/ and configs/ once per content; the folder that goes first on PYTHONPATH.
+    """Copy the code, unless a copy with the same content exists.
 
-    Beside it, HASH.diff is what ``origin`` says of changes that no commit holds.
+    Args:
+        sweep_dir: The folder of the sweep.
+        package: The folder dlm/.
+        configs: The folder configs/; None for the one that dlm uses.
+        origin: Its changes that no commit holds are written to HASH.diff, beside the copy.
 
-    Raises UserError when the folder of that content no longer holds it.
+    Returns:
+        The folder that goes first on PYTHONPATH. Its name is a hash of its content.
+
+    Raises:
+        UserError: The copy with this name has been changed.
     """
     code = sweep_dir.absolute() / "code"
     code.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=code, prefix=".copying-"))
     try:
-        # An installed wheel keeps its configs and sweeps inside the package.
+        # An installed wheel has configs/ and sweeps/ inside the package.
         inside = shutil.ignore_patterns(*_LEFT_OUT, "configs", "sweeps")
         shutil.copytree(package, copy / "dlm", ignore=inside)
         shutil.copytree(configs or configs_dir(), copy / "configs", ignore=shutil.ignore_patterns(*_LEFT_OUT))
@@ -50,22 +57,17 @@ def snapshot_code(
 
 
 def content_hash_of(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of all files; what running leaves behind is not counted."""
+    """SHA-256 (hex) over the names and contents of all files, without the bytecode that running leaves behind."""
     whole = hashlib.sha256()
-    for path in _files(folder):
-        name = path.relative_to(folder).as_posix()
-        whole.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            name = path.relative_to(folder).as_posix()
+            whole.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
-            yield path
-
-
 def check_clean(origin: Origin | None) -> None:
-    """Raise UserError for code that no commit holds."""
+    """Raise UserError when the code differs from the last commit."""
     if origin is not None and origin.changed:
         more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
         raise UserError(

@@ -1,111 +1,161 @@
-"""Find out what became of every cell from the ledger, the run directories and SLURM."""
+"""Find out what became of every cell, from its run directory, the ledger and the cluster of its job."""
 
 from __future__ import annotations
 
 import dataclasses
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dlm.core.errors import ExitCode
 from dlm.core.lease import live_holder, server_time
 from dlm.record.outcomes import State, names_cause, state_of_exit
 from dlm.record.run import Status, finished, read_status, run_directory
-from dlm.submit.job import Job, job_name
+from dlm.submit.cluster import Answer, Cluster
+from dlm.submit.endings import exit_words, last_line
+from dlm.submit.job import JobState, job_name
 from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started, submitted_cells
-from dlm.submit.slurm import Answer, Slurm, TaskState, ended_state, live_state
+from dlm.submit.local import LocalPool
+from dlm.submit.slurm import Slurm
 
-GONE = "it was done, and its result.json is gone or not whole"
-
-
-KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+CLUSTERS: dict[str, Callable[[], Cluster]] = {LocalPool.name: LocalPool, Slurm.name: Slurm}  # as ledgers name them
 
 
-CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (tried, SLURM 22.05)
+def cells_now(
+    cells: Sequence[tuple[str, int | None]], sweep_dir: Path, *, repair: bool = False
+) -> tuple[dict[str, CellNow], list[str]]:
+    """Look at every cell once, and ask the clusters once about the jobs of those that are not done.
+
+    Args:
+        cells: Pairs of a cell id and its planned last step; None accepts a result of any step.
+        sweep_dir: The folder of the sweep.
+        repair: Write into the ledger what became of interrupted submissions, and release jobs that the cluster holds
+            back. Only for a process that keeps other submissions out (``submitting``).
+
+    Returns:
+        The cells by id, and a warning for each question that a cluster did not answer.
+    """
+    now = {}
+    for name, steps in cells:
+        run_dir = run_directory(sweep_dir, name)
+        result = finished(run_dir, name, steps)
+        if result is not None:
+            now[name] = CellNow(state=State.DONE, status=read_status(run_dir), result=result)
+    left = {name: steps for name, steps in cells if name not in now}
+    records, answers = _reconciled(sweep_dir, list(left), repair=repair)
+    clock = server_time(sweep_dir)
+    for name, steps in left.items():
+        record = records.get(name, CellRecord())
+        answer = answers.get(record.cluster, Answer())
+        now[name] = cell_now(
+            run_directory(sweep_dir, name),
+            steps=steps,
+            record=record,
+            job=answer.states.get(record.job_id or ""),
+            is_silent=answer.silent,
+            clock=clock,
+        )
+    warnings = [warning for answer in answers.values() for warning in answer.warnings]
+    return {name: now[name] for name, _ in cells}, warnings
 
 
 def cell_now(
     run_dir: Path,
     *,
+    steps: int | None = None,
     record: CellRecord | None = None,
-    task: TaskState | None = None,
-    slurm_silent: bool = False,
-    now: float | None = None,
+    job: JobState | None = None,
+    is_silent: bool = False,
+    clock: float | None = None,
 ) -> CellNow:
-    """The one state of a cell that is not done. ``task`` is what SLURM says of its latest job.
+    """Conclude the state of a cell that had no result when it was last looked at.
 
-    ``slurm_silent``: it did not answer.
+    A living process counts most, then a job in a queue, then the last word of whoever ran the cell.
 
-    ``now`` is the sweep's files.server_time.
+    Args:
+        run_dir: The cell's run directory.
+        steps: The planned last step.
+        record: What the ledger says of the cell.
+        job: What its cluster says of its latest job.
+        is_silent: Whether the cluster did not answer.
+        clock: The ``server_time`` of the sweep.
     """
-    status, before = read_status(run_dir), record.before if record is not None else None
-    holder = live_holder(run_dir, now=now)
+    record = record or CellRecord()
+    holder = live_holder(run_dir, now=clock)
+    status = read_status(run_dir)  # after the lease, because a process writes its last word before it gives that up
     if holder is not None:
-        reason = f"process {holder['pid']} on {holder['host']}"
-        return CellNow(state=State.RUNNING, reason=reason, status=status, before=before)
-    live = live_state(task)
-    if live is not None and task is not None:
-        return CellNow(state=live, reason=f"SLURM says {task}", status=status, before=before)
-    state, said = _last_word(run_dir, record or CellRecord(), status, task, slurm_silent)
-    return CellNow(state=state, reason=said, status=status, before=before)
+        now = CellNow(state=State.RUNNING, reason=f"process {holder['pid']} on {holder['host']}")
+    elif job is not None and job.is_live:
+        now = CellNow(state=job.state, reason=job.words)
+    else:
+        now = _last_word(run_dir, record, status, job, is_silent)
+    if now.state is State.DONE:
+        now = _checked(run_dir, steps)
+    return dataclasses.replace(now, status=status, record=record, job=job, is_silent=is_silent)
+
+
+def _checked(run_dir: Path, steps: int | None) -> CellNow:
+    """A cell whose last word is that it is done, which it may have become since its result was looked for."""
+    result = finished(run_dir, run_dir.name, steps)
+    if result is None:
+        return CellNow(state=State.LOST, reason="it was done, but its result.json is missing or incomplete")
+    return CellNow(state=State.DONE, result=result)
 
 
 def _last_word(
-    run_dir: Path, record: CellRecord, status: Status | None, task: TaskState | None, slurm_silent: bool
-) -> tuple[State, str | None]:
-    """(state, reason) of a cell that nobody is running."""
+    run_dir: Path, record: CellRecord, status: Status | None, job: JobState | None, is_silent: bool
+) -> CellNow:
+    """A cell that no process runs and no queue holds."""
     if record.cancelled is not None:
-        return State.CANCELLED, record.cancelled
-    if record.unconfirmed and slurm_silent:
-        return State.SUBMITTED, f"submission {record.submission} was cut off, and SLURM does not answer"
+        return CellNow(state=State.CANCELLED, reason=record.cancelled)
+    if record.unconfirmed and is_silent:
+        reason = f"submission {record.submission} was cut off, and the scheduler does not answer"
+        return CellNow(state=State.SUBMITTED, reason=reason)
     if record.job_id is not None:
         if status is not None and status.submission is None and _is_newer(run_dir, record.job_id):
-            return _own_word(status)  # run by hand since
+            return _own_word(status)  # somebody ran the cell by hand after the job
         own = status if status is not None and status.submission == record.submission else None
-        refused = None if own is not None or task is None else not_started(run_dir, record.submission)
-        if refused is not None:
-            return State.CANCELLED, refused
-        return _word_of_job(run_dir, record.job_id, own, task, slurm_silent)
+        return _word_of_job(run_dir, record, record.job_id, own, job, is_silent)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
-        if record.ending.state is State.DONE:
-            return State.LOST, GONE
-        return record.ending.state, record.ending.reason
+        return CellNow(state=record.ending.state, reason=record.ending.reason)
     return _own_word(status)
 
 
-def _own_word(status: Status | None) -> tuple[State, str | None]:
+def _own_word(status: Status | None) -> CellNow:
     if status is None:
-        return State.PLANNED, None
-    if status.state is State.DONE:
-        return State.LOST, GONE
-    if status.exit_code is None:
-        return State.LOST, f"its last word was {status.state} at step {status.step}, and no process holds it"
-    return status.state, status.reason
+        return CellNow(state=State.PLANNED)
+    if status.exit_code is None and status.state is not State.DONE:
+        reason = f"its last word was {status.state} at step {status.step}, and no process holds it"
+        return CellNow(state=State.LOST, reason=reason)
+    return CellNow(state=status.state, reason=status.reason)
 
 
 def _word_of_job(
-    run_dir: Path, job_id: str, own: Status | None, task: TaskState | None, slurm_silent: bool
-) -> tuple[State, str | None]:
-    """Of a job that has left the queue: its own last word (of this submission) where SLURM saw it end that way."""
-    if task is None and slurm_silent:
-        return State.SUBMITTED, f"job {job_id}; SLURM does not answer"
-    if own is not None and own.exit_code is not None and (task is None or _agree(own.exit_code, task)):
+    run_dir: Path, record: CellRecord, job_id: str, own: Status | None, job: JobState | None, is_silent: bool
+) -> CellNow:
+    """A cell whose job has left the queue.
+
+    Its own last word of this submission counts where the cluster saw the job end in that way.
+    """
+    refusal = not_started(run_dir, record.submission) if own is None and job is not None else None
+    if refusal is not None:
+        return CellNow(state=State.CANCELLED, reason=refusal)
+    if job is None and is_silent:
+        return CellNow(state=State.SUBMITTED, reason=f"job {job_id}; the scheduler does not answer")
+    if own is not None and own.exit_code is not None and (job is None or _agree(own.exit_code, job)):
         return _own_word(own)
-    if task is None:
-        return State.LOST, f"SLURM does not know job {job_id} any more"
-    if task.signal == CANNOT_START:
-        return State.LOST, (
-            f"job {job_id} could not start or could not write its log ({task}): do the nodes see the workdir?"
-        )
-    if task.word == "FAILED" and task.exit_code:
-        said = last_line(run_dir / "log.txt") if task.exit_code == ExitCode.BUG or names_cause(task.exit_code) else None
-        words = f"job {job_id} ended with {exit_words(task.exit_code)}"
-        return state_of_exit(task.exit_code), f"{words}: {said}" if said else words
-    return ended_state(task), f"SLURM says {task} of job {job_id}"
+    if job is None:
+        return CellNow(state=State.LOST, reason=f"the scheduler does not know job {job_id} any more")
+    if job.has_failed and job.exit_code:
+        is_ours = job.exit_code == ExitCode.BUG or names_cause(job.exit_code)
+        line = last_line(run_dir / "log.txt") if is_ours else None
+        words = f"job {job_id} {exit_words(job.exit_code)}"
+        return CellNow(state=state_of_exit(job.exit_code), reason=f"{words}: {line}" if line else words)
+    return CellNow(state=job.state, reason=f"job {job_id}: {job.words}", is_host_oom=job.is_host_oom)
 
 
 def _is_newer(run_dir: Path, job_id: str) -> bool:
-    """Whether the last word of a run was said after its job began, by the clock of the file server."""
+    """Whether a run wrote its last word after its job began, by the clock of the file server."""
     try:
         began = (run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt").stat().st_mtime
         return (run_dir / "status.json").stat().st_mtime > began
@@ -113,96 +163,48 @@ def _is_newer(run_dir: Path, job_id: str) -> bool:
         return False
 
 
-def _agree(exit_code: int, task: TaskState) -> bool:
-    """Whether a cell that said it ends with ``exit_code`` did. SLURM may have the code of another of its processes."""
-    failed = task.word == "FAILED" and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
-    if exit_code == ExitCode.BUG and names_cause(task.exit_code):
-        return False  # another process of it knew the cause
-    return failed or (task.exit_code == exit_code and not task.signal)
+def _agree(exit_code: int, job: JobState) -> bool:
+    """Whether a cell that wrote ``exit_code`` ended with it.
 
-
-def exit_words(exit_code: int) -> str:
-    """An exit code for a person: srun's is 128 and more when a signal ended a task, sacct's the signal alone."""
-    number = exit_code - 128 if exit_code > 128 else exit_code
-    if number in KILLERS:
-        return f"a process that {signal.Signals(number).name} ended"
-    return f"exit code {exit_code}"
-
-
-def local_ending(job: Job, exit_code: int, *, steps: int | None = None) -> tuple[State, str | None]:
-    """(state, reason) of a process that has just ended: its exit code reconciled with what it wrote."""
-    if exit_code == 0:
-        if finished(job.run_dir, job.name, steps) is not None:
-            return State.DONE, None
-        return State.FAILED, "it exited 0 without a result.json of the planned last step"
-    state, status = state_of_exit(exit_code), read_status(job.run_dir)
-    if exit_code < 0:
-        return state, f"killed by {signal.Signals(-exit_code).name}"
-    if status is not None and status.exit_code == exit_code and status.reason:
-        return state, status.reason
-    return state, last_line(job.run_dir / "log.txt") or f"exit code {exit_code}"
-
-
-def last_line(log: Path, limit: int = 300) -> str | None:
-    """The last line of a log that says anything; None when there is none."""
-    if not log.is_file():
-        return None
-    with open(log, "rb") as stream:
-        stream.seek(max(0, log.stat().st_size - 65536))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    said = [line for line in lines if line]
-    return said[-1][:limit] if said else None
-
-
-def cells_now(cells: Sequence[tuple[str, int | None]], sweep_dir: Path) -> tuple[dict[str, CellNow], list[str]]:
-    """Every cell (id, planned steps) as it is now, and warnings; SLURM is asked once, of what is not done."""
-    now = {}
-    for name, steps in cells:
-        run_dir = run_directory(sweep_dir, name)
-        result = finished(run_dir, name, steps)
-        if result is not None:
-            now[name] = CellNow(state=State.DONE, status=read_status(run_dir), result=result)
-    left = [name for name, _ in cells if name not in now]
-    records, answer, warnings = reconciled(sweep_dir, left)
-    clock = server_time(sweep_dir)
-    for name in left:
-        record = records.get(name)
-        task = answer.states.get(record.job_id) if record is not None and record.job_id else None
-        run_dir = run_directory(sweep_dir, name)
-        now[name] = cell_now(run_dir, record=record, task=task, slurm_silent=answer.silent, now=clock)
-    return {name: now[name] for name, _ in cells}, warnings
-
-
-def reconciled(
-    sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool = False
-) -> tuple[dict[str, CellRecord], Answer, list[str]]:
-    """(the ledger's records, SLURM's answer, warnings): a submission that was cut off is looked up by its name.
-
-    ``repair`` writes what was found into the ledger, and releases what a node failed to launch; only for who holds the
-    sweep's submission lease.
+    The cluster may report the code of another process of the cell.
     """
+    if exit_code == ExitCode.BUG and names_cause(job.exit_code):
+        return False  # another process of the cell knew the cause
+    both_failed = job.has_failed and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    return both_failed or job.exit_code == exit_code
+
+
+def _reconciled(
+    sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool
+) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
+    """The records of the ledger and the answers of the clusters, which interrupted submissions are looked up in."""
     ledger = Ledger(sweep_dir)
-    records = ledger.read()
+    records, answers = ledger.read(), dict[str, Answer]()
     mine = {name: records[name] for name in cell_ids if name in records}
-    cut_off = {record.submission for record in mine.values() if record.unconfirmed and record.submission}
-    title = sweep_dir.absolute().name
-    jobs = {record.job_id: job_name(title, str(record.submission)) for record in mine.values() if record.job_id}
-    answer = Slurm().states(jobs, names=[job_name(title, submission) for submission in cut_off])
+    for cluster in sorted({record.cluster for record in mine.values()}):
+        its = [record for record in mine.values() if record.cluster == cluster]
+        jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
+        cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
+        names = [job_name(ledger.title, submission) for submission in cut_off]
+        answers[cluster] = CLUSTERS[cluster]().states(jobs, names=names, release=repair)
+        for submission, name in zip(cut_off, names, strict=True):
+            found = _looked_up(ledger, submission, name, answers[cluster], repair=repair)
+            records |= {cell: dataclasses.replace(mine[cell], **found[cell]) for cell in found.keys() & mine.keys()}
+    return records, answers
+
+
+def _looked_up(
+    ledger: Ledger, submission: str, name: str, answer: Answer, *, repair: bool
+) -> dict[str, dict[str, Any]]:
+    """What the records of an interrupted submission lack, by cell: the job ids, or that the cluster never got it."""
+    cells = submitted_cells(ledger, submission)
+    if name in answer.arrays:
+        ids = {cell: f"{answer.arrays[name]}_{place}" for place, cell in enumerate(cells)}
+        if repair:
+            ledger.submitted(submission, ids)
+        return {cell: {"job_id": job_id} for cell, job_id in ids.items()}
+    if answer.silent:
+        return {}
     if repair:
-        held = [task for task in jobs if task in answer.states and answer.states[task].held_after_launch_failure]
-        Slurm().release(held)
-    for submission in sorted(cut_off):
-        array_id = answer.arrays.get(job_name(title, submission))
-        places = {name: place for place, name in enumerate(submitted_cells(ledger, submission))}
-        if array_id is not None:
-            ids = {name: f"{array_id}_{place}" for name, place in places.items()}
-            for name in ids.keys() & mine.keys():
-                records[name] = dataclasses.replace(records[name], job_id=ids[name])
-            if repair:
-                ledger.submitted(submission, ids)
-        elif not answer.silent:
-            for name in places.keys() & mine.keys():
-                records[name] = dataclasses.replace(records[name], submission=None)
-            if repair:
-                ledger.refused(submission, "it never reached sbatch")
-    return records, answer, list(answer.warnings)
+        ledger.refused(submission, "the scheduler never got it")
+    return {cell: {"submission": None} for cell in cells}

@@ -14,7 +14,7 @@ from dlm.plan import cost, grid
 from dlm.plan.store import write_plan
 from dlm.record.run import run_directory, write_result
 from dlm.submit import cells
-from dlm.submit.submission import Submission
+from dlm.submit.cluster import Submission
 
 
 @pytest.fixture

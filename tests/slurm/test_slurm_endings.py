@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import LONG, SHORT, Sweep, curve, wait_for
+from support.slurm_sweep import LONG, SHORT, Sweep, curve, wait_for
 
 from dlm.record.run import read_result, read_status
 
@@ -53,7 +53,7 @@ def test_a_cell_that_is_killed_goes_on_where_it_was_bit_for_bit(sweep, undisturb
     wait_for(sweep.trains)
     os.kill(pid_of(sweep), signal.SIGKILL)
     assert sweep.accounts()[0][0] == "FAILED"
-    assert sweep.cell["state"] == "failed" and "SIGKILL ended" in sweep.cell["reason"]
+    assert sweep.cell["state"] == "failed" and "lost a process to SIGKILL" in sweep.cell["reason"]
     assert sweep.submit(LONG).code == 0
     sweep.accounts()
     assert sweep.cell["state"] == "done" and sweep.cell["attempts"] == 2
@@ -95,7 +95,7 @@ def test_with_accounting_down_every_state_is_still_seen(sweep, cluster):
         assert sweep.cell["state"] == "running"
         os.kill(pid_of(sweep), signal.SIGKILL)
         wait_for(lambda: not sweep.queued())
-        assert sweep.cell["state"] == "failed" and "SIGKILL ended" in sweep.cell["reason"]
+        assert sweep.cell["state"] == "failed" and "lost a process to SIGKILL" in sweep.cell["reason"]
         assert "sacct failed" in sweep.command("dlm.cli", "status", sweep.folder).err
         bad = ["--override", "+trainer.nonsense=1"]
         assert "submitted 1 cells" in sweep.submit(LONG, more=bad).out
@@ -121,7 +121,7 @@ def test_a_workdir_that_the_nodes_do_not_see_is_found_through_slurm(sweep, clust
     assert "submitted 1 cells" in sweep.submit(SHORT).out
 
 
-def test_what_never_starts_says_why(sweep):
+def test_a_job_that_never_starts_says_why(sweep):
     assert sweep.submit(SHORT, launcher="nodes=1 additional_parameters={begin:now+1hour}").code == 0
     wait_for(lambda: "BeginTime" in sweep.cell["reason"], seconds=30, sleep=1)
     assert sweep.cell["state"] == "submitted"

@@ -1,13 +1,12 @@
 """Told to stop, a cell on a real SLURM goes on where it was: preempted, with and without grace, or out of time."""
 
-import contextlib
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from conftest import LONG, Sweep, curve, wait_for
+from support.slurm_sweep import LONG, Sweep, curve, wait_for
 
 from dlm.collect.wandb_file import read_wandb_run
 from dlm.record.run import read_result, read_status
@@ -46,32 +45,31 @@ def test_preempted_cells_go_on_where_they_were(cluster, command, stdlib_data, wo
         assert read_wandb_run(sweep.run_dir, attempts[0]) is not None
 
 
-def _listens(status: Path) -> bool:
-    """Whether a process is a cell that has begun to note SIGUSR1: torch is still to come.
+def _listens(pid: int) -> bool:
+    """Whether a process has begun to note SIGUSR1, before it imports torch.
 
-    Before, while Python itself starts, the signal ends it, and SLURM says FAILED.
+    Before that, while Python itself starts, the signal ends it, and SLURM says FAILED.
     """
     try:
-        words = (status.parent / "cmdline").read_bytes().split(b"\0")
-        if b"dlm.launch" not in words or b"python" not in words[0]:  # srun has it among its words too
-            return False
-        caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it ended just now
         return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
-def test_told_to_stop_while_it_starts_a_cell_loses_nothing(sweep, cluster):
+def test_a_cell_that_is_told_to_stop_while_it_starts_loses_nothing(sweep, cluster):
     """SIGUSR1 reaches the process while torch is being imported: before, that ended it."""
     assert sweep.submit("budgets=[2e10]").code == 0
     job = sweep.job_ids()[0]
-    wait_for(lambda: any(_listens(status) for status in Path("/proc").glob("[0-9]*/status")), sleep=0.02)
+    wait_for(lambda: any(_listens(pid) for pid in sweep.processes()), sleep=0.02)
     for _ in range(8):
         cluster("scancel", "--signal=USR1", f"{job}", check=False)
     assert sweep.accounts() == [("COMPLETED", "0:0")]
     assert sweep.cell["state"] == "done" and sweep.cell["attempts"] >= 2, sweep.log
 
 
+@pytest.mark.long  # SLURM counts time limits in minutes
 def test_cells_longer_than_the_time_limit_chain_until_they_are_done(sweep, cluster):
     """Two of one array: one of its tasks has the array's own job id, and must not requeue the other.
 
@@ -87,18 +85,6 @@ def test_cells_longer_than_the_time_limit_chain_until_they_are_done(sweep, clust
     assert all("RESTART_COUNT" in tried[-1]["slurm"] for tried in attempts)
 
 
-def rank_pid(rank: int) -> int:
-    """The process of that rank of the only cell that trains."""
-    wanted = (f"SLURM_PROCID={rank}".encode(), b"DLM_SUBMISSION=")
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            words = environ.read_bytes().split(b"\0")
-            command = environ.with_name("cmdline").read_bytes()
-            if all(any(word.startswith(want) for word in words) for want in wanted) and b"dlm.launch" in command:
-                return int(environ.parent.name)
-    raise AssertionError(f"no process is rank {rank}")
-
-
 def test_two_ranks_on_two_nodes_agree_to_stop_and_survive_the_loss_of_one(sweep, cluster, undisturbed):
     on_two = ("trainer.strategy=fsdp2",)
     more = [word for one in on_two for word in ("--override", one)]
@@ -109,7 +95,7 @@ def test_two_ranks_on_two_nodes_agree_to_stop_and_survive_the_loss_of_one(sweep,
     wait_for(lambda: read_status(sweep.run_dir).attempts == 2, seconds=120)
     wait_for(sweep.trains)
     assert read_status(sweep.run_dir).steps_redone == 0, sweep.log  # both wrote one checkpoint, and were requeued
-    os.kill(rank_pid(1), signal.SIGKILL)
+    os.kill(min(sweep.processes(SLURM_PROCID=1)), signal.SIGKILL)
     assert sweep.accounts()[0][0] == "FAILED"
     assert sweep.cell["state"] == "failed", sweep.cell
     assert sweep.submit(LONG, launcher="nodes=2", more=more).code == 0

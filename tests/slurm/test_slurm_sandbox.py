@@ -21,7 +21,7 @@ def test_two_sandboxes_side_by_side_and_no_trace(cluster):
     assert cluster("srun", "-N3", "-n3", "echo", "here").split() == ["here"] * 3
 
 
-def test_what_is_missing_is_one_line(tmp_path):
+def test_missing_packages_are_named_in_one_line(tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import sandbox; sandbox.PATH = {str(tmp_path)!r}; "
     done = subprocess.run([sys.executable, "-c", code + "sys.argv = ['sandbox', 'true']; sys.exit(sandbox.main())"],

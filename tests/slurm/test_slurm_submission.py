@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import LONG, SHORT, wait_for
+from support.slurm_sweep import LONG, SHORT, wait_for
 
 from dlm.core.files import read_jsonl
 from dlm.record.run import read_result
@@ -57,7 +57,7 @@ def test_mixed_resource_classes_become_arrays_and_a_cell_spans_two_nodes_by_fsdp
         ]
     ]
     slurm = Slurm(SlurmSettings(allow_dirty=True))
-    with submitting(slurm, workdir / "mixed", [job.name for job in jobs]):
+    with submitting(slurm, workdir / "mixed"):
         done = submit_jobs(jobs, cluster=slurm, sweep_dir=workdir / "mixed")
     assert len({job_id.split("_")[0] for job_id in done.job_ids.values()}) == 3
     arrays = ",".join(job_id.split("_")[0] for job_id in done.job_ids.values())
@@ -77,7 +77,7 @@ def test_multirun_through_the_launcher_waits_or_does_not(cluster, command, stdli
     waited = command("dlm.launch", *words, "optimizer.lr=1e-3,2e-3")
     assert waited.code == 0 and "submitted 2 jobs" in waited.err, waited.err
     assert [read_result(run).step for run in (workdir / "adhoc/runs").glob("mdm-*")] == [40, 40]
-    wrong = command("dlm.launch", *words, "+trainer.nonsense=1")
+    wrong = command("dlm.launch", *words, "trainer.strategy=nonsense")
     assert wrong.code == 2 and "failed with exit code 2" in wrong.err
     at_once = command("dlm.launch", *words, "optimizer.lr=3e-3", "hydra.launcher.wait=false")
     assert (

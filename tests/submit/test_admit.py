@@ -4,22 +4,20 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.stub_cell import result, status
+from support.submissions import write_submitted
 
-from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
+from dlm.core.errors import NOTHING_TO_DO, ExitCode
 from dlm.core.lease import Lease
 from dlm.core.paths import PACKAGE
 from dlm.record.outcomes import State
 from dlm.record.run import gpu_hours_used, write_result, write_status
 from dlm.submit.admit import admit
+from dlm.submit.job import JobState
 from dlm.submit.ledger import Ledger, write_max_gpu_hours
-from dlm.submit.slurm import TaskState
 from dlm.submit.state import cell_now
-from dlm.submit.table import find_run, logs_of
 
 
 @pytest.fixture
@@ -48,26 +46,18 @@ def test_a_cell_that_is_done_is_not_run_again(run_dir, capsys):
     assert admit(run_dir, submission=None) == NOTHING_TO_DO and "is done" in capsys.readouterr().out
 
 
-def submitted(sweep_dir, name: str, submission: str, job_id: str) -> None:
-    """What the ledger has of a cell that SLURM took."""
-    ledger = Ledger(sweep_dir)
-    job = SimpleNamespace(name=name, micro_batch=None)
-    ledger.intent(submission, cluster="slurm", jobs=[job], code=Path("ab"), was={})
-    ledger.submitted(submission, {name: job_id})
-
-
 def test_a_sweep_that_has_used_its_gpu_hours_starts_no_more(run_dir, monkeypatch):
     other, sweep_dir = run_dir.with_name("mdm-4k-4e10-bbbb2222"), run_dir.parents[1]
     write_status(other, dataclasses.replace(status(State.PREEMPTED, exit_code=75), gpu_hours=1.5))
     write_status(run_dir, dataclasses.replace(status(State.FAILED, exit_code=1), gpu_hours=0.5))
-    submitted(sweep_dir, run_dir.name, "s", "12_0")
+    write_submitted(sweep_dir, run_dir.name, "s", "12_0")
     assert gpu_hours_used(sweep_dir) == 2
     write_max_gpu_hours(sweep_dir, 2.01)
     assert admit(run_dir, submission="s") == 0
     write_max_gpu_hours(sweep_dir, 2.0)
     assert admit(run_dir, submission="s") == NOTHING_TO_DO
-    task = TaskState(word="COMPLETED", exit_code=0, signal=0)
-    now = cell_now(run_dir, record=Ledger(sweep_dir).read()[run_dir.name], task=task)
+    job = JobState(state=State.LOST, words="SLURM says COMPLETED", exit_code=0)
+    now = cell_now(run_dir, record=Ledger(sweep_dir).read()[run_dir.name], job=job)
     assert now.state is State.CANCELLED and "used 2 of its 2 GPU-hours" in str(now.reason)
     write_max_gpu_hours(sweep_dir, None)  # raised: what waits goes ahead
     assert admit(run_dir, submission="s") == 0
@@ -75,61 +65,16 @@ def test_a_sweep_that_has_used_its_gpu_hours_starts_no_more(run_dir, monkeypatch
 
 def test_a_job_that_is_no_longer_wanted_starts_nothing(run_dir, capsys):
     sweep_dir = run_dir.parents[1]
-    submitted(sweep_dir, run_dir.name, "first", "12_0")
-    submitted(sweep_dir, run_dir.name, "second", "13_0")
+    write_submitted(sweep_dir, run_dir.name, "first", "12_0")
+    write_submitted(sweep_dir, run_dir.name, "second", "13_0")
     assert admit(run_dir, submission="first") == NOTHING_TO_DO and "anew as second" in capsys.readouterr().out
     assert admit(run_dir, submission="second") == 0
     Ledger(sweep_dir).cancelled([run_dir.name])
     assert admit(run_dir, submission="second") == NOTHING_TO_DO and "was cancelled" in capsys.readouterr().out
 
 
-def test_the_command_takes_no_torch(run_dir):
+def test_the_command_imports_no_torch(run_dir):
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "dlm.submit.admit", run_dir], cwd=PACKAGE.parent,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0
     assert not any(slow in done.stderr for slow in ("torch", "lightning", "pandas", "hydra", "numpy"))
-
-
-def test_a_run_is_found_by_a_part_of_its_name(run_dir, tmp_path):
-    twin = tmp_path / "other" / "runs" / run_dir.name
-    twin.mkdir(parents=True)
-    (run_dir.parent / "mdm-8k-2e10-cccc3333").mkdir()
-    assert find_run("8k-2e10") == run_dir.parent / "mdm-8k-2e10-cccc3333"
-    assert find_run(run_dir.name, tmp_path / "demo") == run_dir == find_run(str(run_dir))
-    with pytest.raises(UserError, match=r"is 2 runs .* in demo, .* in other"):
-        find_run("aaaa1111")
-    with pytest.raises(UserError, match=r"no run of '\.'"):
-        find_run(".", tmp_path / "other2")
-    with pytest.raises(UserError, match="did you mean mdm-8k-2e10-cccc3333"):
-        find_run("mdm-8k-2e10-cccc3334")
-
-
-def test_the_logs_are_the_cells_and_its_latest_jobs(run_dir, monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")  # no SLURM is asked
-    with pytest.raises(UserError, match="has said nothing yet: it is planned"):
-        logs_of(run_dir)
-    (run_dir / "log.txt").write_text("one\n")
-    assert logs_of(run_dir) == [run_dir / "log.txt"]
-    ledger = Ledger(run_dir.parents[1])
-    submitted(run_dir.parents[1], run_dir.name, "s", "12_0")
-    (ledger.folder / "slurm-12_0.txt").write_text("srun: error: x\n")
-    (ledger.folder / "slurm-11_0.txt").write_text("another's\n")
-    assert logs_of(run_dir) == [run_dir / "log.txt", ledger.folder / "slurm-12_0.txt"]
-
-
-REMEMBERING = """
-import os, signal, sys
-from dlm.core import signals
-signals.remember()
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-    os.kill(os.getpid(), number)
-from dlm.train.callbacks.preemption import Preemption
-owner = Preemption()
-owner.take_signals()
-print(signals.asked_to_stop(), owner._flag)
-"""
-
-
-def test_a_signal_before_the_run_is_remembered_for_it():
-    done = subprocess.run([sys.executable, "-c", REMEMBERING], cwd=PACKAGE.parent, capture_output=True, text=True)
-    assert done.stdout == "True True\n", done.stderr

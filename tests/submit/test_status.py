@@ -12,16 +12,17 @@ from support.stub_cell import result, status
 
 from dlm.cli.screen import plain_lines
 from dlm.core.lease import Lease
+from dlm.plan.cells import Estimate
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit.ledger import Ledger
 from dlm.submit.table import (
     CellStatus,
+    fraction_done,
     status_rows,
     status_values,
     summary_line,
     sweep_now,
-    sweep_progress,
     sweep_status,
 )
 
@@ -36,7 +37,7 @@ def make_plan(gpu_hours: float | None = None, **flops: float) -> SimpleNamespace
             tokens=10240,
             flops={"6n": value, "full": 1.0},
             convention="6n",
-            gpu_hours=gpu_hours,
+            estimate=Estimate(gpu_hours=gpu_hours),
         )
         for name, value in flops.items()
     ]
@@ -76,10 +77,9 @@ def test_progress_is_the_share_of_flops_in_the_plans_convention(tmp_path):
     write_result(run_dir(tmp_path, "a"), result("a"))
     write_status(run_dir(tmp_path, "b"), status(State.PREEMPTED, step=5, exit_code=75))
     cells, warnings = sweep_now(tmp_path, plan)
-    progress = sweep_progress(cells, plan)
     assert warnings == []
-    assert progress.done_flops == 1e12 + 1.5e12 and progress.total_flops == 4e12 and progress.fraction == 0.625
-    assert summary_line(cells, plan) == "1 preempted, 1 done; 62.5 % of 4e+12 FLOPs"
+    assert fraction_done(cells, plan) == (1e12 + 1.5e12) / 4e12
+    assert summary_line(cells, plan) == "1 preempted, 1 done; 62.5 % of 4e12 FLOPs"
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e20), st.integers(0, STEPS)), min_size=1, max_size=8))
@@ -91,7 +91,7 @@ def test_progress_stays_within_zero_and_one_and_is_one_when_all_is_done(cells):
             CellStatus(cell_id=cell.cell_id, state=State.RUNNING, step=step, steps=STEPS)
             for cell, step in zip(plan.cells, steps, strict=True)
         ]
-        return sweep_progress(found, plan).fraction
+        return fraction_done(found, plan)
 
     steps = [step for _, step in cells]
     assert 0 <= progress(steps) <= 1 + 1e-12
@@ -116,7 +116,7 @@ def test_rows_for_people_and_values_for_programs():
     assert values[0]["eta_sec"] == 12345.0 and values[0]["state"] == "running"
 
 
-def test_slurm_that_does_not_answer_is_said_and_nothing_is_called_lost(tmp_path, monkeypatch):
+def test_a_silent_slurm_is_a_warning_and_no_cell_is_called_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     plan = make_plan(a=1.0)
     ledger = Ledger(tmp_path)

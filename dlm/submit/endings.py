@@ -1,0 +1,52 @@
+"""Say how a process of a cell ended, from its exit code and from what it wrote."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from dlm.record.outcomes import State, state_of_exit
+from dlm.record.run import finished, read_status
+from dlm.submit.job import Job
+
+SHELL_SIGNALS = 128  # a shell, and srun, add this to the number of the signal that ended a process
+KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+
+
+def local_ending(job: Job, exit_code: int, *, steps: int | None = None) -> tuple[State, str | None]:
+    """The state and the reason of a process on this machine that has just ended.
+
+    Args:
+        job: What it ran.
+        exit_code: As ``subprocess`` gives it: below zero it is the signal that ended the process.
+        steps: The planned last step, which the result must have; None accepts any.
+    """
+    if exit_code == 0:
+        if finished(job.run_dir, job.name, steps) is not None:
+            return State.DONE, None
+        return State.FAILED, "it exited 0 without a result.json of the planned last step"
+    state, status = state_of_exit(exit_code), read_status(job.run_dir)
+    if exit_code < 0:
+        return state, f"killed by {signal.Signals(-exit_code).name}"
+    if status is not None and status.exit_code == exit_code and status.reason:
+        return state, status.reason
+    return state, last_line(job.run_dir / "log.txt") or f"exit code {exit_code}"
+
+
+def exit_words(exit_code: int) -> str:
+    """What an exit code that SLURM reports says of a job: "ended with exit code 3" or "lost a process to SIGKILL"."""
+    number = exit_code - SHELL_SIGNALS if exit_code > SHELL_SIGNALS else exit_code
+    if number in KILLERS:
+        return f"lost a process to {signal.Signals(number).name}"
+    return f"ended with exit code {exit_code}"
+
+
+def last_line(log: Path, limit: int = 300) -> str | None:
+    """The last line of a log that is not blank, at most ``limit`` characters; None when there is none."""
+    if not log.is_file():
+        return None
+    with open(log, "rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 65536))
+        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
+    written = [line for line in lines if line]
+    return written[-1][:limit] if written else None

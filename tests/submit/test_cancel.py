@@ -1,0 +1,105 @@
+"""Cancelling cells that run or wait, here and on a stand-in for SLURM."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from support.slurm_stand_in import end
+from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, wait_until
+
+from dlm.core.errors import UserError
+from dlm.core.lease import live_holder
+from dlm.record.outcomes import State
+from dlm.submit.cells import cancel
+from dlm.submit.local import LocalPool
+from dlm.submit.slurm import Slurm
+
+OFF_THE_LIST = "taken off the list of the sweep here"
+
+
+def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
+    ask_mode(sweep_dir, "a", "wait")
+    outcome = []
+    # The pool runs in a thread here, so that the cancelling goes on beside it.
+    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
+    thread.start()
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
+    time.sleep(0.1)
+    assert "SIGTERM" in cancel(["a"], sweep_dir)["a"]
+    thread.join(timeout=60)
+    assert outcome[0].endings["a"] == (State.PREEMPTED, "stopped by a signal")
+    assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
+
+
+def test_cancel_ends_a_cell_that_has_only_just_begun(sweep_dir):
+    ask_mode(sweep_dir, "a", "boot")
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
+    thread.start()
+    wait_until((run_dir(sweep_dir, "a") / "log.txt").is_file)
+    assert cancel(["a"], sweep_dir) == {"a": OFF_THE_LIST}
+    thread.join(timeout=60)
+    assert outcome[0].exit_codes == {"a": -signal.SIGTERM}
+    assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
+
+
+def test_cancel_takes_the_cells_that_wait_off_the_pools_list(sweep_dir):
+    ask_mode(sweep_dir, "a", "wait")
+    outcome = []
+    plan = make_plan("a", "b", "c")
+    one_core = LocalPool(module="support.stub_cell", cores=1, poll_sec=0.02, grace_sec=5)
+    thread = threading.Thread(target=lambda: outcome.append(submit(plan, sweep_dir, one_core)))
+    thread.start()
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
+    time.sleep(0.1)
+    assert cancel(["c"], sweep_dir) == {"c": OFF_THE_LIST}
+    assert cancel(["c"], sweep_dir) == {}
+    done = cancel(["a", "b", "c"], sweep_dir)
+    assert "SIGTERM" in done["a"] and done["b"] == OFF_THE_LIST and "c" not in done
+    thread.join(timeout=60)
+    assert list(outcome[0].exit_codes) == ["a"]
+    assert {state_of(sweep_dir, name)[0] for name in "abc"} == {State.CANCELLED}
+
+
+def test_cancel_stops_the_live_jobs_of_slurm_only(slurm, sweep_dir):
+    submit(make_plan("a", "b", "c"), sweep_dir, Slurm())
+    end(slurm, "1001_1", "FAILED|1:0")
+    assert cancel(["a", "b", "c"], sweep_dir) == {"a": "cancelled job 1001_0", "c": "cancelled job 1001_2"}
+    assert state_of(sweep_dir, "a")[0] is State.CANCELLED and state_of(sweep_dir, "b")[0] is State.FAILED
+
+
+def test_a_job_that_could_not_be_cancelled_is_not_shown_as_cancelled(slurm, sweep_dir, tmp_path):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    (slurm / "down").touch()
+    with pytest.raises(UserError, match="SLURM does not answer, so its jobs cannot be stopped"):
+        cancel(["a"], sweep_dir)
+    (slurm / "down").unlink()
+    (tmp_path / "bin" / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    with pytest.raises(UserError, match="scancel failed"):
+        cancel(["a"], sweep_dir)
+    assert state_of(sweep_dir, "a")[0] is State.SUBMITTED
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from support.stub_cell import status
+from dlm.core.lease import Lease
+from dlm.record.outcomes import State
+from dlm.record.run import write_status
+write_status(Path(sys.argv[1]), status(State.RUNNING))
+with Lease(Path(sys.argv[1])):
+    time.sleep(30)
+"""
+
+
+def test_a_run_by_hand_is_stopped_by_its_process_whatever_job_it_had(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    end(slurm, "1001_0", "FAILED|1:0")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir(sweep_dir, "a"))])
+    wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
+    assert cancel(["a"], sweep_dir) == {"a": f"SIGTERM to process {holder.pid}"}
+    assert holder.wait(10) == -signal.SIGTERM
