@@ -104,8 +104,10 @@ def _unknown_key(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
+    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}  # those are added with a +
+    known = {*_keys(base), *of_other_choices}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
-    return f"unknown key '{key}': {hint(key, {*_keys(base), *dotted_keys()}, otherwise=at_the_top)}"
+    return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
 
 
 def _keys(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
