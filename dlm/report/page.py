@@ -17,12 +17,10 @@ from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
 from dlm.report import figures, words
-from dlm.report.figures import Fits, allocation_figure, isoflop_figure
+from dlm.report.figures import Fits
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["allocation_figure", "isoflop_figure", "tables", "write_fits", "write_report"]
 
 BEST_HEADS = ("parameters N*", "tokens D*", "D*/N*", "loss L*")
 FIGURES = {"isoflop": "Loss over model size, one curve per budget", "allocation": "N*, D* and L* against compute"}
@@ -154,9 +152,9 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
     isoflop = fits.get("isoflop")
     if isoflop is not None and isoflop.points is not None:
         loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and len(runs) == isoflop.n else None
-        drawn["isoflop"] = isoflop_figure(isoflop, fits.get("chinchilla"), loss_se=loss_se)
+        drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("chinchilla"), loss_se=loss_se)
     if any(fit.params for fit in fits.values()):
-        drawn["allocation"] = allocation_figure(fits)
+        drawn["allocation"] = figures.allocation_figure(fits)
     for name, figure in drawn.items():
         figures.save(figure, folder, f"{name}-{slug}")
     return {name: figures.inline_svg(figure, f"{name}-{slug}", FIGURES[name]) for name, figure in drawn.items()}
