@@ -98,23 +98,24 @@ def tables(runs: pd.DataFrame, fits: Fits) -> dict[str, pd.DataFrame]:
 
     best, minima, parameters = [], [], []
     for name, fit in _named(fits).items():
-        for flops, one in fit.at.items():
-            sizes = {"N": one.N, "D": one.D, "L": one.L, **_ends(one.ci)}
-            best.append({"fit": name, "flops": flops, **sizes, "regret": one.regret, "reach": one.reach})
-        for low in fit.minima:
-            sizes = {"N": low.N, "D": low.D, "L": low.L, **_ends(low.ci)}
-            minima.append({"fit": name, "budget": low.budget, **sizes, "reason": low.reason})
+        for flops, optimum in fit.at.items():
+            extra = {"regret": optimum.regret, "reach": optimum.reach}
+            best.append({"fit": name, "flops": flops, **_numbers(optimum), **extra})
+        for minimum in fit.minima:
+            minima.append({"fit": name, "budget": minimum.budget, **_numbers(minimum), "reason": minimum.reason})
         for key, value in _parameters(fit).items():
-            ends = fit.ci.get(key, (float("nan"), float("nan")))
-            parameters.append({"fit": name, "parameter": key, "value": value, "low": ends[0], "high": ends[1]})
+            low, high = fit.ci.get(key, (float("nan"), float("nan")))
+            parameters.append({"fit": name, "parameter": key, "value": value, "low": low, "high": high})
     found = {"best": best, "minima": minima, "parameters": parameters}
     return {name: pd.DataFrame(rows) for name, rows in found.items()} | {"runs": runs.copy()}
 
 
-def _ends(ci: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """The intervals as columns: N_low, N_high, ..."""
-    lows = {f"{key}_low": low for key, (low, _) in ci.items()}
-    return lows | {f"{key}_high": high for key, (_, high) in ci.items()}
+def _numbers(best: Optimum | Minimum) -> dict[str, float]:
+    """N, D and L, and the ends of their intervals as N_low, N_high and so on."""
+    numbers = {"N": best.N, "D": best.D, "L": best.L}
+    for key, (low, high) in best.ci.items():
+        numbers |= {f"{key}_low": low, f"{key}_high": high}
+    return numbers
 
 
 def _parameters(fit: FitResult) -> dict[str, float]:
