@@ -17,12 +17,10 @@ from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
 from dlm.report import figures, words
-from dlm.report.figures import Fits, allocation_figure, isoflop_figure
+from dlm.report.figures import Fits
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["allocation_figure", "isoflop_figure", "tables", "write_fits", "write_report"]
 
 BEST_HEADS = ("parameters N*", "tokens D*", "D*/N*", "loss L*")
 FIGURES = {"isoflop": "Loss over model size, one curve per budget", "allocation": "N*, D* and L* against compute"}
@@ -100,23 +98,24 @@ def tables(runs: pd.DataFrame, fits: Fits) -> dict[str, pd.DataFrame]:
 
     best, minima, parameters = [], [], []
     for name, fit in _named(fits).items():
-        for flops, one in fit.at.items():
-            sizes = {"N": one.N, "D": one.D, "L": one.L, **_ends(one.ci)}
-            best.append({"fit": name, "flops": flops, **sizes, "regret": one.regret, "reach": one.reach})
-        for low in fit.minima:
-            sizes = {"N": low.N, "D": low.D, "L": low.L, **_ends(low.ci)}
-            minima.append({"fit": name, "budget": low.budget, **sizes, "reason": low.reason})
+        for flops, optimum in fit.at.items():
+            extra = {"regret": optimum.regret, "reach": optimum.reach}
+            best.append({"fit": name, "flops": flops, **_numbers(optimum), **extra})
+        for minimum in fit.minima:
+            minima.append({"fit": name, "budget": minimum.budget, **_numbers(minimum), "reason": minimum.reason})
         for key, value in _parameters(fit).items():
-            ends = fit.ci.get(key, (float("nan"), float("nan")))
-            parameters.append({"fit": name, "parameter": key, "value": value, "low": ends[0], "high": ends[1]})
+            low, high = fit.ci.get(key, (float("nan"), float("nan")))
+            parameters.append({"fit": name, "parameter": key, "value": value, "low": low, "high": high})
     found = {"best": best, "minima": minima, "parameters": parameters}
     return {name: pd.DataFrame(rows) for name, rows in found.items()} | {"runs": runs.copy()}
 
 
-def _ends(ci: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """The intervals as columns: N_low, N_high, ..."""
-    lows = {f"{key}_low": low for key, (low, _) in ci.items()}
-    return lows | {f"{key}_high": high for key, (_, high) in ci.items()}
+def _numbers(best: Optimum | Minimum) -> dict[str, float]:
+    """N, D and L, and the ends of their intervals as N_low, N_high and so on."""
+    numbers = {"N": best.N, "D": best.D, "L": best.L}
+    for key, (low, high) in best.ci.items():
+        numbers |= {f"{key}_low": low, f"{key}_high": high}
+    return numbers
 
 
 def _parameters(fit: FitResult) -> dict[str, float]:
@@ -154,9 +153,9 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
     isoflop = fits.get("isoflop")
     if isoflop is not None and isoflop.points is not None:
         loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and len(runs) == isoflop.n else None
-        drawn["isoflop"] = isoflop_figure(isoflop, fits.get("chinchilla"), loss_se=loss_se)
+        drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("chinchilla"), loss_se=loss_se)
     if any(fit.params for fit in fits.values()):
-        drawn["allocation"] = allocation_figure(fits)
+        drawn["allocation"] = figures.allocation_figure(fits)
     for name, figure in drawn.items():
         figures.save(figure, folder, f"{name}-{slug}")
     return {name: figures.inline_svg(figure, f"{name}-{slug}", FIGURES[name]) for name, figure in drawn.items()}

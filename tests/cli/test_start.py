@@ -1,14 +1,17 @@
 """One start of a sweep in this process, with real files, up to the moment when its jobs would run."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from support.stub_cell import result
+from typer.testing import CliRunner
 
 from dlm.cli import start as start_module
 from dlm.cli.options import PlanOptions, StartOptions
 from dlm.cli.targets import planned
+from dlm.cli.verbs import app
 from dlm.core.errors import UserError
 from dlm.plan import cost, grid
 from dlm.plan.store import write_plan
@@ -131,3 +134,12 @@ def test_a_start_refuses_options_that_do_not_fit(stdlib_data, workdir, jobs, mon
     with pytest.raises(UserError, match=words):
         start(**options)
     assert jobs == [] and not (workdir / "smoke").exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "collect"])
+def test_a_verb_after_planning_reads_each_result_once(half_done, monkeypatch, verb):
+    read = record_calls(monkeypatch, Path, "read_text")
+    assert CliRunner().invoke(app, [verb, "smoke"]).exit_code == 0
+    reads = Counter(path.parent.name for path in read if path.name == "result.json")
+    assert [reads[cell.cell_id] for cell in half_done.plan.cells[:5]] == [1] * 5
+    assert len(reads) == len(half_done.plan.cells)

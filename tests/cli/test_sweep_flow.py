@@ -95,7 +95,8 @@ def test_run_directories_offline_files_and_the_server_tell_the_same(
 
     def told(by: str, *arguments: str | Path, **environ: str) -> dict[str, str]:
         done = dlm("collect", *arguments, **environ)
-        assert done.returncode == 0 and not done.stderr, done.stderr
+        warnings = [line for line in done.stderr.splitlines() if "waiting for" not in line]  # on a busy machine
+        assert done.returncode == 0 and not warnings, done.stderr
         tables = {name: (tmp_path / by / "smoke" / f"{name}.csv").read_text() for name in ("runs", "excluded")}
         sources = {table.count(f",{by},") for table in tables.values()}
         assert sources == {len(table.splitlines()) - 1 for table in tables.values()}

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -32,11 +33,11 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Fit runs and write their page, without the files of its figures: (page, fits)."""
+    """Write the page of runs, without the files of its figures: (page, fits). The fits are made if none are given."""
     monkeypatch.setattr(figures, "save", lambda figure, folder, name: None)
 
-    def written(runs, left_out=None):
-        fits = fit_sweep(runs, bootstrap=REPLICATES)
+    def written(runs, left_out=None, *, fits=None, bootstrap=0):
+        fits = fits or fit_sweep(runs, bootstrap=bootstrap)
         left_out = no_excluded() if left_out is None else left_out
         path = report_page.write_report(tmp_path, runs, left_out, fits, title="any")
         return path.read_text(), fits
@@ -115,7 +116,7 @@ def test_the_page_says_what_the_data_do_not_support(write):
 
 
 def test_one_budget_gives_no_law(write):
-    page, fits = write(demo_runs(budgets=[1e12]))
+    page, fits = write(demo_runs(budgets=[1e12]), bootstrap=REPLICATES)
     assert {fit.status for fit in fits.values()} == {"refused"}
     assert "The data do not support a law yet." in page
     assert "a line needs 2 budgets" in page
@@ -124,17 +125,20 @@ def test_one_budget_gives_no_law(write):
 
 
 def test_noisy_runs_give_no_answer(write):
-    page, _ = write(demo_runs(sigma=0.08, seed=3))
+    page, _ = write(demo_runs(sigma=0.08, seed=3), bootstrap=REPLICATES)
     assert 'class="answer refusal"' in page
     assert "These runs do not determine the best size at 3e12 FLOPs." in page
 
 
-def test_objectives_have_sections_of_their_own(write):
-    page, fits = write(demo_runs(objectives=("masked_diffusion", "autoregressive")))
+def test_objectives_have_sections_of_their_own(good, write):
+    one = good[3]
+    other = {f"autoregressive/{fit.law}": replace(fit, label="autoregressive") for fit in one.values()}
+    page, fits = write(demo_runs(objectives=("masked_diffusion", "autoregressive")), fits={**one, **other})
     assert [page.index(f'<h2 id="{name}">') for name in ("masked_diffusion", "autoregressive")]
     assert len(fits) == 4
     beside = page[page.index("Side by side") : page.index("<h2 id=")]
     assert all(text.count(fit.at[3e12].N) in beside for fit in fits.values())
+    assert beside.count('<td class="word">Autoregressive</td>') == 2
     assert "upper bound" in beside
 
 

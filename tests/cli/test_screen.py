@@ -1,0 +1,84 @@
+"""What a terminal shows of plans, states and a run on this machine."""
+
+from types import SimpleNamespace
+
+import pytest
+from support.stub_cell import result
+
+from dlm.cli import screen
+from dlm.cli.options import PlanOptions
+from dlm.cli.targets import Sweep, planned
+from dlm.plan.cost import with_estimates
+from dlm.record.outcomes import State
+from dlm.record.run import run_directory, write_result
+from dlm.submit.ledger import CellNow
+
+
+def row(cell, state=State.RUNNING, **values):
+    return {"cell": cell, "state": state, "loss": None, "reason": None, **values}
+
+
+def test_a_status_shows_what_is_not_known_as_a_dash_and_keeps_brackets(capsys):
+    screen.show_status([row("a", loss="2.5"), row("b", State.FAILED, reason="no [bold] key")], "1 running; 50 %")
+    head, first, second, summary = capsys.readouterr().out.splitlines()
+    assert head.split() == ["cell", "state", "loss", "reason"]
+    assert first.split() == ["a", "running", "2.5", "-"]
+    assert second.split() == ["b", "failed", "-", "no", "[bold]", "key"]
+    assert summary == "1 running; 50 %"
+
+
+def test_a_long_table_shows_the_same_cells_as_plain_lines(capsys):
+    rows = [row(f"cell-{number}", loss=f"{number / 10:.1f}") for number in range(screen.MANY_ROWS + 1)]
+    screen.show_status(rows, "all of them")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) + 2 and lines[-1] == "all of them"
+    assert lines[12].split() == ["cell-11", "running", "1.1", "-"]
+    assert len({line.index("running") for line in lines[1:-1]}) == 1
+
+
+def test_a_plan_shows_its_cells_its_price_and_the_first_dropped_cells(workdir, stdlib_data, capsys):
+    plan = planned(PlanOptions(target="smoke", settings=["tokens_per_param=[20, 100]"])).plan
+    screen.show_plan(with_estimates(plan, rates={"4k": 1e9}))
+    out = capsys.readouterr().out
+    assert all(cell.cell_id in out for cell in plan.cells)
+    assert out.count("\ndropped ") == screen.SHOWN_DROPPED
+    assert f"... and {len(plan.dropped) - screen.SHOWN_DROPPED} more dropped" in out
+    assert "of one process (measured here, 1e+09 full_masked_head FLOP/s a cell)" in out
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A sweep of two cells, and the event that one of them ended."""
+    cells = tuple(SimpleNamespace(cell_id=name, steps=10, flops={"full_masked_head": 1e9}) for name in "ab")
+
+    def ended(name, exit_code=0):
+        job = SimpleNamespace(name=name, run_dir=run_directory(tmp_path, name))
+        return SimpleNamespace(kind="ended", job=job, exit_code=exit_code, wall_sec=3.2)
+
+    return Sweep(tmp_path, SimpleNamespace(cells=cells)), ended
+
+
+def test_a_run_on_this_machine_shows_a_line_for_each_cell_that_ends(run, capsys):
+    sweep, ended = run
+    write_result(run_directory(sweep.folder, "b"), result("b"))
+    now = {"a": CellNow(state=State.PLANNED), "b": CellNow(state=State.PLANNED)}
+    with screen.LocalProgress(sweep, now) as progress:
+        progress.on_event(SimpleNamespace(kind="started", job=SimpleNamespace(name="a")))
+        progress.on_event(SimpleNamespace(kind="deferred", job=SimpleNamespace(name="b")))
+        progress.on_event(ended("a", exit_code=1))
+        progress.on_event(ended("b"))
+        progress.on_tick()
+    assert capsys.readouterr().out.splitlines() == [
+        "b is run by another process: waiting for it",
+        f"[0/2] a: exit code 1, see {sweep.folder / 'runs/a/log.txt'}, 3 s",
+        "[1/2] b: 2.5000 nats/token, 3 s",
+    ]
+
+
+def test_cells_that_were_done_before_are_counted(run, capsys):
+    sweep, ended = run
+    now = {"a": CellNow(state=State.DONE, result=result("a")), "b": CellNow(state=State.PLANNED)}
+    write_result(run_directory(sweep.folder, "b"), result("b"))
+    with screen.LocalProgress(sweep, now) as progress:
+        progress.on_event(ended("b"))
+    assert capsys.readouterr().out == "[2/2] b: 2.5000 nats/token, 3 s\n"
