@@ -35,6 +35,9 @@ CHUNK_BYTES = 1024 * 1024
 COMPRESSION = {"zst": "zstd", "gz": "gzip"}  # kind of a source -> pyarrow's name
 
 
+SLICED = ("jsonl", "parquet")  # the kinds of which a part can be read
+
+
 STATE = "state.json"  # of a folder written by datasets.save_to_disk
 
 
@@ -143,10 +146,10 @@ def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
         kind = kind_of(path)
         assert kind is not None
         last = units[-1] if units else None
-        if size > limit and kind in _SLICERS:
+        if size > limit and kind in SLICED:
             units += [
                 Unit(split=split, kind=kind, paths=(str(path),), size=part, start=start, stop=stop)
-                for start, stop, part in _SLICERS[kind](path, size, limit)
+                for start, stop, part in _slices(path, kind, size, limit)
             ]
         elif last and last.stop is None and (last.split, last.kind) == (split, kind) and last.size + size <= limit:
             units[-1] = Unit(split=split, kind=kind, paths=(*last.paths, str(path)), size=last.size + size)
@@ -155,22 +158,16 @@ def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
     return units
 
 
-def _slices_of_bytes(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
-    for start in range(0, size, limit):
-        stop = min(start + limit, size)
-        yield start, stop, stop - start
-
-
-def _slices_of_groups(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
-    with _refusing_damage(path, "parquet"):
-        metadata = _open_parquet(path).metadata
-    per_slice = max(metadata.num_row_groups * limit // size, 1)
-    for start in range(0, metadata.num_row_groups, per_slice):
-        stop = min(start + per_slice, metadata.num_row_groups)
-        yield start, stop, size * (stop - start) // metadata.num_row_groups
-
-
-_SLICERS = {"jsonl": _slices_of_bytes, "parquet": _slices_of_groups}
+def _slices(path: Path, kind: str, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, bytes) of the slices of a large file, which is cut by bytes or by row groups."""
+    total = size
+    if kind == "parquet":
+        with _refusing_damage(path, kind):
+            total = _open_parquet(path).metadata.num_row_groups
+    step = max(total * limit // size, 1)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        yield start, stop, size * (stop - start) // total
 
 
 def read_unit(unit: Unit, text_key: str) -> Iterator[str]:
