@@ -7,7 +7,6 @@ this machine just now.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import subprocess
@@ -139,20 +138,8 @@ def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
         num_params: N, non-embedding.
         rates: Model -> measured training FLOP/s.
     """
-    points = sorted((math.log(load_shape(name).num_params), math.log(rate)) for name, rate in rates.items())
-    return math.exp(interpolate(math.log(num_params), points))
+    import numpy as np  # only here: it takes 0.1 s, which is nothing after a measurement but much for a plan
 
-
-def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
-    """The y at ``x`` on the line through ``points``, as numpy.interp gives it, whose import would take 0.1 s.
-
-    Args:
-        x: Where; before the first and after the last point y is that of the point.
-        points: (x, y), ascending in x.
-    """
-    if x <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x < x1:
-            return (y1 - y0) / (x1 - x0) * (x - x0) + y0
-    return points[-1][1]
+    points = sorted((load_shape(name).num_params, rate) for name, rate in rates.items())
+    sizes, speeds = np.log(points).T
+    return math.exp(np.interp(math.log(num_params), sizes, speeds))

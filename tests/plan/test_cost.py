@@ -4,26 +4,11 @@ import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dlm.core.paths import PACKAGE
 from dlm.core.shape import load_shape
-from dlm.plan.cost import interpolate, rate_of
-
-COORDINATE = st.floats(1, 60)  # the logarithms of sizes and rates
-
-
-@given(
-    x=COORDINATE,
-    points=st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=5, unique_by=lambda point: point[0]),
-)
-def test_interpolation_equals_that_of_numpy_bit_for_bit(x, points):
-    points.sort()
-    for at in (x, *(known for known, _ in points)):
-        assert interpolate(at, points) == float(np.interp(at, *zip(*points, strict=True)))
+from dlm.plan.cost import rate_of
 
 
 def test_rates_are_interpolated_in_the_logarithms_and_constant_beyond_the_measured_sizes():
@@ -37,8 +22,7 @@ def test_making_a_plan_imports_no_numpy(stdlib_data):
     code = (
         "import sys, dlm.plan; from dlm.plan.cost import with_estimates; from dlm.core.paths import sweeps_dir; "
         "plan = dlm.plan.make_plan(dlm.plan.load_sweep(sweeps_dir() / 'smoke.yaml')); "
-        "plan = with_estimates(plan, rates={'4k': 1e9, '19k': 2e9}); "
-        "assert plan.cells[0].estimate.hours > 0; print(*sys.modules)"
+        "assert with_estimates(plan).cells[0].estimate.memory_gib > 0; print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
