@@ -52,13 +52,12 @@ class Mixture:
 
     def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
         """(count,) int64 rows of the samples ``first`` to ``first + count - 1`` of the run with this seed."""
-        parts = []
-        while count:
-            block, place = divmod(first, self.block_samples)
-            part = self._block(seed, block)[place : place + count]
-            parts.append(part)
-            first, count = first + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+        block, place = divmod(first, self.block_samples)
+        rows = self._block(seed, block)[place : place + count]
+        while len(rows) < count:
+            block += 1
+            rows = np.concatenate([rows, self._block(seed, block)[: count - len(rows)]])
+        return rows
 
     def _block(self, seed: int, block: int) -> np.ndarray:
         """(K,) int64 rows of a block's samples. Making them takes about a millisecond; the last blocks are kept."""

@@ -50,11 +50,10 @@ TEXT_HELP = (
 def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
     """(name, text) of every source file of the standard library below ``root``, in order of names."""
     skip = {"site-packages", "dist-packages", "__pycache__"}
-    paths = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
-    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
-        text = path.read_bytes()
+    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
+        text = b"" if skip & set(name.split("/")) else (root / name).read_bytes()
         if text and END_OF_DOCUMENT not in text:
-            yield path.relative_to(root).as_posix(), text
+            yield name, text
 
 
 def prepare_stdlib(data_dir: Path) -> Manifest:

@@ -26,7 +26,7 @@ FILE_TOKENS = 32 * 1024 * 1024  # of one packed file
 BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # encoded in one call
 
 
-DIGEST_BYTES = 16
+DIGEST_BYTES = 16  # of the hash by which equal documents are recognised
 
 
 SKIPPED = ("empty", "with NUL", "in validation")  # why a document is left out
@@ -58,16 +58,6 @@ class UnitRecord:
     documents: dict[str, int]  # split -> documents
     skipped: dict[str, int]  # reason of SKIPPED -> documents
     smallest: int | None = None  # of the documents' keys: says what to hold out where the share held out none
-
-
-def digest(text: str) -> bytes:
-    """The hash of a document's content, by which equal documents are recognised."""
-    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
-
-
-def key_of(seen: bytes) -> int:
-    """The key of a document, 64 bits of its digest: a key below the limit holds the document out."""
-    return int.from_bytes(seen[:8], "big")
 
 
 class SplitWriter:
@@ -133,7 +123,7 @@ class Encoder:
         Args:
             number: The place of the unit among all units; it enters the names of the files.
             unit: Where the documents are.
-            limit: In a unit without a split, documents whose key is below it are held out.
+            limit: In a unit without a split, a document is held out if its key, 64 bits of its digest, is below it.
 
         Returns:
             What was written.
@@ -142,12 +132,12 @@ class Encoder:
         skipped = dict.fromkeys(SKIPPED, 0)
         digests, keys = [], []
         for text in self._kept(unit, skipped):
-            content = digest(text)
-            if unit.split == "train" and content in self._held_out:
+            digest = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+            if unit.split == "train" and digest in self._held_out:
                 skipped["in validation"] += 1
                 continue
-            digests.append(content)
-            keys.append(key_of(content))
+            digests.append(digest)
+            keys.append(int.from_bytes(digest[:8], "big"))
             split = unit.split or ("validation" if keys[-1] < limit else "train")
             if split not in writers:
                 stem = self.building / "data" / f"{split}_{self.job.name}_{number:06d}"
