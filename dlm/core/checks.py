@@ -131,7 +131,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         if group not in TOP_LEVEL:
             raise unknown("key", group, TOP_LEVEL)
         if group in KEYS:
-            _check_node(group, node, _keys_of(group, node))
+            unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
+            _check_node(group, node, [key for key in KEYS[group] if key not in unread])
     _check_arguments("logger", config.get("logger"))
     for name, node in (config.get("callbacks") or {}).items():
         _check_arguments(f"callbacks.{name}", node)
@@ -140,12 +141,6 @@ def check_keys(config: Mapping[str, Any]) -> None:
 def dotted_keys() -> list[str]:
     """Every key of KEYS, with its group: 'optimizer.lr'."""
     return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
-
-
-def _keys_of(group: str, node: Any) -> list[str]:
-    """The keys that the choice in ``node`` reads."""
-    unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
-    return [key for key in KEYS[group] if key not in unread]
 
 
 def _check_arguments(where: str, node: Any) -> None:

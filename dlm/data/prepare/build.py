@@ -30,7 +30,7 @@ from dlm.core.lease import Lease
 from dlm.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from dlm.data.prepare.documents import Unit, find_splits, make_units
 from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, Encoder, TextJob, UnitRecord, digests_path
-from dlm.data.prepare.place import move_into_place
+from dlm.data.prepare.place import move_into_place, undamaged
 from dlm.data.prepare.progress import with_progress
 from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 
@@ -121,10 +121,7 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
             f"{data_dir} exists and was not made from these sources with these options: choose another --out or move "
             "it away"
         )
-    try:
-        return read_manifest(data_dir)
-    except UserError:  # damaged: it is made again
-        return None
+    return undamaged(data_dir)
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:

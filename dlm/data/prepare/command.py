@@ -51,9 +51,10 @@ def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
     """(name, text) of every source file of the standard library below ``root``, in order of names."""
     skip = {"site-packages", "dist-packages", "__pycache__"}
     for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
-        text = b"" if skip & set(name.split("/")) else (root / name).read_bytes()
-        if text and END_OF_DOCUMENT not in text:
-            yield name, text
+        if skip.isdisjoint(name.split("/")):
+            text = (root / name).read_bytes()
+            if text and END_OF_DOCUMENT not in text:
+                yield name, text
 
 
 def prepare_stdlib(data_dir: Path) -> Manifest:
