@@ -154,8 +154,7 @@ def _check_keys(point: Point) -> None:
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The ``data`` node of a cell with the path of the data folder filled in, as Hydra resolves it."""
-    node: dict[str, Any] = _in_place(cell_config(groups, overrides)["data"])
-    return node
+    return dict(_in_place(cell_config(groups, overrides)["data"]))
 
 
 def _in_place(value: Any) -> Any:

@@ -7,6 +7,7 @@ The units follow from the source files alone, not from the number of workers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -145,29 +146,28 @@ def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
     for (split, path), size in zip(files, sizes, strict=True):
         kind = kind_of(path)
         assert kind is not None
+        unit = Unit(split=split, kind=kind, paths=(str(path),), size=size)
         last = units[-1] if units else None
         if size > limit and kind in SLICED:
-            units += [
-                Unit(split=split, kind=kind, paths=(str(path),), size=part, start=start, stop=stop)
-                for start, stop, part in _slices(path, kind, size, limit)
-            ]
+            units += _slices(unit, limit)
         elif last and last.stop is None and (last.split, last.kind) == (split, kind) and last.size + size <= limit:
-            units[-1] = Unit(split=split, kind=kind, paths=(*last.paths, str(path)), size=last.size + size)
+            units[-1] = dataclasses.replace(last, paths=last.paths + unit.paths, size=last.size + size)
         else:
-            units.append(Unit(split=split, kind=kind, paths=(str(path),), size=size))
+            units.append(unit)
     return units
 
 
-def _slices(path: Path, kind: str, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, bytes) of the slices of a large file, which is cut by bytes or by row groups."""
-    total = size
-    if kind == "parquet":
-        with _refusing_damage(path, kind):
+def _slices(unit: Unit, limit: int) -> Iterator[Unit]:
+    """Cut the one large file of ``unit`` by bytes or by row groups into units of about ``limit`` bytes."""
+    total = unit.size
+    if unit.kind == "parquet":
+        path = Path(unit.paths[0])
+        with _refusing_damage(path, unit.kind):
             total = _open_parquet(path).metadata.num_row_groups
-    step = max(total * limit // size, 1)
+    step = max(total * limit // unit.size, 1)
     for start in range(0, total, step):
         stop = min(start + step, total)
-        yield start, stop, size * (stop - start) // total
+        yield dataclasses.replace(unit, size=unit.size * (stop - start) // total, start=start, stop=stop)
 
 
 def read_unit(unit: Unit, text_key: str) -> Iterator[str]:
