@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.core import schedule
@@ -131,7 +131,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         if group not in TOP_LEVEL:
             raise unknown("key", group, TOP_LEVEL)
         if group in KEYS:
-            _check_node(group, node, _keys_of(group, node))
+            unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
+            _check_node(group, node, [key for key in KEYS[group] if key not in unread])
     _check_arguments("logger", config.get("logger"))
     for name, node in (config.get("callbacks") or {}).items():
         _check_arguments(f"callbacks.{name}", node)
@@ -140,12 +141,6 @@ def check_keys(config: Mapping[str, Any]) -> None:
 def dotted_keys() -> list[str]:
     """Every key of KEYS, with its group: 'optimizer.lr'."""
     return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
-
-
-def _keys_of(group: str, node: Any) -> list[str]:
-    """The keys that the choice in ``node`` reads."""
-    unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
-    return [key for key in KEYS[group] if key not in unread]
 
 
 def _check_arguments(where: str, node: Any) -> None:
@@ -165,30 +160,29 @@ def _check_node(where: str, node: Any, allowed: list[str]) -> None:
 
 def check_values(config: Mapping[str, Any]) -> None:
     """Raise UserError for a value that no run can use, with its key and what is allowed."""
-    for key, (low, high) in RANGES.items():
-        value = _at(config, key)
-        if value is not None and not (_is_number(value) and low <= value <= high):
+    for key, value in _given(config, RANGES):
+        low, high = RANGES[key]
+        if not (_is_number(value) and low <= value <= high):
             top = f"to {high:g}" if math.isfinite(high) else "up"
             raise UserError(f"{key} is {value!r}: it must be a number from {low:g} {top}")
-    for key, minimum in WHOLE.items():
-        value = _at(config, key)
-        if value is not None:
-            whole(key, value, minimum)
-    for key, allowed in NAMES.items():
-        name = _at(config, key)
-        if name is not None and name not in allowed:
-            raise unknown(key, name, allowed)
-    for key in SWITCHES:
-        value = _at(config, key)
-        if value is not None and not isinstance(value, bool):  # "no" and 1 would both be taken for true
+    for key, value in _given(config, WHOLE):
+        whole(key, value, WHOLE[key])
+    for key, value in _given(config, NAMES):
+        if value not in NAMES[key]:
+            raise unknown(key, value, NAMES[key])
+    for key, value in _given(config, SWITCHES):
+        if not isinstance(value, bool):  # "no" and 1 would both be taken for true
             raise UserError(f"{key} is {value!r}: allowed are true and false")
 
 
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
+def _given(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of the dotted ``keys`` that are in the config and not null, with their values."""
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            yield key, value
 
 
 def _is_number(value: object) -> bool:

@@ -55,12 +55,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_if_changed(path: Path, content: str) -> bool:
-    """Write ``content`` to ``path`` atomically, unless the file holds it already. Whether it was written."""
-    if path.is_file() and path.read_text() == content:
-        return False
-    write_atomic(path, content)
-    return True
+def write_if_changed(path: Path, content: str) -> None:
+    """Write ``content`` to ``path`` atomically, unless the file holds it already."""
+    if not (path.is_file() and path.read_text() == content):
+        write_atomic(path, content)
 
 
 def dump_json(value: Any) -> str:
@@ -82,19 +80,15 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a log in a single write, so that lines of concurrent writers do not mix."""
+    """Append a row to a log in a single write, so that lines of concurrent writers do not mix.
+
+    If the log ends in half a line, as a crash leaves it, a line break comes first.
+    """
     line = json.dumps(row, allow_nan=False) + "\n"
-    with open(path, "ab", buffering=0) as stream:
-        stream.write(_line_break_if_torn(path) + line.encode())
-
-
-def _line_break_if_torn(path: Path) -> bytes:
-    """A line break if the log ends in half a line, as a crash leaves it; else nothing."""
-    with open(path, "rb") as stream:
-        if stream.seek(0, os.SEEK_END) == 0:
-            return b""
-        stream.seek(-1, os.SEEK_END)
-        return b"" if stream.read(1) == b"\n" else b"\n"
+    with open(path, "a+b", buffering=0) as stream:
+        stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
+        is_torn = stream.read(1) not in (b"", b"\n")
+        stream.write((b"\n" if is_torn else b"") + line.encode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

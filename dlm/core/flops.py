@@ -30,10 +30,9 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 def check_convention(name: str) -> Convention:
     """``name`` as a Convention. Raises UserError, with the close matches, when there is no such convention."""
-    for convention in CONVENTIONS:
-        if name == convention:
-            return convention
-    raise unknown("training.convention", name, CONVENTIONS)
+    if name not in CONVENTIONS:
+        raise unknown("training.convention", name, CONVENTIONS)
+    return name
 
 
 def flops_per_token(

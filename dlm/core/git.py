@@ -37,16 +37,14 @@ def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | 
     paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
     deciding = ("--", *map(str, paths))
     try:
-        _git(
-            root, "ls-files", "--error-unmatch", str(package / "__init__.py")
-        )  # fails for a package installed inside another repository
+        # This fails for a package that is installed inside another repository.
+        _git(root, "ls-files", "--error-unmatch", str(package / "__init__.py"))
         sha = _git(root, "rev-parse", "HEAD")
-        lines = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding).split(
-            "\0"
-        )
+        status = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding)
     except (OSError, subprocess.CalledProcessError):
         return None
-    changed = tuple(line[3:] for line in lines if line)
+    lines = [line for line in status.split("\0") if line]
+    changed = tuple(line[3:] for line in lines)
     if not with_diff:
         return Origin(sha=sha, changed=changed)
     new = [line[3:] for line in lines if line.startswith("??")]

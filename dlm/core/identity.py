@@ -24,13 +24,6 @@ HASH_CHARS = 8  # with six, ids would collide once in a few hundred sweeps of 10
 SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # a sweep is a folder in workdir/ and a W&B group
 
 
-# The keys of each config node that do not decide the result.
-_WITHOUT = {"model": {"name"}, "validation": {"times"}}
-
-
-_DATA_KEYS = ("block_size", "stride", "batch_size")
-
-
 def canonical(value: Any) -> Any:
     """Plain JSON values in one form: whole floats become integers, and null entries of mappings are left out."""
     if isinstance(value, Mapping):
@@ -52,6 +45,10 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+# Of these config nodes all keys decide the result but those that are listed.
+_DECIDING = {"model": ("name",), "objective": (), "optimizer": (), "scheduler": (), "validation": ("times",)}
+
+
 def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> dict[str, Any]:
     """Everything that a cell id is the hash of.
 
@@ -59,38 +56,26 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         config: Has the resolved nodes model, data, objective, optimizer, scheduler, training, validation and seed.
         steps: Optimiser steps.
         data_hash: The hash of the data. None while they are not prepared; the id will then change.
-
-    Returns:
-        Canonical JSON values.
     """
-    nodes = {
-        name: {key: value for key, value in config[name].items() if key not in _WITHOUT.get(name, ())}
-        for name in ("model", "objective", "optimizer", "scheduler", "validation")
-    }
-    data = {key: config["data"].get(key) for key in _DATA_KEYS}
-    content = {
+    precision = config.get("trainer", {}).get("precision")
+    return {
         "version": VERSION,
-        **nodes,
-        "data": {**data, "hash": data_hash},
+        **{
+            name: {key: value for key, value in config[name].items() if key not in without}
+            for name, without in _DECIDING.items()
+        },
+        "data": {"hash": data_hash, **{key: config["data"].get(key) for key in ("block_size", "stride", "batch_size")}},
         "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},
         "seed": config["seed"],
         "parent": config.get("ckpt_path"),
-        "precision": _precision(config),
+        "precision": None if precision == "auto" else precision,  # auto depends on the device
     }
-    result: dict[str, Any] = canonical(content)
-    return result
 
 
 def _budget(config: Mapping[str, Any]) -> float | None:
     """The target FLOPs; None where the steps are given, which take precedence."""
     training = config["training"]
     return None if training.get("steps") is not None else training.get("budget")
-
-
-def _precision(config: Mapping[str, Any]) -> str | None:
-    """The precision that the config asks for; None for ``auto``, which depends on the device."""
-    precision = config.get("trainer", {}).get("precision")
-    return None if precision == "auto" else precision
 
 
 def cell_id(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> str:

@@ -97,13 +97,12 @@ class Lease:
         lock = self.path.with_suffix(".lock")
         for _ in range(100):
             try:
-                os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+                lock.touch(exist_ok=False)
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    if (
-                        server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC
-                    ):  # the process that made it has died
+                    # The process that made a lock as old as this has died.
+                    if server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC:
                         lock.unlink()
                 time.sleep(0.2)
         else:

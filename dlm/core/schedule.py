@@ -12,15 +12,13 @@ from collections.abc import Callable
 from dlm.core.errors import unknown
 
 
-def cosine(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
+def cosine(progress: float, *, min_ratio: float, **_: float) -> float:
     """Half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
-    del decay_fraction
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def linear(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
+def linear(progress: float, *, min_ratio: float, **_: float) -> float:
     """A straight line from 1 to ``min_ratio``."""
-    del decay_fraction
     return 1 - (1 - min_ratio) * progress
 
 

@@ -7,6 +7,7 @@ constant time. Names of arrays end in their shape: K samples of a block, B rows,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,6 @@ from dlm.core.errors import UserError
 from dlm.data.manifest import DataSet, apportion
 from dlm.data.noise import MIXTURE_STREAM, ORDER_STREAM, permute
 from dlm.data.packed import PackedTokens, open_split
-
-KEPT_BLOCKS = 4
 
 
 class Mixture:
@@ -41,42 +40,24 @@ class Mixture:
         *,
         vocab_size: int | None = None,
     ) -> None:
-        self.sources, self.samples, self.streams = list(sources), tuple(samples), list(streams)
+        self.sources, self.samples, self.streams = list(sources), tuple(samples), tuple(streams)
         self.vocab_size = vocab_size
         self.block_samples, self.block_size = sum(samples), sources[0].block_size
-        self.row_ends = np.cumsum([len(source) for source in sources]).tolist()
-        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+        self._sizes = tuple(len(source) for source in sources)
+        self.row_ends = np.cumsum(self._sizes).tolist()
 
     def __len__(self) -> int:
         return int(self.row_ends[-1])
 
     def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
         """(count,) int64 rows of the samples ``first`` to ``first + count - 1`` of the run with this seed."""
-        parts = []
-        while count:
-            block, place = divmod(first, self.block_samples)
-            part = self._block(seed, block)[place : place + count]
-            parts.append(part)
-            first, count = first + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.int64)])
-
-    def _block(self, seed: int, block: int) -> np.ndarray:
-        """(K,) int64 rows of a block's samples. Making them takes about a millisecond; the last blocks are kept."""
-        rows_K = self._blocks.get((seed, block))
-        if rows_K is None:
-            if len(self._blocks) >= KEPT_BLOCKS:
-                self._blocks.clear()
-            rows_K = self._blocks[seed, block] = self._make_block(seed, block)
-        return rows_K
-
-    def _make_block(self, seed: int, block: int) -> np.ndarray:
-        source_K = _layout(self.samples, seed, block)
-        rows_K = np.empty(self.block_samples, dtype=np.int64)
-        for number, (source, samples, stream) in enumerate(zip(self.sources, self.samples, self.streams, strict=True)):
-            ordinal = block * samples + np.arange(samples)
-            start = self.row_ends[number] - len(source)
-            rows_K[source_K == number] = start + _permuted(ordinal, len(source), seed, stream)
-        return rows_K
+        block, place = divmod(first, self.block_samples)
+        sources = (self._sizes, self.samples, self.streams)
+        rows = _block(*sources, seed, block)[place : place + count]
+        while len(rows) < count:
+            block += 1
+            rows = np.concatenate([rows, _block(*sources, seed, block)[: count - len(rows)]])
+        return rows
 
     def rows(self, row_B: np.ndarray) -> np.ndarray:
         """(B, T) int64 tokens of the rows ``row_B``."""
@@ -139,7 +120,28 @@ class Mixture:
         return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
 
 
-def _layout(samples: tuple[int, ...], seed: int, block: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def _block(sizes: Sequence[int], samples: Sequence[int], streams: Sequence[int], seed: int, block: int) -> np.ndarray:
+    """(K,) int64 rows of the samples of a block. Making them takes about a millisecond, so the last blocks are kept.
+
+    Args:
+        sizes: How many sequences each source has.
+        samples: How many samples of a block come from each source.
+        streams: The random stream of each source's order.
+        seed: Of the run.
+        block: The number of the block.
+    """
+    source_K = _layout(samples, seed, block)
+    rows_K = np.empty(len(source_K), dtype=np.int64)
+    first = 0
+    for number, (size, count, stream) in enumerate(zip(sizes, samples, streams, strict=True)):
+        ordinal = block * count + np.arange(count)
+        rows_K[source_K == number] = first + _permuted(ordinal, size, seed, stream)
+        first += size
+    return rows_K
+
+
+def _layout(samples: Sequence[int], seed: int, block: int) -> np.ndarray:
     """(K,) the source of every sample of a block."""
     count = sum(samples)
     place_K = permute(np.arange(count), count, seed=seed, epoch=block, stream=MIXTURE_STREAM)

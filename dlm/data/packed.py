@@ -67,9 +67,8 @@ def open_packed(path: Path) -> np.ndarray:
     dtype, count = _read_header(path)
     if not count:  # an empty part of a file cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size).view(
-        np.ndarray
-    )  # slicing np.memmap takes 1 us more
+    tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size)
+    return tokens.view(np.ndarray)  # slicing np.memmap takes 1 us more
 
 
 def write_packed(path: Path, tokens: np.ndarray) -> PackedFile:
@@ -127,14 +126,11 @@ class PackedTokens:
 
     def _gather(self, row: np.ndarray, file: int, part: np.ndarray) -> None:
         """Fill ``row`` with ``part``, which is the end of ``file``, and with what follows in the next files."""
-        done = 0
-        while True:
-            row[done : done + len(part)] = part
-            done += len(part)
-            if done == len(row):
-                return
+        parts = [part]
+        while missing := len(row) - sum(map(len, parts)):
             file += 1
-            part = self._open(file)[: len(row) - done]
+            parts.append(self._open(file)[:missing])
+        np.concatenate(parts, out=row)
 
     def _open(self, file: int) -> np.ndarray:
         tokens = self._opened.get(file)

@@ -75,11 +75,6 @@ class Plan:
 
     def to_json(self, *, estimates: bool) -> dict[str, Any]:
         """Plain values: with the estimates as `dlm plan --json` prints them, without them as plan.json holds them."""
-        return {
-            "spec": self.spec.model_dump(mode="json"),
-            "convention": self.convention,
-            "data": self.data,
-            "data_hash": self.data_hash,
-            "cells": [cell.row() if estimates else cell.decisions() for cell in self.cells],
-            "dropped": list(self.dropped),
-        }
+        cells = [cell.row() if estimates else cell.decisions() for cell in self.cells]
+        spec = self.spec.model_dump(mode="json")
+        return {**vars(self), "spec": spec, "cells": cells, "dropped": list(self.dropped)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from fractions import Fraction
@@ -18,12 +19,10 @@ from dlm.core.paths import sweeps_dir
 
 
 def _number(value: object) -> object:
-    """A number from text such as '1/3' or '1e19'. Other values are left for pydantic to accept or refuse."""
-    if isinstance(value, str):
-        try:
-            return float(Fraction(value)) if "/" in value else float(value)
-        except (ValueError, ZeroDivisionError):
-            return value
+    """A number from a fraction such as '1/3'. Other values are left for pydantic to accept or refuse."""
+    if isinstance(value, str) and "/" in value:
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            return float(Fraction(value))
     return value
 
 

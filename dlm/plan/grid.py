@@ -154,8 +154,7 @@ def _check_keys(point: Point) -> None:
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The ``data`` node of a cell with the path of the data folder filled in, as Hydra resolves it."""
-    node: dict[str, Any] = _in_place(cell_config(groups, overrides)["data"])
-    return node
+    return dict(_in_place(cell_config(groups, overrides)["data"]))
 
 
 def _in_place(value: Any) -> Any:
@@ -182,7 +181,33 @@ def _cell(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSe
         )
     epochs = None if data is None else data.epochs(recipe.tokens)
     _check_divides(spec, point, recipe.global_batch_size)
-    return _refusal(spec, recipe, epochs) or _make_cell(point, config, recipe, data, epochs)
+    reason = _refusal(spec, recipe, epochs)
+    if reason is not None:
+        return reason
+    assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
+    return Cell(
+        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if data is None else data.hash),
+        model=recipe.shape.name,
+        objective=config["objective"]["name"],
+        seed=config["seed"],
+        num_params=recipe.shape.num_params,
+        num_params_total=recipe.shape.num_params_total(causal=recipe.causal),
+        budget_flops=recipe.budget_flops,
+        convention=recipe.convention,
+        tokens=recipe.tokens,
+        steps=recipe.steps,
+        warmup_steps=recipe.warmup_steps,
+        global_batch_size=recipe.global_batch_size,
+        block_size=recipe.block_size,
+        learning_rate=config["optimizer"]["lr"],
+        schedule=config["scheduler"]["name"],
+        flops={str(name): value for name, value in recipe.flops.items()},
+        budget_error_pct=recipe.budget_error_pct,
+        tokens_per_param=recipe.tokens / recipe.shape.num_params,
+        epochs=epochs,
+        groups=point.groups,
+        overrides=point.overrides,
+    )
 
 
 def _check_divides(spec: SweepSpec, point: Point, batch_size: int) -> None:
@@ -211,36 +236,6 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
     if epochs is not None and epochs > spec.max_epochs:
         return f"{epochs:.2f} epochs of the data, above max_epochs {spec.max_epochs:g}"
     return None
-
-
-def _make_cell(
-    point: Point, config: Mapping[str, Any], recipe: Recipe, data: DataSet | None, epochs: float | None
-) -> Cell:
-    shape = recipe.shape
-    assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
-    return Cell(
-        cell_id=cell_id(config, steps=recipe.steps, data_hash=None if data is None else data.hash),
-        model=shape.name,
-        objective=config["objective"]["name"],
-        seed=config["seed"],
-        num_params=shape.num_params,
-        num_params_total=shape.num_params_total(causal=recipe.causal),
-        budget_flops=recipe.budget_flops,
-        convention=recipe.convention,
-        tokens=recipe.tokens,
-        steps=recipe.steps,
-        warmup_steps=recipe.warmup_steps,
-        global_batch_size=recipe.global_batch_size,
-        block_size=recipe.block_size,
-        learning_rate=config["optimizer"]["lr"],
-        schedule=config["scheduler"]["name"],
-        flops={str(name): value for name, value in recipe.flops.items()},
-        budget_error_pct=recipe.budget_error_pct,
-        tokens_per_param=recipe.tokens / shape.num_params,
-        epochs=epochs,
-        groups=point.groups,
-        overrides=point.overrides,
-    )
 
 
 def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:

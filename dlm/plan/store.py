@@ -87,12 +87,8 @@ def read_plan(sweep_dir: Path) -> Plan:
     estimates = read_estimates(sweep_dir)
     try:
         cells = [Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"]]
-        typed = {
-            "spec": parse_sweep(content["spec"], str(path)),
-            "cells": tuple(cells),
-            "dropped": tuple(content["dropped"]),
-        }
-        return Plan(**{**content, **typed})
+        spec = parse_sweep(content["spec"], str(path))
+        return Plan(**{**content, "spec": spec, "cells": tuple(cells), "dropped": tuple(content["dropped"])})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
 

@@ -8,7 +8,6 @@ workers and however often the preparation was stopped.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
@@ -22,15 +21,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from dlm.core.errors import UserError
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.core.identity import content_hash
 from dlm.core.lease import Lease
 from dlm.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from dlm.data.prepare.documents import Unit, find_splits, make_units
-from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, TextJob, UnitRecord, digests_path, encode_unit, read_digests
-from dlm.data.prepare.place import move_into_place
-from dlm.data.prepare.progress import UnitProgress
+from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, Encoder, TextJob, UnitRecord, digests_path
+from dlm.data.prepare.place import move_into_place, undamaged
+from dlm.data.prepare.progress import with_progress
 from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
@@ -120,10 +121,7 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
             f"{data_dir} exists and was not made from these sources with these options: choose another --out or move "
             "it away"
         )
-    try:
-        return read_manifest(data_dir)
-    except UserError:  # damaged: it is made again
-        return None
+    return undamaged(data_dir)
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
@@ -156,27 +154,28 @@ def _short(value: Any) -> str:
 
 def _build(job: TextJob, units: Sequence[Unit], building: Path, workers: int) -> list[UnitRecord]:
     """Encode every unit that is not done. The records of all units, in order."""
+    validation = [number for number, unit in enumerate(units) if unit.split == "validation"]
+    rest = [number for number, unit in enumerate(units) if unit.split != "validation"]
+    limit = round(job.validation_share * KEYS)
     with EncoderPool(job, building, units, workers) as pool:
-        pool.run([n for n, unit in enumerate(units) if unit.split == "validation"])
-        limit = round(job.validation_share * KEYS)
-        rest = [n for n, unit in enumerate(units) if unit.split != "validation"]
-        pool.run(rest, limit=limit)
-        keys = {n: key for n in rest if (key := pool.records[n].smallest) is not None}
-        if keys and not any("validation" in record.files for record in pool.records.values()):
+        records = pool.run(validation, limit=0) | pool.run(rest, limit=limit)
+        keys = {number: key for number in rest if (key := records[number].smallest) is not None}
+        if keys and not any("validation" in record.files for record in records.values()):
             limit = min(keys.values()) + 1  # there are so few documents that the share held out none: hold out one
-            pool.run([n for n, key in keys.items() if key < limit], limit=limit)
-        return [pool.records[n] for n in range(len(units))]
+            records |= pool.run([number for number, key in keys.items() if key < limit], limit=limit)
+    return [records[number] for number in range(len(units))]
 
 
 class EncoderPool:
-    """Processes that encode units, and the records of the units that are done."""
+    """Processes that encode units, which start with the first unit that is not done."""
 
     def __init__(self, job: TextJob, building: Path, units: Sequence[Unit], workers: int) -> None:
-        self.job, self.building, self.units, self.workers = job, building, units, workers
-        records = map(UnitRecord.from_json, read_jsonl(building / "done.jsonl"))
+        self.building, self.units, self.log = building, units, building / "done.jsonl"
+        records = TypeAdapter(list[UnitRecord]).validate_python(read_jsonl(self.log))
         self.done = {(record.unit, record.limit): record for record in records if self._is_whole(record)}
-        self.records: dict[int, UnitRecord] = {}
-        self._pool: ProcessPoolExecutor | None = None
+        processes = min(workers, len(units))
+        arguments = (job, building, max(workers // processes, 1))
+        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, arguments)
         self._others = multiprocessing.active_children()  # of the program that calls this
 
     def __enter__(self) -> EncoderPool:
@@ -186,8 +185,7 @@ class EncoderPool:
         if kind is not None:  # units that are half done will be encoded again
             for process in set(multiprocessing.active_children()) - set(self._others):
                 process.terminate()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _is_whole(self, record: UnitRecord) -> bool:
         """Whether the files of a record are there. A unit that was encoded twice has the files of the later record."""
@@ -195,58 +193,42 @@ class EncoderPool:
         digests = self.units[record.unit].split != "validation" or digests_path(self.building, record.unit).is_file()
         return digests and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
-    def run(self, numbers: Sequence[int], *, limit: int = 0) -> None:
-        """Encode those of the units ``numbers`` that are not done, and keep the records of all of them."""
-        found = {number: self.done.get((number, limit)) for number in numbers}
-        todo = [number for number, record in found.items() if record is None]
-        self.records |= {number: record for number, record in found.items() if record is not None}
+    def run(self, numbers: Sequence[int], *, limit: int) -> dict[int, UnitRecord]:
+        """The records of the units ``numbers``. Those that are not done are encoded first."""
+        found = {number: self.done[number, limit] for number in numbers if (number, limit) in self.done}
+        todo = [number for number in numbers if number not in found]
         if not todo:
-            return
-        with UnitProgress([self.units[number].size for number in todo]) as progress:
-            for record in self._encode(todo, limit):
-                append_jsonl(self.building / "done.jsonl", dataclasses.asdict(record))
-                self.records[record.unit] = self.done[record.unit, limit] = record
-                progress.add(
-                    self.units[record.unit].size,
-                    documents=sum(record.documents.values()),
-                    tokens=sum(file.tokens for files in record.files.values() for file in files),
-                )
+            return found
+        sizes = {number: self.units[number].size for number in todo}
+        return found | {record.unit: record for record in with_progress(self._encode(todo, limit), sizes)}
 
     def _encode(self, todo: Sequence[int], limit: int) -> Iterator[UnitRecord]:
         """The records of units, each as soon as it is written."""
-        (self.building / "done.jsonl").touch()
-        self._pool = self._pool or self._make_pool()
         try:
             for future in as_completed(
                 [self._pool.submit(_work, number, self.units[number], limit) for number in todo]
             ):
-                yield future.result()
+                record = future.result()
+                append_jsonl(self.log, dataclasses.asdict(record))
+                yield record
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker was killed, perhaps for want of memory: run the command again with fewer --workers; it goes "
                 "on where it stopped"
             ) from error
 
-    def _make_pool(self) -> ProcessPoolExecutor:
-        workers = min(self.workers, len(self.units))
-        arguments = (self.job, self.building, max(self.workers // workers, 1))
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, arguments)
 
-
-# Of a worker process:
-_job: TextJob
-_job_tokenizer: Tokenizer
-_building: Path
+_encoder: Encoder  # of a worker process
 
 
 def _start_worker(job: TextJob, building: Path, threads: int) -> None:
     """Load the tokenizer once, and end with the parent process, however that ends."""
-    global _job, _job_tokenizer, _building
+    global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    _job, _job_tokenizer, _building = job, _tokenizer(job, threads), building
+    _encoder = Encoder(job=job, tokenizer=_tokenizer(job, threads), building=building)
 
 
 def _end_with_parent() -> None:
@@ -258,14 +240,7 @@ def _end_with_parent() -> None:
 
 
 def _work(number: int, unit: Unit, limit: int) -> UnitRecord:
-    held_out = _held_out(_building) if unit.split == "train" else frozenset()
-    return encode_unit(number, unit, _job, _job_tokenizer, _building, limit=limit, held_out=held_out)
-
-
-@functools.cache
-def _held_out(building: Path) -> frozenset[bytes]:
-    """Read once: the units of a train split are encoded after all of the validation split."""
-    return read_digests(building)
+    return _encoder.encode_unit(number, unit, limit)
 
 
 def _describe(

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -51,11 +50,11 @@ TEXT_HELP = (
 def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
     """(name, text) of every source file of the standard library below ``root``, in order of names."""
     skip = {"site-packages", "dist-packages", "__pycache__"}
-    paths = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
-    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
-        text = path.read_bytes()
-        if text and END_OF_DOCUMENT not in text:
-            yield path.relative_to(root).as_posix(), text
+    for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
+        if skip.isdisjoint(name.split("/")):
+            text = (root / name).read_bytes()
+            if text and END_OF_DOCUMENT not in text:
+                yield name, text
 
 
 def prepare_stdlib(data_dir: Path) -> Manifest:
@@ -75,8 +74,9 @@ def prepare_stdlib(data_dir: Path) -> Manifest:
             f"no Python sources under {root}: data=stdlib needs a Python with its standard library's .py files"
         )
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=data_dir.parent, prefix=f".{data_dir.name}-") as folder:
+        building = Path(folder) / "data"
+        building.mkdir()
         manifest = Manifest(
             name="stdlib",
             tokenizer="bytes",
@@ -87,8 +87,6 @@ def prepare_stdlib(data_dir: Path) -> Manifest:
         )
         write_manifest(building, manifest)
         move_into_place(building, data_dir, manifest)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return manifest
 
 

@@ -7,6 +7,7 @@ The units follow from the source files alone, not from the number of workers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -33,6 +34,9 @@ CHUNK_BYTES = 1024 * 1024
 
 
 COMPRESSION = {"zst": "zstd", "gz": "gzip"}  # kind of a source -> pyarrow's name
+
+
+SLICED = ("jsonl", "parquet")  # the kinds of which a part can be read
 
 
 STATE = "state.json"  # of a folder written by datasets.save_to_disk
@@ -142,35 +146,28 @@ def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
     for (split, path), size in zip(files, sizes, strict=True):
         kind = kind_of(path)
         assert kind is not None
+        unit = Unit(split=split, kind=kind, paths=(str(path),), size=size)
         last = units[-1] if units else None
-        if size > limit and kind in _SLICERS:
-            units += [
-                Unit(split=split, kind=kind, paths=(str(path),), size=part, start=start, stop=stop)
-                for start, stop, part in _SLICERS[kind](path, size, limit)
-            ]
+        if size > limit and kind in SLICED:
+            units += _slices(unit, limit)
         elif last and last.stop is None and (last.split, last.kind) == (split, kind) and last.size + size <= limit:
-            units[-1] = Unit(split=split, kind=kind, paths=(*last.paths, str(path)), size=last.size + size)
+            units[-1] = dataclasses.replace(last, paths=last.paths + unit.paths, size=last.size + size)
         else:
-            units.append(Unit(split=split, kind=kind, paths=(str(path),), size=size))
+            units.append(unit)
     return units
 
 
-def _slices_of_bytes(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
-    for start in range(0, size, limit):
-        stop = min(start + limit, size)
-        yield start, stop, stop - start
-
-
-def _slices_of_groups(path: Path, size: int, limit: int) -> Iterator[tuple[int, int, int]]:
-    with _refusing_damage(path, "parquet"):
-        metadata = _open_parquet(path).metadata
-    per_slice = max(metadata.num_row_groups * limit // size, 1)
-    for start in range(0, metadata.num_row_groups, per_slice):
-        stop = min(start + per_slice, metadata.num_row_groups)
-        yield start, stop, size * (stop - start) // metadata.num_row_groups
-
-
-_SLICERS = {"jsonl": _slices_of_bytes, "parquet": _slices_of_groups}
+def _slices(unit: Unit, limit: int) -> Iterator[Unit]:
+    """Cut the one large file of ``unit`` by bytes or by row groups into units of about ``limit`` bytes."""
+    total = unit.size
+    if unit.kind == "parquet":
+        path = Path(unit.paths[0])
+        with _refusing_damage(path, unit.kind):
+            total = _open_parquet(path).metadata.num_row_groups
+    step = max(total * limit // unit.size, 1)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        yield dataclasses.replace(unit, size=unit.size * (stop - start) // total, start=start, stop=stop)
 
 
 def read_unit(unit: Unit, text_key: str) -> Iterator[str]:

@@ -5,11 +5,11 @@ The files of a unit follow from the unit and the job alone, not from the worker 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ FILE_TOKENS = 32 * 1024 * 1024  # of one packed file
 BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # encoded in one call
 
 
-DIGEST_BYTES = 16
+DIGEST_BYTES = 16  # of the hash by which equal documents are recognised
 
 
 SKIPPED = ("empty", "with NUL", "in validation")  # why a document is left out
@@ -59,32 +59,21 @@ class UnitRecord:
     skipped: dict[str, int]  # reason of SKIPPED -> documents
     smallest: int | None = None  # of the documents' keys: says what to hold out where the share held out none
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> UnitRecord:
-        """The record of a line that ``dataclasses.asdict`` made."""
-        files = {split: [PackedFile(**file) for file in files] for split, files in row["files"].items()}
-        return cls(**{**row, "files": files})
-
-
-def digest(text: str) -> bytes:
-    """The hash of a document's content, by which equal documents are recognised."""
-    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
-
-
-def key_of(seen: bytes) -> int:
-    """The key of a document, 64 bits of its digest: a key below the limit holds the document out."""
-    return int.from_bytes(seen[:8], "big")
-
 
 class SplitWriter:
-    """Encodes the documents of one split of one unit and writes them in files of FILE_TOKENS; the last is shorter."""
+    """Encodes the documents of one split of one unit and writes them in files of FILE_TOKENS; the last is shorter.
 
-    def __init__(self, folder: Path, stem: str, job: TextJob, tokenizer: Tokenizer) -> None:
-        self.folder, self.stem, self.job, self.tokenizer = folder, stem, job, tokenizer
+    Args:
+        stem: The beginning of the paths of the files.
+        encode: Documents -> their tokens.
+    """
+
+    def __init__(self, stem: str, encode: Callable[[list[str]], np.ndarray]) -> None:
+        self.stem, self.encode = stem, encode
         self.files: list[PackedFile] = []
         self.num_documents = 0
         self._texts: list[str] = []
-        self._num_chars, self._num_tokens = 0, 0
+        self._num_chars = 0
         self._parts: list[np.ndarray] = []
 
     def add(self, text: str) -> None:
@@ -92,118 +81,114 @@ class SplitWriter:
         self._texts.append(text)
         self._num_chars += len(text)
         if self._num_chars >= BATCH_CHARS or len(self._texts) >= BATCH_DOCUMENTS:
-            self._encode()
+            self._flush(FILE_TOKENS)
 
     def close(self) -> list[PackedFile]:
         """Write what is left, and return all files."""
-        if self._texts:
-            self._encode()
-        if self._num_tokens:
-            self._write()
+        self._flush(1)
         return self.files
 
-    def _encode(self) -> None:
-        tokens = tokens_of(self._texts, self.job, self.tokenizer)
+    def _flush(self, at_least: int) -> None:
+        """Encode the documents so far, and write files while there are ``at_least`` tokens."""
+        if self._texts:
+            self._parts.append(self.encode(self._texts))
         self._texts, self._num_chars = [], 0
-        self._parts.append(tokens)
-        self._num_tokens += len(tokens)
-        while self._num_tokens >= FILE_TOKENS:
-            self._write()
-
-    def _write(self) -> None:
-        tokens = np.concatenate(self._parts)
-        path = self.folder / f"{self.stem}_{len(self.files):010d}.bin"
-        self.files.append(write_packed(path, tokens[:FILE_TOKENS]))
-        self._parts = [tokens[FILE_TOKENS:]]
-        self._num_tokens = len(self._parts[0])
+        while sum(map(len, self._parts)) >= at_least:
+            tokens = np.concatenate(self._parts)
+            path = Path(f"{self.stem}_{len(self.files):010d}.bin")
+            self.files.append(write_packed(path, tokens[:FILE_TOKENS]))
+            self._parts = [tokens[FILE_TOKENS:]]
 
 
-def tokens_of(texts: list[str], job: TextJob, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens of documents one after another, each with its eos token and, if the job asks for it, its bos token.
-
-    Raises:
-        UserError: The tokenizer gave an id that is not below the vocabulary size.
-    """
-    before = [np.array([tokenizer.bos_id], dtype=np.int32)] if job.add_bos else []
-    after = np.array([tokenizer.eos_id], dtype=np.int32)
-    parts = [part for ids in tokenizer.encode(texts) for part in (*before, np.asarray(ids, dtype=np.int32), after)]
-    tokens = np.concatenate(parts)
-    if int(tokens.max()) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer {tokenizer.name} gives token {int(tokens.max())}: allowed are ids below --vocab-size "
-            f"{tokenizer.vocab_size}"
-        )
-    return tokens.astype(tokenizer.dtype)
-
-
-def encode_unit(
-    number: int,
-    unit: Unit,
-    job: TextJob,
-    tokenizer: Tokenizer,
-    building: Path,
-    *,
-    limit: int,
-    held_out: frozenset[bytes],
-) -> UnitRecord:
-    """Write the packed files of a unit to ``building``/data.
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Encodes units in one process.
 
     Args:
-        number: The place of the unit among all units; it enters the names of the files.
-        unit: Where the documents are. In a unit without a split, documents whose key is below ``limit`` are held out.
-            A validation unit also leaves the digests of its documents in ``building``.
         job: What was asked for.
         tokenizer: The job's tokenizer, with the job's own ids.
         building: The folder of the unfinished data set.
-        limit: Of the keys of documents.
-        held_out: The digests of the validation documents, which a training unit leaves out.
-
-    Returns:
-        What was written.
     """
-    writers: dict[str, SplitWriter] = {}
-    skipped = dict.fromkeys(SKIPPED, 0)
-    digests, keys = [], []
-    for text in _kept(unit, job, tokenizer, skipped):
-        content = digest(text)
-        if unit.split == "train" and content in held_out:
-            skipped["in validation"] += 1
-            continue
-        digests.append(content)
-        keys.append(key_of(content))
-        split = unit.split or ("validation" if keys[-1] < limit else "train")
-        if split not in writers:
-            writers[split] = SplitWriter(building / "data", f"{split}_{job.name}_{number:06d}", job, tokenizer)
-        writers[split].add(text)
-    if unit.split == "validation":
-        write_atomic(digests_path(building, number), b"".join(digests))
-    return UnitRecord(
-        unit=number,
-        limit=limit,
-        files={split: writer.close() for split, writer in writers.items()},
-        documents={split: writer.num_documents for split, writer in writers.items()},
-        skipped=skipped,
-        smallest=min(keys, default=None) if unit.split is None else None,
-    )
 
+    job: TextJob
+    tokenizer: Tokenizer
+    building: Path
 
-def _kept(unit: Unit, job: TextJob, tokenizer: Tokenizer, skipped: dict[str, int]) -> Iterator[str]:
-    """The documents of a unit without those that a stream of tokens cannot hold, which are counted in ``skipped``."""
-    for text in read_unit(unit, job.text_key):
-        if not text:
-            skipped["empty"] += 1
-        elif tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
-            skipped["with NUL"] += 1
-        else:
-            yield text
+    def encode_unit(self, number: int, unit: Unit, limit: int) -> UnitRecord:
+        """Write the packed files of a unit to data/ in the folder of the unfinished data set.
+
+        A training unit leaves out the documents of validation units. A validation unit leaves their digests in the
+        folder, so all validation units must be encoded first.
+
+        Args:
+            number: The place of the unit among all units; it enters the names of the files.
+            unit: Where the documents are.
+            limit: In a unit without a split, a document is held out if its key, 64 bits of its digest, is below it.
+
+        Returns:
+            What was written.
+        """
+        writers: dict[str, SplitWriter] = {}
+        skipped = dict.fromkeys(SKIPPED, 0)
+        digests, keys = [], []
+        for text in self._kept(unit, skipped):
+            digest = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+            if unit.split == "train" and digest in self._held_out:
+                skipped["in validation"] += 1
+                continue
+            digests.append(digest)
+            keys.append(int.from_bytes(digest[:8], "big"))
+            split = unit.split or ("validation" if keys[-1] < limit else "train")
+            if split not in writers:
+                stem = self.building / "data" / f"{split}_{self.job.name}_{number:06d}"
+                writers[split] = SplitWriter(str(stem), self._tokens)
+            writers[split].add(text)
+        if unit.split == "validation":
+            write_atomic(digests_path(self.building, number), b"".join(digests))
+        return UnitRecord(
+            unit=number,
+            limit=limit,
+            files={split: writer.close() for split, writer in writers.items()},
+            documents={split: writer.num_documents for split, writer in writers.items()},
+            skipped=skipped,
+            smallest=min(keys, default=None) if unit.split is None else None,
+        )
+
+    def _kept(self, unit: Unit, skipped: dict[str, int]) -> Iterator[str]:
+        """The documents of a unit without those that a stream of tokens cannot hold, which ``skipped`` counts."""
+        for text in read_unit(unit, self.job.text_key):
+            if not text:
+                skipped["empty"] += 1
+            elif self.tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
+                skipped["with NUL"] += 1
+            else:
+                yield text
+
+    @functools.cached_property
+    def _held_out(self) -> frozenset[bytes]:
+        """The digests of the documents of all validation units."""
+        content = b"".join(path.read_bytes() for path in (self.building / "digests").glob("[0-9]*"))
+        return frozenset(content[place : place + DIGEST_BYTES] for place in range(0, len(content), DIGEST_BYTES))
+
+    def _tokens(self, texts: list[str]) -> np.ndarray:
+        """The tokens of documents one after another, each with its eos token and, if asked for, its bos token.
+
+        Raises:
+            UserError: The tokenizer gave an id that is not below the vocabulary size.
+        """
+        tokenizer = self.tokenizer
+        before = [np.array([tokenizer.bos_id], dtype=np.int32)] if self.job.add_bos else []
+        after = np.array([tokenizer.eos_id], dtype=np.int32)
+        parts = [part for ids in tokenizer.encode(texts) for part in (*before, np.asarray(ids, dtype=np.int32), after)]
+        tokens = np.concatenate(parts)
+        if int(tokens.max()) >= tokenizer.vocab_size:
+            raise UserError(
+                f"the tokenizer {tokenizer.name} gives token {int(tokens.max())}: allowed are ids below --vocab-size "
+                f"{tokenizer.vocab_size}"
+            )
+        return tokens.astype(tokenizer.dtype)
 
 
 def digests_path(building: Path, number: int) -> Path:
     """The file with the digests of the documents of a validation unit."""
     return building / "digests" / f"{number:06d}"
-
-
-def read_digests(building: Path) -> frozenset[bytes]:
-    """The digests of every validation document written so far."""
-    content = b"".join(path.read_bytes() for path in (building / "digests").glob("[0-9]*"))
-    return frozenset(content[place : place + DIGEST_BYTES] for place in range(0, len(content), DIGEST_BYTES))

@@ -26,7 +26,8 @@ def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
     building.chmod(0o755)
     if data_dir.is_dir() and not any(data_dir.iterdir()):
         data_dir.rmdir()
-    if data_dir.is_dir() and _is_whole(data_dir, made):
+    there = undamaged(data_dir)
+    if there is not None and there.hash == made.hash:
         return
     if data_dir.is_dir() and all(_of_data_set(path.name, made.name) for path in data_dir.iterdir()):
         old = Path(tempfile.mkdtemp(dir=data_dir.parent, prefix=f".{data_dir.name}-old-"))
@@ -39,13 +40,12 @@ def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
         os.rename(building, data_dir)
 
 
-def _is_whole(data_dir: Path, made: Manifest) -> bool:
-    """Whether ``data_dir`` holds the data set that was made, undamaged."""
+def undamaged(data_dir: Path) -> Manifest | None:
+    """The manifest of ``data_dir``; None when the data set is missing or damaged, and is to be made."""
     try:
-        there = read_manifest(data_dir)
-    except UserError:  # damaged: it is about to be replaced
-        return False
-    return there is not None and there.hash == made.hash
+        return read_manifest(data_dir)
+    except UserError:
+        return None
 
 
 def _of_data_set(file: str, name: str) -> bool:

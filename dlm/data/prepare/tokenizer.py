@@ -35,8 +35,8 @@ class Tokenizer:
     """A function from text to ids, and what a manifest says about it."""
 
     name: str
-    library: str | None  # which encodes; None for bytes
-    sha256: str | None  # of the tokenizer's file; None for bytes
+    library: str | None = None  # which encodes; None for bytes
+    sha256: str | None = None  # of the tokenizer's file; None for bytes
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
@@ -61,8 +61,6 @@ def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
     if name == "bytes":
         return Tokenizer(
             name="bytes",
-            library=None,
-            sha256=None,
             vocab_size=256,
             bos_id=END_OF_DOCUMENT,
             eos_id=END_OF_DOCUMENT,
