@@ -7,11 +7,9 @@ writes it while the next steps run.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,6 @@ from dlm.train.checkpoint_files import LATEST, MANIFEST, STATE, damage, seal
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 KEEP_LAST = 2
-
-
-class Copying(TorchCheckpointIO):
-    """Copies a checkpoint to main memory instead of writing it. No later step changes the copy."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Keep a copy of ``checkpoint`` as ``copied``, with new tensors on the CPU and new containers."""
-        self.copied = apply_to_collection(checkpoint, torch.Tensor, lambda one: one.detach().to("cpu", copy=True))
 
 
 class Checkpoint(StepCallback, LightningCheckpoint):
@@ -104,34 +94,14 @@ class Checkpoint(StepCallback, LightningCheckpoint):
     def _save(self, trainer: L.Trainer, step: int) -> None:
         """Write one checkpoint, or let the thread begin to."""
         self._wait()
-        folder = self._folder(step)
-        building = folder.with_name(f".{folder.name}.building")
-        if trainer.is_global_zero:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(parents=True)
-        if self.thread is not None:
-            self._save_in_thread(trainer, step, building, self.thread)
+        state = state_of(trainer)
+        if state is None:
             return
-        with _removed_if_unfinished(building):
-            trainer.save_checkpoint(building / STATE, weights_only=False)
-            if trainer.is_global_zero:
-                self._finish(building, step)
-
-    def _save_in_thread(self, trainer: L.Trainer, step: int, building: Path, thread: ThreadPoolExecutor) -> None:
-        writer, copying = trainer.strategy.checkpoint_io, Copying()
-        trainer.strategy.checkpoint_io = copying
-        try:
-            trainer.save_checkpoint(building / STATE, weights_only=False)
-        finally:
-            trainer.strategy.checkpoint_io = writer
-
-        def write() -> None:
-            with _removed_if_unfinished(building):
-                writer.save_checkpoint(copying.copied, building / STATE)
-                self._finish(building, step)
-
-        if trainer.is_global_zero:
-            self.writing = thread.submit(write)
+        if self.thread is None:
+            self._write(state, step)
+        else:  # no later step changes the copy
+            copy = apply_to_collection(state, torch.Tensor, lambda one: one.detach().to("cpu", copy=True))
+            self.writing = self.thread.submit(self._write, copy, step)
 
     def _wait(self) -> None:
         """Wait until nothing is being written. Raises what the thread raised."""
@@ -139,10 +109,18 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         if writing is not None:
             writing.result()
 
-    def _finish(self, building: Path, step: int) -> None:
-        """Seal what was built, give it its name, point LATEST at it, and delete checkpoints that are not kept."""
-        seal(building, step=step)
+    def _write(self, state: dict[str, Any], step: int) -> None:
+        """Build a checkpoint, give it its name, point LATEST at it, and delete checkpoints that are not kept."""
         folder = self._folder(step)
+        building = folder.with_name(f".{folder.name}.building")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        try:
+            TorchCheckpointIO().save_checkpoint(state, building / STATE)
+            seal(building, step=step)
+        except BaseException:  # on a full disk, status.json needs the room that the unfinished checkpoint takes
+            shutil.rmtree(building, ignore_errors=True)
+            raise
         if folder.exists():  # a damaged one of an earlier attempt: a whole one would have been resumed from
             shutil.rmtree(folder)
         os.rename(building, folder)
@@ -160,11 +138,22 @@ class Checkpoint(StepCallback, LightningCheckpoint):
                 shutil.rmtree(path)
 
 
-@contextlib.contextmanager
-def _removed_if_unfinished(building: Path) -> Iterator[None]:
-    """Delete a checkpoint that could not be finished: on a full disk, status.json needs the room that it takes."""
+class Capture(TorchCheckpointIO):
+    """Keeps the state that Lightning wants to write as ``state`` and writes nothing."""
+
+    state: dict[str, Any] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Keep ``checkpoint``."""
+        self.state = checkpoint
+
+
+def state_of(trainer: L.Trainer) -> dict[str, Any] | None:
+    """The state of a run as Lightning would write it; None in every process but the first."""
+    writer, capture = trainer.strategy.checkpoint_io, Capture()
+    trainer.strategy.checkpoint_io = capture
     try:
-        yield
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+        trainer.save_checkpoint(os.devnull, weights_only=False)
+    finally:
+        trainer.strategy.checkpoint_io = writer
+    return capture.state
