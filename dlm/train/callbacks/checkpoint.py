@@ -133,9 +133,8 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         scores = {path: json.loads((path / MANIFEST).read_text())["score"] for path in saved}
         scored = sorted((path for path in saved if scores[path] is not None), key=lambda path: self.sign * scores[path])
         keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k]}
-        for path in saved:
-            if path not in keep:
-                shutil.rmtree(path)
+        for path in set(saved) - keep:
+            shutil.rmtree(path)
 
 
 class Capture(TorchCheckpointIO):
