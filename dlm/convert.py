@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pickle
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dlm.core.errors import ExitCode, UserError
+from dlm.core.files import write_through
 from dlm.core.objectives import OBJECTIVES, objective_info
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.train.checkpoint_files import check_format, latest_whole, state_file
@@ -208,18 +208,14 @@ def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> N
         raise UserError(f"{target} ends in '{target.suffix}': allowed are {' and '.join(ENDINGS)}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: make it first")
-    building = target.with_name(f".{target.name}.building")
-    try:
+    if target.exists():
+        raise UserError(f"{target} exists and is not overwritten: give another name or remove it")
+    with write_through(target) as building:
         if target.suffix == ".safetensors":
             whole = {name: value.contiguous() for name, value in weights.items()}
             save_file(whole, building, metadata={"dlm": json.dumps(about)})
         else:
             torch.save({"dlm": dict(about), "model": weights}, building)
-        os.link(building, target)  # unlike a rename it fails where the target exists
-    except FileExistsError as error:
-        raise UserError(f"{target} exists and is not overwritten: give another name or remove it") from error
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -143,6 +143,8 @@ class PackedDataModule(L.LightningDataModule):
         config: The whole config; the nodes data and validation, and the seed, are read here.
     """
 
+    trainer: L.Trainer  # type: ignore[assignment]  # Lightning sets it before it asks for a loader
+
     def __init__(self, data_set: DataSet, objective: Objective, recipe: Recipe, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.data_set, self.objective, self.recipe, self.config = data_set, objective, recipe, config
@@ -151,18 +153,15 @@ class PackedDataModule(L.LightningDataModule):
         self.validation_tokens = open_mixture(data_set, "validation", **lengths)
 
     def _place(self) -> dict[str, int]:
-        assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
         """Load one item at a time; for a GPU into pinned memory, so that copying does not wait for the device."""
-        assert self.trainer is not None
         pinned = self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(dataset, batch_size=None, pin_memory=pinned, **options)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the trainer's current step on."""
-        assert self.trainer is not None
         accumulation = self.trainer.accumulate_grad_batches
         dataset = TrainingBatches(
             self.train_tokens,

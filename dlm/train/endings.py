@@ -42,26 +42,19 @@ def ending_of(error: BaseException, run_dir: Path) -> Ending:
         return Ending(state=State.BAD_CONFIG, reason=str(error), is_raised=True)
     if isinstance(error, DivergedError):
         return Ending(state=State.DIVERGED, reason=str(error), complaint=str(error))
-    memory = out_of_memory(error)
-    if memory is not None:
-        complaint = f"out of memory: {memory}: lower data.micro_batch_size"
-        return Ending(state=State.OUT_OF_MEMORY, reason=memory, complaint=complaint)
+    line = str(error).split("\n")[0]
+    says_so = isinstance(error, RuntimeError) and any(words in line for words in NO_MEMORY)
+    if says_so or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        reason = line or "MemoryError"
+        complaint = f"out of memory: {reason}: lower data.micro_batch_size"
+        return Ending(state=State.OUT_OF_MEMORY, reason=reason, complaint=complaint)
     if disk_full(error):
         reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
         return Ending(state=State.FAILED, reason=reason, complaint=reason)
     if isinstance(error, ConnectionError) and signals.asked_to_stop():
         # The signal also went to W&B's process, which ended before ours could take a step.
         return Ending(state=State.PREEMPTED, reason="stopped by a signal while it started")
-    return Ending(state=State.FAILED, reason=f"{type(error).__name__}: {error}".split("\n")[0], is_raised=True)
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """The first line of an exception that means out of memory; None for any other exception."""
-    line = str(error).split("\n")[0]
-    in_words = isinstance(error, RuntimeError) and any(words in line for words in NO_MEMORY)
-    if in_words or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return line or "MemoryError"
-    return None
+    return Ending(state=State.FAILED, reason=f"{type(error).__name__}: {line}", is_raised=True)
 
 
 def disk_full(error: BaseException) -> bool:

@@ -121,13 +121,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: Mapping[str, Any], steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the learning-rate schedule of the config node ``scheduler`` for a run of ``steps`` optimiser steps."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier_of(config, steps))
-
-
 def multiplier_of(config: Mapping[str, Any], steps: int) -> Callable[[int], float]:
     """The function from an optimiser step to the factor on the peak learning rate.
 
@@ -176,7 +169,5 @@ def _holds(config: Mapping[str, Any], steps: int, at: int) -> bool:
 def _shortest_branch(config: Mapping[str, Any], at: int) -> int:
     """The fewest steps of a run that is still at its peak learning rate at step ``at``."""
     warmup, cooldown = config["warmup_min_steps"], min(config["decay_fraction"], 0.99)
-    steps = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
-    while not _holds(config, steps, at):
-        steps += 1
-    return steps
+    enough = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
+    return next(steps for steps in itertools.count(enough) if _holds(config, steps, at))

@@ -43,7 +43,8 @@ from dlm.train.callbacks.record_writer import RecordWriter
 from dlm.train.checkpoint_files import latest_whole, state_file
 from dlm.train.endings import DONE, STOPPED, Ending, disk_full, ending_of
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
-from dlm.train.trainer import make_module_and_data, make_trainer, quieten_lightning
+from dlm.train.objectives import make_objective
+from dlm.train.trainer import make_trainer, quieten_lightning
 from dlm.train.wandb_logger import WandbLogger, end_wandb
 
 
@@ -155,10 +156,8 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
     submission = os.environ.get("DLM_SUBMISSION")
     if (status.state, status.submission) == (State.OUT_OF_MEMORY, submission) and status.started >= started:
         return  # another process of this run has recorded the cause, of which our ending is a consequence
-    result = read_result(run_dir) if ending.state is State.DONE else None
-    known: dict[str, Any] = {}
-    if result is not None:
-        known = {"step": result.step, "loss": result.loss, "gpu_hours": result.gpu_hours}
+    if ending.state is State.DONE and (result := read_result(run_dir)):
+        status = dataclasses.replace(status, step=result.step, loss=result.loss, gpu_hours=result.gpu_hours)
     status = dataclasses.replace(
         status,
         state=ending.state,
@@ -166,7 +165,6 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
         reason=ending.reason,
         submission=submission,
         updated=now,
-        **known,
     )
     try:
         write_status(run_dir, status)
@@ -178,7 +176,9 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     """Train from the newest whole checkpoint to the last step and write the result. True when preempted."""
     _set_up_torch(config)
     trainer = make_trainer(config, recipe, run_dir)
-    module, data = make_module_and_data(config, recipe, data_set)
+    objective = make_objective(config, vocab_size=recipe.shape.vocab_size, bos_id=data_set.bos_id)
+    module = DiffusionLMLightningModule(recipe, objective, config)
+    data = PackedDataModule(data_set, objective, recipe, config)
     attempt = write_environment(run_dir, trainer) if run_dir is not None and trainer.is_global_zero else {}
     start = _start_from(config, run_dir)
     if start is not None:

@@ -1,4 +1,4 @@
-"""Build the Lightning trainer, the module and the data of one run from its config."""
+"""Build the Lightning trainer of one run from its config."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
-from dlm.data.manifest import DataSet
-from dlm.train.batches import PackedDataModule
 from dlm.train.callbacks import evenly
-from dlm.train.models.lightning_module import DiffusionLMLightningModule
-from dlm.train.objectives import make_objective
 
 COMPUTED = {  # arguments of lightning.Trainer that dlm computes, and what to set instead
     "max_steps": "set training.budget or training.steps",
@@ -57,22 +53,6 @@ def quieten_lightning() -> None:
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profiler logs its table at this level
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
-
-
-def make_module_and_data(
-    config: Mapping[str, Any], recipe: Recipe, data_set: DataSet
-) -> tuple[DiffusionLMLightningModule, PackedDataModule]:
-    """Build the Lightning module of a run and its batches."""
-    objective = make_objective(
-        config["objective"],
-        vocab_size=recipe.shape.vocab_size,
-        bos_id=data_set.bos_id,
-        estimator=config["validation"]["estimator"],
-    )
-    return (
-        DiffusionLMLightningModule(recipe, objective, config),
-        PackedDataModule(data_set, objective, recipe, config),
-    )
 
 
 def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None) -> L.Trainer:

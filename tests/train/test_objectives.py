@@ -335,9 +335,12 @@ def test_tokens_are_masked_with_probability_p():
 
 
 def test_the_config_chooses_the_objective():
-    made = make_objective({"name": "masked_diffusion", "eps": 0.01}, vocab_size=V, bos_id=BOS)
+    def made_of(**node):
+        return make_objective({"objective": node, "validation": {"estimator": "mc"}}, vocab_size=V, bos_id=BOS)
+
+    made = made_of(name="masked_diffusion", eps=0.01)
     assert isinstance(made, MaskedDiffusion) and (made.mask_id, made.eps, made.info.causal) == (V, 0.01, False)
-    read = make_objective({"name": "autoregressive"}, vocab_size=V, bos_id=BOS)
+    read = made_of(name="autoregressive")
     assert isinstance(read, Autoregressive) and read.bos_id == BOS and read.info.causal
     with pytest.raises(UserError, match="did you mean masked_diffusion"):
-        make_objective({"name": "masked"}, vocab_size=V, bos_id=BOS)
+        made_of(name="masked")

@@ -93,9 +93,7 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's progress bar where standard error is a terminal; nothing elsewhere, such as in a log file."""
 
     def __init__(self, refresh_rate: int = 20) -> None:
-        super().__init__(refresh_rate=refresh_rate)
-        if not sys.stderr.isatty():
-            self.disable()
+        super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """Show no loss: reading it would make a GPU wait at every refresh."""

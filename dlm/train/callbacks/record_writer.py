@@ -64,8 +64,6 @@ class RecordWriter(StepCallback):
         self.spike = Spike(spike)
         self.wall_sec = 0.0  # of all attempts up to the last checkpoint, validations included
         self.training_sec = 0.0  # the same without validations
-        self._validation_sec = 0.0
-        self._resumed_wall_sec = 0.0
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,29 +73,27 @@ class RecordWriter(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._resumed_wall_sec = self.wall_sec = state_dict["wall_sec"]
+        self.wall_sec = state_dict["wall_sec"]
         self.training_sec = state_dict.get("training_sec", self.wall_sec)  # the oldest checkpoints lack it
-        self._validation_sec = self.wall_sec - self.training_sec
         self.spike.recent, self.spike.best = state_dict["recent"], state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Begin the record of this attempt."""
-        self._begin(trainer, module)
+        assert isinstance(module, DiffusionLMLightningModule)
+        self._begun = True
+        self._started, self._clock = time.time(), time.perf_counter()
+        self._resumed_wall_sec, self._validation_sec = self.wall_sec, self.wall_sec - self.training_sec
+        self.attempts, self.steps_redone, self._spent = earlier_attempts(self.run_dir, trainer.global_step)
+        # Nobody else can have the GPUs of a SLURM job meanwhile, so all of them count, used or not.
+        used = trainer.world_size if module.device.type == "cuda" else 0
+        self._gpus = int(os.environ.get("DLM_GPUS_HELD", used))
+        self._write_status(trainer, module, loss=None)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock of the validation. An attempt that lacks only the last validation begins here."""
         self._validation_began = time.perf_counter()
         if not self._begun:
-            self._begin(trainer, module)
-
-    def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, DiffusionLMLightningModule)
-        self._begun = True
-        self._started, self._clock = time.time(), time.perf_counter()
-        self.attempts, self.steps_redone, self._spent = earlier_attempts(self.run_dir, trainer.global_step)
-        self._gpus = gpus_held(trainer.world_size if module.device.type == "cuda" else 0)
-        self._loss: float | None = None
-        self._write_status(trainer, module)
+            self.on_train_start(trainer, module)
 
     @property
     def gpu_hours(self) -> float:
@@ -113,12 +109,11 @@ class RecordWriter(StepCallback):
         loss, overflows = module.take_logged()
         if not math.isfinite(loss):
             raise DivergedError(f"the training loss is {loss} at step {trainer.global_step}")
-        self._loss = loss
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         values = {"train/loss": loss, "lr": learning_rate, "overflows": overflows, **module.observed}
         self._write(trainer, module, values)
         module.observed.clear()
-        self._write_status(trainer, module)
+        self._write_status(trainer, module, loss=loss)
         self.spike.check(loss, vocab_size=module.recipe.shape.vocab_size, step=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -142,7 +137,7 @@ class RecordWriter(StepCallback):
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)
 
-    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> None:
+    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, loss: float | None) -> None:
         if not trainer.is_global_zero:
             return
         tokens = trainer.global_step * module.recipe.tokens_per_step
@@ -152,7 +147,7 @@ class RecordWriter(StepCallback):
             steps=module.recipe.steps,
             attempts=self.attempts,
             steps_redone=self.steps_redone,
-            loss=self._loss,
+            loss=loss,
             tokens_per_sec=tokens / self.wall_sec if self.wall_sec > 0 else None,
             submission=os.environ.get("DLM_SUBMISSION"),
             gpu_hours=self.gpu_hours,
@@ -176,8 +171,3 @@ def earlier_attempts(run_dir: Path, step: int) -> tuple[int, int, float]:
     if before is None:
         return 1, 0, 0.0
     return before.attempts + 1, before.steps_redone + max(before.step - step, 0), before.gpu_hours
-
-
-def gpus_held(used: int) -> int:
-    """Number of GPUs that nobody else can have meanwhile: those of the SLURM job, used or not; else those in use."""
-    return int(os.environ.get("DLM_GPUS_HELD", used))

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe
@@ -18,7 +19,7 @@ from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention import kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
-from dlm.train.optim import check_branch, make_optimizer, make_schedule
+from dlm.train.optim import check_branch, make_optimizer, multiplier_of
 
 FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
 
@@ -76,12 +77,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.loss_count, self.overflows = 0, 0
         return loss, overflows
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the global norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
         limit = self.config["optimizer"]["gradient_clip_val"]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit, foreach=True)
@@ -97,11 +93,10 @@ class DiffusionLMLightningModule(L.LightningModule):
         if self.configured:
             return
         self.configured = True
-        sharded = self.config["trainer"]["strategy"] == "fsdp2"
         compiled = self.config["trainer"]["compile"]
-        if compiled and not sharded:
-            self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
-        if not sharded:
+        if self.config["trainer"]["strategy"] != "fsdp2":
+            if compiled:
+                self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
             return
         assert self.device_mesh is not None
         for block in self.model.blocks:
@@ -109,9 +104,6 @@ class DiffusionLMLightningModule(L.LightningModule):
                 block.compile(dynamic=False)
             fully_shard(block, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
-        whole = [name for name, parameter in self.named_parameters() if not isinstance(parameter, DTensor)]
-        if whole:
-            raise AssertionError(f"not sharded under fsdp2: {', '.join(whole)}")
 
     def on_validation_epoch_start(self) -> None:
         """Make a row for every sequence of the fixed set: its loss and the Monte Carlo variance of that."""
@@ -140,7 +132,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule, which moves with every optimiser step."""
         optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
-        schedule = make_schedule(optimizer, self.config["scheduler"], self.recipe.steps)
+        schedule = LambdaLR(optimizer, multiplier_of(self.config["scheduler"], self.recipe.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

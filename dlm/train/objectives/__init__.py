@@ -68,20 +68,21 @@ class Objective(abc.ABC):
         """
 
 
-def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int, estimator: str = "mc") -> Objective:
+def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int) -> Objective:
     """Build the objective that a config names.
 
+    A class is handed ``vocab_size``, ``bos_id`` and ``validation.estimator`` if its arguments ask for them.
+
     Args:
-        config: The config node ``objective``: its name, and the keyword arguments of its class.
-        vocab_size: V; handed to a class that asks for it, as the next two are.
+        config: The whole config; its node ``objective`` has the name and the keyword arguments of the class.
+        vocab_size: V.
         bos_id: The token that stands before the first one.
-        estimator: ``validation.estimator``.
 
     Raises:
         UserError: The name is not in the table of objectives.
     """
-    made = get_class(objective_info(config["name"]).target)
-    facts = {"vocab_size": vocab_size, "bos_id": bos_id, "estimator": estimator}
+    options = dict(config["objective"])
+    made = get_class(objective_info(options.pop("name")).target)
+    facts = {"vocab_size": vocab_size, "bos_id": bos_id, "estimator": config["validation"]["estimator"]}
     asked_for = inspect.signature(made).parameters.keys()
-    options = {key: value for key, value in config.items() if key != "name"}
     return made(**{key: facts[key] for key in facts.keys() & asked_for}, **options)
