@@ -26,15 +26,15 @@ def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
     for one in cell.in_wandb:
         cell.warn(*differing_values(planned, one.run.record, "the plan", one.where))
     histories = [("metrics.jsonl", cell.metrics)]
-    histories += [(one.where, one.history) for one in cell.in_wandb if one.is_fresh]
+    histories += [(one.where, one.history) for one in cell.in_wandb if one.history.table is not None]
     histories = [(where, history) for where, history in histories if history.num_rows]
     if cell.now.result is not None:
         _check_result(cell, cell.now.result, histories)
     if len(histories) > 1:
         (first, trusted), *others = histories
-        rows = trusted.rows()
+        rows = trusted.read().to_pylist()
         for where, history in others:
-            cell.warn(*differing_histories(rows, history.rows(), first, where))
+            cell.warn(*differing_histories(rows, history.read().to_pylist(), first, where))
 
 
 def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, History]]) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +36,7 @@ class ConfigId(NamedTuple):
     cell_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class History:
     """What one run logged, one row per optimiser step."""
 
@@ -48,7 +47,7 @@ class History:
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
     warnings: list[str] = field(default_factory=list)  # what could not be read
-    config_id: ConfigId | None = None  # None: not computed yet
+    config_id: ConfigId | None = None  # of config.yaml in the run directory; None: not computed yet
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None  # the history.parquet that holds the table
 
@@ -70,11 +69,6 @@ class History:
             return _schema().empty_table()
         with pq.ParquetFile(self.stored) as file:
             return file.read_row_group(self.row_group).drop_columns("run_id")
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows in order of steps; None is a missing number."""
-        rows: list[dict[str, Any]] = self.read().to_pylist()
-        return rows
 
 
 def key_of(paths: Iterable[Path], root: Path) -> Key:
@@ -220,11 +214,6 @@ def _entry(history: History, row_group: int | None) -> dict[str, Any]:
     return {**entry, "row_group": row_group}
 
 
-def same(found: Sequence[History], stored: Mapping[str, History]) -> bool:
-    """Whether history.parquet holds exactly these histories already."""
-    return [history.run_id for history in found] == list(stored) and all(history.table is None for history in found)
-
-
 def with_run_id(history: History) -> pa.Table:
     """The table of a run with HISTORY_COLUMNS."""
     import pyarrow as pa
@@ -250,17 +239,3 @@ def write_histories(path: Path, found: Sequence[History]) -> None:
         for history in with_rows:
             writer.write_table(with_run_id(history), row_group_size=history.num_rows)
         writer.add_key_value_metadata({_METADATA: metadata})
-
-
-def read_all(tasks: Sequence[tuple[Path, str, Key]]) -> Iterator[History]:
-    """Read several metrics.jsonl in parallel and yield their histories in order.
-
-    Threads suffice: pyarrow releases Python's lock while it parses.
-
-    Args:
-        tasks: The arguments of ``from_metrics`` for each file.
-    """
-    if not tasks:
-        return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda task: from_metrics(*task), tasks)

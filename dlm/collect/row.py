@@ -148,13 +148,14 @@ def _id_of_run(cell: FoundCell, source: str) -> str | None:
     if source != "run_dir":
         told = next(one.run.config for one in cell.in_wandb if one.source == source)
         return id_of(told, data_hash) if told else None
-    if cell.config_id is None or cell.config_id.data_hash != data_hash:
+    known = cell.metrics.config_id
+    if known is None or known.data_hash != data_hash:
         path = cell.run_dir / "config.yaml"
         config = load_yaml(path) if path.is_file() else None
         if not config:
             return None
-        cell.config_id = ConfigId(data_hash, id_of(config, data_hash))
-    return cell.config_id.cell_id
+        known = cell.metrics.config_id = ConfigId(data_hash, id_of(config, data_hash))
+    return known.cell_id
 
 
 def _data_hash(cell: FoundCell, source: str) -> str | None:
