@@ -25,7 +25,6 @@ NUMBERS = ("time", "train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "
 HISTORY_COLUMNS = ("run_id", "step", "tokens", *NUMBERS)
 VERSION = 1  # of the metadata of history.parquet
 _METADATA = b"dlm"
-_IN_METADATA = ("run_id", "key", "num_rows", "last_step", "validations", "warnings", "config_id")  # fields of History
 Key = list[list[Any]]  # [path, bytes, time of modification (ns)] of each file that a history was read from
 
 
@@ -156,18 +155,20 @@ def filled(first: History, second: History, key: Key) -> History:
 def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:
     """Make a history with one row per step from a table of all logged rows, in the order in which they were logged."""
     import numpy as np
+    import pyarrow.compute as pc
 
     steps = table.column("step").to_numpy()
     if len(steps) > 1 and not (np.diff(steps) > 0).all():
         table = _last_of_each(table)
     table = table.combine_chunks()
+    validated = table.filter(pc.is_valid(table.column("val/loss"))).to_pylist()
     return History(
         run_id=run_id,
         key=key,
         table=table,
         num_rows=table.num_rows,
-        last_step=int(table.column("step")[-1].as_py()) if table.num_rows else None,
-        validations=_validations(table),
+        last_step=table.column("step")[-1].as_py() if table.num_rows else None,
+        validations={row["step"]: (row["val/loss"], row["val/loss_se"]) for row in validated},
         warnings=warnings,
     )
 
@@ -177,13 +178,6 @@ def _last_of_each(table: pa.Table) -> pa.Table:
     grouped = table.group_by("step", use_threads=False).aggregate([(name, "last") for name in table.column_names[1:]])
     names = ["step", *(f"{name}_last" for name in table.column_names[1:])]
     return grouped.select(names).rename_columns(table.column_names).sort_by("step")
-
-
-def _validations(table: pa.Table) -> dict[int, tuple[float, float | None]]:
-    import pyarrow.compute as pc
-
-    there = table.filter(pc.is_valid(table.column("val/loss"))).select(["step", "val/loss", "val/loss_se"]).to_pylist()
-    return {row["step"]: (row["val/loss"], row["val/loss_se"]) for row in there}
 
 
 def stored_histories(path: Path) -> dict[str, History]:
@@ -209,9 +203,10 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
 
 
 def _entry(history: History, row_group: int | None) -> dict[str, Any]:
-    entry = {name: getattr(history, name) for name in _IN_METADATA}
-    entry["validations"] = [[step, *values] for step, values in history.validations.items()]
-    return {**entry, "row_group": row_group}
+    """What the metadata of history.parquet says of a run; ``_from_entry`` reads it back."""
+    validations = [[step, *values] for step, values in history.validations.items()]
+    entry = {**vars(history), "validations": validations, "row_group": row_group}
+    return {name: value for name, value in entry.items() if name not in ("table", "stored")}
 
 
 def with_run_id(history: History) -> pa.Table:

@@ -226,7 +226,7 @@ def mark_duplicates(mapped: Sequence[MappedRun]) -> None:
 
 def _check_config(run: WandbRun, mapping: RunMapping) -> None:
     if WANDB_STATES.get(str(run.state)) in (State.RUNNING, State.SUBMITTED):
-        raise Excluded(Cause.RUNNING, f"W&B says {run.state}; wait, then collect again")
+        raise Excluded(State.RUNNING, f"W&B says {run.state}; wait, then collect again")
     for key, wanted in mapping.require.items():
         allowed, found = _allowed(wanted), _look_up(run.config, key)
         if found not in allowed:
@@ -325,7 +325,7 @@ def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
     if history.validations:
         newest, _ = history.validations[max(history.validations)]
         if not math.isfinite(newest):
-            raise Excluded(Cause.DIVERGED, f"its last validation loss is {newest}")
+            raise Excluded(State.DIVERGED, f"its last validation loss is {newest}")
     if steps and last < steps:
         raise Excluded(Cause.SHORT, f"step {last} of {steps} (W&B says {run.state})")
     if not steps and run.state != "finished":
@@ -336,5 +336,5 @@ def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
         where = f"step {steps}" if steps else f"the last step, {last}"
         raise Excluded(Cause.NO_VALIDATION, f"no val/loss at {where}")
     if not math.isfinite(loss):
-        raise Excluded(Cause.DIVERGED, f"its validation loss is {loss}")
+        raise Excluded(State.DIVERGED, f"its validation loss is {loss}")
     return {"loss": loss, "loss_se": error}

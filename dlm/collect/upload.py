@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.collect.found import config_of, run_directories
-from dlm.collect.history import Key, key_of
+from dlm.collect.history import key_of
 from dlm.collect.sources import UNREADABLE, describe
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.collect.wandb_server import Project, default_entity
@@ -200,8 +200,7 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
 def _fingerprint(path: str, one: Arrival, run: WandbRun) -> list[Any]:
     """What changes when the run does, here or on the server."""
     files = [*wandb_files(one.run_dir), one.run_dir / "metrics.jsonl", one.run_dir / "result.json"]
-    key: Key = key_of([path for path in files if path.is_file()], one.run_dir)
-    return [path, run.version, key]
+    return [path, run.version, key_of([file for file in files if file.is_file()], one.run_dir)]
 
 
 def _read(path: Path) -> Any:
@@ -214,8 +213,18 @@ def _read(path: Path) -> Any:
 
 def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
     """Upload whole .wandb files: first the first attempt of every run, then the second of every run, and so on."""
+    entity, project = path.split("/")
+    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
+    command += ["--entity", entity, "--project", project]
     for attempts in itertools.zip_longest(*(_to_sync(one, path) for one in arrivals)):
-        _wandb_sync(path, [folder for folder in attempts if folder is not None])
+        folders = [folder.absolute() for folder in attempts if folder is not None]
+        for folder in folders:
+            write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
+        with tempfile.TemporaryDirectory() as here:  # `wandb sync` leaves logs of its own where it runs
+            done = subprocess.run([*command, *folders], cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip()[-300:]
+            print(f"wandb sync ended with {done.returncode}: {said}", file=sys.stderr, flush=True)
 
 
 def _to_sync(one: Arrival, path: str) -> list[Path]:
@@ -242,27 +251,12 @@ def _tried(folder: Path, path: str) -> list[list[str]]:
     return tried
 
 
-def _wandb_sync(path: str, folders: Sequence[Path]) -> None:
-    """Run `wandb sync` for the folders of attempts, and record that it was tried."""
-    for folder in folders:
-        write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
-    entity, project = path.split("/")
-    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
-    command += ["--entity", entity, "--project", project, *(str(folder.absolute()) for folder in folders)]
-    with tempfile.TemporaryDirectory() as here:  # it leaves logs of its own where it runs
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"wandb sync ended with {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr, flush=True)
-
-
 def _upload_rows(path: str, one: Arrival) -> None:
     """Log the rows that the server lacks into its run, as the run itself would have, then the last values again."""
     import wandb
 
     entity, project = path.split("/")
-    summary: Row = {}
-    for row in one.rows.values():
-        summary |= row
+    summary = {name: value for row in one.rows.values() for name, value in row.items()}
     if one.result is not None:
         summary |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(one.result).items()}
     try:
@@ -295,11 +289,8 @@ def _upload_rows(path: str, one: Arrival) -> None:
 def _exit_code(one: Arrival) -> int:
     """The exit code that W&B is to show; a run that recorded none has failed unless it has a result."""
     status = read_status(one.run_dir)
-    recorded = [
-        None if status is None else status.exit_code,
-        *(part.exit_code for part in reversed(one.files.attempts)),
-    ]
-    return next((code for code in recorded if code is not None), int(one.result is None))
+    recorded = [*(attempt.exit_code for attempt in one.files.attempts), None if status is None else status.exit_code]
+    return next((code for code in reversed(recorded) if code is not None), int(one.result is None))
 
 
 def _description(one: Arrival) -> Row:

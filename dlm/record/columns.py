@@ -49,6 +49,4 @@ class RunRow:
 
 
 RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
-
-
 EXCLUDED_COLUMNS = (*RUN_COLUMNS, "reason")
