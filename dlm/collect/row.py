@@ -46,10 +46,9 @@ def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, 
 
 
 def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
-    """What the config of a cell says beside ``planned_facts``; all that only a run can tell is missing."""
+    """What the config of a cell says beside ``planned_facts``, and the state of the cell."""
     config, recipe = cell.config, cell.recipe
     return {
-        **dict.fromkeys(RUN_COLUMNS),
         "run_id": cell.name,
         "sweep": cell.sweep,
         "model": recipe.shape.name,
@@ -63,10 +62,6 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
         "data": config["data"]["name"],
         "data_hash": cell.data_hash,
         "status": str(cell.now.state),
-        "estimator": "",
-        "source": "",
-        "attempts": 0,
-        "steps_redone": 0,
     }
 
 
@@ -99,7 +94,7 @@ def _loss_columns(cell: FoundCell) -> dict[str, Any]:
     result = cell.now.result
     if result is not None:
         return {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
-    if not _has_ended_without_result(cell):
+    if not cell.lacks_result:
         return {}
     step = cell.recipe.steps
     logged = [("run_dir", "metrics.jsonl", cell.metrics)]
@@ -110,10 +105,6 @@ def _loss_columns(cell: FoundCell) -> dict[str, Any]:
             cell.warn(f"result.json is absent or not whole; the loss {loss:g} at step {step} was read from {where}")
             return {"loss": loss, "loss_se": error, "source": source, "estimator": "unknown", "status": str(State.DONE)}
     return {}
-
-
-def _has_ended_without_result(cell: FoundCell) -> bool:
-    return cell.now.state not in LIVE and read_result(cell.run_dir) is None
 
 
 def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
@@ -160,10 +151,9 @@ def _id_of_run(cell: FoundCell, source: str) -> str | None:
 
 def _unfinished(cell: FoundCell) -> Excluded:
     """Why a cell without a loss has none, and what to do."""
-    if cell.metrics.num_rows and _has_ended_without_result(cell):
-        foreign = _of_other_config(cell, "run_dir")
-        if foreign is not None:
-            return foreign
+    foreign = _of_other_config(cell, "run_dir") if cell.metrics.num_rows and cell.lacks_result else None
+    if foreign is not None:
+        return foreign
     now, steps = cell.now, cell.recipe.steps
     result = read_result(cell.run_dir) or next((one.result for one in cell.in_wandb if one.result is not None), None)
     if result is not None and now.state not in LIVE:

@@ -101,6 +101,11 @@ class FoundCell(Candidate):
         return self.stored if self.stored is not None and self.stored.key == self.merged.key + key else None
 
     @property
+    def lacks_result(self) -> bool:
+        """Whether the run has ended and no result is known, not even one of another cell in its run directory."""
+        return self.now.result is None and self.now.state not in LIVE and read_result(self.run_dir) is None
+
+    @property
     def is_incomplete(self) -> bool:
         """Whether a further source may know more: the result, or steps up to the one that the run reached."""
         history, status, steps = self.merged, self.now.status, self.recipe.steps
@@ -193,9 +198,7 @@ def _add_source(cell: FoundCell, one: WandbSource, key: Key) -> None:
     if cell.is_incomplete and one.history.num_rows:
         cell.merged = cell.stored_with(key) or filled(cell.merged, one.history, cell.merged.key + key)
     cell.in_wandb.append(one)
-    if cell.now.result is not None or cell.now.state in LIVE or read_result(cell.run_dir) is not None:
-        return
-    result = one.result
+    result = one.result if cell.lacks_result else None
     if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
         cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
         cell.source = one.source

@@ -115,12 +115,10 @@ def _tables(
     """Make the tables and write them into ``folder``, unless it is None."""
     runs = [row for row, excluded in rows if excluded is None]
     left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
-    if folder is not None:
-        histories = _write_history(folder / "history.parquet", histories, stored)
     collected = Collected(
-        runs=frame(runs, RUN_COLUMNS),
-        excluded=frame(left_out, EXCLUDED_COLUMNS),
-        histories=histories,
+        runs=_frame(runs, RUN_COLUMNS),
+        excluded=_frame(left_out, EXCLUDED_COLUMNS),
+        histories=histories if folder is None else _write_history(folder / "history.parquet", histories, stored),
         warnings=warnings,
     )
     if folder is not None:
@@ -129,13 +127,13 @@ def _tables(
     return collected
 
 
-def frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+def _frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
     """A data frame with exactly ``columns``; whole numbers stay whole where some are missing."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns))
-    dtypes = {"int": "Int64", "int | None": "Int64", "float": "float64", "float | None": "float64"}
-    table = table.astype({name: dtypes[kind] for name, kind in COLUMN_TYPES.items() if kind in dtypes})
+    numbers = {name: kind for name, kind in COLUMN_TYPES.items() if "str" not in kind}
+    table = table.astype({name: "Int64" if "int" in kind else "float64" for name, kind in numbers.items()})
     whole = [name for name, kind in COLUMN_TYPES.items() if kind == "int" and not table[name].isna().any()]
     return table.astype(dict.fromkeys(whole, "int64"))
 

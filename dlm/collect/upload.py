@@ -25,7 +25,7 @@ from dlm.collect.sources import UNREADABLE, describe
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.collect.wandb_server import Project, default_entity
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, read_jsonl, write_json
+from dlm.core.files import dump_json, read_json, read_jsonl, write_atomic, write_json
 from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
 from dlm.record.outcomes import State
@@ -104,8 +104,7 @@ class Arrival:
     @property
     def whole(self) -> bool:
         """Whether the whole run has arrived."""
-        is_there = self.skipped is None and not self.to_upload and not self._is_empty
-        return self.known or (is_there and not self.lost)
+        return self.known or not (self.skipped or self.to_upload or self._is_empty or self.lost)
 
 
 def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
@@ -185,7 +184,8 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
     there = [one for one in arrivals if one.run_id in server.runs]
     for one in there:
         run = server.runs[one.run_id]
-        one.known = _read(one.run_dir / "wandb/synced.json") == _fingerprint(path, one, run)
+        synced = one.run_dir / "wandb/synced.json"
+        one.known = synced.is_file() and synced.read_bytes() == _fingerprint(path, one, run).encode()
         one.result_there = one.known or one.result is None or f"{RESULT_PREFIX}loss" in run.summary
     to_read = [one for one in there if not one.known]
     server.read_histories(one.run_id for one in to_read)
@@ -193,22 +193,14 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
         run = server.runs[one.run_id]
         one.there = set(_marked(run.history))
         if one.whole:
-            write_json(one.run_dir / "wandb/synced.json", _fingerprint(path, one, run))
+            write_atomic(one.run_dir / "wandb/synced.json", _fingerprint(path, one, run))
     return [one for one in arrivals if one.to_upload]
 
 
-def _fingerprint(path: str, one: Arrival, run: WandbRun) -> list[Any]:
-    """What changes when the run does, here or on the server."""
+def _fingerprint(path: str, one: Arrival, run: WandbRun) -> str:
+    """The text of synced.json, which changes when the run does, here or on the server."""
     files = [*wandb_files(one.run_dir), one.run_dir / "metrics.jsonl", one.run_dir / "result.json"]
-    return [path, run.version, key_of([file for file in files if file.is_file()], one.run_dir)]
-
-
-def _read(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or where it is torn."""
-    try:
-        return read_json(path) if path.is_file() else None
-    except UserError:
-        return None
+    return dump_json([path, run.version, key_of([file for file in files if file.is_file()], one.run_dir)])
 
 
 def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
@@ -245,10 +237,10 @@ def _to_sync(one: Arrival, path: str) -> list[Path]:
 def _tried(folder: Path, path: str) -> list[list[str]]:
     """[ENTITY/PROJECT, folder of an attempt] of each `wandb sync` that was begun; where the record is torn, of all."""
     record = folder / "tried.json"
-    tried: list[list[str]] | None = _read(record)
-    if tried is None:
-        return [[path, attempt.name] for attempt in folder.iterdir()] if record.is_file() else []
-    return tried
+    try:
+        return list(read_json(record)) if record.is_file() else []
+    except UserError:
+        return [[path, attempt.name] for attempt in folder.iterdir()]
 
 
 def _upload_rows(path: str, one: Arrival) -> None:
