@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.collect.history import History
@@ -14,6 +14,7 @@ from dlm.record.run import Result
 RELATIVE_TOLERANCE = 1e-9  # the run directory and W&B both keep 64-bit numbers: allow for rounding only
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
 Row = dict[str, Any]
+Place = tuple[int, str]  # the step and the column of a number in a history
 
 
 def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
@@ -26,15 +27,15 @@ def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
     for one in cell.in_wandb:
         cell.warn(*differing_values(planned, one.run.record, "the plan", one.where))
     histories = [("metrics.jsonl", cell.metrics)]
-    histories += [(one.where, one.history) for one in cell.in_wandb if one.is_fresh]
+    histories += [(one.where, one.history) for one in cell.in_wandb if one.history.table is not None]
     histories = [(where, history) for where, history in histories if history.num_rows]
     if cell.now.result is not None:
         _check_result(cell, cell.now.result, histories)
     if len(histories) > 1:
         (first, trusted), *others = histories
-        rows = trusted.rows()
+        rows = trusted.read().to_pylist()
         for where, history in others:
-            cell.warn(*differing_histories(rows, history.rows(), first, where))
+            cell.warn(*differing_histories(rows, history.read().to_pylist(), first, where))
 
 
 def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, History]]) -> None:
@@ -92,31 +93,26 @@ def differing_histories(ours: list[Row], theirs: list[Row], first: str, where: s
 
     The arguments are those of ``differing_values``, with one row per step.
     """
-    mine, its = ({row["step"]: row for row in rows} for rows in (ours, theirs))
-    different = [(step, key) for step in mine for key in COMPARED if disagree(mine[step].get(key), _at(its, step, key))]
+    mine, its = _numbers(ours), _numbers(theirs)
+    different = [place for place, number in mine.items() if disagree(number, its.get(place))]
     if different:
         step, key = different[0]
-        steps = len({step for step, _ in different})
         yield (
-            f"{steps} of {len(ours)} logged steps differ between {first} and {where}, first {key} at step "
-            f"{step}: {_shown(mine[step][key])} and {_shown(its[step][key])}; {first} counts"
+            f"{_num_steps(different)} of {len(ours)} logged steps differ between {first} and {where}, first {key} at "
+            f"step {step}: {_shown(mine[step, key])} and {_shown(its[step, key])}; {first} counts"
         )
-    yield from _lacking(mine, its, where, first)
-    yield from _lacking(its, mine, first, where)
+    for numbers, others, rows, has, who in ((mine, its, ours, first, where), (its, mine, theirs, where, first)):
+        lacking = [place for place in numbers if place not in others]
+        if lacking:
+            step, key = lacking[0]
+            logged = f"{_num_steps(lacking)} of the {len(rows)} logged steps that {has} has"
+            yield f"{who} lacks {logged}, first {key} at step {step}"
 
 
-def _at(rows: Mapping[int, Row], step: int, key: str) -> Any:
-    return rows.get(step, {}).get(key)
+def _numbers(rows: list[Row]) -> dict[Place, Any]:
+    """The numbers of a history by their places, in order; a missing number has none."""
+    return {(row["step"], key): row[key] for row in rows for key in COMPARED if row.get(key) is not None}
 
 
-def _lacking(rows: Mapping[int, Row], others: Mapping[int, Row], who: str, has: str) -> Iterator[str]:
-    """Yield a line when ``others`` lacks steps of ``rows``, or a number at one of them."""
-    found = [
-        (step, key)
-        for step in rows
-        for key in COMPARED
-        if _at(rows, step, key) is not None and _at(others, step, key) is None
-    ]
-    if found:
-        (step, key), steps = found[0], len({step for step, _ in found})
-        yield f"{who} lacks {steps} of the {len(rows)} logged steps that {has} has, first {key} at step {step}"
+def _num_steps(places: Iterable[Place]) -> int:
+    return len({step for step, _ in places})

@@ -8,24 +8,22 @@ from dlm.record.outcomes import State
 
 
 class Cause(StrEnum):
-    """Why a run is left out, where the state of its cell does not say it."""
+    """Why a run is left out, where no state says it."""
 
     OTHER_CONFIG = "another config"
     OTHER_CONVENTION = "another convention"
     DUPLICATE = "duplicate"
     SHORT = "short"
     LONG = "long"
-    DIVERGED = "diverged"
     NO_VALIDATION = "missing validation"
     NOT_LEARNED = "did not learn"
-    RUNNING = "running"
 
 
 class Excluded(Exception):
     """A run is left out of runs.csv. As text it is the reason in excluded.csv: the cause, then the details.
 
     Args:
-        cause: The cause, or the state of a cell that has no result.
+        cause: The cause, or the state of a run that says why it does not count.
         details: What was found, and what the user should do.
         progress: How far a cell without a result came, such as ', step 5 of 10'.
     """

@@ -204,11 +204,9 @@ def _leave_out_runs(found: Found, remote: Mapping[str, WandbRun], candidates: Ma
     for run_id, run in remote.items():
         if run_id in run_ids:
             continue
-        name = run.config.get("cell_id")
-        cell = candidates.get(name) if isinstance(name, str) else None
-        cause = Cause.OTHER_CONFIG if cell is None else Cause.DUPLICATE
-        if cell is not None:
-            details = f"it is a run of {name}, whose run here is {cell.run_id}"
+        name, cause = run.config.get("cell_id"), Cause.OTHER_CONFIG
+        if isinstance(name, str) and name in candidates:
+            cause, details = Cause.DUPLICATE, f"it is a run of {name}, whose run here is {candidates[name].run_id}"
         elif name is not None:
             details = f"it is a run of {name}, which is no cell here"
         else:

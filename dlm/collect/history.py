@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +25,6 @@ NUMBERS = ("time", "train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "
 HISTORY_COLUMNS = ("run_id", "step", "tokens", *NUMBERS)
 VERSION = 1  # of the metadata of history.parquet
 _METADATA = b"dlm"
-_IN_METADATA = ("run_id", "key", "num_rows", "last_step", "validations", "warnings", "config_id")  # fields of History
 Key = list[list[Any]]  # [path, bytes, time of modification (ns)] of each file that a history was read from
 
 
@@ -37,7 +35,7 @@ class ConfigId(NamedTuple):
     cell_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class History:
     """What one run logged, one row per optimiser step."""
 
@@ -48,7 +46,7 @@ class History:
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
     warnings: list[str] = field(default_factory=list)  # what could not be read
-    config_id: ConfigId | None = None  # None: not computed yet
+    config_id: ConfigId | None = None  # of config.yaml in the run directory; None: not computed yet
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None  # the history.parquet that holds the table
 
@@ -70,11 +68,6 @@ class History:
             return _schema().empty_table()
         with pq.ParquetFile(self.stored) as file:
             return file.read_row_group(self.row_group).drop_columns("run_id")
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows in order of steps; None is a missing number."""
-        rows: list[dict[str, Any]] = self.read().to_pylist()
-        return rows
 
 
 def key_of(paths: Iterable[Path], root: Path) -> Key:
@@ -162,18 +155,20 @@ def filled(first: History, second: History, key: Key) -> History:
 def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:
     """Make a history with one row per step from a table of all logged rows, in the order in which they were logged."""
     import numpy as np
+    import pyarrow.compute as pc
 
     steps = table.column("step").to_numpy()
     if len(steps) > 1 and not (np.diff(steps) > 0).all():
         table = _last_of_each(table)
     table = table.combine_chunks()
+    validated = table.filter(pc.is_valid(table.column("val/loss"))).to_pylist()
     return History(
         run_id=run_id,
         key=key,
         table=table,
         num_rows=table.num_rows,
-        last_step=int(table.column("step")[-1].as_py()) if table.num_rows else None,
-        validations=_validations(table),
+        last_step=table.column("step")[-1].as_py() if table.num_rows else None,
+        validations={row["step"]: (row["val/loss"], row["val/loss_se"]) for row in validated},
         warnings=warnings,
     )
 
@@ -183,13 +178,6 @@ def _last_of_each(table: pa.Table) -> pa.Table:
     grouped = table.group_by("step", use_threads=False).aggregate([(name, "last") for name in table.column_names[1:]])
     names = ["step", *(f"{name}_last" for name in table.column_names[1:])]
     return grouped.select(names).rename_columns(table.column_names).sort_by("step")
-
-
-def _validations(table: pa.Table) -> dict[int, tuple[float, float | None]]:
-    import pyarrow.compute as pc
-
-    there = table.filter(pc.is_valid(table.column("val/loss"))).select(["step", "val/loss", "val/loss_se"]).to_pylist()
-    return {row["step"]: (row["val/loss"], row["val/loss_se"]) for row in there}
 
 
 def stored_histories(path: Path) -> dict[str, History]:
@@ -215,14 +203,10 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
 
 
 def _entry(history: History, row_group: int | None) -> dict[str, Any]:
-    entry = {name: getattr(history, name) for name in _IN_METADATA}
-    entry["validations"] = [[step, *values] for step, values in history.validations.items()]
-    return {**entry, "row_group": row_group}
-
-
-def same(found: Sequence[History], stored: Mapping[str, History]) -> bool:
-    """Whether history.parquet holds exactly these histories already."""
-    return [history.run_id for history in found] == list(stored) and all(history.table is None for history in found)
+    """What the metadata of history.parquet says of a run; ``_from_entry`` reads it back."""
+    validations = [[step, *values] for step, values in history.validations.items()]
+    entry = {**vars(history), "validations": validations, "row_group": row_group}
+    return {name: value for name, value in entry.items() if name not in ("table", "stored")}
 
 
 def with_run_id(history: History) -> pa.Table:
@@ -250,17 +234,3 @@ def write_histories(path: Path, found: Sequence[History]) -> None:
         for history in with_rows:
             writer.write_table(with_run_id(history), row_group_size=history.num_rows)
         writer.add_key_value_metadata({_METADATA: metadata})
-
-
-def read_all(tasks: Sequence[tuple[Path, str, Key]]) -> Iterator[History]:
-    """Read several metrics.jsonl in parallel and yield their histories in order.
-
-    Threads suffice: pyarrow releases Python's lock while it parses.
-
-    Args:
-        tasks: The arguments of ``from_metrics`` for each file.
-    """
-    if not tasks:
-        return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda task: from_metrics(*task), tasks)

@@ -20,12 +20,12 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from dlm.collect.exclusion import Cause, Excluded
 from dlm.collect.history import NUMBERS, History, from_rows, number
@@ -90,6 +90,10 @@ class Metric(_Scaled):
     metric: str
 
 
+# The values that ``require`` lets through for a key: a list, or the only one. null is for runs without the key.
+_Values = Annotated[list[Any], BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
+
+
 class RunMapping(BaseModel):
     """The content of a mapping file."""
 
@@ -97,7 +101,7 @@ class RunMapping(BaseModel):
     columns: dict[str, Column]
     history: dict[str, Metric]
     convention: str = "6n"
-    require: dict[str, Any] = {}
+    require: dict[str, _Values] = {}
     cell: tuple[str, ...] = ()
 
     @property
@@ -134,7 +138,7 @@ def load_mapping(path: Path) -> RunMapping:
     return mapping
 
 
-def check_keys(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> None:
+def check_keys(mapping: RunMapping, runs: Collection[WandbRun], where: str) -> None:
     """Raise UserError for a key of the mapping that no run has, because it would leave out every run.
 
     Args:
@@ -142,14 +146,13 @@ def check_keys(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> Non
         runs: All runs, with their configs and summaries.
         where: The name of the project, for the message.
     """
-    given = list(runs)
-    configs, summaries = [run.config for run in given], [run.summary for run in given]
+    configs, summaries = [run.config for run in runs], [run.summary for run in runs]
     for name, column in mapping.columns.items():
         for key in (column.config, *(column.product or ())):
             _check_key("config key", key, f"columns.{name}", configs, where)
         _check_key("summary key", column.summary, f"columns.{name}", summaries, where)
     for key, wanted in mapping.require.items():
-        if None not in _allowed(wanted):
+        if None not in wanted:
             _check_key("config key", key, "require", configs, where)
     for key in mapping.cell:
         _check_key("config key", key, "cell", configs, where)
@@ -209,34 +212,26 @@ def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
         row |= _final_loss(run, row.get("steps"), history) | {"status": str(State.DONE)}
     except Excluded as reason:
         excluded, cell = reason, None
-    heartbeat = run.version.split("@")[1]
-    return MappedRun(row=row, excluded=excluded, cell=cell, heartbeat=heartbeat)
+    return MappedRun(row=row, excluded=excluded, cell=cell, heartbeat=run.version.split("@")[1])
 
 
 def mark_duplicates(mapped: Sequence[MappedRun]) -> None:
     """Of several runs of one cell, exclude all but the latest."""
     in_order = sorted((one for one in mapped if one.cell is not None), key=lambda one: one.heartbeat)
-    latest = {one.cell: one for one in in_order}
+    latest = {one.cell: one.row["run_id"] for one in in_order}
     for one in in_order:
-        newest = latest[one.cell]
-        if one is not newest:
-            details = f"the same cell as {newest.row['run_id']}, which is later"
-            one.excluded = Excluded(Cause.DUPLICATE, details)
+        if one.row["run_id"] != latest[one.cell]:
+            one.excluded = Excluded(Cause.DUPLICATE, f"the same cell as {latest[one.cell]}, which is later")
 
 
 def _check_config(run: WandbRun, mapping: RunMapping) -> None:
     if WANDB_STATES.get(str(run.state)) in (State.RUNNING, State.SUBMITTED):
-        raise Excluded(Cause.RUNNING, f"W&B says {run.state}; wait, then collect again")
+        raise Excluded(State.RUNNING, f"W&B says {run.state}; wait, then collect again")
     for key, wanted in mapping.require.items():
-        allowed, found = _allowed(wanted), _look_up(run.config, key)
-        if found not in allowed:
-            details = f"{key} is {found!r}, required is {' or '.join(map(repr, allowed))}"
+        found = _look_up(run.config, key)
+        if found not in wanted:
+            details = f"{key} is {found!r}, required is {' or '.join(map(repr, wanted))}"
             raise Excluded(Cause.OTHER_CONFIG, details)
-
-
-def _allowed(wanted: Any) -> list[Any]:
-    """The values that ``require`` lets through for a key; null is for runs without it."""
-    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def _value(run: WandbRun, column: Column) -> Any:
@@ -303,8 +298,8 @@ def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
 def _as_column(name: str, value: Any) -> Any:
     """The value of a column with the type that RunRow gives it."""
     kind = COLUMN_TYPES[name]
-    if value is None or "str" in kind:
-        return None if value is None else str(value)
+    if "str" in kind:
+        return str(value)
     found = _as_number(value, name)
     if "int" not in kind:
         return float(found)
@@ -325,7 +320,7 @@ def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
     if history.validations:
         newest, _ = history.validations[max(history.validations)]
         if not math.isfinite(newest):
-            raise Excluded(Cause.DIVERGED, f"its last validation loss is {newest}")
+            raise Excluded(State.DIVERGED, f"its last validation loss is {newest}")
     if steps and last < steps:
         raise Excluded(Cause.SHORT, f"step {last} of {steps} (W&B says {run.state})")
     if not steps and run.state != "finished":
@@ -336,5 +331,5 @@ def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
         where = f"step {steps}" if steps else f"the last step, {last}"
         raise Excluded(Cause.NO_VALIDATION, f"no val/loss at {where}")
     if not math.isfinite(loss):
-        raise Excluded(Cause.DIVERGED, f"its validation loss is {loss}")
+        raise Excluded(State.DIVERGED, f"its validation loss is {loss}")
     return {"loss": loss, "loss_se": error}

@@ -23,10 +23,6 @@ from dlm.record.run import read_result
 from dlm.record.wandb import planned_facts
 
 COLUMN_TYPES = {column.name: str(column.type) for column in dataclasses.fields(RunRow)}
-# What result.json states under the names of columns.
-_FROM_RESULT = (
-    "unique_tokens", "epochs", "tokens_per_sec", "device", "gpu_hours", "attempts", "steps_redone", "data_hash",
-)  # fmt: skip
 
 
 def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, Any], Excluded | None]:
@@ -39,10 +35,10 @@ def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, 
     Returns:
         The row with the columns of ``RunRow``, and why it is not for runs.csv; None when it is.
     """
-    planned = {**planned_facts(cell.config, cell.recipe), "data_hash": cell.data_hash}
-    check_sources_agree(cell, planned)
+    planned = planned_facts(cell.config, cell.recipe)
+    check_sources_agree(cell, {**planned, "data_hash": cell.data_hash})
     loss = _loss_columns(cell)
-    row = dataclasses.asdict(RunRow(**{**_columns_of_config(cell), **planned, **_measured_columns(cell), **loss}))
+    row = dataclasses.asdict(RunRow(**{**_columns_of_config(cell), **_measured_columns(cell), **planned, **loss}))
     excluded = (_unusable(cell, loss) if loss else _unfinished(cell)) or _not_learned(cell, row, entropies)
     if excluded is not None and excluded.cause is Cause.OTHER_CONFIG:  # what it logged is not this cell's history
         cell.merged = History(run_id=cell.name, key=[])
@@ -50,10 +46,9 @@ def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, 
 
 
 def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
-    """What the config of a cell says beside ``planned_facts``; all that only a run can tell is missing."""
+    """What the config of a cell says beside ``planned_facts``, and the state of the cell."""
     config, recipe = cell.config, cell.recipe
     return {
-        **dict.fromkeys(RUN_COLUMNS),
         "run_id": cell.name,
         "sweep": cell.sweep,
         "model": recipe.shape.name,
@@ -65,22 +60,19 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
         "parent": config.get("ckpt_path"),
         "seed": config["seed"],
         "data": config["data"]["name"],
+        "data_hash": cell.data_hash,
         "status": str(cell.now.state),
-        "estimator": "",
-        "source": "",
-        "attempts": 0,
-        "steps_redone": 0,
     }
 
 
 def _measured_columns(cell: FoundCell) -> dict[str, Any]:
-    """What the run measured beside the loss."""
+    """What the run recorded: of its result, every field that is a column."""
     status, result, attempt = cell.now.status, cell.now.result, _last_attempt(cell)
     measured = {"git_sha": attempt.get("git_sha"), "device": attempt.get("device")}
     if status is not None:
         measured |= {key: getattr(status, key) for key in ("attempts", "steps_redone", "tokens_per_sec")}
     if result is not None:
-        measured |= {key: getattr(result, key) for key in _FROM_RESULT}
+        measured |= {key: value for key, value in vars(result).items() if key in RUN_COLUMNS}
     return measured
 
 
@@ -102,7 +94,7 @@ def _loss_columns(cell: FoundCell) -> dict[str, Any]:
     result = cell.now.result
     if result is not None:
         return {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
-    if not _has_ended_without_result(cell):
+    if not cell.lacks_result:
         return {}
     step = cell.recipe.steps
     logged = [("run_dir", "metrics.jsonl", cell.metrics)]
@@ -115,14 +107,10 @@ def _loss_columns(cell: FoundCell) -> dict[str, Any]:
     return {}
 
 
-def _has_ended_without_result(cell: FoundCell) -> bool:
-    return cell.now.state not in LIVE and read_result(cell.run_dir) is None
-
-
 def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
     """Why the loss that was found does not count as the loss of this cell."""
     if not math.isfinite(loss["loss"]):
-        return Excluded(Cause.DIVERGED, f"its loss is {loss['loss']}")
+        return Excluded(State.DIVERGED, f"its loss is {loss['loss']}")
     return _of_other_config(cell, loss["source"])
 
 
@@ -144,33 +132,28 @@ def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
 
 def _id_of_run(cell: FoundCell, source: str) -> str | None:
     """The cell id that follows from the config of the run behind ``source``; None without a config."""
-    data_hash = _data_hash(cell, source)
-    if source != "run_dir":
-        told = next(one.run.config for one in cell.in_wandb if one.source == source)
-        return id_of(told, data_hash) if told else None
-    if cell.config_id is None or cell.config_id.data_hash != data_hash:
+    told = next((one.run for one in cell.in_wandb if one.source == source), None)
+    if cell.now.result is not None:
+        data_hash: str | None = cell.now.result.data_hash
+    else:
+        data_hash = (told.data_hash if told is not None else None) or cell.data_hash
+    if told is not None:
+        return id_of(told.config, data_hash) if told.config else None
+    known = cell.metrics.config_id
+    if known is None or known.data_hash != data_hash:
         path = cell.run_dir / "config.yaml"
         config = load_yaml(path) if path.is_file() else None
         if not config:
             return None
-        cell.config_id = ConfigId(data_hash, id_of(config, data_hash))
-    return cell.config_id.cell_id
-
-
-def _data_hash(cell: FoundCell, source: str) -> str | None:
-    """The hash of the data that a run was trained on: from its result, else its record in W&B, else the plan."""
-    if cell.now.result is not None:
-        return cell.now.result.data_hash
-    told = next((one.run.data_hash for one in cell.in_wandb if one.source == source), None)
-    return told or cell.data_hash
+        known = cell.metrics.config_id = ConfigId(data_hash, id_of(config, data_hash))
+    return known.cell_id
 
 
 def _unfinished(cell: FoundCell) -> Excluded:
     """Why a cell without a loss has none, and what to do."""
-    if cell.metrics.num_rows and _has_ended_without_result(cell):
-        foreign = _of_other_config(cell, "run_dir")
-        if foreign is not None:
-            return foreign
+    foreign = _of_other_config(cell, "run_dir") if cell.metrics.num_rows and cell.lacks_result else None
+    if foreign is not None:
+        return foreign
     now, steps = cell.now, cell.recipe.steps
     result = read_result(cell.run_dir) or next((one.result for one in cell.in_wandb if one.result is not None), None)
     if result is not None and now.state not in LIVE:

@@ -7,12 +7,14 @@ earlier ones are incomplete, or to verify them, and fills in what they lack.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlm.collect.history import ConfigId, History, Key, filled, from_rows, key_of, read_all
+from dlm.collect.history import History, Key, filled, from_metrics, from_rows, key_of
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.core.errors import UserError
 from dlm.core.identity import cell_id
@@ -52,9 +54,7 @@ class WandbSource:
 
     source: str  # as in runs.csv: wandb (local files) or wandb_api
     run: WandbRun
-    key: Key
     history: History  # merged on the optimiser step
-    is_fresh: bool = True  # whether the rows behind ``history`` were read by this call, not from history.parquet
 
     @property
     def where(self) -> str:
@@ -85,9 +85,9 @@ class FoundCell(Candidate):
     run_dir: Path
     recipe: Recipe
     now: CellNow
+    stored: History | None = None  # what history.parquet holds
     metrics: History = field(init=False)  # what metrics.jsonl holds
     merged: History = field(init=False)  # all sources together, a later one where the earlier ones have nothing
-    config_id: ConfigId | None = None  # of config.yaml in the run directory, once it has been found out
     in_wandb: list[WandbSource] = field(default_factory=list)  # the most trusted first
     source: str = "run_dir"  # where ``now.result`` is from
     warnings: list[str] = field(default_factory=list)
@@ -96,12 +96,14 @@ class FoundCell(Candidate):
         """Add warnings that name this cell."""
         self.warnings += [f"{self.name}: {line}" for line in lines]
 
+    def stored_with(self, key: Key) -> History | None:
+        """What history.parquet holds, if it was made of all that has been read so far and of what ``key`` names."""
+        return self.stored if self.stored is not None and self.stored.key == self.merged.key + key else None
+
     @property
-    def history(self) -> History:
-        """The merged history as history.parquet stores it."""
-        if self.merged.key != self.metrics.key:
-            return self.merged
-        return dataclasses.replace(self.merged, config_id=self.config_id)
+    def lacks_result(self) -> bool:
+        """Whether the run has ended and no result is known, not even one of another cell in its run directory."""
+        return self.now.result is None and self.now.state not in LIVE and read_result(self.run_dir) is None
 
     @property
     def is_incomplete(self) -> bool:
@@ -118,31 +120,30 @@ class FoundCell(Candidate):
 
 def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, History], root: Path) -> None:
     """Read metrics.jsonl of every cell, where history.parquet (``stored``) does not hold it already."""
-    tasks = {}
-    for cell in cells:
-        cell.metrics = History(run_id=cell.name, key=[])
+
+    def read(cell: FoundCell) -> History:
         path = cell.run_dir / "metrics.jsonl"
-        if path.is_file():
-            key = key_of([one for one in (path, cell.run_dir / "config.yaml") if one.is_file()], root)
-            if cell.name in stored and stored[cell.name].key == key:
-                cell.metrics = stored[cell.name]
-                cell.config_id = cell.metrics.config_id
-            else:
-                tasks[cell.name] = (path, cell.name, key)
-    fresh = dict(zip(tasks, read_all(list(tasks.values())), strict=True))
+        if not path.is_file():
+            return cell.merged
+        key = key_of([one for one in (path, cell.run_dir / "config.yaml") if one.is_file()], root)
+        return cell.stored_with(key) or from_metrics(path, cell.name, key)
+
     for cell in cells:
-        cell.metrics = cell.merged = fresh.get(cell.name, cell.metrics)
-        cell.warn(*cell.metrics.warnings)
+        cell.stored, cell.merged = stored.get(cell.name), History(run_id=cell.name, key=[])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # pyarrow releases Python's lock while it parses
+        for cell, history in zip(cells, pool.map(read, cells), strict=True):
+            cell.metrics = cell.merged = history
+            cell.warn(*history.warnings)
 
 
-def read_local_wandb(cell: FoundCell, stored: Mapping[str, History], root: Path, *, verify: bool) -> None:
+def read_local_wandb(cell: FoundCell, root: Path, *, verify: bool) -> None:
     """Read the .wandb files of a cell where the run directory is incomplete, or to verify it."""
     files = wandb_files(cell.run_dir)
     if files and (verify or cell.is_incomplete):
         run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda attempt: _may_be_of(attempt, cell))
         key = key_of(files, root)
         history = from_rows(run.history, cell.name, key, [])
-        _add_source(cell, WandbSource(source="wandb", run=run, key=key, history=history), stored)
+        _add_source(cell, WandbSource(source="wandb", run=run, history=history), key)
 
 
 def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
@@ -163,24 +164,19 @@ def _may_be_of(attempt: WandbRun, cell: FoundCell) -> bool:
         return True
 
 
-def read_server(cells: Iterable[FoundCell], server: Server, stored: Mapping[str, History], *, verify: bool) -> None:
+def read_server(cells: Iterable[FoundCell], server: Server, *, verify: bool) -> None:
     """Add the server's runs to their cells; ask for a history only where it knows more, or to verify."""
-    there = [cell for cell in cells if cell.run_id in server.runs]
-
-    def is_stored(cell: FoundCell) -> bool:
-        key = cell.merged.key + server.runs[cell.run_id].key()
-        return cell.name in stored and stored[cell.name].key == key
-
-    wanted = {cell.run_id for cell in there if cell.is_incomplete and _knows_more(cell, server.runs[cell.run_id])}
-    read = {cell.run_id for cell in there if verify or (cell.run_id in wanted and not is_stored(cell))}
+    there = [(cell, server.runs[cell.run_id]) for cell in cells if cell.run_id in server.runs]
+    read = {
+        cell.run_id
+        for cell, run in there
+        if verify or (cell.is_incomplete and _knows_more(cell, run) and cell.stored_with(run.key()) is None)
+    }
     server.read_histories(sorted(read))
-    for cell in there:
-        run, is_fresh = server.runs[cell.run_id], cell.run_id in read
-        use_stored = not is_fresh and is_stored(cell)
-        history = stored[cell.name] if use_stored else from_rows(run.history, cell.name, run.key(), [])
-        _add_source(
-            cell, WandbSource(source="wandb_api", run=run, key=run.key(), history=history, is_fresh=is_fresh), stored
-        )
+    for cell, run in there:
+        stored = cell.stored_with(run.key()) if cell.run_id not in read else None
+        history = stored or from_rows(run.history, cell.name, run.key(), [])
+        _add_source(cell, WandbSource(source="wandb_api", run=run, history=history), run.key())
 
 
 def _knows_more(cell: FoundCell, run: WandbRun) -> bool:
@@ -191,15 +187,18 @@ def _knows_more(cell: FoundCell, run: WandbRun) -> bool:
     return last > found.last_step or (last >= steps and not found.reached(steps))
 
 
-def _add_source(cell: FoundCell, one: WandbSource, stored: Mapping[str, History]) -> None:
-    """Add a source to a cell: the part of the history that the earlier ones lack, and the result if they have none."""
+def _add_source(cell: FoundCell, one: WandbSource, key: Key) -> None:
+    """Add a source to a cell: the part of the history that the earlier ones lack, and the result if they have none.
+
+    Args:
+        cell: The cell.
+        one: The source.
+        key: What the history of the source was read from.
+    """
     if cell.is_incomplete and one.history.num_rows:
-        known, key = stored.get(cell.name), cell.merged.key + one.key
-        cell.merged = known if known is not None and known.key == key else filled(cell.merged, one.history, key)
+        cell.merged = cell.stored_with(key) or filled(cell.merged, one.history, cell.merged.key + key)
     cell.in_wandb.append(one)
-    if cell.now.result is not None or cell.now.state in LIVE or read_result(cell.run_dir) is not None:
-        return
-    result = one.result
+    result = one.result if cell.lacks_result else None
     if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
         cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
         cell.source = one.source

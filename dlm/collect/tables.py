@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.collect.exclusion import Excluded
 from dlm.collect.found import find_cells
-from dlm.collect.history import HISTORY_COLUMNS, History, same, stored_histories, with_run_id, write_histories
+from dlm.collect.history import HISTORY_COLUMNS, History, stored_histories, with_run_id, write_histories
 from dlm.collect.row import COLUMN_TYPES, run_row
 from dlm.collect.sources import Server, read_local_wandb, read_run_directories, read_server, settle
 from dlm.core.files import write_if_changed
@@ -67,15 +67,15 @@ def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server
     found = find_cells(sweep_dir, {} if server is None else server.runs)
     read_run_directories(found.cells, stored, sweep_dir)
     for cell in found.cells:
-        read_local_wandb(cell, stored, sweep_dir, verify=verify)
+        read_local_wandb(cell, sweep_dir, verify=verify)
     if server is not None:
-        read_server(found.cells, server, stored, verify=verify)
+        read_server(found.cells, server, verify=verify)
     for cell in found.cells:
         settle(cell)
     results = [(cell.config["data"]["name"], cell.now.result) for cell in found.cells]
     entropies = {data: result.unigram_entropy for data, result in results if result is not None}
     rows = [run_row(cell, entropies) for cell in found.cells] + found.left_out
-    histories = [cell.history for cell in found.cells if cell.merged.num_rows]
+    histories = [cell.merged for cell in found.cells if cell.merged.num_rows]
     warnings = found.warnings + [line for cell in found.cells for line in cell.warnings]
     return _tables(sweep_dir if write else None, rows, histories, stored, warnings)
 
@@ -115,12 +115,10 @@ def _tables(
     """Make the tables and write them into ``folder``, unless it is None."""
     runs = [row for row, excluded in rows if excluded is None]
     left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
-    if folder is not None:
-        histories = _write_history(folder / "history.parquet", histories, stored)
     collected = Collected(
-        runs=frame(runs, RUN_COLUMNS),
-        excluded=frame(left_out, EXCLUDED_COLUMNS),
-        histories=histories,
+        runs=_frame(runs, RUN_COLUMNS),
+        excluded=_frame(left_out, EXCLUDED_COLUMNS),
+        histories=histories if folder is None else _write_history(folder / "history.parquet", histories, stored),
         warnings=warnings,
     )
     if folder is not None:
@@ -129,20 +127,21 @@ def _tables(
     return collected
 
 
-def frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+def _frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
     """A data frame with exactly ``columns``; whole numbers stay whole where some are missing."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns))
-    dtypes = {"int": "Int64", "int | None": "Int64", "float": "float64", "float | None": "float64"}
-    table = table.astype({name: dtypes[kind] for name, kind in COLUMN_TYPES.items() if kind in dtypes})
+    numbers = {name: kind for name, kind in COLUMN_TYPES.items() if "str" not in kind}
+    table = table.astype({name: "Int64" if "int" in kind else "float64" for name, kind in numbers.items()})
     whole = [name for name, kind in COLUMN_TYPES.items() if kind == "int" and not table[name].isna().any()]
     return table.astype(dict.fromkeys(whole, "int64"))
 
 
 def _write_history(path: Path, found: Sequence[History], stored: Mapping[str, History]) -> Sequence[History]:
     """Write history.parquet unless it holds exactly that; return the histories as they lie in it."""
-    if path.is_file() and same(found, stored):
+    same_runs = [history.run_id for history in found] == list(stored)
+    if path.is_file() and same_runs and all(history.table is None for history in found):
         return found
     write_histories(path, found)
     return list(stored_histories(path).values())

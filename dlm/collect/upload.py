@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from dlm.collect.found import config_of, run_directories
-from dlm.collect.history import Key, key_of
+from dlm.collect.history import key_of
 from dlm.collect.sources import UNREADABLE, describe
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.collect.wandb_server import Project, default_entity
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, read_jsonl, write_json
+from dlm.core.files import dump_json, read_json, read_jsonl, write_atomic, write_json
 from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
 from dlm.record.outcomes import State
@@ -104,8 +104,7 @@ class Arrival:
     @property
     def whole(self) -> bool:
         """Whether the whole run has arrived."""
-        is_there = self.skipped is None and not self.to_upload and not self._is_empty
-        return self.known or (is_there and not self.lost)
+        return self.known or not (self.skipped or self.to_upload or self._is_empty or self.lost)
 
 
 def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
@@ -185,7 +184,8 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
     there = [one for one in arrivals if one.run_id in server.runs]
     for one in there:
         run = server.runs[one.run_id]
-        one.known = _read(one.run_dir / "wandb/synced.json") == _fingerprint(path, one, run)
+        synced = one.run_dir / "wandb/synced.json"
+        one.known = synced.is_file() and synced.read_bytes() == _fingerprint(path, one, run).encode()
         one.result_there = one.known or one.result is None or f"{RESULT_PREFIX}loss" in run.summary
     to_read = [one for one in there if not one.known]
     server.read_histories(one.run_id for one in to_read)
@@ -193,29 +193,30 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
         run = server.runs[one.run_id]
         one.there = set(_marked(run.history))
         if one.whole:
-            write_json(one.run_dir / "wandb/synced.json", _fingerprint(path, one, run))
+            write_atomic(one.run_dir / "wandb/synced.json", _fingerprint(path, one, run))
     return [one for one in arrivals if one.to_upload]
 
 
-def _fingerprint(path: str, one: Arrival, run: WandbRun) -> list[Any]:
-    """What changes when the run does, here or on the server."""
+def _fingerprint(path: str, one: Arrival, run: WandbRun) -> str:
+    """The text of synced.json, which changes when the run does, here or on the server."""
     files = [*wandb_files(one.run_dir), one.run_dir / "metrics.jsonl", one.run_dir / "result.json"]
-    key: Key = key_of([path for path in files if path.is_file()], one.run_dir)
-    return [path, run.version, key]
-
-
-def _read(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or where it is torn."""
-    try:
-        return read_json(path) if path.is_file() else None
-    except UserError:
-        return None
+    return dump_json([path, run.version, key_of([file for file in files if file.is_file()], one.run_dir)])
 
 
 def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
     """Upload whole .wandb files: first the first attempt of every run, then the second of every run, and so on."""
+    entity, project = path.split("/")
+    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
+    command += ["--entity", entity, "--project", project]
     for attempts in itertools.zip_longest(*(_to_sync(one, path) for one in arrivals)):
-        _wandb_sync(path, [folder for folder in attempts if folder is not None])
+        folders = [folder.absolute() for folder in attempts if folder is not None]
+        for folder in folders:
+            write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
+        with tempfile.TemporaryDirectory() as here:  # `wandb sync` leaves logs of its own where it runs
+            done = subprocess.run([*command, *folders], cwd=here, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip()[-300:]
+            print(f"wandb sync ended with {done.returncode}: {said}", file=sys.stderr, flush=True)
 
 
 def _to_sync(one: Arrival, path: str) -> list[Path]:
@@ -236,23 +237,10 @@ def _to_sync(one: Arrival, path: str) -> list[Path]:
 def _tried(folder: Path, path: str) -> list[list[str]]:
     """[ENTITY/PROJECT, folder of an attempt] of each `wandb sync` that was begun; where the record is torn, of all."""
     record = folder / "tried.json"
-    tried: list[list[str]] | None = _read(record)
-    if tried is None:
-        return [[path, attempt.name] for attempt in folder.iterdir()] if record.is_file() else []
-    return tried
-
-
-def _wandb_sync(path: str, folders: Sequence[Path]) -> None:
-    """Run `wandb sync` for the folders of attempts, and record that it was tried."""
-    for folder in folders:
-        write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
-    entity, project = path.split("/")
-    command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
-    command += ["--entity", entity, "--project", project, *(str(folder.absolute()) for folder in folders)]
-    with tempfile.TemporaryDirectory() as here:  # it leaves logs of its own where it runs
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"wandb sync ended with {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr, flush=True)
+    try:
+        return list(read_json(record)) if record.is_file() else []
+    except UserError:
+        return [[path, attempt.name] for attempt in folder.iterdir()]
 
 
 def _upload_rows(path: str, one: Arrival) -> None:
@@ -260,9 +248,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
     import wandb
 
     entity, project = path.split("/")
-    summary: Row = {}
-    for row in one.rows.values():
-        summary |= row
+    summary = {name: value for row in one.rows.values() for name, value in row.items()}
     if one.result is not None:
         summary |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(one.result).items()}
     try:
@@ -295,11 +281,8 @@ def _upload_rows(path: str, one: Arrival) -> None:
 def _exit_code(one: Arrival) -> int:
     """The exit code that W&B is to show; a run that recorded none has failed unless it has a result."""
     status = read_status(one.run_dir)
-    recorded = [
-        None if status is None else status.exit_code,
-        *(part.exit_code for part in reversed(one.files.attempts)),
-    ]
-    return next((code for code in recorded if code is not None), int(one.result is None))
+    recorded = [*(attempt.exit_code for attempt in one.files.attempts), None if status is None else status.exit_code]
+    return next((code for code in reversed(recorded) if code is not None), int(one.result is None))
 
 
 def _description(one: Arrival) -> Row:

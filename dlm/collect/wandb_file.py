@@ -198,9 +198,7 @@ def read_wandb_run(
         attempts.sort(key=lambda one: int(one.record["attempt"]))
     accepted = [one for one in attempts if not one.config or accepts(one)]
     whole.attempts = accepted or attempts
-    for one in attempts:
-        if all(one is not other for other in whole.attempts):
-            whole.warnings.append(f"{one.path} is of another config: left out")
+    whole.warnings += [f"{one.path} is of another config: left out" for one in attempts if one not in whole.attempts]
     for one in whole.attempts:
         whole.group, whole.exit_code = one.group or whole.group, one.exit_code
         whole.config |= one.config

@@ -70,10 +70,9 @@ class Project:
         """
         ids = list(run_ids)
         with _notice(f"the histories of {len(ids)} runs of {self.path}"), ThreadPoolExecutor(AT_ONCE) as pool:
-            num_failed = 0
-            for error in pool.map(self._read_history, ids):
-                num_failed += error is not None
-                if error is not None and (num_failed > FEW or num_failed == len(ids)):
+            failures = (error for error in pool.map(self._read_history, ids) if error is not None)
+            for num_failed, error in enumerate(failures, start=1):
+                if num_failed > FEW or num_failed == len(ids):
                     pool.shutdown(cancel_futures=True)
                     raise error
 

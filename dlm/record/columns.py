@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One row of runs.csv. None is a missing value; it is never filled in."""
+    """One row of runs.csv. None is a missing value; it is never filled in.
+
+    A column has a default where the config of a run does not state the value.
+    """
 
     run_id: str
     sweep: str
@@ -24,9 +27,9 @@ class RunRow:
     flops_full: float
     flops_full_masked_head: float
     budget: float | None  # target FLOPs, in ``convention``
-    loss: float | None  # of validation at the planned last step: NELBO or NLL, nats/token
-    loss_se: float | None  # its Monte Carlo standard error
-    estimator: str
+    loss: float | None = None  # of validation at the planned last step: NELBO or NLL, nats/token
+    loss_se: float | None = None  # its Monte Carlo standard error
+    estimator: str = ""
     steps: int
     global_batch_size: int  # sequences
     block_size: int  # tokens
@@ -34,21 +37,19 @@ class RunRow:
     schedule: str
     parent: str | None  # the run whose checkpoint this run started from
     seed: int
-    unique_tokens: int | None  # distinct training tokens seen
-    epochs: float | None
+    unique_tokens: int | None = None  # distinct training tokens seen
+    epochs: float | None = None
     data: str
     data_hash: str | None
-    tokens_per_sec: float | None  # as in Result, or in Status where there is no result
-    device: str | None
-    gpu_hours: float | None  # 0 on a machine without GPUs
-    attempts: int
-    steps_redone: int  # optimiser steps that interruptions caused to be computed again
-    git_sha: str | None
-    source: str  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
+    tokens_per_sec: float | None = None  # as in Result, or in Status where there is no result
+    device: str | None = None
+    gpu_hours: float | None = None  # 0 on a machine without GPUs
+    attempts: int = 0
+    steps_redone: int = 0  # optimiser steps that interruptions caused to be computed again
+    git_sha: str | None = None
+    source: str = ""  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
     status: str
 
 
 RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
-
-
 EXCLUDED_COLUMNS = (*RUN_COLUMNS, "reason")

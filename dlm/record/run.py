@@ -36,9 +36,7 @@ class Status:
     tokens_per_sec: float | None = None  # over wall time with validations, which the remaining steps have too
     exit_code: int | None = None  # set when the attempt has ended
     reason: str | None = None
-    submission: str | None = (
-        None  # what the ledger calls the submission that started this attempt; None: started by hand
-    )
+    submission: str | None = None  # the ledger's id of what started this attempt; None: started by hand
     gpu_hours: float = 0.0  # of all attempts, with the steps that were lost; all GPUs that were held count
     started: float  # seconds since the epoch, this attempt
     updated: float

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from dlm.core.recipe import Recipe
 from dlm.record.run import Result
@@ -12,9 +13,8 @@ from dlm.record.run import Result
 # W&B's words when it refuses a login, an entity or a project. Trying again does not help.
 REFUSED_BY_WANDB = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")
 
-
 RESULT_PREFIX = "result/"  # the fields of Result are under it in the summary of a run in W&B
-
+_RESULT = TypeAdapter(Result)
 
 UNITS = {
     "train/loss": "nats/token",
@@ -42,21 +42,16 @@ def run_id(sweep: str, cell_id: str) -> str:
 def logged_result(summary: Mapping[str, Any]) -> Result | None:
     """Read the result that a run logged to W&B at its end; None when it is absent or incomplete.
 
+    Numbers get the types that they had when they were logged: W&B's server keeps 3.0 as 3.
+
     Args:
         summary: The last values of the run in W&B; those of the result begin with RESULT_PREFIX.
     """
     found = {key.removeprefix(RESULT_PREFIX): value for key, value in summary.items() if key.startswith(RESULT_PREFIX)}
     try:
-        return Result(
-            **{field.name: _typed(found[field.name], str(field.type)) for field in dataclasses.fields(Result)}
-        )
-    except (KeyError, ValueError, TypeError, OverflowError):
+        return _RESULT.validate_python(found)
+    except ValidationError:
         return None
-
-
-def _typed(value: Any, kind: str) -> Any:
-    """Give a number the type that it had when it was logged: W&B's server keeps 3.0 as 3."""
-    return {"int": int, "float": float, "str": str}[kind](value)
 
 
 def planned_facts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

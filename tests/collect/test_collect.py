@@ -235,7 +235,7 @@ def test_what_has_not_changed_is_not_read_again(sweep, monkeypatch):
     first = collect(sweep_dir)
     read = []
     monkeypatch.setattr(
-        "dlm.collect.history.from_metrics", lambda path, *rest: read.append(path) or from_metrics(path, *rest)
+        "dlm.collect.sources.from_metrics", lambda path, *rest: read.append(path) or from_metrics(path, *rest)
     )
     before = (sweep_dir / "history.parquet").stat().st_mtime_ns
     again = collect(sweep_dir)

@@ -214,7 +214,7 @@ def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(re
         write_runs(tmp_path, [{"dir": "run", "id": "s-c", "group": "s", "rows": rows, "exit": 75 * (1 - index)}])
     assert len(wandb_files(tmp_path / "run")) == 2
     run = read_wandb_run(tmp_path / "run", "s-c")
-    merged = from_rows(run.history, "a", [], []).rows()
+    merged = from_rows(run.history, "a", [], []).read().to_pylist()
     assert [logged["step"] for logged in merged] == list(range(8))
     assert [logged["train/loss"] for logged in merged] == [9.0] * 4 + [1.0] * 4
     assert merged[-1]["val/loss"] == 2.0 and run.exit_code == 0 and not run.warnings
@@ -222,7 +222,7 @@ def test_a_resumed_run_is_merged_on_the_logged_step_and_the_last_attempt_wins(re
     path = wandb_files(tmp_path / "run")[0]
     path.write_bytes(path.read_bytes()[:7])
     run = read_wandb_run(tmp_path / "run", "s-c")
-    merged = from_rows(run.history, "a", [], []).rows()
+    merged = from_rows(run.history, "a", [], []).read().to_pylist()
     assert [logged["step"] for logged in merged] == [4, 5, 6, 7] and "holds nothing" in run.warnings[0]
 
 
