@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.core.checks import whole
 from dlm.core.errors import unknown
 from dlm.record.outcomes import State
+
+if TYPE_CHECKING:
+    from dlm.submit.ledger import CellNow
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # each is set to cpus_per_task
 
@@ -34,6 +37,8 @@ class Job:
     overrides: tuple[str, ...]
     run_dir: Path
     resources: Resources = Resources()
+    steps: int | None = None  # the planned last step, which its result must have; None accepts any
+    was: CellNow | None = None  # the state because of which the cell runs again; None for the first time
     micro_batch: int | None = None  # the smaller one that its overrides ask for after it ran out of memory
 
 

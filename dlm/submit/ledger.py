@@ -12,12 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import Result, Status
-from dlm.submit.job import Job, JobState
+from dlm.submit.job import JobState
+
+if TYPE_CHECKING:
+    from dlm.submit.cluster import Request
 
 LOCAL = "local"  # the cluster whose jobs are processes of this machine: they have no ids
 BY_CANCEL = "by dlm cancel"
@@ -95,30 +98,20 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
-    def intent(
-        self, submission: str, *, cluster: str, jobs: Sequence[Job], code: Path, was: Mapping[str, CellNow]
-    ) -> None:
-        """Write what is about to be submitted.
-
-        Args:
-            submission: A new name for it.
-            cluster: The name of the ``Cluster``.
-            jobs: One for each cell.
-            code: The snapshot that they import.
-            was: Cell -> the state because of which it runs again.
-        """
-        again = {job.name: was[job.name] for job in jobs if job.name in was}
+    def intent(self, request: Request, *, cluster: str) -> None:
+        """Write what is about to be submitted to the ``Cluster`` of that name."""
+        again = {job.name: job.was for job in request.jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
             "intent",
-            submission=submission,
+            submission=request.submission,
             cluster=cluster,
-            code=code.name,
-            cells=[job.name for job in jobs],
+            code=request.code.name,
+            cells=[job.name for job in request.jobs],
             was={name: now.state for name, now in again.items()},
             reasons={name: f"{now.state}: {now.reason}" for name, now in failed.items()},
             steps={name: now.status.step for name, now in again.items() if now.status is not None},
-            micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
+            micro_batch={job.name: job.micro_batch for job in request.jobs if job.micro_batch is not None},
         )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:

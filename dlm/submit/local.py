@@ -77,9 +77,7 @@ class LocalPool(Cluster):
 
     def submit(self, request: Request) -> Submission:
         """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled meanwhile gets SIGTERM."""
-        request.ledger.intent(
-            request.submission, cluster=self.name, jobs=request.jobs, code=request.code, was=request.was
-        )
+        request.ledger.intent(request, cluster=self.name)
         return _PoolRun(self, request).to_its_end()
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -209,7 +207,7 @@ class _PoolRun:
                 self.waiting.append(job)  # another process took the lease between our look and the child's
                 self._defer(job)
                 continue
-            state, reason = local_ending(job, exit_code, steps=self.request.steps.get(job.name))
+            state, reason = local_ending(job, exit_code)
             self.exit_codes[job.name], self.endings[job.name] = exit_code, (state, reason)
             self.request.ledger.ended(job.name, state=state, exit_code=exit_code, reason=reason)
             wall_sec = time.monotonic() - running.started
