@@ -6,11 +6,10 @@ the ids of its jobs, then how each process on this machine ended.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,7 @@ class CellRecord:
 
     submissions: int = 0
     submission: str | None = None
+    place: int = 0  # among the cells of its submission: the number of its task in the job array
     cluster: str = LOCAL
     job_id: str | None = None  # in the queue of the cluster
     cancelled: str | None = None  # why it is not to run
@@ -142,48 +142,49 @@ class Ledger:
         cells: dict[str, CellRecord] = {}
         for line in read_jsonl(self.path):
             if isinstance(line.get("time"), float):
-                for cell_id, changes in _changes(line, cells).items():
-                    cells[cell_id] = dataclasses.replace(cells.get(cell_id, CellRecord()), **changes)
+                cells |= _changed(line, cells)
         return cells
 
 
-def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, dict[str, Any]]:
-    """The fields of CellRecords that one line of the log changes, by cell."""
+def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, CellRecord]:
+    """The records that one line of the log changes, by cell."""
     match line.get("event"):
         case "intent":
-            return {name: _intended(line, name, cells.get(name, CellRecord())) for name in line["cells"]}
+            return {
+                name: _intended(line, name, place, cells.get(name, CellRecord()))
+                for place, name in enumerate(line["cells"])
+            }
         case "submitted":
             latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: {"job_id": job_id} for name, job_id in line["ids"].items() if name in latest}
+            return {name: replace(cells[name], job_id=job_id) for name, job_id in line["ids"].items() if name in latest}
         case "refused":
             latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: {"submission": None} for name in latest}
+            return {name: replace(cells[name], submission=None) for name in latest}
         case "cancelled":
-            return {name: {"cancelled": line.get("reason", BY_CANCEL)} for name in line["cells"]}
+            reason = line.get("reason", BY_CANCEL)
+            return {name: replace(cells.get(name, CellRecord()), cancelled=reason) for name in line["cells"]}
         case "ended":
             ending = Ending(state=State(line["state"]), reason=line["reason"], time=line["time"])
-            return {line["cell"]: {"ending": ending}}
+            return {line["cell"]: replace(cells.get(line["cell"], CellRecord()), ending=ending)}
     return {}
 
 
-def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict[str, Any]:
+def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRecord) -> CellRecord:
     failures, failed_at = before.failures, before.failed_at
     if line["was"].get(cell_id) == State.FAILED:
         step = line.get("steps", {}).get(cell_id, 0)
         failures = failures + 1 if step <= failed_at else 1
         failed_at = max(step, failed_at)
-    return {
-        "submissions": before.submissions + 1,
-        "submission": line["submission"],
-        "cluster": line["cluster"],
-        "job_id": None,
-        "cancelled": None,
-        "ending": None,
-        "failures": failures,
-        "failed_at": failed_at,
-        "before": line.get("reasons", {}).get(cell_id, before.before),
-        "micro_batch": line.get("micro_batch", {}).get(cell_id, before.micro_batch),
-    }
+    return CellRecord(
+        submissions=before.submissions + 1,
+        submission=line["submission"],
+        place=place,
+        cluster=line["cluster"],
+        failures=failures,
+        failed_at=failed_at,
+        before=line.get("reasons", {}).get(cell_id, before.before),
+        micro_batch=line.get("micro_batch", {}).get(cell_id, before.micro_batch),
+    )
 
 
 def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
@@ -213,9 +214,3 @@ def read_max_gpu_hours(sweep_dir: Path) -> float | None:
     path = sweep_dir / "ledger" / "limits.json"
     limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
     return None if limit is None else float(limit)
-
-
-def submitted_cells(ledger: Ledger, submission: str) -> list[str]:
-    """The cells of a submission in the order of the tasks of its array."""
-    lines = [line for line in read_jsonl(ledger.path) if line.get("event") == "intent"]
-    return next((line["cells"] for line in lines if line.get("submission") == submission), [])
