@@ -58,11 +58,7 @@ class JobState:
         return self.state in (State.SUBMITTED, State.RUNNING)
 
 
-_AT_LEAST_0 = ("gpus_per_node", "signal_delay_s")
-_AT_LEAST_1 = (
-    *("nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min"),
-    *("array_parallelism", "max_array_size", "sbatch_per_min"),
-)
+_MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other whole number is at least 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +94,10 @@ class SlurmSettings:
     poll_sec: float = 15.0  # with `-m` only: the time between two questions to squeue and sacct
 
     def __post_init__(self) -> None:
-        for key in (*_AT_LEAST_0, *_AT_LEAST_1):
-            value = getattr(self, key)
-            if value is not None:
-                object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key in _AT_LEAST_1)))
+        for item in fields(self):
+            key, value = item.name, getattr(self, item.name)
+            if item.type in ("int", "int | None") and value is not None:
+                object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key not in _MAY_BE_0)))
 
 
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:

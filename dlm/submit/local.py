@@ -40,6 +40,7 @@ class LocalPool(Cluster):
         module: What each job runs: `python -P -m module overrides`.
         grace_sec: Time for the children to end after an interruption, before they are killed.
         poll_sec: Time between two looks at the children.
+        settings: What every job asks for; ``allow_dirty`` lets jobs run code that no commit holds.
     """
 
     name = LOCAL
@@ -53,8 +54,9 @@ class LocalPool(Cluster):
         module: str = "dlm.launch",
         grace_sec: float = 120.0,
         poll_sec: float = 0.1,
+        settings: SlurmSettings = SlurmSettings(allow_dirty=True),
     ) -> None:
-        self.settings = SlurmSettings(allow_dirty=True)
+        self.settings = settings
         self.cores = cores or len(os.sched_getaffinity(0))
         self.gpus = gpus  # None until a job wants one
         self.module = module

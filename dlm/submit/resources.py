@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 HOST_GIB = {False: 2, True: 8}  # host memory of a process without and with a GPU: Python, torch, the loader, CUDA
-DEFAULTS = SlurmSettings()
 
 
-def cell_resources(cell: Cell, settings: SlurmSettings = DEFAULTS, *, max_time_min: int | None = None) -> Resources:
+def cell_resources(
+    cell: Cell, settings: SlurmSettings = SlurmSettings(), *, max_time_min: int | None = None
+) -> Resources:
     """What the job of a planned cell asks for.
 
     Args:
