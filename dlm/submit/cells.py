@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
-from dlm.core.recipe import accumulation
 from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import run_directory
 from dlm.submit.cluster import Cluster, Event, Submission
 from dlm.submit.job import Job, Resources
 from dlm.submit.ledger import CellNow, Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
-from dlm.submit.resources import cell_resources, dividing_micro_batch, num_devices, smaller_micro_batch
+from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
 from dlm.submit.retry import why_memory_stays_short, why_not
 from dlm.submit.state import CLUSTERS, cells_now
 from dlm.submit.submission import submit_jobs, submitting
@@ -119,12 +118,7 @@ class _Starter:
 
     def _job(self, cell: Cell, now: CellNow, resources: Resources, micro_batch: int | None) -> Job:
         """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
-        accumulation(
-            batch_size=cell.global_batch_size,
-            micro_batch_size=None,
-            world_size=num_devices(resources),
-            num_params=cell.num_params,
-        )
+        largest_micro_batch(cell, resources)
         is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in self.extra)
         trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
         words = [*trainer, *self.extra]

@@ -40,12 +40,11 @@ def exit_words(exit_code: int) -> str:
     return f"ended with exit code {exit_code}"
 
 
-def last_line(log: Path, limit: int = 300) -> str | None:
-    """The last line of a log that is not blank, at most ``limit`` characters; None when there is none."""
+def last_line(log: Path) -> str | None:
+    """The last line of a log that is not blank, at most 300 characters of it; None when there is none."""
     if not log.is_file():
         return None
     with open(log, "rb") as stream:
         stream.seek(max(0, log.stat().st_size - 65536))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    written = [line for line in lines if line]
-    return written[-1][:limit] if written else None
+        text = stream.read().decode(errors="replace").strip()
+    return text.splitlines()[-1].strip()[:300] if text else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,9 +123,9 @@ class Ledger:
         """Write that the cluster has not accepted the submission."""
         self._append("refused", submission=submission, reason=reason)
 
-    def cancelled(self, cell_ids: Sequence[str], reason: str = BY_CANCEL) -> None:
+    def cancelled(self, cell_ids: Sequence[str]) -> None:
         """Write that these cells are not to run, and count as cancelled, until they are submitted again."""
-        self._append("cancelled", cells=list(cell_ids), reason=reason)
+        self._append("cancelled", cells=list(cell_ids), reason=BY_CANCEL)
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
         """Write how a process on this machine ended."""
@@ -139,33 +140,30 @@ class Ledger:
 
     def read(self) -> dict[str, CellRecord]:
         """What the log says of each cell. Lines that a crash cut in half, and unknown ones, are ignored."""
-        cells: dict[str, CellRecord] = {}
+        cells = defaultdict[str, CellRecord](CellRecord)
         for line in read_jsonl(self.path):
             if isinstance(line.get("time"), float):
                 cells |= _changed(line, cells)
-        return cells
+        return dict(cells)
 
 
 def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, CellRecord]:
-    """The records that one line of the log changes, by cell."""
+    """The records that one line of the log changes, by cell; ``cells`` gives an empty one for a new cell."""
     match line.get("event"):
         case "intent":
-            return {
-                name: _intended(line, name, place, cells.get(name, CellRecord()))
-                for place, name in enumerate(line["cells"])
-            }
-        case "submitted":
-            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: replace(cells[name], job_id=job_id) for name, job_id in line["ids"].items() if name in latest}
-        case "refused":
-            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: replace(cells[name], submission=None) for name in latest}
+            return {name: _intended(line, name, place, cells[name]) for place, name in enumerate(line["cells"])}
+        case "submitted" | "refused" as event:
+            latest = {name: record for name, record in cells.items() if record.submission == line["submission"]}
+            if event == "refused":
+                return {name: replace(record, submission=None) for name, record in latest.items()}
+            ids = line["ids"]
+            return {name: replace(record, job_id=ids[name]) for name, record in latest.items() if name in ids}
         case "cancelled":
             reason = line.get("reason", BY_CANCEL)
-            return {name: replace(cells.get(name, CellRecord()), cancelled=reason) for name in line["cells"]}
+            return {name: replace(cells[name], cancelled=reason) for name in line["cells"]}
         case "ended":
             ending = Ending(state=State(line["state"]), reason=line["reason"], time=line["time"])
-            return {line["cell"]: replace(cells.get(line["cell"], CellRecord()), ending=ending)}
+            return {line["cell"]: replace(cells[line["cell"]], ending=ending)}
     return {}
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlm.core.errors import UserError
@@ -28,14 +29,13 @@ class NoAnswerError(UserError):
     """A command of SLURM failed because the controller did not answer: it may have done what was asked all the same."""
 
 
+@dataclass
 class Slurm(Cluster):
     """The cluster that sbatch talks to."""
 
     name = "slurm"
     queues = True
-
-    def __init__(self, settings: SlurmSettings | None = None) -> None:
-        self.settings = settings or SlurmSettings()
+    settings: SlurmSettings = field(default_factory=SlurmSettings)
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError where there is no sbatch; whether the jobs fit is for SLURM to say."""

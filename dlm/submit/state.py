@@ -167,9 +167,9 @@ def _reconciled(
         its = [record for record in mine if record.cluster == cluster]
         jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
         cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
-        names = [job_name(ledger.title, submission) for submission in cut_off]
-        answer = answers[cluster] = CLUSTERS[cluster]().states(jobs, names=names, release=repair)
-        for submission, name in zip(cut_off, names, strict=True):
+        arrays = {submission: job_name(ledger.title, submission) for submission in cut_off}
+        answer = answers[cluster] = CLUSTERS[cluster]().states(jobs, names=arrays.values(), release=repair)
+        for submission, name in arrays.items():
             cells = {cell: record for cell, record in records.items() if record.submission == submission}
             if name in answer.arrays:
                 ids = {cell: f"{answer.arrays[name]}_{record.place}" for cell, record in cells.items()}
