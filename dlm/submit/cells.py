@@ -112,7 +112,7 @@ class _Starter:
         return self._job(cell, now, resources, micro_batch)
 
     def _can_be_waited_for(self, now: CellNow, cell_id: str) -> bool:
-        """Whether a process runs the cell and the cluster waits for that, then looks again."""
+        """Whether a process runs the cell, and the cluster waits until that ends and then looks again."""
         is_run_here = now.state is State.RUNNING and not self.cluster.queues
         return is_run_here and live_holder(run_directory(self.sweep_dir, cell_id)) is not None
 

@@ -7,7 +7,6 @@ installed it announces configs of the same two names, and those of dlm replace t
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 import time
@@ -21,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.core.errors import ExitCode, unknown
 from dlm.record.outcomes import OUTCOMES, State
@@ -33,9 +32,6 @@ from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 from dlm.submit.submission import submit_jobs, submitting
 
-PLUGINS = "hydra_plugins.dlm"  # Hydra 1.3 makes plugins only from this package, which ``register`` stands in for
-NAMES = ("submitit_local", "submitit_slurm")
-
 # The overrides that the submitting Hydra gets and a job must not: a job runs one cell in its own process.
 _NOT_FOR_JOBS = re.compile(r"[+~]*hydra([/.]launcher|[/.]sweeper|\.sweep|\.mode)\b")
 
@@ -44,9 +40,11 @@ def register() -> None:
     """Make both launchers known to Hydra, with the configs of dlm."""
     plugins = Plugins.instance()  # loads the installed plugins and their configs
     for launcher in (LocalLauncher, SlurmLauncher):
-        plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
+        # Hydra 1.3 takes plugins only from the package hydra_plugins, so each launcher gets a name in it.
+        plugins.class_name_to_class[f"hydra_plugins.dlm.{launcher.__name__}"] = launcher
     stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for name in NAMES:  # otherwise Hydra checks the files of dlm against the schema of an installed launcher
+    # Without the next lines, Hydra checks the files of dlm against the schema of an installed launcher.
+    for name in ("submitit_local", "submitit_slurm"):
         stored.pop(f"{name}.yaml", None)
 
 
@@ -181,12 +179,9 @@ def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resour
 def _job_return(job: Job, config: DictConfig, exit_code: int) -> JobReturn:
     """What Hydra's sweepers read: the loss, or an exit with the code of the job that happens when it is read."""
     result = finished(job.run_dir, job.name, None)
-    task_config = copy.deepcopy(config)
-    with read_write(task_config), open_dict(task_config):
-        del task_config["hydra"]
     answer = JobReturn(
         overrides=list(config.hydra.overrides.task),
-        cfg=task_config,
+        cfg=OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
         hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
         working_dir=str(job.run_dir),
         task_name=config.hydra.job.name,
