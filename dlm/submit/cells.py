@@ -12,19 +12,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
-from dlm.core.recipe import accumulation
 from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import run_directory
 from dlm.submit.cluster import Cluster, Event, Submission
 from dlm.submit.job import Job, Resources
 from dlm.submit.ledger import CellNow, Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
-from dlm.submit.resources import cell_resources, dividing_micro_batch, num_devices, smaller_micro_batch
+from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
 from dlm.submit.retry import why_memory_stays_short, why_not
 from dlm.submit.state import CLUSTERS, cells_now
 from dlm.submit.submission import submit_jobs, submitting
@@ -65,79 +65,75 @@ def submit_plan(
     Raises:
         UserError: The cluster refuses, or a cell cannot run on it.
     """
-    steps = {cell.cell_id: cell.steps for cell in plan.cells}
     with submitting(cluster, sweep_dir):
         if cluster.queues:
             write_max_gpu_hours(sweep_dir, max_gpu_hours)
         known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE or not cluster.queues}
-        unknown = [(name, last) for name, last in steps.items() if name not in known]
+        unknown = [(cell.cell_id, cell.steps) for cell in plan.cells if cell.cell_id not in known]
         known |= cells_now(unknown, sweep_dir, repair=cluster.queues)[0]
-        worth, skipped = _worth_starting(plan, sweep_dir, known, cluster, retry_failed=retry_failed)
-        jobs = [_cell_job(*one, sweep_dir=sweep_dir, data_dir=data_dir, extra=extra) for one in worth]
-        done = submit_jobs(
-            jobs,
-            cluster=cluster,
+        starter = _Starter(
             sweep_dir=sweep_dir,
-            was={name: cell for name, cell in known.items() if cell.state is not State.PLANNED},
-            steps=steps,
-            on_event=on_event,
-            on_tick=on_tick,
+            data_dir=data_dir,
+            cluster=cluster,
+            max_time_min=cluster.max_time_min(),
+            extra=extra,
+            retry_failed=retry_failed,
         )
-    return dataclasses.replace(done, skipped=skipped)
+        found = {cell.cell_id: starter.job_or_reason(cell, known[cell.cell_id]) for cell in plan.cells}
+        jobs = [job for job in found.values() if isinstance(job, Job)]
+        done = submit_jobs(jobs, cluster=cluster, sweep_dir=sweep_dir, on_event=on_event, on_tick=on_tick)
+    return dataclasses.replace(done, skipped={name: why for name, why in found.items() if isinstance(why, str)})
 
 
-def _worth_starting(
-    plan: Plan, sweep_dir: Path, now: Mapping[str, CellNow], cluster: Cluster, *, retry_failed: bool
-) -> tuple[list[tuple[Cell, Resources, int | None]], dict[str, str]]:
-    """The cells to start with what they need and the micro-batch to ask for, and why the others are not started."""
-    max_time_min = cluster.max_time_min()
-    worth, skipped = [], dict[str, str]()
-    for cell in plan.cells:
-        one = now[cell.cell_id]
-        reason = why_not(one, retry_failed=retry_failed)
-        if reason is not None and not _can_be_waited_for(one, run_directory(sweep_dir, cell.cell_id), cluster):
-            skipped[cell.cell_id] = reason
-            continue
-        resources, micro = cell_resources(cell, cluster.settings, max_time_min=max_time_min), one.record.micro_batch
-        if OUTCOMES[one.state].retry is Retry.HALVE:
-            smaller = smaller_micro_batch(cell, resources, micro)
-            reason = why_memory_stays_short(one, resources, cluster.settings, micro_batch=smaller)
-            if reason is not None and not retry_failed:
-                skipped[cell.cell_id] = reason
-                continue
-            micro = smaller or 1
-        worth.append((cell, resources, micro))
-    return worth, skipped
+@dataclass(frozen=True, kw_only=True)
+class _Starter:
+    """Decides of each cell of a submission whether it is started, and makes its job."""
 
+    sweep_dir: Path
+    data_dir: Path
+    cluster: Cluster
+    max_time_min: int | None
+    extra: Sequence[str]
+    retry_failed: bool
 
-def _can_be_waited_for(now: CellNow, run_dir: Path, cluster: Cluster) -> bool:
-    """Whether a process runs the cell and the cluster waits for that, then looks again."""
-    return now.state is State.RUNNING and not cluster.queues and live_holder(run_dir) is not None
+    def job_or_reason(self, cell: Cell, now: CellNow) -> Job | str:
+        """The job of a cell, or why it gets none."""
+        reason = why_not(now, retry_failed=self.retry_failed)
+        if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
+            return reason
+        settings, micro_batch = self.cluster.settings, now.record.micro_batch
+        resources = cell_resources(cell, settings, max_time_min=self.max_time_min)
+        if OUTCOMES[now.state].retry is Retry.HALVE:
+            smaller = smaller_micro_batch(cell, resources, micro_batch)
+            reason = why_memory_stays_short(now, resources, settings, micro_batch=smaller)
+            if reason is not None and not self.retry_failed:
+                return reason
+            micro_batch = smaller or 1
+        return self._job(cell, now, resources, micro_batch)
 
+    def _can_be_waited_for(self, now: CellNow, cell_id: str) -> bool:
+        """Whether a process runs the cell, and the cluster waits until that ends and then looks again."""
+        is_run_here = now.state is State.RUNNING and not self.cluster.queues
+        return is_run_here and live_holder(run_directory(self.sweep_dir, cell_id)) is not None
 
-def _cell_job(
-    cell: Cell, resources: Resources, micro: int | None, *, sweep_dir: Path, data_dir: Path, extra: Sequence[str]
-) -> Job:
-    """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
-    accumulation(
-        batch_size=cell.global_batch_size,
-        micro_batch_size=None,
-        world_size=num_devices(resources),
-        num_params=cell.num_params,
-    )
-    is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in extra)
-    trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
-    words = [*trainer, *extra]
-    if micro is not None:  # the devices may be others than those that ran out of memory
-        micro = dividing_micro_batch(cell, resources, at_most=micro)
-        words.append(f"data.micro_batch_size={micro}")
-    return Job(
-        name=cell.cell_id,
-        overrides=cell_overrides(cell.cell_id, sweep_dir=sweep_dir, data_dir=data_dir, extra=words),
-        run_dir=run_directory(sweep_dir.absolute(), cell.cell_id),
-        resources=resources,
-        micro_batch=micro,
-    )
+    def _job(self, cell: Cell, now: CellNow, resources: Resources, micro_batch: int | None) -> Job:
+        """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
+        largest_micro_batch(cell, resources)
+        is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in self.extra)
+        trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
+        words = [*trainer, *self.extra]
+        if micro_batch is not None:  # the devices may be others than those that ran out of memory
+            micro_batch = dividing_micro_batch(cell, resources, at_most=micro_batch)
+            words.append(f"data.micro_batch_size={micro_batch}")
+        return Job(
+            name=cell.cell_id,
+            overrides=cell_overrides(cell.cell_id, sweep_dir=self.sweep_dir, data_dir=self.data_dir, extra=words),
+            run_dir=run_directory(self.sweep_dir.absolute(), cell.cell_id),
+            resources=resources,
+            steps=cell.steps,
+            was=None if now.state is State.PLANNED else now,
+            micro_batch=micro_batch,
+        )
 
 
 def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = ()) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.submit.job import Job, JobState, SlurmSettings
-from dlm.submit.ledger import CellNow, Ledger
+from dlm.submit.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,6 @@ class Request:
     ledger: Ledger
     code: Path  # the snapshot of dlm/ and configs/ that the jobs import
     environment: Mapping[str, str]  # variables to add to that of every job
-    was: Mapping[str, CellNow] = field(default_factory=dict)  # cell -> the state because of which it runs again
-    steps: Mapping[str, int] = field(default_factory=dict)  # cell -> planned last step
     on_event: Callable[[Event], None] = lambda event: None
     on_tick: Callable[[], None] = lambda: None  # called several times a second while jobs run here
 

@@ -13,16 +13,15 @@ SHELL_SIGNALS = 128  # a shell, and srun, add this to the number of the signal t
 KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
 
 
-def local_ending(job: Job, exit_code: int, *, steps: int | None = None) -> tuple[State, str | None]:
+def local_ending(job: Job, exit_code: int) -> tuple[State, str | None]:
     """The state and the reason of a process on this machine that has just ended.
 
     Args:
         job: What it ran.
         exit_code: As ``subprocess`` gives it: below zero it is the signal that ended the process.
-        steps: The planned last step, which the result must have; None accepts any.
     """
     if exit_code == 0:
-        if finished(job.run_dir, job.name, steps) is not None:
+        if finished(job.run_dir, job.name, job.steps) is not None:
             return State.DONE, None
         return State.FAILED, "it exited 0 without a result.json of the planned last step"
     state, status = state_of_exit(exit_code), read_status(job.run_dir)
@@ -41,12 +40,11 @@ def exit_words(exit_code: int) -> str:
     return f"ended with exit code {exit_code}"
 
 
-def last_line(log: Path, limit: int = 300) -> str | None:
-    """The last line of a log that is not blank, at most ``limit`` characters; None when there is none."""
+def last_line(log: Path) -> str | None:
+    """The last line of a log that is not blank, at most 300 characters of it; None when there is none."""
     if not log.is_file():
         return None
     with open(log, "rb") as stream:
         stream.seek(max(0, log.stat().st_size - 65536))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    written = [line for line in lines if line]
-    return written[-1][:limit] if written else None
+        text = stream.read().decode(errors="replace").strip()
+    return text.splitlines()[-1].strip()[:300] if text else None

@@ -7,12 +7,10 @@ installed it announces configs of the same two names, and those of dlm replace t
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.core.errors import ExitCode, unknown
 from dlm.record.outcomes import OUTCOMES, State
@@ -34,9 +32,6 @@ from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 from dlm.submit.submission import submit_jobs, submitting
 
-PLUGINS = "hydra_plugins.dlm"  # Hydra 1.3 makes plugins only from this package, which ``register`` stands in for
-NAMES = ("submitit_local", "submitit_slurm")
-
 # The overrides that the submitting Hydra gets and a job must not: a job runs one cell in its own process.
 _NOT_FOR_JOBS = re.compile(r"[+~]*hydra([/.]launcher|[/.]sweeper|\.sweep|\.mode)\b")
 
@@ -45,18 +40,12 @@ def register() -> None:
     """Make both launchers known to Hydra, with the configs of dlm."""
     plugins = Plugins.instance()  # loads the installed plugins and their configs
     for launcher in (LocalLauncher, SlurmLauncher):
-        plugins.class_name_to_class[f"{PLUGINS}.{launcher.__name__}"] = launcher
+        # Hydra 1.3 takes plugins only from the package hydra_plugins, so each launcher gets a name in it.
+        plugins.class_name_to_class[f"hydra_plugins.dlm.{launcher.__name__}"] = launcher
     stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for name in NAMES:  # otherwise Hydra checks the files of dlm against the schema of an installed launcher
+    # Without the next lines, Hydra checks the files of dlm against the schema of an installed launcher.
+    for name in ("submitit_local", "submitit_slurm"):
         stored.pop(f"{name}.yaml", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composed:
-    """One job of a multirun. Its config is composed here only to learn its name, directory and devices."""
-
-    job: Job
-    config: DictConfig
 
 
 class CoreLauncher(Launcher):
@@ -66,8 +55,8 @@ class CoreLauncher(Launcher):
         self.params = {key: _plain(value) for key, value in params.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra: keep what composing a job needs."""
-        self.config, self.hydra_context = config, hydra_context
+        """Called by Hydra: keep what composing a job needs, and make the cluster."""
+        self.config, self.hydra_context, self.cluster = config, hydra_context, self.make_cluster()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra: run the jobs, and print a line on stderr for each that failed.
@@ -80,24 +69,20 @@ class CoreLauncher(Launcher):
             The loss of each job, or the exit code with which the process is then to end.
         """
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
-        jobs = {item.job.name: item.job for item in composed}
-        codes = self._run(jobs, composed[0].job.run_dir.parents[1])
+        jobs = {job.name: job for job, _ in composed}
+        codes = self._run(jobs, composed[0][0].run_dir.parents[1])
         for name, job in jobs.items():
             if codes.get(name):
                 _say(f"{name} failed with exit code {codes[name]}: see {job.run_dir / 'log.txt'}")
-        return [_job_return(item, codes.get(item.job.name, 0)) for item in composed]
+        return [_job_return(job, config, codes.get(job.name, 0)) for job, config in composed]
 
-    def cluster(self) -> Cluster:
-        """Where the jobs run."""
+    def make_cluster(self) -> Cluster:
+        """Where the jobs run. Raises UserError for a key of the launcher that is not allowed."""
         raise NotImplementedError
-
-    def settings(self) -> SlurmSettings:
-        """The launcher's keys. Those that the launchers share have the same names."""
-        return slurm_settings(self.params)
 
     def _run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
         """Submit those jobs that are to start, and wait for all; returns the exit codes of those that ran."""
-        cluster = self.cluster()
+        cluster = self.cluster
         with submitting(cluster, sweep_dir):
             starting = _worth_starting(jobs, sweep_dir, cluster)
             done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, on_event=_show)
@@ -114,54 +99,44 @@ class CoreLauncher(Launcher):
             _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
             raise SystemExit(130) from None
 
-    def _compose(self, overrides: Sequence[str], index: int) -> Composed:
-        """Compose the config of one job, which takes about 90 ms."""
+    def _compose(self, overrides: Sequence[str], index: int) -> tuple[Job, DictConfig]:
+        """One job, and its config, which is composed here only to learn its name, directory and devices (90 ms)."""
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
-            cell_id, run_dir = str(config.cell_id), Path(str(config.paths.run_dir)).absolute()
+            name, run_dir = str(config.cell_id), Path(str(config.paths.run_dir)).absolute()
         finally:
             HydraConfig.instance().cfg = before
         hydra_overrides = [item for item in config.hydra.overrides.hydra if not _NOT_FOR_JOBS.match(item)]
-        return Composed(
-            config=config,
-            job=Job(
-                name=cell_id,
-                overrides=(*hydra_overrides, *overrides),
-                run_dir=run_dir,
-                resources=job_resources(self.settings(), config.get("trainer") or {}),
-            ),
-        )
+        resources = job_resources(self.cluster.settings, config.get("trainer") or {})
+        return Job(name=name, overrides=(*hydra_overrides, *overrides), run_dir=run_dir, resources=resources), config
 
 
 class LocalLauncher(CoreLauncher):
     """hydra/launcher=submitit_local: processes of this machine, as many at once as its cores and GPUs allow."""
 
-    def __init__(self, **params: Any) -> None:
-        super().__init__(**params)
+    def make_cluster(self) -> Cluster:
+        """This machine. Its jobs ask for their cores and nothing else."""
         allowed = ("cpus_per_task", "cores", "grace_sec")
         for key in self.params:
             if key not in allowed:
                 raise unknown("key of hydra.launcher", key, allowed)
-
-    def cluster(self) -> Cluster:
-        """This machine."""
-        return LocalPool(cores=self.params.get("cores"), grace_sec=self.params.get("grace_sec") or 120.0)
-
-    def settings(self) -> SlurmSettings:
-        """The cores of a job; a job on this machine asks for nothing else."""
-        return SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1)
+        return LocalPool(
+            cores=self.params.get("cores"),
+            grace_sec=self.params.get("grace_sec") or 120.0,
+            settings=SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1, allow_dirty=True),
+        )
 
 
 class SlurmLauncher(CoreLauncher):
     """hydra/launcher=submitit_slurm: job arrays, which are waited for unless hydra.launcher.wait=false."""
 
-    def cluster(self) -> Cluster:
+    def make_cluster(self) -> Cluster:
         """SLURM."""
-        return Slurm(self.settings())
+        return Slurm(slurm_settings(self.params))
 
 
 def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> list[Job]:
@@ -201,18 +176,15 @@ def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resour
     )
 
 
-def _job_return(item: Composed, exit_code: int) -> JobReturn:
+def _job_return(job: Job, config: DictConfig, exit_code: int) -> JobReturn:
     """What Hydra's sweepers read: the loss, or an exit with the code of the job that happens when it is read."""
-    result = finished(item.job.run_dir, item.job.name, None)
-    task_config = copy.deepcopy(item.config)
-    with read_write(task_config), open_dict(task_config):
-        del task_config["hydra"]
+    result = finished(job.run_dir, job.name, None)
     answer = JobReturn(
-        overrides=list(item.config.hydra.overrides.task),
-        cfg=task_config,
-        hydra_cfg=OmegaConf.masked_copy(item.config, "hydra"),
-        working_dir=str(item.job.run_dir),
-        task_name=item.config.hydra.job.name,
+        overrides=list(config.hydra.overrides.task),
+        cfg=OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
+        hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
+        working_dir=str(job.run_dir),
+        task_name=config.hydra.job.name,
         status=JobStatus.FAILED if exit_code else JobStatus.COMPLETED,
     )
     shell_code = exit_code if exit_code >= 0 else 128 - exit_code

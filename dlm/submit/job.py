@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.core.checks import whole
 from dlm.core.errors import unknown
 from dlm.record.outcomes import State
+
+if TYPE_CHECKING:
+    from dlm.submit.ledger import CellNow
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # each is set to cpus_per_task
 
@@ -34,6 +37,8 @@ class Job:
     overrides: tuple[str, ...]
     run_dir: Path
     resources: Resources = Resources()
+    steps: int | None = None  # the planned last step, which its result must have; None accepts any
+    was: CellNow | None = None  # the state because of which the cell runs again; None for the first time
     micro_batch: int | None = None  # the smaller one that its overrides ask for after it ran out of memory
 
 
@@ -53,11 +58,7 @@ class JobState:
         return self.state in (State.SUBMITTED, State.RUNNING)
 
 
-_AT_LEAST_0 = ("gpus_per_node", "signal_delay_s")
-_AT_LEAST_1 = (
-    *("nodes", "tasks_per_node", "cpus_per_task", "mem_gb", "timeout_min"),
-    *("array_parallelism", "max_array_size", "sbatch_per_min"),
-)
+_MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other whole number is at least 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,10 @@ class SlurmSettings:
     poll_sec: float = 15.0  # with `-m` only: the time between two questions to squeue and sacct
 
     def __post_init__(self) -> None:
-        for key in (*_AT_LEAST_0, *_AT_LEAST_1):
-            value = getattr(self, key)
-            if value is not None:
-                object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key in _AT_LEAST_1)))
+        for item in fields(self):
+            key, value = item.name, getattr(self, item.name)
+            if item.type in ("int", "int | None") and value is not None:
+                object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key not in _MAY_BE_0)))
 
 
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:

@@ -6,18 +6,21 @@ the ids of its jobs, then how each process on this machine ended.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import Result, Status
-from dlm.submit.job import Job, JobState
+from dlm.submit.job import JobState
+
+if TYPE_CHECKING:
+    from dlm.submit.cluster import Request
 
 LOCAL = "local"  # the cluster whose jobs are processes of this machine: they have no ids
 BY_CANCEL = "by dlm cancel"
@@ -39,6 +42,7 @@ class CellRecord:
 
     submissions: int = 0
     submission: str | None = None
+    place: int = 0  # among the cells of its submission: the number of its task in the job array
     cluster: str = LOCAL
     job_id: str | None = None  # in the queue of the cluster
     cancelled: str | None = None  # why it is not to run
@@ -95,30 +99,20 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
-    def intent(
-        self, submission: str, *, cluster: str, jobs: Sequence[Job], code: Path, was: Mapping[str, CellNow]
-    ) -> None:
-        """Write what is about to be submitted.
-
-        Args:
-            submission: A new name for it.
-            cluster: The name of the ``Cluster``.
-            jobs: One for each cell.
-            code: The snapshot that they import.
-            was: Cell -> the state because of which it runs again.
-        """
-        again = {job.name: was[job.name] for job in jobs if job.name in was}
+    def intent(self, request: Request, *, cluster: str) -> None:
+        """Write what is about to be submitted to the ``Cluster`` of that name."""
+        again = {job.name: job.was for job in request.jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
             "intent",
-            submission=submission,
+            submission=request.submission,
             cluster=cluster,
-            code=code.name,
-            cells=[job.name for job in jobs],
+            code=request.code.name,
+            cells=[job.name for job in request.jobs],
             was={name: now.state for name, now in again.items()},
             reasons={name: f"{now.state}: {now.reason}" for name, now in failed.items()},
             steps={name: now.status.step for name, now in again.items() if now.status is not None},
-            micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
+            micro_batch={job.name: job.micro_batch for job in request.jobs if job.micro_batch is not None},
         )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:
@@ -129,9 +123,9 @@ class Ledger:
         """Write that the cluster has not accepted the submission."""
         self._append("refused", submission=submission, reason=reason)
 
-    def cancelled(self, cell_ids: Sequence[str], reason: str = BY_CANCEL) -> None:
+    def cancelled(self, cell_ids: Sequence[str]) -> None:
         """Write that these cells are not to run, and count as cancelled, until they are submitted again."""
-        self._append("cancelled", cells=list(cell_ids), reason=reason)
+        self._append("cancelled", cells=list(cell_ids), reason=BY_CANCEL)
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
         """Write how a process on this machine ended."""
@@ -146,51 +140,49 @@ class Ledger:
 
     def read(self) -> dict[str, CellRecord]:
         """What the log says of each cell. Lines that a crash cut in half, and unknown ones, are ignored."""
-        cells: dict[str, CellRecord] = {}
+        cells = defaultdict[str, CellRecord](CellRecord)
         for line in read_jsonl(self.path):
             if isinstance(line.get("time"), float):
-                for cell_id, changes in _changes(line, cells).items():
-                    cells[cell_id] = dataclasses.replace(cells.get(cell_id, CellRecord()), **changes)
-        return cells
+                cells |= _changed(line, cells)
+        return dict(cells)
 
 
-def _changes(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, dict[str, Any]]:
-    """The fields of CellRecords that one line of the log changes, by cell."""
+def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, CellRecord]:
+    """The records that one line of the log changes, by cell; ``cells`` gives an empty one for a new cell."""
     match line.get("event"):
         case "intent":
-            return {name: _intended(line, name, cells.get(name, CellRecord())) for name in line["cells"]}
-        case "submitted":
-            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: {"job_id": job_id} for name, job_id in line["ids"].items() if name in latest}
-        case "refused":
-            latest = {name for name, record in cells.items() if record.submission == line["submission"]}
-            return {name: {"submission": None} for name in latest}
+            return {name: _intended(line, name, place, cells[name]) for place, name in enumerate(line["cells"])}
+        case "submitted" | "refused" as event:
+            latest = {name: record for name, record in cells.items() if record.submission == line["submission"]}
+            if event == "refused":
+                return {name: replace(record, submission=None) for name, record in latest.items()}
+            ids = line["ids"]
+            return {name: replace(record, job_id=ids[name]) for name, record in latest.items() if name in ids}
         case "cancelled":
-            return {name: {"cancelled": line.get("reason", BY_CANCEL)} for name in line["cells"]}
+            reason = line.get("reason", BY_CANCEL)
+            return {name: replace(cells[name], cancelled=reason) for name in line["cells"]}
         case "ended":
             ending = Ending(state=State(line["state"]), reason=line["reason"], time=line["time"])
-            return {line["cell"]: {"ending": ending}}
+            return {line["cell"]: replace(cells[line["cell"]], ending=ending)}
     return {}
 
 
-def _intended(line: Mapping[str, Any], cell_id: str, before: CellRecord) -> dict[str, Any]:
+def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRecord) -> CellRecord:
     failures, failed_at = before.failures, before.failed_at
     if line["was"].get(cell_id) == State.FAILED:
         step = line.get("steps", {}).get(cell_id, 0)
         failures = failures + 1 if step <= failed_at else 1
         failed_at = max(step, failed_at)
-    return {
-        "submissions": before.submissions + 1,
-        "submission": line["submission"],
-        "cluster": line["cluster"],
-        "job_id": None,
-        "cancelled": None,
-        "ending": None,
-        "failures": failures,
-        "failed_at": failed_at,
-        "before": line.get("reasons", {}).get(cell_id, before.before),
-        "micro_batch": line.get("micro_batch", {}).get(cell_id, before.micro_batch),
-    }
+    return CellRecord(
+        submissions=before.submissions + 1,
+        submission=line["submission"],
+        place=place,
+        cluster=line["cluster"],
+        failures=failures,
+        failed_at=failed_at,
+        before=line.get("reasons", {}).get(cell_id, before.before),
+        micro_batch=line.get("micro_batch", {}).get(cell_id, before.micro_batch),
+    )
 
 
 def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
@@ -220,9 +212,3 @@ def read_max_gpu_hours(sweep_dir: Path) -> float | None:
     path = sweep_dir / "ledger" / "limits.json"
     limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
     return None if limit is None else float(limit)
-
-
-def submitted_cells(ledger: Ledger, submission: str) -> list[str]:
-    """The cells of a submission in the order of the tasks of its array."""
-    lines = [line for line in read_jsonl(ledger.path) if line.get("event") == "intent"]
-    return next((line["cells"] for line in lines if line.get("submission") == submission), [])

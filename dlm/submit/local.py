@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from dlm.core.errors import ExitCode, UserError
@@ -27,10 +27,10 @@ from dlm.submit.endings import local_ending
 from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.ledger import LOCAL
 
-LOG = "log.txt"
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how a process ends that finds its cell held by another process
 
 
+@dataclass(kw_only=True)
 class LocalPool(Cluster):
     """The cluster that consists of this machine. Its jobs have no ids: their leases and the ledger tell their states.
 
@@ -40,26 +40,18 @@ class LocalPool(Cluster):
         module: What each job runs: `python -P -m module overrides`.
         grace_sec: Time for the children to end after an interruption, before they are killed.
         poll_sec: Time between two looks at the children.
+        settings: What every job asks for; ``allow_dirty`` lets jobs run code that no commit holds.
     """
 
     name = LOCAL
     queues = False
 
-    def __init__(
-        self,
-        *,
-        cores: int | None = None,
-        gpus: Sequence[str] | None = None,
-        module: str = "dlm.launch",
-        grace_sec: float = 120.0,
-        poll_sec: float = 0.1,
-    ) -> None:
-        self.settings = SlurmSettings(allow_dirty=True)
-        self.cores = cores or len(os.sched_getaffinity(0))
-        self.gpus = gpus  # None until a job wants one
-        self.module = module
-        self.grace_sec = grace_sec
-        self.poll_sec = poll_sec
+    cores: int | None = None
+    gpus: Sequence[str] | None = None  # None until a job wants one
+    module: str = "dlm.launch"
+    grace_sec: float = 120.0
+    poll_sec: float = 0.1
+    settings: SlurmSettings = field(default_factory=lambda: SlurmSettings(allow_dirty=True))
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError for a job that needs several nodes, or more GPUs than there are."""
@@ -77,9 +69,7 @@ class LocalPool(Cluster):
 
     def submit(self, request: Request) -> Submission:
         """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled meanwhile gets SIGTERM."""
-        request.ledger.intent(
-            request.submission, cluster=self.name, jobs=request.jobs, code=request.code, was=request.was
-        )
+        request.ledger.intent(request, cluster=self.name)
         return _PoolRun(self, request).to_its_end()
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -145,8 +135,9 @@ class _PoolRun:
         """Whether there is room now. A job that wants more cores than the machine has runs alone."""
         if not self.running:
             return True
+        cores = self.pool.cores or len(os.sched_getaffinity(0))
         used = sum(_num_cores(running.job) for running in self.running)
-        return used + _num_cores(job) <= self.pool.cores and job.resources.gpus_per_node <= len(self._free_gpus())
+        return used + _num_cores(job) <= cores and job.resources.gpus_per_node <= len(self._free_gpus())
 
     def _free_gpus(self) -> list[str]:
         taken = {gpu for running in self.running for gpu in running.gpus}
@@ -172,7 +163,7 @@ class _PoolRun:
         # Ctrl-C reaches the whole process group. A child inherits that SIGINT is blocked, so only the parent reacts.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with open(job.run_dir / LOG, "ab") as log:
+            with open(job.run_dir / "log.txt", "ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", self.pool.module, *job.overrides],
                     stdin=subprocess.DEVNULL,
@@ -209,7 +200,7 @@ class _PoolRun:
                 self.waiting.append(job)  # another process took the lease between our look and the child's
                 self._defer(job)
                 continue
-            state, reason = local_ending(job, exit_code, steps=self.request.steps.get(job.name))
+            state, reason = local_ending(job, exit_code)
             self.exit_codes[job.name], self.endings[job.name] = exit_code, (state, reason)
             self.request.ledger.ended(job.name, state=state, exit_code=exit_code, reason=reason)
             wall_sec = time.monotonic() - running.started

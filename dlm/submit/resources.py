@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 HOST_GIB = {False: 2, True: 8}  # host memory of a process without and with a GPU: Python, torch, the loader, CUDA
-DEFAULTS = SlurmSettings()
 
 
-def cell_resources(cell: Cell, settings: SlurmSettings = DEFAULTS, *, max_time_min: int | None = None) -> Resources:
+def cell_resources(
+    cell: Cell, settings: SlurmSettings = SlurmSettings(), *, max_time_min: int | None = None
+) -> Resources:
     """What the job of a planned cell asks for.
 
     Args:
@@ -84,6 +85,20 @@ def dividing_micro_batch(cell: Cell, resources: Resources, *, at_most: int) -> i
     return max((size for size in range(1, at_most + 1) if share % size == 0), default=None)
 
 
+def largest_micro_batch(cell: Cell, resources: Resources, *, asked: int | None = None) -> int:
+    """The micro-batch of a cell that never ran out of memory: the one that is asked for, or that training chooses.
+
+    Raises UserError when it cannot divide the batch without a rest.
+    """
+    micro, _ = accumulation(
+        batch_size=cell.global_batch_size,
+        micro_batch_size=asked,
+        world_size=num_devices(resources),
+        num_params=cell.num_params,
+    )
+    return micro
+
+
 def smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) -> int | None:
     """Half the micro-batch, with the same global batch; None when the last one was a single sequence.
 
@@ -93,10 +108,5 @@ def smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) ->
         before: The micro-batch of its last job, in sequences; None for the one that training chooses by itself.
     """
     if before is None:
-        before, _ = accumulation(
-            batch_size=cell.global_batch_size,
-            micro_batch_size=cell.overrides.get("data.micro_batch_size"),
-            world_size=num_devices(resources),
-            num_params=cell.num_params,
-        )
+        before = largest_micro_batch(cell, resources, asked=cell.overrides.get("data.micro_batch_size"))
     return dividing_micro_batch(cell, resources, at_most=before // 2)

@@ -5,12 +5,11 @@ Jobs that need the same resources share an array. A person can read a script, ch
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,19 @@ from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_
 LONGEST_DELAY_S = 65535  # that sbatch --signal takes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Array:
-    """Jobs with equal resources that one sbatch submits; job i is task i."""
+def arrays(request: Request, *, max_size: int) -> list[Request]:
+    """Divide a request into one for each job array, whose job i is task i.
 
-    submission: str
-    jobs: tuple[Job, ...]
-
-    @property
-    def resources(self) -> Resources:
-        """What each of its jobs needs."""
-        return self.jobs[0].resources
-
-
-def arrays(jobs: Sequence[Job], *, submission: str, max_size: int) -> list[Array]:
-    """Group jobs by their resources, in order, with at most ``max_size`` jobs in an array."""
+    The jobs of an array need the same resources, keep their order, and are at most ``max_size``.
+    """
     classes: dict[Resources, list[Job]] = {}
-    for job in jobs:
+    for job in request.jobs:
         classes.setdefault(job.resources, []).append(job)
-    found: list[Array] = []
+    found: list[Request] = []
     for members in classes.values():
         for start in range(0, len(members), max_size):
-            piece = tuple(members[start : start + max_size])
-            found.append(Array(submission=f"{submission}-{len(found)}", jobs=piece))
+            name, jobs = f"{request.submission}-{len(found)}", members[start : start + max_size]
+            found.append(dataclasses.replace(request, submission=name, jobs=jobs))
     return found
 
 
@@ -72,26 +61,25 @@ REQUEUE = (
 )
 
 
-def sbatch_script(array: Array, settings: SlurmSettings, request: Request) -> str:
-    """The text of the batch script of an array, one of those of a request."""
-    folder, title = request.ledger.folder.absolute(), request.ledger.title
-    threads = [f"export {name}={array.resources.cpus_per_task}" for name in THREAD_VARIABLES]
-    jobs_file = shlex.quote(str(jobs_path(folder, array)))
+def sbatch_script(array: Request, settings: SlurmSettings) -> str:
+    """The text of the batch script of one of the ``arrays``."""
+    folder, num_cpus = array.ledger.folder.absolute(), array.jobs[0].resources.cpus_per_task
+    jobs_file = shlex.quote(f"{folder}/{array.submission}.jobs")
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
     python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
         "#!/bin/bash",
-        f"# Written by dlm: {len(array.jobs)} cells of {title}, submission {array.submission}.",
+        f"# Written by dlm: {len(array.jobs)} cells of {array.ledger.title}, submission {array.submission}.",
         "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
-        *(f"#SBATCH {option}" for option in _options(array, settings, folder, title)),
+        *(f"#SBATCH {option}" for option in _options(array, settings)),
         "",
         "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
-        f"export PYTHONPATH={shlex.quote(str(request.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(array.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export DLM_SUBMISSION={array.submission}",
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
-        *(f"export {name}={shlex.quote(value)}" for name, value in request.environment.items()),
-        *threads,
+        *(f"export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
+        *(f"export {name}={num_cpus}" for name in THREAD_VARIABLES),
         *settings.setup,
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
         "run_dir=$1",
@@ -101,7 +89,7 @@ def sbatch_script(array: Array, settings: SlurmSettings, request: Request) -> st
         f'{python} dlm.submit.admit "$run_dir" || code=$?',
         'if [ "$code" -eq 0 ]; then',
         "    srun --kill-on-bad-exit=1 --open-mode=append \\",
-        f'        --cpus-per-task={array.resources.cpus_per_task} --output="$run_dir/log.txt"{error} \\',
+        f'        --cpus-per-task={num_cpus} --output="$run_dir/log.txt"{error} \\',
         f'        {python} dlm.launch "$@" || code=$?',
         f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
         "    code=0  # admit has printed why",
@@ -112,20 +100,15 @@ def sbatch_script(array: Array, settings: SlurmSettings, request: Request) -> st
     return "\n".join(lines) + "\n"
 
 
-def jobs_path(folder: Path, array: Array) -> Path:
-    """The file with one line per task."""
-    return folder / f"{array.submission}.jobs"
-
-
-def _options(array: Array, settings: SlurmSettings, folder: Path, title: str) -> list[str]:
+def _options(array: Request, settings: SlurmSettings) -> list[str]:
     """The options of sbatch."""
-    need = array.resources
+    need = array.jobs[0].resources
     limit_s = math.inf if need.time_min is None else need.time_min * 60
     delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # a short job must not only stop
     values: dict[str, Any] = {  # None leaves an option out, True stands for one without a value
-        "job-name": job_name(title, array.submission),
+        "job-name": job_name(array.ledger.title, array.submission),
         "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
-        "output": f"{folder}/slurm-%A_%a.txt",
+        "output": f"{array.ledger.folder.absolute()}/slurm-%A_%a.txt",
         "open-mode": "append",
         "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
         "nodes": need.nodes,
@@ -151,10 +134,9 @@ def _word(text: str) -> str:
     return f'"{escaped}"'
 
 
-def write_script(array: Array, settings: SlurmSettings, request: Request) -> Path:
+def write_script(array: Request, settings: SlurmSettings) -> Path:
     """Write the jobs file and the batch script of an array; returns the path of the script."""
-    folder = request.ledger.folder.absolute()
-    write_atomic(jobs_path(folder, array), "".join(job_line(job) + "\n" for job in array.jobs))
-    script = folder / f"{array.submission}.sbatch"
-    write_atomic(script, sbatch_script(array, settings, request))
+    script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
+    write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
+    write_atomic(script, sbatch_script(array, settings))
     return script

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
-from dlm.submit.script import Array, arrays, write_script
+from dlm.submit.script import arrays, write_script
 from dlm.submit.slurm_tasks import ACCOUNT_COLUMNS, QUEUE_COLUMNS, Task, minutes, parse_tasks
 
 ANSWER_TIMEOUT_SEC = 30.0  # for squeue and sacct, whose answer one can do without
@@ -28,14 +29,13 @@ class NoAnswerError(UserError):
     """A command of SLURM failed because the controller did not answer: it may have done what was asked all the same."""
 
 
+@dataclass
 class Slurm(Cluster):
     """The cluster that sbatch talks to."""
 
     name = "slurm"
     queues = True
-
-    def __init__(self, settings: SlurmSettings | None = None) -> None:
-        self.settings = settings or SlurmSettings()
+    settings: SlurmSettings = field(default_factory=SlurmSettings)
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError where there is no sbatch; whether the jobs fit is for SLURM to say."""
@@ -58,31 +58,29 @@ class Slurm(Cluster):
     def submit(self, request: Request) -> Submission:
         """Submit the jobs as arrays, one or more for each resource class; see ``Cluster``."""
         job_ids, times = dict[str, str](), list[float]()
-        for array in arrays(request.jobs, submission=request.submission, max_size=self.max_array_size()):
-            script = write_script(array, self.settings, request)
+        for array in arrays(request, max_size=self.max_array_size()):
+            script = write_script(array, self.settings)
             for job in array.jobs:  # a cell with a directory stays in the plan when the plan grows
                 job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_pace(times, self.settings.sbatch_per_min)
-            request.ledger.intent(
-                array.submission, cluster=self.name, jobs=array.jobs, code=request.code, was=request.was
-            )
-            array_id = self._submit_array(array, script, request, num_before=len(job_ids))
+            array.ledger.intent(array, cluster=self.name)
+            array_id = self._submit_array(array, script, num_before=len(job_ids))
             ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
-            request.ledger.submitted(array.submission, ids)
+            array.ledger.submitted(array.submission, ids)
             job_ids |= ids
         return Submission(submitted=tuple(job_ids), job_ids=job_ids)
 
-    def _submit_array(self, array: Array, script: Path, request: Request, *, num_before: int) -> str:
+    def _submit_array(self, array: Request, script: Path, *, num_before: int) -> str:
         """The id of an array. An error of sbatch is a refusal unless SLURM has the array, or may have it."""
         try:
             return self.sbatch(script)
         except UserError as error:
-            name = job_name(request.ledger.title, array.submission)
+            name = job_name(array.ledger.title, array.submission)
             answer = self.states({}, names=[name])
             if name in answer.arrays:
                 return answer.arrays[name]
             if not (answer.silent and isinstance(error, NoAnswerError)):  # else the next submission looks it up
-                request.ledger.refused(array.submission, str(error))
+                array.ledger.refused(array.submission, str(error))
             so_far = f"; {num_before} cells were taken before, and the same command submits the rest"
             raise UserError(f"{error}{so_far if num_before else ''}") from error
 

@@ -40,8 +40,7 @@ def snapshot_code(
     copy = Path(tempfile.mkdtemp(dir=code, prefix=".copying-"))
     try:
         # An installed wheel has configs/ and sweeps/ inside the package.
-        inside = shutil.ignore_patterns(*_LEFT_OUT, "configs", "sweeps")
-        shutil.copytree(package, copy / "dlm", ignore=inside)
+        shutil.copytree(package, copy / "dlm", ignore=shutil.ignore_patterns(*_LEFT_OUT, "configs", "sweeps"))
         shutil.copytree(configs or configs_dir(), copy / "configs", ignore=shutil.ignore_patterns(*_LEFT_OUT))
         target = code / content_hash_of(copy)[:8]
         if not target.exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dlm.core.errors import ExitCode
 from dlm.core.lease import live_holder, server_time
@@ -14,7 +13,7 @@ from dlm.record.run import Status, finished, read_status, run_directory
 from dlm.submit.cluster import Answer, Cluster
 from dlm.submit.endings import exit_words, last_line
 from dlm.submit.job import JobState, job_name
-from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started, submitted_cells
+from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
@@ -47,26 +46,13 @@ def cells_now(
     for name, steps in left.items():
         record = records.get(name, CellRecord())
         answer = answers.get(record.cluster, Answer())
-        now[name] = cell_now(
-            run_directory(sweep_dir, name),
-            steps=steps,
-            record=record,
-            job=answer.states.get(record.job_id or ""),
-            is_silent=answer.silent,
-            clock=clock,
-        )
+        now[name] = cell_now(run_directory(sweep_dir, name), record, answer, steps=steps, clock=clock)
     warnings = [warning for answer in answers.values() for warning in answer.warnings]
     return {name: now[name] for name, _ in cells}, warnings
 
 
 def cell_now(
-    run_dir: Path,
-    *,
-    steps: int | None = None,
-    record: CellRecord | None = None,
-    job: JobState | None = None,
-    is_silent: bool = False,
-    clock: float | None = None,
+    run_dir: Path, record: CellRecord, answer: Answer, *, steps: int | None = None, clock: float | None = None
 ) -> CellNow:
     """Conclude the state of a cell that had no result when it was last looked at.
 
@@ -74,48 +60,40 @@ def cell_now(
 
     Args:
         run_dir: The cell's run directory.
-        steps: The planned last step.
         record: What the ledger says of the cell.
-        job: What its cluster says of its latest job.
-        is_silent: Whether the cluster did not answer.
+        answer: What the cluster of its latest job says.
+        steps: The planned last step.
         clock: The ``server_time`` of the sweep.
     """
-    record = record or CellRecord()
     holder = live_holder(run_dir, now=clock)
     status = read_status(run_dir)  # after the lease, because a process writes its last word before it gives that up
+    job = answer.states.get(record.job_id or "")
+    known = CellNow(state=State.PLANNED, status=status, record=record, job=job, is_silent=answer.silent)
     if holder is not None:
         now = CellNow(state=State.RUNNING, reason=f"process {holder['pid']} on {holder['host']}")
     elif job is not None and job.is_live:
         now = CellNow(state=job.state, reason=job.words)
     else:
-        now = _last_word(run_dir, record, status, job, is_silent)
-    if now.state is State.DONE:
-        now = _checked(run_dir, steps)
-    return dataclasses.replace(now, status=status, record=record, job=job, is_silent=is_silent)
+        now = _last_word(run_dir, known)
+    if now.state is State.DONE:  # which it may have become since its result was looked for
+        result = finished(run_dir, run_dir.name, steps)
+        lost = CellNow(state=State.LOST, reason="it was done, but its result.json is missing or incomplete")
+        now = lost if result is None else CellNow(state=State.DONE, result=result)
+    return dataclasses.replace(now, status=status, record=record, job=job, is_silent=answer.silent)
 
 
-def _checked(run_dir: Path, steps: int | None) -> CellNow:
-    """A cell whose last word is that it is done, which it may have become since its result was looked for."""
-    result = finished(run_dir, run_dir.name, steps)
-    if result is None:
-        return CellNow(state=State.LOST, reason="it was done, but its result.json is missing or incomplete")
-    return CellNow(state=State.DONE, result=result)
-
-
-def _last_word(
-    run_dir: Path, record: CellRecord, status: Status | None, job: JobState | None, is_silent: bool
-) -> CellNow:
+def _last_word(run_dir: Path, known: CellNow) -> CellNow:
     """A cell that no process runs and no queue holds."""
+    record, status = known.record, known.status
     if record.cancelled is not None:
         return CellNow(state=State.CANCELLED, reason=record.cancelled)
-    if record.unconfirmed and is_silent:
+    if record.unconfirmed and known.is_silent:
         reason = f"submission {record.submission} was cut off, and the scheduler does not answer"
         return CellNow(state=State.SUBMITTED, reason=reason)
     if record.job_id is not None:
         if status is not None and status.submission is None and _is_newer(run_dir, record.job_id):
             return _own_word(status)  # somebody ran the cell by hand after the job
-        own = status if status is not None and status.submission == record.submission else None
-        return _word_of_job(run_dir, record, record.job_id, own, job, is_silent)
+        return _word_of_job(run_dir, known)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
         return CellNow(state=record.ending.state, reason=record.ending.reason)
     return _own_word(status)
@@ -130,17 +108,17 @@ def _own_word(status: Status | None) -> CellNow:
     return CellNow(state=status.state, reason=status.reason)
 
 
-def _word_of_job(
-    run_dir: Path, record: CellRecord, job_id: str, own: Status | None, job: JobState | None, is_silent: bool
-) -> CellNow:
+def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
     """A cell whose job has left the queue.
 
     Its own last word of this submission counts where the cluster saw the job end in that way.
     """
+    record, job, job_id = known.record, known.job, known.record.job_id
+    own = known.status if known.status is not None and known.status.submission == record.submission else None
     refusal = not_started(run_dir, record.submission) if own is None and job is not None else None
     if refusal is not None:
         return CellNow(state=State.CANCELLED, reason=refusal)
-    if job is None and is_silent:
+    if job is None and known.is_silent:
         return CellNow(state=State.SUBMITTED, reason=f"job {job_id}; the scheduler does not answer")
     if own is not None and own.exit_code is not None and (job is None or _agree(own.exit_code, job)):
         return _own_word(own)
@@ -177,34 +155,29 @@ def _agree(exit_code: int, job: JobState) -> bool:
 def _reconciled(
     sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool
 ) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
-    """The records of the ledger and the answers of the clusters, which interrupted submissions are looked up in."""
+    """The records of the ledger, and what each cluster answers.
+
+    The answers also tell of interrupted submissions: the ids of their jobs, or that the cluster never got them. The
+    records returned hold that; ``repair`` writes it into the ledger too.
+    """
     ledger = Ledger(sweep_dir)
     records, answers = ledger.read(), dict[str, Answer]()
-    mine = {name: records[name] for name in cell_ids if name in records}
-    for cluster in sorted({record.cluster for record in mine.values()}):
-        its = [record for record in mine.values() if record.cluster == cluster]
+    mine = [records[name] for name in cell_ids if name in records]
+    for cluster in sorted({record.cluster for record in mine}):
+        its = [record for record in mine if record.cluster == cluster]
         jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
         cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
-        names = [job_name(ledger.title, submission) for submission in cut_off]
-        answers[cluster] = CLUSTERS[cluster]().states(jobs, names=names, release=repair)
-        for submission, name in zip(cut_off, names, strict=True):
-            found = _looked_up(ledger, submission, name, answers[cluster], repair=repair)
-            records |= {cell: dataclasses.replace(mine[cell], **found[cell]) for cell in found.keys() & mine.keys()}
+        arrays = {submission: job_name(ledger.title, submission) for submission in cut_off}
+        answer = answers[cluster] = CLUSTERS[cluster]().states(jobs, names=arrays.values(), release=repair)
+        for submission, name in arrays.items():
+            cells = {cell: record for cell, record in records.items() if record.submission == submission}
+            if name in answer.arrays:
+                ids = {cell: f"{answer.arrays[name]}_{record.place}" for cell, record in cells.items()}
+                records |= {cell: dataclasses.replace(record, job_id=ids[cell]) for cell, record in cells.items()}
+                if repair:
+                    ledger.submitted(submission, ids)
+            elif not answer.silent:
+                records |= {cell: dataclasses.replace(record, submission=None) for cell, record in cells.items()}
+                if repair:
+                    ledger.refused(submission, "the scheduler never got it")
     return records, answers
-
-
-def _looked_up(
-    ledger: Ledger, submission: str, name: str, answer: Answer, *, repair: bool
-) -> dict[str, dict[str, Any]]:
-    """What the records of an interrupted submission lack, by cell: the job ids, or that the cluster never got it."""
-    cells = submitted_cells(ledger, submission)
-    if name in answer.arrays:
-        ids = {cell: f"{answer.arrays[name]}_{place}" for place, cell in enumerate(cells)}
-        if repair:
-            ledger.submitted(submission, ids)
-        return {cell: {"job_id": job_id} for cell, job_id in ids.items()}
-    if answer.silent:
-        return {}
-    if repair:
-        ledger.refused(submission, "the scheduler never got it")
-    return {cell: {"submission": None} for cell in cells}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dlm.core.git import code_origin
 from dlm.core.lease import Lease
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.job import Job
-from dlm.submit.ledger import CellNow, Ledger
+from dlm.submit.ledger import Ledger
 from dlm.submit.snapshot import check_clean, snapshot_code
 
 PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than the lease of a dead one stays fresh
@@ -34,8 +34,6 @@ def submit_jobs(
     *,
     cluster: Cluster,
     sweep_dir: Path,
-    was: Mapping[str, CellNow] | None = None,
-    steps: Mapping[str, int] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
@@ -47,8 +45,6 @@ def submit_jobs(
         jobs: The jobs. On a queueing cluster the caller holds ``submitting``.
         cluster: Where they are to run.
         sweep_dir: The folder of the sweep.
-        was: Cell -> the state because of which it runs again.
-        steps: Cell -> its planned last step.
         on_event: Called when a job of this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
@@ -69,8 +65,6 @@ def submit_jobs(
             ledger=Ledger(sweep_dir),
             code=code,
             environment={"DLM_CODE": code.name, **(origin.environment() if origin else {})},
-            was=was or {},
-            steps=steps or {},
             on_event=on_event,
             on_tick=on_tick,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,34 +47,25 @@ def sweep_now(sweep_dir: Path, plan: Plan) -> tuple[list[CellStatus], list[str]]
 
 
 def _status(cell: Cell, now: CellNow) -> CellStatus:
-    shown = CellStatus(cell_id=cell.cell_id, state=now.state, steps=cell.steps, reason=_reason(now))
+    reason = now.reason
+    if now.record.before is not None and now.is_live:  # it is tried again
+        reason = f"{now.reason}; before, {now.record.before}"
+    shown = CellStatus(cell_id=cell.cell_id, state=now.state, steps=cell.steps, reason=reason)
     latest = now.result or now.status
     if latest is None:
         return shown
-    step = min(latest.step, cell.steps)
+    step, rate = min(latest.step, cell.steps), latest.tokens_per_sec
+    tokens_left = (cell.steps - step) * cell.tokens / cell.steps
     return dataclasses.replace(
         shown,
         step=step,
         loss=latest.loss,
-        tokens_per_sec=latest.tokens_per_sec,
-        eta_sec=_eta_sec(cell, step, latest.tokens_per_sec) if now.state is State.RUNNING else None,
+        tokens_per_sec=rate,
+        eta_sec=tokens_left / rate if now.state is State.RUNNING and rate else None,
         attempts=latest.attempts,
         steps_redone=latest.steps_redone,
         gpu_hours=latest.gpu_hours,
     )
-
-
-def _reason(now: CellNow) -> str | None:
-    """What the state is concluded from; for a cell that is tried again also why its last try failed."""
-    if now.record.before is not None and now.is_live:
-        return f"{now.reason}; before, {now.record.before}"
-    return now.reason
-
-
-def _eta_sec(cell: Cell, step: int, tokens_per_sec: float | None) -> float | None:
-    if tokens_per_sec is None or not math.isfinite(tokens_per_sec) or tokens_per_sec <= 0:
-        return None
-    return (cell.steps - step) * cell.tokens / cell.steps / tokens_per_sec
 
 
 def fraction_done(cells: Sequence[CellStatus], plan: Plan) -> float:

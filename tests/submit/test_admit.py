@@ -15,6 +15,7 @@ from dlm.core.paths import PACKAGE
 from dlm.record.outcomes import State
 from dlm.record.run import gpu_hours_used, write_result, write_status
 from dlm.submit.admit import admit
+from dlm.submit.cluster import Answer
 from dlm.submit.job import JobState
 from dlm.submit.ledger import Ledger, write_max_gpu_hours
 from dlm.submit.state import cell_now
@@ -57,7 +58,7 @@ def test_a_sweep_that_has_used_its_gpu_hours_starts_no_more(run_dir, monkeypatch
     write_max_gpu_hours(sweep_dir, 2.0)
     assert admit(run_dir, submission="s") == NOTHING_TO_DO
     job = JobState(state=State.LOST, words="SLURM says COMPLETED", exit_code=0)
-    now = cell_now(run_dir, record=Ledger(sweep_dir).read()[run_dir.name], job=job)
+    now = cell_now(run_dir, Ledger(sweep_dir).read()[run_dir.name], Answer(states={"12_0": job}))
     assert now.state is State.CANCELLED and "used 2 of its 2 GPU-hours" in str(now.reason)
     write_max_gpu_hours(sweep_dir, None)  # raised: what waits goes ahead
     assert admit(run_dir, submission="s") == 0

@@ -26,8 +26,8 @@ def request(sweep_dir: Path, jobs, *, code: Path = Path("/w/code/ab"), environme
 
 
 def script_lines(jobs, settings=None) -> list[str]:
-    array = arrays(jobs, submission="s", max_size=1000)[0]
-    return sbatch_script(array, settings or SlurmSettings(), request(Path("/w/isoflop"), jobs)).splitlines()
+    array = arrays(request(Path("/w/isoflop"), jobs), max_size=1000)[0]
+    return sbatch_script(array, settings or SlurmSettings()).splitlines()
 
 
 def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
@@ -92,9 +92,8 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
         Job(name="a", overrides=("+cell=a",), run_dir=sweep / "runs" / "a"),
         Job(name="b", overrides=("+cell=b", odd), run_dir=sweep / "runs" / "b"),
     ]
-    array = arrays(jobs, submission="s", max_size=10)[0]
     asked = request(sweep, jobs, code=tmp_path / "code", environment={"DLM_GIT_SHA": "abc"})
-    script = write_script(array, SlurmSettings(), asked)
+    script = write_script(arrays(asked, max_size=10)[0], SlurmSettings())
     environment = {
         **os.environ,
         "SLURM_ARRAY_JOB_ID": "5",
@@ -116,9 +115,9 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
 
 def test_one_array_for_each_resource_class_within_the_array_limit(tmp_path):
     jobs = [make_job(tmp_path, f"c{i}", nodes=1 + i % 2) for i in range(7)]
-    split = arrays(jobs, submission="s", max_size=3)
+    split = arrays(request(tmp_path, jobs), max_size=3)
     assert [[job.name for job in array.jobs] for array in split] == [["c0", "c2", "c4"], ["c6"], ["c1", "c3", "c5"]]
-    assert [array.resources.nodes for array in split] == [1, 1, 2]
+    assert [array.jobs[0].resources.nodes for array in split] == [1, 1, 2]
     assert len({array.submission for array in split}) == 3
 
 

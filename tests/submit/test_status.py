@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.stub_cell import result, status
+from support.submissions import write_submitted
 
 from dlm.cli.screen import plain_lines
 from dlm.core.lease import Lease
 from dlm.plan.cells import Estimate
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
-from dlm.submit.ledger import Ledger
 from dlm.submit.table import (
     CellStatus,
     fraction_done,
@@ -119,10 +119,7 @@ def test_rows_for_people_and_values_for_programs():
 def test_a_silent_slurm_is_a_warning_and_no_cell_is_called_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     plan = make_plan(a=1.0)
-    ledger = Ledger(tmp_path)
-    job = SimpleNamespace(name="a", micro_batch=None)
-    ledger.intent("s", cluster="slurm", jobs=[job], code=Path("code/ab"), was={})
-    ledger.submitted("s", {"a": "1001_0"})
+    write_submitted(tmp_path, "a", "s", "1001_0")
     cells, warnings = sweep_now(tmp_path, plan)
     assert cells[0].state is State.SUBMITTED and "1001_0" in cells[0].reason
     assert "squeue is not on PATH" in warnings and "sacct is not on PATH" in warnings

@@ -41,7 +41,7 @@ class ThreadQueue:
 
     def submit(self, request: Request) -> Submission:
         ledger, name = request.ledger, request.submission
-        ledger.intent(name, cluster=self.name, jobs=request.jobs, code=request.code, was=request.was)
+        ledger.intent(request, cluster=self.name)
         ids = {job.name: f"{name}_{place}" for place, job in enumerate(request.jobs)}
         self.states_by_id |= dict.fromkeys(ids.values(), JobState(state=State.SUBMITTED, words="it waits"))
         ledger.submitted(name, ids)

@@ -74,8 +74,10 @@ def ask_mode(sweep_dir: Path, name: str, mode: str) -> None:
 def write_submitted(sweep_dir, name: str, submission: str, job_id: str) -> None:
     """Write into the ledger that SLURM has accepted the job of a cell."""
     ledger = Ledger(sweep_dir)
-    job = SimpleNamespace(name=name, micro_batch=None)
-    ledger.intent(submission, cluster="slurm", jobs=[job], code=Path("ab"), was={})
+    job = Job(name=name, overrides=(), run_dir=sweep_dir / "runs" / name)
+    ledger.intent(
+        Request(submission=submission, jobs=[job], ledger=ledger, code=Path("ab"), environment={}), cluster="slurm"
+    )
     ledger.submitted(submission, {name: job_id})
 
 
