@@ -6,7 +6,7 @@ Legend of all fitting code: N parameters, D training tokens, C training FLOPs, L
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,24 @@ class Points:
         return np.unique(self.flops if self.budget is None else self.budget)
 
 
+class RunColumns(TypedDict, total=False):
+    """What every fit may be told of each run, as `as_points` describes it."""
+
+    flops: npt.ArrayLike | None
+    weights: npt.ArrayLike | str | None
+    loss_se: npt.ArrayLike | None
+    loss_se_own: npt.ArrayLike | None
+    convention: str | None
+
+
+class SurfaceColumns(RunColumns, total=False):
+    """What a surface may be told of each run besides."""
+
+    budget: npt.ArrayLike | None
+    cluster: npt.ArrayLike | None
+    unique_tokens: npt.ArrayLike | None
+
+
 def as_points(
     params: npt.ArrayLike,
     tokens: npt.ArrayLike,
@@ -77,7 +95,7 @@ def as_points(
     budget: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
-    unique: npt.ArrayLike | None = None,
+    unique_tokens: npt.ArrayLike | None = None,
     loss_se: npt.ArrayLike | None = None,
     loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
@@ -92,7 +110,7 @@ def as_points(
         budget: The FLOPs that each run aimed at, (n,).
         weights: Factor of each run in the objective, (n,), or 'compute' for C over the mean C; 1 by default.
         cluster: Labels, (n,); runs with equal labels share noise. By default every run is a cluster of its own.
-        unique: Unique tokens of each run, (n,).
+        unique_tokens: Unique tokens of each run, (n,).
         loss_se: Monte Carlo standard error of each loss, (n,), nats/token.
         loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
         convention: Name of the way in which `flops` are counted; '6n' by default where `flops` is absent.
@@ -119,7 +137,7 @@ def as_points(
         weight=np.ones(size) if weights is None else _weights(weights, spent),
         cluster=labels.astype(np.int64),
         convention=convention or ("6n" if flops is None else "as given"),
-        unique=None if unique is None else _column(unique, "unique_tokens", size),
+        unique=None if unique_tokens is None else _column(unique_tokens, "unique_tokens", size),
         loss_se=None if loss_se is None else _column(loss_se, "loss_se", size, may_be_0=True),
         loss_se_own=None if loss_se_own is None else _column(loss_se_own, "loss_se_own", size, may_be_0=True),
     )

@@ -66,7 +66,7 @@ def _has_forms(result: Fitted) -> bool:
 
 def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
     """Both forms with draws, and why one of them is missing."""
-    how = Norm() if result.surface is None or result.how is None else result.how
+    how = Norm() if result.surface is None else result.how
     found, why = {}, ""
     for name in FORMS:
         if name == result.law:

@@ -18,7 +18,7 @@ def law_of(name):
 
 def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
     n, d, loss, _ = world.grid(np.geomspace(1e18, 1e20, 3), sigma=sigma, sizes=8)
-    points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
+    points = as_points(n, d, loss, unique_tokens=np.full(len(n), 3e9))
     problem = newton.problem_of(
         points, law or Chinchilla(), newton.Norm(space=space, norm=norm, delta=delta, under_tuned=under)
     )

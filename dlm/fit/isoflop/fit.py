@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.fitted import Allocation, Fitted, Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.isoflop.minima import AXES, along, mean_losses, minimum
-from dlm.fit.points import Array, Cost, Points, as_points, cost_of
+from dlm.fit.points import Array, Cost, Points, RunColumns, as_points, cost_of
 from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
@@ -35,13 +36,9 @@ def fit_isoflop(
     *,
     curve: str = "parabola",
     axis: str = "params",
-    flops: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    loss_se: npt.ArrayLike | None = None,
-    loss_se_own: npt.ArrayLike | None = None,
-    convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
+    **columns: Unpack[RunColumns],
 ) -> FitResult:
     """Fit a curve of loss over size to the runs of each budget, and lines through the minima of these curves.
 
@@ -54,13 +51,10 @@ def fit_isoflop(
             for losses that no parabola describes).
         axis: 'params' finds N* over log N, and D* is the budget over the cost of a token at N*. 'tokens' finds D* over
             log D, and N* from the cost.
-        flops: C of each run, (n,); 6 N D by default. The cost of a token is C / D.
-        weights: Factor of each run, (n,).
-        loss_se: Standard error of each loss, as in `fit_surface`.
-        loss_se_own: The part of it that the runs do not share, as in `fit_surface`.
-        convention: Name of the way in which `flops` are counted.
         at: The values of C at which to report the optimum, FLOPs.
         label: Name of the group of runs, for readers.
+        **columns: More of each run: flops, weights, loss_se, loss_se_own and convention, as in `fit_surface`. The cost
+            of a token is C / D.
 
     Returns:
         The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. With fewer than two usable budgets there are no lines: the
@@ -72,17 +66,7 @@ def fit_isoflop(
     for what, value, allowed in (("curve", curve, curves.CURVES), ("axis", axis, AXES)):
         if value not in allowed:
             raise unknown(what, value, allowed)
-    points = as_points(
-        params,
-        tokens,
-        loss,
-        flops=flops,
-        budget=budget,
-        weights=weights,
-        loss_se=loss_se,
-        loss_se_own=loss_se_own,
-        convention=convention,
-    )
+    points = as_points(params, tokens, loss, budget=budget, **columns)
     result = replace(fit_groups(points, curve=curve, axis=axis), label=label)
     return optimum.with_optima(result, at) if result.params else result
 

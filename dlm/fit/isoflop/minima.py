@@ -54,14 +54,14 @@ def minimum(points: Points, *, curve: str, axis: str) -> Minimum:
     sizes, means = mean_losses(points, curve, axis)
     least = curves.LEAST_SIZES[curve]
     if len(sizes) < least:
-        detail = f"{head}: {len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
-        return replace(blank, reason="too_few_points", detail=detail)
+        why = f"{len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
+        return replace(blank, reason="too_few_points", why=why, detail=f"{head}: {why}")
     centre = float(sizes.mean())
     place, lowest, coefficients = _lowest(curve, along(points, axis) - centre, sizes - centre, means, points)
     reason, why = _refusal(curve, axis, sizes, means[0], centre + place)
     if reason:
         found = replace(blank, centre=centre, coefficients=tuple(coefficients.tolist()))
-        return replace(found, reason=reason, detail=f"{head}: {why}")
+        return replace(found, reason=reason, why=why, detail=f"{head}: {why}")
     best = float(np.exp(centre + place))
     if curve == "cubic":
         # About its minimum, c2 of a cubic is the curvature there, as it is of a parabola.

@@ -35,7 +35,7 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
         UserError: If the points do not permit the method.
     """
     law, points, how = result.surface, result.points, result.how
-    assert law is not None and points is not None and how is not None
+    assert law is not None and points is not None
     method = _method(method, points, how)
     problem = newton.problem_of(points, law, how, result.fixed)
     known = np.array([[params[name] for name in law.params] for params in (result.params, *result.rivals)])
