@@ -142,8 +142,13 @@ def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> flo
 def with_optima(result: F, at: Iterable[float]) -> F:
     """The result with its optima at each C of `at` (FLOPs), and with warnings for those beyond the runs."""
     best = optima(result, at)
-    warnings = (*result.warnings, *_reach_warnings(result, best))
-    return replace(result, at=best, warnings=warnings, status="warned" if warnings else result.status)
+    return with_warnings(replace(result, at=best), _reach_warnings(result, best))
+
+
+def with_warnings(result: F, more: Iterable[str]) -> F:
+    """The result with more warnings, each once. A refused result stays refused."""
+    warnings = tuple(dict.fromkeys((*result.warnings, *more)))
+    return replace(result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status)
 
 
 def _reach_warnings(result: Fitted, at: Iterable[float]) -> list[str]:

@@ -5,7 +5,7 @@ Legend of all fitting code: N parameters, D training tokens, C training FLOPs, L
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,6 +20,7 @@ Interval = tuple[float, float]
 NAN = float("nan")
 UNBOUNDED: Interval = (NAN, NAN)  # an interval that the data do not give
 
+REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
 SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
@@ -54,8 +55,7 @@ class Points:
 
     def take(self, keep: Mask) -> Points:
         """The points where `keep` (n,) is true."""
-        columns = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        kept: dict[str, Any] = {name: v[keep] for name, v in columns if isinstance(v, np.ndarray)}
+        kept: dict[str, Any] = {name: v[keep] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **kept)
 
     def at_budget(self, level: float) -> Points:
@@ -206,6 +206,17 @@ class Cost:
         outside = log_params - np.clip(log_params, self.log_params[0], self.log_params[-1])
         extra = np.interp(log_params, self.log_params, self.log_extra) + self.slope * outside
         return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
+
+    def log_size(self, log_per_token: Array) -> Array:
+        """log N at which a token costs so much: the inverse of `log_per_token`, by bisection."""
+        if self.is_6nd:
+            return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
+        low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.log_per_token(middle) > log_per_token
+            low, high = np.where(above, low, middle), np.where(above, middle, high)
+        return np.asarray((low + high) / 2, dtype=np.float64)
 
 
 def cost_of(points: Points) -> Cost:

@@ -9,7 +9,7 @@ measures what these intervals cover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -47,21 +47,38 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         level: Share of the intervals.
     """
     points = result.points
-    if points is None or not result.params or not _has_forms(result):
+    has_forms = result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
+    if points is None or not result.params or not has_forms:
         return result
     if result.draws is None:
         result = bootstrap(result, replicates=replicates, seed=seed, level=level)
     forms, why = _forms(result, points, replicates, seed)
     if not forms:
         return result
-    methods = _methods(result, points, forms, replicates, seed)
-    verdict = _verdict(result, points, forms, methods, why, max((*result.at, points.top_flops)), level)
+    top, missed = points.top_flops, _missed(forms)
+    if why or not np.isfinite(missed):
+        reach, limit = top, why or "no budget can be held out to check it"
+    else:
+        reach, limit = _reach(result, forms, missed, top, level)
+    methods, target = _methods(result, points, forms, replicates, seed), max((*result.at, top))
+    said = [own_optimum(f, target, level) for f in methods]
+    n, main = hull([o.ci["N"] for o in said]), main_form(result, forms)
+    verdict = Verdict(
+        top=top,
+        reach=reach,
+        limit=limit,
+        missed=missed,
+        aicc=_aicc(points, forms),
+        target=target,
+        differ_n=float(np.exp(log_spread([o.N for o in said]))),
+        differ_l=float(np.expm1(log_spread([own_optimum(f, target, level).L for f in forms.values()]))),
+        regret=regret(main, target, own_optimum(main, target, level).N, n),
+        n=n,
+        forms=forms,
+        methods=tuple(methods),
+    )
     judged = replace(result, verdict=verdict)
     return replace(judged, at=optima(judged, judged.at, level=level))
-
-
-def _has_forms(result: Fitted) -> bool:
-    return result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
 
 
 def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
@@ -90,8 +107,8 @@ def _methods(
         return [*surfaces, result]
     if points.budget is None or len(points.budgets()) > len(points) / 3:
         return surfaces
-    line = fit_groups(replace(points, cluster=np.arange(len(points))))
-    line = bootstrap(line, replicates=replicates, seed=seed)
+    own = replace(points, cluster=np.arange(len(points)))
+    line = bootstrap(fit_groups(own), replicates=replicates, seed=seed)
     bounded = line.params and np.isfinite(own_optimum(line, points.top_flops, LEVEL).ci["N"]).all()
     return [*surfaces, line] if bounded else surfaces
 
@@ -103,49 +120,16 @@ def _missed(forms: Mapping[str, Fitted]) -> float:
     return max(better, default=NAN)
 
 
-def _verdict(
-    result: FitResult,
-    points: Points,
-    forms: Mapping[str, FitResult],
-    methods: Sequence[FitResult],
-    why: str,
-    target: float,
-    level: float,
-) -> Verdict:
-    top, missed = points.top_flops, _missed(forms)
-    if why or not np.isfinite(missed):
-        reach, limit = top, why or "no budget can be held out to check it"
-    else:
-        reach, limit = _reach(result, forms, missed, top, level)
-    said = [own_optimum(f, target, level) for f in methods]
-    n, main = hull([o.ci["N"] for o in said]), main_form(result, forms)
-    return Verdict(
-        top=top,
-        reach=reach,
-        limit=limit,
-        missed=missed,
-        aicc=_aicc(points, forms),
-        target=target,
-        differ_n=float(np.exp(log_spread([o.N for o in said]))),
-        differ_l=float(np.expm1(log_spread([own_optimum(f, target, level).L for f in forms.values()]))),
-        regret=regret(main, target, own_optimum(main, target, level).N, n),
-        n=n,
-        forms=forms,
-        methods=tuple(methods),
-    )
-
-
 def _reach(result: Fitted, forms: Mapping[str, Fitted], missed: float, top: float, level: float) -> tuple[float, str]:
     """The highest C, rounded down to two digits, up to which the interval of L* is narrower than WIDEST; and why."""
-    reach = top
-    for flops in top * np.geomspace(1.0, MOST_REACH, GRID):
-        low, high = loss_interval(result, forms, missed, float(flops), level)
+    reach, limit = top, f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
+    for flops in (top * np.geomspace(1.0, MOST_REACH, GRID)).tolist():
+        low, high = loss_interval(result, forms, missed, flops, level)
         if not high / low - 1 <= WIDEST:
-            return max(two_digits(reach * (1 + TINY), np.floor), top), _limit(forms, missed, float(flops), level)
-        reach = float(flops)
-    return two_digits(
-        reach * (1 + TINY), np.floor
-    ), f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
+            limit = _limit(forms, missed, flops, level)
+            break
+        reach = flops
+    return max(two_digits(reach * (1 + TINY), np.floor), top), limit
 
 
 def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> str:
@@ -159,9 +143,8 @@ def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: floa
         "the noise of the runs spreads": float(np.median(widths)),
         "the error on held-out budgets spreads": 2.0 * missed,
     }
-    return (
-        f"beyond, its interval would be wider than {WIDEST:.0%}, mostly because {max(shares, key=shares.__getitem__)}"
-    )
+    cause = max(shares, key=shares.__getitem__)
+    return f"beyond, its interval would be wider than {WIDEST:.0%}, mostly because {cause}"
 
 
 def _aicc(points: Points, forms: Mapping[str, Fitted]) -> dict[str, float]:

@@ -53,6 +53,11 @@ class Solution:
     converged: bool
     rivals: tuple[dict[str, float], ...]  # the params of each, and its 'objective'
 
+    @property
+    def pinned(self) -> set[str]:
+        """The names of the parameters that were held."""
+        return {name for name, column in self.problem.law.pins.items() if column in self.problem.fixed}
+
 
 def solve(
     points: Points, law: Law, how: Norm, fixed: Mapping[str, float] | None = None, *, begin: Array | None = None

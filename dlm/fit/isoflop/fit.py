@@ -24,7 +24,6 @@ from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
 LEAST_BUDGETS = 2
-REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
 WIDE = 20.0  # largest over smallest size; on noise-free Chinchilla curves, 16 puts D* off by 1.3 % and 64 by 2.9 %
 
 
@@ -75,7 +74,7 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
     """Fit curves and lines to points with budgets that have been checked, without optima."""
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
-    minima = tuple(_with_both(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)
+    minima = tuple(minimum(g, cost, curve=curve, axis=axis) for g in groups)
     usable = [m for m in minima if m.usable]
     refused = [m.detail for m in minima if m.reason]
     result = FitResult(
@@ -114,19 +113,7 @@ def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Arra
     x = along(rows, result.axis)
     grid = np.linspace(x.min(), x.max(), num)
     loss = _at(rows, found, result.curve, result.axis, grid)
-    return np.exp(grid if result.axis == "params" else log_params(result.cost, np.log(found.budget) - grid)), loss
-
-
-def log_params(cost: Cost, log_per_token: Array) -> Array:
-    """log N at which a token costs so much: the inverse of `Cost.log_per_token`, by bisection."""
-    if cost.is_6nd:
-        return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
-    low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = cost.log_per_token(middle) > log_per_token
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return np.asarray((low + high) / 2, dtype=np.float64)
+    return np.exp(grid if result.axis == "params" else result.cost.log_size(np.log(found.budget) - grid)), loss
 
 
 def lines(budgets: Array, logs: Array) -> Array:
@@ -144,17 +131,6 @@ def line_through(minima: Sequence[Minimum]) -> dict[str, float]:
     logs = np.log([[m.N, m.D, m.L] for m in minima])
     fitted = lines(np.array([m.budget for m in minima]), logs[None])[0].tolist()
     return dict(zip(optimum.LINE, fitted, strict=True))
-
-
-def _with_both(found: Minimum, axis: str, cost: Cost) -> Minimum:
-    """The minimum with both N and D, of which the curve gave one."""
-    if not found.usable:
-        return found
-    if axis == "params":
-        per_token = np.exp(cost.log_per_token(np.log([found.N])))
-        return replace(found, D=found.budget / float(per_token[0]))
-    best = np.exp(log_params(cost, np.log([found.budget / found.D])))
-    return replace(found, N=float(best[0]))
 
 
 def _warnings(points: Points, usable: Sequence[Minimum], curve: str, axis: str) -> list[str]:

@@ -97,10 +97,9 @@ def fit_points(
     found = solve(points, surface, how, fixed)
     if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(fixed):
         surface, found = _consistent(points, surface, found, how, fixed)
-    seen = diagnose.surface(points, surface, found)
-    scatter = noise.parts(points, found.problem, found.theta)
-    warnings = (*seen.warnings, *scatter.warnings())
-    cost = cost_of(points)
+    seen, outliers = diagnose.surface(points, found)
+    scatter, cost = noise.parts(points, found.problem, found.theta), cost_of(points)
+    warnings = (*seen, *scatter.warnings())
     return FitResult(
         law=surface.name,
         how=how,
@@ -116,7 +115,7 @@ def fit_points(
         surface=surface,
         fixed=fixed,
         rivals=found.rivals,
-        outliers=seen.outliers,
+        outliers=outliers,
         noise=scatter,
     )
 
