@@ -80,11 +80,12 @@ def fit_runs(
     places = _places(frame, at)
     _check_options(law, how, fixed, weights, curve, axis)
     if law == "isoflop":
-        result = _isoflop(frame, places, curve, axis)
+        result = _isoflop(frame, at=places, curve=curve, axis=axis)
     elif law == "envelope":
         result = _envelope(frame, places)
     else:
-        result = _surface(frame, law, places, how, fixed, weights)
+        weight = frame.get("weight") if weights is None else weights
+        result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
     result = with_warnings(result, frame.attrs["warnings"])
     if not bootstrap:
         return result
@@ -186,24 +187,15 @@ def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
     return {name: frame[name] for name in names if name in frame and frame[name].notna().all()}
 
 
-def _surface(
-    frame: pd.DataFrame,
-    law: str,
-    at: Sequence[float],
-    how: Norm,
-    fixed: Mapping[str, float] | None,
-    weights: str | None,
-) -> FitResult:
+def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
+    """Fit a surface to the columns that it reads; `options` are the other arguments of `fit_surface`."""
     return fit_surface(
         **_columns(frame),
         **_known(frame, "budget", "loss_se", "loss_se_own"),
-        **vars(how),
+        **options,
         law=law,
-        fixed=fixed,
-        weights=frame.get("weight") if weights is None else weights,
         unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
         cluster=_clusters(frame),
-        at=at,
     )
 
 
@@ -215,17 +207,11 @@ def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
     return own if "parent" not in frame else frame["parent"].fillna(own).astype(str)
 
 
-def _isoflop(frame: pd.DataFrame, at: Sequence[float], curve: str, axis: str) -> FitResult:
+def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
+    """Fit isoFLOP curves to the columns that they read; `options` are the other arguments of `fit_isoflop`."""
     frame = _with_budget(frame)
-    return fit_isoflop(
-        **_columns(frame),
-        **_known(frame, "loss_se", "loss_se_own"),
-        budget=frame["budget"],
-        curve=curve,
-        axis=axis,
-        weights=frame.get("weight"),
-        at=at,
-    )
+    columns = {**_columns(frame), **_known(frame, "loss_se", "loss_se_own")}
+    return fit_isoflop(**columns, budget=frame["budget"], weights=frame.get("weight"), **options)
 
 
 def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:

@@ -93,8 +93,8 @@ def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tup
             fit = fit_points(points, LAWS[name](), how, dict(result.fixed))
         except UserError as error:
             why = f"{name} cannot be fitted to check the form ({error})"
-            continue
-        found[name] = bootstrap(fit, replicates=replicates, seed=seed)
+        else:
+            found[name] = bootstrap(fit, replicates=replicates, seed=seed)
     return found, why
 
 

@@ -91,19 +91,13 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
     if len(usable) < LEAST_BUDGETS:
         has = f"there {'is' if len(usable) == 1 else 'are'} {len(usable) or 'none'}"
         why = f"no law: a line needs {LEAST_BUDGETS} budgets with an interior minimum, and {has}"
-        return replace(
-            result, status="refused", warnings=(why, *refused), allocation=Allocation(how="refused: no line")
-        )
-    params = line_through(usable)
-    warnings = (*(f"left out: {detail}" for detail in refused), *_warnings(points, usable, curve, axis))
-    return replace(
-        result,
-        params=params,
-        allocation=Allocation(a=params["a"], b=params["b"], how=HOW),
-        holdout=_holdout(usable),
-        status="warned" if warnings else "ok",
-        warnings=warnings,
-    )
+        none = Allocation(how="refused: no line")
+        return replace(result, status="refused", warnings=(why, *refused), allocation=none)
+    line = line_through(usable)
+    share = Allocation(a=line["a"], b=line["b"], how=HOW)
+    result = replace(result, params=line, allocation=share, holdout=_holdout(usable))
+    left_out = [f"left out: {detail}" for detail in refused]
+    return optimum.with_warnings(result, [*left_out, *_warnings(points, usable, curve, axis)])
 
 
 def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Array]:
