@@ -14,7 +14,7 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
-NOT_FITTED = Norm(norm="", space="")
+NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, such as that of runs that cannot be fitted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class Points:
 
 
 class RunColumns(TypedDict, total=False):
-    """What every fit may be told of each run, as `as_points` describes it."""
+    """What surfaces and isoFLOP curves may be told of each run beside N, D and L; `as_points` describes it."""
 
     flops: npt.ArrayLike | None
     weights: npt.ArrayLike | str | None
@@ -79,7 +79,7 @@ class RunColumns(TypedDict, total=False):
 
 
 class SurfaceColumns(RunColumns, total=False):
-    """What a surface may be told of each run besides."""
+    """What a surface may also be told of each run."""
 
     budget: npt.ArrayLike | None
     cluster: npt.ArrayLike | None

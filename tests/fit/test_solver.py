@@ -141,7 +141,7 @@ def test_minima_of_resampled_points_lie_never_above_scipy_s(world, space, norm):
 
 def test_l1_cannot_be_lowered_along_any_axis(world):
     problem, loss, target, weight = make(world, "raw", "l1")
-    starts = scan.many_starts(problem, loss, weight[0], target[0])
+    starts = scan.many_starts(problem, loss, weight[0])
     theta, values, _ = newton.minimise(problem, starts, target, weight)
     best = theta[[values.argmin()]]
     for nudge in np.vstack([np.eye(5), -np.eye(5)]) * 1e-4:

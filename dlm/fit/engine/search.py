@@ -125,7 +125,7 @@ def _starts(
         begin = np.array([[problem.fixed[k] for k in range(5)]])
     else:
         plain = chinchilla_problem(problem)
-        begin = scan.many_starts(plain, points.loss, points.weight, target[0], cells=effort.cells, best=effort.best)
+        begin = scan.many_starts(plain, points.loss, points.weight, cells=effort.cells, best=effort.best)
         if not len(begin):
             raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
     starts = problem.pinned(law.starts(begin))
