@@ -14,6 +14,8 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
+NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, such as that of runs that cannot be fitted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
@@ -86,8 +88,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers and the sentence, without the fits themselves."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        return {**shown, "sentence": self.sentence()}
+        return {**shown(self), "sentence": self.sentence()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,8 @@ class Minimum:
     budget: float  # FLOPs
     num_points: int
     reason: str = ""  # too_few_points, not_convex, outside_grid or edge; empty where there is a minimum
-    detail: str = ""  # the reason in words, with its numbers
+    why: str = field(default="", repr=False)  # the reason in words, with its numbers
+    detail: str = ""  # the budget and the reason in words
     N: float = NAN
     D: float = NAN
     L: float = NAN
@@ -147,7 +149,7 @@ class Fitted:
     """A fitted law. `status` is 'ok', 'warned' (read `warnings`) or 'refused' (the data do not support the law)."""
 
     law: str
-    how: Norm | None = None  # how residuals counted; None where nothing was fitted
+    how: Norm = NOT_FITTED  # how residuals counted
     n: int  # points used
     params: Mapping[str, float] = field(default_factory=dict)
     ci: Mapping[str, Interval] = field(default_factory=dict)  # of the parameters and of a and b
@@ -180,19 +182,14 @@ class Fitted:
         return [m for m in self.minima if m.usable]
 
     @property
-    def norm(self) -> str:
-        """The norm of the residuals: 'huber', 'mse' or 'l1'; empty where nothing was fitted."""
-        return "" if self.how is None else self.how.norm
-
-    @property
-    def space(self) -> str:
-        """Whether residuals are of log loss ('log') or of loss ('raw'); empty where nothing was fitted."""
-        return "" if self.how is None else self.how.space
-
-    @property
     def delta(self) -> float:
         """Huber's corner, in the unit of the residual; NaN under another norm."""
-        return self.how.delta if self.how is not None and self.how.norm == "huber" else NAN
+        return self.how.delta if self.how.norm == "huber" else NAN
+
+
+def shown(record: Verdict | Minimum) -> dict[str, Any]:
+    """The fields of a record that its JSON and its repr have."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.repr}
 
 
 def plain(value: Any) -> Any:

@@ -146,7 +146,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
-        content = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
     said = content.get("format") if isinstance(content, dict) else None
@@ -154,8 +154,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no file of frozen predictions of format {FORMAT} (it says {said})")
     if content.get("sha256") != _hash(content):
         raise UserError(f"{path} has been changed since it was written: its hash does not fit, so nothing is graded")
-    checked: dict[str, Any] = content
-    return checked
+    return content
 
 
 def _graded_runs(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:

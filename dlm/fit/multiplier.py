@@ -73,18 +73,15 @@ class Multiplier:
         return f"{html_table(self._table())}<p>{html.escape(self.verdict())}</p>{html_list(self.warnings)}"
 
     def _table(self) -> list[tuple[str, ...]]:
-        columns = zip(self.losses, self.C_first, self.C_second, self.multiplier, self.ci, strict=True)
-        rows = [
-            (
-                text.number(loss),
-                text.flops(c1),
-                text.flops(c2),
-                _short(m),
-                text.interval([float(f"{e:.3g}") for e in ci]),
-            )
-            for loss, c1, c2, m, ci in columns
-        ]
-        return [tuple(head.format(*self.names, self.level) for head in HEADS), *rows]
+        intervals = [text.interval([float(f"{end:.3g}") for end in ci]) for ci in self.ci]
+        columns = (
+            map(text.number, self.losses),
+            map(text.flops, self.C_first),
+            map(text.flops, self.C_second),
+            map(_short, self.multiplier),
+            intervals,
+        )
+        return [tuple(head.format(*self.names, self.level) for head in HEADS), *zip(*columns, strict=True)]
 
     def _certainty(self) -> str:
         """Whether the intervals show a difference."""
@@ -139,10 +136,8 @@ def compare(first: Fitted, second: Fitted, *, losses: npt.ArrayLike | None = Non
         _check(side)
     convention, overlap = _common_convention(sides), _overlap(sides)
     wanted = _within(sides, overlap, losses) if losses is not None else _evenly(sides[0], overlap)
-    found = equal_loss.ratio(*sides, wanted)
-    intervals = [
-        _intervals(r, level) for r in (found, *(equal_loss.ratio(*forms, wanted) for forms in _checking_forms(sides)))
-    ]
+    found, *others = [equal_loss.ratio(*pair, wanted) for pair in (sides, *_checking_forms(sides))]
+    intervals = [_intervals(each, level) for each in (found, *others)]
     ci = tuple(hull(list(each)) for each in zip(*(by_loss for by_loss, _ in intervals), strict=True))
     return Multiplier(
         names=(sides[0].label, sides[1].label),

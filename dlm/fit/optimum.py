@@ -16,6 +16,7 @@ from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.fit.draws import ends, hull
 from dlm.fit.fitted import Allocation, Fitted, Optimum, Verdict
+from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.law import Law
 from dlm.fit.points import UNBOUNDED, Array, Cost, Interval, Points
 
@@ -141,8 +142,13 @@ def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> flo
 def with_optima(result: F, at: Iterable[float]) -> F:
     """The result with its optima at each C of `at` (FLOPs), and with warnings for those beyond the runs."""
     best = optima(result, at)
-    warnings = (*result.warnings, *_reach_warnings(result, best))
-    return replace(result, at=best, warnings=warnings, status="warned" if warnings else result.status)
+    return with_warnings(replace(result, at=best), _reach_warnings(result, best))
+
+
+def with_warnings(result: F, more: Iterable[str]) -> F:
+    """The result with more warnings, each once. A refused result stays refused."""
+    warnings = tuple(dict.fromkeys((*result.warnings, *more)))
+    return replace(result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status)
 
 
 def _reach_warnings(result: Fitted, at: Iterable[float]) -> list[str]:
@@ -217,9 +223,9 @@ def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cos
     return np.asarray((high - low) / np.log(span[1] / span[0]), dtype=np.float64)
 
 
-def allocation(law: Law, params: Mapping[str, float], span: tuple[float, float], cost: Cost) -> Allocation:
-    """The exponents of a surface, with how they were found."""
-    rows = as_rows(law, params)
+def allocation(law: Law, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
+    """The exponents of a surface, with how they were found, and for how many unique tokens they hold."""
+    rows, span = as_rows(law, params), span_of(points)
     a, b = (float(v) for v in exponents(law, rows, span, cost)[0])
     if cost.is_6nd and law.exponents_at_6nd(rows) is not None:
         same = "a = b = 1/2, because N and D share one exponent"
@@ -227,4 +233,7 @@ def allocation(law: Law, params: Mapping[str, float], span: tuple[float, float],
         return Allocation(a=a, b=b, how=f"closed form for C = 6 N D: {how}")
     slope = f"mean slope between C = {text.flops(span[0])} and {text.flops(span[1])}"
     under = "6 N D = C" if cost.is_6nd else "cost(N) D = C, with the cost from the rows' flops/tokens"
-    return Allocation(a=a, b=b, how=f"numerical: N* minimises L under {under}; {slope}")
+    until = (
+        f"; for {text.count(law.unique)} unique tokens, the most of any run" if isinstance(law, DataConstrained) else ""
+    )
+    return Allocation(a=a, b=b, how=f"numerical: N* minimises L under {under}; {slope}{until}")

@@ -5,8 +5,8 @@ Legend of all fitting code: N parameters, D training tokens, C training FLOPs, L
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ Interval = tuple[float, float]
 NAN = float("nan")
 UNBOUNDED: Interval = (NAN, NAN)  # an interval that the data do not give
 
+REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
 SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
@@ -54,8 +55,7 @@ class Points:
 
     def take(self, keep: Mask) -> Points:
         """The points where `keep` (n,) is true."""
-        columns = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        kept: dict[str, Any] = {name: v[keep] for name, v in columns if isinstance(v, np.ndarray)}
+        kept: dict[str, Any] = {name: v[keep] for name, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **kept)
 
     def at_budget(self, level: float) -> Points:
@@ -68,6 +68,24 @@ class Points:
         return np.unique(self.flops if self.budget is None else self.budget)
 
 
+class RunColumns(TypedDict, total=False):
+    """What surfaces and isoFLOP curves may be told of each run beside N, D and L; `as_points` describes it."""
+
+    flops: npt.ArrayLike | None
+    weights: npt.ArrayLike | str | None
+    loss_se: npt.ArrayLike | None
+    loss_se_own: npt.ArrayLike | None
+    convention: str | None
+
+
+class SurfaceColumns(RunColumns, total=False):
+    """What a surface may also be told of each run."""
+
+    budget: npt.ArrayLike | None
+    cluster: npt.ArrayLike | None
+    unique_tokens: npt.ArrayLike | None
+
+
 def as_points(
     params: npt.ArrayLike,
     tokens: npt.ArrayLike,
@@ -77,7 +95,7 @@ def as_points(
     budget: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
-    unique: npt.ArrayLike | None = None,
+    unique_tokens: npt.ArrayLike | None = None,
     loss_se: npt.ArrayLike | None = None,
     loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
@@ -92,7 +110,7 @@ def as_points(
         budget: The FLOPs that each run aimed at, (n,).
         weights: Factor of each run in the objective, (n,), or 'compute' for C over the mean C; 1 by default.
         cluster: Labels, (n,); runs with equal labels share noise. By default every run is a cluster of its own.
-        unique: Unique tokens of each run, (n,).
+        unique_tokens: Unique tokens of each run, (n,).
         loss_se: Monte Carlo standard error of each loss, (n,), nats/token.
         loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
         convention: Name of the way in which `flops` are counted; '6n' by default where `flops` is absent.
@@ -119,7 +137,7 @@ def as_points(
         weight=np.ones(size) if weights is None else _weights(weights, spent),
         cluster=labels.astype(np.int64),
         convention=convention or ("6n" if flops is None else "as given"),
-        unique=None if unique is None else _column(unique, "unique_tokens", size),
+        unique=None if unique_tokens is None else _column(unique_tokens, "unique_tokens", size),
         loss_se=None if loss_se is None else _column(loss_se, "loss_se", size, may_be_0=True),
         loss_se_own=None if loss_se_own is None else _column(loss_se_own, "loss_se_own", size, may_be_0=True),
     )
@@ -188,6 +206,17 @@ class Cost:
         outside = log_params - np.clip(log_params, self.log_params[0], self.log_params[-1])
         extra = np.interp(log_params, self.log_params, self.log_extra) + self.slope * outside
         return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
+
+    def log_size(self, log_per_token: Array) -> Array:
+        """log N at which a token costs so much: the inverse of `log_per_token`, by bisection."""
+        if self.is_6nd:
+            return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
+        low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = self.log_per_token(middle) > log_per_token
+            low, high = np.where(above, low, middle), np.where(above, middle, high)
+        return np.asarray((low + high) / 2, dtype=np.float64)
 
 
 def cost_of(points: Points) -> Cost:

@@ -69,13 +69,15 @@ def predict_from(
         tokens: D, (m,).
         level: Share of the intervals.
     """
+    from scipy.special import ndtri
+
     log_n, log_d = (np.log(np.atleast_1d(np.asarray(v, dtype=np.float64))) for v in (params, tokens))
     points, intervals = (np.stack(v) for v in zip(*(_of_form(f, log_n, log_d, level) for f in forms), strict=True))
     more = SHARE * np.log(points.max(axis=0) / points.min(axis=0)) + np.log1p(np.nan_to_num(missed))
     low = np.log(intervals[:, :, 0].min(axis=0)) - more
     high = np.log(intervals[:, :, 1].max(axis=0)) + more
-    middle, main = np.log(points[0]), forms[0]
-    noise = main.noise.residual * stretch(max(main.n - len(main.params), 1), (1 - level) / 2) * _z(level)
+    middle, main, tail = np.log(points[0]), forms[0], (1 - level) / 2
+    noise = main.noise.residual * stretch(max(main.n - len(main.params), 1), tail) * float(ndtri(1 - tail))
     below, above = np.hypot(middle - low, noise), np.hypot(high - middle, noise)
     return Prediction(
         loss=points[0],
@@ -91,10 +93,3 @@ def _of_form(form: Fitted, log_n: Array, log_d: Array, level: float) -> tuple[Ar
     many = np.ones((len(form.draws), 1))
     spread = form.surface.predict(form.draws, many * log_n, many * log_d)
     return point, np.array([ends(float(p), spread[:, k], form.dof, level, log=True) for k, p in enumerate(point)])
-
-
-def _z(level: float) -> float:
-    """The quantile of the normal distribution that bounds `level` about its mean."""
-    from scipy.special import ndtri
-
-    return float(ndtri(1 - (1 - level) / 2))

@@ -53,7 +53,7 @@ def profile(result: Fitted, name: str, *, low: float, high: float, places: int =
         UserError: For a result that is no surface, an unknown or pinned parameter, or a range that does not rise.
     """
     law, points, how = result.surface, result.points, result.how
-    if law is None or points is None or how is None:
+    if law is None or points is None:
         raise UserError(f"{result.law} has no profile: only surfaces do")
     scaled = name in law.scales
     _check(name, [p for p in law.params if p not in result.fixed], scaled or name == "E", low, high, places)

@@ -66,10 +66,9 @@ def bootstrap(
         raise UserError(f"seed is {seed}: give a whole number, 0 or above")
     if result.surface is not None and result.points.num_clusters == 1 < len(result.points):
         said = "no interval: all points are of one run or trunk, and nothing shows how another would differ"
-        return replace(result, warnings=(*result.warnings, said), status="warned")
-    rng = np.random.default_rng(seed)
-    draw = surface_resample.draw if result.surface is not None else isoflop_resample.draw
-    draws = draw(result, replicates, method, rng)
+        return optimum.with_warnings(result, [said])
+    rng, room = np.random.default_rng(seed), isoflop_resample if result.surface is None else surface_resample
+    draws = room.draw(result, replicates, method, rng)
     rows = _with_shared_noise(draws.rows, result, rng)
     return _with_intervals(result, replace(draws, rows=rows), level)
 
@@ -101,8 +100,7 @@ def _with_intervals(result: FitResult, draws: Draws, level: float) -> FitResult:
     result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method, failed=failed, verdict=None)
     best = optimum.optima(result, result.at, level=level)
     result = replace(result, ci=_parameters(result, draws, level), at=best)
-    warnings = tuple(dict.fromkeys((*result.warnings, *_warnings(result, level))))
-    return replace(result, warnings=warnings, status="warned" if warnings else result.status)
+    return optimum.with_warnings(result, _warnings(result, level))
 
 
 def _parameters(result: Fitted, draws: Draws, level: float) -> dict[str, Interval]:

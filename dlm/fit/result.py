@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
-from dlm.fit.fitted import Fitted, Optimum, plain
+from dlm.fit.fitted import Fitted, Optimum, plain, shown
 from dlm.fit.layout import html_list, html_table
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class FitResult(Fitted):
         replicates = 0 if self.draws is None else len(self.draws)
         values = {
             "law": self.law,
-            "loss": self.norm,
-            "space": self.space,
+            "loss": self.how.norm,
+            "space": self.how.space,
             "delta": self.delta,
             "n": self.n,
             "curve": self.curve,
@@ -39,10 +39,10 @@ class FitResult(Fitted):
             "holdout": self.holdout,
             "status": self.status,
             "warnings": self.warnings,
-            "minima": [vars(m) for m in self.minima],
+            "minima": [shown(m) for m in self.minima],
             "label": self.label,
             "fixed": self.fixed,
-            "under_tuned": 1.0 if self.how is None else self.how.under_tuned,
+            "under_tuned": self.how.under_tuned,
             "rivals": self.rivals,
             "noise": vars(self.noise),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
@@ -91,7 +91,7 @@ def sentence(best: Optimum) -> str:
 
 def _head(result: Fitted) -> str:
     label = f" of {result.label}" if result.label else ""
-    norm = f"{result.norm} on {result.space} loss" if result.norm else "line"
+    norm = f"{result.how.norm} on {result.how.space} loss" if result.how.norm else "line"
     curve = f", {result.curve} over log {'N' if result.axis == 'params' else 'D'}" if result.curve else ""
     return f"{result.law}{label}, {result.n} points, {norm}{curve}"
 

@@ -17,6 +17,7 @@ from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
 from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
+from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
@@ -79,15 +80,13 @@ def fit_runs(
     places = _places(frame, at)
     _check_options(law, how, fixed, weights, curve, axis)
     if law == "isoflop":
-        result = _isoflop(frame, places, curve, axis)
+        result = _isoflop(frame, at=places, curve=curve, axis=axis)
     elif law == "envelope":
         result = _envelope(frame, places)
     else:
-        result = _surface(frame, law, places, how, fixed, weights)
-    warnings = (*result.warnings, *frame.attrs["warnings"])
-    result = replace(
-        result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status
-    )
+        weight = frame.get("weight") if weights is None else weights
+        result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
+    result = with_warnings(result, frame.attrs["warnings"])
     if not bootstrap:
         return result
     return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)
@@ -167,18 +166,11 @@ def _check_options(
         raise UserError(f"{law} has no curve or axis: only isoflop has them")
     if law in laws.LAWS:
         return
-    usual = Norm()
-    given = {
-        "loss": how.norm != usual.norm,
-        "delta": how.delta != usual.delta,
-        "space": how.space != usual.space,
-        "fixed parameters": bool(fixed),
-        "under_tuned": how.under_tuned != usual.under_tuned,
-        "weights from compute": weights is not None,
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise UserError(f"{law} has no {name}: only surfaces do ({', '.join(laws.LAWS)})")
+    odd = ["loss" if name == "norm" else name for name, usual in vars(Norm()).items() if getattr(how, name) != usual]
+    odd += ["fixed parameters"] if fixed else []
+    odd += ["weights from compute"] if weights is not None else []
+    if odd:
+        raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
@@ -190,31 +182,20 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
     return {**columns, "flops": frame.get("flops"), "convention": first.get("convention"), "label": label}
 
 
-def _known(frame: pd.DataFrame, name: str) -> pd.Series[float] | None:
-    """A column that every row has, else None."""
-    return frame[name] if name in frame and frame[name].notna().all() else None
+def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
+    """Those of the named columns that every row has."""
+    return {name: frame[name] for name in names if name in frame and frame[name].notna().all()}
 
 
-def _surface(
-    frame: pd.DataFrame,
-    law: str,
-    at: Sequence[float],
-    how: Norm,
-    fixed: Mapping[str, float] | None,
-    weights: str | None,
-) -> FitResult:
+def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
+    """Fit a surface to the columns that it reads; `options` are the other arguments of `fit_surface`."""
     return fit_surface(
         **_columns(frame),
-        **vars(how),
+        **_known(frame, "budget", "loss_se", "loss_se_own"),
+        **options,
         law=law,
-        fixed=fixed,
-        budget=_known(frame, "budget"),
-        weights=frame.get("weight") if weights is None else weights,
         unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
-        loss_se=_known(frame, "loss_se"),
-        loss_se_own=_known(frame, "loss_se_own"),
         cluster=_clusters(frame),
-        at=at,
     )
 
 
@@ -226,18 +207,11 @@ def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
     return own if "parent" not in frame else frame["parent"].fillna(own).astype(str)
 
 
-def _isoflop(frame: pd.DataFrame, at: Sequence[float], curve: str, axis: str) -> FitResult:
+def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
+    """Fit isoFLOP curves to the columns that they read; `options` are the other arguments of `fit_isoflop`."""
     frame = _with_budget(frame)
-    return fit_isoflop(
-        **_columns(frame),
-        budget=frame["budget"],
-        curve=curve,
-        axis=axis,
-        weights=frame.get("weight"),
-        loss_se=_known(frame, "loss_se"),
-        loss_se_own=_known(frame, "loss_se_own"),
-        at=at,
-    )
+    columns = {**_columns(frame), **_known(frame, "loss_se", "loss_se_own")}
+    return fit_isoflop(**columns, budget=frame["budget"], weights=frame.get("weight"), **options)
 
 
 def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ measures what these intervals cover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -47,79 +47,23 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         level: Share of the intervals.
     """
     points = result.points
-    if points is None or not result.params or not _has_forms(result):
+    has_forms = result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
+    if points is None or not result.params or not has_forms:
         return result
     if result.draws is None:
         result = bootstrap(result, replicates=replicates, seed=seed, level=level)
     forms, why = _forms(result, points, replicates, seed)
     if not forms:
         return result
-    methods = _methods(result, points, forms, replicates, seed)
-    verdict = _verdict(result, points, forms, methods, why, max((*result.at, points.top_flops)), level)
-    judged = replace(result, verdict=verdict)
-    return replace(judged, at=optima(judged, judged.at, level=level))
-
-
-def _has_forms(result: Fitted) -> bool:
-    return result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
-
-
-def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
-    """Both forms with draws, and why one of them is missing."""
-    how = Norm() if result.surface is None or result.how is None else result.how
-    found, why = {}, ""
-    for name in FORMS:
-        if name == result.law:
-            found[name] = result
-            continue
-        try:
-            fit = fit_points(points, LAWS[name](), how, dict(result.fixed))
-        except UserError as error:
-            why = f"{name} cannot be fitted to check the form ({error})"
-            continue
-        found[name] = bootstrap(fit, replicates=replicates, seed=seed)
-    return found, why
-
-
-def _methods(
-    result: FitResult, points: Points, forms: Mapping[str, FitResult], replicates: int, seed: int
-) -> list[FitResult]:
-    """All fits that give an N*: the forms, and the isoFLOP minima if there are budgets and their points bound them."""
-    surfaces = list(forms.values())
-    if result.law == "isoflop":
-        return [*surfaces, result]
-    if points.budget is None or len(points.budgets()) > len(points) / 3:
-        return surfaces
-    line = fit_groups(replace(points, cluster=np.arange(len(points))))
-    line = bootstrap(line, replicates=replicates, seed=seed)
-    bounded = line.params and np.isfinite(own_optimum(line, points.top_flops, LEVEL).ci["N"]).all()
-    return [*surfaces, line] if bounded else surfaces
-
-
-def _missed(forms: Mapping[str, Fitted]) -> float:
-    """The larger error on the top one and two budgets, each of the better form; NaN if neither was held out."""
-    names = {name for form in forms.values() for name in form.holdout}
-    better = [min(abs(f.holdout[name]["L_error"]) for f in forms.values() if name in f.holdout) for name in names]
-    return max(better, default=NAN)
-
-
-def _verdict(
-    result: FitResult,
-    points: Points,
-    forms: Mapping[str, FitResult],
-    methods: Sequence[FitResult],
-    why: str,
-    target: float,
-    level: float,
-) -> Verdict:
     top, missed = points.top_flops, _missed(forms)
     if why or not np.isfinite(missed):
         reach, limit = top, why or "no budget can be held out to check it"
     else:
         reach, limit = _reach(result, forms, missed, top, level)
+    methods, target = _methods(result, points, forms, replicates, seed), max((*result.at, top))
     said = [own_optimum(f, target, level) for f in methods]
     n, main = hull([o.ci["N"] for o in said]), main_form(result, forms)
-    return Verdict(
+    verdict = Verdict(
         top=top,
         reach=reach,
         limit=limit,
@@ -133,19 +77,59 @@ def _verdict(
         forms=forms,
         methods=tuple(methods),
     )
+    judged = replace(result, verdict=verdict)
+    return replace(judged, at=optima(judged, judged.at, level=level))
+
+
+def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
+    """Both forms with draws, and why one of them is missing."""
+    how = Norm() if result.surface is None else result.how
+    found, why = {}, ""
+    for name in FORMS:
+        if name == result.law:
+            found[name] = result
+            continue
+        try:
+            fit = fit_points(points, LAWS[name](), how, dict(result.fixed))
+        except UserError as error:
+            why = f"{name} cannot be fitted to check the form ({error})"
+        else:
+            found[name] = bootstrap(fit, replicates=replicates, seed=seed)
+    return found, why
+
+
+def _methods(
+    result: FitResult, points: Points, forms: Mapping[str, FitResult], replicates: int, seed: int
+) -> list[FitResult]:
+    """All fits that give an N*: the forms, and the isoFLOP minima if there are budgets and their points bound them."""
+    surfaces = list(forms.values())
+    if result.law == "isoflop":
+        return [*surfaces, result]
+    if points.budget is None or len(points.budgets()) > len(points) / 3:
+        return surfaces
+    own = replace(points, cluster=np.arange(len(points)))
+    line = bootstrap(fit_groups(own), replicates=replicates, seed=seed)
+    bounded = line.params and np.isfinite(own_optimum(line, points.top_flops, LEVEL).ci["N"]).all()
+    return [*surfaces, line] if bounded else surfaces
+
+
+def _missed(forms: Mapping[str, Fitted]) -> float:
+    """The larger error on the top one and two budgets, each of the better form; NaN if neither was held out."""
+    names = {name for form in forms.values() for name in form.holdout}
+    better = [min(abs(f.holdout[name]["L_error"]) for f in forms.values() if name in f.holdout) for name in names]
+    return max(better, default=NAN)
 
 
 def _reach(result: Fitted, forms: Mapping[str, Fitted], missed: float, top: float, level: float) -> tuple[float, str]:
     """The highest C, rounded down to two digits, up to which the interval of L* is narrower than WIDEST; and why."""
-    reach = top
-    for flops in top * np.geomspace(1.0, MOST_REACH, GRID):
-        low, high = loss_interval(result, forms, missed, float(flops), level)
+    reach, limit = top, f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
+    for flops in (top * np.geomspace(1.0, MOST_REACH, GRID)).tolist():
+        low, high = loss_interval(result, forms, missed, flops, level)
         if not high / low - 1 <= WIDEST:
-            return max(two_digits(reach * (1 + TINY), np.floor), top), _limit(forms, missed, float(flops), level)
-        reach = float(flops)
-    return two_digits(
-        reach * (1 + TINY), np.floor
-    ), f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
+            limit = _limit(forms, missed, flops, level)
+            break
+        reach = flops
+    return max(two_digits(reach * (1 + TINY), np.floor), top), limit
 
 
 def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> str:
@@ -159,9 +143,8 @@ def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: floa
         "the noise of the runs spreads": float(np.median(widths)),
         "the error on held-out budgets spreads": 2.0 * missed,
     }
-    return (
-        f"beyond, its interval would be wider than {WIDEST:.0%}, mostly because {max(shares, key=shares.__getitem__)}"
-    )
+    cause = max(shares, key=shares.__getitem__)
+    return f"beyond, its interval would be wider than {WIDEST:.0%}, mostly because {cause}"
 
 
 def _aicc(points: Points, forms: Mapping[str, Fitted]) -> dict[str, float]:

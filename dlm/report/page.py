@@ -203,7 +203,7 @@ def _minima(fits: Iterable[FitResult]) -> Table:
 def _minimum(minimum: Minimum) -> tuple[str, ...]:
     head = (text.flops(minimum.budget), str(minimum.num_points))
     if not minimum.usable:
-        return (*head, *[words.MISSING] * 3, f"refused: {words.why_refused(minimum)}")
+        return (*head, *[words.MISSING] * 3, f"refused: {minimum.why}")
     best = (_with_interval(minimum, "N"), _with_interval(minimum, "D"), _with_interval(minimum, "L", "number"))
     return (*head, *best, "interior minimum")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.core.objectives import OBJECTIVES
-from dlm.fit.fitted import Minimum, Optimum
+from dlm.fit.fitted import Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.result import FitResult
 
@@ -192,14 +192,9 @@ def _open_minimum(fits: Iterable[FitResult], top: float) -> str:
     if not refused:
         return ""
     return (
-        f"But no runs at {text.flops(top)} FLOPs enclose that size: {why_refused(refused[0])}. "
+        f"But no runs at {text.flops(top)} FLOPs enclose that size: {refused[0].why}. "
         "The answer rests on the form of the law."
     )
-
-
-def why_refused(minimum: Minimum) -> str:
-    """Why an isoFLOP curve has no minimum, without the budget that ``detail`` begins with."""
-    return minimum.detail.removeprefix(f"budget {text.flops(minimum.budget)}: ")
 
 
 def _growth(main: FitResult) -> str:
@@ -242,7 +237,7 @@ def refused(fits: Iterable[FitResult]) -> list[str]:
 
 def method(fit: FitResult) -> str:
     """How the numbers of a fit were computed."""
-    norm = "least squares" if fit.surface is None else f"{fit.norm} norm of {fit.space} loss"
+    norm = "least squares" if fit.surface is None else f"{fit.how.norm} norm of {fit.how.space} loss"
     delta = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     intervals = "no intervals"
     if fit.draws is not None and len(fit.draws):

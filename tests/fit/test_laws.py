@@ -156,7 +156,7 @@ def test_every_replicate_begins_at_its_own_scan(world, name):
     """A law makes several starts of the Chinchilla law of each replicate; none may be handed to another replicate."""
     law = DataConstrained(vars(world), 3e9) if name == "data-constrained" else LAWS[name]()
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6, sigma=0.01)
-    points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
+    points = as_points(n, d, loss, unique_tokens=np.full(len(n), 3e9))
     problem = newton.problem_of(points, law, newton.Norm())
     residual = np.full(len(n), 0.01)
     targets = np.log(loss) + 0.02 * np.random.default_rng(0).standard_normal((3, len(n)))

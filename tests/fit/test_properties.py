@@ -22,7 +22,7 @@ def points(world, law):
         unique = d * np.tile([1.0, 0.1, 0.02], len(d))[: len(d)]
         truth = DataConstrained(vars(world), 1e9)
         row = np.array([[vars(world).get(name, {"R_D": 12.0, "R_N": 4.0}.get(name)) for name in truth.params]])
-        features = truth.features(as_points(n, d, loss, unique=unique))
+        features = truth.features(as_points(n, d, loss, unique_tokens=unique))
         exact = truth.loss(truth.theta(row, np.zeros(4)), tuple(v[None] for v in features))[0]
         found |= {"unique_tokens": unique, "loss": exact * loss / world.loss(n, d)}
     return found

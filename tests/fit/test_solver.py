@@ -18,7 +18,7 @@ def law_of(name):
 
 def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
     n, d, loss, _ = world.grid(np.geomspace(1e18, 1e20, 3), sigma=sigma, sizes=8)
-    points = as_points(n, d, loss, unique=np.full(len(n), 3e9))
+    points = as_points(n, d, loss, unique_tokens=np.full(len(n), 3e9))
     problem = newton.problem_of(
         points, law or Chinchilla(), newton.Norm(space=space, norm=norm, delta=delta, under_tuned=under)
     )
@@ -141,7 +141,7 @@ def test_minima_of_resampled_points_lie_never_above_scipy_s(world, space, norm):
 
 def test_l1_cannot_be_lowered_along_any_axis(world):
     problem, loss, target, weight = make(world, "raw", "l1")
-    starts = scan.many_starts(problem, loss, weight[0], target[0])
+    starts = scan.many_starts(problem, loss, weight[0])
     theta, values, _ = newton.minimise(problem, starts, target, weight)
     best = theta[[values.argmin()]]
     for nudge in np.vstack([np.eye(5), -np.eye(5)]) * 1e-4:

@@ -137,21 +137,14 @@ def minimise(
     Returns:
         theta (R, p), its objective (R,), and whether each row converged (R,).
     """
-    theta = problem.pinned(theta)
-    found = []
-    for i in range(0, len(theta), CHUNK):
-        rows = slice(i, i + CHUNK)
-        found.append(_minimise(problem, theta[rows], take(target, rows), take(weight, rows), max_steps, tolerance))
-    thetas, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
-    return thetas, values, done
-
-
-def _minimise(problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float) -> Minima:
-    if problem.how.norm != "l1":
-        return _newton(problem, theta, target, weight, max_steps, tolerance)
-    for delta in L1_DELTAS:
-        theta, _, done = _newton(huber(problem, delta), theta, target, weight, max_steps, tolerance)
-    return theta, value(problem, theta, target, weight), done
+    theta, is_l1 = problem.pinned(theta), problem.how.norm == "l1"
+    chunks = [slice(i, i + CHUNK) for i in range(0, len(theta), CHUNK)]
+    for smooth in [huber(problem, delta) for delta in L1_DELTAS] if is_l1 else [problem]:
+        found = [_newton(smooth, theta[c], take(target, c), take(weight, c), max_steps, tolerance) for c in chunks]
+        theta, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
+    if is_l1:
+        values = value(problem, theta, target, weight)
+    return theta, values, done
 
 
 def huber(problem: Problem, delta: float) -> Problem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlm.fit.engine.newton import Problem, value
+from dlm.fit.engine.newton import Problem, target_of, value
 from dlm.fit.points import Array, Mask
 
 EXPONENTS = np.geomspace(0.02, 3.0, 32)
@@ -44,9 +44,7 @@ def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Mask]:
     return theta[rows, best], np.isfinite(squares[rows, best])
 
 
-def many_starts(
-    problem: Problem, loss: Array, weight: Array, target: Array, *, cells: int | None = None, best: int = 16
-) -> Array:
+def many_starts(problem: Problem, loss: Array, weight: Array, *, cells: int | None = None, best: int = 16) -> Array:
     """Where to begin a single fit, (S, 5): the best cells of the grid by the true objective.
 
     The best cell of each 8 x 8 block is among them, so that no basin is missed.
@@ -55,7 +53,6 @@ def many_starts(
         problem: What will be minimised.
         loss: nats/token, (n,).
         weight: Factor of each point, (n,).
-        target: The losses in the space of the residuals, (n,).
         cells: Compute the true objective only at so many cells, those with the least squares; at all if None.
         best: How many of the best cells to return, beside those of the blocks.
     """
@@ -63,7 +60,7 @@ def many_starts(
     scored = np.argsort(squares)[:cells]
     scored = scored[np.isfinite(squares[scored])]
     scores = np.full(len(squares), np.inf)
-    scores[scored] = value(problem, thetas[scored], target[None], weight[None])
+    scores[scored] = value(problem, thetas[scored], target_of(problem, loss)[None], weight[None])
     side = len(EXPONENTS)
     blocks = np.arange(side * side).reshape(side // 8, 8, side // 8, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     chosen = np.concatenate([np.argsort(scores)[:best], blocks[np.arange(len(blocks)), scores[blocks].argmin(axis=1)]])

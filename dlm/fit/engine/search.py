@@ -53,6 +53,11 @@ class Solution:
     converged: bool
     rivals: tuple[dict[str, float], ...]  # the params of each, and its 'objective'
 
+    @property
+    def pinned(self) -> set[str]:
+        """The names of the parameters that were held."""
+        return {name for name, column in self.problem.law.pins.items() if column in self.problem.fixed}
+
 
 def solve(
     points: Points, law: Law, how: Norm, fixed: Mapping[str, float] | None = None, *, begin: Array | None = None
@@ -120,7 +125,7 @@ def _starts(
         begin = np.array([[problem.fixed[k] for k in range(5)]])
     else:
         plain = chinchilla_problem(problem)
-        begin = scan.many_starts(plain, points.loss, points.weight, target[0], cells=effort.cells, best=effort.best)
+        begin = scan.many_starts(plain, points.loss, points.weight, cells=effort.cells, best=effort.best)
         if not len(begin):
             raise UserError("no surface fits: the loss does not fall with params and with tokens over these points")
     starts = problem.pinned(law.starts(begin))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,11 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.fitted import Allocation, Fitted, Minimum
 from dlm.fit.isoflop import curves
 from dlm.fit.isoflop.minima import AXES, along, mean_losses, minimum
-from dlm.fit.points import Array, Cost, Points, as_points, cost_of
+from dlm.fit.points import Array, Cost, Points, RunColumns, as_points, cost_of
 from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
 LEAST_BUDGETS = 2
-REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
 WIDE = 20.0  # largest over smallest size; on noise-free Chinchilla curves, 16 puts D* off by 1.3 % and 64 by 2.9 %
 
 
@@ -35,13 +35,9 @@ def fit_isoflop(
     *,
     curve: str = "parabola",
     axis: str = "params",
-    flops: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | None = None,
-    loss_se: npt.ArrayLike | None = None,
-    loss_se_own: npt.ArrayLike | None = None,
-    convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
+    **columns: Unpack[RunColumns],
 ) -> FitResult:
     """Fit a curve of loss over size to the runs of each budget, and lines through the minima of these curves.
 
@@ -54,13 +50,10 @@ def fit_isoflop(
             for losses that no parabola describes).
         axis: 'params' finds N* over log N, and D* is the budget over the cost of a token at N*. 'tokens' finds D* over
             log D, and N* from the cost.
-        flops: C of each run, (n,); 6 N D by default. The cost of a token is C / D.
-        weights: Factor of each run, (n,).
-        loss_se: Standard error of each loss, as in `fit_surface`.
-        loss_se_own: The part of it that the runs do not share, as in `fit_surface`.
-        convention: Name of the way in which `flops` are counted.
         at: The values of C at which to report the optimum, FLOPs.
         label: Name of the group of runs, for readers.
+        **columns: More of each run: flops, weights, loss_se, loss_se_own and convention, as in `fit_surface`. The cost
+            of a token is C / D.
 
     Returns:
         The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. With fewer than two usable budgets there are no lines: the
@@ -72,17 +65,7 @@ def fit_isoflop(
     for what, value, allowed in (("curve", curve, curves.CURVES), ("axis", axis, AXES)):
         if value not in allowed:
             raise unknown(what, value, allowed)
-    points = as_points(
-        params,
-        tokens,
-        loss,
-        flops=flops,
-        budget=budget,
-        weights=weights,
-        loss_se=loss_se,
-        loss_se_own=loss_se_own,
-        convention=convention,
-    )
+    points = as_points(params, tokens, loss, budget=budget, **columns)
     result = replace(fit_groups(points, curve=curve, axis=axis), label=label)
     return optimum.with_optima(result, at) if result.params else result
 
@@ -91,7 +74,7 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
     """Fit curves and lines to points with budgets that have been checked, without optima."""
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
-    minima = tuple(_with_both(minimum(g, curve=curve, axis=axis), axis, cost) for g in groups)
+    minima = tuple(minimum(g, cost, curve=curve, axis=axis) for g in groups)
     usable = [m for m in minima if m.usable]
     refused = [m.detail for m in minima if m.reason]
     result = FitResult(
@@ -108,19 +91,13 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
     if len(usable) < LEAST_BUDGETS:
         has = f"there {'is' if len(usable) == 1 else 'are'} {len(usable) or 'none'}"
         why = f"no law: a line needs {LEAST_BUDGETS} budgets with an interior minimum, and {has}"
-        return replace(
-            result, status="refused", warnings=(why, *refused), allocation=Allocation(how="refused: no line")
-        )
-    params = line_through(usable)
-    warnings = (*(f"left out: {detail}" for detail in refused), *_warnings(points, usable, curve, axis))
-    return replace(
-        result,
-        params=params,
-        allocation=Allocation(a=params["a"], b=params["b"], how=HOW),
-        holdout=_holdout(usable),
-        status="warned" if warnings else "ok",
-        warnings=warnings,
-    )
+        none = Allocation(how="refused: no line")
+        return replace(result, status="refused", warnings=(why, *refused), allocation=none)
+    line = line_through(usable)
+    share = Allocation(a=line["a"], b=line["b"], how=HOW)
+    result = replace(result, params=line, allocation=share, holdout=_holdout(usable))
+    left_out = [f"left out: {detail}" for detail in refused]
+    return optimum.with_warnings(result, [*left_out, *_warnings(points, usable, curve, axis)])
 
 
 def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Array]:
@@ -130,19 +107,7 @@ def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Arra
     x = along(rows, result.axis)
     grid = np.linspace(x.min(), x.max(), num)
     loss = _at(rows, found, result.curve, result.axis, grid)
-    return np.exp(grid if result.axis == "params" else log_params(result.cost, np.log(found.budget) - grid)), loss
-
-
-def log_params(cost: Cost, log_per_token: Array) -> Array:
-    """log N at which a token costs so much: the inverse of `Cost.log_per_token`, by bisection."""
-    if cost.is_6nd:
-        return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
-    low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = cost.log_per_token(middle) > log_per_token
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return np.asarray((low + high) / 2, dtype=np.float64)
+    return np.exp(grid if result.axis == "params" else result.cost.log_size(np.log(found.budget) - grid)), loss
 
 
 def lines(budgets: Array, logs: Array) -> Array:
@@ -160,17 +125,6 @@ def line_through(minima: Sequence[Minimum]) -> dict[str, float]:
     logs = np.log([[m.N, m.D, m.L] for m in minima])
     fitted = lines(np.array([m.budget for m in minima]), logs[None])[0].tolist()
     return dict(zip(optimum.LINE, fitted, strict=True))
-
-
-def _with_both(found: Minimum, axis: str, cost: Cost) -> Minimum:
-    """The minimum with both N and D, of which the curve gave one."""
-    if not found.usable:
-        return found
-    if axis == "params":
-        per_token = np.exp(cost.log_per_token(np.log([found.N])))
-        return replace(found, D=found.budget / float(per_token[0]))
-    best = np.exp(log_params(cost, np.log([found.budget / found.D])))
-    return replace(found, N=float(best[0]))
 
 
 def _warnings(points: Points, usable: Sequence[Minimum], curve: str, axis: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from dlm.core import text
 from dlm.fit.fitted import Minimum
 from dlm.fit.isoflop import curves
-from dlm.fit.points import NAN, Array, Points
+from dlm.fit.points import Array, Cost, Points
 
 
 class Axis(NamedTuple):
@@ -42,10 +42,10 @@ def mean_losses(points: Points, curve: str, axis: str) -> tuple[Array, Array]:
     return curves.averaged(along(points, axis), loss[None], points.weight[None])[:2]
 
 
-def minimum(points: Points, *, curve: str, axis: str) -> Minimum:
+def minimum(points: Points, cost: Cost, *, curve: str, axis: str) -> Minimum:
     """The lowest point of the curve of one budget.
 
-    Only N is known with axis 'params', and only D with axis 'tokens'; the other one depends on the cost of a token.
+    The curve gives N with axis 'params', and D with axis 'tokens'; the other one follows from the cost of a token.
     """
     assert points.budget is not None
     budget = float(points.budget[0])
@@ -54,22 +54,26 @@ def minimum(points: Points, *, curve: str, axis: str) -> Minimum:
     sizes, means = mean_losses(points, curve, axis)
     least = curves.LEAST_SIZES[curve]
     if len(sizes) < least:
-        detail = f"{head}: {len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
-        return replace(blank, reason="too_few_points", detail=detail)
+        why = f"{len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
+        return replace(blank, reason="too_few_points", why=why, detail=f"{head}: {why}")
     centre = float(sizes.mean())
     place, lowest, coefficients = _lowest(curve, along(points, axis) - centre, sizes - centre, means, points)
     reason, why = _refusal(curve, axis, sizes, means[0], centre + place)
     if reason:
         found = replace(blank, centre=centre, coefficients=tuple(coefficients.tolist()))
-        return replace(found, reason=reason, detail=f"{head}: {why}")
+        return replace(found, reason=reason, why=why, detail=f"{head}: {why}")
     best = float(np.exp(centre + place))
+    if axis == "params":
+        n, d = best, budget / float(np.exp(cost.log_per_token(np.log([best])))[0])
+    else:
+        n, d = float(np.exp(cost.log_size(np.log([budget / best])))[0]), best
     if curve == "cubic":
         # About its minimum, c2 of a cubic is the curvature there, as it is of a parabola.
         centre, coefficients = centre + place, curves.moved(coefficients[None], place)[0]
     return replace(
         blank,
-        N=best if axis == "params" else NAN,
-        D=best if axis == "tokens" else NAN,
+        N=n,
+        D=d,
         L=float(np.exp(lowest)) if curves.SPACE[curve] == "log" else lowest,
         centre=centre,
         coefficients=tuple(coefficients.tolist()),

@@ -25,7 +25,7 @@ from dlm.core.errors import UserError
 from dlm.fit import draws
 from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import curves
-from dlm.fit.isoflop.fit import lines, log_params
+from dlm.fit.isoflop.fit import lines
 from dlm.fit.isoflop.minima import along
 from dlm.fit.points import Array, Cost, Points
 
@@ -47,11 +47,6 @@ class _Budget:
     def z(self) -> Array:
         """x less its mean, (n,)."""
         return np.asarray(self.x - self.x.mean(), dtype=np.float64)
-
-    @property
-    def dof(self) -> int:
-        """Degrees of freedom of the residuals."""
-        return len(self.x) - len(self.coefficients)
 
     def squares(self) -> float:
         """The weighted sum of squared residuals, as shares of the loss."""
@@ -96,7 +91,7 @@ def _logs(result: Fitted, budgets: Array, found: Array) -> Array:
     if result.axis == "params":
         log_n, log_d = x, log_c - result.cost.log_per_token(x)
     else:
-        log_n, log_d = log_params(result.cost, log_c - x), x
+        log_n, log_d = result.cost.log_size(log_c - x), x
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.stack([log_n, log_d, np.log(loss)], axis=2)
 
@@ -115,7 +110,7 @@ def _pairs(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.ra
 def _student(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
     """x and L of the minimum in every draw: (R, 2) for each budget."""
     budgets = [_budget(result, group, m) for group, m in zip(groups, result.usable, strict=True)]
-    dof = sum(b.dof for b in budgets)
+    dof = sum(len(b.x) - len(b.coefficients) for b in budgets)
     variance = sum(b.squares() for b in budgets) / dof
     spread = np.sqrt(variance * dof / rng.chisquare(dof, size=replicates))
     one = _akima if result.curve == "akima" else _polynomial

@@ -8,8 +8,6 @@ from dlm.fit.laws.law import Law
 from dlm.fit.laws.skaling import Skaling
 from dlm.fit.laws.tied import Tied
 
-__all__ = ["LAWS", "LAW_NAMES", "Chinchilla", "DataConstrained", "Law", "Skaling", "Tied"]
-
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}
 
 # How the report calls each law. "isoflop" and "envelope" are no surfaces, so LAWS does not hold them.

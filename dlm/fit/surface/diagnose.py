@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from dlm.core import text
 from dlm.fit.engine.search import Solution
-from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
 
@@ -31,34 +28,26 @@ SHOWN = 3  # how many outliers or rivals a warning describes
 FEW = 3  # with fewer budgets, the form of the law is not checked
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Warnings in words, and the indices of outliers among the points."""
-
-    warnings: tuple[str, ...]
-    outliers: tuple[int, ...]
-
-
-def surface(points: Points, law: Law, found: Solution) -> Seen:
-    """Find everything that can be seen without refitting."""
+def surface(points: Points, found: Solution) -> tuple[list[str], tuple[int, ...]]:
+    """Find everything that can be seen without refitting: warnings, and the indices of outliers among the points."""
     residual = noise.relative_residual(points, found.problem, found.theta)
     outliers = _outliers(residual, points)
     warnings = [
-        *_fit(points, law, found),
+        *_fit(points, found),
         *_design(points),
-        *_determined(points, law, found, residual),
+        *_determined(points, found, residual),
         *_told(outliers, residual, points),
         *_quantised(points.loss, residual, found.problem.how.space),
         *_correlated(points),
     ]
-    return Seen(warnings=tuple(warnings), outliers=tuple(outliers.tolist()))
+    return warnings, tuple(outliers.tolist())
 
 
-def _fit(points: Points, law: Law, found: Solution) -> list[str]:
+def _fit(points: Points, found: Solution) -> list[str]:
     warned = [] if found.converged else ["the fit did not converge: take its numbers as rough"]
     warned += _values(points, found)
     if found.rivals:
-        telling = [n for n in law.params if n not in ("A", "B", "R", *_pinned(found))]
+        telling = [n for n in found.params if n not in ("A", "B", "R", *found.pinned)]
         others = "; ".join(", ".join(f"{n} {text.number(r[n])}" for n in telling) for r in found.rivals[:SHOWN])
         count = len(found.rivals)
         warned.append(
@@ -76,22 +65,17 @@ def _fit(points: Points, law: Law, found: Solution) -> list[str]:
 def _values(points: Points, found: Solution) -> list[str]:
     """Warnings for parameters whose values no law has."""
     params, warned = found.params, []
-    if "E" not in _pinned(found) and params["E"] < ZERO * points.loss.min():
+    if "E" not in found.pinned and params["E"] < ZERO * points.loss.min():
         warned.append(
             "E, the loss that no run gets below, came out at zero: the runs do not reach far enough to see it"
         )
-    for name in [name for name in RANGES if name in params and name not in _pinned(found)]:
-        (low, high), why = RANGES[name]
-        if not low < params[name] < high:
+    for name, ((low, high), why) in RANGES.items():
+        if name in params and name not in found.pinned and not low < params[name] < high:
             warned.append(f"{name} = {params[name]:.3g} {why}")
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
     return warned
-
-
-def _pinned(found: Solution) -> set[str]:
-    return {name for name, column in found.problem.law.pins.items() if column in found.problem.fixed}
 
 
 def _design(points: Points) -> list[str]:
@@ -103,14 +87,11 @@ def _design(points: Points) -> list[str]:
     return []
 
 
-def _determined(points: Points, law: Law, found: Solution, residual: Array) -> list[str]:
+def _determined(points: Points, found: Solution, residual: Array) -> list[str]:
     """Warnings for exponents whose standard error is over half of them, and for R_D and R_N."""
-    errors = standard_errors(points, found, residual)
-    loose = []
-    free = {name: column for name, column in law.pins.items() if column not in found.problem.fixed}
-    for name in law.exponents:
-        if name not in free:
-            continue
+    errors, law, loose = standard_errors(points, found, residual), found.problem.law, []
+    free = {name: column for name, column in law.pins.items() if name not in found.pinned}
+    for name in [name for name in law.exponents if name in free]:
         share = errors[free[name]] / abs(found.theta[0, free[name]])
         if not share < LOOSE:
             by = "without bound" if not np.isfinite(share) or share > 10 else f"{share:.0%} of it"
@@ -149,11 +130,11 @@ def _outliers(residual: Array, points: Points) -> npt.NDArray[np.int64]:
 def _told(outliers: npt.NDArray[np.int64], residual: Array, points: Points) -> list[str]:
     if not len(outliers):
         return []
-    order = outliers[np.argsort(-np.abs(residual[outliers]))]
+    order = outliers[np.argsort(-np.abs(residual[outliers]))].tolist()
     shown = [
         f"N {text.count(points.params[k])}, D {text.count(points.tokens[k])}: loss {points.loss[k]:.4g}, "
         f"{abs(residual[k]):.1%} {'above' if residual[k] > 0 else 'below'} the law"
-        for k in order[:SHOWN].tolist()
+        for k in order[:SHOWN]
     ]
     more = f"; and {len(order) - SHOWN} more" if len(order) > SHOWN else ""
     runs = "1 run lies far from the law, and still counts"

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
 from dlm.fit.engine import newton
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import Solution, solve
-from dlm.fit.fitted import Allocation
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.law import Law
-from dlm.fit.points import Cost, Points, as_points, cost_of
+from dlm.fit.points import Points, SurfaceColumns, as_points, cost_of
 from dlm.fit.result import FitResult
 from dlm.fit.surface import diagnose, noise
 from dlm.fit.surface.holdout import leave_future_out
@@ -45,17 +44,10 @@ def fit_surface(
     space: str = "log",
     under_tuned: float = 1.0,
     fixed: Mapping[str, float] | None = None,
-    flops: npt.ArrayLike | None = None,
-    budget: npt.ArrayLike | None = None,
-    weights: npt.ArrayLike | str | None = None,
-    cluster: npt.ArrayLike | None = None,
-    unique_tokens: npt.ArrayLike | None = None,
-    loss_se: npt.ArrayLike | None = None,
-    loss_se_own: npt.ArrayLike | None = None,
-    convention: str | None = None,
     at: Sequence[float] = (),
     label: str = "",
     holdout: bool = True,
+    **columns: Unpack[SurfaceColumns],
 ) -> FitResult:
     """Fit a loss surface L(N, D), and say what is best at each C. Intervals come from `bootstrap`.
 
@@ -70,36 +62,26 @@ def fit_surface(
         under_tuned: Factor in (0, 1] on the term of a point above the law, for runs that are tuned badly and so can
             only lie above it.
         fixed: Parameters that are held, such as {'E': 1.7} for a known asymptote.
-        flops: C of each run, (n,), counted as `convention` says; 6 N D by default.
-        budget: The FLOPs that each run aimed at, (n,).
-        weights: Factor on the term of each run, (n,), or 'compute' for C over the mean C.
-        cluster: Labels, (n,); points with equal labels share noise.
-        unique_tokens: Unique tokens of each run, (n,), for the law 'data-constrained'.
-        loss_se: Standard error of each loss, (n,), nats/token, where it is a Monte Carlo estimate on text and noise
-            that all runs share.
-        loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
-        convention: Name of the way in which `flops` are counted.
         at: The values of C at which to report the optimum, FLOPs.
         label: Name of the group of runs, for readers.
         holdout: Whether to refit without the top budgets, to check the extrapolation.
+        **columns: More of each run, by name:
+
+            * flops: C, (n,), counted as `convention` says; 6 N D by default.
+            * budget: the FLOPs that the run aimed at, (n,).
+            * weights: factor on the term of the run, (n,), or 'compute' for C over the mean C.
+            * cluster: labels, (n,); points with equal labels share noise.
+            * unique_tokens: unique tokens, (n,), for the law 'data-constrained'.
+            * loss_se: standard error of the loss, (n,), nats/token, where it is a Monte Carlo estimate on text and
+              noise that all runs share.
+            * loss_se_own: the part of `loss_se` that the runs do not share, (n,), nats/token.
+            * convention: name of the way in which `flops` are counted.
 
     Raises:
         UserError: For an argument that is not allowed, and for points that do not support the law.
     """
     _check(law, norm, space, delta, under_tuned)
-    points = as_points(
-        params,
-        tokens,
-        loss,
-        flops=flops,
-        budget=budget,
-        weights=weights,
-        cluster=cluster,
-        unique=unique_tokens,
-        loss_se=loss_se,
-        loss_se_own=loss_se_own,
-        convention=convention,
-    )
+    points = as_points(params, tokens, loss, **columns)
     if points.top_flops < ONE_BUDGET * points.flops.min():
         raise UserError("all runs cost nearly the same C: a surface needs runs at two budgets or more")
     how = Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
@@ -115,17 +97,16 @@ def fit_points(
     found = solve(points, surface, how, fixed)
     if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(fixed):
         surface, found = _consistent(points, surface, found, how, fixed)
-    seen = diagnose.surface(points, surface, found)
-    scatter = noise.parts(points, found.problem, found.theta)
-    warnings = (*seen.warnings, *scatter.warnings())
-    cost = cost_of(points)
+    seen, outliers = diagnose.surface(points, found)
+    scatter, cost = noise.parts(points, found.problem, found.theta), cost_of(points)
+    warnings = (*seen, *scatter.warnings())
     return FitResult(
         law=surface.name,
         how=how,
         n=len(points),
         params=found.params,
         value=found.value,
-        allocation=_allocation(surface, found.params, points, cost),
+        allocation=optimum.allocation(surface, found.params, points, cost),
         holdout=leave_future_out(points, surface, how, fixed) if holdout else {},
         status="warned" if warnings else "ok",
         warnings=warnings,
@@ -134,17 +115,9 @@ def fit_points(
         surface=surface,
         fixed=fixed,
         rivals=found.rivals,
-        outliers=seen.outliers,
+        outliers=outliers,
         noise=scatter,
     )
-
-
-def _allocation(law: Law, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
-    """The exponents, and the number of unique tokens that they hold for where the law has one."""
-    share = optimum.allocation(law, params, optimum.span_of(points), cost)
-    if not isinstance(law, DataConstrained):
-        return share
-    return replace(share, how=f"{share.how}; for {text.count(law.unique)} unique tokens, the most of any run")
 
 
 def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:

@@ -16,6 +16,7 @@ from dlm.fit.fitted import Noise
 from dlm.fit.points import NAN, Array, Points
 
 SHARES = np.linspace(0.0, 0.95, 20)  # the grid of the trunk's share: its sd over the sum of its sd and the point's own
+RATIOS = SHARES / (1 - SHARES)  # the trunk's sd over that of a point, at each share
 MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
 TINY = 1e-300
 
@@ -73,14 +74,9 @@ def draw_nested(
     chosen = rng.choice(len(SHARES), size=replicates, p=probability)
     sigma = np.sqrt(squares[chosen] / rng.chisquare(dof, size=replicates))[:, None]
     _, place = np.unique(points.cluster, return_inverse=True)
-    trunk = rng.standard_normal((replicates, int(place.max()) + 1))[:, place] * _ratio(SHARES[chosen])[:, None]
+    trunk = rng.standard_normal((replicates, int(place.max()) + 1))[:, place] * RATIOS[chosen][:, None]
     own = rng.standard_normal((replicates, len(points))) / np.sqrt(np.maximum(points.weight, TINY))
     return np.asarray(sigma * (own + trunk))
-
-
-def _ratio(share: Array) -> Array:
-    """The standard deviation of a trunk over that of a point, of the trunk's share."""
-    return share / (1 - share)
 
 
 def _trunk(points: Points, problem: newton.Problem, theta: Array) -> float:
@@ -110,7 +106,7 @@ def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[A
     dof = len(residual) - j.shape[1]
     own = np.diag(1.0 / np.maximum(points.weight, TINY))
     log_likelihood, squares = np.empty(len(SHARES)), np.empty(len(SHARES))
-    for k, ratio in enumerate(_ratio(SHARES)):
+    for k, ratio in enumerate(RATIOS):
         root = np.linalg.cholesky(own + ratio**2 * together)
         q, r = np.linalg.qr(np.linalg.solve(root, j))
         white = np.linalg.solve(root, residual)

@@ -35,7 +35,7 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
         UserError: If the points do not permit the method.
     """
     law, points, how = result.surface, result.points, result.how
-    assert law is not None and points is not None and how is not None
+    assert law is not None and points is not None
     method = _method(method, points, how)
     problem = newton.problem_of(points, law, how, result.fixed)
     known = np.array([[params[name] for name in law.params] for params in (result.params, *result.rivals)])
@@ -51,7 +51,10 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
         pool = _pool(residual * np.sqrt(points.weight), len(problem.free), how.norm)
         drawn = pool[rng.integers(len(pool), size=(replicates, len(points)))]
         targets = fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300))
-    found, _, done = newton.minimise(problem, _begin(problem, thetas, residual, targets, weight), targets, weight)
+    # Replicates begin in chunks, because the scan needs much memory.
+    chunks = [slice(i, i + newton.CHUNK) for i in range(0, replicates, newton.CHUNK)]
+    begin = [_begin(problem, thetas, residual, newton.take(targets, c), newton.take(weight, c)) for c in chunks]
+    found, _, done = newton.minimise(problem, np.concatenate(begin), targets, weight)
     rows = law.rows(found, problem.centre)
     rows[~(done & np.isfinite(rows).all(axis=1))] = np.nan
     return draws.Draws(rows=rows, method=method, dof=dof if method == "residuals" else 0)
@@ -89,18 +92,7 @@ def _pool(residual: Array, free: int, norm: str) -> Array:
 
 
 def _begin(problem: newton.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
-    """Where each replicate begins, (R, p): at the fit, at a rival, or at what its own scan finds, whichever is best.
-
-    Replicates are handled in chunks, because the scan needs much memory.
-    """
-    count = max(len(targets), len(weight))
-    chunks = [slice(i, i + newton.CHUNK) for i in range(0, count, newton.CHUNK)]
-    return np.concatenate(
-        [_begin_chunk(problem, thetas, residual, newton.take(targets, c), newton.take(weight, c)) for c in chunks]
-    )
-
-
-def _begin_chunk(problem: newton.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
+    """Where each replicate begins, (R, p): at the fit, at a rival, or at what its own scan finds, whichever is best."""
     begin = np.repeat(thetas[:1], max(len(targets), len(weight)), axis=0)
     lowest = newton.value(problem, thetas[:1], targets, weight)
     for other in (*thetas[1:, None], *_scanned(problem, residual, targets, weight)):
