@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
@@ -55,27 +54,17 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
     """The runs of a W&B project that belong to the sweep, if one is given, and that --filter selects."""
     from dlm.collect.found import sweep_names
     from dlm.collect.wandb_server import Project
+    from dlm.core.configs import parse_setting
 
     _check_writable(folder)
     own = {} if options.target is None else {"group": {"$in": sweep_names(folder)}}
-    filters = own | _filters(options.filter or ())
+    example = "give KEY=VALUE, for instance state=finished"
+    given = dict(parse_setting(word, "--filter", otherwise=example) for word in options.filter or ())
+    filters = own | given
     server = Project(project, filters=filters)
     if not server.runs and options.target is None:
         raise UserError(f"{project} has no run that matches {filters or 'the request'}: nothing was written")
     return server
-
-
-def _filters(words: Sequence[str]) -> dict[str, Any]:
-    """The W&B filters of KEY=VALUE words; values are YAML."""
-    from dlm.core.configs import parse_yaml
-
-    filters = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
-        filters[key] = parse_yaml(value, f"--filter {word}")
-    return filters
 
 
 def _check_writable(folder: Path) -> None:

@@ -53,11 +53,3 @@ def warn_unprepared(plan: Plan) -> None:
             f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids are a "
             f"preview; prepare them with `dlm prepare {node.get('prepare') or 'packed DIR'}`"
         )
-
-
-def check_prepared(plan: Plan) -> None:
-    """Raise UserError when data that a cell reads are not prepared."""
-    from dlm.data.prepare.command import ensure_data
-
-    for node in data_nodes(plan):
-        ensure_data(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
         at_once = len(os.sched_getaffinity(0))
         priced = with_estimates(plan, rates=_measured_rates(plan))
     show_plan(priced)
-    hours = _hours([cell for cell in priced.cells if cell.cell_id in left], at_once)
+    each = [cell.estimate.hours or 0.0 for cell in priced.cells if cell.cell_id in left]
+    hours = max(sum(each) / at_once, *each)
     if hours > plan.spec.max_local_hours:
         raise _too_long(plan, hours, at_once)
     print(
@@ -70,12 +71,6 @@ def _measured_rates(plan: Plan) -> dict[str, float]:
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
     print(f"measured here, one core: {shown} GFLOP/s", flush=True)
     return rates
-
-
-def _hours(cells: Sequence[Cell], at_once: int) -> float:
-    """Wall-clock hours of ``cells``, ``at_once`` at a time."""
-    hours = [cell.estimate.hours or 0.0 for cell in cells]
-    return max(sum(hours) / at_once, *hours)
 
 
 def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:

@@ -6,11 +6,11 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from dlm.cli.prepared import check_prepared, data_nodes, read_or_prepare
+from dlm.cli.prepared import data_nodes, read_or_prepare
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.screen import LocalProgress, show_plan
 from dlm.cli.targets import Sweep, planned, warn
@@ -68,6 +68,7 @@ def _agreed(
     Returns:
         (the plan with its estimates, overrides that the jobs need here, the GPU-hours that the sweep may use).
     """
+    from dlm.data.prepare.command import ensure_data
     from dlm.plan.cost import with_estimates
 
     left = {name: cell for name, cell in now.items() if cell.result is None}
@@ -79,7 +80,8 @@ def _agreed(
     else:
         plan, overrides = with_estimates(sweep.plan), []
         show_plan(plan)
-    check_prepared(plan)
+    for node in data_nodes(plan):
+        ensure_data(node)
     return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left)
 
 
@@ -171,9 +173,8 @@ def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
     """The cluster of configs/hydra/launcher/submitit_slurm.yaml, changed by ``hydra.launcher.KEY=VALUE`` words."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
-    from dlm.core.configs import load_choice
+    from dlm.core.configs import load_choice, merge, nest
     from dlm.submit.job import slurm_settings
     from dlm.submit.slurm import Slurm
 
@@ -181,10 +182,7 @@ def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
         raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
-    config = OmegaConf.create(dict(load_choice("hydra/launcher", "submitit_slurm")))
-    for one in overrides:
-        OmegaConf.update(config, one.key_or_group.removeprefix(LAUNCHER_KEY), one.value())
+    given = nest({one.key_or_group.removeprefix(LAUNCHER_KEY): one.value() for one in overrides})
     if allow_dirty:
-        config.allow_dirty = True
-    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return Slurm(slurm_settings(values))
+        given["allow_dirty"] = True
+    return Slurm(slurm_settings(merge(load_choice("hydra/launcher", "submitit_slurm"), given)))
