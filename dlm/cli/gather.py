@@ -21,18 +21,17 @@ def collect(options: CollectOptions) -> tuple[Path, Collected]:
     Returns:
         (the folder that the tables were written to, what they hold).
     """
+    from dlm.collect import tables
     from dlm.collect.mapping import check_keys, load_mapping
-    from dlm.collect.tables import collect as collect_runs
-    from dlm.collect.tables import collect_mapped
 
     _check_combination(options)
     folder = run_folder(options.target) if options.target is not None else Path(str(options.out))
     mapping = None if options.mapping is None else load_mapping(options.mapping)
     server = None if options.wandb is None else _server(options, options.wandb, folder)
     if server is None or mapping is None:
-        return folder, collect_runs(folder, verify=options.verify, server=server)
+        return folder, tables.collect(folder, verify=options.verify, server=server)
     check_keys(mapping, server.runs.values(), str(options.wandb))
-    return folder, collect_mapped(server, mapping, folder)
+    return folder, tables.collect_mapped(server, mapping, folder)
 
 
 def _check_combination(options: CollectOptions) -> None:
@@ -59,8 +58,7 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
     _check_writable(folder)
     own = {} if options.target is None else {"group": {"$in": sweep_names(folder)}}
     example = "give KEY=VALUE, for instance state=finished"
-    given = dict(parse_setting(word, "--filter", otherwise=example) for word in options.filter or ())
-    filters = own | given
+    filters = own | dict(parse_setting(word, "--filter", otherwise=example) for word in options.filter or ())
     server = Project(project, filters=filters)
     if not server.runs and options.target is None:
         raise UserError(f"{project} has no run that matches {filters or 'the request'}: nothing was written")
