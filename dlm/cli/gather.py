@@ -83,8 +83,8 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep) -> Path:
-    """Collect the runs of a sweep, fit the laws and write the report; return the path of the page."""
+def report(sweep: Sweep) -> None:
+    """Collect the runs of a sweep, fit the laws, write the report and say where it is."""
     from dlm.collect.tables import collect as collect_runs
     from dlm.fit.table import fit_sweep
     from dlm.report.page import write_fits, write_report
@@ -108,4 +108,3 @@ def report(sweep: Sweep) -> Path:
     for fit in fits.values():
         print(fit.report())
     print(f"report: {path}")
-    return path

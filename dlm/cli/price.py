@@ -22,7 +22,7 @@ from dlm.record.run import gpu_hours_used
 from dlm.submit import local
 from dlm.submit.ledger import CellNow
 
-MIN_SIZES = 4  # an isoFLOP parabola through fewer has no error
+MIN_SIZES = 4  # an isoFLOP parabola goes exactly through three, so that three show no error
 MIN_CURVES = 2  # a line through isoFLOP minima needs two
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlm.core import text
+from dlm.core.files import write_atomic
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.isoflop.fit import curve_of
 from dlm.fit.laws import LAW_NAMES
@@ -44,7 +45,7 @@ LAW_COLOURS = {
 }
 
 
-BAND_POINTS = 14  # C at which lines and bands are drawn
+BAND_POINTS = 14  # values of C at which lines and bands are drawn
 PANELS = {
     "N": "best size N*, parameters",
     "D": "best training length D*, tokens",
@@ -99,15 +100,12 @@ def isoflop_figure(
     drawn_surface = surface if surface is not None and surface.params else None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9.0, 5.0), layout="constrained")
-        colours = budget_colours(len(isoflop.minima))
-        for minimum, colour in zip(isoflop.minima, colours, strict=True):
+        for minimum, colour in zip(isoflop.minima, budget_colours(len(isoflop.minima)), strict=True):
             _curve(axes, isoflop, minimum, colour, loss_se)
             if drawn_surface is not None:
                 _surface_curve(axes, isoflop, drawn_surface, minimum, colour)
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlabel="parameters N", ylabel="validation loss, nats/token")
         _log_axis(axes.xaxis, text.count, labelled=(1.0, 2.0, 5.0))
-        axes.set_xlabel("parameters N")
-        axes.set_ylabel("validation loss, nats/token")
         axes.margins(x=0.09)
         _legend(axes, curve=isoflop.curve, has_surface=drawn_surface is not None)
     plt.close(figure)  # pyplot would keep it in memory, and a notebook would show it twice
@@ -130,9 +128,7 @@ def allocation_figure(fits: Fits) -> Figure:
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(10.2, 3.8), layout="constrained")
         for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
-            axes.set_xscale("log")
-            axes.set_title(name)
-            axes.set_xlabel("compute C, FLOPs")
+            axes.set(xscale="log", title=name, xlabel="compute C, FLOPs")
             for fit, line in lines:
                 _law(axes, fit, key, line)
             _beyond(axes, max(budgets), compute[-1])
@@ -148,8 +144,6 @@ def allocation_figure(fits: Fits) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.png, NAME.svg and NAME.pdf. They hold no dates, so the same figure gives the same bytes."""
-    from dlm.core.files import write_atomic
-
     folder.mkdir(parents=True, exist_ok=True)
     for kind in METADATA:
         write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, name))
