@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
@@ -22,18 +21,17 @@ def collect(options: CollectOptions) -> tuple[Path, Collected]:
     Returns:
         (the folder that the tables were written to, what they hold).
     """
+    from dlm.collect import tables
     from dlm.collect.mapping import check_keys, load_mapping
-    from dlm.collect.tables import collect as collect_runs
-    from dlm.collect.tables import collect_mapped
 
     _check_combination(options)
     folder = run_folder(options.target) if options.target is not None else Path(str(options.out))
     mapping = None if options.mapping is None else load_mapping(options.mapping)
     server = None if options.wandb is None else _server(options, options.wandb, folder)
     if server is None or mapping is None:
-        return folder, collect_runs(folder, verify=options.verify, server=server)
+        return folder, tables.collect(folder, verify=options.verify, server=server)
     check_keys(mapping, server.runs.values(), str(options.wandb))
-    return folder, collect_mapped(server, mapping, folder)
+    return folder, tables.collect_mapped(server, mapping, folder)
 
 
 def _check_combination(options: CollectOptions) -> None:
@@ -55,27 +53,16 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
     """The runs of a W&B project that belong to the sweep, if one is given, and that --filter selects."""
     from dlm.collect.found import sweep_names
     from dlm.collect.wandb_server import Project
+    from dlm.core.configs import parse_setting
 
     _check_writable(folder)
     own = {} if options.target is None else {"group": {"$in": sweep_names(folder)}}
-    filters = own | _filters(options.filter or ())
+    example = "give KEY=VALUE, for instance state=finished"
+    filters = own | dict(parse_setting(word, "--filter", otherwise=example) for word in options.filter or ())
     server = Project(project, filters=filters)
     if not server.runs and options.target is None:
         raise UserError(f"{project} has no run that matches {filters or 'the request'}: nothing was written")
     return server
-
-
-def _filters(words: Sequence[str]) -> dict[str, Any]:
-    """The W&B filters of KEY=VALUE words; values are YAML."""
-    from dlm.core.configs import parse_yaml
-
-    filters = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--filter {word}: give KEY=VALUE, for instance state=finished")
-        filters[key] = parse_yaml(value, f"--filter {word}")
-    return filters
 
 
 def _check_writable(folder: Path) -> None:
@@ -96,8 +83,8 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep) -> Path:
-    """Collect the runs of a sweep, fit the laws and write the report; return the path of the page."""
+def report(sweep: Sweep) -> None:
+    """Collect the runs of a sweep, fit the laws, write the report and say where it is."""
     from dlm.collect.tables import collect as collect_runs
     from dlm.fit.table import fit_sweep
     from dlm.report.page import write_fits, write_report
@@ -121,4 +108,3 @@ def report(sweep: Sweep) -> Path:
     for fit in fits.values():
         print(fit.report())
     print(f"report: {path}")
-    return path

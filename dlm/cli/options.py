@@ -4,7 +4,6 @@ A verb with many options takes one dataclass: ``takes`` turns its fields into ar
 without ``from __future__ import annotations``, because typer reads the annotations as objects.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -112,11 +111,9 @@ class LawOptions:
 
     def keywords(self) -> dict[str, Any]:
         """The given options as keywords of ``fit_runs`` and ``predict_runs``. Raises UserError for a bad --pin."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        fixed = dict(_pinned(word) for word in given.pop("pin", ()))
-        for name in ("runs", "as_json"):
-            del given[name]
-        return {**given, "fixed": fixed}
+        others = ("runs", "as_json", "pin")
+        given = {name: value for name, value in vars(self).items() if value is not None and name not in others}
+        return {**given, "fixed": dict(_pinned(word) for word in self.pin or ())}
 
 
 @dataclass(frozen=True, kw_only=True)

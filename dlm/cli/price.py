@@ -5,24 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+from dlm.cli.options import StartOptions
 from dlm.cli.screen import show_plan
 from dlm.cli.targets import warn
 from dlm.core import text
 from dlm.core.errors import UserError
+from dlm.plan import cost, grid
+from dlm.plan.cells import Cell, Plan
+from dlm.plan.definition import SweepSpec
+from dlm.record.run import gpu_hours_used
+from dlm.submit import local
+from dlm.submit.ledger import CellNow
 
-if TYPE_CHECKING:
-    from dlm.cli.options import StartOptions
-    from dlm.plan.cells import Cell, Plan
-    from dlm.plan.definition import SweepSpec
-    from dlm.submit.ledger import CellNow
-
-MIN_SIZES = 4  # an isoFLOP parabola through fewer has no error
+MIN_SIZES = 4  # an isoFLOP parabola goes exactly through three, so that three show no error
 MIN_CURVES = 2  # a line through isoFLOP minima needs two
 
 
@@ -39,19 +39,17 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
     Raises:
         UserError: The cells that are left would take longer than max_local_hours of the definition.
     """
-    from dlm.plan.cost import with_estimates
-    from dlm.submit.local import visible_gpus
-
     hardware = plan.spec.hardware
-    gpus = [] if hardware.device == "cpu" else visible_gpus()
+    gpus = [] if hardware.device == "cpu" else local.visible_gpus()
     if gpus:
         at_once = max(len(gpus) // max(hardware.gpus_per_node, 1), 1)
-        priced = with_estimates(plan)
+        priced = cost.with_estimates(plan)
     else:
         at_once = len(os.sched_getaffinity(0))
-        priced = with_estimates(plan, rates=_measured_rates(plan))
+        priced = cost.with_estimates(plan, rates=_measured_rates(plan))
     show_plan(priced)
-    hours = _hours([cell for cell in priced.cells if cell.cell_id in left], at_once)
+    each = [cell.estimate.hours or 0.0 for cell in priced.cells if cell.cell_id in left]
+    hours = max(sum(each) / at_once, *each)
     if hours > plan.spec.max_local_hours:
         raise _too_long(plan, hours, at_once)
     print(
@@ -63,27 +61,17 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
 
 def _measured_rates(plan: Plan) -> dict[str, float]:
     """Training FLOP/s of one core of this machine, measured now, by the name of the model."""
-    from dlm.plan.cost import measure_flops_per_sec, measured_models
-
-    models = measured_models([cell.model for cell in plan.cells])
-    rates = measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
+    models = cost.measured_models([cell.model for cell in plan.cells])
+    rates = cost.measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
     print(f"measured here, one core: {shown} GFLOP/s", flush=True)
     return rates
 
 
-def _hours(cells: Sequence[Cell], at_once: int) -> float:
-    """Wall-clock hours of ``cells``, ``at_once`` at a time."""
-    hours = [cell.estimate.hours or 0.0 for cell in cells]
-    return max(sum(hours) / at_once, *hours)
-
-
 def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
     """The refusal of a plan that would take ``hours`` here; it says what would do instead."""
-    from dlm.plan.cost import with_estimates
-
     spec = plan.spec
-    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in with_estimates(plan).cells)
+    gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in cost.with_estimates(plan).cells)
     on_gpus = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
     unprepared = f" ({plan.data} has to be prepared first)" if plan.data_hash is None else ""
     return UserError(
@@ -101,11 +89,9 @@ def _smaller_budget(spec: SweepSpec, hours: float) -> str:
         spec: The definition.
         hours: What it takes here with its own budgets.
     """
-    from dlm.plan.grid import make_plan
-
     budget = float(f"{max(spec.budgets) * spec.max_local_hours / hours:.0e}")
     try:
-        plan = make_plan(spec.with_budgets(budget * fraction for fraction in spec.budget_fractions))
+        plan = grid.make_plan(spec.with_budgets(budget * fraction for fraction in spec.budget_fractions))
         num_sizes = Counter(cell.budget_flops for cell in plan.cells)
     except UserError:  # no cell is left
         num_sizes = Counter()
@@ -129,8 +115,6 @@ def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapp
     Raises:
         UserError: It costs more than it may.
     """
-    from dlm.record.run import gpu_hours_used
-
     spec, given = plan.spec, options.max_gpu_hours
     used = gpu_hours_used(folder)
     to_go = sum(_gpu_hours_to_go(cell, left[cell.cell_id]) for cell in plan.cells if cell.cell_id in left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
@@ -90,36 +90,31 @@ def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table whose heads are the keys of its rows."""
-    heads = list(rows[0])
     if len(rows) > MANY_ROWS:
-        numbers = [head for head in heads if head not in WORDS]
-        print("\n".join(plain_lines(heads, [list(row.values()) for row in rows], right=numbers)))
+        print("\n".join(plain_lines(rows)))
         return
     from rich.table import Table
     from rich.text import Text
 
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in heads:
+    for head in rows[0]:
         table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=head != "reason")
     for row in rows:
-        cells = [Text(value) for value in row.values()]
+        cells = {head: Text(value) for head, value in row.items()}
         if "state" in row:
-            cells[heads.index("state")].style = STATE_COLOURS.get(State(row["state"]), "red")
-        table.add_row(*cells)
+            cells["state"].style = STATE_COLOURS.get(State(row["state"]), "red")
+        table.add_row(*cells.values())
     console().print(table)
 
 
-def plain_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> list[str]:
-    """The lines of a table with its heads; the columns that ``right`` names are aligned to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    lines = []
-    for row in (heads, *rows):
-        padded = [
-            cell.rjust(width) if head in right else cell.ljust(width)
-            for head, cell, width in zip(heads, row, widths, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of a table with its heads; columns of numbers are aligned to the right."""
+    columns = []
+    for head in rows[0]:
+        cells = [head, *(row[head] for row in rows)]
+        width = max(len(cell) for cell in cells)
+        columns.append([cell.ljust(width) if head in WORDS else cell.rjust(width) for cell in cells])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 class LocalProgress:
@@ -131,7 +126,7 @@ class LocalProgress:
     """
 
     def __init__(self, sweep: Sweep, now: Mapping[str, CellNow]) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress, TimeElapsedColumn
 
         self._folder = sweep.folder
         self._flops = {cell.cell_id: cell.flops["full_masked_head"] for cell in sweep.plan.cells}
@@ -140,11 +135,8 @@ class LocalProgress:
         self._looked = 0.0
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
+            *Progress.get_default_columns(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=console(),
             disable=not sys.stdout.isatty(),
         )

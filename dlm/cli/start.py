@@ -1,28 +1,36 @@
-"""Start a sweep: prepare its data, plan it, look at its cells, price them, ask, and run or submit what is not done."""
+"""Start a sweep: prepare its data, plan it, look at its cells, price them, ask, and run or submit what is not done.
+
+The verbs import this file when they start something, so its own imports may be slow.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dlm.cli.prepared import check_prepared, data_nodes, read_or_prepare
+from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.screen import LocalProgress, show_plan
-from dlm.cli.targets import Sweep, planned, warn
+from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths
+from dlm.core.configs import load_choice, merge, nest
 from dlm.core.errors import ExitCode, UserError, unknown
-
-if TYPE_CHECKING:
-    from dlm.cli.options import StartOptions
-    from dlm.plan.cells import Plan
-    from dlm.submit.cluster import Submission
-    from dlm.submit.ledger import CellNow
-    from dlm.submit.slurm import Slurm
+from dlm.data.prepare.command import ensure_data
+from dlm.plan import cost, grid
+from dlm.plan.cells import Plan
+from dlm.plan.grid import DECIDING
+from dlm.plan.store import write_plan
+from dlm.submit.cells import submit_plan
+from dlm.submit.cluster import Submission
+from dlm.submit.job import slurm_settings
+from dlm.submit.ledger import CellNow
+from dlm.submit.local import LocalPool
+from dlm.submit.slurm import Slurm, slurm_answers
+from dlm.submit.state import cells_now
 
 LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
 LAUNCHER_KEY = "hydra.launcher."
@@ -35,9 +43,6 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     Returns:
         (the sweep, whether its cells ran on this machine, the exit code of the command so far).
     """
-    from dlm.plan.store import write_plan
-    from dlm.submit.cells import submit_plan
-
     is_local = _is_local(options.launcher)
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
@@ -55,9 +60,13 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
         max_gpu_hours=max_gpu_hours,
         now=now,
     )
-    if is_local:
-        return sweep, True, _run_here(submit, LocalProgress(sweep, now))
-    return sweep, False, _submit_to_slurm(submit, _slurm(settings, allow_dirty=options.allow_dirty), sweep.folder)
+    if not is_local:
+        done = submit(cluster=_slurm(settings, allow_dirty=options.allow_dirty))
+        _show_submitted(done, sweep.folder)
+        return sweep, False, ExitCode.DONE
+    with LocalProgress(sweep, now) as progress:
+        done = submit(cluster=LocalPool(), on_event=progress.on_event, on_tick=progress.on_tick)
+    return sweep, True, _exit_code(done)
 
 
 def _agreed(
@@ -68,25 +77,22 @@ def _agreed(
     Returns:
         (the plan with its estimates, overrides that the jobs need here, the GPU-hours that the sweep may use).
     """
-    from dlm.plan.cost import with_estimates
-
     left = {name: cell for name, cell in now.items() if cell.result is None}
     if not left:
         print(f"every cell of {sweep.folder} is done: nothing to train")
-        return with_estimates(sweep.plan), [], None
+        return cost.with_estimates(sweep.plan), [], None
     if is_local:
         plan, overrides = price_here(sweep.plan, left=left)
     else:
-        plan, overrides = with_estimates(sweep.plan), []
+        plan, overrides = cost.with_estimates(sweep.plan), []
         show_plan(plan)
-    check_prepared(plan)
+    for node in data_nodes(plan):
+        ensure_data(node)
     return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left)
 
 
 def check_overrides(words: Sequence[str]) -> None:
     """Raise UserError for an override that changes what a planned cell is, or which launcher starts it."""
-    from dlm.plan.grid import DECIDING
-
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":
@@ -108,8 +114,6 @@ def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
 
 def _is_local(launcher: str) -> bool:
     """Whether the cells run on this machine; ``auto`` asks whether a SLURM controller answers."""
-    from dlm.submit.slurm import slurm_answers
-
     if launcher not in LAUNCHERS:
         raise unknown("launcher", launcher, LAUNCHERS)
     return launcher == "submitit_local" or (launcher == "auto" and not slurm_answers())
@@ -117,33 +121,25 @@ def _is_local(launcher: str) -> bool:
 
 def _planned_with_data(options: StartOptions) -> Sweep:
     """Plan a sweep after preparing the data that dlm can make itself, so that the cells have their final ids."""
-    from dlm.plan.grid import make_plan
-
-    sweep = planned(options, read=read_or_prepare)
+    sweep = planned(options, prepare=True)
     data = [read_or_prepare(node) for node in data_nodes(sweep.plan)]
     if sweep.plan.data_hash is None and None not in data:  # a stored plan that is older than its data
-        return Sweep(sweep.folder, make_plan(sweep.plan.spec))
+        return Sweep(sweep.folder, grid.make_plan(sweep.plan.spec))
     return sweep
 
 
 def _look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:
     """The state of the cells of a sweep, without those that are ``known``."""
-    from dlm.submit.state import cells_now
-
     asked = [(cell.cell_id, cell.steps) for cell in sweep.plan.cells if cell.cell_id not in known]
     return cells_now(asked, sweep.folder)[0]
 
 
-def _run_here(submit: Callable[..., Submission], progress: LocalProgress) -> int:
-    """Train the cells on this machine.
+def _exit_code(done: Submission) -> int:
+    """Warn of the cells that did not train well on this machine.
 
     Returns:
-        The exit code of the first cell that did not end well, as a shell would see it, else 0.
+        The exit code of the first of them, as a shell would see it, else 0.
     """
-    from dlm.submit.local import LocalPool
-
-    with progress:
-        done = submit(cluster=LocalPool(), on_event=progress.on_event, on_tick=progress.on_tick)
     for name, cause in done.skipped.items():
         if cause != "done":
             warn(f"not started: {name}: {cause}")
@@ -156,35 +152,26 @@ def _run_here(submit: Callable[..., Submission], progress: LocalProgress) -> int
     return code if code >= 0 else 128 - code
 
 
-def _submit_to_slurm(submit: Callable[..., Submission], cluster: Slurm, folder: Path) -> int:
-    done = submit(cluster=cluster)
+def _show_submitted(done: Submission, folder: Path) -> None:
+    """Say which cells SLURM has, which it does not have and why, and what to do next."""
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
     arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
     as_arrays = f" as arrays {', '.join(str(array) for array in arrays)}" if arrays else ""
     print(f"submitted {len(done.submitted)} cells{as_arrays}")
     print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")
-    return ExitCode.DONE
 
 
 def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
     """The cluster of configs/hydra/launcher/submitit_slurm.yaml, changed by ``hydra.launcher.KEY=VALUE`` words."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    from dlm.core.configs import load_choice
-    from dlm.submit.job import slurm_settings
-    from dlm.submit.slurm import Slurm
 
     try:
         overrides = OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
         raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
-    config = OmegaConf.create(dict(load_choice("hydra/launcher", "submitit_slurm")))
-    for one in overrides:
-        OmegaConf.update(config, one.key_or_group.removeprefix(LAUNCHER_KEY), one.value())
+    given = nest({one.key_or_group.removeprefix(LAUNCHER_KEY): one.value() for one in overrides})
     if allow_dirty:
-        config.allow_dirty = True
-    values: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    return Slurm(slurm_settings(values))
+        given["allow_dirty"] = True
+    return Slurm(slurm_settings(merge(load_choice("hydra/launcher", "submitit_slurm"), given)))

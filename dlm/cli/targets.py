@@ -1,12 +1,14 @@
-"""Find the sweep that a command line names: its folder, its definition and its plan."""
+"""Find the sweep that a command line names: its folder, its definition, its plan and the data that its cells read."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from dlm.core import paths
 from dlm.core.errors import UserError
@@ -40,12 +42,12 @@ def is_sweep_dir(folder: str | Path) -> bool:
     return (Path(folder) / "plan.json").is_file()
 
 
-def planned(options: DefinitionOptions, *, read: Callable[[Mapping[str, Any]], DataSet | None] | None = None) -> Sweep:
+def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
     """Plan a definition, or read the plan of a sweep's folder.
 
     Args:
         options: The target, and what changes its definition.
-        read: How ``make_plan`` reads the data; by default, data that are not prepared stay so.
+        prepare: Make data that are missing before the definition is planned, where dlm can make them itself.
 
     Raises:
         UserError: The target is unknown, or it is planned already and the options would change its definition.
@@ -60,7 +62,7 @@ def planned(options: DefinitionOptions, *, read: Callable[[Mapping[str, Any]], D
             raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
         return Sweep(Path(target), read_plan(Path(target)))
     spec = _with_budgets(_definition(target, options.settings or ()), options)
-    return Sweep(paths.workdir() / spec.name, make_plan(spec, read=read or read_data))
+    return Sweep(paths.workdir() / spec.name, make_plan(spec, read=read_or_prepare if prepare else read_data))
 
 
 def existing(target: str) -> Sweep:
@@ -99,6 +101,47 @@ def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
         highest = check_budget(options.top_budget, "the top budget (BUDGET, --top-budget)")
         return spec.with_budgets(highest * fraction for fraction in spec.budget_fractions)
     return spec
+
+
+def data_nodes(plan: Plan) -> list[dict[str, Any]]:
+    """The resolved config nodes of the data that the cells read, each once."""
+    from dlm.plan.grid import data_node
+
+    nodes = [data_node(cell.groups, cell.overrides) for cell in plan.cells]
+    return list({repr(node): node for node in nodes}.values())
+
+
+def read_or_prepare(node: Mapping[str, Any]) -> DataSet | None:
+    """The data of a node. Missing data that dlm can make itself, which takes seconds, are made first."""
+    from dlm.data.manifest import read_data, unprepared
+
+    if node.get("prepare") is not None:
+        for folder in unprepared(node):
+            print(f"preparing {node['name']} ...", flush=True)
+            run_prepare([node["prepare"], str(folder)])
+    return read_data(node)
+
+
+def run_prepare(arguments: list[str]) -> None:
+    """Run `dlm prepare`. When it fails, it has said why: the command ends with its exit code."""
+    from dlm.data.prepare.command import main
+
+    if code := main(arguments):
+        raise typer.Exit(code)
+
+
+def warn_unprepared(plan: Plan) -> None:
+    """Warn when a plan was made without its data."""
+    from dlm.data.manifest import unprepared
+
+    nodes = data_nodes(plan) if plan.data_hash is None else []
+    missing = [(node, folder) for node in nodes for folder in unprepared(node)]
+    if missing:
+        node, folder = missing[0]
+        warn(
+            f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids are a "
+            f"preview; prepare them with `dlm prepare {node.get('prepare') or 'packed DIR'}`"
+        )
 
 
 def warn(line: str) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlm.cli import gather, options, prepared, targets
+from dlm.cli import gather, options, screen, targets
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
+from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
     from dlm.collect.upload import Arrival
@@ -37,19 +38,18 @@ app = typer.Typer(
 @takes(options.PlanOptions)
 def plan(given: options.PlanOptions) -> None:
     """Turn a definition into cells: model sizes, tokens and what they cost. Starts nothing."""
-    from dlm.cli.screen import show_plan
     from dlm.plan.cost import with_estimates
     from dlm.plan.store import write_plan
 
     sweep = targets.planned(given)
     priced = with_estimates(sweep.plan)
-    prepared.warn_unprepared(priced)
+    targets.warn_unprepared(priced)
     if not given.dry_run and not targets.is_sweep_dir(given.target):
         write_plan(sweep.folder, priced)
     if given.as_json:
         print(json.dumps(priced.to_json(estimates=True), indent=2, allow_nan=False))
         return
-    show_plan(priced)
+    screen.show_plan(priced)
     if not given.dry_run:
         print(f"plan: {sweep.folder / 'plan.json'}")
 
@@ -83,8 +83,6 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no cell runs or waits.")] = False,
 ) -> None:
     """Show every cell: its state, step, loss, speed, time left and why it failed."""
-    from dlm.cli.screen import console, show_status
-    from dlm.record.outcomes import State
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
     sweep = targets.existing(target)
@@ -93,13 +91,13 @@ def status(
         if as_json:
             print(json.dumps(status_values(cells), indent=2, allow_nan=False))
         else:
-            show_status(status_rows(cells), summary_line(cells, sweep.plan))
+            screen.show_status(status_rows(cells), summary_line(cells, sweep.plan))
             for warning in warnings:
                 targets.warn(warning)
         if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
             return
         time.sleep(5)
-        console().clear()  # on a terminal only
+        screen.console().clear()  # on a terminal only
 
 
 @app.command()
@@ -112,17 +110,14 @@ def cancel(
     yes: Yes = False,
 ) -> None:
     """Stop cells that run or wait. They keep their checkpoints, and `dlm submit` continues them."""
-    from dlm.record.outcomes import State
     from dlm.submit.cells import cancel as cancel_cells
 
     sweep = targets.existing(target)
     names = [planned.cell_id for planned in sweep.plan.cells]
-    for name in cell or ():
-        if name not in names:
-            raise unknown("cell", name, names)
-    for name in state or ():
-        if name not in (State.SUBMITTED, State.RUNNING):
-            raise unknown("--state", name, (State.SUBMITTED, State.RUNNING))
+    for what, given, allowed in (("cell", cell, names), ("--state", state, (State.SUBMITTED, State.RUNNING))):
+        for name in given or ():
+            if name not in allowed:
+                raise unknown(what, name, allowed)
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Stop what runs or waits of {sweep.folder}?", abort=True)
     done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
@@ -269,7 +264,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 @app.command(context_settings=PASSED_ON)
 def prepare(context: typer.Context) -> None:
     """Turn text into the packed tokens that training reads: dlm prepare text SOURCE --out DIR."""
-    prepared.run_prepare(context.args or ["--help"])
+    targets.run_prepare(context.args or ["--help"])
 
 
 @app.command(context_settings=PASSED_ON)

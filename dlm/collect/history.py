@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +49,15 @@ class History:
     config_id: ConfigId | None = None  # of config.yaml in the run directory; None: not computed yet
     row_group: int | None = None  # of ``stored``
     stored: Path | None = None  # the history.parquet that holds the table
+
+    def cell_id(self, data_hash: str | None, compute: Callable[[], str | None]) -> str | None:
+        """The cell id of the config beside the run, computed only if it is not known for this hash of the data."""
+        if self.config_id is None or self.config_id.data_hash != data_hash:
+            computed = compute()
+            if computed is None:
+                return None
+            self.config_id = ConfigId(data_hash, computed)
+        return self.config_id.cell_id
 
     def reached(self, steps: int) -> bool:
         """Whether it holds step ``steps`` and the validation there."""

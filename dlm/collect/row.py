@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dlm.collect.agreement import check_sources_agree
 from dlm.collect.exclusion import Cause, Excluded
-from dlm.collect.history import ConfigId, History
+from dlm.collect.history import History
 from dlm.collect.sources import LIVE, UNREADABLE, FoundCell, describe, id_of
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
@@ -139,14 +140,13 @@ def _id_of_run(cell: FoundCell, source: str) -> str | None:
         data_hash = (told.data_hash if told is not None else None) or cell.data_hash
     if told is not None:
         return id_of(told.config, data_hash) if told.config else None
-    known = cell.metrics.config_id
-    if known is None or known.data_hash != data_hash:
-        path = cell.run_dir / "config.yaml"
-        config = load_yaml(path) if path.is_file() else None
-        if not config:
-            return None
-        known = cell.metrics.config_id = ConfigId(data_hash, id_of(config, data_hash))
-    return known.cell_id
+    return cell.metrics.cell_id(data_hash, lambda: _id_of_file(cell.run_dir / "config.yaml", data_hash))
+
+
+def _id_of_file(path: Path, data_hash: str | None) -> str | None:
+    """The cell id that follows from a config.yaml; None where it is absent or empty."""
+    config = load_yaml(path) if path.is_file() else None
+    return id_of(config, data_hash) if config else None
 
 
 def _unfinished(cell: FoundCell) -> Excluded:

@@ -59,6 +59,20 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def parse_setting(word: str, option: str, *, otherwise: str = "write it as KEY=VALUE") -> tuple[str, Any]:
+    """The key of a KEY=VALUE word, and its value, which is read as YAML.
+
+    Args:
+        word: What the user wrote.
+        option: The option that takes it, for messages.
+        otherwise: What a word of another form is answered with, as a UserError.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise UserError(f"{option} {word}: {otherwise}")
+    return key, parse_yaml(value, f"{option} {word}")
+
+
 def choices(group: str) -> list[str]:
     """The names of the choices of one group, sorted."""
     return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml"))

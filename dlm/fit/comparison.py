@@ -87,7 +87,7 @@ def side_by_side(results: Iterable[Fitted] | Mapping[str, Fitted], *, at: float 
 
 
 def _name(result: Fitted) -> str:
-    kind = f"{result.law} ({result.how.norm}, {result.how.space})" if result.surface is not None else result.law
+    kind = f"{result.law} ({result.norm}, {result.how.space})" if result.surface is not None else result.law
     return f"{result.label} {kind}".strip()
 
 

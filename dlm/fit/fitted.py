@@ -182,6 +182,11 @@ class Fitted:
         return [m for m in self.minima if m.usable]
 
     @property
+    def norm(self) -> str:
+        """The norm of the residuals: 'huber', 'mse' or 'l1'; empty where nothing was fitted."""
+        return self.how.norm
+
+    @property
     def delta(self) -> float:
         """Huber's corner, in the unit of the residual; NaN under another norm."""
         return self.how.delta if self.how.norm == "huber" else NAN

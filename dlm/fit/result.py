@@ -25,7 +25,7 @@ class FitResult(Fitted):
         replicates = 0 if self.draws is None else len(self.draws)
         values = {
             "law": self.law,
-            "loss": self.how.norm,
+            "loss": self.norm,
             "space": self.how.space,
             "delta": self.delta,
             "n": self.n,
@@ -91,7 +91,7 @@ def sentence(best: Optimum) -> str:
 
 def _head(result: Fitted) -> str:
     label = f" of {result.label}" if result.label else ""
-    norm = f"{result.how.norm} on {result.how.space} loss" if result.how.norm else "line"
+    norm = f"{result.norm} on {result.how.space} loss" if result.norm else "line"
     curve = f", {result.curve} over log {'N' if result.axis == 'params' else 'D'}" if result.curve else ""
     return f"{result.law}{label}, {result.n} points, {norm}{curve}"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from dlm.core.configs import load_base, load_mapping, parse_yaml
+from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.errors import UserError, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME
@@ -118,10 +118,7 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
 
 
 def _set(content: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {setting}: write it as KEY=VALUE")
-    value = parse_yaml(text, f"--set {setting}")
+    key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
     if top in ("set", "vary", "groups", "hardware") and rest:
         content[top] = {**(content.get(top) or {}), rest: value}

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlm.core import text
-from dlm.fit import optimum
+from dlm.core.files import write_atomic
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.isoflop.fit import curve_of
 from dlm.fit.laws import LAW_NAMES
-from dlm.fit.optimum import optima
-from dlm.fit.points import Array
+from dlm.fit.optimum import as_rows, optima
+from dlm.fit.points import UNBOUNDED, Array
 from dlm.fit.result import FitResult
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ LAW_COLOURS = {
 }
 
 
-BAND_POINTS = 14
+BAND_POINTS = 14  # values of C at which lines and bands are drawn
 PANELS = {
     "N": "best size N*, parameters",
     "D": "best training length D*, tokens",
@@ -100,18 +100,16 @@ def isoflop_figure(
     drawn_surface = surface if surface is not None and surface.params else None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9.0, 5.0), layout="constrained")
-        colours = budget_colours(len(isoflop.minima))
-        for minimum, colour in zip(isoflop.minima, colours, strict=True):
+        for minimum, colour in zip(isoflop.minima, budget_colours(len(isoflop.minima)), strict=True):
             _curve(axes, isoflop, minimum, colour, loss_se)
             if drawn_surface is not None:
                 _surface_curve(axes, isoflop, drawn_surface, minimum, colour)
-        axes.set_xscale("log")
-        _count_axis(axes.xaxis)
-        axes.set_xlabel("parameters N")
-        axes.set_ylabel("validation loss, nats/token")
+        axes.set(xscale="log", xlabel="parameters N", ylabel="validation loss, nats/token")
+        _log_axis(axes.xaxis, text.count, labelled=(1.0, 2.0, 5.0))
         axes.margins(x=0.09)
         _legend(axes, curve=isoflop.curve, has_surface=drawn_surface is not None)
-    return _released(figure)
+    plt.close(figure)  # pyplot would keep it in memory, and a notebook would show it twice
+    return figure
 
 
 def allocation_figure(fits: Fits) -> Figure:
@@ -123,30 +121,29 @@ def allocation_figure(fits: Fits) -> Figure:
 
     listed = fits.values() if isinstance(fits, Mapping) else fits
     chosen = [fit for fit in listed if fit.points is not None]
-    compute = _compute(chosen)
+    budgets = [c for fit in chosen if fit.points is not None for c in fit.points.budgets().tolist()]
+    levels = [*budgets, *(c for fit in chosen for c in fit.at)]
+    compute = np.geomspace(min(levels), max(levels), BAND_POINTS)
     lines = [(fit, optima(fit, compute)) for fit in chosen]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(10.2, 3.8), layout="constrained")
         for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
-            axes.set_xscale("log")
-            axes.set_title(name)
-            axes.set_xlabel("compute C, FLOPs")
+            axes.set(xscale="log", title=name, xlabel="compute C, FLOPs")
             for fit, line in lines:
                 _law(axes, fit, key, line)
-            _beyond(axes, chosen)
-            _compute_axis(axes.xaxis)
+            _beyond(axes, max(budgets), compute[-1])
+            _log_axis(axes.xaxis, text.flops, labelled=(1.0,), marked=(3.0,))
             if key != "L":
                 axes.set_yscale("log")
-                _count_axis(axes.yaxis)
+                _log_axis(axes.yaxis, text.count, labelled=(1.0, 2.0, 5.0))
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-    return _released(figure)
+    plt.close(figure)
+    return figure
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.png, NAME.svg and NAME.pdf. They hold no dates, so the same figure gives the same bytes."""
-    from dlm.core.files import write_atomic
-
     folder.mkdir(parents=True, exist_ok=True)
     for kind in METADATA:
         write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, name))
@@ -178,14 +175,6 @@ def budget_colours(count: int) -> list[str]:
     return [to_hex(colour) for colour in ramp(np.linspace(0, 1, count))]
 
 
-def _released(figure: Figure) -> Figure:
-    """The figure, no longer in pyplot's list, which would keep it in memory and show it a second time."""
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
-    return figure
-
-
 def _bytes(figure: Figure, kind: str, name: str) -> bytes:
     import matplotlib as mpl
 
@@ -206,11 +195,9 @@ def _curve(axes: Axes, fit: FitResult, minimum: Minimum, colour: str, loss_se: S
     if np.isfinite(minimum.centre):
         width, style = (1.7, "-") if minimum.usable else (1.0, "--")
         axes.plot(*curve_of(fit, minimum), color=colour, lw=width, ls=style)
-    last = sizes.argmax()
+    end = max(zip(sizes, loss, strict=True))
     note = text.flops(minimum.budget) + ("" if minimum.usable else ", refused")
-    axes.annotate(
-        note, (sizes[last], loss[last]), (6, 9), textcoords="offset points", color=colour, va="center", fontsize=9
-    )
+    axes.annotate(note, end, (6, 9), textcoords="offset points", color=colour, va="center", fontsize=9)
     if minimum.usable:
         _minimum(axes, minimum, colour)
 
@@ -227,7 +214,7 @@ def _surface_curve(axes: Axes, isoflop: FitResult, surface: FitResult, minimum: 
     sizes = isoflop.points.params[isoflop.points.budget == minimum.budget]
     grid = np.linspace(np.log(sizes.min()), np.log(sizes.max()), 80)
     log_d = np.log(minimum.budget) - surface.cost.log_per_token(grid)
-    loss = surface.surface.predict(optimum.as_rows(surface.surface, surface.params), grid[None], log_d[None])[0]
+    loss = surface.surface.predict(as_rows(surface.surface, surface.params), grid[None], log_d[None])[0]
     axes.plot(np.exp(grid), loss, color=colour, lw=1.2, ls=(0, (1, 2)), alpha=0.9)
 
 
@@ -238,19 +225,11 @@ def _legend(axes: Axes, *, curve: str, has_surface: bool) -> None:
     handles = [
         Line2D([], [], marker="o", ls="", color=FAINT, ms=4.5, label="run"),
         Line2D([], [], color=FAINT, lw=1.7, label=f"{curve or 'curve'} of one budget"),
-        Line2D(
-            [], [], marker="D", color=INK, mfc=FAINT, mec=INK, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"
-        ),
+        Line2D([], [], marker="D", color=INK, mfc=FAINT, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"),
     ]
     if has_surface:
         handles.append(Line2D([], [], color=FAINT, lw=1.2, ls=(0, (1, 2)), label="fitted surface"))
     axes.figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-
-
-def _compute(fits: Sequence[FitResult]) -> Array:
-    """The C at which lines and bands are drawn, (BAND_POINTS,): from the lowest budget to the highest reported C."""
-    levels = [c for f in fits if f.points is not None for c in (*f.points.budgets().tolist(), *f.at)]
-    return np.geomspace(min(levels), max(levels), BAND_POINTS)
 
 
 def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) -> None:
@@ -272,34 +251,32 @@ def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) ->
 
 def _values(best: Iterable[Optimum | Minimum], key: str) -> tuple[Array, Array]:
     """N, D or L of n optima, (n,), and the ends of their intervals, (n, 2), NaN where there is none."""
-    pairs = [(getattr(one, key), one.ci.get(key, (np.nan, np.nan))) for one in best]
+    pairs = [(getattr(one, key), one.ci.get(key, UNBOUNDED)) for one in best]
     return np.array([value for value, _ in pairs]), np.array([ends for _, ends in pairs])
 
 
-def _beyond(axes: Axes, fits: Sequence[FitResult]) -> None:
-    """Shade the area beyond the highest budget that was run."""
-    top = max(float(f.points.budgets()[-1]) for f in fits if f.points is not None)
-    right = max((c for f in fits for c in f.at), default=top)
+def _beyond(axes: Axes, top: float, right: float) -> None:
+    """Shade the area from the highest budget that was run to the C where the lines end."""
     if right > 1.05 * top:
         axes.axvspan(top, right, color=FAINT, alpha=0.13, lw=0)
         middle = (np.sqrt(top * right), 0.03)
         axes.annotate("beyond the runs", middle, xycoords=("data", "axes fraction"), ha="center", fontsize=8.5)
 
 
-def _count_axis(axis: Axis) -> None:
-    """Label a logarithmic axis 10k, 20k, 50k, 100k."""
-    from matplotlib.ticker import LogLocator, NullLocator
+def _log_axis(
+    axis: Axis, show: Callable[[float], str], *, labelled: Sequence[float], marked: Sequence[float] = ()
+) -> None:
+    """Label a logarithmic axis at some multiples of the powers of ten, and only mark it at others.
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-    axis.set_major_formatter(lambda value, _: text.count(value))
-    axis.set_minor_locator(NullLocator())
+    Args:
+        axis: The axis.
+        show: What is written at a value.
+        labelled: The multiples with a label.
+        marked: The multiples with a mark and no label.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-
-def _compute_axis(axis: Axis) -> None:
-    """Label a logarithmic axis 1e11, 1e12, with marks at 3e11, 3e12."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0,), numticks=12))
-    axis.set_minor_locator(LogLocator(subs=(3.0,), numticks=12))
-    axis.set_major_formatter(lambda value, _: text.flops(value))
+    axis.set_major_locator(LogLocator(subs=labelled, numticks=20))
+    axis.set_minor_locator(LogLocator(subs=marked, numticks=20) if marked else NullLocator())
+    axis.set_major_formatter(lambda value, _: show(value))
     axis.set_minor_formatter(NullFormatter())

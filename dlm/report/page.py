@@ -15,9 +15,9 @@ from dlm.core.files import write_atomic, write_json
 from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
+from dlm.fit.points import UNBOUNDED
 from dlm.fit.result import FitResult
 from dlm.report import figures, words
-from dlm.report.figures import Fits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ class Table:
     is_wide: bool = False
 
 
-def write_fits(sweep_dir: Path, fits: Fits) -> Path:
+def write_fits(sweep_dir: Path, fits: figures.Fits) -> Path:
     """Write fits.json, one object per fit as `dlm fit --json` prints it, and return its path."""
     path = Path(sweep_dir) / "fits.json"
     write_json(path, {name: fit.to_dict() for name, fit in _named(fits).items()})
@@ -48,7 +48,7 @@ def write_report(
     sweep_dir: Path,
     runs: pd.DataFrame,
     excluded: pd.DataFrame,
-    fits: Fits,
+    fits: figures.Fits,
     *,
     title: str,
     facts: Mapping[str, object] | None = None,
@@ -92,7 +92,7 @@ def write_report(
     return folder / "report.html"
 
 
-def tables(runs: pd.DataFrame, fits: Fits) -> dict[str, pd.DataFrame]:
+def tables(runs: pd.DataFrame, fits: figures.Fits) -> dict[str, pd.DataFrame]:
     """The numbers of the report as data frames, for notebooks: 'best', 'minima', 'parameters' and 'runs'."""
     import pandas as pd
 
@@ -104,7 +104,7 @@ def tables(runs: pd.DataFrame, fits: Fits) -> dict[str, pd.DataFrame]:
         for minimum in fit.minima:
             minima.append({"fit": name, "budget": minimum.budget, **_numbers(minimum), "reason": minimum.reason})
         for key, value in _parameters(fit).items():
-            low, high = fit.ci.get(key, (float("nan"), float("nan")))
+            low, high = fit.ci.get(key, UNBOUNDED)
             parameters.append({"fit": name, "parameter": key, "value": value, "low": low, "high": high})
     found = {"best": best, "minima": minima, "parameters": parameters}
     return {name: pd.DataFrame(rows) for name, rows in found.items()} | {"runs": runs.copy()}
@@ -123,7 +123,7 @@ def _parameters(fit: FitResult) -> dict[str, float]:
     return {**fit.params, "a": fit.allocation.a, "b": fit.allocation.b}
 
 
-def _named(fits: Fits) -> dict[str, FitResult]:
+def _named(fits: figures.Fits) -> dict[str, FitResult]:
     if isinstance(fits, Mapping):
         return dict(fits)
     return {f"{fit.label}/{fit.law}" if fit.label else fit.law: fit for fit in fits}
@@ -222,11 +222,7 @@ def _parameter_table(fits: Iterable[FitResult]) -> Table:
 def _checks(fits: Iterable[FitResult]) -> Table:
     """What the lower budgets alone would have predicted for the top ones, as relative errors."""
     rows = [
-        (
-            LAW_NAMES[fit.law],
-            words.HELD_OUT.get(name, name),
-            *(words.signed(errors.get(f"{key}_error")) for key in "NDL"),
-        )
+        (LAW_NAMES[fit.law], words.HELD_OUT.get(name, name), *words.relative_errors(errors))
         for fit in fits
         for name, errors in fit.holdout.items()
     ]

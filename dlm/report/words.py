@@ -11,6 +11,7 @@ from dlm.core import text
 from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Optimum
 from dlm.fit.laws import LAW_NAMES
+from dlm.fit.points import UNBOUNDED
 from dlm.fit.result import FitResult
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _is_bounded(fit: FitResult, flops: float) -> bool:
     """Whether runs that reach C determine the best size there to better than a factor of ten."""
     if flops not in fit.at:
         return False
-    low, high = fit.at[flops].ci.get("N", (math.nan, math.nan))
+    low, high = fit.at[flops].ci.get("N", UNBOUNDED)
     return fit.at[flops].reach <= INSIDE and high <= WIDE * low
 
 
@@ -154,7 +155,7 @@ def _minima(fits: Iterable[FitResult]) -> list[str]:
 def _interval(usable: Sequence[FitResult], top: float) -> str:
     """The union of the methods' intervals, so that it holds whichever method is right."""
     best = [fit.at[top] for fit in usable if top in fit.at]
-    best = [one for one in best if math.isfinite(sum(one.ci.get("N", (math.nan,))))]
+    best = [one for one in best if math.isfinite(sum(one.ci.get("N", UNBOUNDED)))]
     if not best:
         return ""
     size, tokens = (
@@ -256,9 +257,10 @@ def place(flops: float, best: Optimum) -> str:
     return text.flops(flops) + (f" ({best.reach:.2g} × its highest)" if best.reach > INSIDE else "")
 
 
-def signed(value: float | None) -> str:
-    """A relative error; ``value`` is a share."""
-    return MISSING if value is None else f"{value:+.1%}"
+def relative_errors(held_out: Mapping[str, float]) -> list[str]:
+    """How far N*, D* and L* were off, in per cent; ``held_out`` is one entry of ``FitResult.holdout``."""
+    found = (held_out.get(f"{key}_error") for key in "NDL")
+    return [MISSING if error is None else f"{error:+.1%}" for error in found]
 
 
 def cell(name: str, row: Mapping[Any, Any]) -> str:

@@ -140,5 +140,5 @@ def test_a_thousand_cells_in_under_a_second(tmp_path):
 
 
 def test_many_rows_are_plain_aligned_lines():
-    lines = plain_lines(["cell", "N"], [["a", "12"], ["long", "3"]], right=["N"])
+    lines = plain_lines([{"cell": "a", "N": "12"}, {"cell": "long", "N": "3"}])
     assert lines == ["cell   N", "a     12", "long   3"]
