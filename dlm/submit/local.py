@@ -23,8 +23,8 @@ from dlm.core.lease import live_holder
 from dlm.record.outcomes import State
 from dlm.record.run import read_result
 from dlm.submit.cluster import Cluster, Event, Request, Submission
-from dlm.submit.endings import local_ending
 from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
+from dlm.submit.job_endings import local_ending
 from dlm.submit.ledger import LOCAL
 
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how a process ends that finds its cell held by another process
