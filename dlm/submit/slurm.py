@@ -110,10 +110,10 @@ class Slurm(Cluster):
         all_names = looked_up | set(jobs.values())
         if not all_names:
             return Answer()
-        ended, no_account = _ask_sacct(jobs, looked_up)
         joined = f"--name={','.join(sorted(all_names))}"
         queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
         queued, no_queue = _ask([*queue, joined] if len(joined) < LONGEST_ARGUMENT else queue)
+        ended, no_account = _ask_sacct(jobs, looked_up)  # last: a job may leave the queue between the two questions
         if no_queue is None:  # a job that the queue does not hold is over, whatever accounting believes
             ended = [task for task in ended if not task.job_state.is_live]
         tasks = {task.task_id: task for task in (*ended, *queued) if task.name in all_names}  # the queue knows better

@@ -52,7 +52,7 @@ def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.
     env = {**os.environ, **server.env, "PYTHONPATH": str(ROOT), "DLM_WORKDIR": str(workdir), **environ}
     del env["WANDB_SILENT"]  # that is train's to say
     return subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=120, check=False)  # fmt: skip
+                          timeout=600, check=False)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ for key in ("", os.environ["WANDB_API_KEY"]):
 def test_a_login_or_entity_that_the_server_refuses_is_the_users_mistake(server, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", REFUSALS], env=env, cwd=tmp_path, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+                          capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
     without_key, without_entity = [line for line in done.stdout.splitlines() if line.startswith("refused")]
     assert "No API key" in without_key and "entity nobody not found" in without_entity
     assert "logger.offline=true" in without_key and "logger.offline=true" in without_entity

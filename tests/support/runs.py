@@ -35,7 +35,7 @@ def losses(run_dir: Path, names: tuple[str, ...] = COMPUTED) -> dict[int, dict[s
     return {row["step"]: {name: row[name] for name in names if name in row} for row in rows_of(run_dir)}
 
 
-def wait_for(condition, *, process, seconds: float = 120) -> None:
+def wait_for(condition, *, process, seconds: float = 600) -> None:
     """Wait until ``condition`` holds, while ``process`` lives."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -69,6 +69,6 @@ def dlm_process(server: WandbServer, *arguments: str | Path, patches: str = "", 
     server.asked.clear()
     command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
     done = subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
     )
     return Answer(done.returncode, done.stdout, done.stderr)
