@@ -98,7 +98,7 @@ def show_table(rows: Sequence[Mapping[str, str]]) -> None:
 
     table = Table(header_style="bold", box=None, pad_edge=False)
     for head in rows[0]:
-        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=head != "reason")
+        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap="reason" not in rows[0])
     for row in rows:
         cells = {head: Text(value) for head, value in row.items()}
         if "state" in row:

@@ -1,6 +1,7 @@
 """Ask a W&B server for the runs of a project and for what they logged.
 
-This module imports wandb, which takes a second. So it is imported only when a server is asked for.
+This module imports wandb, which takes a second, so it is imported only when a server is asked. Reading .wandb files
+(``wandb_file``) imports wandb too.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ class Project:
         num_rows = run._attrs.get("historyLineCount") or 0
         try:
             with _explained(f"{self.path}/{run_id}"):
-                found.history = list(run.scan_history(page_size=STEPS_A_PAGE))
-                if len(found.history) < num_rows:
-                    found.history = list(run.scan_history(page_size=FEWER_STEPS_A_PAGE))
+                rows = list(run.scan_history(page_size=STEPS_A_PAGE))
+                if len(rows) < num_rows:
+                    rows = list(run.scan_history(page_size=FEWER_STEPS_A_PAGE))
+                found.history = rows  # only now: a history that failed half-way is not kept
         except UserError as error:
             found.unread = str(error)
             return error

@@ -26,7 +26,7 @@ from dlm.submit.ledger import CellNow, Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
 from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
 from dlm.submit.retry import why_memory_stays_short, why_not
-from dlm.submit.state import CLUSTERS, cells_now
+from dlm.submit.state import cells_now, cluster_called
 from dlm.submit.submission import submit_jobs, submitting
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def submit_plan(
         retry_failed: Start cells again whatever made them fail.
         max_gpu_hours: Queued jobs, those that wait already included, end at once if the sweep has used as many
             GPU-hours when they begin.
-        now: The cells as the caller has just read them with ``cells_now``, so that nothing is read twice. Where jobs
-            queue only the finished cells count: another submission may have started the others meanwhile.
+        now: The cells as the caller has read them with ``cells_now``, so that no result is read twice. Only the
+            finished cells count, because another command may have started the others in the meantime.
         on_event: Called when a job of this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
@@ -68,7 +68,7 @@ def submit_plan(
     with submitting(cluster, sweep_dir):
         if cluster.queues:
             write_max_gpu_hours(sweep_dir, max_gpu_hours)
-        known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE or not cluster.queues}
+        known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE}
         unknown = [(cell.cell_id, cell.steps) for cell in plan.cells if cell.cell_id not in known]
         known |= cells_now(unknown, sweep_dir, repair=cluster.queues)[0]
         starter = _Starter(
@@ -161,7 +161,7 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
     queued = {name: cell.record for name, cell in live.items() if cell.job is not None and cell.job.is_live}
     for cluster in {record.cluster for record in queued.values()}:
         ids = [str(record.job_id) for record in queued.values() if record.cluster == cluster]
-        CLUSTERS[cluster]().cancel(ids)
+        cluster_called(cluster).cancel(ids)
     if live or waiting:
         Ledger(sweep_dir).cancelled([*live, *waiting])
     done = dict.fromkeys(waiting, "taken off the list of the sweep here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import subprocess
@@ -173,8 +172,12 @@ def key_behind(words: str) -> str:
 
 def slurm_answers(timeout_sec: float = 5.0) -> bool:
     """Whether sbatch exists and a controller says that it is UP; decides what LAUNCHER=auto chooses."""
-    has_sbatch = shutil.which("sbatch") is not None
-    return has_sbatch and re.search(r"\bUP\b", _printed(["scontrol", "ping"], timeout_sec)) is not None
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        return re.search(r"\bUP\b", _run(["scontrol", "ping"], timeout_sec).stdout) is not None
+    except UserError:
+        return False
 
 
 def _run(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> subprocess.CompletedProcess[str]:
@@ -194,11 +197,9 @@ def _output(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str
     return done.stdout
 
 
-def _printed(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str:
-    """What a command prints that one can do without: nothing when it fails."""
-    with contextlib.suppress(UserError):
-        return _output(command, timeout_sec)
-    return ""
+def _printed(command: list[str]) -> str:
+    """What a command prints, even if it fails. Raises NoAnswerError when it does not end in time."""
+    return _run(command).stdout
 
 
 def _ask(command: list[str]) -> tuple[list[Task], str | None]:

@@ -51,10 +51,12 @@ class Task:
     def job_state(self) -> JobState:
         """What SLURM says of the job, in the words that all clusters share."""
         words = f"SLURM says {self}"
-        if self.signal == CANNOT_START:
+        state = _STATES.get(self.word, State.LOST)
+        could_not_start = self.signal == CANNOT_START and self.word not in _QUEUED + _STARTED
+        if could_not_start:
             words += ", so it could not start or could not write its log: do the nodes see the workdir?"
         return JobState(
-            state=State.LOST if self.signal == CANNOT_START else _STATES.get(self.word, State.LOST),
+            state=State.LOST if could_not_start else state,
             words=words,
             exit_code=None if self.signal else self.exit_code,
             has_failed=self.word == "FAILED",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dlm.core.errors import ExitCode
+from dlm.core.errors import ExitCode, unknown
 from dlm.core.lease import live_holder, server_time
 from dlm.record.outcomes import State, names_cause, state_of_exit
 from dlm.record.run import Status, finished, read_status, run_directory
@@ -18,6 +18,13 @@ from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
 CLUSTERS: dict[str, Callable[[], Cluster]] = {LocalPool.name: LocalPool, Slurm.name: Slurm}  # as ledgers name them
+
+
+def cluster_called(name: str) -> Cluster:
+    """The cluster that a ledger calls ``name``. Raises UserError for one that this version of dlm does not know."""
+    if name not in CLUSTERS:
+        raise unknown("cluster in the ledger", name, CLUSTERS)
+    return CLUSTERS[name]()
 
 
 def cells_now(
@@ -42,6 +49,7 @@ def cells_now(
             now[name] = CellNow(state=State.DONE, status=read_status(run_dir), result=result)
     left = {name: steps for name, steps in cells if name not in now}
     records, answers = _reconciled(sweep_dir, list(left), repair=repair)
+    now = {name: dataclasses.replace(cell, record=records.get(name, CellRecord())) for name, cell in now.items()}
     clock = server_time(sweep_dir)
     for name, steps in left.items():
         record = records.get(name, CellRecord())
@@ -168,7 +176,7 @@ def _reconciled(
         jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
         cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
         arrays = {submission: job_name(ledger.title, submission) for submission in cut_off}
-        answer = answers[cluster] = CLUSTERS[cluster]().states(jobs, names=arrays.values(), release=repair)
+        answer = answers[cluster] = cluster_called(cluster).states(jobs, names=arrays.values(), release=repair)
         for submission, name in arrays.items():
             cells = {cell: record for cell, record in records.items() if record.submission == submission}
             if name in answer.arrays:

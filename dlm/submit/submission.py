@@ -21,11 +21,12 @@ PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than th
 def submitting(cluster: Cluster, sweep_dir: Path) -> contextlib.AbstractContextManager[object]:
     """Keep other submissions of the sweep out while its cells are looked at and submitted.
 
-    Needed only where jobs queue; on this machine the leases of the cells suffice. Entering the context raises UserError
-    when another submission goes on for more than PATIENCE_SEC.
+    Needed only where jobs queue; on this machine the leases of the cells suffice. Raises UserError when the cluster
+    cannot be used from here. Entering the context raises it when another submission goes on for more than PATIENCE_SEC.
     """
     if not cluster.queues:
         return contextlib.nullcontext()
+    cluster.check([])
     return Lease(sweep_dir, doing="submitted", patience_sec=PATIENCE_SEC)
 
 

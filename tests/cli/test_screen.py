@@ -27,6 +27,15 @@ def test_a_status_shows_what_is_not_known_as_a_dash_and_keeps_brackets(capsys):
     assert summary == "1 running; 50 %"
 
 
+def test_the_reason_of_a_failure_can_be_read_at_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    numbers = {"step": "123", "steps": "4567", "tokens/s": "12345", "left": "3.4 h", "attempts": "2", "GPU-h": "1.25"}
+    failed = row("mdm-170M-1e19-aaaa1111", State.FAILED, **numbers) | {"reason": "exit code 1: RuntimeError: disk full"}
+    screen.show_status([failed], "1 failed")
+    words = set(capsys.readouterr().out.split())
+    assert {"RuntimeError:", "disk", "full"} <= words
+
+
 def test_a_long_table_shows_the_same_cells_as_plain_lines(capsys):
     rows = [row(f"cell-{number}", loss=f"{number / 10:.1f}") for number in range(screen.MANY_ROWS + 1)]
     screen.show_status(rows, "all of them")

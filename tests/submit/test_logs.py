@@ -1,9 +1,11 @@
 """Finding a run by a part of its name, and the files with what it printed."""
 
 import pytest
+from support.stub_cell import result
 from support.submissions import write_submitted
 
 from dlm.core.errors import UserError
+from dlm.record.run import write_result
 from dlm.submit.ledger import Ledger
 from dlm.submit.logs import find_run, logs_of
 
@@ -41,3 +43,5 @@ def test_the_logs_are_those_of_the_cell_and_of_its_latest_job(run_dir, monkeypat
     (ledger.folder / "slurm-12_0.txt").write_text("srun: error: x\n")
     (ledger.folder / "slurm-11_0.txt").write_text("another's\n")
     assert logs_of(run_dir) == [run_dir / "log.txt", ledger.folder / "slurm-12_0.txt"]
+    write_result(run_dir, result(run_dir.name))
+    assert logs_of(run_dir) == [run_dir / "log.txt", ledger.folder / "slurm-12_0.txt"]  # of a finished cell too

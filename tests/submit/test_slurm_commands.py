@@ -62,7 +62,8 @@ def test_states_join_squeue_and_sacct_in_one_call_each(tmp_path, bin_dir):
     }
     assert not answer.warnings and not answer.silent
     calls = log.read_text().splitlines()
-    assert len(calls) == 2 and "--jobs=1001,1002" in calls[0]
+    assert calls[0].startswith("squeue")  # first, so that a job that leaves the queue now is found by sacct
+    assert len(calls) == 2 and "--jobs=1001,1002" in calls[1]
     assert Slurm().states({}).states == {} and len(log.read_text().splitlines()) == 2  # nothing to ask
 
 
@@ -134,6 +135,12 @@ def test_exit_codes_of_squeue_and_sacct_mean_the_same():
 
 def test_lines_without_a_state_are_ignored():
     assert list(parse_tasks("\nJUNK\n5_1|RUNNING\n")) == [Task(task_id="5_1", word="RUNNING")]
+
+
+@pytest.mark.parametrize(("word", "state"), [("COMPLETING", State.RUNNING), ("PENDING", State.SUBMITTED)])
+def test_a_task_that_could_not_start_is_live_while_slurm_holds_it(word, state):
+    (task,) = parse_tasks(f"1_0|{word}|0:53|launch failed requeued held|j\n")
+    assert task.job_state.state is state and task.job_state.is_live
 
 
 # The words of SLURM 22.05 (tests/slurm asks a real one for some of them).

@@ -16,7 +16,7 @@ from dlm.record import run
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit.job_endings import last_line
-from dlm.submit.ledger import Ledger
+from dlm.submit.ledger import CellNow, Ledger
 from dlm.submit.state import cells_now
 
 
@@ -38,7 +38,12 @@ def test_a_state_that_the_caller_has_read_is_not_read_again(sweep_dir, monkeypat
     (run_dir(sweep_dir, "a") / "result.json").unlink()  # nobody looks
     done = submit(plan, sweep_dir, now=now)
     assert done.skipped == {"a": "done"} and done.submitted == ("b",)
-    assert reads == ["a", "b", "b"]  # once more when it had ended
+    assert reads == ["a", "b", "b", "b"]  # the unfinished cell again before it started and when it had ended
+
+
+def test_a_cell_that_ran_when_the_caller_looked_is_started_if_it_has_stopped_since(sweep_dir):
+    old = {"a": CellNow(state=State.RUNNING, reason="process 77 on node3")}
+    assert submit(make_plan("a"), sweep_dir, now=old).submitted == ("a",)
 
 
 def test_only_a_whole_result_of_this_cell_at_its_last_step_counts_as_done(sweep_dir):
