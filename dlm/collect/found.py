@@ -63,7 +63,7 @@ def config_of(run_dir: Path) -> dict[str, Any]:
 
 
 def sweep_names(sweep_dir: Path) -> list[str]:
-    """Return the sweep names under which the runs were logged; the folder may have been renamed since."""
+    """Return the sweep names under which the runs were logged; a moved or copied folder may have another name."""
     if (sweep_dir / "plan.json").is_file():
         return [read_plan(sweep_dir).spec.name]
     names = set()

@@ -68,7 +68,7 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
 
 
 def _measured_columns(cell: FoundCell) -> dict[str, Any]:
-    """Return the columns that the run recorded: from its attempt, its status and its result."""
+    """Return the recorded columns: facts of the last attempt, of the status, and all result fields that are columns."""
     status, result, attempt = cell.now.status, cell.now.result, _last_attempt(cell)
     measured = {"git_sha": attempt.get("git_sha"), "device": attempt.get("device")}
     if status is not None:

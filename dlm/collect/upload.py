@@ -240,7 +240,7 @@ def _to_sync(one: Arrival, path: str) -> list[Path]:
 
 
 def _tried(folder: Path, path: str) -> list[list[str]]:
-    """Return [ENTITY/PROJECT, folder of an attempt] of each `wandb sync` begun; of all folders if the record is torn."""
+    """Return [ENTITY/PROJECT, attempt folder] of each `wandb sync` begun; of all folders where the record is torn."""
     record = folder / "tried.json"
     try:
         return list(read_json(record)) if record.is_file() else []
