@@ -89,7 +89,7 @@ def differing_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: 
 
 
 def differing_histories(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:
-    """Yield at most three lines: how many steps differ, and how many steps each side lacks.
+    """Yield at most three lines: how many steps differ, and how many steps each source lacks.
 
     The arguments are those of ``differing_values``, with one row per step.
     """

@@ -20,7 +20,7 @@ class Cause(StrEnum):
 
 
 class Excluded(Exception):
-    """Signals that a run is left out of runs.csv. ``str`` of it is the reason in excluded.csv: cause, then details.
+    """Signals that a run is left out of runs.csv. The exception text is the reason shown in excluded.csv.
 
     Args:
         cause: The cause, or the state of the run where the state is the reason.

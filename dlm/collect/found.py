@@ -35,7 +35,7 @@ class Found:
     """The cells to collect, and the runs that are left out."""
 
     cells: list[FoundCell] = field(default_factory=list)
-    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # rows for excluded.csv
+    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # incomplete rows for excluded.csv
     warnings: list[str] = field(default_factory=list)
 
     def leave_out(

@@ -1,8 +1,8 @@
 """Merge logged rows into one table per run, and keep the tables of a sweep in history.parquet.
 
 A table has one row per optimiser step, in order. Where a resumed run logged a step again, the last logged value of
-each column counts. history.parquet holds one row group per run. Its metadata list the files that each table was read
-from, so that a run is not read again unless its files have changed.
+each column counts. history.parquet holds one row group per run. The metadata of the file record which files each
+table was read from, so that a run is not read again unless its files have changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Key = list[list[Any]]  # [path, size in bytes, modification time in ns] of each 
 
 
 class ConfigId(NamedTuple):
-    """The cell id that follows from the config next to a history. It is kept because it takes long to compute."""
+    """The cell id that follows from the config next to a history, kept because it takes long to compute."""
 
     data_hash: str | None  # the hash of the data, from which the id was computed together with the config
     cell_id: str
@@ -158,7 +158,7 @@ def number(value: Any) -> float | None:
 def filled(first: History, second: History, key: Key) -> History:
     """Fill in the values missing in ``first`` from ``second``, another history of the same run.
 
-    Where both have a value, that of ``first`` counts. The warnings are those of ``second``.
+    Where both have a value, the value of ``first`` counts. The warnings of ``second`` are kept.
     """
     import pyarrow as pa
 
@@ -205,7 +205,7 @@ def stored_histories(path: Path) -> dict[str, History]:
         if metadata["version"] != VERSION:
             return {}
         return {entry["run_id"]: _from_entry(entry, path) for entry in metadata["runs"]}
-    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # torn, or written by another program
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # the file is torn or was written by another program
         return {}
 
 

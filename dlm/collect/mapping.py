@@ -285,7 +285,7 @@ def _look_up(values: Any, key: str) -> Any:
 
 
 def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
-    """Return the FLOPs columns; 6n is computed as 6 N D. Raises Excluded for impossible or contradictory FLOPs."""
+    """Return the FLOPs columns; 6n is computed as 6 N D. Raises Excluded unless they are positive and agree with 6n."""
     six = 6.0 * row["params"] * row["tokens"]
     flops = row.get("flops", six)  # without columns.flops the convention is 6n (load_mapping)
     if not flops > 0:
@@ -313,7 +313,7 @@ def _as_column(name: str, value: Any) -> Any:
 def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
     """Return the validation loss at the planned last step, or at the last logged step if ``steps`` is not known.
 
-    Raises Excluded for a run without this loss or with a loss that is not finite.
+    Raises Excluded for a run that is short, has diverged or lacks this loss.
     """
     last = history.last_step
     if run.unread is not None:

@@ -107,7 +107,7 @@ class FoundCell(Candidate):
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether a further source may add the result or steps of the history up to the last step of the run."""
+        """Whether less trusted sources may add the result, or steps of the history that the run reached."""
         history, status, steps = self.merged, self.now.status, self.recipe.steps
         if self.now.state in LIVE:
             return False

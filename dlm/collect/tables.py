@@ -1,7 +1,7 @@
 """Collect a sweep, or the runs of a W&B project, into runs.csv, excluded.csv and history.parquet.
 
-runs.csv has one row per cell, in the order of the plan. A cell that is not done, or whose result does not belong to the
-planned config, goes to excluded.csv with the reason. Missing values are never filled in.
+runs.csv has one row per cell, in the order of the plan. A cell that is not done, or whose result does not match the
+plan, goes to excluded.csv with the reason. Missing values are never filled in.
 """
 
 from __future__ import annotations

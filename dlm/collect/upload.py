@@ -62,13 +62,13 @@ class Arrival:
 
     @functools.cached_property
     def lost(self) -> list[str]:
-        """A line for each loss on disk: rows that no file holds any more, or a missing result."""
+        """A line for each kind of data missing on disk: rows that no file holds any more, or the result."""
         status, has_metrics = read_status(self.run_dir), (self.run_dir / "metrics.jsonl").is_file()
         last = max((step for step, _ in self.rows), default=0)
         lost = []
         if status is not None:
             is_done = status.state is State.DONE
-            # A resumed run writes status.json before it logs a row: until it is done, a small lag of rows is no loss.
+            # A resumed run writes status.json before it logs a row: until it is done, a few rows may be missing.
             if status.step - last > (0 if is_done else status.steps // 50):
                 lost.append(f"its rows end at step {last}, status.json says {status.step}")
             if is_done and self.result is None:

@@ -179,9 +179,10 @@ def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
 def read_wandb_run(
     run_dir: Path, run_id: str, *, accepts: Callable[[WandbRun], bool] = lambda attempt: True
 ) -> WandbRun:
-    """Merge all attempts of a run: later values of config and summary count, and the rows follow each other.
+    """Merge all attempts of a run into one ``WandbRun``.
 
-    The attempts are ordered by their numbers rather than by time, because a clock may jump back. W&B's own step starts
+    Later values in config and summary replace earlier ones, and the rows of all attempts are concatenated. The
+    attempts are ordered by their numbers rather than by time, because a clock may jump back. W&B's own step starts
     at 0 again in a resumed offline run, so ``history.from_rows`` merges the rows on the logged ``step``.
 
     Args:

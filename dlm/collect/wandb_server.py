@@ -49,7 +49,7 @@ class Project:
             raise UserError(f"{path!r} names no W&B project: give it as ENTITY/PROJECT")
         self.path = path
         with _notice(f"the runs of {path}"), _explained(path):
-            _api().flush()  # otherwise it would return the runs of the last request again
+            _api().flush()  # otherwise runs() would return the result of the last request again
             runs = _api().runs(
                 path, filters=dict(filters or {}), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False
             )
@@ -63,7 +63,7 @@ class Project:
         self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
 
     def read_histories(self, run_ids: Iterable[str]) -> None:
-        """Fill in the histories of these runs, one row for each logged row.
+        """Fill in the histories of these runs, with the rows as they were logged.
 
         A run whose history cannot be read states the reason in ``unread``. Raises UserError when more than FEW
         histories, or all of them, cannot be read, because the cause is then the server.

@@ -20,7 +20,7 @@ class RunRow:
     params: int  # N, non-embedding parameters
     params_total: int
     tokens: int  # D, training tokens
-    flops: float  # training FLOPs actually spent, counted by ``convention``
+    flops: float  # actual training FLOPs, counted by ``convention``
     convention: str
     flops_6n: float
     flops_6n_total: float

@@ -1,4 +1,4 @@
-"""The files of a run directory, which training writes and everything else reads.
+"""The files of a run directory, which training writes and all other parts of dlm read.
 
 A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
 validation.csv, result.json and wandb/.
@@ -180,7 +180,7 @@ def run_directory(sweep_dir: Path, cell_id: str) -> Path:
 
 
 def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
-    """Read the result of a finished cell; None without a result of this cell at ``steps`` (None: at any step)."""
+    """Read the result of a finished cell; None unless it belongs to ``cell_id`` and step ``steps`` (None: any step)."""
     result = read_result(run_dir)
     if result is None or result.cell_id != cell_id or steps not in (None, result.step):
         return None
