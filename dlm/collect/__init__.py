@@ -1,4 +1,4 @@
-"""Run directories, .wandb files and a W&B server go in; runs.csv, excluded.csv and history.parquet come out."""
+"""Collect run directories, .wandb files and runs on a W&B server into runs.csv, excluded.csv and history.parquet."""
 
 import lazy_loader
 

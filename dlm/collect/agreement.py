@@ -1,4 +1,4 @@
-"""Compare two records of one run and say in words where they disagree."""
+"""Compare records of one run from several sources, and describe where they disagree."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dlm.collect.history import History
 from dlm.collect.sources import FoundCell
 from dlm.record.run import Result
 
-RELATIVE_TOLERANCE = 1e-9  # the run directory and W&B both keep 64-bit numbers: allow for rounding only
+RELATIVE_TOLERANCE = 1e-9  # the run directory and W&B both store 64-bit numbers: allow for rounding only
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
 Row = dict[str, Any]
 Place = tuple[int, str]  # the step and the column of a number in a history
 
 
 def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
-    """Warn of every value on which the sources of a cell disagree.
+    """Add a warning to a cell for every value on which its sources disagree.
 
     Args:
         cell: The cell with all its sources.
-        planned: What the plan says, to compare with what the run told W&B at its start.
+        planned: The facts in the plan, to compare with the facts that the run told W&B at its start.
     """
     for one in cell.in_wandb:
         cell.warn(*differing_values(planned, one.run.record, "the plan", one.where))
@@ -39,7 +39,7 @@ def check_sources_agree(cell: FoundCell, planned: Mapping[str, Any]) -> None:
 
 
 def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, History]]) -> None:
-    """Compare the result that counts with the other results, and with the last validation in every history."""
+    """Compare the result that counts with the other results, and with the final validation in every history."""
     first = "result.json" if cell.source == "run_dir" else "the result in W&B"
     for one in cell.in_wandb:
         if one.source != cell.source and (other := one.result) is not None:
@@ -56,7 +56,7 @@ def _fields_of(result: Result) -> Row:
 
 
 def disagree(first: Any, second: Any) -> bool:
-    """Whether two records of a value differ by more than rounding. None is missing and disagrees with nothing."""
+    """Whether two records of a value differ by more than rounding. A missing value (None) disagrees with nothing."""
     if first is None or second is None:
         return False
     if not (_is_number(first) and _is_number(second)):
@@ -75,13 +75,13 @@ def _shown(value: Any) -> str:
 
 
 def differing_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, where: str) -> Iterator[str]:
-    """Yield a line for each value that both records have and that differs.
+    """Yield a line for each value on which two records differ. Values that one record lacks are skipped.
 
     Args:
         ours: The record that counts.
         theirs: The other record.
         first: The name of the source of ``ours``, for the lines.
-        where: The name of the source of ``theirs``.
+        where: The name of the source of ``theirs``, for the lines.
     """
     for what, mine in ours.items():
         if disagree(mine, theirs.get(what)):
@@ -89,7 +89,7 @@ def differing_values(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: 
 
 
 def differing_histories(ours: list[Row], theirs: list[Row], first: str, where: str) -> Iterator[str]:
-    """Yield at most three lines: how many steps differ, and how many steps each side lacks.
+    """Yield at most three lines: how many steps differ, and how many steps each source lacks.
 
     The arguments are those of ``differing_values``, with one row per step.
     """
@@ -110,7 +110,7 @@ def differing_histories(ours: list[Row], theirs: list[Row], first: str, where: s
 
 
 def _numbers(rows: list[Row]) -> dict[Place, Any]:
-    """The numbers of a history by their places, in order; a missing number has none."""
+    """Return the numbers of a history by (step, column), in order, without missing numbers."""
     return {(row["step"], key): row[key] for row in rows for key in COMPARED if row.get(key) is not None}
 
 

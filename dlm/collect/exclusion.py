@@ -1,4 +1,4 @@
-"""Why a run has no row in runs.csv: the cause, and the line that excluded.csv shows."""
+"""The reasons for which a run has no row in runs.csv, as excluded.csv states them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dlm.record.outcomes import State
 
 
 class Cause(StrEnum):
-    """Why a run is left out, where no state says it."""
+    """Why a run is left out of runs.csv, where its ``State`` does not give the reason."""
 
     OTHER_CONFIG = "another config"
     OTHER_CONVENTION = "another convention"
@@ -20,12 +20,12 @@ class Cause(StrEnum):
 
 
 class Excluded(Exception):
-    """A run is left out of runs.csv. As text it is the reason in excluded.csv: the cause, then the details.
+    """Signals that a run is left out of runs.csv. The exception text is the reason shown in excluded.csv.
 
     Args:
-        cause: The cause, or the state of a run that says why it does not count.
+        cause: The cause, or the state of the run where the state is the reason.
         details: What was found, and what the user should do.
-        progress: How far a cell without a result came, such as ', step 5 of 10'.
+        progress: The progress of a cell without a result, such as ', step 5 of 10'.
     """
 
     def __init__(self, cause: Cause | State, details: str, *, progress: str = "") -> None:

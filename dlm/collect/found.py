@@ -1,6 +1,6 @@
-"""Find the cells of a sweep: in its plan, its run directories and the runs on a W&B server.
+"""Find the cells of a sweep in its plan, in its run directories and among the runs on a W&B server.
 
-A run that belongs to none of the cells gets a row of excluded.csv instead.
+A run that belongs to none of the cells gets a row in excluded.csv instead.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Found:
-    """What there is to collect."""
+    """The cells to collect, and the runs that are left out."""
 
     cells: list[FoundCell] = field(default_factory=list)
-    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # runs of which no more is known
+    left_out: list[tuple[Row, Excluded]] = field(default_factory=list)  # incomplete rows for excluded.csv
     warnings: list[str] = field(default_factory=list)
 
     def leave_out(
@@ -47,13 +47,13 @@ class Found:
 
 
 def run_directories(sweep_dir: Path) -> list[Path]:
-    """The folders in which something ran, in order of their names."""
+    """Return the folders of runs/ that hold files of a run, in order of their names."""
     signs = ("config.yaml", "metrics.jsonl", "result.json", "wandb")
     return sorted({path.parent for sign in signs for path in sweep_dir.glob(f"runs/*/{sign}")})
 
 
 def config_of(run_dir: Path) -> dict[str, Any]:
-    """Read the config of a run from its config.yaml, else from its .wandb files. Raises UserError without one."""
+    """Read the config of a run from config.yaml, or else from a .wandb file. Raises UserError if neither has it."""
     path = run_dir / "config.yaml"
     config = load_yaml(path) if path.is_file() else config_in_wandb(run_dir)
     if not isinstance(config, dict) or "sweep" not in config:
@@ -63,12 +63,12 @@ def config_of(run_dir: Path) -> dict[str, Any]:
 
 
 def sweep_names(sweep_dir: Path) -> list[str]:
-    """The sweep names that the runs logged under; the folder may have another name since it was moved or copied."""
+    """Return the sweep names under which the runs were logged; a moved or copied folder may have another name."""
     if (sweep_dir / "plan.json").is_file():
         return [read_plan(sweep_dir).spec.name]
     names = set()
     for run_dir in run_directories(sweep_dir):
-        with contextlib.suppress(UserError):  # the other runs tell the name
+        with contextlib.suppress(UserError):  # the other runs have the name
             names.add(str(config_of(run_dir)["sweep"]))
     return sorted(names) or [sweep_dir.absolute().name]
 
@@ -105,7 +105,7 @@ def find_cells(sweep_dir: Path, remote: Mapping[str, WandbRun]) -> Found:
 
 
 def _planned(plan: Plan) -> dict[str, Candidate]:
-    """The cells of the plan by their ids."""
+    """Return the cells of the plan by their ids."""
     return {
         cell.cell_id: Candidate(
             name=cell.cell_id,
@@ -119,7 +119,7 @@ def _planned(plan: Plan) -> dict[str, Candidate]:
 
 
 def _in_folder(run_dirs: Iterable[Path], title: str, found: Found) -> dict[str, Candidate]:
-    """The cells of run directories, where there is no plan."""
+    """Return the cells of run directories by their ids, for a sweep without a plan."""
     candidates = {}
     for run_dir in run_dirs:
         name = run_dir.name
@@ -134,7 +134,7 @@ def _in_folder(run_dirs: Iterable[Path], title: str, found: Found) -> dict[str, 
 
 
 def _on_server(remote: Mapping[str, WandbRun], title: str) -> dict[str, Candidate]:
-    """The cells of runs on a server, where there is no plan; the best run of each cell."""
+    """Return the cells of runs on a server by their ids, for a sweep without a plan; the best run of each counts."""
     candidates = dict[str, Candidate]()
     for run_id, run in sorted(remote.items(), key=lambda item: _worth(item[1]), reverse=True):
         name, sweep = run.config.get("cell_id"), run.config.get("sweep")
@@ -145,13 +145,13 @@ def _on_server(remote: Mapping[str, WandbRun], title: str) -> dict[str, Candidat
 
 
 def _worth(run: WandbRun) -> tuple[bool, bool, str]:
-    """Sorts the runs of one cell: one with a result is worth most, then a finished one, then the latest."""
+    """Return a sort key for runs of one cell: runs with a result rank highest, then finished runs, then the latest."""
     heartbeat = run.version.partition("@")[2]
     return logged_result(run.summary) is not None, run.state == "finished", heartbeat
 
 
 def _add_cells(found: Found, candidates: Iterable[Candidate], sweep_dir: Path) -> None:
-    """Turn candidates into cells with their recipes and states; leave out those whose config cannot be read."""
+    """Turn candidates into cells with their recipes and states; leave out cells whose config cannot be read."""
     cells = []
     for one in candidates:
         try:
@@ -163,7 +163,7 @@ def _add_cells(found: Found, candidates: Iterable[Candidate], sweep_dir: Path) -
             continue
         run_dir, now = run_directory(sweep_dir, one.name), CellNow(state=State.PLANNED)
         cells.append(FoundCell(**vars(one), run_dir=run_dir, recipe=recipe, now=now))
-    if sweep_dir.is_dir():  # else all that is known is on a server
+    if sweep_dir.is_dir():  # otherwise everything that is known is on a server
         states, found.warnings = cells_now([(cell.name, cell.recipe.steps) for cell in cells], sweep_dir)
         for cell in cells:
             cell.now = states[cell.name]
@@ -171,7 +171,7 @@ def _add_cells(found: Found, candidates: Iterable[Candidate], sweep_dir: Path) -
 
 
 def _check_columns(config: Mapping[str, Any]) -> None:
-    """Raises what is in UNREADABLE where a config lacks a value that runs.csv takes from it."""
+    """Check that a config has the values that runs.csv takes from it. Raises one of UNREADABLE if it does not."""
     float(config["optimizer"]["lr"])
     int(config["seed"])
     for node in ("objective", "scheduler", "data"):
@@ -180,7 +180,7 @@ def _check_columns(config: Mapping[str, Any]) -> None:
 
 
 def _leave_out_directory(found: Found, run_dir: Path, sweep: str, candidates: Mapping[str, Any]) -> None:
-    """Leave out a run directory that is no planned cell: a copy of one, or a cell of another definition."""
+    """Leave out a run directory that is not a planned cell, such as a copy or a cell of another definition."""
     result = read_result(run_dir)
     cause = Cause.OTHER_CONFIG
     try:
@@ -199,7 +199,7 @@ def _leave_out_directory(found: Found, run_dir: Path, sweep: str, candidates: Ma
 
 
 def _leave_out_runs(found: Found, remote: Mapping[str, WandbRun], candidates: Mapping[str, Candidate]) -> None:
-    """Leave out the runs on the server that belong to no cell here."""
+    """Leave out the runs on the server that belong to none of ``candidates``."""
     run_ids = {one.run_id for one in candidates.values()}
     for run_id, run in remote.items():
         if run_id in run_ids:

@@ -1,8 +1,8 @@
 """Merge logged rows into one table per run, and keep the tables of a sweep in history.parquet.
 
 A table has one row per optimiser step, in order. Where a resumed run logged a step again, the last logged value of
-each column counts. history.parquet holds one row group per run and, in its metadata, which files each table was read
-from: a run whose files have not changed since is not read again.
+each column counts. history.parquet holds one row group per run. The metadata of the file record which files each
+table was read from, so that a run is not read again unless its files have changed.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 NUMBERS = ("time", "train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens_per_sec", "mfu")
 HISTORY_COLUMNS = ("run_id", "step", "tokens", *NUMBERS)
-VERSION = 1  # of the metadata of history.parquet
+VERSION = 1  # version of the metadata of history.parquet
 _METADATA = b"dlm"
-Key = list[list[Any]]  # [path, bytes, time of modification (ns)] of each file that a history was read from
+Key = list[list[Any]]  # [path, size in bytes, modification time in ns] of each file that a history was read from
 
 
 class ConfigId(NamedTuple):
-    """The cell id that follows from the config beside a history; it takes long to compute."""
+    """The cell id that follows from the config next to a history, kept because it takes long to compute."""
 
-    data_hash: str | None  # the hash of the data, which goes into the id
+    data_hash: str | None  # the hash of the data, from which the id was computed together with the config
     cell_id: str
 
 
 @dataclass(kw_only=True)
 class History:
-    """What one run logged, one row per optimiser step."""
+    """The logged values of one run, one row per optimiser step."""
 
     run_id: str
     key: Key
-    table: pa.Table | None = None  # step, tokens and NUMBERS; None while it lies unread in history.parquet
+    table: pa.Table | None = None  # step, tokens and NUMBERS; None while the table is not loaded from history.parquet
     num_rows: int = 0
     last_step: int | None = None
     validations: dict[int, tuple[float, float | None]] = field(default_factory=dict)  # step -> val/loss, val/loss_se
-    warnings: list[str] = field(default_factory=list)  # what could not be read
-    config_id: ConfigId | None = None  # of config.yaml in the run directory; None: not computed yet
-    row_group: int | None = None  # of ``stored``
+    warnings: list[str] = field(default_factory=list)  # about rows that could not be read
+    config_id: ConfigId | None = None  # from config.yaml in the run directory; None: not computed yet
+    row_group: int | None = None  # index of the row group in ``stored``
     stored: Path | None = None  # the history.parquet that holds the table
 
     def cell_id(self, data_hash: str | None, compute: Callable[[], str | None]) -> str | None:
-        """The cell id of the config beside the run, computed only if it is not known for this hash of the data."""
+        """Return the cell id of the config of the run; call ``compute`` only if the id for ``data_hash`` is unknown."""
         if self.config_id is None or self.config_id.data_hash != data_hash:
             computed = compute()
             if computed is None:
@@ -60,15 +60,15 @@ class History:
         return self.config_id.cell_id
 
     def reached(self, steps: int) -> bool:
-        """Whether it holds step ``steps`` and the validation there."""
+        """Whether the history extends to step ``steps`` and holds the validation at this step."""
         return self.last_step is not None and self.last_step >= steps and self.at(steps)[0] is not None
 
     def at(self, step: int) -> tuple[float | None, float | None]:
-        """(val/loss, its standard error) that was logged at ``step``, in nats/token; None where it was not."""
+        """Return (val/loss, its standard error) at ``step``, in nats/token; None for a value that was not logged."""
         return self.validations.get(step, (None, None))
 
     def read(self) -> pa.Table:
-        """The table, read from history.parquet where it is not in memory."""
+        """Return the table; read it from history.parquet if it is not in memory."""
         if self.table is not None:
             return self.table
         import pyarrow.parquet as pq
@@ -80,7 +80,7 @@ class History:
 
 
 def key_of(paths: Iterable[Path], root: Path) -> Key:
-    """Name, size and time of modification of files, to see whether they have changed since."""
+    """Return name, size and modification time of files, by which later changes to the files are detected."""
     stats = [(path, path.stat()) for path in paths]
     return [[os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
@@ -92,7 +92,7 @@ def _schema() -> pa.Schema:
 
 
 def from_metrics(path: Path, run_id: str, key: Key) -> History:
-    """Read a metrics.jsonl. Torn lines are left out, and ``warnings`` tell how many."""
+    """Read a metrics.jsonl. Torn lines are left out; ``warnings`` state their number."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import json as arrow_json
@@ -104,7 +104,7 @@ def from_metrics(path: Path, run_id: str, key: Key) -> History:
         steps = table.column("step")
         if table.num_rows and not steps.null_count and pc.min(steps).as_py() >= 0:
             return _merged(table, run_id, key, [])
-    except pa.ArrowInvalid:  # a line is torn, or holds a value of another type: read line by line what can be read
+    except pa.ArrowInvalid:  # a line is torn or has a value of another type: read line by line
         pass
     rows = read_jsonl(path)
     torn = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) - len(rows)
@@ -116,10 +116,11 @@ def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings
     """Merge logged rows into a history.
 
     Args:
-        rows: The rows in the order in which they were logged, or in any order if each has its ``attempt``.
+        rows: The rows in the order in which they were logged. Attempts may be out of order if each row has ``attempt``.
         run_id: The id of the run.
-        key: What the rows were read from.
-        warnings: Of reading the rows. A warning is added for measurements without a whole step, which are left out.
+        key: The files that the rows were read from.
+        warnings: The warnings from reading the rows. Measurements without an integer step are left out, which adds a
+            warning.
     """
     import pyarrow as pa
 
@@ -136,33 +137,36 @@ def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings
 
 
 def _whole(value: Any) -> int | None:
-    """Convert to a whole number of at least 0; W&B may have written it as 3.0. None for anything else."""
+    """Convert to an integer of at least 0; W&B may have written 3 as 3.0. None for any other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63:
         return None
     return int(value) if int(value) == value else None
 
 
 def number(value: Any) -> float | None:
-    """Convert to a number; W&B writes NaN and infinity as words. None for anything else."""
+    """Convert to a float; W&B writes NaN and infinity as strings. None for any other value."""
     if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         return float(value)
-    except OverflowError:  # a whole number of more than 308 digits
+    except OverflowError:  # an integer beyond the range of a float (more than 308 digits)
         return math.inf if value > 0 else -math.inf
 
 
 def filled(first: History, second: History, key: Key) -> History:
-    """Fill in what ``first`` lacks from ``second``, another history of the run; keep the warnings of ``second``."""
+    """Fill in the values missing in ``first`` from ``second``, another history of the same run.
+
+    Where both have a value, the value of ``first`` counts. The warnings of ``second`` are kept.
+    """
     import pyarrow as pa
 
     return _merged(pa.concat_tables([second.read(), first.read()]), first.run_id, key, second.warnings)
 
 
 def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> History:
-    """Make a history with one row per step from a table of all logged rows, in the order in which they were logged."""
+    """Make a history with one row per step from a table of all rows in the order in which they were logged."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -183,14 +187,14 @@ def _merged(table: pa.Table, run_id: str, key: Key, warnings: list[str]) -> Hist
 
 
 def _last_of_each(table: pa.Table) -> pa.Table:
-    """Keep the last value of each column at each step. NaN is a value; only a missing number gives way to another."""
+    """Keep the last value of each column at each step. NaN counts as a value; missing (null) entries are skipped."""
     grouped = table.group_by("step", use_threads=False).aggregate([(name, "last") for name in table.column_names[1:]])
     names = ["step", *(f"{name}_last" for name in table.column_names[1:])]
     return grouped.select(names).rename_columns(table.column_names).sort_by("step")
 
 
 def stored_histories(path: Path) -> dict[str, History]:
-    """The histories in a history.parquet by their runs, tables unread; {} without one of this VERSION."""
+    """Return the histories in a history.parquet by run id, tables not loaded; {} without a file of this VERSION."""
     if not path.is_file():
         return {}
     import pyarrow as pa
@@ -201,7 +205,7 @@ def stored_histories(path: Path) -> dict[str, History]:
         if metadata["version"] != VERSION:
             return {}
         return {entry["run_id"]: _from_entry(entry, path) for entry in metadata["runs"]}
-    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # torn, or written by another program
+    except (pa.ArrowInvalid, KeyError, ValueError, TypeError):  # the file is torn or was written by another program
         return {}
 
 
@@ -212,14 +216,14 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> History:
 
 
 def _entry(history: History, row_group: int | None) -> dict[str, Any]:
-    """What the metadata of history.parquet says of a run; ``_from_entry`` reads it back."""
+    """Make the entry of a run in the metadata of history.parquet; ``_from_entry`` reads it back."""
     validations = [[step, *values] for step, values in history.validations.items()]
     entry = {**vars(history), "validations": validations, "row_group": row_group}
     return {name: value for name, value in entry.items() if name not in ("table", "stored")}
 
 
 def with_run_id(history: History) -> pa.Table:
-    """The table of a run with HISTORY_COLUMNS."""
+    """Return the table of a run with HISTORY_COLUMNS."""
     import pyarrow as pa
 
     table = history.read()

@@ -2,19 +2,19 @@
 
 A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a YAML file:
 
-    columns:                       # columns of runs.csv, from the config of a run
-      params: model.non_embedding  # a config key; dots go into nested ones
+    columns:                       # columns of runs.csv, by default from the config of a run
+      params: model.non_embedding  # a config key; a dot leads into a nested dictionary
       tokens: {product: [train.steps, train.batch, train.length]}
-      steps: train.steps           # the planned last step, where it is known: shorter runs are left out
+      steps: train.steps           # the planned last step, if it is known; shorter runs are left out
       objective: {value: masked_diffusion}
-      budget: {summary: total_flops, scale: 1e12}   # from the summary, times a factor
-    history:                       # numbers of a row of the history, by the names that runs log them under
-      step: trainer/global_step    # the optimiser step; by default W&B's own
-      val/loss: {metric: eval/nll, scale: 1.0}      # nats per token after the scale
+      budget: {summary: total_flops, scale: 1e12}   # a key of the summary, and a factor
+    history:                       # columns of the history, and the names under which runs log them
+      step: trainer/global_step    # the optimiser step; by default W&B's own step
+      val/loss: {metric: eval/nll, scale: 1.0}      # in nats per token after scaling
       train/loss: loss
-    convention: 6n                 # of the FLOPs; 6n computes them, any other needs columns.flops
-    require: {data.name: [slimpajama]}              # config values; runs with others are left out
-    cell: [model.name, train.steps, seed]           # every run needs these; the latest of those that agree counts
+    convention: 6n                 # how FLOPs are counted: 6n is computed, any other needs columns.flops
+    require: {data.name: [slimpajama]}              # allowed config values; runs with other values are left out
+    cell: [model.name, train.steps, seed]           # required config keys; the latest run with equal values counts
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dlm.core.flops import CONVENTIONS
 from dlm.core.identity import content_hash
 from dlm.record.outcomes import State
 
-# The columns that a mapping may fill; the others are dlm's own to say.
+# The columns that a mapping may fill; dlm itself fills in the others.
 COLUMNS = tuple(
     name
     for name in COLUMN_TYPES
@@ -55,7 +55,7 @@ def _factor(value: float) -> float:
 
 
 class _Scaled(BaseModel):
-    """Where a value comes from, and a factor; a bare string stands for the key named by ``short``."""
+    """The origin of a value, and a factor. A bare string is short for ``{short: string}``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     short: ClassVar[str]
@@ -68,7 +68,7 @@ class _Scaled(BaseModel):
 
 
 class Column(_Scaled):
-    """Where a column comes from: exactly one of config, summary, product (of config keys) and value; times scale."""
+    """The origin of a column: exactly one of config, summary, product (of config keys) and value, times scale."""
 
     short = "config"
     config: str | None = None
@@ -84,13 +84,13 @@ class Column(_Scaled):
 
 
 class Metric(_Scaled):
-    """The name under which runs log a number of the history, and its factor."""
+    """The name under which runs log a number of the history, and a factor for the logged number."""
 
     short = "metric"
     metric: str
 
 
-# The values that ``require`` lets through for a key: a list, or the only one. null is for runs without the key.
+# The values that ``require`` allows for a key: a list or a single value. null allows runs without the key.
 _Values = Annotated[list[Any], BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
 
 
@@ -106,12 +106,12 @@ class RunMapping(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Changes when histories would be read differently."""
+        """A hash of ``history``, which changes when histories would be read differently."""
         return content_hash(self.model_dump()["history"])[:8]
 
 
 def load_mapping(path: Path) -> RunMapping:
-    """Read a mapping file. Raises UserError that names the key and what is allowed."""
+    """Read a mapping file. Raises UserError, which names the faulty key and what is allowed."""
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping: it needs the keys columns and history")
@@ -139,7 +139,7 @@ def load_mapping(path: Path) -> RunMapping:
 
 
 def check_keys(mapping: RunMapping, runs: Collection[WandbRun], where: str) -> None:
-    """Raise UserError for a key of the mapping that no run has, because it would leave out every run.
+    """Raise UserError for a config or summary key of the mapping that no run has, as it would exclude every run.
 
     Args:
         mapping: The mapping.
@@ -159,7 +159,7 @@ def check_keys(mapping: RunMapping, runs: Collection[WandbRun], where: str) -> N
 
 
 def check_metrics(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> None:
-    """Raise UserError for a name in ``history`` that no run logs; needs all histories."""
+    """Raise UserError for a name in ``mapping.history`` that no run logs. The histories of all runs must be read."""
     rows = [row for run in runs for row in run.history]
     for ours, theirs in mapping.history.items():
         _check_key("metric", theirs.metric, f"history.{ours}", rows, where)
@@ -173,7 +173,7 @@ def _check_key(what: str, key: str | None, place: str, found: Sequence[Mapping[s
 
 
 def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """The keys of nested dictionaries, joined by dots."""
+    """Yield the keys of nested dictionaries, joined by dots."""
     for key, value in values.items():
         yield f"{before}{key}"
         if isinstance(value, dict):
@@ -182,16 +182,16 @@ def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 @dataclass(kw_only=True)
 class MappedRun:
-    """A run in dlm's terms."""
+    """A run that dlm did not launch, as a row of runs.csv or excluded.csv."""
 
     row: Row
-    excluded: Excluded | None  # why it has no place in runs.csv
-    cell: tuple[str, ...] | None  # runs with the same are runs of one cell; None: not compared
-    heartbeat: str  # ISO 8601, the time of its last sign of life
+    excluded: Excluded | None  # why the run is not in runs.csv; None: it is
+    cell: tuple[str, ...] | None  # equal for runs of one cell; None: not compared with other runs
+    heartbeat: str  # the time of the last heartbeat of the run, ISO 8601
 
 
 def map_history(run: WandbRun, mapping: RunMapping) -> History:
-    """The history of a run under dlm's names, merged on the optimiser step."""
+    """Return the history of a run under dlm's names, merged on the optimiser step."""
     names = {"step": Metric(metric="_step"), **mapping.history}
     rows = []
     for row in run.history:
@@ -201,7 +201,7 @@ def map_history(run: WandbRun, mapping: RunMapping) -> History:
 
 
 def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
-    """Turn one run into a row of runs.csv, or find out why it has none."""
+    """Turn one run into a row of runs.csv, or find out why the run is excluded."""
     row: Row = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
     excluded = cell = None
     try:
@@ -216,7 +216,7 @@ def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
 
 
 def mark_duplicates(mapped: Sequence[MappedRun]) -> None:
-    """Of several runs of one cell, exclude all but the latest."""
+    """Exclude all but the latest of several runs of one cell."""
     in_order = sorted((one for one in mapped if one.cell is not None), key=lambda one: one.heartbeat)
     latest = {one.cell: one.row["run_id"] for one in in_order}
     for one in in_order:
@@ -235,7 +235,7 @@ def _check_config(run: WandbRun, mapping: RunMapping) -> None:
 
 
 def _value(run: WandbRun, column: Column) -> Any:
-    """The value of a column before it gets the column's type."""
+    """Return the scaled value of a column, not yet converted to the type of the column. Raises Excluded."""
     if column.value is not None:
         return column.value
     if column.product is not None:
@@ -250,7 +250,7 @@ def _value(run: WandbRun, column: Column) -> Any:
 
 
 def _as_number(value: Any, key: str) -> int | float:
-    """A finite number; whole numbers stay whole. Raises Excluded."""
+    """Convert to a finite number; integers remain integers. Raises Excluded."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -263,7 +263,7 @@ def _as_number(value: Any, key: str) -> int | float:
 
 
 def _shown(value: Any) -> str:
-    """A value, shortened to fit into a line."""
+    """Return the ``repr`` of a value, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -276,7 +276,7 @@ def _require(values: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def _look_up(values: Any, key: str) -> Any:
-    """The value of a dotted key: of that very name, or in nested dictionaries."""
+    """Return the value of a dotted key, which may be a literal key or a path through nested dictionaries."""
     if isinstance(values, dict) and key in values:
         return values[key]
     for part in key.split("."):
@@ -285,7 +285,7 @@ def _look_up(values: Any, key: str) -> Any:
 
 
 def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
-    """The FLOPs columns; 6n is computed as 6 N D."""
+    """Return the FLOPs columns; 6n is computed as 6 N D. Raises Excluded unless they are positive and agree with 6n."""
     six = 6.0 * row["params"] * row["tokens"]
     flops = row.get("flops", six)  # without columns.flops the convention is 6n (load_mapping)
     if not flops > 0:
@@ -296,7 +296,7 @@ def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
 
 
 def _as_column(name: str, value: Any) -> Any:
-    """The value of a column with the type that RunRow gives it."""
+    """Convert the value of a column to the type of the field in RunRow. Raises Excluded."""
     kind = COLUMN_TYPES[name]
     if "str" in kind:
         return str(value)
@@ -311,7 +311,10 @@ def _as_column(name: str, value: Any) -> Any:
 
 
 def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
-    """The validation loss at the planned last step; at the last logged step where ``steps`` is not known."""
+    """Return the validation loss at the planned last step, or at the last logged step if ``steps`` is not known.
+
+    Raises Excluded for a run that is short, has diverged or lacks this loss.
+    """
     last = history.last_step
     if run.unread is not None:
         raise Excluded(Cause.NO_VALIDATION, f"its history could not be read ({run.unread})")

@@ -1,6 +1,6 @@
-"""Turn a cell and everything that was found of it into its row of runs.csv, or the reason why it has none.
+"""Turn a cell and its sources into a row of runs.csv, or into the reason why the cell has no row there.
 
-Where the run directory, its .wandb files and the W&B server disagree, a warning says so.
+Warnings state where the run directory, its .wandb files and the W&B server disagree.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ COLUMN_TYPES = {column.name: str(column.type) for column in dataclasses.fields(R
 
 
 def run_row(cell: FoundCell, entropies: Mapping[str, float]) -> tuple[dict[str, Any], Excluded | None]:
-    """Make the row of a cell, and find out whether it counts.
+    """Make the row of a cell, and find out whether the row goes into runs.csv.
 
     Args:
-        cell: The cell with all its sources. Warnings are added to it; a history of another config is removed from it.
-        entropies: Unigram entropy of the validation text of each data set that states one, in nats/token.
+        cell: The cell with all its sources. Changed in place: warnings are added, and a history of another config is
+            removed.
+        entropies: For each data set with a known value, the unigram entropy of its validation text, in nats/token.
 
     Returns:
-        The row with the columns of ``RunRow``, and why it is not for runs.csv; None when it is.
+        The row with the columns of ``RunRow``, and why it is excluded from runs.csv; None when it is not excluded.
     """
     planned = planned_facts(cell.config, cell.recipe)
     check_sources_agree(cell, {**planned, "data_hash": cell.data_hash})
     loss = _loss_columns(cell)
     row = dataclasses.asdict(RunRow(**{**_columns_of_config(cell), **_measured_columns(cell), **planned, **loss}))
     excluded = (_unusable(cell, loss) if loss else _unfinished(cell)) or _not_learned(cell, row, entropies)
-    if excluded is not None and excluded.cause is Cause.OTHER_CONFIG:  # what it logged is not this cell's history
+    if excluded is not None and excluded.cause is Cause.OTHER_CONFIG:  # the logged history belongs to another cell
         cell.merged = History(run_id=cell.name, key=[])
     return row, excluded
 
 
 def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
-    """What the config of a cell says beside ``planned_facts``, and the state of the cell."""
+    """Return the columns that follow from the config but are not in ``planned_facts``, and the state of the cell."""
     config, recipe = cell.config, cell.recipe
     return {
         "run_id": cell.name,
@@ -67,7 +68,7 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
 
 
 def _measured_columns(cell: FoundCell) -> dict[str, Any]:
-    """What the run recorded: of its result, every field that is a column."""
+    """Return the recorded columns: facts of the last attempt, of the status, and all result fields that are columns."""
     status, result, attempt = cell.now.status, cell.now.result, _last_attempt(cell)
     measured = {"git_sha": attempt.get("git_sha"), "device": attempt.get("device")}
     if status is not None:
@@ -78,7 +79,7 @@ def _measured_columns(cell: FoundCell) -> dict[str, Any]:
 
 
 def _last_attempt(cell: FoundCell) -> Mapping[str, Any]:
-    """The facts of the last attempt, from env.json, else from what it told W&B."""
+    """Return the facts of the last attempt, from env.json or else from W&B; {} if neither has them."""
     path = cell.run_dir / "env.json"
     if not path.is_file():
         return next((one.run.record for one in cell.in_wandb if one.run.record), {})
@@ -91,7 +92,7 @@ def _last_attempt(cell: FoundCell) -> Mapping[str, Any]:
 
 
 def _loss_columns(cell: FoundCell) -> dict[str, Any]:
-    """The loss of the result; without one, the loss that was logged at the planned last step; {} without either."""
+    """Return the loss of the result, or else the loss logged at the planned last step, as columns; {} without both."""
     result = cell.now.result
     if result is not None:
         return {"loss": result.loss, "loss_se": result.loss_se, "source": cell.source, "estimator": result.estimator}
@@ -109,14 +110,14 @@ def _loss_columns(cell: FoundCell) -> dict[str, Any]:
 
 
 def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
-    """Why the loss that was found does not count as the loss of this cell."""
+    """Return why the loss that was found does not count as the loss of this cell; None when it counts."""
     if not math.isfinite(loss["loss"]):
         return Excluded(State.DIVERGED, f"its loss is {loss['loss']}")
     return _of_other_config(cell, loss["source"])
 
 
 def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
-    """Check that the run behind ``source`` had the config of this cell; where that cannot be told, warn."""
+    """Return an exclusion if the run in ``source`` had another config than this cell; warn if this is unknown."""
     where = "config.yaml" if source == "run_dir" else "config in W&B"
     try:
         found = _id_of_run(cell, source)
@@ -132,7 +133,7 @@ def _of_other_config(cell: FoundCell, source: str) -> Excluded | None:
 
 
 def _id_of_run(cell: FoundCell, source: str) -> str | None:
-    """The cell id that follows from the config of the run behind ``source``; None without a config."""
+    """Return the cell id that follows from the config of the run in ``source``; None without a config."""
     told = next((one.run for one in cell.in_wandb if one.source == source), None)
     if cell.now.result is not None:
         data_hash: str | None = cell.now.result.data_hash
@@ -144,13 +145,13 @@ def _id_of_run(cell: FoundCell, source: str) -> str | None:
 
 
 def _id_of_file(path: Path, data_hash: str | None) -> str | None:
-    """The cell id that follows from a config.yaml; None where it is absent or empty."""
+    """Return the cell id that follows from a config.yaml; None where the file is absent or empty."""
     config = load_yaml(path) if path.is_file() else None
     return id_of(config, data_hash) if config else None
 
 
 def _unfinished(cell: FoundCell) -> Excluded:
-    """Why a cell without a loss has none, and what to do."""
+    """Return why a cell has no loss, and what the user should do."""
     foreign = _of_other_config(cell, "run_dir") if cell.metrics.num_rows and cell.lacks_result else None
     if foreign is not None:
         return foreign
@@ -178,7 +179,7 @@ def _unfinished(cell: FoundCell) -> Excluded:
 
 
 def _not_learned(cell: FoundCell, row: Mapping[str, Any], entropies: Mapping[str, float]) -> Excluded | None:
-    """A model that is no better than counting tokens did not learn, and says nothing about scaling."""
+    """Exclude a model that did not learn: its loss is not below the unigram entropy of the validation text."""
     result = cell.now.result
     entropy = result.unigram_entropy if result is not None else entropies.get(row["data"])
     if entropy is None:

@@ -1,7 +1,7 @@
-"""Read what a run directory, its .wandb files and a W&B server know of a cell: one history, one result and a state.
+"""Combine the run directory, the .wandb files and a W&B server into one history, result and state of each cell.
 
-The run directory is trusted most, then its .wandb files, then the server. A later source is read only where the
-earlier ones are incomplete, or to verify them, and fills in what they lack.
+The run directory is trusted most, then its .wandb files, then the server. A less trusted source is read only where the
+more trusted sources are incomplete, or to verify them, and fills in values that they lack.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dlm.record.run import Result, read_result
 from dlm.record.wandb import logged_result
 from dlm.submit.ledger import CellNow
 
-# What reading a config of an unexpected shape can raise.
+# The exceptions that reading a config of an unexpected shape can raise.
 UNREADABLE = (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 LIVE = (State.RUNNING, State.SUBMITTED)
-# What W&B's word for the state of a run means, where nothing else tells the state. Any other word means LOST.
+# The meaning of W&B's states of a run, for runs whose state no other source gives. Any other W&B state means LOST.
 WANDB_STATES = {"running": State.RUNNING, "pending": State.SUBMITTED, "preempting": State.RUNNING,
                 "preempted": State.PREEMPTED, "failed": State.FAILED}  # fmt: skip
 
 
 def describe(error: Exception) -> str:
-    """Say in words what is wrong with a config; ``error`` is one of UNREADABLE."""
+    """Describe what is wrong with a config; ``error`` is one of UNREADABLE."""
     if isinstance(error, UserError):
         return str(error)
     return f"it has no {error}" if isinstance(error, KeyError) else f"it is of another shape: {error}"
 
 
 class Server(Protocol):
-    """Runs on a W&B server, such as wandb_server.Project. Histories are there once they have been asked for."""
+    """Runs on a W&B server, such as wandb_server.Project. Histories are empty until ``read_histories`` is called."""
 
     runs: dict[str, WandbRun]
 
@@ -50,7 +50,7 @@ class Server(Protocol):
 
 @dataclass(kw_only=True)
 class WandbSource:
-    """What the .wandb files or the W&B server know of a run."""
+    """One source of a run in W&B: its .wandb files or the server."""
 
     source: str  # as in runs.csv: wandb (local files) or wandb_api
     run: WandbRun
@@ -58,7 +58,7 @@ class WandbSource:
 
     @property
     def where(self) -> str:
-        """The source in the words of a warning."""
+        """The name of the source in warnings."""
         return "the W&B file" if self.source == "wandb" else "the W&B server"
 
     @property
@@ -69,27 +69,27 @@ class WandbSource:
 
 @dataclass(kw_only=True)
 class Candidate:
-    """A cell that is to be collected, before anything of its run is read."""
+    """A cell to be collected, before the data of its run are read."""
 
     name: str  # the id of the cell
     sweep: str
-    run_id: str  # in W&B
+    run_id: str  # the id of the run in W&B
     config: Any  # checked when the recipe is derived from it
-    data_hash: str | None = None  # as the plan has it
+    data_hash: str | None = None  # from the plan
 
 
 @dataclass(kw_only=True)
 class FoundCell(Candidate):
-    """A cell with everything that was found of it."""
+    """A cell with the data of its run from all sources."""
 
     run_dir: Path
     recipe: Recipe
     now: CellNow
-    stored: History | None = None  # what history.parquet holds
-    metrics: History = field(init=False)  # what metrics.jsonl holds
-    merged: History = field(init=False)  # all sources together, a later one where the earlier ones have nothing
-    in_wandb: list[WandbSource] = field(default_factory=list)  # the most trusted first
-    source: str = "run_dir"  # where ``now.result`` is from
+    stored: History | None = None  # the history in history.parquet
+    metrics: History = field(init=False)  # the history in metrics.jsonl
+    merged: History = field(init=False)  # of all sources; a less trusted source only fills gaps
+    in_wandb: list[WandbSource] = field(default_factory=list)  # the most trusted source first
+    source: str = "run_dir"  # the source of ``now.result``
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, *lines: str) -> None:
@@ -97,21 +97,21 @@ class FoundCell(Candidate):
         self.warnings += [f"{self.name}: {line}" for line in lines]
 
     def stored_with(self, key: Key) -> History | None:
-        """What history.parquet holds, if it was made of all that has been read so far and of what ``key`` names."""
+        """Return ``stored`` if it was made from all sources read so far plus the source ``key``; otherwise None."""
         return self.stored if self.stored is not None and self.stored.key == self.merged.key + key else None
 
     @property
     def lacks_result(self) -> bool:
-        """Whether the run has ended and no result is known, not even one of another cell in its run directory."""
+        """Whether the run has ended, no result is known, and its run directory holds no result of any other cell."""
         return self.now.result is None and self.now.state not in LIVE and read_result(self.run_dir) is None
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether a further source may know more: the result, or steps up to the one that the run reached."""
+        """Whether less trusted sources may add the result, or steps of the history that the run reached."""
         history, status, steps = self.merged, self.now.status, self.recipe.steps
         if self.now.state in LIVE:
             return False
-        if history.last_step is None or history.warnings:  # nothing, or torn
+        if history.last_step is None or history.warnings:  # an empty or damaged history
             return True
         if self.now.result is not None:
             return not history.reached(steps)
@@ -119,7 +119,7 @@ class FoundCell(Candidate):
 
 
 def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, History], root: Path) -> None:
-    """Read metrics.jsonl of every cell, where history.parquet (``stored``) does not hold it already."""
+    """Read metrics.jsonl of every cell, unless history.parquet (``stored``) already holds its current content."""
 
     def read(cell: FoundCell) -> History:
         path = cell.run_dir / "metrics.jsonl"
@@ -130,14 +130,14 @@ def read_run_directories(cells: Sequence[FoundCell], stored: Mapping[str, Histor
 
     for cell in cells:
         cell.stored, cell.merged = stored.get(cell.name), History(run_id=cell.name, key=[])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # pyarrow releases Python's lock while it parses
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # pyarrow releases the GIL while it parses
         for cell, history in zip(cells, pool.map(read, cells), strict=True):
             cell.metrics = cell.merged = history
             cell.warn(*history.warnings)
 
 
 def read_local_wandb(cell: FoundCell, root: Path, *, verify: bool) -> None:
-    """Read the .wandb files of a cell where the run directory is incomplete, or to verify it."""
+    """Read the .wandb files of a cell if its run directory is incomplete, or to verify the run directory."""
     files = wandb_files(cell.run_dir)
     if files and (verify or cell.is_incomplete):
         run = read_wandb_run(cell.run_dir, cell.run_id, accepts=lambda attempt: _may_be_of(attempt, cell))
@@ -147,9 +147,9 @@ def read_local_wandb(cell: FoundCell, root: Path, *, verify: bool) -> None:
 
 
 def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
-    """The cell id that follows from a config; without a hash of the data, the id that the run wrote into it.
+    """Compute the cell id that follows from a config. Without ``data_hash``, the id that the config states counts.
 
-    Raises what is in UNREADABLE.
+    Raises one of UNREADABLE when the config cannot be read.
     """
     if data_hash is None and isinstance(config.get("cell_id"), str):
         return str(config["cell_id"])
@@ -157,7 +157,7 @@ def id_of(config: Mapping[str, Any], data_hash: str | None) -> str:
 
 
 def _may_be_of(attempt: WandbRun, cell: FoundCell) -> bool:
-    """Whether an attempt has the config of this cell; yes where its config does not tell."""
+    """Whether an attempt has the config of this cell; true if its config cannot be read."""
     try:
         return id_of(attempt.config, attempt.data_hash or cell.data_hash) == cell.name
     except UNREADABLE:
@@ -165,7 +165,7 @@ def _may_be_of(attempt: WandbRun, cell: FoundCell) -> bool:
 
 
 def read_server(cells: Iterable[FoundCell], server: Server, *, verify: bool) -> None:
-    """Add the server's runs to their cells; ask for a history only where it knows more, or to verify."""
+    """Add the server's runs to their cells; request a history only where it may add steps, or to verify."""
     there = [(cell, server.runs[cell.run_id]) for cell in cells if cell.run_id in server.runs]
     read = {
         cell.run_id
@@ -180,7 +180,7 @@ def read_server(cells: Iterable[FoundCell], server: Server, *, verify: bool) -> 
 
 
 def _knows_more(cell: FoundCell, run: WandbRun) -> bool:
-    """Whether the last values of a run on the server promise more of its history than was found so far."""
+    """Whether the summary of a run on the server indicates more history than was found so far."""
     last, found, steps = run.summary.get("step"), cell.merged, cell.recipe.steps
     if not isinstance(last, (int, float)) or found.last_step is None or found.warnings:
         return True
@@ -188,12 +188,12 @@ def _knows_more(cell: FoundCell, run: WandbRun) -> bool:
 
 
 def _add_source(cell: FoundCell, one: WandbSource, key: Key) -> None:
-    """Add a source to a cell: the part of the history that the earlier ones lack, and the result if they have none.
+    """Add a source to a cell. It fills gaps in the history, and supplies the result if earlier sources have none.
 
     Args:
         cell: The cell.
         one: The source.
-        key: What the history of the source was read from.
+        key: The key of the files or the run that the history of the source was read from.
     """
     if cell.is_incomplete and one.history.num_rows:
         cell.merged = cell.stored_with(key) or filled(cell.merged, one.history, cell.merged.key + key)
@@ -205,7 +205,7 @@ def _add_source(cell: FoundCell, one: WandbSource, key: Key) -> None:
 
 
 def settle(cell: FoundCell) -> None:
-    """Once all sources are read: pass on their warnings, and take the state from W&B where nothing else tells it."""
+    """Finish a cell after all sources are read: add their warnings, and take a state from W&B if it is unknown."""
     for one in cell.in_wandb:
         cell.warn(*one.run.warnings, *one.history.warnings)
         if one.run.unread is not None:
@@ -221,7 +221,7 @@ def settle(cell: FoundCell) -> None:
 
 
 def _state_in_wandb(run: WandbRun) -> tuple[State, str]:
-    """(state, reason) of a cell that only W&B knows, and that left no result there."""
+    """Return (state, reason) of a cell that only W&B knows and that logged no result."""
     if run.exit_code is not None:
         return state_of_exit(run.exit_code) if run.exit_code else State.LOST, "by its exit code in W&B"
     if run.state is None:

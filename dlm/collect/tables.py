@@ -1,7 +1,7 @@
 """Collect a sweep, or the runs of a W&B project, into runs.csv, excluded.csv and history.parquet.
 
-runs.csv has one row per cell, in the order of the plan. A cell that is not done, or whose result is not of what was
-planned, goes to excluded.csv with the reason. A value that is missing stays missing.
+runs.csv has one row per cell, in the order of the plan. A cell that is not done, or whose result does not match the
+plan, goes to excluded.csv with the reason. Missing values are never filled in.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Collected:
     """The tables of a sweep."""
 
     runs: pd.DataFrame  # the columns of record.RunRow
-    excluded: pd.DataFrame  # the same columns and ``reason``
-    histories: Sequence[History]  # of every cell that logged something
-    warnings: list[str]  # where sources disagree, or are damaged
+    excluded: pd.DataFrame  # the columns of record.RunRow and ``reason``
+    histories: Sequence[History]  # one for every cell that logged something
+    warnings: list[str]  # about sources that disagree or are damaged
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
-        """Every logged step of every cell, with HISTORY_COLUMNS; read when it is first asked for."""
+        """All logged steps of all cells, with HISTORY_COLUMNS. The table is read on first access."""
         import pandas as pd
         import pyarrow as pa
 
@@ -50,14 +50,14 @@ class Collected:
 
 
 def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server: Server | None = None) -> Collected:
-    """Read every cell of a sweep and write the three tables into its folder.
+    """Read every cell of a sweep and write the three tables into the folder of the sweep.
 
     Args:
-        sweep_dir: The folder of the sweep. Without a plan.json, every run that is found counts as a cell.
-        write: False leaves the files as they are.
-        verify: Compare every run with its .wandb files and the server. Otherwise these are read only where the run
-            directory is incomplete.
-        server: Runs on a W&B server, to complete and verify what is on disk.
+        sweep_dir: The folder of the sweep. Without a plan.json, every run found there or on the server is a cell.
+        write: Write the files. False leaves them unchanged.
+        verify: Compare every run with its .wandb files and the server. By default these sources are read only where
+            the run directory is incomplete.
+        server: Runs on a W&B server, to complete and verify the files on disk.
 
     Raises:
         UserError: There is neither a plan nor a run.
@@ -81,12 +81,12 @@ def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server
 
 
 def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collected:
-    """Turn runs that dlm did not launch into the three tables in ``folder``.
+    """Collect runs that dlm did not launch into the three tables in ``folder``.
 
     Args:
         server: The runs of a W&B project.
-        mapping: How the names in their configs and histories translate into columns.
-        folder: Where to write. A history that is in its history.parquet is not asked for again.
+        mapping: How the names in the configs and histories of these runs translate into columns.
+        folder: Where to write. An unchanged history in the history.parquet of this folder is not requested again.
     """
     from dlm.collect.mapping import check_metrics, map_history, map_run, mark_duplicates
 
@@ -112,7 +112,7 @@ def _tables(
     stored: Mapping[str, History],
     warnings: list[str],
 ) -> Collected:
-    """Make the tables and write them into ``folder``, unless it is None."""
+    """Make the tables and write them into ``folder``, unless ``folder`` is None."""
     runs = [row for row, excluded in rows if excluded is None]
     left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
     collected = Collected(
@@ -128,7 +128,7 @@ def _tables(
 
 
 def _frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
-    """A data frame with exactly ``columns``; whole numbers stay whole where some are missing."""
+    """Make a data frame with exactly ``columns``; integer columns stay integer even where values are missing."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns))
@@ -139,7 +139,7 @@ def _frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _write_history(path: Path, found: Sequence[History], stored: Mapping[str, History]) -> Sequence[History]:
-    """Write history.parquet unless it holds exactly that; return the histories as they lie in it."""
+    """Write history.parquet unless it already holds exactly ``found``; return the histories as stored in the file."""
     same_runs = [history.run_id for history in found] == list(stored)
     if path.is_file() and same_runs and all(history.table is None for history in found):
         return found

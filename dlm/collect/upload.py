@@ -1,9 +1,9 @@
-"""Upload to a W&B server what it lacks of the runs of a sweep, and tell what did not arrive.
+"""Upload the missing parts of the runs of a sweep to a W&B server, and report what did not arrive.
 
-What arrived is found out by asking the server: `wandb sync` exits with 0 even where it failed. An attempt of which the
-server has no row is uploaded as a whole .wandb file. Whatever is missing after that (because of the server's quota, a
-kill in the middle of an upload, or a row that W&B's own process never received) is uploaded row by row from
-metrics.jsonl into the same W&B run. An upload that was interrupted is continued by the next call.
+The server is asked what arrived, because `wandb sync` exits with 0 even where it failed. An attempt of which the server
+has no row is uploaded as a complete .wandb file. Rows that are still missing after that (because of the server's quota,
+a kill in the middle of an upload, or a row that W&B's own process never received) are uploaded one by one from
+metrics.jsonl into the same W&B run. The next call continues an interrupted upload.
 """
 
 from __future__ import annotations
@@ -33,58 +33,58 @@ from dlm.record.run import Result, read_result, read_status
 from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, logged_result, run_id
 
 Row = dict[str, Any]
-Mark = tuple[int, float]  # the optimiser step and the time of a row: no two measurements of a run share both
+Mark = tuple[int, float]  # the optimiser step and the time of a row, which together identify a measurement of a run
 
 
 @dataclass(kw_only=True)
 class Arrival:
-    """One run on disk, and what the server has of it."""
+    """One run on disk, and the parts of it that the server has."""
 
     run_id: str
     run_dir: Path
     config: Mapping[str, Any] = field(default_factory=dict)
-    skipped: str | None = None  # why it was not looked at
-    known: bool = False  # was whole on the server before, and has changed neither here nor there since
+    skipped: str | None = None  # why the run was not compared with the server
+    known: bool = False  # was complete on the server at an earlier call, and has not changed since on either side
     there: set[Mark] = field(default_factory=set)  # the rows on the server
-    result_there: bool = False
-    uploaded: int = 0  # rows that this call brought to the server
-    trouble: list[str] = field(default_factory=list)  # what went wrong in this call
+    result_there: bool = False  # whether the server has the run and, if one is on disk, its result
+    uploaded: int = 0  # rows that the server received in this call
+    trouble: list[str] = field(default_factory=list)  # errors of this call
 
     @functools.cached_property
     def rows(self) -> dict[Mark, Row]:
-        """Every row of every attempt, as the run directory has it."""
+        """All rows of all attempts, from the .wandb files and metrics.jsonl of the run directory."""
         return _marked(self.files.history) | _marked(read_jsonl(self.run_dir / "metrics.jsonl"))
 
     @functools.cached_property
     def files(self) -> WandbRun:
-        """The .wandb files, read once."""
+        """The content of the .wandb files, read once."""
         return read_wandb_run(self.run_dir, self.run_id)
 
     @functools.cached_property
     def lost(self) -> list[str]:
-        """What is missing on disk: rows that no file has any more, or the result."""
+        """A line for each kind of data missing on disk: rows that no file holds any more, or the result."""
         status, has_metrics = read_status(self.run_dir), (self.run_dir / "metrics.jsonl").is_file()
         last = max((step for step, _ in self.rows), default=0)
         lost = []
         if status is not None:
             is_done = status.state is State.DONE
-            # A resumed run writes its step before it logs one: while it is not done, a little behind is not lost.
+            # A resumed run writes status.json before it logs a row: until it is done, a few rows may be missing.
             if status.step - last > (0 if is_done else status.steps // 50):
                 lost.append(f"its rows end at step {last}, status.json says {status.step}")
             if is_done and self.result is None:
                 lost.append("status.json says that it is done, and its result is gone")
-        if lost or (status is None and not has_metrics):  # otherwise only a copy is damaged
+        if lost or (status is None and not has_metrics):  # otherwise the damaged files are only a copy
             lost += self.files.warnings
         return lost
 
     @functools.cached_property
     def result(self) -> Result | None:
-        """The result from result.json, else as the last attempt logged it."""
+        """The result from result.json, or else the result that the last attempt logged to W&B."""
         return read_result(self.run_dir) or logged_result(self.files.summary)
 
     @property
     def nothing(self) -> bool:
-        """Whether the run has logged nothing."""
+        """Whether the run has logged nothing, so that there is nothing to upload."""
         return not self.known and self.skipped is None and self._is_empty and not self.lost
 
     @property
@@ -98,21 +98,25 @@ class Arrival:
 
     @property
     def to_upload(self) -> bool:
-        """Whether the server lacks anything that is here."""
+        """Whether the server lacks a row or the result that is on disk."""
         return bool(self.lacking or not self.result_there) and not self._is_empty
 
     @property
     def whole(self) -> bool:
-        """Whether the whole run has arrived."""
+        """Whether the complete run has arrived on the server."""
         return self.known or not (self.skipped or self.to_upload or self._is_empty or self.lost)
 
 
 def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
-    """Upload what the server lacks of every run that is not running, and look up what arrived.
+    """Upload the rows and results that the server lacks, except of runs in progress, and look up what arrived.
 
     Args:
         sweep_dir: The folder of the sweep.
-        project: ENTITY/PROJECT; by default what the config of the first run names (logger.entity and logger.project).
+        project: ENTITY/PROJECT; by default logger.entity and logger.project in the config of the first run that has a
+            config.
+
+    Returns:
+        For every run directory, what arrived and what is missing.
 
     Raises:
         UserError: There is no run, no login or no server, the entity refuses, or another process syncs this sweep.
@@ -120,7 +124,7 @@ def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
     run_dirs = run_directories(sweep_dir)
     if not run_dirs:
         raise UserError(f"{sweep_dir} holds no run: give the folder of a sweep that has begun")
-    with Lease(sweep_dir / "ledger", doing="synced"):  # two at once would both upload what the server lacks
+    with Lease(sweep_dir / "ledger", doing="synced"):  # two processes at once would upload the same rows twice
         arrivals = [_look_at(run_dir) for run_dir in run_dirs]
         with_config = [one for one in arrivals if one.config]
         if not with_config:
@@ -139,7 +143,7 @@ def sync(sweep_dir: Path, *, project: str | None = None) -> list[Arrival]:
 
 
 def _look_at(run_dir: Path) -> Arrival:
-    """A run as its directory shows it."""
+    """Read a run from its directory, and find out whether it must be skipped."""
     name = run_dir.name
     try:
         config = config_of(run_dir)
@@ -147,7 +151,7 @@ def _look_at(run_dir: Path) -> Arrival:
         return Arrival(run_id=name, run_dir=run_dir, skipped=str(error))
     result = read_result(run_dir)
     for what, of in (("config", config.get("cell_id")), ("result", name if result is None else result.cell_id)):
-        if of != name:  # it would go into the W&B run of another cell
+        if of != name:  # the upload would go into the W&B run of another cell
             skipped = f"its {what} is of {of}: give the folder that name, or move it away"
             return Arrival(run_id=name, run_dir=run_dir, skipped=skipped)
     one = Arrival(run_id=run_id(config["sweep"], name), run_dir=run_dir, config=config)
@@ -158,13 +162,13 @@ def _look_at(run_dir: Path) -> Arrival:
 
 
 def _project_of(config: Mapping[str, Any]) -> str:
-    """ENTITY/PROJECT where a run was to be logged."""
+    """Return ENTITY/PROJECT to which a run was to be logged."""
     logger = config.get("logger") or {}
     return f"{logger.get('entity') or default_entity()}/{logger.get('project') or 'dlm'}"
 
 
 def _marked(rows: Iterable[Mapping[str, Any]]) -> dict[Mark, Row]:
-    """The rows that dlm logged, by their marks, without the columns that W&B adds."""
+    """Return the rows that dlm logged by their (step, time), without the columns that W&B adds."""
     found = {}
     for row in rows:
         step, time = row.get("step"), row.get("time")
@@ -174,10 +178,10 @@ def _marked(rows: Iterable[Mapping[str, Any]]) -> dict[Mark, Row]:
 
 
 def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
-    """Look up what the server has of each run, and return the runs of which it lacks something.
+    """Look up what the server has of each run, and return the runs that still have something to upload.
 
-    A run that was found whole before, and has changed neither here nor there since (wandb/synced.json), is not asked
-    for again.
+    The history of a run is not requested again if wandb/synced.json records that the run was complete on the server and
+    if neither the files on disk nor the run on the server have changed since.
     """
     sweeps = sorted({str(one.config["sweep"]) for one in arrivals})
     server = Project(path, filters={"group": {"$in": sweeps}}, create=True)
@@ -198,13 +202,13 @@ def _ask(path: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
 
 
 def _fingerprint(path: str, one: Arrival, run: WandbRun) -> str:
-    """The text of synced.json, which changes when the run does, here or on the server."""
+    """Return the text of synced.json, which changes when the run changes on disk or on the server."""
     files = [*wandb_files(one.run_dir), one.run_dir / "metrics.jsonl", one.run_dir / "result.json"]
     return dump_json([path, run.version, key_of([file for file in files if file.is_file()], one.run_dir)])
 
 
 def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
-    """Upload whole .wandb files: first the first attempt of every run, then the second of every run, and so on."""
+    """Upload complete .wandb files: the first attempt of every run, then the second attempt of every run, and so on."""
     entity, project = path.split("/")
     command = [sys.executable, "-m", "wandb", "sync", "--include-synced", "--include-online"]
     command += ["--entity", entity, "--project", project]
@@ -212,7 +216,7 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
         folders = [folder.absolute() for folder in attempts if folder is not None]
         for folder in folders:
             write_json(folder.parent / "tried.json", [*_tried(folder.parent, path), [path, folder.name]])
-        with tempfile.TemporaryDirectory() as here:  # `wandb sync` leaves logs of its own where it runs
+        with tempfile.TemporaryDirectory() as here:  # `wandb sync` writes its own logs into the working directory
             done = subprocess.run([*command, *folders], cwd=here, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip()[-300:]
@@ -220,10 +224,11 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
 
 
 def _to_sync(one: Arrival, path: str) -> list[Path]:
-    """The folders of the attempts that have rows, none of them on the server, and that were not tried before.
+    """Return the folders of attempts of which the server has no row and that `wandb sync` has not tried before.
 
-    A second `wandb sync` of an attempt counts W&B's steps from 0 again, and the server then hides rows behind others
-    (tried with W&B 0.31). So an attempt is tried once, and the rest of it is uploaded row by row.
+    A second `wandb sync` of an attempt counts W&B's steps from 0 again, and the server then hides some rows behind
+    others (observed with W&B 0.31). So `wandb sync` is tried once per attempt; rows still missing are uploaded one by
+    one. Attempts without rows are left out.
     """
     folders = []
     for attempt in one.files.attempts:
@@ -235,7 +240,7 @@ def _to_sync(one: Arrival, path: str) -> list[Path]:
 
 
 def _tried(folder: Path, path: str) -> list[list[str]]:
-    """[ENTITY/PROJECT, folder of an attempt] of each `wandb sync` that was begun; where the record is torn, of all."""
+    """Return [ENTITY/PROJECT, attempt folder] of each `wandb sync` begun; of all folders where the record is torn."""
     record = folder / "tried.json"
     try:
         return list(read_json(record)) if record.is_file() else []
@@ -244,7 +249,7 @@ def _tried(folder: Path, path: str) -> list[list[str]]:
 
 
 def _upload_rows(path: str, one: Arrival) -> None:
-    """Log the rows that the server lacks into its run, as the run itself would have, then the last values again."""
+    """Log the rows that the server lacks as the run itself would have logged them, then set the summary again."""
     import wandb
 
     entity, project = path.split("/")
@@ -279,15 +284,15 @@ def _upload_rows(path: str, one: Arrival) -> None:
 
 
 def _exit_code(one: Arrival) -> int:
-    """The exit code that W&B is to show; a run that recorded none has failed unless it has a result."""
+    """Return the exit code that W&B is to show. Without a recorded exit code: 0 for a run with a result, else 1."""
     status = read_status(one.run_dir)
     recorded = [*(attempt.exit_code for attempt in one.files.attempts), None if status is None else status.exit_code]
     return next((code for code in reversed(recorded) if code is not None), int(one.result is None))
 
 
 def _description(one: Arrival) -> Row:
-    """What the run told W&B of itself at its start, or would have told it."""
-    if "record" in one.config:  # its config was found in W&B's own file, with all that it told then
+    """Return what the run told W&B at its start, or would have told W&B if it had been online."""
+    if "record" in one.config:  # the config comes from a .wandb file, which holds the complete description
         return dict(one.config)
     env = one.run_dir / "env.json"
     attempts = read_json(env)["attempts"] if env.is_file() else []

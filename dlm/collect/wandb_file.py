@@ -1,8 +1,8 @@
 """Read the run-<id>.wandb files of a run directory into a ``WandbRun``, without a W&B server.
 
 A .wandb file (W&B 0.13 to 0.31) is a LevelDB log: a file header of 7 bytes, then blocks of 32 KiB. A block holds
-records, each with a header of 7 bytes (CRC32, length, type). One or more records make up a message, which is protobuf
-(wandb_internal.proto). W&B's own reader stops at the first damaged byte; this one continues with the next block.
+records, each with a header of 7 bytes (CRC32, length, type). One or more records make up a message in protobuf format
+(wandb_internal.proto). W&B's own reader stops at the first damaged byte; this reader continues with the next block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dlm.core.errors import UserError
 BLOCK_BYTES = 32768
 FILE_HEADER = b":W&B"
 VERSION = b"\xe1\xbe\x00"  # follows FILE_HEADER: a magic number and version 0, which W&B 0.13 to 0.31 write
-HEADER_BYTES = 7  # of the file, and of each record: CRC32 (4), length (2), type (1)
+HEADER_BYTES = 7  # size of the file header and of each record header: CRC32 (4), length (2), type (1)
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4  # types of records
 
 
@@ -32,45 +32,45 @@ class WandbRun:
     run_id: str | None = None
     group: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)  # in the order in which it was logged
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows in the order in which they were logged
     summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None  # None: the run did not record its end
-    state: str | None = None  # the server's word for it; None: read from files
-    path: Path | None = None  # the file, where this is one attempt
-    attempts: list[WandbRun] = field(default_factory=list)  # what this run was put together from
-    version: str = ""  # of the run on a server: changes when the run does
+    state: str | None = None  # W&B's name of the state, from the server; None: the run was read from files
+    path: Path | None = None  # the .wandb file, if this is a single attempt
+    attempts: list[WandbRun] = field(default_factory=list)  # the attempts that this run was merged from
+    version: str = ""  # the version of the run on a server, which changes when the run changes
     unread: str | None = None  # why the history on the server could not be read
     warnings: list[str] = field(default_factory=list)
 
     def key(self, reading: str | int = 0) -> list[list[Any]]:
-        """A ``history.Key`` for the history on the server.
+        """Return a ``history.Key`` for the history on the server.
 
         Args:
-            reading: Stands for the way in which the history is read, such as the hash of a mapping.
+            reading: An identifier of how the history is read, such as the hash of a mapping.
 
         Returns:
-            A key that changes when the run does or ``reading`` does, or when the history could not be read.
+            A key that changes when the run or ``reading`` changes, or when the history could not be read.
         """
         return [[self.version if self.unread is None else "unread", reading, 0]]
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``record.wandb.described`` put into the config; {} for a run that dlm did not launch."""
+        """The facts that ``record.wandb.described`` put into the config; {} for a run that dlm did not launch."""
         record = self.config.get("record")
         return record if isinstance(record, dict) else {}
 
     @property
     def data_hash(self) -> str | None:
-        """The hash of the data that the run was trained on, where it told W&B."""
+        """The hash of the training data, if the run logged it to W&B; otherwise None."""
         data_hash = self.record.get("data_hash")
         return data_hash if isinstance(data_hash, str) else None
 
 
 def read_wandb_file(path: Path) -> WandbRun:
-    """Read everything that is intact in ``path``; ``warnings`` name what is torn or corrupt.
+    """Read everything that is intact in ``path``; ``warnings`` of the result name torn or corrupt parts.
 
     Raises:
-        UserError: ``path`` is not a .wandb file, or one of an unknown version.
+        UserError: ``path`` is not a .wandb file, or its version is unknown.
         OSError: The file cannot be read.
     """
     data = path.read_bytes()
@@ -84,7 +84,7 @@ def read_wandb_file(path: Path) -> WandbRun:
     for message in read_messages(data, run.warnings, path.name):
         try:
             _add_message(run, message)
-        except ValueError as error:  # its CRC is right, its content is not
+        except ValueError as error:  # the CRC is correct, but the content is not
             run.warnings.append(f"{path.name}: skipped a record that cannot be decoded ({error})")
     return run
 
@@ -92,12 +92,13 @@ def read_wandb_file(path: Path) -> WandbRun:
 def read_messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes]:
     """Yield the messages of a LevelDB log.
 
-    A file that ends between two messages is not damaged: W&B flushes whole messages, and a killed run ends there.
+    A file that ends between two messages is not damaged: W&B flushes complete messages, so the file of a killed run can
+    end there.
 
     Args:
-        data: The whole file.
-        warnings: Receives one line for each damaged place. Reading continues with the block after it.
-        name: The file's name, for the warnings.
+        data: The content of the file.
+        warnings: One line is appended for each damaged place. Reading continues with the block after this place.
+        name: The name of the file, for the warnings.
     """
     offset, parts = HEADER_BYTES, list[bytes]()
     while offset + HEADER_BYTES <= len(data):
@@ -131,7 +132,7 @@ def read_messages(data: bytes, warnings: list[str], name: str) -> Iterator[bytes
 
 
 def _add_message(run: WandbRun, message: bytes) -> None:
-    """Add the content of one message to ``run``. Raises ValueError when it cannot be decoded."""
+    """Add the content of one message to ``run``. Raises ValueError when the message cannot be decoded."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
@@ -161,14 +162,14 @@ def _values(items: Iterable[Any]) -> dict[str, Any]:
 
 
 def wandb_files(run_dir: Path) -> list[Path]:
-    """The .wandb files of a run directory, oldest attempt first (their folders are named by time)."""
+    """Return the .wandb files of a run directory, oldest attempt first (the folder names contain the time)."""
     return sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name)
 
 
 def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
-    """The config of this cell in the newest .wandb file that holds it; None without one."""
+    """Return the config of this cell from the newest .wandb file that holds it; None if no file holds it."""
     for path in reversed(wandb_files(run_dir)):
-        with contextlib.suppress(UserError, OSError):  # read_wandb_run warns of it
+        with contextlib.suppress(UserError, OSError):  # read_wandb_run adds a warning for this file
             config = read_wandb_file(path).config
             if config.get("cell_id") == run_dir.name:
                 return config
@@ -178,19 +179,20 @@ def config_in_wandb(run_dir: Path) -> dict[str, Any] | None:
 def read_wandb_run(
     run_dir: Path, run_id: str, *, accepts: Callable[[WandbRun], bool] = lambda attempt: True
 ) -> WandbRun:
-    """Read all attempts of a run as one: the last config and summary, and the rows of every attempt in turn.
+    """Merge all attempts of a run into one ``WandbRun``.
 
-    The order of the attempts is that of their numbers, because a clock may jump back. W&B's own step starts at 0 again
-    in a resumed offline run, so ``history.from_rows`` merges the rows on the logged ``step``.
+    Later values in config and summary replace earlier ones, and the rows of all attempts are concatenated. The
+    attempts are ordered by their numbers rather than by time, because a clock may jump back. W&B's own step starts
+    at 0 again in a resumed offline run, so ``history.from_rows`` merges the rows on the logged ``step``.
 
     Args:
         run_dir: The run directory.
         run_id: The id of the run in W&B.
-        accepts: Tells whether an attempt belongs to this run. Attempts that it refuses are left out, unless it refuses
-            all of them.
+        accepts: Returns whether an attempt belongs to this run. Rejected attempts are left out, unless all attempts
+            are rejected.
 
     Returns:
-        The run, empty without a file. Its ``warnings`` name files that cannot be read or are left out.
+        The run, which is empty without a file. Its ``warnings`` name files that cannot be read or are left out.
     """
     whole = WandbRun(run_id=run_id)
     attempts = [one for path in wandb_files(run_dir) if (one := _read_attempt(path, whole)) is not None]
@@ -208,7 +210,7 @@ def read_wandb_run(
 
 
 def _read_attempt(path: Path, whole: WandbRun) -> WandbRun | None:
-    """Read one attempt of the run ``whole``. None, with a warning, where it is unreadable or of another run."""
+    """Read one attempt of the run ``whole``; None if it is empty or, with a warning, unreadable or of another run."""
     try:
         attempt = read_wandb_file(path)
     except (UserError, OSError) as error:
@@ -218,4 +220,4 @@ def _read_attempt(path: Path, whole: WandbRun) -> WandbRun | None:
     if attempt.run_id not in (None, whole.run_id):
         whole.warnings.append(f"{path} is of run {attempt.run_id}, not {whole.run_id}: left out")
         return None
-    return attempt if attempt.config or attempt.history else None  # one that was killed at once has no number
+    return attempt if attempt.config or attempt.history else None  # an attempt that was killed at once has no number

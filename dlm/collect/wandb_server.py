@@ -1,7 +1,6 @@
-"""Ask a W&B server for the runs of a project and for what they logged.
+"""Read the runs of a project and their histories from a W&B server.
 
-This module imports wandb, which takes a second, so it is imported only when a server is asked. Reading .wandb files
-(``wandb_file``) imports wandb too.
+wandb takes a second to import, so import this module only when a server is needed. ``wandb_file`` imports wandb too.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from dlm.core.errors import TryAgainError, UserError
 from dlm.record.wandb import REFUSED_BY_WANDB
 
 RUNS_A_PAGE = 500
-STEPS_A_PAGE = 10_000  # of a history
-FEWER_STEPS_A_PAGE = 1000  # W&B's own default, for a server that gives fewer rows than it has
-AT_ONCE = 4  # histories that are asked for at the same time
-FEW = 3  # histories that may fail while the others are read
+STEPS_A_PAGE = 10_000  # steps of a history per request
+FEWER_STEPS_A_PAGE = 1000  # W&B's default, tried when a server returns fewer rows than it has
+AT_ONCE = 4  # histories that are requested at the same time
+FEW = 3  # reading is given up when more histories than this fail
 TIMEOUT_SEC = 60
-NOTICE_SEC = 5.0  # a wait that takes longer is announced
-NO_PROJECT = "Could not find project"  # W&B's words
+NOTICE_SEC = 5.0  # a request that takes longer is announced
+NO_PROJECT = "Could not find project"  # part of W&B's error message
 
 
 class Project:
-    """The runs of a project by their ids. Their histories are empty until ``read_histories`` asks for them.
+    """The runs of a W&B project. ``runs`` maps ids to runs, whose histories are empty until ``read_histories``.
 
-    This takes one login and one request per RUNS_A_PAGE runs; a history takes two requests and one per STEPS_A_PAGE
-    steps. wandb repeats requests that a busy server refuses (429, 5xx, a dropped connection).
+    The constructor takes one login and one request per RUNS_A_PAGE runs. A history takes two requests plus one request
+    per STEPS_A_PAGE steps. wandb repeats requests that a busy server refuses (429, 5xx, a dropped connection).
 
     Args:
         path: ENTITY/PROJECT.
-        filters: W&B's filters, such as {"group": "demo"}.
+        filters: Filters of W&B for the runs, such as {"group": "demo"}.
         create: Create the project if it does not exist.
 
     Raises:
-        UserError: There is no such server, login, entity or project.
+        UserError: The server, the login, the entity or the project is missing or refused.
     """
 
     def __init__(self, path: str, *, filters: Mapping[str, Any] | None = None, create: bool = False) -> None:
@@ -50,7 +49,7 @@ class Project:
             raise UserError(f"{path!r} names no W&B project: give it as ENTITY/PROJECT")
         self.path = path
         with _notice(f"the runs of {path}"), _explained(path):
-            _api().flush()  # otherwise it would return the runs of the last request again
+            _api().flush()  # otherwise runs() would return the result of the last request again
             runs = _api().runs(
                 path, filters=dict(filters or {}), per_page=RUNS_A_PAGE, lazy=False, include_sweeps=False
             )
@@ -64,10 +63,10 @@ class Project:
         self.runs = {run_id: _as_wandb_run(run) for run_id, run in self._runs.items()}
 
     def read_histories(self, run_ids: Iterable[str]) -> None:
-        """Fill in the histories of these runs, row by row as they were logged.
+        """Fill in the histories of these runs, with the rows as they were logged.
 
-        Where a few cannot be read, their ``unread`` says why. Raises UserError when more than a few, or all, cannot be
-        read: then it is the server.
+        A run whose history cannot be read states the reason in ``unread``. Raises UserError when more than FEW
+        histories, or all of them, cannot be read, because the cause is then the server.
         """
         ids = list(run_ids)
         with _notice(f"the histories of {len(ids)} runs of {self.path}"), ThreadPoolExecutor(AT_ONCE) as pool:
@@ -78,7 +77,7 @@ class Project:
                     raise error
 
     def _read_history(self, run_id: str) -> UserError | None:
-        """Fill in the history of one run; return the error where it cannot be read."""
+        """Fill in the history of one run; return the error if the history cannot be read."""
         run, found = self._runs[run_id], self.runs[run_id]
         num_rows = run._attrs.get("historyLineCount") or 0
         try:
@@ -97,7 +96,7 @@ class Project:
 
 
 def default_entity() -> str:
-    """The entity that runs go to when none is named. Raises UserError without a login or a server."""
+    """Return the entity to which W&B logs runs by default. Raises UserError without a login or a server."""
     what = "your default entity"
     with _notice(what), _explained(what):
         return str(_api().default_entity)
@@ -113,7 +112,7 @@ def _api() -> Any:
 
 @contextlib.contextmanager
 def _notice(what: str) -> Iterator[None]:
-    """Announce a request that takes longer than NOTICE_SEC."""
+    """Print a notice when the request in the ``with`` block takes longer than NOTICE_SEC."""
     line = f"dlm: waiting for {what} from W&B ({_url()})"
     timer = threading.Timer(NOTICE_SEC, lambda: print(line, file=sys.stderr, flush=True))
     timer.start()
@@ -129,7 +128,7 @@ def _url() -> str:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn W&B's errors into one line: the user's mistake or the server's trouble. Other errors stay themselves."""
+    """Turn W&B's errors into UserError or, if the server fails, TryAgainError. Other errors pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -153,7 +152,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _as_wandb_run(run: Any) -> WandbRun:
-    """A run as the list of runs tells it; this asks the server for nothing."""
+    """Convert a run from the list of runs, without a request to the server."""
     attrs = run._attrs
     last_step = (attrs.get("historyKeys") or {}).get("lastStep", -1)
     return WandbRun(

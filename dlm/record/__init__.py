@@ -1,4 +1,4 @@
-"""What a run measured goes in; the files of its run directory come out, and are read back from there."""
+"""Write what a run measured into the files of its run directory, and read these files back."""
 
 import lazy_loader
 

@@ -8,27 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One row of runs.csv. None is a missing value; it is never filled in.
+    """One row of runs.csv. None marks a missing value; missing values are never filled in.
 
-    A column has a default where the config of a run does not state the value.
+    Only the columns that do not follow from the config of the run have a default.
     """
 
     run_id: str
     sweep: str
     objective: str
     model: str
-    params: int  # N, non-embedding
+    params: int  # N, non-embedding parameters
     params_total: int
-    tokens: int  # D
-    flops: float  # actual, in ``convention``
+    tokens: int  # D, training tokens
+    flops: float  # actual training FLOPs, counted by ``convention``
     convention: str
     flops_6n: float
     flops_6n_total: float
     flops_full: float
     flops_full_masked_head: float
-    budget: float | None  # target FLOPs, in ``convention``
-    loss: float | None = None  # of validation at the planned last step: NELBO or NLL, nats/token
-    loss_se: float | None = None  # its Monte Carlo standard error
+    budget: float | None  # target FLOPs, counted by ``convention``
+    loss: float | None = None  # validation loss at the planned last step: NELBO or NLL, nats/token
+    loss_se: float | None = None  # Monte Carlo standard error of ``loss``
     estimator: str = ""
     steps: int
     global_batch_size: int  # sequences
@@ -41,13 +41,13 @@ class RunRow:
     epochs: float | None = None
     data: str
     data_hash: str | None
-    tokens_per_sec: float | None = None  # as in Result, or in Status where there is no result
+    tokens_per_sec: float | None = None  # as in Result; without a result, as in Status
     device: str | None = None
     gpu_hours: float | None = None  # 0 on a machine without GPUs
     attempts: int = 0
-    steps_redone: int = 0  # optimiser steps that interruptions caused to be computed again
+    steps_redone: int = 0  # optimiser steps that were computed again after interruptions
     git_sha: str | None = None
-    source: str = ""  # where ``loss`` was read: run_dir, wandb (local files) or wandb_api
+    source: str = ""  # where ``loss`` was read from: run_dir, wandb (local files) or wandb_api
     status: str
 
 

@@ -1,4 +1,4 @@
-"""The states of a cell, and what follows from each: exit code, whether it is started again, advice to the user."""
+"""The states of a cell, and what follows from each state: exit code, retry rule and advice to the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlm.core.errors import ExitCode
 
 
 class State(StrEnum):
-    """What a cell is doing, or how it ended."""
+    """The state of a cell: what its run is doing, or how the run ended."""
 
     PLANNED = "planned"
     SUBMITTED = "submitted"
@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 class Retry(StrEnum):
-    """What a further `dlm submit` does with a cell."""
+    """What the next `dlm submit` does with a cell."""
 
     LEAVE = "leave it alone"
     START = "start it"
@@ -41,8 +41,8 @@ class Outcome:
 
     retry: Retry
     advice: str  # what the user should do about a cell that has no result
-    exit_code: ExitCode | None = None  # of a process that ends in this state
-    is_failure: bool = False  # something went wrong, and the reason is worth keeping
+    exit_code: ExitCode | None = None  # the exit code of a process that ends in this state
+    is_failure: bool = False  # whether something went wrong, so that the reason is worth keeping
 
 
 OUTCOMES: Mapping[State, Outcome] = {
@@ -82,15 +82,15 @@ _BY_EXIT_CODE = {int(one.exit_code): state for state, one in OUTCOMES.items() if
 
 
 def state_of_exit(exit_code: int) -> State:
-    """The state that a process ended in.
+    """Return the state that follows from the exit code of a process.
 
     Args:
-        exit_code: As ``subprocess`` gives it. Below zero it is the signal that ended the process: LOST. A code that
-            dlm does not use is FAILED.
+        exit_code: The exit code as ``subprocess`` returns it. A negative code is the number of the signal that ended
+            the process and means LOST. A code that dlm does not use means FAILED.
     """
     return State.LOST if exit_code < 0 else _BY_EXIT_CODE.get(exit_code, State.FAILED)
 
 
 def names_cause(exit_code: int | None) -> bool:
-    """Whether an exit code says why a cell failed or stopped: any code of dlm but those for success and for a bug."""
+    """Whether an exit code states why a cell failed or stopped: true for the codes in OUTCOMES except DONE and BUG."""
     return exit_code in _BY_EXIT_CODE.keys() - {ExitCode.DONE, ExitCode.BUG}

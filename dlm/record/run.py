@@ -1,4 +1,4 @@
-"""The files of a run directory, which training writes and everything else reads.
+"""The files of a run directory, which training writes and all other parts of dlm read.
 
 A run directory holds config.yaml, env.json, metrics.jsonl, status.json, lease.json, checkpoints/, LATEST,
 validation.csv, result.json and wandb/.
@@ -25,7 +25,7 @@ from dlm.record.outcomes import State
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """status.json: what a run last wrote about itself."""
+    """The content of status.json: the last state that a run recorded."""
 
     state: State
     step: int
@@ -33,13 +33,13 @@ class Status:
     attempts: int
     steps_redone: int = 0
     loss: float | None = None
-    tokens_per_sec: float | None = None  # over wall time with validations, which the remaining steps have too
-    exit_code: int | None = None  # set when the attempt has ended
+    tokens_per_sec: float | None = None  # over wall time including validations, as the remaining steps will have them
+    exit_code: int | None = None  # set once the attempt has ended
     reason: str | None = None
-    submission: str | None = None  # the ledger's id of what started this attempt; None: started by hand
-    gpu_hours: float = 0.0  # of all attempts, with the steps that were lost; all GPUs that were held count
-    started: float  # seconds since the epoch, this attempt
-    updated: float
+    submission: str | None = None  # the ledger's id of the submission that started this attempt; None: started by hand
+    gpu_hours: float = 0.0  # of all attempts, including lost steps; every GPU of the allocation counts, used or not
+    started: float  # start of this attempt, seconds since the epoch
+    updated: float  # time of the last write, seconds since the epoch
 
 
 def write_status(run_dir: Path, status: Status) -> None:
@@ -48,7 +48,7 @@ def write_status(run_dir: Path, status: Status) -> None:
 
 
 def read_status(run_dir: Path) -> Status | None:
-    """The status of a run; None when it is missing or cannot be read."""
+    """Read the status of a run; None when status.json is missing or cannot be read."""
     try:
         content = json.loads((run_dir / "status.json").read_text())
         return Status(**{**content, "state": State(content["state"])})
@@ -57,14 +57,14 @@ def read_status(run_dir: Path) -> Status | None:
 
 
 def gpu_hours_used(sweep_dir: Path) -> float:
-    """The GPU-hours that the runs of a sweep have used so far, also those that are running now."""
+    """Return the GPU-hours that the runs of a sweep have used so far, including the runs in progress."""
     found = (read_status(path.parent) for path in sweep_dir.glob("runs/*/status.json"))
     return sum(status.gpu_hours for status in found if status is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """result.json: the result of a run, written once after the validation at the planned last step."""
+    """The content of result.json: the result of a run, written once after the validation at the planned last step."""
 
     cell_id: str
     step: int
@@ -72,8 +72,8 @@ class Result:
     loss: float  # nats/token
     loss_se: float  # Monte Carlo standard error over the noise, given the validation set
     estimator: str
-    wall_sec: float  # of all attempts, from the first step to the last, with the validations between
-    tokens_per_sec: float  # of training, with checkpoints and without validations
+    wall_sec: float  # seconds of all attempts, from the first step to the last, including the validations in between
+    tokens_per_sec: float  # training throughput; the time includes checkpoints but not validations
     device: str
     num_devices: int
     gpu_hours: float  # of all attempts, as in Status
@@ -82,8 +82,8 @@ class Result:
     unique_tokens: int
     epochs: float
     data_hash: str
-    unigram_entropy: float  # nats/token of the validation text: a model with a higher loss learnt nothing
-    finished: float
+    unigram_entropy: float  # of the validation text, nats/token; a model whose loss is not below it learnt nothing
+    finished: float  # seconds since the epoch
 
 
 def write_result(run_dir: Path, result: Result) -> None:
@@ -92,7 +92,7 @@ def write_result(run_dir: Path, result: Result) -> None:
 
 
 def read_result(run_dir: Path) -> Result | None:
-    """The result of a finished run; None when it is missing or cannot be read."""
+    """Read the result of a finished run; None when result.json is missing or cannot be read."""
     try:
         return Result(**json.loads((run_dir / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -100,7 +100,7 @@ def read_result(run_dir: Path) -> Result | None:
 
 
 def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence[float]) -> None:
-    """Write validation.csv atomically: a row for each sequence of the validation set, in order.
+    """Write validation.csv atomically, with one row for each sequence of the validation set, in order.
 
     Args:
         run_dir: The run directory.
@@ -112,7 +112,7 @@ def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence
 
 
 def read_validation(run_dir: Path) -> list[float]:
-    """The loss of each validation sequence, nats/token, in order. Raises UserError when they cannot be read."""
+    """Read the loss of each validation sequence, nats/token, in order. Raises UserError when that fails."""
     path = run_dir / "validation.csv"
     try:
         with open(path, newline="") as stream:
@@ -122,21 +122,21 @@ def read_validation(run_dir: Path) -> list[float]:
 
 
 def paired_difference(first: Path | str, second: Path | str) -> tuple[float, float]:
-    """How much higher the validation loss of one run is than that of another.
+    """Estimate the difference between the validation losses of two runs from paired sequences.
 
-    All runs on the same data validate the same sequences with the same noise. What is hard for one run is hard for the
-    other and cancels, so the difference is known better than either loss.
+    All runs on the same data are validated on the same sequences with the same noise. The difficulty that a sequence
+    has for both runs cancels, so the difference is more precise than either loss.
 
     Args:
         first: The folder of a finished run.
-        second: The folder of another one.
+        second: The folder of another finished run.
 
     Returns:
-        (loss of ``first`` - loss of ``second``, its standard error), both in nats/token. The error is that of the mean
-        difference per sequence: how far the difference would vary if sequences and noise were drawn anew.
+        (loss of ``first`` - loss of ``second``, standard error of this difference), both in nats/token. The standard
+        error is that of the mean over sequences: it covers a new draw of both the sequences and the noise.
 
     Raises:
-        UserError: A folder holds no finished run, or the two were validated on different things.
+        UserError: A folder holds no finished run, or the two runs were not validated on the same sequences and noise.
     """
     left, right = Path(first), Path(second)
     of_left, of_right = _validated_on(left), _validated_on(right)
@@ -151,7 +151,7 @@ def paired_difference(first: Path | str, second: Path | str) -> tuple[float, flo
 
 
 def _validated_on(run_dir: Path) -> dict[str, Any]:
-    """What must be equal for two runs to have been validated on the same sequences with the same noise."""
+    """Return the settings that two runs must share to have been validated on the same sequences and noise."""
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"{run_dir} holds no result.json: give the folder of a finished run")
@@ -162,12 +162,12 @@ def _validated_on(run_dir: Path) -> dict[str, Any]:
 
 
 def metrics_row(*, step: int, tokens: int, **values: Any) -> dict[str, Any]:
-    """One row of metrics.jsonl: the step, the tokens so far, the time and what was measured."""
+    """Make one row of metrics.jsonl: the step, the tokens so far, the time and the measured values."""
     return {"step": step, "tokens": tokens, "time": time.time(), **values}
 
 
 def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a history, one for each step, in order. Of a repeated step the later values count."""
+    """Merge logged rows into one row per step, in order of step. The later values of a repeated step count."""
     merged: dict[int, dict[str, Any]] = {}
     for row in rows:
         merged[row["step"]] = {**merged.get(row["step"], {}), **row}
@@ -175,12 +175,12 @@ def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_directory(sweep_dir: Path, cell_id: str) -> Path:
-    """The run directory of a cell."""
+    """Return the path of the run directory of a cell."""
     return sweep_dir / "runs" / cell_id
 
 
 def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
-    """The result of a finished cell; None when there is none, or it is of another cell or of another last step."""
+    """Read the result of a finished cell; None unless it belongs to ``cell_id`` and step ``steps`` (None: any step)."""
     result = read_result(run_dir)
     if result is None or result.cell_id != cell_id or steps not in (None, result.step):
         return None

@@ -1,4 +1,4 @@
-"""What a run tells W&B about itself, and how its result is read back from there."""
+"""Describe a run to W&B, and read its result back from W&B."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from dlm.core.recipe import Recipe
 from dlm.record.run import Result
 
-# W&B's words when it refuses a login, an entity or a project. Trying again does not help.
+# Phrases in W&B's messages when it refuses a login, an entity or a project. A retry does not help.
 REFUSED_BY_WANDB = ("not found", "permission denied", "error 401", "error 403", "error 404", "API key")
 
-RESULT_PREFIX = "result/"  # the fields of Result are under it in the summary of a run in W&B
+RESULT_PREFIX = "result/"  # prefix of the fields of Result in the W&B summary of a run
 _RESULT = TypeAdapter(Result)
 
 UNITS = {
@@ -35,17 +35,17 @@ UNITS = {
 
 
 def run_id(sweep: str, cell_id: str) -> str:
-    """The id in W&B of the run of a cell: ``id`` in configs/logger/wandb.yaml."""
+    """Return the W&B id of the run of a cell, the same as ``id`` in configs/logger/wandb.yaml."""
     return f"{sweep}-{cell_id}"
 
 
 def logged_result(summary: Mapping[str, Any]) -> Result | None:
-    """Read the result that a run logged to W&B at its end; None when it is absent or incomplete.
+    """Read the result that a run logged to W&B at its end; None when the result is absent or incomplete.
 
-    Numbers get the types that they had when they were logged: W&B's server keeps 3.0 as 3.
+    Numbers get back the types that they had when they were logged, because W&B's server stores 3.0 as 3.
 
     Args:
-        summary: The last values of the run in W&B; those of the result begin with RESULT_PREFIX.
+        summary: The W&B summary (last values) of the run; the keys of the result begin with RESULT_PREFIX.
     """
     found = {key.removeprefix(RESULT_PREFIX): value for key, value in summary.items() if key.startswith(RESULT_PREFIX)}
     try:
@@ -55,7 +55,7 @@ def logged_result(summary: Mapping[str, Any]) -> Result | None:
 
 
 def planned_facts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What follows from the config of a run, under the names of the columns of runs.csv."""
+    """Return the values that follow from the config of a run, named like the columns of runs.csv."""
     return {
         "objective": config["objective"]["name"],
         "params": recipe.shape.num_params,
@@ -69,12 +69,15 @@ def planned_facts(config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def described(config: Mapping[str, Any], recipe: Recipe, **facts: Any) -> dict[str, Any]:
-    """What a run tells W&B of itself at its start: its resolved config and, under ``record``, what follows from it.
+    """Return what a run tells W&B at its start: its resolved config, facts about the run, and units.
 
     Args:
         config: The resolved config.
-        recipe: What follows from the config.
-        **facts: What belongs to this attempt: data_hash, git_sha, device, attempt.
+        recipe: The recipe derived from the config.
+        **facts: Facts about this attempt: data_hash, git_sha, device, attempt.
+
+    Returns:
+        ``config``, and next to it ``record`` (``planned_facts``, the sweep and ``facts``) and ``units``.
     """
     record = {"sweep": config["sweep"], **planned_facts(config, recipe), **facts}
     return {**config, "record": record, "units": UNITS}

@@ -1,4 +1,4 @@
-"""Fits and collected runs go in; figures and one HTML page come out."""
+"""Draw figures and write one HTML page from fits and collected runs."""
 
 import lazy_loader
 

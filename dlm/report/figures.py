@@ -1,7 +1,7 @@
 """Draw the isoFLOP curves of a fit, and N*, D* and L* of several fits against C.
 
-matplotlib is imported by the functions that draw. Colour-blind readers can tell the colours of the budgets and of the
-methods apart, and shapes and labels repeat what the colours say.
+matplotlib is imported by the functions that draw. Colour-blind readers can distinguish the colours of the budgets and
+of the methods, and shapes and labels carry the same information as the colours.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#fffffe"  # the page replaces ink and paper by its own
+INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#fffffe"  # the page replaces INK and PAPER with its own colours
 
 
-BUDGET_ANCHORS = ("#3f6fb5", "#8561b8", "#c4508f", "#dd7630")  # low to high
+BUDGET_ANCHORS = ("#3f6fb5", "#8561b8", "#c4508f", "#dd7630")  # from the lowest to the highest budget
 
 
 LAW_COLOURS = {
@@ -45,7 +45,7 @@ LAW_COLOURS = {
 }
 
 
-BAND_POINTS = 14  # values of C at which lines and bands are drawn
+BAND_POINTS = 14  # number of values of C at which lines and bands are computed
 PANELS = {
     "N": "best size N*, parameters",
     "D": "best training length D*, tokens",
@@ -88,10 +88,10 @@ Fits = Mapping[str, FitResult] | Iterable[FitResult]
 def isoflop_figure(
     isoflop: FitResult, surface: FitResult | None = None, *, loss_se: Sequence[float] | None = None
 ) -> Figure:
-    """Draw the loss over model size: for each budget its runs, its curve, and its minimum with the 95 % interval.
+    """Draw the loss over model size: the runs, the curve, and the minimum with its 95 % interval for each budget.
 
     Args:
-        isoflop: A fit with isoFLOP minima. A curve without a minimum is hollow and dashed.
+        isoflop: A fit with isoFLOP minima. A curve without a usable minimum is dashed, with hollow points.
         surface: A fitted surface, drawn as a dotted line for each budget.
         loss_se: The Monte Carlo standard error of each point of ``isoflop``, drawn as a bar; NaN where unknown.
     """
@@ -108,14 +108,14 @@ def isoflop_figure(
         _log_axis(axes.xaxis, text.count, labelled=(1.0, 2.0, 5.0))
         axes.margins(x=0.09)
         _legend(axes, curve=isoflop.curve, has_surface=drawn_surface is not None)
-    plt.close(figure)  # pyplot would keep it in memory, and a notebook would show it twice
+    plt.close(figure)  # pyplot would keep the figure in memory, and a notebook would show it twice
     return figure
 
 
 def allocation_figure(fits: Fits) -> Figure:
     """Draw N*, D* and L* against C: the minima with their intervals, and the line and 95 % band of each method.
 
-    The area beyond the runs is grey.
+    The area beyond the highest budget of the runs is grey.
     """
     import matplotlib.pyplot as plt
 
@@ -143,19 +143,19 @@ def allocation_figure(fits: Fits) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.png, NAME.svg and NAME.pdf. They hold no dates, so the same figure gives the same bytes."""
+    """Write NAME.png, NAME.svg and NAME.pdf without dates, so that the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in METADATA:
         write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, name))
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element that takes over the colours and the typeface of the page.
+    """Return the figure as an <svg> element that adopts the colours and the typeface of the page.
 
     Args:
         figure: The figure.
         name: The prefix of all ids, so that several figures can stand on one page.
-        description: What a screen reader says.
+        description: The text for screen readers.
     """
     svg = _bytes(figure, "svg", name).decode()
     svg = svg[svg.index("<svg") :]
@@ -168,7 +168,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def budget_colours(count: int) -> list[str]:
-    """``count`` colours from the lowest to the highest budget, in even steps of lightness."""
+    """Return ``count`` colours from the lowest to the highest budget, in even steps of lightness."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     ramp = LinearSegmentedColormap.from_list("budgets", BUDGET_ANCHORS)
@@ -219,7 +219,7 @@ def _surface_curve(axes: Axes, isoflop: FitResult, surface: FitResult, minimum: 
 
 
 def _legend(axes: Axes, *, curve: str, has_surface: bool) -> None:
-    """Explain the shapes; the budgets are written beside their curves."""
+    """Draw the legend of the shapes; the budgets are written next to their curves."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -233,7 +233,7 @@ def _legend(axes: Axes, *, curve: str, has_surface: bool) -> None:
 
 
 def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) -> None:
-    """Draw N, D or L of one method: its line with the band, and its minima with their intervals."""
+    """Draw N, D or L (``key``) of one method: the line with its band, and the minima with their intervals."""
     colour, name = LAW_COLOURS[fit.law], LAW_NAMES[fit.law]
     if line:
         values, ends = _values(line.values(), key)
@@ -250,13 +250,13 @@ def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) ->
 
 
 def _values(best: Iterable[Optimum | Minimum], key: str) -> tuple[Array, Array]:
-    """N, D or L of n optima, (n,), and the ends of their intervals, (n, 2), NaN where there is none."""
+    """Return N, D or L of n optima, (n,), and the ends of their intervals, (n, 2), NaN without an interval."""
     pairs = [(getattr(one, key), one.ci.get(key, UNBOUNDED)) for one in best]
     return np.array([value for value, _ in pairs]), np.array([ends for _, ends in pairs])
 
 
 def _beyond(axes: Axes, top: float, right: float) -> None:
-    """Shade the area from the highest budget that was run to the C where the lines end."""
+    """Shade the area from the highest budget of the runs to the C at which the lines end."""
     if right > 1.05 * top:
         axes.axvspan(top, right, color=FAINT, alpha=0.13, lw=0)
         middle = (np.sqrt(top * right), 0.03)
@@ -266,11 +266,11 @@ def _beyond(axes: Axes, top: float, right: float) -> None:
 def _log_axis(
     axis: Axis, show: Callable[[float], str], *, labelled: Sequence[float], marked: Sequence[float] = ()
 ) -> None:
-    """Label a logarithmic axis at some multiples of the powers of ten, and only mark it at others.
+    """Place labels and unlabelled marks on a logarithmic axis at multiples of the powers of ten.
 
     Args:
         axis: The axis.
-        show: What is written at a value.
+        show: Formats a value for its label.
         labelled: The multiples with a label.
         marked: The multiples with a mark and no label.
     """

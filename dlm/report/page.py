@@ -30,15 +30,15 @@ FIGURES = {"isoflop": "Loss over model size, one curve per budget", "allocation"
 class Table:
     """A table of the page."""
 
-    heads: Sequence[str]
+    heads: Sequence[str]  # the column headings
     rows: Sequence[Sequence[str]]
-    words: Collection[str]  # the heads of the columns that hold words; the others hold numbers
+    words: Collection[str]  # the headings of the columns that hold words; the other columns hold numbers
     caption: str = ""
     is_wide: bool = False
 
 
 def write_fits(sweep_dir: Path, fits: figures.Fits) -> Path:
-    """Write fits.json, one object per fit as `dlm fit --json` prints it, and return its path."""
+    """Write fits.json, with one object per fit as `dlm fit --json` prints it, and return the path of the file."""
     path = Path(sweep_dir) / "fits.json"
     write_json(path, {name: fit.to_dict() for name, fit in _named(fits).items()})
     return path
@@ -53,15 +53,15 @@ def write_report(
     title: str,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs no network and no script.
+    """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs neither network nor scripts.
 
     Args:
         sweep_dir: The folder of the sweep.
-        runs: The rows of runs.csv; any table with params, tokens and loss will do.
+        runs: The rows of runs.csv, or any table with the columns params, tokens and loss.
         excluded: The rows of excluded.csv.
         fits: The fits of one or several objectives (``FitResult.label``).
         title: The title of the page.
-        facts: What the line under the title says beside the number of runs.
+        facts: Entries of the line under the title besides the numbers of runs and of excluded runs.
 
     Returns:
         The path of the page.
@@ -93,7 +93,7 @@ def write_report(
 
 
 def tables(runs: pd.DataFrame, fits: figures.Fits) -> dict[str, pd.DataFrame]:
-    """The numbers of the report as data frames, for notebooks: 'best', 'minima', 'parameters' and 'runs'."""
+    """Return the numbers of the report as data frames for notebooks: 'best', 'minima', 'parameters' and 'runs'."""
     import pandas as pd
 
     best, minima, parameters = [], [], []
@@ -111,7 +111,7 @@ def tables(runs: pd.DataFrame, fits: figures.Fits) -> dict[str, pd.DataFrame]:
 
 
 def _numbers(best: Optimum | Minimum) -> dict[str, float]:
-    """N, D and L, and the ends of their intervals as N_low, N_high and so on."""
+    """Return N, D and L, and the ends of their intervals as N_low, N_high and so on."""
     numbers = {"N": best.N, "D": best.D, "L": best.L}
     for key, (low, high) in best.ci.items():
         numbers |= {f"{key}_low": low, f"{key}_high": high}
@@ -119,7 +119,7 @@ def _numbers(best: Optimum | Minimum) -> dict[str, float]:
 
 
 def _parameters(fit: FitResult) -> dict[str, float]:
-    """The fitted parameters and the exponents of the allocation."""
+    """Return the fitted parameters and the exponents a and b of the allocation."""
     return {**fit.params, "a": fit.allocation.a, "b": fit.allocation.b}
 
 
@@ -130,7 +130,7 @@ def _named(fits: figures.Fits) -> dict[str, FitResult]:
 
 
 def _section(label: str, fits: Sequence[FitResult], runs: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """What the page says about one training objective, under the names of the template."""
+    """Return the content of the section on one training objective, by the variable names of the template."""
     own = runs[runs["objective"] == label] if label and "objective" in runs else runs
     slug = label or "runs"
     return {
@@ -148,7 +148,7 @@ def _section(label: str, fits: Sequence[FitResult], runs: pd.DataFrame, folder: 
 
 
 def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Draw and save what can be drawn of these fits; return the figures as <svg> elements."""
+    """Draw and save the figures that these fits allow; return the figures as <svg> elements by name."""
     drawn = {}
     isoflop = fits.get("isoflop")
     if isoflop is not None and isoflop.points is not None:
@@ -162,7 +162,7 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
 
 
 def _best(fits: Sequence[FitResult]) -> Table:
-    """The best use of each C, method beside method."""
+    """Tabulate the best use of each C, with one row per method."""
     rows = [
         (words.place(flops, fit.at[flops]), LAW_NAMES[fit.law], *_optimum(fit.at[flops]))
         for flops in sorted({flops for fit in fits for flops in fit.at})
@@ -173,7 +173,7 @@ def _best(fits: Sequence[FitResult]) -> Table:
 
 
 def _side_by_side(fits: Iterable[FitResult]) -> Table:
-    """All objectives at the highest C that all of them were run at."""
+    """Tabulate the best use of the highest reported C that the runs of all usable fits reach."""
     usable = [fit for fit in fits if fit.at and fit.points is not None]
     run = [{flops for flops in fit.at if words.is_run(fit, flops)} for fit in usable]
     top = max(set.intersection(*run), default=0.0) if run else 0.0
@@ -188,7 +188,7 @@ def _optimum(best: Optimum) -> tuple[str, ...]:
 
 
 def _with_interval(best: Optimum | Minimum, key: str, style: str = "count") -> str:
-    """N, D or L of an optimum, with its interval if it has one; ``style`` as in ``text.interval``."""
+    """Format N, D or L of an optimum, with the interval if there is one; ``style`` as in ``text.interval``."""
     value = getattr(best, key)
     shown = text.count(value) if style == "count" else text.number(value)
     return f"{shown} ({text.interval(best.ci[key], style)})" if key in best.ci else shown
@@ -220,7 +220,7 @@ def _parameter_table(fits: Iterable[FitResult]) -> Table:
 
 
 def _checks(fits: Iterable[FitResult]) -> Table:
-    """What the lower budgets alone would have predicted for the top ones, as relative errors."""
+    """Tabulate the relative errors of predictions for the top budgets from fits to the lower budgets alone."""
     rows = [
         (LAW_NAMES[fit.law], words.HELD_OUT.get(name, name), *words.relative_errors(errors))
         for fit in fits
@@ -231,7 +231,10 @@ def _checks(fits: Iterable[FitResult]) -> Table:
 
 
 def _runs(runs: pd.DataFrame) -> Table:
-    """Every run, by objective, budget and size. A column that says the same of all runs goes into the caption."""
+    """Tabulate all runs, sorted by objective, budget and size.
+
+    A column of CAPTION_COLUMNS with the same value for all runs goes into the caption. Empty columns are left out.
+    """
     order = [name for name in ("objective", "budget", "params") if name in runs]
     rows = _records(runs.sort_values(order) if order else runs)
     columns = {name: [words.cell(name, row) for row in rows] for name in words.COLUMNS}
@@ -254,5 +257,5 @@ def _excluded(excluded: pd.DataFrame) -> Table:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    """The rows of a data frame, None where a value is missing."""
+    """Return the rows of a data frame, with None for missing values."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")

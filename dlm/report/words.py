@@ -17,9 +17,9 @@ from dlm.fit.result import FitResult
 if TYPE_CHECKING:
     import pandas as pd
 
-INSIDE = 1.05  # a C up to this multiple of the highest budget counts as run; budgets are reached within some per cent
-SAME_SIZE = 0.03  # two methods whose N* differ by less agree
-WIDE = 10.0  # an interval of N* whose ends differ by a larger factor determines no size
+INSIDE = 1.05  # a C up to this multiple of the highest budget counts as run: runs miss their budget by some per cent
+SAME_SIZE = 0.03  # two methods agree if their N* differ by less than this fraction
+WIDE = 10.0  # if the ends of the interval of N* differ by a larger factor, the size is not determined
 MISSING = "–"
 
 HELD_OUT = {"without_top_1": "the top budget", "without_top_2": "the top two budgets"}
@@ -47,7 +47,7 @@ CONVENTIONS = {
     "full_masked_head": "body and attention scores for every token, the output head for masked tokens only, forward "
     "and backward: what masked-diffusion training in dlm computes.",
 }
-COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # of the table of runs: head, format
+COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # table of runs: heading, format
     "run_id": ("run", str),
     "objective": ("objective", str),
     "model": ("model", str),
@@ -63,12 +63,12 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # of the table of r
     "device": ("device", str),
 }
 WORD_COLUMNS = ("run_id", "objective", "model", "device")
-CAPTION_COLUMNS = ("objective", "attempts", "device", "epochs")  # into the caption, where all runs have the same
+CAPTION_COLUMNS = ("objective", "attempts", "device", "epochs")  # in the caption if all runs have the same value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """The first paragraph of a section: what to train, or why the runs do not say it."""
+    """The first paragraph of a section: what to train, or why the runs do not determine this."""
 
     lead: str
     more: Sequence[str] = ()
@@ -76,7 +76,10 @@ class Conclusion:
 
 
 def conclude(fits: Sequence[FitResult]) -> Conclusion:
-    """Say what to train with the highest budget that was run, and how sure that is; or why the runs do not say it."""
+    """State what to train with the highest budget that was run, and how certain this is.
+
+    If the runs do not determine what to train, state the reason instead.
+    """
     usable = [fit for fit in fits if fit.params and fit.at]
     if not usable:
         reasons = dict.fromkeys(fit.warnings[0] for fit in fits if fit.warnings)
@@ -108,18 +111,18 @@ def _rough(value: float) -> str:
 
 
 def _highest_run(fits: Sequence[FitResult]) -> float:
-    """The highest C that is reported and was run; without any, the highest that is reported."""
+    """Return the highest reported C that the runs reach; if they reach none, the highest reported C."""
     run = [flops for fit in fits for flops in fit.at if is_run(fit, flops)]
     return max(run or [flops for fit in fits for flops in fit.at])
 
 
 def is_run(fit: FitResult, flops: float) -> bool:
-    """Whether the runs of a fit reach C; without its points this is taken for granted."""
+    """Whether the runs of a fit reach C = ``flops``; true for a fit without stored points."""
     return fit.points is None or flops <= INSIDE * fit.points.budgets()[-1]
 
 
 def _is_bounded(fit: FitResult, flops: float) -> bool:
-    """Whether runs that reach C determine the best size there to better than a factor of ten."""
+    """Whether the runs reach C = ``flops`` and determine the best size at this C to within a factor of WIDE."""
     if flops not in fit.at:
         return False
     low, high = fit.at[flops].ci.get("N", UNBOUNDED)
@@ -127,7 +130,7 @@ def _is_bounded(fit: FitResult, flops: float) -> bool:
 
 
 def _undetermined(fits: Sequence[FitResult], main: FitResult, top: float) -> Conclusion:
-    """A law was found, but the refits to resampled runs scatter without bound."""
+    """Return the conclusion for a law whose refits to resampled runs scatter too widely to determine the best size."""
     ends = main.at[top].ci["N"]
     scatter = f"the 95 % interval runs from {text.interval(ends, 'count')}"
     if not all(math.isfinite(end) for end in ends) and main.draws is not None:
@@ -142,7 +145,7 @@ def _undetermined(fits: Sequence[FitResult], main: FitResult, top: float) -> Con
 
 
 def _minima(fits: Iterable[FitResult]) -> list[str]:
-    """The minima that single budgets have without any law."""
+    """Return a sentence for each usable isoFLOP minimum of a single budget; these minima need no law."""
     return [
         f"The runs at {text.flops(minimum.budget)} FLOPs have their minimum near {_rough(minimum.N)} parameters "
         f"({text.interval(minimum.ci.get('N'), 'count')})."
@@ -153,7 +156,7 @@ def _minima(fits: Iterable[FitResult]) -> list[str]:
 
 
 def _interval(usable: Sequence[FitResult], top: float) -> str:
-    """The union of the methods' intervals, so that it holds whichever method is right."""
+    """State the union of the intervals of all methods, which holds whichever method is right."""
     best = [fit.at[top] for fit in usable if top in fit.at]
     best = [one for one in best if math.isfinite(sum(one.ci.get("N", UNBOUNDED)))]
     if not best:
@@ -171,7 +174,7 @@ def _interval(usable: Sequence[FitResult], top: float) -> str:
 
 
 def _comparison(usable: Sequence[FitResult], main: FitResult, top: float) -> str:
-    """What a second method says of the best size."""
+    """Compare the best size with the best size by a second method."""
     name = LAW_NAMES[main.law]
     other = next((fit for fit in usable if fit is not main and top in fit.at), None)
     if other is None:
@@ -188,7 +191,7 @@ def _comparison(usable: Sequence[FitResult], main: FitResult, top: float) -> str
 
 
 def _open_minimum(fits: Iterable[FitResult], top: float) -> str:
-    """A warning when the runs of the top budget do not enclose their minimum."""
+    """Return a warning if the runs of the top budget do not enclose their minimum, otherwise ''."""
     refused = [minimum for fit in fits for minimum in fit.minima if minimum.reason and minimum.budget == top]
     if not refused:
         return ""
@@ -208,7 +211,7 @@ def _growth(main: FitResult) -> str:
 
 
 def _extrapolation(usable: Sequence[FitResult], main: FitResult, top: float) -> str:
-    """The best size at the lowest C beyond the runs."""
+    """State the best size at the lowest reported C beyond the runs; '' if all reported C were run."""
     beyond = min((flops for flops in main.at if flops > INSIDE * top), default=None)
     if beyond is None:
         return ""
@@ -218,7 +221,7 @@ def _extrapolation(usable: Sequence[FitResult], main: FitResult, top: float) -> 
 
 
 def reservations(fits: Iterable[FitResult]) -> list[str]:
-    """Every warning once; with the name of the method if only one method gives it."""
+    """Return every warning once, prefixed with the name of the method if only one method gives the warning."""
     methods: dict[str, list[str]] = {}
     for fit in fits:
         for warning in fit.warnings:
@@ -232,12 +235,12 @@ def _sentence(words: str) -> str:
 
 
 def refused(fits: Iterable[FitResult]) -> list[str]:
-    """The isoFLOP curves that have no minimum, each with the reason."""
+    """Return a sentence for each isoFLOP curve without a usable minimum, with the reason."""
     return [_sentence(f"{objective(fit.label)}, {one.detail}") for fit in fits for one in fit.minima if one.reason]
 
 
 def method(fit: FitResult) -> str:
-    """How the numbers of a fit were computed."""
+    """Describe how the numbers of a fit were computed."""
     norm = "least squares" if fit.surface is None else f"{fit.how.norm} norm of {fit.how.space} loss"
     delta = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     intervals = "no intervals"
@@ -248,27 +251,27 @@ def method(fit: FitResult) -> str:
 
 
 def objective(name: str) -> str:
-    """The heading of a training objective; runs of no stated objective have the name ''."""
+    """Return the heading of a training objective. The name '' stands for runs without a stated objective."""
     return OBJECTIVES[name].label if name in OBJECTIVES else name or "Result"
 
 
 def place(flops: float, best: Optimum) -> str:
-    """A C, with a note when the method extrapolates to it."""
+    """Format C = ``flops``, with a note when the method extrapolates to this C."""
     return text.flops(flops) + (f" ({best.reach:.2g} × its highest)" if best.reach > INSIDE else "")
 
 
 def relative_errors(held_out: Mapping[str, float]) -> list[str]:
-    """How far N*, D* and L* were off, in per cent; ``held_out`` is one entry of ``FitResult.holdout``."""
+    """Format the relative errors of N*, D* and L* in per cent; ``held_out`` is one entry of ``FitResult.holdout``."""
     found = (held_out.get(f"{key}_error") for key in "NDL")
     return [MISSING if error is None else f"{error:+.1%}" for error in found]
 
 
 def cell(name: str, row: Mapping[Any, Any]) -> str:
-    """One cell of the table of runs.
+    """Format one cell of the table of runs.
 
     Args:
         name: A key of COLUMNS.
-        row: A row of runs.csv, None where a value is missing.
+        row: A row of runs.csv, with None for missing values.
     """
     value = row.get(name)
     if name == "time" and row.get("tokens") and row.get("tokens_per_sec"):
@@ -281,7 +284,7 @@ def cell(name: str, row: Mapping[Any, Any]) -> str:
 
 
 def convention(runs: pd.DataFrame) -> list[str]:
-    """How the FLOPs of the runs are counted, and what 6 N D would count instead."""
+    """Explain how the FLOPs of the runs are counted, and what 6 N D would count instead."""
     names = sorted(runs["convention"].dropna().astype(str).unique()) if "convention" in runs else []
     if not names:
         return ["The runs do not say how their FLOPs were counted; without a column of FLOPs, C = 6 N D."]
