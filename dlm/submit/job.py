@@ -38,7 +38,7 @@ class Job:
     run_dir: Path
     resources: Resources = Resources()
     steps: int | None = None  # the planned last step, which the result must have; None accepts any step
-    was: CellNow | None = None  # the state of the cell before it is started again; None if it has never been started
+    was: CellNow | None = None  # the previous state of a cell that is started again; None for a first start
     micro_batch: int | None = None  # the smaller micro-batch in ``overrides`` after the cell ran out of memory
 
 
