@@ -1,4 +1,4 @@
-"""Planned cells go in; processes on this machine or SLURM job arrays come out, and the state of every cell."""
+"""Turn planned cells into processes on this machine or SLURM job arrays, and report the state of every cell."""
 
 import lazy_loader
 
