@@ -1,4 +1,4 @@
-"""The `dlm` command, which turns a command line into a plan, jobs, tables or a report."""
+"""The `dlm` command: a command line goes in; a plan, jobs, tables or a report come out."""
 
 import lazy_loader
 

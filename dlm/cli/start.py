@@ -93,7 +93,7 @@ def _agreed(
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Raise UserError for an override that would change the result of a planned cell or the launcher."""
+    """Raise UserError for an override that would change the result of a planned cell or that chooses the launcher."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":

@@ -1,4 +1,4 @@
-"""Turn planned cells into processes on this machine or SLURM job arrays, and report the state of every cell."""
+"""Planned cells go in; processes on this machine or SLURM job arrays, and the state of every cell, come out."""
 
 import lazy_loader
 

@@ -91,7 +91,7 @@ class _PoolRun:
     def __init__(self, pool: LocalPool, request: Request) -> None:
         self.pool, self.request = pool, request
         self.waiting, self.running = list(request.jobs), list[_Running]()
-        self.deferred: set[str] = set()  # ids of cells that another process was running
+        self.deferred: set[str] = set()  # ids of cells that were found to be run by another process
         self.endings: dict[str, tuple[State, str | None]] = {}
         self.exit_codes: dict[str, int] = {}
         self.num_signals = 0
@@ -190,7 +190,7 @@ class _PoolRun:
         return environment
 
     def _reap(self, *, may_wait: bool = True) -> None:
-        """Record how the children that have ended did so.
+        """Record the exit of every child that has ended.
 
         With ``may_wait``, a job whose cell is held by another process returns to the waiting jobs instead.
         """

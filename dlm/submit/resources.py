@@ -92,9 +92,10 @@ def dividing_micro_batch(cell: Cell, resources: Resources, *, at_most: int) -> i
 
 
 def largest_micro_batch(cell: Cell, resources: Resources, *, asked: int | None = None) -> int:
-    """Return the micro-batch of a cell that has never run out of memory: ``asked``, or by default training's choice.
+    """Return the micro-batch of a cell that has never run out of memory.
 
-    Raises UserError if the batch cannot be divided evenly among the devices and into micro-batches.
+    This is ``asked`` or, if ``asked`` is None, the micro-batch that training chooses. Raises UserError if the batch
+    cannot be divided evenly among the devices and into micro-batches.
     """
     micro, _ = accumulation(
         batch_size=cell.global_batch_size,

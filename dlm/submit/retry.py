@@ -48,7 +48,7 @@ def why_memory_stays_short(
         settings: The launcher's keys.
         micro_batch: The smaller micro-batch of the next job; None if the previous job used a single sequence.
     """
-    if now.is_host_oom and resources.gpus_per_node and settings.mem_gb is None:  # the micro-batch is on the GPUs
+    if now.is_host_oom and resources.gpus_per_node and settings.mem_gb is None:  # a smaller one saves GPU memory
         return f"{now.reason}: that is memory of the host, raise hydra.launcher.mem_gb"
     if micro_batch is None:
         return f"out of memory ({now.reason}) with one sequence at a time: use more devices"

@@ -30,7 +30,7 @@ def snapshot_code(
         origin: The commit of the code. The uncommitted changes are written to HASH.diff next to the copy.
 
     Returns:
-        The folder of the copy, which must come first on PYTHONPATH. Its name is the first 8 digits of its hash.
+        The folder of the copy, which must come first on PYTHONPATH. Its name is the first 8 digits of its content hash.
 
     Raises:
         UserError: An existing copy with this name was changed after it was written.

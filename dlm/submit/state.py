@@ -111,8 +111,8 @@ def _own_word(status: Status | None) -> CellNow:
 def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
     """Infer the state of a cell whose job has left the queue.
 
-    The status that the cell wrote during this submission is used if it agrees with the exit code that the cluster
-    reports.
+    The status that the cell wrote during this submission is used unless it contradicts what the cluster reports about
+    the end of the job.
     """
     record, job, job_id = known.record, known.job, known.record.job_id
     own = known.status if known.status is not None and known.status.submission == record.submission else None
@@ -161,8 +161,9 @@ def _reconciled(
 ) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
     """Read the ledger, query the clusters, and complete the records of interrupted submissions from the answers.
 
-    For an interrupted submission, a cluster returns the id of the job array or does not know it, which means that the
-    cluster never received it. The returned records include this information; with ``repair``, the ledger does too.
+    The cells of an interrupted submission get job ids if the cluster knows the job array. If the cluster answers and
+    does not know the array, it never received the submission, and the cells count as not submitted. With ``repair``,
+    these changes are written to the ledger too.
 
     Returns:
         (cell id -> record, name of a cluster -> its answer). The records cover all cells of the ledger; only the

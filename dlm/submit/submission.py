@@ -15,7 +15,7 @@ from dlm.submit.job import Job
 from dlm.submit.ledger import Ledger
 from dlm.submit.snapshot import check_clean, snapshot_code
 
-# How long to wait for another submission of the same sweep; longer than the lease of a dead process counts as live.
+# How long to wait for another submission of the same sweep; the lease of a dead process becomes stale sooner.
 PATIENCE_SEC = 120.0
 
 
@@ -40,7 +40,7 @@ def submit_jobs(
 ) -> Submission:
     """Submit jobs to a cluster, for `dlm submit` and for Hydra's `-m`.
 
-    A cluster with a queue returns when it has accepted every job; this machine returns when every process has ended.
+    Returns when a cluster with a queue has accepted every job, or when every process on this machine has ended.
 
     Args:
         jobs: The jobs. For a cluster with a queue, the caller must hold the context ``submitting``.

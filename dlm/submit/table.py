@@ -41,7 +41,7 @@ def sweep_status(sweep_dir: Path, plan: Plan) -> list[CellStatus]:
 
 
 def sweep_now(sweep_dir: Path, plan: Plan) -> tuple[list[CellStatus], list[str]]:
-    """Return the status of every cell, as ``sweep_status`` does, and a warning for each query without an answer."""
+    """Return (the statuses that ``sweep_status`` returns, a warning for each unanswered query to a cluster)."""
     now, warnings = cells_now([(cell.cell_id, cell.steps) for cell in plan.cells], sweep_dir)
     return [_status(cell, now[cell.cell_id]) for cell in plan.cells], warnings
 
