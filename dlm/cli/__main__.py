@@ -2,5 +2,5 @@
 
 from dlm.cli.verbs import main
 
-if __name__ == "__main__":  # processes that `dlm prepare` spawns import this module
+if __name__ == "__main__":  # the processes that `dlm prepare` spawns import this module and must not run the command
     main()

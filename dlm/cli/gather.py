@@ -1,4 +1,4 @@
-"""Collect runs, and write the report of a sweep."""
+"""Collect the runs of a sweep or a W&B project, and write the report of a sweep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def collect(options: CollectOptions) -> tuple[Path, Collected]:
     """Collect the runs of a sweep, of a W&B project, or of both.
 
     Returns:
-        (the folder that the tables were written to, what they hold).
+        (the folder to which the tables were written, the collected runs).
     """
     from dlm.collect import tables
     from dlm.collect.mapping import check_keys, load_mapping
@@ -35,7 +35,7 @@ def collect(options: CollectOptions) -> tuple[Path, Collected]:
 
 
 def _check_combination(options: CollectOptions) -> None:
-    """Raise UserError for options that do not go together."""
+    """Raise UserError for options that cannot be combined."""
     if options.wandb is None:
         for name, value in (("--mapping", options.mapping), ("--filter", options.filter), ("--out", options.out)):
             if value:
@@ -50,7 +50,7 @@ def _check_combination(options: CollectOptions) -> None:
 
 
 def _server(options: CollectOptions, project: str, folder: Path) -> Project:
-    """The runs of a W&B project that belong to the sweep, if one is given, and that --filter selects."""
+    """Query the runs of a W&B project that match --filter and, if a sweep is given, belong to it."""
     from dlm.collect.found import sweep_names
     from dlm.collect.wandb_server import Project
     from dlm.core.configs import parse_setting
@@ -66,7 +66,7 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise UserError when the tables could not be written once the server has been asked."""
+    """Raise UserError if the tables could not be written to ``folder``; called before the server is queried."""
     parents = (folder.absolute(), *folder.absolute().parents)
     nearest = next(path for path in parents if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -75,7 +75,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def show_collected(collected: Collected, folder: Path) -> None:
-    """Say what did not agree, which runs were left out and why, and where the table of runs is."""
+    """Print the warnings of the collection, which runs were left out and why, and the path of the table of runs."""
     for warning in collected.warnings:
         warn(warning)
     for row in collected.excluded.to_dict("records"):
@@ -84,7 +84,7 @@ def show_collected(collected: Collected, folder: Path) -> None:
 
 
 def report(sweep: Sweep) -> None:
-    """Collect the runs of a sweep, fit the laws, write the report and say where it is."""
+    """Collect the runs of a sweep, fit the laws, write the report and print its path."""
     from dlm.collect.tables import collect as collect_runs
     from dlm.fit.table import fit_sweep
     from dlm.report.page import write_fits, write_report

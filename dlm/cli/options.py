@@ -1,7 +1,7 @@
-"""Describe what the verbs of `dlm` take on the command line; options that several verbs share stand here once.
+"""Define arguments and options of the `dlm` command that several verbs share, and dataclasses of options.
 
-A verb with many options takes one dataclass: ``takes`` turns its fields into arguments and options. This file does
-without ``from __future__ import annotations``, because typer reads the annotations as objects.
+A verb with many options takes one dataclass; ``takes`` turns the fields of the dataclass into arguments and options.
+This file does not use ``from __future__ import annotations``, because typer needs the annotations as objects.
 """
 
 import functools
@@ -25,7 +25,7 @@ Seed = Annotated[int, typer.Option(help="The random seed of the bootstrap.")]
 
 @dataclass(frozen=True, kw_only=True)
 class DefinitionOptions:
-    """Which sweep, and what changes its definition."""
+    """The sweep that a verb acts on, and changes to its definition."""
 
     target: Target
     budget: Annotated[list[str] | None, typer.Option(help="FLOPs of one cell, as in 1e19. Repeatable.")] = None
@@ -40,7 +40,7 @@ class DefinitionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(DefinitionOptions):
-    """What `dlm plan` shows and writes."""
+    """The options of `dlm plan`: the sweep, and what is shown and written."""
 
     as_json: AsJson = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False
@@ -48,7 +48,7 @@ class PlanOptions(DefinitionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions(DefinitionOptions):
-    """How the cells of a sweep are started."""
+    """The options of `dlm submit` and `dlm sweep`: the sweep, and how its cells are started."""
 
     launcher: Annotated[
         str, typer.Option(help="submitit_slurm, submitit_local, or auto: SLURM if its controller answers.")
@@ -76,7 +76,7 @@ class StartOptions(DefinitionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CollectOptions:
-    """Where runs are collected from, and where their tables go."""
+    """The options of `dlm collect`: where the runs are read from, and where their tables are written."""
 
     target: Annotated[str | None, typer.Argument(help="A sweep's definition or folder; or give --wandb and --out.")] = (
         None
@@ -94,7 +94,7 @@ class CollectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LawOptions:
-    """Which law is fitted to which runs, and how."""
+    """The options that `dlm fit` and `dlm predict` share: the runs, the law, and how it is fitted."""
 
     runs: RunsFile
     law: Annotated[str, typer.Option(help="chinchilla, skaling, tied, data-constrained, isoflop or envelope.")] = (
@@ -110,7 +110,10 @@ class LawOptions:
     as_json: AsJson = False
 
     def keywords(self) -> dict[str, Any]:
-        """The given options as keywords of ``fit_runs`` and ``predict_runs``. Raises UserError for a bad --pin."""
+        """Return the options as keyword arguments of ``fit_runs`` or ``predict_runs``.
+
+        Options that are None, ``runs`` and ``as_json`` are left out. Raises UserError for a malformed --pin.
+        """
         others = ("runs", "as_json", "pin")
         given = {name: value for name, value in vars(self).items() if value is not None and name not in others}
         return {**given, "fixed": dict(_pinned(word) for word in self.pin or ())}
@@ -118,7 +121,7 @@ class LawOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(LawOptions):
-    """What `dlm fit` takes beside the law."""
+    """The options of `dlm fit`."""
 
     at: Annotated[list[float] | None, typer.Option(help="FLOPs at which to give N*, D* and L*. Repeatable.")] = None
     under_tuned: Annotated[float, typer.Option(help="Below 1: how much less points above the law count.")] = 1.0
@@ -129,7 +132,7 @@ class FitOptions(LawOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(LawOptions):
-    """What `dlm predict` takes beside the law."""
+    """The options of `dlm predict`."""
 
     at: Annotated[list[float], typer.Option(help="FLOPs at which to predict N*, D* and L*. Repeatable.")]
     freeze: Annotated[Path | None, typer.Option(help="A new file for the predictions, dated and hashed.")] = None
@@ -144,7 +147,10 @@ def _pinned(word: str) -> tuple[str, float]:
 
 
 def takes(options: type[Any]) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
-    """Let a verb take a dataclass: each field becomes an argument or an option of the command line."""
+    """Return a decorator for a verb whose only parameter is a dataclass of options.
+
+    Each field of the dataclass becomes an argument or an option of the command line.
+    """
 
     def decorate(verb: Callable[[Any], None]) -> Callable[..., None]:
         @functools.wraps(verb)

@@ -1,4 +1,4 @@
-"""Work out what a sweep costs, refuse what is too much, and ask before anything is spent."""
+"""Estimate the cost of a sweep, refuse a sweep that is too expensive, and ask for confirmation before it starts."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from dlm.record.run import gpu_hours_used
 from dlm.submit import local
 from dlm.submit.ledger import CellNow
 
-MIN_SIZES = 4  # an isoFLOP parabola goes exactly through three, so that three show no error
-MIN_CURVES = 2  # a line through isoFLOP minima needs two
+MIN_SIZES = 4  # model sizes per budget: an isoFLOP parabola passes exactly through three, which leaves no residual
+MIN_CURVES = 2  # budgets with at least MIN_SIZES sizes: a line through the isoFLOP minima needs two points
 
 
 def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
-    """Price a plan on this machine and show it.
+    """Estimate the cost of a plan on this machine, and show the plan.
 
     Args:
-        plan: The cells of the sweep.
-        left: The ids of those that are not done.
+        plan: The plan of the sweep.
+        left: The ids of the cells that are not done.
 
     Returns:
-        (the plan with its estimates, overrides of its jobs: cells planned for GPUs run on a CPU if there are none).
+        (the plan with its estimates, the overrides for its jobs). The overrides make cells that were planned for GPUs
+        run on a CPU if this machine has no GPU.
 
     Raises:
-        UserError: The cells that are left would take longer than max_local_hours of the definition.
+        UserError: The cells that are not done would take longer than max_local_hours of the definition.
     """
     hardware = plan.spec.hardware
     gpus = [] if hardware.device == "cpu" else local.visible_gpus()
@@ -60,7 +61,7 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
 
 
 def _measured_rates(plan: Plan) -> dict[str, float]:
-    """Training FLOP/s of one core of this machine, measured now, by the name of the model."""
+    """Measure the training speed of one core of this machine. Returns model name -> FLOP/s."""
     models = cost.measured_models([cell.model for cell in plan.cells])
     rates = cost.measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
@@ -69,7 +70,7 @@ def _measured_rates(plan: Plan) -> dict[str, float]:
 
 
 def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
-    """The refusal of a plan that would take ``hours`` here; it says what would do instead."""
+    """Return the error that refuses a plan because it would take ``hours`` on this machine, and names alternatives."""
     spec = plan.spec
     gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in cost.with_estimates(plan).cells)
     on_gpus = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
@@ -83,11 +84,11 @@ def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
 
 
 def _smaller_budget(spec: SweepSpec, hours: float) -> str:
-    """A top budget that this machine can pay and that still gives a law, else the demo.
+    """Suggest a top budget that fits max_local_hours on this machine and still suffices to fit a law, else the demo.
 
     Args:
-        spec: The definition.
-        hours: What it takes here with its own budgets.
+        spec: The definition of the sweep.
+        hours: The time in hours that the cells which are not done take here with the budgets of the definition.
     """
     budget = float(f"{max(spec.budgets) * spec.max_local_hours / hours:.0e}")
     try:
@@ -101,19 +102,22 @@ def _smaller_budget(spec: SweepSpec, hours: float) -> str:
 
 
 def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapping[str, CellNow]) -> float | None:
-    """Ask on a terminal whether to start; without a terminal, go ahead if the cost stays within max_gpu_hours.
+    """Check the cost of a sweep against its limits, and ask on a terminal whether to start it.
+
+    Without a terminal and without --yes, the sweep is accepted if its cost is within --max-gpu-hours or, where that is
+    not given, within max_gpu_hours of the definition.
 
     Args:
         plan: The plan with its estimates.
         folder: The folder of the sweep.
-        options: --yes and --max-gpu-hours.
-        left: The cells that are not done, as they are now.
+        options: The options of the command, of which --yes and --max-gpu-hours are used.
+        left: The current states of the cells that are not done, by cell id.
 
     Returns:
-        The GPU-hours that the sweep may use in all; None sets no limit.
+        The GPU-hours that the sweep may use in total; None sets no limit.
 
     Raises:
-        UserError: It costs more than it may.
+        UserError: The sweep costs more GPU-hours than are allowed.
     """
     spec, given = plan.spec, options.max_gpu_hours
     used = gpu_hours_used(folder)
@@ -141,6 +145,6 @@ def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapp
 
 
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:
-    """The GPU-hours of the steps that a cell has still to do."""
+    """Return the GPU-hours of the remaining steps of a cell."""
     done = 0 if now.status is None else min(now.status.step, cell.steps)
     return (cell.estimate.gpu_hours or 0.0) * (1 - done / cell.steps)

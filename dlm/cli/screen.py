@@ -1,4 +1,4 @@
-"""Show plans, states and the progress of a local run on the terminal. rich is imported when something is drawn."""
+"""Show plans, cell states and the progress of a local run on the terminal. rich is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from dlm.submit.cluster import Event
     from dlm.submit.ledger import CellNow
 
-MANY_ROWS = 200  # a table with more is printed as plain lines: rich takes a millisecond for each row
-SHOWN_DROPPED = 5
-WORDS = ("cell", "state", "reason")  # columns that are aligned to the left; the others hold numbers
+MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
+SHOWN_DROPPED = 5  # how many of the dropped cells are listed
+WORDS = ("cell", "state", "reason")  # left-aligned columns of text; all other columns hold numbers
 STATE_COLOURS = {
     State.DONE: "green",
     State.RUNNING: "cyan",
     State.SUBMITTED: "blue",
     State.PLANNED: "dim",
     State.PREEMPTED: "yellow",
-}  # the others are red
+}  # all other states are red
 
 
 def console() -> Console:
-    """The standard output; wide enough for a table when it is not a terminal."""
+    """Return a rich console for the standard output, with a width of 140 if that is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the cells of a plan with their estimates, then the first dropped ones, then the cost of them all."""
+    """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost."""
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
     show_table([_plan_row(cell) for cell in plan.cells])
@@ -83,13 +83,13 @@ def _cost_line(plan: Plan) -> str:
 
 
 def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
-    """Print one line for each cell, and a summary."""
+    """Print the table of ``status_rows`` with one line for each cell, then a summary line."""
     show_table([{head: "-" if value is None else str(value) for head, value in row.items()} for row in rows])
     console().print(summary, markup=False)
 
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table whose heads are the keys of its rows."""
+    """Print a table whose column headings are the keys of the first row."""
     if len(rows) > MANY_ROWS:
         print("\n".join(plain_lines(rows)))
         return
@@ -108,7 +108,7 @@ def show_table(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The lines of a table with its heads; columns of numbers are aligned to the right."""
+    """Return the lines of a table including the column headings; columns of numbers are right-aligned."""
     columns = []
     for head in rows[0]:
         cells = [head, *(row[head] for row in rows)]
@@ -118,11 +118,11 @@ def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 class LocalProgress:
-    """What a run of a sweep on this machine shows: a line for each cell that ends, and bars on a terminal.
+    """The progress display of a sweep on this machine: a line for each cell that ends, and bars on a terminal.
 
     Args:
         sweep: The sweep that runs.
-        now: The state of its cells before it runs.
+        now: The states of its cells before the run, by cell id.
     """
 
     def __init__(self, sweep: Sweep, now: Mapping[str, CellNow]) -> None:
@@ -175,7 +175,7 @@ class LocalProgress:
         self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def on_tick(self) -> None:
-        """Look at the running cells, at most once a second, and only for somebody who watches."""
+        """Update the progress bars from the status of the cells, at most once a second, and only on a terminal."""
         if self._progress.disable or time.monotonic() - self._looked < 1:
             return
         self._looked = time.monotonic()

@@ -1,6 +1,6 @@
-"""Start a sweep: prepare its data, plan it, look at its cells, price them, ask, and run or submit what is not done.
+"""Start a sweep: prepare its data, plan it, find the states of its cells, estimate the cost, ask, and run or submit.
 
-The verbs import this file when they start something, so its own imports may be slow.
+The verbs import this file only when they start something, so its own imports may be slow.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_di
 
 
 def start(options: StartOptions) -> tuple[Sweep, bool, int]:
-    """Plan a sweep, show its price, ask, and start the cells that are not done.
+    """Plan a sweep, show its cost, ask for confirmation, and start the cells that are not done.
 
     Returns:
-        (the sweep, whether its cells ran on this machine, the exit code of the command so far).
+        (the sweep, whether its cells ran on this machine, the exit code with which the command must end).
     """
     is_local = _is_local(options.launcher)
     overrides, settings = _split(options.override or (), is_local)
@@ -49,7 +49,7 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     now = _look(sweep)
     plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
-    now |= _look(sweep, known=now)  # at the cells of an earlier plan that the sweep keeps
+    now |= _look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
         submit_plan,
         sweep.plan,
@@ -72,10 +72,11 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
 def _agreed(
     sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_local: bool
 ) -> tuple[Plan, list[str], float | None]:
-    """Show what the cells that are not done cost where they run, and ask whether to start them.
+    """Show the cost of the cells that are not done on the chosen launcher, and ask whether to start them.
 
     Returns:
-        (the plan with its estimates, overrides that the jobs need here, the GPU-hours that the sweep may use).
+        (the plan with its estimates, the overrides that the jobs need on this machine, the GPU-hours that the sweep may
+        use in total or None for no limit).
     """
     left = {name: cell for name, cell in now.items() if cell.result is None}
     if not left:
@@ -92,7 +93,7 @@ def _agreed(
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Raise UserError for an override that changes what a planned cell is, or which launcher starts it."""
+    """Raise UserError for an override that would change the result of a planned cell or that chooses the launcher."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":
@@ -104,7 +105,11 @@ def check_overrides(words: Sequence[str]) -> None:
 
 
 def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
-    """(overrides of the jobs, settings of the SLURM launcher). Raises UserError for what does not fit a sweep."""
+    """Divide the words of --override into (overrides for the jobs, settings of the SLURM launcher).
+
+    Raises UserError for an override that ``check_overrides`` refuses, and for a setting of SLURM if the cells run on
+    this machine.
+    """
     check_overrides(words)
     settings = [word.lstrip("+") for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
     if is_local and settings:
@@ -113,7 +118,7 @@ def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
 
 
 def _is_local(launcher: str) -> bool:
-    """Whether the cells run on this machine; ``auto`` asks whether a SLURM controller answers."""
+    """Whether the cells run on this machine; for ``auto``, this is the case if no SLURM controller answers."""
     if launcher not in LAUNCHERS:
         raise unknown("launcher", launcher, LAUNCHERS)
     return launcher == "submitit_local" or (launcher == "auto" and not slurm_answers())
@@ -123,22 +128,24 @@ def _planned_with_data(options: StartOptions) -> Sweep:
     """Plan a sweep after preparing the data that dlm can make itself, so that the cells have their final ids."""
     sweep = planned(options, prepare=True)
     data = [read_or_prepare(node) for node in data_nodes(sweep.plan)]
-    if sweep.plan.data_hash is None and None not in data:  # a stored plan that is older than its data
+    if sweep.plan.data_hash is None and None not in data:  # a stored plan that was made before its data
         return Sweep(sweep.folder, grid.make_plan(sweep.plan.spec))
     return sweep
 
 
 def _look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:
-    """The state of the cells of a sweep, without those that are ``known``."""
+    """Return the current states of the cells of a sweep by cell id, without the cells that are ``known``."""
     asked = [(cell.cell_id, cell.steps) for cell in sweep.plan.cells if cell.cell_id not in known]
     return cells_now(asked, sweep.folder)[0]
 
 
 def _exit_code(done: Submission) -> int:
-    """Warn of the cells that did not train well on this machine.
+    """Warn of cells that were not started or failed on this machine, and return the exit code of the command.
+
+    Raises typer.Exit with ExitCode.PREEMPTED if the run was interrupted.
 
     Returns:
-        The exit code of the first of them, as a shell would see it, else 0.
+        The first exit code of a cell that is not 0, as a shell would report it (128 + n for signal n), otherwise 0.
     """
     for name, cause in done.skipped.items():
         if cause != "done":
@@ -153,7 +160,7 @@ def _exit_code(done: Submission) -> int:
 
 
 def _show_submitted(done: Submission, folder: Path) -> None:
-    """Say which cells SLURM has, which it does not have and why, and what to do next."""
+    """Print how many cells were submitted to SLURM, which cells were not and why, and what to do next."""
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
     arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
@@ -163,7 +170,15 @@ def _show_submitted(done: Submission, folder: Path) -> None:
 
 
 def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
-    """The cluster of configs/hydra/launcher/submitit_slurm.yaml, changed by ``hydra.launcher.KEY=VALUE`` words."""
+    """Return the SLURM cluster with the settings of configs/hydra/launcher/submitit_slurm.yaml.
+
+    Args:
+        words: Settings that take precedence, in the form ``hydra.launcher.KEY=VALUE``.
+        allow_dirty: Allow jobs with uncommitted code.
+
+    Raises:
+        UserError: A setting is not in Hydra's grammar, its key is unknown, or its value is not allowed.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -1,4 +1,4 @@
-"""Find the sweep that a command line names: its folder, its definition, its plan and the data that its cells read."""
+"""Find the sweep that a command line names: its folder, its definition, its plan and the data for its cells."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: its folder, and the plan that is carried out there."""
+    """The folder of a sweep, and the plan that is carried out there."""
 
     folder: Path
     plan: Plan
 
 
 def by_name(target: str) -> str:
-    """The folder of the sweep in the work directory that is called ``target``; any other target as it is.
+    """Return the folder of a sweep if ``target`` is the name of a sweep in the work directory, otherwise ``target``.
 
-    A definition in sweeps/ with that name takes precedence over the folder.
+    A definition of the same name in sweeps/ takes precedence; ``target`` is then returned unchanged.
     """
     folder = paths.workdir() / target
     is_name = Path(target).name == target and not (paths.sweeps_dir() / f"{target}.yaml").is_file()
@@ -43,14 +43,14 @@ def is_sweep_dir(folder: str | Path) -> bool:
 
 
 def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
-    """Plan a definition, or read the plan of a sweep's folder.
+    """Plan a definition, or read the existing plan if the target is the folder of a sweep.
 
     Args:
-        options: The target, and what changes its definition.
-        prepare: Make data that are missing before the definition is planned, where dlm can make them itself.
+        options: The target, and the options that change its definition.
+        prepare: Before planning, prepare missing data that dlm can make itself.
 
     Raises:
-        UserError: The target is unknown, or it is planned already and the options would change its definition.
+        UserError: The target is unknown, or it is a folder with a plan and the options would change its definition.
     """
     from dlm.data.manifest import read_data
     from dlm.plan.grid import make_plan
@@ -66,7 +66,7 @@ def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
 
 
 def existing(target: str) -> Sweep:
-    """The sweep that a target names, for the verbs after planning. Raises UserError when it has no plan."""
+    """Return the sweep that a target names, for the verbs that need a plan. Raises UserError if it has no plan."""
     from dlm.plan.store import read_plan
 
     folder = Path(by_name(target))
@@ -76,7 +76,10 @@ def existing(target: str) -> Sweep:
 
 
 def run_folder(target: str) -> Path:
-    """The folder of the runs that a target names. Runs that `python -m dlm.launch` started have no plan there."""
+    """Return the folder of the sweep that a target names.
+
+    A folder with runs needs no plan.json: runs that were started with `python -m dlm.launch` have none.
+    """
     folder = Path(by_name(target))
     return folder if (folder / "runs").is_dir() else existing(target).folder
 
@@ -90,7 +93,7 @@ def _definition(target: str, settings: Sequence[str] = ()) -> SweepSpec:
 
 
 def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
-    """The definition with the budgets of --budget or --top-budget, if one of them is given."""
+    """Return the definition, with the budgets of --budget or --top-budget if one of these options is given."""
     from dlm.core.flops import check_budget
 
     if options.budget and options.top_budget is not None:
@@ -104,7 +107,7 @@ def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
 
 
 def data_nodes(plan: Plan) -> list[dict[str, Any]]:
-    """The resolved config nodes of the data that the cells read, each once."""
+    """Return the resolved config nodes of the data that the cells read, without duplicates."""
     from dlm.plan.grid import data_node
 
     nodes = [data_node(cell.groups, cell.overrides) for cell in plan.cells]
@@ -112,7 +115,10 @@ def data_nodes(plan: Plan) -> list[dict[str, Any]]:
 
 
 def read_or_prepare(node: Mapping[str, Any]) -> DataSet | None:
-    """The data of a node. Missing data that dlm can make itself, which takes seconds, are made first."""
+    """Return the data of a config node, after preparing missing data that dlm can make itself within seconds.
+
+    Returns None if the data are not prepared.
+    """
     from dlm.data.manifest import read_data, unprepared
 
     if node.get("prepare") is not None:
@@ -123,7 +129,7 @@ def read_or_prepare(node: Mapping[str, Any]) -> DataSet | None:
 
 
 def run_prepare(arguments: list[str]) -> None:
-    """Run `dlm prepare`. When it fails, it has said why: the command ends with its exit code."""
+    """Run `dlm prepare`. If it fails, it prints the cause itself, and this command ends with its exit code."""
     from dlm.data.prepare.command import main
 
     if code := main(arguments):
@@ -131,7 +137,7 @@ def run_prepare(arguments: list[str]) -> None:
 
 
 def warn_unprepared(plan: Plan) -> None:
-    """Warn when a plan was made without its data."""
+    """Warn if a plan was made before its data were prepared."""
     from dlm.data.manifest import unprepared
 
     nodes = data_nodes(plan) if plan.data_hash is None else []

@@ -1,4 +1,4 @@
-"""The verbs of the `dlm` command, in the order of the flow. Each verb imports what is slow when it runs."""
+"""The verbs of the `dlm` command, in the order of the flow. Each verb imports slow modules only when it runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 @app.command()
 @takes(options.PlanOptions)
 def plan(given: options.PlanOptions) -> None:
-    """Turn a definition into cells: model sizes, tokens and what they cost. Starts nothing."""
+    """Turn a definition into cells: model sizes, tokens and costs. No cell is started."""
     from dlm.plan.cost import with_estimates
     from dlm.plan.store import write_plan
 
@@ -57,7 +57,7 @@ def plan(given: options.PlanOptions) -> None:
 @app.command()
 @takes(options.StartOptions)
 def submit(given: options.StartOptions) -> None:
-    """Start the cells that are not done. On SLURM it returns at once; on this machine it waits for them."""
+    """Start the cells that are not done. On SLURM the command returns at once; on this machine it waits for them."""
     from dlm.cli.start import start
 
     _, _, code = start(given)
@@ -67,7 +67,7 @@ def submit(given: options.StartOptions) -> None:
 @app.command()
 @takes(options.StartOptions)
 def sweep(given: options.StartOptions) -> None:
-    """Plan and submit; on this machine also train, collect, fit and report. Run again, it continues."""
+    """Plan and submit; on this machine also train, collect, fit and report. When run again, it continues."""
     from dlm.cli.start import start
 
     started, ran_here, code = start(given)
@@ -82,7 +82,7 @@ def status(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no cell runs or waits.")] = False,
 ) -> None:
-    """Show every cell: its state, step, loss, speed, time left and why it failed."""
+    """Show the state, step, loss, speed and time left of every cell, and why it failed."""
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
     sweep = targets.existing(target)
@@ -109,7 +109,7 @@ def cancel(
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Stop cells that run or wait. They keep their checkpoints, and `dlm submit` continues them."""
+    """Stop cells that run or wait. Their checkpoints are kept, and `dlm submit` continues them."""
     from dlm.submit.cells import cancel as cancel_cells
 
     sweep = targets.existing(target)
@@ -145,7 +145,7 @@ def logs(
 @app.command()
 @takes(options.CollectOptions)
 def collect(given: options.CollectOptions) -> None:
-    """Collect the runs of a sweep or a W&B project: runs.csv, excluded.csv and history.parquet."""
+    """Collect the runs of a sweep or a W&B project into runs.csv, excluded.csv and history.parquet."""
     folder, collected = gather.collect(given)
     gather.show_collected(collected, folder)
 
@@ -158,7 +158,7 @@ def sync(
         typer.Option(metavar="ENTITY/PROJECT", help="The project to upload to, in place of the one in the configs."),
     ] = None,
 ) -> None:
-    """Upload runs that were logged offline or lost their connection to W&B, and say what did not arrive."""
+    """Upload runs that were logged offline or lost their connection to W&B, and report what did not arrive."""
     from dlm.collect.upload import sync as sync_runs
 
     arrivals = sync_runs(targets.run_folder(target), project=wandb)
@@ -188,7 +188,7 @@ def _show_arrival(arrival: Arrival) -> None:
 @app.command()
 @takes(options.FitOptions)
 def fit(given: options.FitOptions) -> None:
-    """Fit a law to a table of runs, dlm's own or any other, and say how far it may be trusted."""
+    """Fit a law to a table of runs, from dlm or elsewhere, and state how far the law can be trusted."""
     from dlm.fit.table import fit_runs
 
     result = fit_runs(given.runs, **given.keywords())
@@ -215,7 +215,7 @@ def score(
     runs: RunsFile,
     as_json: AsJson = False,
 ) -> None:
-    """Grade frozen predictions by the runs that exist now."""
+    """Grade frozen predictions against the runs that exist now."""
     from dlm.fit.table import score_runs
 
     _show_result(score_runs(frozen, runs), as_json=as_json)
@@ -235,7 +235,7 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many times the compute of the first runs the second runs need to reach the same loss."""
+    """Estimate how many times as much compute the second runs need as the first runs to reach the same loss."""
     from dlm.fit.table import compare_runs
 
     names = list(objective or ())
@@ -269,14 +269,18 @@ def prepare(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def convert(context: typer.Context) -> None:
-    """Turn a checkpoint, SMDM's too, into one file of weights: dlm convert SOURCE TARGET.safetensors."""
-    # In a process of its own, because it needs torch, which the sweep half never imports.
+    """Turn a checkpoint of dlm or SMDM into one file of weights: dlm convert SOURCE TARGET.safetensors."""
+    # Runs in a separate process, because it needs torch, which the `dlm` command itself never imports.
     command = [sys.executable, "-m", "dlm.convert", *(context.args or ["--help"])]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 def main() -> None:
-    """Run the command. A user's mistake is one line and exit code 2; a server that is away, one line and 75."""
+    """Run the `dlm` command.
+
+    A mistake of the user ends it with one line on stderr and exit code 2; a server that does not answer, with one line
+    and exit code 75.
+    """
     try:
         app()
     except UserError as error:

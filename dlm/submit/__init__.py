@@ -1,4 +1,4 @@
-"""Planned cells go in; processes on this machine or SLURM job arrays come out, and the state of every cell."""
+"""Planned cells go in; processes on this machine or SLURM job arrays, and the state of every cell, come out."""
 
 import lazy_loader
 

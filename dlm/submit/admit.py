@@ -1,7 +1,8 @@
 """Decide at the start of a batch job whether its cell is to be started: `python -m dlm.submit.admit RUN_DIR`.
 
-It keeps a second process out of a cell that is still being trained, for instance on a node that SLURM has given up, and
-it starts no more cells of a sweep that has used its GPU-hours. It imports no torch, so it takes a tenth of a second.
+This check keeps a second process out of a cell that is still being trained, for instance on a node that SLURM considers
+down, and it starts no further cell of a sweep that has used up its GPU-hours. It does not import torch, so it takes
+only a tenth of a second.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from dlm.core.lease import STALE_SEC, live_holder
 from dlm.record.run import finished, gpu_hours_used
 from dlm.submit.ledger import CellRecord, Ledger, read_max_gpu_hours, refuse
 
-PATIENCE_SEC = 1.5 * STALE_SEC  # a process that died with its node is known to be dead before that
+PATIENCE_SEC = 1.5 * STALE_SEC  # long enough for the lease of a process that died with its node to become stale
 
 
 def admit(run_dir: Path, *, submission: str | None, patience_sec: float = PATIENCE_SEC) -> int:
-    """Decide whether a job starts its cell, and print why when it does not.
+    """Decide whether a job starts its cell, and print the reason if it does not.
 
     Args:
         run_dir: The run directory of the cell.
-        submission: The submission to which the job belongs; None for none.
-        patience_sec: How long to wait for another process to leave the cell.
+        submission: The name of the submission to which the job belongs; None if it belongs to none.
+        patience_sec: How long to wait for another process to release the cell, in seconds.
 
     Returns:
-        0 to start the cell, NOTHING_TO_DO, or ExitCode.PREEMPTED to try again later.
+        0 to start the cell, NOTHING_TO_DO not to start it, or ExitCode.PREEMPTED to try again later.
     """
     deadline = time.monotonic() + patience_sec
     while (holder := live_holder(run_dir)) is not None:

@@ -1,7 +1,7 @@
 """Submit the cells of a plan that are worth starting, and cancel cells.
 
-Submitting twice submits nothing twice: a finished cell is skipped, one that runs or waits is left alone, a partial one
-goes on from its checkpoint, and a failed one is retried by its cause.
+A repeated submission starts no cell twice: a finished cell is skipped, a cell that runs or waits is left alone, a
+partly trained cell continues from its checkpoint, and whether a failed cell is retried depends on the cause.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ def submit_plan(
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
-    """Submit every cell of a plan that is worth starting; see ``why_not`` for the others.
+    """Submit every cell of a plan that is worth starting; ``why_not`` states why the other cells are skipped.
 
     Args:
-        plan: The cells.
+        plan: The plan whose cells are submitted.
         sweep_dir: The folder of the sweep.
         cluster: Where the cells are to run.
         data_dir: The folder with the prepared data.
-        extra: Hydra overrides of every job.
-        retry_failed: Start cells again whatever made them fail.
-        max_gpu_hours: Queued jobs, those that wait already included, end at once if the sweep has used as many
-            GPU-hours when they begin.
+        extra: Hydra overrides for every job.
+        retry_failed: Start failed cells again, whatever the cause of the failure.
+        max_gpu_hours: The limit on the GPU-hours of the sweep. A queued job, also one that was queued earlier, ends at
+            once if the sweep has used this many GPU-hours when the job begins.
         now: The cells as the caller has read them with ``cells_now``, so that no result is read twice. Only the
             finished cells count, because another command may have started the others in the meantime.
-        on_event: Called when a job of this machine starts or ends.
+        on_event: Called when a job on this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
     Raises:
-        UserError: The cluster refuses, or a cell cannot run on it.
+        UserError: The cluster refuses the jobs, or a cell cannot run on the cluster.
     """
     with submitting(cluster, sweep_dir):
         if cluster.queues:
@@ -87,7 +87,7 @@ def submit_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class _Starter:
-    """Decides of each cell of a submission whether it is started, and makes its job."""
+    """Decides for each cell of a submission whether to start it, and makes the job of the cell."""
 
     sweep_dir: Path
     data_dir: Path
@@ -97,7 +97,7 @@ class _Starter:
     retry_failed: bool
 
     def job_or_reason(self, cell: Cell, now: CellNow) -> Job | str:
-        """The job of a cell, or why it gets none."""
+        """Return the job of a cell, or the reason why the cell is not started."""
         reason = why_not(now, retry_failed=self.retry_failed)
         if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
             return reason
@@ -112,17 +112,20 @@ class _Starter:
         return self._job(cell, now, resources, micro_batch)
 
     def _can_be_waited_for(self, now: CellNow, cell_id: str) -> bool:
-        """Whether a process runs the cell, and the cluster waits until that ends and then looks again."""
+        """Whether a process runs the cell and the cluster waits for this process before it decides about the cell."""
         is_run_here = now.state is State.RUNNING and not self.cluster.queues
         return is_run_here and live_holder(run_directory(self.sweep_dir, cell_id)) is not None
 
     def _job(self, cell: Cell, now: CellNow, resources: Resources, micro_batch: int | None) -> Job:
-        """The job of a cell. Raises UserError when its devices do not divide its batch, before anything is queued."""
+        """Make the job of a cell; nothing is queued yet.
+
+        Raises UserError when the number of devices does not divide the batch size of the cell.
+        """
         largest_micro_batch(cell, resources)
         is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in self.extra)
         trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
         words = [*trainer, *self.extra]
-        if micro_batch is not None:  # the devices may be others than those that ran out of memory
+        if micro_batch is not None:  # the number of devices may differ from that of the job that ran out of memory
             micro_batch = dividing_micro_batch(cell, resources, at_most=micro_batch)
             words.append(f"data.micro_batch_size={micro_batch}")
         return Job(
@@ -137,20 +140,21 @@ class _Starter:
 
 
 def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = ()) -> dict[str, str]:
-    """Stop cells that run or wait: a job in its queue, a process on this machine with SIGTERM.
+    """Stop cells that run or wait: cancel queued jobs, and send SIGTERM to processes on this machine.
 
-    A `dlm sweep` on this machine reads the ledger: it ends what it has just started and passes over what waits.
+    A `dlm sweep` on this machine learns of the cancellation from the ledger: it ends the cells that it has just started
+    and skips those that still wait.
 
     Args:
-        cell_ids: The cells.
+        cell_ids: The ids of the cells to stop.
         sweep_dir: The folder of the sweep.
-        states: Only the cells in these states; empty for all.
+        states: Stop only cells in these states; if empty, cells in any state.
 
     Returns:
-        What was done, by cell.
+        Cell id -> what was done, in words.
 
     Raises:
-        UserError: A cluster does not answer or refuses; then nothing is written down as cancelled.
+        UserError: A cluster does not answer or refuses. In this case the ledger records no cell as cancelled.
     """
     now = cells_now([(name, None) for name in cell_ids], sweep_dir)[0]
     chosen = {name: cell for name, cell in now.items() if not states or cell.state in states}
@@ -175,9 +179,9 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
 
 
 def _stop_process(holder: Mapping[str, Any]) -> str:
-    """Tell the process that holds a lease to end; what was done, in words."""
+    """Send SIGTERM to the process that holds a lease if it runs on this machine; return in words what was done."""
     if holder["host"] != socket.gethostname():
         return f"runs as process {holder['pid']} on {holder['host']}: stop it there"
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+    with contextlib.suppress(ProcessLookupError):  # the process has ended in the meantime
         os.kill(int(holder["pid"]), signal.SIGTERM)
     return f"SIGTERM to process {holder['pid']}"

@@ -1,6 +1,7 @@
-"""Define what every place that runs jobs can do: this machine, SLURM, or another back end.
+"""Define the protocol of everything that runs jobs: this machine, SLURM, or another back end.
 
-A further back end is one file with a class like ``Cluster``, and its line in ``dlm.submit.state.CLUSTERS``.
+To add a back end, write one file with a class that follows ``Cluster``, and add the class to
+``dlm.submit.state.CLUSTERS``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from dlm.submit.ledger import Ledger
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a job of this machine.
+    """An event in the life of a job on this machine.
 
-    A job is "started" or "ended"; "deferred" while another process runs its cell; "skipped" because another process has
-    finished the cell, or because it was cancelled.
+    A job is "started" or "ended"; it is "deferred" while another process runs its cell, and "skipped" if another
+    process has finished the cell or if the cell was cancelled.
     """
 
     kind: Literal["started", "ended", "deferred", "skipped"]
     job: Job
     pid: int | None = None
-    exit_code: int | None = None  # -9 when SIGKILL ended the process
+    exit_code: int | None = None  # negative if a signal ended the process: -9 for SIGKILL
     wall_sec: float | None = None
 
 
@@ -34,72 +35,80 @@ class Event:
 class Request:
     """The jobs of one submission and what they have in common."""
 
-    submission: str  # its name in the ledger
+    submission: str  # the name of the submission in the ledger
     jobs: Sequence[Job]
     ledger: Ledger
     code: Path  # the snapshot of dlm/ and configs/ that the jobs import
-    environment: Mapping[str, str]  # variables to add to that of every job
+    environment: Mapping[str, str]  # variables to add to the environment of every job
     on_event: Callable[[Event], None] = lambda event: None
-    on_tick: Callable[[], None] = lambda: None  # called several times a second while jobs run here
+    on_tick: Callable[[], None] = lambda: None  # called several times a second while jobs run on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What became of the cells that were to be submitted."""
+    """The outcome of a submission for each of its cells."""
 
     submitted: tuple[str, ...] = ()
-    skipped: Mapping[str, str] = field(default_factory=dict)  # cell -> why no job was started
-    job_ids: Mapping[str, str] = field(default_factory=dict)  # of jobs in a queue
-    endings: Mapping[str, tuple[State, str | None]] = field(default_factory=dict)  # of processes here: state, reason
-    exit_codes: Mapping[str, int] = field(default_factory=dict)  # of processes here; -9 for SIGKILL
-    interrupted: bool = False  # by Ctrl-C or SIGTERM: some cells never started
+    skipped: Mapping[str, str] = field(default_factory=dict)  # cell id -> reason why no job was submitted
+    job_ids: Mapping[str, str] = field(default_factory=dict)  # cell id -> job id, for jobs in a queue
+    # For processes on this machine: cell id -> (state, reason), and cell id -> exit code (-9 for SIGKILL).
+    endings: Mapping[str, tuple[State, str | None]] = field(default_factory=dict)
+    exit_codes: Mapping[str, int] = field(default_factory=dict)
+    interrupted: bool = False  # Ctrl-C or SIGTERM ended the submission: some cells may not have been started
 
     @property
     def failed(self) -> dict[str, tuple[State, str | None]]:
-        """The endings of processes here that went wrong."""
+        """The cells whose process on this machine failed: cell id -> (state, reason)."""
         return {name: ending for name, ending in self.endings.items() if OUTCOMES[ending[0]].is_failure}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a cluster says when it is asked for its jobs."""
+    """The answer of a cluster to a query about its jobs."""
 
-    states: Mapping[str, JobState] = field(default_factory=dict)  # by job id; a job that it does not know is absent
-    arrays: Mapping[str, str] = field(default_factory=dict)  # job name -> array id, of the names that were asked for
+    states: Mapping[str, JobState] = field(default_factory=dict)  # by job id; jobs unknown to the cluster are absent
+    arrays: Mapping[str, str] = field(default_factory=dict)  # job name -> array id, for the names in the query
     warnings: tuple[str, ...] = ()
-    silent: bool = False  # the queue did not answer: a job that is absent may still be there
+    silent: bool = False  # the queue did not answer: a job that is missing in ``states`` may still be queued or running
 
 
 class Cluster(Protocol):
-    """Where jobs run. What has a body here fits a cluster whose jobs have neither a time limit nor an id."""
+    """A back end that runs jobs.
 
-    name: str  # what the ledger calls it
-    queues: bool  # ``submit`` returns while the jobs wait or run; otherwise when they have ended
-    settings: SlurmSettings  # what every job asks for, whatever its cell needs
+    The methods with a body are correct for a cluster whose jobs have neither a time limit nor an id.
+    """
+
+    name: str  # the name of the cluster in the ledger
+    queues: bool  # True: ``submit`` returns while jobs wait or run. False: it returns when they have ended.
+    settings: SlurmSettings  # what every job requests; these values take precedence over the needs of its cell
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Raise UserError when the cluster is not there, or cannot run one of the jobs."""
+        """Raise UserError if the cluster is not available or cannot run one of the jobs."""
 
     def max_time_min(self) -> int | None:
-        """The longest time limit in minutes that a job may ask for; None when there is none."""
+        """Return the longest time limit that a job may request, in minutes; None if there is no such limit."""
         return None
 
     def submit(self, request: Request) -> Submission:
         """Write the intent into the ledger, start or queue the jobs, then write their ids or endings.
 
-        Array i of a queueing cluster is called ``job_name(sweep, submission)``, and its task j is the j-th cell of that
-        submission in the ledger. Raises UserError when the cluster refuses.
+        A cluster with a queue records each job array in the ledger as a submission of its own. The array is named
+        ``job_name(sweep, submission)``, and its task j is the j-th cell of that submission. Raises UserError if the
+        cluster refuses the jobs.
         """
 
     def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
-        """The states of queued jobs.
+        """Query the states of queued jobs.
 
         Args:
-            jobs: Job id -> name of its array.
-            names: Names of arrays whose ids are not known: those of interrupted submissions.
-            release: Let jobs start that the cluster holds back because a node failed to launch them.
+            jobs: Job id -> name of the job array.
+            names: The names of arrays whose ids are unknown, which are those of interrupted submissions.
+            release: Release the jobs that the cluster holds because a node failed to launch them.
         """
         return Answer()
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Stop queued jobs; one that has ended is no error. Raises UserError when the cluster refuses."""
+        """Stop queued or running jobs; a job that has already ended is not an error.
+
+        Raises UserError if the cluster refuses.
+        """

@@ -1,8 +1,8 @@
-"""Give Hydra's `-m` the launchers submitit_local and submitit_slurm, which submit jobs as `dlm submit` does.
+"""Provide the launchers submitit_local and submitit_slurm for Hydra's `-m`; they submit jobs as `dlm submit` does.
 
-Hydra makes the launchers from configs/hydra/launcher, after ``register`` has made them known. Each job composes its
-config where it runs, so only its list of overrides travels. hydra-submitit-launcher is not needed. Where it is
-installed it announces configs of the same two names, and those of dlm replace them.
+Hydra creates the launchers from configs/hydra/launcher, after ``register`` has registered them. A job composes its
+config where it runs, so only its list of overrides is passed to it. hydra-submitit-launcher is not needed. Where this
+plugin is installed, it registers configs of the same two names, and the configs of dlm replace them.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 from dlm.submit.submission import submit_jobs, submitting
 
-# The overrides that the submitting Hydra gets and a job must not: a job runs one cell in its own process.
+# Overrides for the submitting Hydra process that must not be passed to a job: a job runs one cell in its own process.
 _NOT_FOR_JOBS = re.compile(r"[+~]*hydra([/.]launcher|[/.]sweeper|\.sweep|\.mode)\b")
 
 
 def register() -> None:
-    """Make both launchers known to Hydra, with the configs of dlm."""
+    """Register both launchers with Hydra, so that Hydra takes their configs from dlm."""
     plugins = Plugins.instance()  # loads the installed plugins and their configs
     for launcher in (LocalLauncher, SlurmLauncher):
-        # Hydra 1.3 takes plugins only from the package hydra_plugins, so each launcher gets a name in it.
+        # Hydra 1.3 accepts plugins only from the package hydra_plugins, so each launcher gets a name in that package.
         plugins.class_name_to_class[f"hydra_plugins.dlm.{launcher.__name__}"] = launcher
     stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    # Without the next lines, Hydra checks the files of dlm against the schema of an installed launcher.
+    # Without the next lines, Hydra would check the files of dlm against the schema of an installed launcher.
     for name in ("submitit_local", "submitit_slurm"):
         stored.pop(f"{name}.yaml", None)
 
 
 class CoreLauncher(Launcher):
-    """What the launchers share: compose each job, submit the jobs, wait, and report how each ended."""
+    """The base class of both launchers: compose each job, submit the jobs, wait, and report how each job ended."""
 
     def __init__(self, **params: Any) -> None:
         self.params = {key: _plain(value) for key, value in params.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra: keep what composing a job needs, and make the cluster."""
+        """Store what is needed to compose jobs, and create the cluster. Hydra calls this method."""
         self.config, self.hydra_context, self.cluster = config, hydra_context, self.make_cluster()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra: run the jobs, and print a line on stderr for each that failed.
+        """Run the jobs, and print a line on stderr for each job that failed. Hydra calls this method.
 
         Args:
             job_overrides: The overrides of each job.
             initial_job_idx: The number of the first job.
 
         Returns:
-            The loss of each job, or the exit code with which the process is then to end.
+            For each job a JobReturn with its loss, or with the exit code with which the submitting process must end.
         """
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         jobs = {job.name: job for job, _ in composed}
@@ -77,11 +77,11 @@ class CoreLauncher(Launcher):
         return [_job_return(job, config, codes.get(job.name, 0)) for job, config in composed]
 
     def make_cluster(self) -> Cluster:
-        """Where the jobs run. Raises UserError for a key of the launcher that is not allowed."""
+        """Create the cluster on which the jobs run. Raises UserError for a key of the launcher that is not allowed."""
         raise NotImplementedError
 
     def _run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
-        """Submit those jobs that are to start, and wait for all; returns the exit codes of those that ran."""
+        """Submit the jobs that are worth starting, and wait for all jobs; return the known exit codes by job name."""
         cluster = self.cluster
         with submitting(cluster, sweep_dir):
             starting = _worth_starting(jobs, sweep_dir, cluster)
@@ -100,7 +100,11 @@ class CoreLauncher(Launcher):
             raise SystemExit(130) from None
 
     def _compose(self, overrides: Sequence[str], index: int) -> tuple[Job, DictConfig]:
-        """One job, and its config, which is composed here only to learn its name, directory and devices (90 ms)."""
+        """Return a job and its config.
+
+        The config is composed here (90 ms) only to find the name, the run directory and the devices of the job, which
+        composes its config again where it runs.
+        """
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
@@ -116,10 +120,10 @@ class CoreLauncher(Launcher):
 
 
 class LocalLauncher(CoreLauncher):
-    """hydra/launcher=submitit_local: processes of this machine, as many at once as its cores and GPUs allow."""
+    """hydra/launcher=submitit_local: run jobs as processes on this machine, as many as its cores and GPUs allow."""
 
     def make_cluster(self) -> Cluster:
-        """This machine. Its jobs ask for their cores and nothing else."""
+        """Return this machine as the cluster. The only resource that the launcher's keys set is the cores of a job."""
         allowed = ("cpus_per_task", "cores", "grace_sec")
         for key in self.params:
             if key not in allowed:
@@ -132,15 +136,15 @@ class LocalLauncher(CoreLauncher):
 
 
 class SlurmLauncher(CoreLauncher):
-    """hydra/launcher=submitit_slurm: job arrays, which are waited for unless hydra.launcher.wait=false."""
+    """hydra/launcher=submitit_slurm: submit job arrays, and wait for them unless hydra.launcher.wait=false."""
 
     def make_cluster(self) -> Cluster:
-        """SLURM."""
+        """Return SLURM as the cluster, with the launcher's keys as settings."""
         return Slurm(slurm_settings(self.params))
 
 
 def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> list[Job]:
-    """The jobs whose cells are not done; where jobs queue, nor waiting or running."""
+    """Return the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run."""
     now, _ = cells_now([(name, None) for name in jobs], sweep_dir, repair=cluster.queues)
     skip = {name for name, cell in now.items() if cell.state is State.DONE or (cluster.queues and cell.is_live)}
     for name in sorted(skip):
@@ -149,7 +153,7 @@ def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) 
 
 
 def _wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict[str, int]:
-    """Poll until no cell waits or runs any more; returns the exit code of each."""
+    """Poll until no cell waits or runs any more, and return the exit code of each cell."""
     while True:
         now, warnings = cells_now([(name, None) for name in names], sweep_dir)
         if not any(cell.is_live for cell in now.values()):
@@ -161,7 +165,7 @@ def _wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict
 
 
 def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resources:
-    """What a job asks for: the launcher's keys where they are set, otherwise what its trainer will use."""
+    """Return the resources that a job requests: the launcher's keys where they are set, else what its trainer uses."""
     devices = trainer.get("devices")
     devices = devices if isinstance(devices, int) else 1
     on_gpu = trainer.get("accelerator") in ("gpu", "cuda")
@@ -177,7 +181,11 @@ def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resour
 
 
 def _job_return(job: Job, config: DictConfig, exit_code: int) -> JobReturn:
-    """What Hydra's sweepers read: the loss, or an exit with the code of the job that happens when it is read."""
+    """Return the outcome of a job for Hydra's sweepers.
+
+    The return value is the loss. If the job failed, it is a SystemExit with the exit code of the job, which is raised
+    when the sweeper reads the value.
+    """
     result = finished(job.run_dir, job.name, None)
     answer = JobReturn(
         overrides=list(config.hydra.overrides.task),

@@ -1,4 +1,4 @@
-"""Describe one job, what it needs, what the launcher's keys ask for, and what a cluster says of it."""
+"""Define a job, the resources that it needs, the keys of the launcher, and the state of a job in a cluster."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job needs. Jobs with equal Resources can share a job array."""
+    """The resources that one job requests. Jobs with equal Resources can share a job array."""
 
     nodes: int = 1
     tasks_per_node: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int = 1
-    mem_gib: int | None = None  # host memory of a node; None leaves it to the cluster
-    time_min: int | None = None
+    mem_gib: int | None = None  # host memory per node; None leaves it to the cluster
+    time_min: int | None = None  # the time limit in minutes; None leaves it to the cluster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One `python -m dlm.launch <overrides>` and the directory that it runs in."""
+    """One call of `python -m dlm.launch <overrides>`, its run directory and its resources."""
 
     name: str  # the cell id
     overrides: tuple[str, ...]
     run_dir: Path
     resources: Resources = Resources()
-    steps: int | None = None  # the planned last step, which its result must have; None accepts any
-    was: CellNow | None = None  # the state because of which the cell runs again; None for the first time
-    micro_batch: int | None = None  # the smaller one that its overrides ask for after it ran out of memory
+    steps: int | None = None  # the planned last step, which the result must have; None accepts any step
+    was: CellNow | None = None  # the previous state of a cell that is started again; None for a first start
+    micro_batch: int | None = None  # the smaller micro-batch in ``overrides`` after the cell ran out of memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What a cluster says of one job."""
+    """The state of one job as the cluster reports it."""
 
-    state: State  # SUBMITTED or RUNNING while the cluster has the job, else how it ended
-    words: str  # the same in the cluster's own words, for people: "SLURM says PENDING (Priority)"
-    exit_code: int | None = None  # None while it runs, and when a signal ended it
-    has_failed: bool = False  # it ended by itself and with an error: its exit code, if there is one, tells the cause
-    is_host_oom: bool = False  # the cluster ended it because it used too much memory of the host
+    state: State  # SUBMITTED or RUNNING while the job waits or runs, otherwise the state in which it ended
+    words: str  # the state in the cluster's own words, for the user: "SLURM says PENDING (Priority)"
+    exit_code: int | None = None  # None while the job runs, and if a signal ended it
+    has_failed: bool = False  # the job ended by itself, with an error; the exit code, if known, indicates the cause
+    is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
 
     @property
     def is_live(self) -> bool:
@@ -58,14 +58,14 @@ class JobState:
         return self.state in (State.SUBMITTED, State.RUNNING)
 
 
-_MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other whole number is at least 1
+_MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other integer setting must be at least 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
     """The keys of configs/hydra/launcher/submitit_slurm.yaml; None leaves a value to the plan or to the cluster.
 
-    Raises UserError for a number that is not whole or too small.
+    Raises UserError if the value of an integer key is not an integer or is too small.
     """
 
     partition: str | None = None
@@ -81,17 +81,17 @@ class SlurmSettings:
     cpus_per_task: int | None = None
     mem_gb: int | None = None
     timeout_min: int | None = None
-    array_parallelism: int = 256  # tasks of one array that run at once
-    max_array_size: int = 1000  # tasks in one array: MaxArraySize of slurm.conf minus one
-    sbatch_per_min: int | None = 60  # submissions per minute at most; None sets no limit
-    signal_delay_s: int = 90  # USR1 comes this long before the time limit, which leaves time for a checkpoint
+    array_parallelism: int = 256  # the most tasks of one array that run at once
+    max_array_size: int = 1000  # the most tasks in one array: MaxArraySize of slurm.conf minus one
+    sbatch_per_min: int | None = 60  # the most calls of sbatch per minute; None sets no limit
+    signal_delay_s: int = 90  # SIGUSR1 is sent this long before the time limit, so that a checkpoint can be written
     allow_dirty: bool = False  # submit code that differs from the last commit
     requeue: bool = True
     stderr_to_stdout: bool = True
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
     setup: Sequence[str] = ()  # shell lines before srun, for instance `module load` or `source activate`
-    wait: bool = True  # with `-m` only: return when every job has ended
-    poll_sec: float = 15.0  # with `-m` only: the time between two questions to squeue and sacct
+    wait: bool = True  # with `-m` only: return only when every job has ended
+    poll_sec: float = 15.0  # with `-m` only: the time between two queries of squeue and sacct
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -117,5 +117,5 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
 
 
 def job_name(sweep: str, submission: str) -> str:
-    """The name of a job array in SLURM. It is unique, so an interrupted submission can be found again by it."""
+    """Return the name of a job array in SLURM, which is unique, so that an interrupted submission can be looked up."""
     return f"{sweep}-{submission}"

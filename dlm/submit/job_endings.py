@@ -1,4 +1,4 @@
-"""Say how a process of a cell ended, from its exit code and from what it wrote."""
+"""Determine how a process of a cell ended, from its exit code and from the files that it wrote."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signa
 
 
 def local_ending(job: Job, exit_code: int) -> tuple[State, str | None]:
-    """The state and the reason of a process on this machine that has just ended.
+    """Return the state of a process on this machine that has just ended, and the reason for it (None if it is done).
 
     Args:
-        job: What it ran.
-        exit_code: As ``subprocess`` gives it: below zero it is the signal that ended the process.
+        job: The job that the process ran.
+        exit_code: The exit code as ``subprocess`` returns it: -n if signal n ended the process.
     """
     if exit_code == 0:
         if finished(job.run_dir, job.name, job.steps) is not None:
@@ -33,7 +33,7 @@ def local_ending(job: Job, exit_code: int) -> tuple[State, str | None]:
 
 
 def exit_words(exit_code: int) -> str:
-    """What an exit code that SLURM reports says of a job: "ended with exit code 3" or "lost a process to SIGKILL"."""
+    """Describe an exit code that SLURM reports for a job: "ended with exit code 3" or "lost a process to SIGKILL"."""
     number = exit_code - SHELL_SIGNALS if exit_code > SHELL_SIGNALS else exit_code
     if number in KILLERS:
         return f"lost a process to {signal.Signals(number).name}"
@@ -41,7 +41,7 @@ def exit_words(exit_code: int) -> str:
 
 
 def last_line(log: Path) -> str | None:
-    """The last line of a log that is not blank, at most 300 characters of it; None when there is none."""
+    """Return the first 300 characters of the last non-blank line of a log; None if there is no such line or no log."""
     if not log.is_file():
         return None
     with open(log, "rb") as stream:

@@ -1,7 +1,7 @@
-"""Keep a log of what was submitted, and read from it what is known of every cell.
+"""Keep a log of all submissions of a sweep, and derive from it a record of every cell.
 
-`ledger/ledger.jsonl` grows by whole lines: an intent before a job array is submitted or the first process starts, then
-the ids of its jobs, then how each process on this machine ended.
+Complete lines are appended to `ledger/ledger.jsonl`: an intent before a job array is submitted or the first process is
+started, then the ids of the queued jobs, then how each process on this machine ended.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dlm.submit.job import JobState
 if TYPE_CHECKING:
     from dlm.submit.cluster import Request
 
-LOCAL = "local"  # the cluster whose jobs are processes of this machine: they have no ids
+LOCAL = "local"  # the name of the cluster whose jobs are processes on this machine, which have no job ids
 BY_CANCEL = "by dlm cancel"
-NOT_STARTED = "not_started.json"  # in a run directory: why ``admit`` did not start the cell
+NOT_STARTED = "not_started.json"  # a file in a run directory that states why ``admit`` did not start the cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a process of a cell ended, as its parent saw it."""
+    """How a process of a cell ended, as recorded by its parent process."""
 
     state: State
     reason: str | None
@@ -38,44 +38,54 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """What the ledger says of one cell. Everything but the counts is about its latest submission."""
+    """The record of one cell in the ledger.
 
-    submissions: int = 0
-    submission: str | None = None
-    place: int = 0  # among the cells of its submission: the number of its task in the job array
+    ``submissions``, ``failures``, ``failed_at``, ``micro_batch`` and ``before`` accumulate over all submissions of the
+    cell; the other fields describe the latest submission.
+    """
+
+    submissions: int = 0  # the number of submissions
+    submission: str | None = None  # the name of the latest submission; None if there is none or it was refused
+    place: int = 0  # the index of the cell in its submission, which is the number of its task in the job array
     cluster: str = LOCAL
-    job_id: str | None = None  # in the queue of the cluster
-    cancelled: str | None = None  # why it is not to run
+    job_id: str | None = None  # the id of its job in the queue of the cluster
+    cancelled: str | None = None  # the reason why the cell must not run
     ending: Ending | None = None
-    failures: int = 0  # consecutive submissions of the failed cell without progress since the failure before
-    failed_at: int = -1  # the furthest step at which it had failed
-    micro_batch: int | None = None  # the smaller one that it got after it ran out of memory
-    before: str | None = None  # the state and reason of the last failure that made it run again
+    failures: int = 0  # consecutive submissions of the failed cell without progress since the previous failure
+    failed_at: int = -1  # the furthest step at which the cell has failed
+    micro_batch: int | None = None  # the smaller micro-batch that was chosen after the cell ran out of memory
+    before: str | None = None  # the state and reason of the last failure after which the cell was started again
 
     @property
     def waits_here(self) -> bool:
-        """Whether a `dlm sweep` or `dlm submit` on this machine still has the cell in its list, if that is alive."""
+        """Whether the cell is still to be run by the `dlm sweep` or `dlm submit` that submitted it on this machine.
+
+        That process may have died since.
+        """
         here = self.submission is not None and self.cluster == LOCAL
         return here and self.cancelled is None and self.ending is None
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether the submission to a queue was announced but not confirmed: its submitter died, or is still busy."""
+        """Whether the ledger holds the intent of a submission to a queue but not its outcome.
+
+        The submitting process has died or is still busy.
+        """
         return self.cluster != LOCAL and self.job_id is None and self.submission is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellNow:
-    """A cell as it is now."""
+    """The current state of a cell, and the evidence for it."""
 
     state: State
-    reason: str | None = None  # what the state is concluded from
-    status: Status | None = None  # its own last word, which the state may contradict
-    result: Result | None = None  # only of the planned last step
+    reason: str | None = None  # what the state was inferred from
+    status: Status | None = None  # the status that the run itself last wrote, which ``state`` may contradict
+    result: Result | None = None  # only a result of the planned last step
     record: CellRecord = CellRecord()
-    job: JobState | None = None  # its latest job in a queue
-    is_silent: bool = False  # the cluster of its latest job did not answer
-    is_host_oom: bool = False  # its cluster ended it because it used too much memory of the host
+    job: JobState | None = None  # the latest job of the cell in a queue
+    is_silent: bool = False  # the cluster of the latest job did not answer
+    is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
 
     @property
     def is_live(self) -> bool:
@@ -86,21 +96,22 @@ class CellNow:
 class Ledger:
     """The submission log of one sweep. Its ``folder`` also holds the batch scripts and their lists of jobs.
 
-    The order of its lines counts, not their times: the clocks of the machines that write them may differ.
+    Later lines override earlier ones whatever their time stamps, because the clocks of the machines that write the
+    lines may differ.
     """
 
     def __init__(self, sweep_dir: Path) -> None:
         self.folder = sweep_dir / "ledger"
         self.path = self.folder / "ledger.jsonl"
-        self.title = sweep_dir.absolute().name  # of the sweep
-        self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # size of the log when read, cell ids
+        self.title = sweep_dir.absolute().name  # the name of the sweep
+        self._cancelled: tuple[int, frozenset[str]] = (-1, frozenset())  # (size of the log when it was read, cell ids)
 
     def _append(self, event: str, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
     def intent(self, request: Request, *, cluster: str) -> None:
-        """Write what is about to be submitted to the ``Cluster`` of that name."""
+        """Record the jobs that are about to be submitted to the ``Cluster`` with the name ``cluster``."""
         again = {job.name: job.was for job in request.jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
@@ -116,30 +127,30 @@ class Ledger:
         )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:
-        """Write that the cluster has accepted the submission; ``ids`` are the job ids by cell."""
+        """Record that the cluster has accepted the submission; ``ids`` maps cell ids to job ids."""
         self._append("submitted", submission=submission, ids=dict(ids))
 
     def refused(self, submission: str, reason: str) -> None:
-        """Write that the cluster has not accepted the submission."""
+        """Record that the cluster has not accepted the submission."""
         self._append("refused", submission=submission, reason=reason)
 
     def cancelled(self, cell_ids: Sequence[str]) -> None:
-        """Write that these cells are not to run, and count as cancelled, until they are submitted again."""
+        """Record that these cells are cancelled: they must not run until they are submitted again."""
         self._append("cancelled", cells=list(cell_ids), reason=BY_CANCEL)
 
     def ended(self, cell_id: str, *, state: State, exit_code: int, reason: str | None) -> None:
-        """Write how a process on this machine ended."""
+        """Record how a process on this machine ended."""
         self._append("ended", cell=cell_id, state=state, exit_code=exit_code, reason=reason)
 
     def cancelled_now(self) -> frozenset[str]:
-        """The cells that are not to run. Cheap to ask often: the log is read only when it has grown."""
+        """Return the ids of the cancelled cells. Frequent calls are cheap: the log is read only if it has grown."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._cancelled[0]:
             self._cancelled = size, frozenset(name for name, record in self.read().items() if record.cancelled)
         return self._cancelled[1]
 
     def read(self) -> dict[str, CellRecord]:
-        """What the log says of each cell. Lines that a crash cut in half, and unknown ones, are ignored."""
+        """Return the record of each cell. Lines that a crash truncated and lines of an unknown kind are ignored."""
         cells = defaultdict[str, CellRecord](CellRecord)
         for line in read_jsonl(self.path):
             if isinstance(line.get("time"), float):
@@ -148,7 +159,10 @@ class Ledger:
 
 
 def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, CellRecord]:
-    """The records that one line of the log changes, by cell; ``cells`` gives an empty one for a new cell."""
+    """Return the records that one line of the log changes, by cell id.
+
+    ``cells`` must yield an empty record for a new cell.
+    """
     match line.get("event"):
         case "intent":
             return {name: _intended(line, name, place, cells[name]) for place, name in enumerate(line["cells"])}
@@ -188,13 +202,14 @@ def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRec
 def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
     """Write into a run directory why a job did not start its cell.
 
-    Not into the ledger: nodes that append to one file on a network file system can overwrite each other's lines.
+    The reason is not written to the ledger, because nodes that append to the same file on a network file system can
+    overwrite each other's lines.
     """
     write_json(run_dir / NOT_STARTED, {"submission": submission, "reason": reason})
 
 
 def not_started(run_dir: Path, submission: str | None) -> str | None:
-    """Why the job of that submission did not start the cell; None when it did, or has not begun."""
+    """Return why the job of a submission did not start its cell; None if the job started the cell or has not begun."""
     try:
         refusal = json.loads((run_dir / NOT_STARTED).read_text())
         return str(refusal["reason"]) if refusal["submission"] == submission else None
@@ -203,12 +218,12 @@ def not_started(run_dir: Path, submission: str | None) -> str | None:
 
 
 def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
-    """Set the GPU-hours after which no job of the sweep starts any more, jobs that wait already included."""
+    """Set the GPU-hours after which no job of the sweep starts its cell, including jobs that are already queued."""
     write_json(sweep_dir / "ledger" / "limits.json", {"max_gpu_hours": limit})
 
 
 def read_max_gpu_hours(sweep_dir: Path) -> float | None:
-    """The limit of the latest ``write_max_gpu_hours``; None when there is none."""
+    """Return the limit that ``write_max_gpu_hours`` last wrote; None if there is no limit."""
     path = sweep_dir / "ledger" / "limits.json"
     limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
     return None if limit is None else float(limit)

@@ -1,8 +1,8 @@
-"""Run jobs as processes of this machine, as many at once as its cores and GPUs allow.
+"""Run jobs as processes on this machine, as many at once as its cores and GPUs allow.
 
-The children stay in the process group of the parent: `kill -9` of the group ends everything, and the next submission
-goes on from the checkpoints. Only the parent handles signals: it passes Ctrl-C and SIGTERM on as SIGTERM, upon which a
-cell writes a checkpoint and exits with 75, and it waits for the children, so that none is left behind.
+The child processes stay in the process group of the parent: `kill -9` of the group ends all of them, and the next
+submission continues from the checkpoints. Only the parent handles signals: it forwards Ctrl-C and SIGTERM as SIGTERM,
+upon which a cell writes a checkpoint and exits with 75, and it waits for the children, so that none is left behind.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.job_endings import local_ending
 from dlm.submit.ledger import LOCAL
 
-HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # how a process ends that finds its cell held by another process
+HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # exit codes of a process that finds its cell held by another
 
 
 @dataclass(kw_only=True)
 class LocalPool(Cluster):
-    """The cluster that consists of this machine. Its jobs have no ids: their leases and the ledger tell their states.
+    """This machine as a cluster. Its jobs have no ids: their states follow from their leases and the ledger.
 
     Args:
-        cores: Cores that all jobs together may use; by default all that this process may use.
-        gpus: GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; by default ``visible_gpus``.
-        module: What each job runs: `python -P -m module overrides`.
-        grace_sec: Time for the children to end after an interruption, before they are killed.
-        poll_sec: Time between two looks at the children.
-        settings: What every job asks for; ``allow_dirty`` lets jobs run code that no commit holds.
+        cores: The number of cores that all jobs together may use; by default all cores that this process may use.
+        gpus: The GPUs that may be used, named as in CUDA_VISIBLE_DEVICES; by default ``visible_gpus``.
+        module: The module that each job runs: `python -P -m module overrides`.
+        grace_sec: The time for the children to end after an interruption before they are killed.
+        poll_sec: The time between two checks of the children.
+        settings: What every job requests; with ``allow_dirty``, jobs may run code that is not committed.
     """
 
     name = LOCAL
     queues = False
 
     cores: int | None = None
-    gpus: Sequence[str] | None = None  # None until a job wants one
+    gpus: Sequence[str] | None = None  # None until a job needs a GPU
     module: str = "dlm.launch"
     grace_sec: float = 120.0
     poll_sec: float = 0.1
     settings: SlurmSettings = field(default_factory=lambda: SlurmSettings(allow_dirty=True))
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Raise UserError for a job that needs several nodes, or more GPUs than there are."""
+        """Raise UserError for a job that needs several nodes, or more GPUs than this machine offers."""
         for job in jobs:
             need = job.resources
             if need.nodes > 1:
@@ -68,12 +68,12 @@ class LocalPool(Cluster):
                 )
 
     def submit(self, request: Request) -> Submission:
-        """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled meanwhile gets SIGTERM."""
+        """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled in the meantime receives SIGTERM."""
         request.ledger.intent(request, cluster=self.name)
         return _PoolRun(self, request).to_its_end()
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Nothing, because no job here has an id: its process is told to end."""
+        """Do nothing, because jobs on this machine have no ids; their processes are stopped with SIGTERM instead."""
 
 
 @dataclass
@@ -91,13 +91,13 @@ class _PoolRun:
     def __init__(self, pool: LocalPool, request: Request) -> None:
         self.pool, self.request = pool, request
         self.waiting, self.running = list(request.jobs), list[_Running]()
-        self.deferred: set[str] = set()  # cells that another process was seen to run
+        self.deferred: set[str] = set()  # ids of cells that were found to be run by another process
         self.endings: dict[str, tuple[State, str | None]] = {}
         self.exit_codes: dict[str, int] = {}
         self.num_signals = 0
 
     def to_its_end(self) -> Submission:
-        """Start the jobs as room allows until all have ended, or a signal comes."""
+        """Start jobs as capacity allows, until all have ended or this process receives SIGINT or SIGTERM."""
         with self._owning_signals():
             try:
                 while (self.waiting or self.running) and not self.num_signals:
@@ -116,7 +116,7 @@ class _PoolRun:
         )
 
     def _start_what_fits(self) -> None:
-        """Start jobs in order while there is room. A cell that another process runs is looked at again later."""
+        """Start the waiting jobs in order while there is capacity; a cell that another process runs keeps waiting."""
         for job in list(self.waiting):
             if not self._fits(job):
                 return
@@ -132,7 +132,7 @@ class _PoolRun:
             self.request.on_event(Event(kind="started", job=job, pid=self.running[-1].process.pid))
 
     def _fits(self, job: Job) -> bool:
-        """Whether there is room now. A job that wants more cores than the machine has runs alone."""
+        """Whether there is capacity for a job now. A job that needs more cores than may be used runs alone."""
         if not self.running:
             return True
         cores = self.pool.cores or len(os.sched_getaffinity(0))
@@ -160,7 +160,7 @@ class _PoolRun:
     def _start(self, job: Job) -> _Running:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         gpus = self._free_gpus()[: job.resources.gpus_per_node]
-        # Ctrl-C reaches the whole process group. A child inherits that SIGINT is blocked, so only the parent reacts.
+        # Ctrl-C reaches the whole process group. A child inherits the blocked SIGINT, so only the parent reacts to it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with open(job.run_dir / "log.txt", "ab") as log:
@@ -184,20 +184,23 @@ class _PoolRun:
             **self.request.environment,
             "DLM_SUBMISSION": self.request.submission,
         }
-        environment.pop("DLM_CONFIGS", None)  # the configs of the snapshot count
+        environment.pop("DLM_CONFIGS", None)  # the job must use the configs of the snapshot
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return environment
 
     def _reap(self, *, may_wait: bool = True) -> None:
-        """Record the children that have ended; ``may_wait``: whether a job may go back to those that wait."""
+        """Record the exit of every child that has ended.
+
+        With ``may_wait``, a job whose cell is held by another process returns to the waiting jobs instead.
+        """
         for running in list(self.running):
             exit_code, job = running.process.poll(), running.job
             if exit_code is None:
                 continue
             self.running.remove(running)
             if may_wait and exit_code in HELD and live_holder(job.run_dir):
-                self.waiting.append(job)  # another process took the lease between our look and the child's
+                self.waiting.append(job)  # another process took the lease after our check of it
                 self._defer(job)
                 continue
             state, reason = local_ending(job, exit_code)
@@ -207,7 +210,10 @@ class _PoolRun:
             self.request.on_event(Event(kind="ended", job=job, exit_code=exit_code, wall_sec=wall_sec))
 
     def _stop(self) -> None:
-        """End what still runs: SIGTERM, then SIGKILL after the grace, or at once at a second signal to the parent."""
+        """Stop the jobs that still run: SIGTERM first, and SIGKILL after the grace period.
+
+        A further signal to the parent ends the grace period at once.
+        """
         for running in self.running:
             running.process.terminate()
         deadline, num_signals = time.monotonic() + self.pool.grace_sec, self.num_signals
@@ -221,7 +227,7 @@ class _PoolRun:
 
     @contextlib.contextmanager
     def _owning_signals(self) -> Iterator[None]:
-        """Count SIGINT and SIGTERM instead of dying of them. Only the main thread can do so."""
+        """Count SIGINT and SIGTERM instead of being ended by them. Outside the main thread, this does nothing."""
 
         def count(number: int, frame: FrameType | None) -> None:
             self.num_signals += 1
@@ -242,7 +248,7 @@ def _num_cores(job: Job) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, else those that nvidia-smi lists."""
+    """Return the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu.strip() for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip()]
     try:

@@ -1,4 +1,4 @@
-"""Find the run directory that a user names, and the files in which its cell and its batch job wrote."""
+"""Find the run directory that a user names, and the log files of its cell and its batch job."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
     """Find a run directory.
 
     Args:
-        cell: A cell id, a part of one, or the path of a run directory.
-        sweep_dir: The sweep in which to look; None looks in all sweeps of the work directory.
+        cell: A cell id, a part of a cell id, or the path of a run directory.
+        sweep_dir: The folder of the sweep to search; None searches all sweeps of the work directory.
 
     Raises:
-        UserError: No run has that name, or several have.
+        UserError: No run matches ``cell``, or several runs do.
     """
     if (path := Path(cell).absolute()).parent.name == "runs" and path.is_dir():
         return path
@@ -34,10 +34,10 @@ def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
 
 
 def logs_of(run_dir: Path) -> list[Path]:
-    """The logs of a cell: what all its attempts printed, then what its latest batch job did.
+    """Return the non-empty log files of a cell: the output of all its attempts, then that of its latest batch job.
 
     Raises:
-        UserError: There is no log yet.
+        UserError: The cell has written no log yet.
     """
     now = cells_now([(run_dir.name, None)], run_dir.parents[1])[0][run_dir.name]
     logs = [run_dir / "log.txt", run_dir / "err.txt"]

@@ -1,4 +1,4 @@
-"""Write the Hydra overrides with which a job runs a planned cell."""
+"""Build the Hydra overrides with which a job runs a planned cell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from dlm.submit.job import Resources
 
 
 def cell_overrides(cell_id: str, *, sweep_dir: Path, data_dir: Path, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """The overrides of `python -m dlm.launch` that run one planned cell; ``extra`` ones come last and win."""
+    """Return the overrides with which `python -m dlm.launch` runs a planned cell.
+
+    The overrides in ``extra`` come last and take precedence.
+    """
     sweep_dir = sweep_dir.absolute()
     return (
         f"+cell={cell_id}",
@@ -24,10 +27,10 @@ def cell_overrides(cell_id: str, *, sweep_dir: Path, data_dir: Path, extra: Sequ
 
 
 def trainer_overrides(resources: Resources, group: str) -> tuple[str, ...]:
-    """The overrides that choose the trainer for the devices of a job.
+    """Return the overrides that choose the trainer for the devices of a job.
 
     Args:
-        resources: What the job gets.
+        resources: The resources that the job requests.
         group: The trainer config of the cell, which is kept unless it is "cpu" and the job has GPUs.
     """
     nodes, gpus = resources.nodes, resources.gpus_per_node
@@ -40,13 +43,16 @@ def trainer_overrides(resources: Resources, group: str) -> tuple[str, ...]:
 
 
 def quote(value: str) -> str:
-    """A text in Hydra's override grammar, quoted where it must be. Raises UserError for an interpolation."""
+    """Return a string as a value in Hydra's override grammar, in quotes if necessary.
+
+    Raises UserError for an interpolation.
+    """
     if "${" in value:
         raise UserError(f"{value!r} holds '${{', which Hydra would replace: use a path without it")
     name = re.fullmatch(r"/[\w./+@%-]*|[A-Za-z][\w-]*", value, flags=re.ASCII)
     if name and value.lower() not in ("true", "false", "null", "nan", "inf"):
         return value
-    # Inside quotes a backslash counts only before a quote (Hydra's override grammar).
+    # Inside quotes, a backslash is an escape character only before a quote (Hydra's override grammar).
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
     escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
     return f"'{escaped}'"

@@ -1,4 +1,4 @@
-"""Turn a planned cell into the resources that its job asks for."""
+"""Determine the resources that the job of a planned cell requests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from dlm.plan.cells import Cell
 
 
-HOST_GIB = {False: 2, True: 8}  # host memory of a process without and with a GPU: Python, torch, the loader, CUDA
+# Host memory of one process in GiB, by whether it uses a GPU: Python, torch, the data loader, CUDA.
+HOST_GIB = {False: 2, True: 8}
 
 
 def cell_resources(
     cell: Cell, settings: SlurmSettings = SlurmSettings(), *, max_time_min: int | None = None
 ) -> Resources:
-    """What the job of a planned cell asks for.
+    """Return the resources that the job of a planned cell requests.
 
     Args:
-        cell: Its estimate counts where the launcher's keys leave a value open.
+        cell: The cell. Its overrides and its estimate supply the values that the launcher's keys leave open.
         settings: The launcher's keys.
-        max_time_min: The longest time limit that the cluster allows. A cell that needs more goes on in another job.
+        max_time_min: The longest time limit in minutes that the cluster allows; None if there is no limit. A cell that
+            needs more time continues in another job.
 
     Raises:
         UserError: hydra.launcher.timeout_min is above ``max_time_min``.
@@ -53,10 +55,11 @@ def _time_limit(settings: SlurmSettings, planned: int | None, allowed: int | Non
 
 
 def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
-    """The host memory that the processes of a cell need on a node, in GiB; None where the plan has no estimate.
+    """Return the host memory that the processes of a cell need on a node, in GiB; None if the plan has no estimate.
 
-    On a CPU all of training is in the host's memory. Beside GPUs one process gathers the state for a checkpoint, and
-    keeps a copy of it while the checkpoint is written. The values lie on a coarse grid, so that cells share arrays.
+    On a CPU, all training memory is host memory. With GPUs, one process gathers the training state for a checkpoint and
+    keeps a copy of it while the checkpoint is written. The memory is rounded up to 2^k or 1.5 * 2^k GiB, so that many
+    cells request the same resources and share job arrays.
     """
     if cell.estimate.memory_gib is None:
         return None
@@ -67,7 +70,10 @@ def host_memory_gib(cell: Cell, *, tasks: int, on_gpu: bool) -> int | None:
 
 
 def time_limit_min(hours: float | None) -> int | None:
-    """A time limit for an estimate: 1.5 times as long plus ten minutes, on a coarse grid so that cells share arrays."""
+    """Return the time limit in minutes for an estimated duration in hours; None if there is no estimate.
+
+    The limit is 1.5 times the estimate plus ten minutes, rounded up to 30 * 2^k minutes so that cells share arrays.
+    """
     if hours is None:
         return None
     needed = hours * 60 * 1.5 + 10
@@ -75,20 +81,21 @@ def time_limit_min(hours: float | None) -> int | None:
 
 
 def num_devices(resources: Resources) -> int:
-    """The number of processes, each with its own device, that train a cell together."""
+    """Return the number of processes, each with its own device, that train a cell together."""
     return max(resources.gpus_per_node, resources.tasks_per_node) * resources.nodes
 
 
 def dividing_micro_batch(cell: Cell, resources: Resources, *, at_most: int) -> int | None:
-    """The largest micro-batch up to ``at_most`` that divides the sequences of a device; None when there is none."""
+    """Return the largest micro-batch up to ``at_most`` that divides the batch share of a device; None if none does."""
     share = cell.global_batch_size // num_devices(resources)
     return max((size for size in range(1, at_most + 1) if share % size == 0), default=None)
 
 
 def largest_micro_batch(cell: Cell, resources: Resources, *, asked: int | None = None) -> int:
-    """The micro-batch of a cell that never ran out of memory: the one that is asked for, or that training chooses.
+    """Return the micro-batch of a cell that has never run out of memory.
 
-    Raises UserError when it cannot divide the batch without a rest.
+    This is ``asked`` or, if ``asked`` is None, the micro-batch that training chooses. Raises UserError if the batch
+    cannot be divided evenly among the devices and into micro-batches.
     """
     micro, _ = accumulation(
         batch_size=cell.global_batch_size,
@@ -100,12 +107,16 @@ def largest_micro_batch(cell: Cell, resources: Resources, *, asked: int | None =
 
 
 def smaller_micro_batch(cell: Cell, resources: Resources, before: int | None) -> int | None:
-    """Half the micro-batch, with the same global batch; None when the last one was a single sequence.
+    """Return a micro-batch of at most half the previous one, in sequences, with the global batch size unchanged.
 
     Args:
         cell: The cell that ran out of memory.
-        resources: What its next job asks for.
-        before: The micro-batch of its last job, in sequences; None for the one that training chooses by itself.
+        resources: The resources that the next job of the cell requests.
+        before: The micro-batch of the previous job, in sequences; None if it was the one set for the cell or, where
+            none is set, the one that training chooses.
+
+    Returns:
+        The micro-batch; None if the previous micro-batch was a single sequence.
     """
     if before is None:
         before = largest_micro_batch(cell, resources, asked=cell.overrides.get("data.micro_batch_size"))

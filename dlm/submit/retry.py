@@ -10,11 +10,11 @@ MAX_FAILURES = 3  # consecutive failures of unknown cause after which a cell is 
 
 
 def why_not(now: CellNow, *, retry_failed: bool) -> str | None:
-    """Why a cell is not started; None when it is.
+    """Return the reason why a cell is not started; None if it is to be started.
 
     Args:
-        now: The cell.
-        retry_failed: Start it whatever made it fail.
+        now: The current state of the cell.
+        retry_failed: Start a failed cell whatever the cause of the failure.
     """
     outcome = OUTCOMES[now.state]
     if now.state is State.DONE:
@@ -32,7 +32,7 @@ def why_not(now: CellNow, *, retry_failed: bool) -> str | None:
 
 
 def consecutive_failures(now: CellNow) -> int:
-    """How often a failed cell has failed in a row without getting any further, the last failure included."""
+    """Return the number of consecutive failures of a failed cell without progress, including the last failure."""
     step = now.status.step if now.status is not None else 0
     return 1 + (now.record.failures if step <= now.record.failed_at else 0)
 
@@ -40,15 +40,15 @@ def consecutive_failures(now: CellNow) -> int:
 def why_memory_stays_short(
     now: CellNow, resources: Resources, settings: SlurmSettings, *, micro_batch: int | None
 ) -> str | None:
-    """Why a cell that ran out of memory would do so again; None when it is worth another try.
+    """Return the reason why a cell would run out of memory again; None if another attempt is worthwhile.
 
     Args:
-        now: The cell.
-        resources: What its next job asks for.
+        now: The current state of a cell that ran out of memory.
+        resources: The resources that the next job of the cell requests.
         settings: The launcher's keys.
-        micro_batch: The smaller micro-batch of its next job; None when the last one was a single sequence.
+        micro_batch: The smaller micro-batch of the next job; None if the previous job used a single sequence.
     """
-    if now.is_host_oom and resources.gpus_per_node and settings.mem_gb is None:  # the micro-batch is on the GPUs
+    if now.is_host_oom and resources.gpus_per_node and settings.mem_gb is None:  # a smaller one saves GPU memory
         return f"{now.reason}: that is memory of the host, raise hydra.launcher.mem_gb"
     if micro_batch is None:
         return f"out of memory ({now.reason}) with one sequence at a time: use more devices"

@@ -1,6 +1,6 @@
-"""Group jobs into job arrays, and write the batch script of each.
+"""Group jobs into job arrays, and write a batch script for each array.
 
-Jobs that need the same resources share an array. A person can read a script, change it and submit it by hand.
+Jobs that need the same resources share an array. A user can read a script, edit it and submit it by hand.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dlm.core.files import write_atomic
 from dlm.submit.cluster import Request
 from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
 
-LONGEST_DELAY_S = 65535  # that sbatch --signal takes
+LONGEST_DELAY_S = 65535  # the longest delay that sbatch --signal accepts
 
 
 def arrays(request: Request, *, max_size: int) -> list[Request]:
-    """Divide a request into one for each job array, whose job i is task i.
+    """Divide a request into one request for each job array; job i of such a request becomes task i of the array.
 
-    The jobs of an array need the same resources, keep their order, and are at most ``max_size``.
+    The jobs of an array need the same resources and keep their order; an array has at most ``max_size`` jobs.
     """
     classes: dict[Resources, list[Job]] = {}
     for job in request.jobs:
@@ -38,10 +38,10 @@ def arrays(request: Request, *, max_size: int) -> list[Request]:
 
 
 def job_line(job: Job) -> str:
-    """One line of the jobs file: the run directory and the overrides, quoted for a shell.
+    """Return the line of a job in the jobs file: the run directory and the overrides, quoted for a shell.
 
     Raises:
-        UserError: An override contains a line break.
+        UserError: The run directory or an override contains a line break or a null character.
     """
     words = (str(job.run_dir.absolute()), *job.overrides)
     for word in words:
@@ -50,7 +50,8 @@ def job_line(job: Job) -> str:
     return shlex.join(words)
 
 
-# SLURM itself requeues a job that it preempts without grace. A cancelled job is not RUNNING any more: it stays away.
+# SLURM itself requeues a job that it preempts without a grace period. A cancelled job is no longer RUNNING, so the
+# script does not requeue it.
 REQUEUE = (
     "# The cell is to be continued: it was told to stop and wrote a checkpoint, or another process still runs it.",
     "# Array and task together name the task: one task of each array has the id of the array, which means all tasks.",
@@ -62,7 +63,7 @@ REQUEUE = (
 
 
 def sbatch_script(array: Request, settings: SlurmSettings) -> str:
-    """The text of the batch script of one of the ``arrays``."""
+    """Return the text of the batch script of one job array, that is of one of the requests that ``arrays`` returns."""
     folder, num_cpus = array.ledger.folder.absolute(), array.jobs[0].resources.cpus_per_task
     jobs_file = shlex.quote(f"{folder}/{array.submission}.jobs")
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
@@ -101,11 +102,11 @@ def sbatch_script(array: Request, settings: SlurmSettings) -> str:
 
 
 def _options(array: Request, settings: SlurmSettings) -> list[str]:
-    """The options of sbatch."""
+    """Return the options of sbatch for a job array, as in `--nodes=1`."""
     need = array.jobs[0].resources
     limit_s = math.inf if need.time_min is None else need.time_min * 60
-    delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # a short job must not only stop
-    values: dict[str, Any] = {  # None leaves an option out, True stands for one without a value
+    delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # leave a short job time to train
+    values: dict[str, Any] = {  # None omits an option; True marks an option that takes no value
         "job-name": job_name(array.ledger.title, array.submission),
         "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
         "output": f"{array.ledger.folder.absolute()}/slurm-%A_%a.txt",
@@ -118,7 +119,7 @@ def _options(array: Request, settings: SlurmSettings) -> list[str]:
         "mem": None if need.mem_gib is None else f"{need.mem_gib}G",
         "time": need.time_min,
         **{key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint", "exclude", "gres")},
-        "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal the batch shell alone
+        "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal only the batch shell
         "requeue" if settings.requeue else "no-requeue": True,
         **{key: True if value is None else value for key, value in settings.additional_parameters.items()},
     }
@@ -127,7 +128,7 @@ def _options(array: Request, settings: SlurmSettings) -> list[str]:
 
 
 def _word(text: str) -> str:
-    """``text`` as one word of an #SBATCH line, which is quoted with double quotes and backslashes."""
+    """Return ``text`` as one word of an #SBATCH line, with double quotes and backslashes where necessary."""
     if re.fullmatch(r"[\w@%+=:,./&|*\[\]-]+", text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -135,7 +136,7 @@ def _word(text: str) -> str:
 
 
 def write_script(array: Request, settings: SlurmSettings) -> Path:
-    """Write the jobs file and the batch script of an array; returns the path of the script."""
+    """Write the jobs file and the batch script of a job array, and return the path of the script."""
     script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
     write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
     write_atomic(script, sbatch_script(array, settings))

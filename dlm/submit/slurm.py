@@ -1,4 +1,4 @@
-"""Submit jobs to SLURM, ask for their states and cancel them, through its commands."""
+"""Submit jobs to SLURM, query their states and cancel them, by calling the commands of SLURM."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from dlm.submit.job import Job, SlurmSettings, job_name
 from dlm.submit.script import arrays, write_script
 from dlm.submit.slurm_tasks import ACCOUNT_COLUMNS, QUEUE_COLUMNS, Task, minutes, parse_tasks
 
-ANSWER_TIMEOUT_SEC = 30.0  # for squeue and sacct, whose answer one can do without
+ANSWER_TIMEOUT_SEC = 30.0  # for squeue and sacct, without whose answers dlm can still continue
 COMMAND_TIMEOUT_SEC = 60.0  # for the other commands: a busy controller answers late
-LONGEST_ARGUMENT = 100_000  # characters; Linux allows 128 KiB
-LOOK_BACK = "30days"  # how old an interrupted submission may be and still be looked up
-CANCEL_AT_ONCE = 500  # ids in one call of scancel
+LONGEST_ARGUMENT = 100_000  # characters of one command-line argument; Linux allows 128 KiB
+LOOK_BACK = "30days"  # sacct looks up interrupted submissions that are at most this old
+CANCEL_AT_ONCE = 500  # the most ids in one call of scancel
 LAUNCHER_CONFIG = "configs/hydra/launcher/submitit_slurm.yaml"
 
 
 class NoAnswerError(UserError):
-    """A command of SLURM failed because the controller did not answer: it may have done what was asked all the same."""
+    """The SLURM controller did not answer a command. It may have carried out the request all the same."""
 
 
 @dataclass
 class Slurm(Cluster):
-    """The cluster that sbatch talks to."""
+    """The SLURM cluster to which sbatch submits jobs."""
 
     name = "slurm"
     queues = True
     settings: SlurmSettings = field(default_factory=SlurmSettings)
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Raise UserError where there is no sbatch; whether the jobs fit is for SLURM to say."""
+        """Raise UserError if sbatch is not on PATH. Whether the jobs fit is checked by SLURM itself in ``submit``."""
         if shutil.which("sbatch") is None:
             raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
 
     def max_time_min(self) -> int | None:
-        """The longest time limit of the partition, of the shortest of several; None when sinfo names none."""
+        """Return the time limit of the partition in minutes, the shortest of several; None if sinfo shows no limit."""
         chosen = self.settings.partition
         only = [] if chosen is None else [f"--partition={chosen}"]
         rows = [line.split("|") for line in _printed(["sinfo", "--noheader", "--format=%P|%l", *only]).splitlines()]
@@ -50,7 +50,7 @@ class Slurm(Cluster):
         return min((limit for limit in limits if limit is not None), default=None)
 
     def max_array_size(self) -> int:
-        """The most tasks in one array: as the settings say, but no more than the controller allows."""
+        """Return the most tasks in one array: the value of the settings, but at most the limit of the controller."""
         found = re.search(r"MaxArraySize\s*=\s*(\d+)", _printed(["scontrol", "show", "config"]))
         return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
 
@@ -59,7 +59,7 @@ class Slurm(Cluster):
         job_ids, times = dict[str, str](), list[float]()
         for array in arrays(request, max_size=self.max_array_size()):
             script = write_script(array, self.settings)
-            for job in array.jobs:  # a cell with a directory stays in the plan when the plan grows
+            for job in array.jobs:  # when a plan is extended, it keeps the cells that have a directory
                 job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_pace(times, self.settings.sbatch_per_min)
             array.ledger.intent(array, cluster=self.name)
@@ -70,7 +70,11 @@ class Slurm(Cluster):
         return Submission(submitted=tuple(job_ids), job_ids=job_ids)
 
     def _submit_array(self, array: Request, script: Path, *, num_before: int) -> str:
-        """The id of an array. An error of sbatch is a refusal unless SLURM has the array, or may have it."""
+        """Submit a job array and return its id.
+
+        If sbatch fails, SLURM may have the array nevertheless. The ledger records a refusal only if SLURM certainly
+        does not have the array.
+        """
         try:
             return self.sbatch(script)
         except UserError as error:
@@ -87,7 +91,7 @@ class Slurm(Cluster):
         """Submit a batch script and return the id of its array.
 
         Raises:
-            UserError: SLURM refuses, in its own words and with the keys that may be the cause.
+            UserError: SLURM refuses; the message quotes SLURM and names the keys that may be the cause.
             NoAnswerError: The controller did not answer.
         """
         done = _run(["sbatch", "--parsable", str(script)])
@@ -100,10 +104,11 @@ class Slurm(Cluster):
         raise error(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
 
     def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
-        """Ask squeue and sacct for the states of tasks and for the ids of arrays; see ``Cluster``.
+        """Query squeue and sacct for the states of tasks and the ids of arrays; see ``Cluster``.
 
-        squeue knows the tasks that wait and run and, for some minutes, those that have ended; sacct knows those that
-        have ended. The names of the arrays are compared too, because a new controller counts its ids from the start.
+        squeue lists the tasks that wait or run and, for some minutes, those that have ended; sacct lists those that
+        have ended. Tasks must also match the name of their array, because the job ids of a newly installed controller
+        start again from the beginning.
         """
         looked_up = set(names)
         all_names = looked_up | set(jobs.values())
@@ -112,10 +117,10 @@ class Slurm(Cluster):
         joined = f"--name={','.join(sorted(all_names))}"
         queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
         queued, no_queue = _ask([*queue, joined] if len(joined) < LONGEST_ARGUMENT else queue)
-        ended, no_account = _ask_sacct(jobs, looked_up)  # last: a job may leave the queue between the two questions
-        if no_queue is None:  # a job that the queue does not hold is over, whatever accounting believes
+        ended, no_account = _ask_sacct(jobs, looked_up)  # asked last: a job may leave the queue between the two queries
+        if no_queue is None:  # a job that is not in the queue has ended, even if accounting lists it as running
             ended = [task for task in ended if not task.job_state.is_live]
-        tasks = {task.task_id: task for task in (*ended, *queued) if task.name in all_names}  # the queue knows better
+        tasks = {task.task_id: task for task in (*ended, *queued) if task.name in all_names}  # squeue takes precedence
         for task_id in jobs.keys() & tasks.keys() if release else ():
             if tasks[task_id].is_held:
                 _output(["scontrol", "release", task_id])
@@ -128,24 +133,27 @@ class Slurm(Cluster):
         )
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Cancel tasks; one that has ended is no error. Raises UserError with SLURM's own words."""
+        """Cancel tasks; a task that has already ended is not an error.
+
+        Raises UserError with SLURM's message if SLURM refuses.
+        """
         for start in range(0, len(ids), CANCEL_AT_ONCE):
             _output(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
 
 
 def keep_pace(times: list[float], per_min: int | None) -> None:
-    """Sleep until one more submission in the last minute is allowed, then add its time to ``times``.
+    """Sleep until the rate limit allows one more submission, then append the time of that submission to ``times``.
 
     Args:
-        times: When the earlier submissions were made, by time.monotonic.
-        per_min: The most submissions in any minute; None sets no limit.
+        times: The times of the earlier submissions, by time.monotonic.
+        per_min: The most submissions within any minute; None sets no limit.
     """
     if per_min is not None and len(times) >= per_min:
         time.sleep(max(0.0, times[-per_min] + 60 - time.monotonic()))
     times.append(time.monotonic())
 
 
-# What sbatch says and the keys of hydra.launcher that may be the cause (the words of SLURM 22.05, observed).
+# (pattern in the error message of sbatch, keys of hydra.launcher that may be the cause), from messages of SLURM 22.05.
 _BEHIND = (
     ("policy", ("qos", "account", "max_array_size", "timeout_min")),
     ("account", ("account", "partition")),
@@ -163,7 +171,7 @@ _BEHIND = (
 
 
 def key_behind(words: str) -> str:
-    """The keys of the launcher that may have led to a refusal of sbatch, given SLURM's words."""
+    """Return the keys of the launcher that may be the cause of an error message of sbatch."""
     for pattern, keys in _BEHIND:
         if re.search(pattern, words, re.IGNORECASE):
             return " or ".join(f"hydra.launcher.{key}" for key in keys)
@@ -190,7 +198,7 @@ def _run(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> subpro
 
 
 def _output(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str:
-    """What a command prints. Raises UserError when it fails, with SLURM's own words."""
+    """Run a command and return its output. Raises UserError with the error message of SLURM if the command fails."""
     done = _run(command, timeout_sec)
     if done.returncode:
         raise UserError(f"{command[0]} failed: {' '.join(done.stderr.split())}")
@@ -203,7 +211,7 @@ def _printed(command: list[str]) -> str:
 
 
 def _ask(command: list[str]) -> tuple[list[Task], str | None]:
-    """The tasks that squeue or sacct shows, or a warning when the command fails."""
+    """Run squeue or sacct. Returns (the tasks that it lists, a warning if the command fails, otherwise None)."""
     try:
         return list(parse_tasks(_output(command, ANSWER_TIMEOUT_SEC))), None
     except UserError as error:
@@ -211,7 +219,15 @@ def _ask(command: list[str]) -> tuple[list[Task], str | None]:
 
 
 def _ask_sacct(jobs: Mapping[str, str], names: set[str]) -> tuple[list[Task], str | None]:
-    """The tasks that accounting knows of these job ids and array names, or a warning when it does not answer."""
+    """Query sacct for tasks by job id and by array name.
+
+    Args:
+        jobs: Task id -> name of the job array.
+        names: The names of arrays whose ids are unknown.
+
+    Returns:
+        (the tasks that sacct lists, a warning if the last query failed, otherwise None).
+    """
     sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers", f"--format={ACCOUNT_COLUMNS}"]
     arrays_of = ",".join(sorted({task_id.split("_")[0] for task_id in jobs}))
     by_id, warning = _ask([*sacct, f"--jobs={arrays_of}"]) if jobs else ([], None)

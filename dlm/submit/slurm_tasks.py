@@ -1,4 +1,4 @@
-"""Read what squeue, sacct and sinfo print."""
+"""Parse the output of squeue, sacct and sinfo."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dlm.submit.job import JobState
 
 QUEUE_COLUMNS = "JobArrayID:|,State:|,exit_code:|,Reason:|,Name:|"  # squeue --Format
 ACCOUNT_COLUMNS = "JobID,State,ExitCode,Reason,JobName"  # sacct --format
-CANNOT_START = 53  # the "signal" of a job that slurmd could not set up (observed with SLURM 22.05)
+CANNOT_START = 53  # the "signal" reported for a job that slurmd could not set up (observed with SLURM 22.05)
 
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _STARTED = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED", "SUSPENDED")
-# What SLURM's words mean for a cell; any other word ends a job for a reason that SLURM does not know. Words about an
-# ending only say how the job ended: the run directory says what the cell achieved.
+# Job state in SLURM -> state of the cell. Any state that is not listed, such as FAILED, means that the job has ended
+# for a reason that SLURM does not know. States of ended jobs describe only how the job ended; what the cell achieved is
+# recorded in the run directory.
 _STATES = {
     **dict.fromkeys(_QUEUED, State.SUBMITTED),
     **dict.fromkeys(_STARTED, State.RUNNING),
@@ -28,28 +29,28 @@ _STATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a job array as squeue or sacct shows it."""
+    """One task of a job array as listed by squeue or sacct."""
 
-    task_id: str  # 1001_3
-    word: str  # RUNNING, FAILED, ...
-    name: str | None = None  # of its array
+    task_id: str  # for instance 1001_3
+    word: str  # the state in SLURM: RUNNING, FAILED, ...
+    name: str | None = None  # the name of the job array
     exit_code: int | None = None
-    signal: int | None = None  # that ended it
+    signal: int | None = None  # the signal that ended the task
     reason: str | None = None
 
     @property
     def is_accepted(self) -> bool:
-        """Whether SLURM took the job: it also keeps a record of a job that it refused."""
+        """Whether SLURM accepted the job; SLURM also keeps records of jobs that it refused."""
         return (self.word, self.reason) != ("FAILED", "BadConstraints")
 
     @property
     def is_held(self) -> bool:
-        """Whether a node failed to start the job, and SLURM holds it until somebody releases it (22.05's words)."""
+        """Whether SLURM holds the job until it is released, after a node failed to start it (wording of 22.05)."""
         return self.word == "PENDING" and "requeued held" in (self.reason or "")
 
     @property
     def job_state(self) -> JobState:
-        """What SLURM says of the job, in the words that all clusters share."""
+        """The state of the job, in the form that all clusters share."""
         words = f"SLURM says {self}"
         state = _STATES.get(self.word, State.LOST)
         could_not_start = self.signal == CANNOT_START and self.word not in _QUEUED + _STARTED
@@ -70,9 +71,9 @@ class Task:
 
 
 def parse_tasks(text: str) -> Iterator[Task]:
-    """Parse lines `id|state|exit code|reason|array name`; a range of waiting tasks becomes its tasks.
+    """Parse lines `id|state|exit code|reason|array name`, and yield every task of a range of waiting tasks separately.
 
-    sacct writes an exit code as code:signal, squeue as wait(2) does: 256 code + signal.
+    sacct prints an exit code as code:signal; squeue prints it in the encoding of wait(2), 256 code + signal.
     """
     for line in text.splitlines():
         task_id, word, codes, reason, name = [*(part.strip() for part in line.split("|")), "", "", "", ""][:5]
@@ -85,7 +86,7 @@ def parse_tasks(text: str) -> Iterator[Task]:
         for one in expand_task(task_id):
             yield Task(
                 task_id=one,
-                word=word.split()[0].rstrip("+"),  # "CANCELLED by 1000"
+                word=word.split()[0].rstrip("+"),  # the first word of "CANCELLED by 1000"
                 name=name or None,
                 exit_code=(0 if killed else int(code)) if code else None,
                 signal=killed,
@@ -94,7 +95,7 @@ def parse_tasks(text: str) -> Iterator[Task]:
 
 
 def expand_task(task_id: str) -> Iterator[str]:
-    """The tasks of a range, 1001_[0-2,7%4] -> 1001_0, 1001_1, 1001_2, 1001_7; any other id as it is."""
+    """Yield the tasks of a range, 1001_[0-2,7%4] -> 1001_0, 1001_1, 1001_2, 1001_7; yield any other id unchanged."""
     match = re.fullmatch(r"(\d+)_\[([\d,\-:]+)(?:%\d+)?\]", task_id)
     if match is None:
         yield task_id
@@ -107,7 +108,10 @@ def expand_task(task_id: str) -> Iterator[str]:
 
 
 def minutes(limit: str) -> int | None:
-    """A time limit, [days-]hours:minutes:seconds or minutes:seconds, in minutes; None for "infinite" and the like."""
+    """Convert a time limit, [days-]hours:minutes:seconds or minutes:seconds, to minutes without the seconds.
+
+    Returns None for anything else, such as "infinite".
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit.strip())
     if match is None:
         return None

@@ -1,6 +1,6 @@
-"""Copy dlm/ and configs/ to workdir/<sweep>/code/<hash>/, where submitted jobs import them.
+"""Copy dlm/ and configs/ to workdir/<sweep>/code/<hash>/, from where submitted jobs import them.
 
-Hydra composes the config of a job when the job runs: without a copy, an edit after the submission would change the run.
+Hydra composes the config of a job when the job runs. Without a copy, an edit after the submission would change the run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def snapshot_code(
     Args:
         sweep_dir: The folder of the sweep.
         package: The folder dlm/.
-        configs: The folder configs/; None for the one that dlm uses.
-        origin: Its changes that no commit holds are written to HASH.diff, beside the copy.
+        configs: The folder configs/; None for the folder that dlm uses.
+        origin: The commit of the code. The uncommitted changes are written to HASH.diff next to the copy.
 
     Returns:
-        The folder that goes first on PYTHONPATH. Its name is a hash of its content.
+        The folder of the copy, which must come first on PYTHONPATH. Its name is the first 8 digits of its content hash.
 
     Raises:
-        UserError: The copy with this name has been changed.
+        UserError: An existing copy with this name was changed after it was written.
     """
     code = sweep_dir.absolute() / "code"
     code.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def snapshot_code(
 
 
 def content_hash_of(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of all files, without the bytecode that running leaves behind."""
+    """Return the SHA-256 (hex) of the names and contents of all files except the bytecode that Python writes."""
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
@@ -66,7 +66,7 @@ def content_hash_of(folder: Path) -> str:
 
 
 def check_clean(origin: Origin | None) -> None:
-    """Raise UserError when the code differs from the last commit."""
+    """Raise UserError if the code differs from the last commit."""
     if origin is not None and origin.changed:
         more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
         raise UserError(

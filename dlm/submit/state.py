@@ -1,4 +1,4 @@
-"""Find out what became of every cell, from its run directory, the ledger and the cluster of its job."""
+"""Find the state of every cell from its run directory, the ledger and the cluster that its job was submitted to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
-CLUSTERS: dict[str, Callable[[], Cluster]] = {LocalPool.name: LocalPool, Slurm.name: Slurm}  # as ledgers name them
+CLUSTERS: dict[str, Callable[[], Cluster]] = {LocalPool.name: LocalPool, Slurm.name: Slurm}  # names as in the ledger
 
 
 def cluster_called(name: str) -> Cluster:
@@ -30,16 +30,16 @@ def cluster_called(name: str) -> Cluster:
 def cells_now(
     cells: Sequence[tuple[str, int | None]], sweep_dir: Path, *, repair: bool = False
 ) -> tuple[dict[str, CellNow], list[str]]:
-    """Look at every cell once, and ask the clusters once about the jobs of those that are not done.
+    """Find the current state of every cell; each cluster is queried once, about the cells that are not done.
 
     Args:
-        cells: Pairs of a cell id and its planned last step; None accepts a result of any step.
+        cells: Pairs of a cell id and the planned last step of the cell; None accepts a result of any step.
         sweep_dir: The folder of the sweep.
-        repair: Write into the ledger what became of interrupted submissions, and release jobs that the cluster holds
-            back. Only for a process that keeps other submissions out (``submitting``).
+        repair: Record in the ledger how interrupted submissions ended, and release jobs that the cluster holds back.
+            Only for a process that keeps other submissions out (``submitting``).
 
     Returns:
-        The cells by id, and a warning for each question that a cluster did not answer.
+        (cell id -> current state, a warning for each query that a cluster did not answer).
     """
     now = {}
     for name, steps in cells:
@@ -62,19 +62,19 @@ def cells_now(
 def cell_now(
     run_dir: Path, record: CellRecord, answer: Answer, *, steps: int | None = None, clock: float | None = None
 ) -> CellNow:
-    """Conclude the state of a cell that had no result when it was last looked at.
+    """Infer the state of a cell that had no result when the caller looked for one.
 
-    A living process counts most, then a job in a queue, then the last word of whoever ran the cell.
+    A live process takes precedence, then a job in a queue, then the last recorded state of the cell.
 
     Args:
-        run_dir: The cell's run directory.
-        record: What the ledger says of the cell.
-        answer: What the cluster of its latest job says.
-        steps: The planned last step.
+        run_dir: The run directory of the cell.
+        record: The record of the cell in the ledger.
+        answer: The answer of the cluster to which the cell was last submitted.
+        steps: The planned last step; None accepts a result of any step.
         clock: The ``server_time`` of the sweep.
     """
     holder = live_holder(run_dir, now=clock)
-    status = read_status(run_dir)  # after the lease, because a process writes its last word before it gives that up
+    status = read_status(run_dir)  # read after the lease: a process writes its final status before it frees the lease
     job = answer.states.get(record.job_id or "")
     known = CellNow(state=State.PLANNED, status=status, record=record, job=job, is_silent=answer.silent)
     if holder is not None:
@@ -83,7 +83,7 @@ def cell_now(
         now = CellNow(state=job.state, reason=job.words)
     else:
         now = _last_word(run_dir, known)
-    if now.state is State.DONE:  # which it may have become since its result was looked for
+    if now.state is State.DONE:  # the cell may have finished since the caller looked for a result
         result = finished(run_dir, run_dir.name, steps)
         lost = CellNow(state=State.LOST, reason="it was done, but its result.json is missing or incomplete")
         now = lost if result is None else CellNow(state=State.DONE, result=result)
@@ -91,7 +91,7 @@ def cell_now(
 
 
 def _last_word(run_dir: Path, known: CellNow) -> CellNow:
-    """A cell that no process runs and no queue holds."""
+    """Infer the state of a cell that no process runs and no queue holds from what was last recorded about it."""
     record, status = known.record, known.status
     if record.cancelled is not None:
         return CellNow(state=State.CANCELLED, reason=record.cancelled)
@@ -100,7 +100,7 @@ def _last_word(run_dir: Path, known: CellNow) -> CellNow:
         return CellNow(state=State.SUBMITTED, reason=reason)
     if record.job_id is not None:
         if status is not None and status.submission is None and _is_newer(run_dir, record.job_id):
-            return _own_word(status)  # somebody ran the cell by hand after the job
+            return _own_word(status)  # a user ran the cell by hand after the job
         return _word_of_job(run_dir, known)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
         return CellNow(state=record.ending.state, reason=record.ending.reason)
@@ -117,9 +117,10 @@ def _own_word(status: Status | None) -> CellNow:
 
 
 def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
-    """A cell whose job has left the queue.
+    """Infer the state of a cell whose job has left the queue.
 
-    Its own last word of this submission counts where the cluster saw the job end in that way.
+    The status that the cell wrote during this submission is used unless it contradicts what the cluster reports about
+    the end of the job.
     """
     record, job, job_id = known.record, known.job, known.record.job_id
     own = known.status if known.status is not None and known.status.submission == record.submission else None
@@ -141,7 +142,10 @@ def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
 
 
 def _is_newer(run_dir: Path, job_id: str) -> bool:
-    """Whether a run wrote its last word after its job began, by the clock of the file server."""
+    """Whether a run wrote status.json after its batch job began.
+
+    Compares the modification times of status.json and of the job's log, both by the clock of the file server.
+    """
     try:
         began = (run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt").stat().st_mtime
         return (run_dir / "status.json").stat().st_mtime > began
@@ -150,12 +154,12 @@ def _is_newer(run_dir: Path, job_id: str) -> bool:
 
 
 def _agree(exit_code: int, job: JobState) -> bool:
-    """Whether a cell that wrote ``exit_code`` ended with it.
+    """Whether the exit code that a cell recorded is consistent with what the cluster reports.
 
-    The cluster may report the code of another process of the cell.
+    The cluster may report the exit code of another process of the same cell.
     """
     if exit_code == ExitCode.BUG and names_cause(job.exit_code):
-        return False  # another process of the cell knew the cause
+        return False  # the exit code of another process of the cell states the cause
     both_failed = job.has_failed and exit_code not in (ExitCode.DONE, ExitCode.PREEMPTED)
     return both_failed or job.exit_code == exit_code
 
@@ -163,10 +167,15 @@ def _agree(exit_code: int, job: JobState) -> bool:
 def _reconciled(
     sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool
 ) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
-    """The records of the ledger, and what each cluster answers.
+    """Read the ledger, query the clusters, and complete the records of interrupted submissions from the answers.
 
-    The answers also tell of interrupted submissions: the ids of their jobs, or that the cluster never got them. The
-    records returned hold that; ``repair`` writes it into the ledger too.
+    The cells of an interrupted submission get job ids if the cluster knows the job array. If the cluster answers and
+    does not know the array, it never received the submission, and the cells count as not submitted. With ``repair``,
+    these changes are written to the ledger too.
+
+    Returns:
+        (cell id -> record, name of a cluster -> its answer). The records cover all cells of the ledger; only the
+        clusters of ``cell_ids`` are queried.
     """
     ledger = Ledger(sweep_dir)
     records, answers = ledger.read(), dict[str, Answer]()

@@ -1,4 +1,4 @@
-"""Submit jobs: snapshot the code, write down the intent, and hand the jobs to a cluster."""
+"""Submit jobs: copy the code into a snapshot, record the intent in the ledger, and pass the jobs to a cluster."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from dlm.submit.job import Job
 from dlm.submit.ledger import Ledger
 from dlm.submit.snapshot import check_clean, snapshot_code
 
-PATIENCE_SEC = 120.0  # for another submission of the same sweep; longer than the lease of a dead one stays fresh
+# How long to wait for another submission of the same sweep; the lease of a dead process becomes stale sooner.
+PATIENCE_SEC = 120.0
 
 
 def submitting(cluster: Cluster, sweep_dir: Path) -> contextlib.AbstractContextManager[object]:
-    """Keep other submissions of the sweep out while its cells are looked at and submitted.
+    """Return a context that excludes other submissions of a sweep while its cells are inspected and submitted.
 
     Needed only where jobs queue; on this machine the leases of the cells suffice. Raises UserError when the cluster
     cannot be used from here. Entering the context raises it when another submission goes on for more than PATIENCE_SEC.
@@ -38,19 +39,20 @@ def submit_jobs(
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
-    """Submit jobs to a cluster; both `dlm submit` and Hydra's `-m` end here.
+    """Submit jobs to a cluster, for `dlm submit` and for Hydra's `-m`.
 
-    Returns when a queueing cluster has accepted every job, otherwise when every process has ended.
+    Returns when a cluster with a queue has accepted every job, or when every process on this machine has ended.
 
     Args:
-        jobs: The jobs. On a queueing cluster the caller holds ``submitting``.
-        cluster: Where they are to run.
+        jobs: The jobs. For a cluster with a queue, the caller must hold the context ``submitting``.
+        cluster: Where the jobs are to run.
         sweep_dir: The folder of the sweep.
-        on_event: Called when a job of this machine starts or ends.
+        on_event: Called when a job on this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
     Raises:
-        UserError: The cluster refuses, a job cannot fit, or the code differs from the last commit where that matters.
+        UserError: The cluster refuses the jobs or cannot run one of them, or the code differs from the last commit and
+            the settings of the cluster do not allow this (``allow_dirty``).
     """
     if not jobs:
         return Submission()

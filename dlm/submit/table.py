@@ -1,4 +1,4 @@
-"""Show what every cell of a sweep is doing, and how far the sweep is."""
+"""Summarise the state of every cell of a sweep and the progress of the sweep, for `dlm status`."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """What is shown of one cell; None where a value is not known."""
+    """The values that `dlm status` shows for one cell; None where a value is unknown."""
 
     cell_id: str
     state: State
     step: int = 0
-    steps: int  # planned
-    loss: float | None = None  # the latest, in nats/token; of the planned last step when the cell is done
+    steps: int  # the planned last step
+    loss: float | None = None  # the latest loss in nats/token; that of the planned last step when the cell is done
     tokens_per_sec: float | None = None
-    eta_sec: float | None = None  # until a running cell ends, at its present rate
+    eta_sec: float | None = None  # the time until a running cell ends, at its present rate
     attempts: int = 0
-    steps_redone: int = 0  # because attempts ended between two checkpoints
+    steps_redone: int = 0  # steps that were trained again because an attempt ended between two checkpoints
     gpu_hours: float = 0.0  # of all attempts
-    reason: str | None = None  # what the state is concluded from: the last failure, a process, a scheduler's words
+    reason: str | None = None  # evidence for the state: the last failure, a process, or what the scheduler reports
 
 
 def sweep_status(sweep_dir: Path, plan: Plan) -> list[CellStatus]:
-    """The status of every cell of the plan, in its order."""
+    """Return the status of every cell of the plan, in the order of the plan."""
     return sweep_now(sweep_dir, plan)[0]
 
 
 def sweep_now(sweep_dir: Path, plan: Plan) -> tuple[list[CellStatus], list[str]]:
-    """``sweep_status``, and a warning for each question that a cluster did not answer."""
+    """Return (the statuses that ``sweep_status`` returns, a warning for each unanswered query to a cluster)."""
     now, warnings = cells_now([(cell.cell_id, cell.steps) for cell in plan.cells], sweep_dir)
     return [_status(cell, now[cell.cell_id]) for cell in plan.cells], warnings
 
 
 def _status(cell: Cell, now: CellNow) -> CellStatus:
     reason = now.reason
-    if now.record.before is not None and now.is_live:  # it is tried again
+    if now.record.before is not None and now.is_live:  # the cell has failed before and is being tried again
         reason = f"{now.reason}; before, {now.record.before}"
     shown = CellStatus(cell_id=cell.cell_id, state=now.state, steps=cell.steps, reason=reason)
     latest = now.result or now.status
@@ -69,19 +69,22 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
 
 
 def fraction_done(cells: Sequence[CellStatus], plan: Plan) -> float:
-    """The share of a sweep's FLOPs that is done, from 0 to 1: a cell counts by its steps, whatever became of it."""
+    """Return the share of the planned FLOPs of a sweep that is done, from 0 to 1.
+
+    Every cell contributes its FLOPs in proportion to the steps that it has done, whatever its state.
+    """
     flops = {cell.cell_id: cell.flops[cell.convention] for cell in plan.cells}
     total = sum(flops.values())
     return sum(flops[cell.cell_id] * cell.step / cell.steps for cell in cells) / total if total else 0.0
 
 
 def status_values(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
-    """The cells for a program: plain values under the names of CellStatus."""
+    """Return the cells as dictionaries of plain values, with the fields of CellStatus as keys, for JSON output."""
     return [dataclasses.asdict(cell) for cell in cells]
 
 
 def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
-    """The cells for a person, with the columns of the table as keys; None where a value is not known."""
+    """Return the rows of the table for a reader: column heading -> formatted value; None where a value is unknown."""
     return [
         {
             "cell": cell.cell_id,
@@ -99,7 +102,11 @@ def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
 
 
 def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
-    """The line under the table: the number of cells by state, the share of the FLOPs, and the time left."""
+    """Return the line under the table.
+
+    The line states the number of cells by state, the share of the FLOPs that is done, the GPU-hours, the steps redone
+    and the time left.
+    """
     counts = Counter(cell.state for cell in cells)
     total_flops = sum(cell.flops[cell.convention] for cell in plan.cells)
     used, planned = sum(cell.gpu_hours for cell in cells), sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
