@@ -104,7 +104,8 @@ def _unknown_key(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}  # these need a +
+    # The keys of all choices of the groups, without the arguments of lightning.Trainer, which are added with a +.
+    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}
     known = {*_keys(base), *of_other_choices}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
@@ -131,7 +132,7 @@ def exit_code_of(error: Exception) -> ExitCode:
     if is_first_process():
         print(f"dlm: {line}", file=sys.stderr)
     is_held = any(isinstance(cause, HeldError) for cause in causes(error))
-    if is_held and "DLM_SUBMISSION" in os.environ:  # another process trains the cell; the cell itself is fine
+    if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
         return ExitCode.PREEMPTED
     return ExitCode.USER_ERROR
 

@@ -89,7 +89,7 @@ KEYS = {
     ),
 }  # fmt: skip
 
-# The keys of the group that each choice does not read.
+# For each choice of a group, the keys of the group that this choice does not read.
 UNREAD = {
     **{name: tuple(key for key in OBJECTIVE_KEYS if key not in info.keys) for name, info in OBJECTIVES.items()},
     "adamw": ("momentum",),
@@ -125,7 +125,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     """Raise UserError for a key that no part of dlm reads, because it is misspelt or belongs to another choice.
 
     Args:
-        config: The complete config of a run, or the groups that are known. Interpolations may be unresolved.
+        config: The complete config of a run, or only some of its groups. Interpolations may be unresolved.
     """
     for group, node in config.items():
         if group not in TOP_LEVEL:
@@ -190,7 +190,7 @@ def _is_number(value: object) -> bool:
 
 
 def whole(key: str, value: object, minimum: int = 1) -> int:
-    """Return ``value`` as a whole number. Raises UserError, which names ``key``, if it is not one >= ``minimum``."""
+    """Return ``value`` as an int. Raises UserError about ``key`` if it is not a whole number >= ``minimum``."""
     if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
         raise UserError(f"{key} is {value!r}: it must be a whole number of at least {minimum}")
     return int(value)  # type: ignore[call-overload, no-any-return]

@@ -34,7 +34,7 @@ class UserError(ValueError):
 
 
 class TryAgainError(UserError):
-    """A server does not answer at the moment, which is no mistake. The command ends with ExitCode.PREEMPTED."""
+    """A server does not answer at the moment, though the input is right. Ends with ExitCode.PREEMPTED."""
 
 
 class DivergedError(RuntimeError):
@@ -49,7 +49,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """Return the ``limit`` allowed names that are most similar to ``value``, best first, ignoring case.
+    """Return up to ``limit`` allowed names that are most similar to ``value``, best first, ignoring case.
 
     Of two equally similar names, the one with the longer common prefix comes first.
     """

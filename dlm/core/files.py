@@ -62,7 +62,10 @@ def write_if_changed(path: Path, content: str) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """Format a value as JSON, with keys in order of insertion and an indent of two spaces. NaN raises ValueError."""
+    """Format a value as JSON, with keys in order of insertion and an indent of two spaces.
+
+    NaN raises ValueError; a missing value must be None, which becomes null.
+    """
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 

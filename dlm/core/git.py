@@ -12,7 +12,7 @@ from dlm.core.paths import PACKAGE, configs_dir
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The commit that the code comes from, and how dlm/, configs/ and pyproject.toml differ from it."""
+    """The commit that the code comes from, and how dlm/, configs/ and pyproject.toml differ from that commit."""
 
     sha: str
     changed: tuple[str, ...] = ()  # paths of changed and new files

@@ -40,7 +40,7 @@ def _process_started(pid: int) -> str | None:
 
 
 class HeldError(UserError):
-    """The error that another live process holds the lease."""
+    """Raised if another live process holds the lease."""
 
 
 class Lease:
@@ -156,8 +156,8 @@ def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | N
     """Return the live process that holds the lease of ``folder``: {host, pid, started}; None if there is none.
 
     Args:
-        folder: The folder.
-        now: The ``server_time`` of the folder, if known; it is the same for all folders of one file system.
+        folder: The folder whose lease is checked.
+        now: The ``server_time`` of the folder, if known. Folders of one file system share it, so one call is enough.
     """
     path = folder / "lease.json"
     try:

@@ -45,7 +45,7 @@ class Recipe:
 
     @property
     def budget_error_pct(self) -> float | None:
-        """The deviation from the budget, 100 (actual - target) / target FLOPs, due to whole steps. None without one."""
+        """100 (actual - target) / target FLOPs: the deviation from the budget by whole steps. None without a budget."""
         if self.budget_flops is None:
             return None
         return 100 * (self.flops[self.convention] - self.budget_flops) / self.budget_flops

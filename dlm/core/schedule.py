@@ -13,17 +13,17 @@ from dlm.core.errors import unknown
 
 
 def cosine(progress: float, *, min_ratio: float, **_: float) -> float:
-    """Follow half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
+    """Decay as half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(progress: float, *, min_ratio: float, **_: float) -> float:
-    """Follow a straight line from 1 to ``min_ratio``."""
+    """Decay linearly from 1 to ``min_ratio``."""
     return 1 - (1 - min_ratio) * progress
 
 
 def wsd(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
-    """Stay at 1, then decay as 1 - sqrt over the last ``decay_fraction`` of the steps (Haegele et al. 2405.18392)."""
+    """Stay at 1, then decay as 1 - sqrt in the last ``decay_fraction`` of ``progress`` (Haegele et al. 2405.18392)."""
     into_decay = (progress - (1 - decay_fraction)) / decay_fraction
     return 1 - (1 - min_ratio) * math.sqrt(max(into_decay, 0.0))
 

@@ -102,7 +102,10 @@ class ModelShape:
         return self.n_layer * (attention + 3 * d * f + norms) + d
 
     def num_params_total(self, *, causal: bool) -> int:
-        """Return N plus the untied head and the input embedding, which has an extra row for the mask in diffusion."""
+        """Return N plus the untied head and the input embedding.
+
+        Unless ``causal``, the embedding has one more row, for the mask token.
+        """
         embedding_rows = self.vocab_size + (0 if causal else 1)
         return self.num_params + (embedding_rows + self.vocab_size) * self.n_embd
 

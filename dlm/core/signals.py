@@ -20,7 +20,7 @@ def remember() -> None:
 
 
 def note(number: int, frame: FrameType | None = None) -> None:
-    """Record a signal; this is a signal handler."""
+    """Record the signal ``number``. This function is a signal handler."""
     _received.append(number)
 
 

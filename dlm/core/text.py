@@ -53,5 +53,5 @@ def interval(ends: Sequence[float] | None, show: str = "number") -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Join items to a list in words: 'a', 'a and b', 'a, b and c'."""
+    """Join items into a phrase: 'a', 'a and b', 'a, b and c'."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,8 +1,8 @@
 """Seal checkpoints on disk, describe their damage, and find the newest complete checkpoint of a run.
 
 A checkpoint is a folder checkpoints/step_00001234/ with state.ckpt and manifest.json, which holds sizes and hashes and
-is written last. LATEST names the newest checkpoint for human readers; it may be out of date, so dlm
-finds the newest checkpoint by searching the folders.
+is written last. LATEST names the newest checkpoint for human readers; it may be out of date, so dlm finds the
+newest checkpoint by searching the folders.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Ending:
     state: State
     reason: str | None = None  # the reason in status.json
     complaint: str | None = None  # a line that is printed to standard error
-    is_raised: bool = False  # whether the exception is raised again, for the caller to show
+    is_raised: bool = False  # whether the exception is raised again, so that the caller shows it
 
     @property
     def exit_code(self) -> ExitCode:

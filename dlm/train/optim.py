@@ -138,7 +138,8 @@ def check_branch(config: Mapping[str, Any], steps: int, *, trunk: Mapping[str, A
 
     At the step of the checkpoint, both runs must be at the peak learning rate. The run that starts there (the cooldown
     branch) counts the steps of the run that wrote the checkpoint (the trunk) as its own, so it ends at the same step as
-    a run from scratch with as many steps. A run that resumes from its own checkpoint passes, as do other schedules.
+    a run from scratch with as many steps. A run that resumes from its own checkpoint passes, and so
+    does a run with another schedule.
 
     Args:
         config: The config node ``scheduler`` of this run.

@@ -135,7 +135,7 @@ def _beside_the_first(
 ) -> ExitCode:
     """Run a process with a rank above 0.
 
-    Rank 0 records the outcomes that all ranks share. Memory can run out on a single rank, so that rank records this
+    Rank 0 records the outcomes that all ranks share. Memory can run out on a single rank; that rank then records the
     outcome itself.
     """
     try:

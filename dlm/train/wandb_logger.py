@@ -28,9 +28,9 @@ class WandbLogger(LightningWandbLogger):
     """Lightning's W&B logger, made independent of W&B's process and of its server.
 
     SLURM sends SIGTERM to every process of a job. W&B's process ends at once, while the run still takes a step and
-    writes its last checkpoint. Metrics of this time are only in metrics.jsonl; the next attempt continues the same W&B
-    run. If the server does not answer at the start, the run logs offline. If the server rejects the login, the entity
-    or the project, the run ends with a UserError.
+    writes its last checkpoint. Metrics logged after that are only in metrics.jsonl; the next attempt continues the same
+    W&B run. If the server does not answer at the start, the run logs offline. If the server rejects the login, the
+    entity or the project, the run ends with a UserError.
 
     Args:
         options: The arguments of Lightning's WandbLogger.
@@ -81,7 +81,7 @@ class WandbLogger(LightningWandbLogger):
 
     @contextlib.contextmanager
     def _while_it_lives(self, loss: str) -> Iterator[None]:
-        """If W&B's process has ended, print this once, with ``loss``, the data that W&B lacks."""
+        """When W&B's process has ended, print a note once; ``loss`` describes the data that W&B lacks."""
         try:
             yield
         except ConnectionError as error:

@@ -74,7 +74,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self.writing: Future[None] | None = None
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """Save a checkpoint if it is due; before a validation it always is, so that the best model has one."""
+        """Save a checkpoint if one is due. One is always due before a validation, so that the best model is saved."""
         every = self.every_n_steps or evenly(module.recipe.steps, self.times)
         step = trainer.global_step
         preempted = any(isinstance(other, Preemption) and other.requested for other in callbacks_of(trainer))
@@ -96,7 +96,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self._wait()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Wait until the checkpoint that was being written when the run failed is complete."""
+        """After a failure of the run, wait until the checkpoint that is being written is complete."""
         self._wait()
 
     def _folder(self, step: int) -> Path:

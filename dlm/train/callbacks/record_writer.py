@@ -26,7 +26,7 @@ class Spike:
     distance from the smallest mean to log V, the loss of a uniform prediction.
 
     Args:
-        limit: The smallest rise that counts, nats/token; None switches the check off.
+        limit: The smallest rise that counts as divergence, nats/token; None switches the check off.
     """
 
     def __init__(self, limit: float | None) -> None:

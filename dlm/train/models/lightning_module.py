@@ -21,7 +21,7 @@ from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer, multiplier_of
 
-FORMAT = 1  # version of the entry `dlm` of checkpoints and weights files
+FORMAT = 1  # version of the entry `dlm` in checkpoints and weights files
 
 
 class DiffusionLMLightningModule(L.LightningModule):
@@ -51,7 +51,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.observed: dict[str, Any] = {}
         self.loss_sum = torch.zeros(())  # since the last logged step; kept on the device, to avoid waiting for it
         self.loss_count = 0
-        self.overflows = 0  # micro-batches since the last logged step that exceed the capacity of masked tokens
+        self.overflows = 0  # micro-batches since the last logged step with more masked tokens than their capacity
         self.grad_norm = torch.zeros(())
         self.validation_loss = (math.nan, math.nan)  # mean and Monte Carlo standard error of the mean, nats/token
         self.validated_step = -1  # the step that validation_loss belongs to
@@ -68,7 +68,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def take_logged(self) -> tuple[float, float]:
         """Return the mean training loss, nats/token, and the number of overflows since the last call, and reset both.
 
-        Both values are over all processes. Reading them waits for the device.
+        Both values are computed over all processes. Reading them waits for the device.
         """
         reduce = self.trainer.strategy.reduce
         loss = reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
@@ -84,7 +84,7 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
-        """Choose the attention kernels for this device. Raises UserError if it does not support the back end."""
+        """Choose the attention kernels. Raises UserError if the device does not support the back end."""
         device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
         self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
 
@@ -103,7 +103,7 @@ class DiffusionLMLightningModule(L.LightningModule):
             return
         assert self.device_mesh is not None
         for block in self.model.blocks:
-            if compiled:  # each block alone, to keep the gathering of the next block's parameters outside
+            if compiled:  # each block alone, so that gathering the next block's parameters is not compiled
                 block.compile(dynamic=False)
             fully_shard(block, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
@@ -139,7 +139,10 @@ class DiffusionLMLightningModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the entry `dlm`: the facts by which another run rejects the checkpoint, and the loss not yet logged."""
+        """Add the entry `dlm`: a description of this run, and the loss not yet logged.
+
+        From the description, a run with another model rejects the checkpoint with a message of one line.
+        """
         checkpoint["dlm"] = {
             "format": FORMAT,
             "shape": dataclasses.asdict(self.recipe.shape),

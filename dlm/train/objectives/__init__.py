@@ -1,4 +1,4 @@
-"""Turn token sequences and their noise into batches, and a model and a batch into losses.
+"""Make batches from token sequences and noise, and compute losses from a model and a batch.
 
 The facts about each objective that the rest of dlm needs are in dlm/core/objectives.py.
 
