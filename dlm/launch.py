@@ -104,7 +104,7 @@ def _unknown_key(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    # The keys of all choices of the groups, without the arguments of lightning.Trainer, which are added with a +.
+    # The keys of all choices of the groups, without the keys of trainer, which are added with a +.
     of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}
     known = {*_keys(base), *of_other_choices}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
