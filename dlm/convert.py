@@ -1,6 +1,7 @@
-"""Turn a checkpoint into one file of weights, and a checkpoint or such a file into a model.
+"""Convert a checkpoint to a single weights file, and load a model from a checkpoint or a weights file.
 
-A weights file holds no optimiser, so no run goes on from one. It is for evaluation, for notebooks and for sharing.
+A weights file holds no optimiser state, so no run can resume from it. It is for evaluation, for notebooks and for
+sharing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dlm.train.models.encoder import TransEncoder
 from dlm.train.models.lightning_module import FORMAT
 
 ENDINGS = (".safetensors", ".pt")
-SMDM_NAMES = {  # part of a name in SMDM's TransEncoder and GPT (lit_gpt/diffmodel.py, model.py) -> the same in ours
+SMDM_NAMES = {  # SMDM's TransEncoder and GPT (lit_gpt/diffmodel.py, model.py): part of a name -> dlm's name for it
     "transformer.wte.": "embedding.",
     "transformer.ln_f.": "norm.",
     "lm_head.": "head.",
@@ -45,14 +46,14 @@ def load_model(source: str | Path) -> TransEncoder:
     """Load a trained model on the CPU, for evaluation.
 
     Args:
-        source: A run's folder, a step_* folder, or a file that `dlm convert` wrote.
+        source: A run directory, a step_* folder, or a file that `dlm convert` wrote.
 
     Returns:
-        The model. Its forward pass takes (B, T) tokens, in which the number ``vocab_size`` is the mask token of masked
-        diffusion, and returns (B, T, V) logits.
+        The model. Its forward pass maps (B, T) tokens to (B, T, V) logits; for masked diffusion, the mask token has the
+        number ``vocab_size``.
 
     Raises:
-        UserError: There is no model of dlm to be read there.
+        UserError: The source holds no model that dlm can read.
     """
     about, weights = read_weights(Path(source))
     model = TransEncoder(shape_from_config(about["shape"]), causal=about["causal"])
@@ -61,18 +62,18 @@ def load_model(source: str | Path) -> TransEncoder:
 
 
 def read_weights(source: Path, *, model: str | None = None) -> tuple[dict[str, Any], Weights]:
-    """Read the weights of a model and what is known about it.
+    """Read the weights and the description of a model.
 
     Args:
         source: As for ``load_model``, or a checkpoint file of SMDM.
-        model: The name in configs/model of the shape of SMDM's model, which SMDM's files do not state.
+        model: The name in configs/model of the shape of an SMDM model; files of SMDM do not state the shape.
 
     Returns:
-        A description with the keys format, shape, causal and, where they are known, cell_id and step; and the weights
-        by their names in TransEncoder.
+        A description with the keys format, shape, causal and, if known, cell_id and step; and the weights by their
+        names in TransEncoder.
 
     Raises:
-        UserError: The file is torn, of a newer format, of another model or no checkpoint.
+        UserError: The file is incomplete, has a newer format, belongs to another model or is no checkpoint.
     """
     path = _file_of(source)
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, model)
@@ -82,7 +83,7 @@ def read_weights(source: Path, *, model: str | None = None) -> tuple[dict[str, A
 
 
 def _file_of(source: Path) -> Path:
-    """The file that holds the weights; for a run's folder, that of its newest whole checkpoint."""
+    """Return the file that holds the weights; for a run directory, the file of its newest complete checkpoint."""
     if (source / "checkpoints").is_dir():
         newest = latest_whole(source)
         if newest is None:
@@ -129,7 +130,7 @@ def _read_torch(path: Path, model: str | None) -> tuple[dict[str, Any], Weights]
 
 
 def _from_run(content: Mapping[str, Any]) -> tuple[dict[str, Any], Weights]:
-    """The description and the weights in a checkpoint that Lightning wrote during a run."""
+    """Return the description and the weights in a checkpoint that Lightning wrote during a run."""
     stated = content["dlm"]
     about = {
         "format": stated["format"],
@@ -142,7 +143,7 @@ def _from_run(content: Mapping[str, Any]) -> tuple[dict[str, Any], Weights]:
 
 
 def _from_smdm(theirs: Weights, shape: ModelShape, path: Path) -> tuple[dict[str, Any], Weights]:
-    """The description and the weights of SMDM's TransEncoder or GPT, by our names and in our order of rows."""
+    """Return the description and the weights of SMDM's TransEncoder or GPT, with dlm's names and order of rows."""
     causal = theirs["transformer.wte.weight"].shape[0] == shape.vocab_size
     weights = {_our_name(name): value for name, value in theirs.items()}
     for name in list(weights):
@@ -163,8 +164,8 @@ def _our_name(name: str) -> str:
 def _split_groups(qkv: torch.Tensor, shape: ModelShape, path: Path) -> torch.Tensor:
     """Reorder the rows of SMDM's matrix of queries, keys and values.
 
-    SMDM has the queries, the key and the value of each query group together; ours has all queries, then all keys, then
-    all values.
+    SMDM stores the queries, the key and the value of each query group together; dlm stores all queries, then all keys,
+    then all values.
     """
     per_group = shape.n_head // shape.num_kv_heads + 2
     expected = (shape.num_kv_heads * per_group * shape.head_dim, shape.n_embd)
@@ -176,7 +177,7 @@ def _split_groups(qkv: torch.Tensor, shape: ModelShape, path: Path) -> torch.Ten
 
 
 def _check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path) -> None:
-    """Raise UserError, with the first difference, for weights that are not of this shape."""
+    """Raise UserError, which names the first difference, if the weights do not fit the shape."""
     with torch.device("meta"):
         expected = TransEncoder(shape, causal=causal).state_dict()
     for name, value in expected.items():
@@ -194,15 +195,15 @@ def _check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path
 
 
 def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> None:
-    """Write one weights file, whole or not at all.
+    """Write one weights file, completely or not at all.
 
     Args:
-        target: A new file; its ending, .safetensors or .pt, decides the format.
+        target: A new file; its extension, .safetensors or .pt, determines the format.
         about: The description, as ``read_weights`` returns it.
-        weights: By their names in TransEncoder.
+        weights: The weights by their names in TransEncoder.
 
     Raises:
-        UserError: The target has another ending, exists, or its folder does not.
+        UserError: The target has another extension, it already exists, or its folder does not exist.
     """
     if target.suffix not in ENDINGS:
         raise UserError(f"{target} ends in '{target.suffix}': allowed are {' and '.join(ENDINGS)}")

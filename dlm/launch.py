@@ -1,6 +1,6 @@
-"""Train one run, or with -m several: `python -m dlm.launch [overrides]`, Hydra's entry to dlm.
+"""Train one run, or several with -m: `python -m dlm.launch [overrides]`, the Hydra entry point of dlm.
 
-Torch and Lightning are imported only when a run starts, so composing, naming and submitting runs stays quick.
+Torch and Lightning are imported only when a run starts, so composing, naming and submitting runs stays fast.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from dlm.core.lease import HeldError
 from dlm.core.recipe import derive, fill
 
 if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
-    signals.remember()  # a submitted run may be told to stop while the imports below are still going on
+    signals.remember()  # a submitted run may receive a signal to stop during the imports below
 
 
-# The nodes of a config that decide the id of its run.
+# The config nodes that determine the id of the run.
 NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path",
          "recipe", "trainer")  # fmt: skip
 
 
 def config_cell_id(root: DictConfig) -> str:
-    """The id of the run that a composed config describes. Prepares the data first where the config says how."""
+    """Return the id of the run that a composed config describes. Prepares the data first if the config states how."""
     from dlm.data.prepare.command import ensure_data
 
     check_keys(OmegaConf.to_container(root, resolve=False))  # type: ignore[arg-type]
@@ -52,14 +52,14 @@ def config_cell_id(root: DictConfig) -> str:
 
 
 def check_sweep_name(name: str) -> str:
-    """Return ``name`` if it can be the name of a folder in workdir/. Raises UserError."""
+    """Return ``name``. Raises UserError if it cannot be the name of a folder in workdir/."""
     if not re.fullmatch(SWEEP_NAME, str(name)):
         raise UserError(f"sweep is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
     return str(name)
 
 
 def register() -> None:
-    """Tell OmegaConf about dlm's resolvers and Hydra about dlm's launchers."""
+    """Register dlm's resolvers with OmegaConf and dlm's launchers with Hydra."""
     from dlm.submit import hydra as submit_hydra
 
     OmegaConf.register_new_resolver("dlm.workdir", lambda: str(paths.workdir()), replace=True)
@@ -70,7 +70,7 @@ def register() -> None:
 
 
 def check_cell(config: dict[str, Any]) -> None:
-    """Raise UserError for a planned cell whose config no longer has the id that it was planned with."""
+    """Raise UserError if a planned cell's config no longer has the planned id, or if +cell names no planned cell."""
     planned = config.pop("planned_cell_id", None)
     if planned is not None and planned != config["cell_id"]:
         raise UserError(
@@ -82,7 +82,7 @@ def check_cell(config: dict[str, Any]) -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """The user's mistake behind an exception, in one line; None when it is a bug of dlm."""
+    """Describe the user's mistake that caused an exception, in one line; None if the exception is a bug of dlm."""
     for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause)
@@ -100,18 +100,19 @@ def explain(error: Exception) -> str | None:
 
 
 def _unknown_key(key: str) -> str:
-    """The message for an override of a key that the config does not have."""
+    """Return the message for an override of a key that the config does not have."""
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}  # those are added with a +
+    # The keys of all choices of the groups, without the keys of trainer, which are added with a +.
+    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}
     known = {*_keys(base), *of_other_choices}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
 
 
 def _keys(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a nested mapping."""
+    """Yield the dotted keys of a nested mapping."""
     for name, value in node.items():
         yield prefix + str(name)
         if isinstance(value, dict):
@@ -119,26 +120,26 @@ def _keys(node: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that prints for all of them, under srun, torchrun, Lightning or alone."""
+    """Return whether this process prints for all processes of a run, under srun, torchrun, Lightning or alone."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
 
 
 def exit_code_of(error: Exception) -> ExitCode:
-    """Print a mistake of the user and return the exit code that follows from it. Raises ``error`` if it is a bug."""
+    """Print the user's mistake behind ``error`` and return its exit code. Raises ``error`` if it is a bug of dlm."""
     line = explain(error)
     if line is None:
         raise error
     if is_first_process():
         print(f"dlm: {line}", file=sys.stderr)
     is_held = any(isinstance(cause, HeldError) for cause in causes(error))
-    if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another; nothing is wrong with its cell
+    if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
         return ExitCode.PREEMPTED
     return ExitCode.USER_ERROR
 
 
 def main() -> int:
-    """Compose and run. The exit code is that of the run, or of the first run of a multirun that did not end well."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and exit_code_of prints
+    """Compose the config and train. Return the exit code of the run; of a multirun, the first one that is not 0."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and exit_code_of prints them
     register()
     codes: list[int] = []
 

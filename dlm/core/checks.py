@@ -1,4 +1,4 @@
-"""Check the keys and values of a config, and name the key behind a wrong one."""
+"""Check the keys and values of a config; the error names the wrong key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlm.core import schedule
 from dlm.core.errors import UserError, unknown
 from dlm.core.objectives import OBJECTIVES
 
-# The lowest and the highest value of a number.
+# The lowest and the highest allowed value of each number.
 RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (1e-12, math.inf),
     "optimizer.weight_decay": (0, math.inf),
@@ -38,7 +38,7 @@ NAMES = {
 }
 
 
-# The lowest value of a whole number.
+# The lowest allowed value of each whole number.
 WHOLE = {
     "seed": 0,
     "validation.seed": 0,
@@ -64,7 +64,7 @@ TOP_LEVEL = (
 
 OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key in info.keys))
 
-# Every key that a group of the config may hold. ``model`` is not here: its keys are the fields of ModelShape.
+# The allowed keys of each config group, except ``model``, whose keys are the fields of ModelShape.
 KEYS = {
     "objective": ("name", *OBJECTIVE_KEYS),
     "optimizer": ("name", "lr", "betas", "eps", "weight_decay", "decay", "gradient_clip_val", "momentum"),
@@ -76,7 +76,7 @@ KEYS = {
     "training": ("budget", "convention", "steps"),
     "validation": ("num_sequences", "estimator", "draws", "seed", "times"),
     "paths": ("workdir", "data_dir", "run_dir"),
-    "trainer": (  # dlm's own, and the arguments of lightning.Trainer
+    "trainer": (  # dlm's own keys, and the arguments of lightning.Trainer
         "threads", "attention", "compile", "activation_checkpointing", "accelerator", "strategy", "devices",
         "num_nodes", "precision", "logger", "callbacks", "fast_dev_run", "max_epochs", "min_epochs", "max_steps",
         "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
@@ -89,7 +89,7 @@ KEYS = {
     ),
 }  # fmt: skip
 
-# Keys of a group that one of its choices does not read.
+# For each choice of a group, the keys of the group that this choice does not read.
 UNREAD = {
     **{name: tuple(key for key in OBJECTIVE_KEYS if key not in info.keys) for name, info in OBJECTIVES.items()},
     "adamw": ("momentum",),
@@ -97,7 +97,7 @@ UNREAD = {
     "linear": ("decay_fraction",),
 }
 
-# The arguments of the callbacks and the logger that dlm ships, by ``_target_``. Others check their own arguments.
+# The arguments of the callbacks and the logger that dlm ships, by ``_target_``. Other classes check theirs themselves.
 ARGUMENTS = {
     "dlm.train.callbacks.monitors.SpeedMonitor": ("peak_flops_per_device",),
     "dlm.train.callbacks.monitors.GradientMonitor": (),
@@ -112,7 +112,7 @@ ARGUMENTS = {
         "monitor", "min_delta", "patience", "verbose", "mode", "strict", "check_finite", "stopping_threshold",
         "divergence_threshold", "check_on_train_epoch_end", "log_rank_zero_only",
     ),
-    "dlm.train.wandb_logger.WandbLogger": (  # those of Lightning's logger, and what that hands on to wandb.init
+    "dlm.train.wandb_logger.WandbLogger": (  # arguments of Lightning's logger, and those it passes to wandb.init
         "name", "save_dir", "version", "offline", "dir", "id", "anonymous", "project", "log_model", "experiment",
         "prefix", "checkpoint_name", "add_file_policy", "entity", "notes", "tags", "config", "config_exclude_keys",
         "config_include_keys", "allow_val_change", "group", "job_type", "mode", "force", "reinit", "resume",
@@ -125,7 +125,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     """Raise UserError for a key that no part of dlm reads, because it is misspelt or belongs to another choice.
 
     Args:
-        config: The whole config of a run, or the groups of it that are known. Interpolations need not be resolved.
+        config: The complete config of a run, or only some of its groups. Interpolations may be unresolved.
     """
     for group, node in config.items():
         if group not in TOP_LEVEL:
@@ -139,12 +139,12 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 
 def dotted_keys() -> list[str]:
-    """Every key of KEYS, with its group: 'optimizer.lr'."""
+    """Return every key of KEYS with its group, for example 'optimizer.lr'."""
     return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
 
 
 def _check_arguments(where: str, node: Any) -> None:
-    """Check the arguments of a node with a ``_target_`` of ARGUMENTS."""
+    """Check the arguments of a node whose ``_target_`` is in ARGUMENTS."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target in ARGUMENTS:
         _check_node(where, node, ["_target_", *ARGUMENTS[target]])
@@ -159,7 +159,7 @@ def _check_node(where: str, node: Any, allowed: list[str]) -> None:
 
 
 def check_values(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a value that no run can use, with its key and what is allowed."""
+    """Raise UserError, which names the key and the allowed values, for a value that no run can use."""
     for key, value in _given(config, RANGES):
         low, high = RANGES[key]
         if not (_is_number(value) and low <= value <= high):
@@ -171,12 +171,12 @@ def check_values(config: Mapping[str, Any]) -> None:
         if value not in NAMES[key]:
             raise unknown(key, value, NAMES[key])
     for key, value in _given(config, SWITCHES):
-        if not isinstance(value, bool):  # "no" and 1 would both be taken for true
+        if not isinstance(value, bool):  # "no" and 1 would both count as true
             raise UserError(f"{key} is {value!r}: allowed are true and false")
 
 
 def _given(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Those of the dotted ``keys`` that are in the config and not null, with their values."""
+    """Yield the dotted ``keys`` that are set in the config and not null, with their values."""
     for key in keys:
         value: Any = config
         for part in key.split("."):
@@ -190,7 +190,7 @@ def _is_number(value: object) -> bool:
 
 
 def whole(key: str, value: object, minimum: int = 1) -> int:
-    """``value`` as a whole number of at least ``minimum``. Raises UserError that names ``key`` otherwise."""
+    """Return ``value`` as an int. Raises UserError about ``key`` if it is not a whole number >= ``minimum``."""
     if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
         raise UserError(f"{key} is {value!r}: it must be a whole number of at least {minimum}")
     return int(value)  # type: ignore[call-overload, no-any-return]

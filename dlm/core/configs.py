@@ -1,8 +1,8 @@
 """Read configs/<group>/<choice>.yaml without Hydra.
 
-Planning a thousand cells must not compose a thousand Hydra configs, which take 90 ms each. The groups that decide a
-result therefore hold plain values only, with no interpolation but that of the data folder, and both Hydra and this
-reader see the same.
+Planning a thousand cells must not compose a thousand Hydra configs, which take 90 ms each. The groups that determine a
+result therefore hold only plain values, with no interpolation except the data folder, so Hydra and this reader see the
+same values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """Reads 1e-3 as a number, as Hydra does. YAML 1.1 reads it as text."""
+    """A YAML loader that reads 1e-3 as a number, as Hydra does; YAML 1.1 reads 1e-3 as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises UserError, which names the file and the place, for a file that is not YAML."""
+    """Read a YAML file. Raises UserError, which names the file, if the file cannot be read as YAML."""
     try:
         text = path.read_text()
     except OSError as error:
@@ -44,7 +44,7 @@ def load_yaml(path: Path) -> Any:
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UserError when it holds anything else."""
+    """Read the keys and values of a YAML file. Raises UserError if the file is not a mapping of keys to values."""
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping of keys to values")
@@ -52,7 +52,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text. Raises UserError, which calls the text ``source``, for text that is not YAML."""
+    """Parse a YAML text. Raises UserError, which names the text ``source``, if the text is not valid YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -60,12 +60,15 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def parse_setting(word: str, option: str, *, otherwise: str = "write it as KEY=VALUE") -> tuple[str, Any]:
-    """The key of a KEY=VALUE word, and its value, which is read as YAML.
+    """Split a KEY=VALUE word into the key and the value, and parse the value as YAML.
 
     Args:
-        word: What the user wrote.
-        option: The option that takes it, for messages.
-        otherwise: What a word of another form is answered with, as a UserError.
+        word: The word that the user gave.
+        option: The option that takes the word, for messages.
+        otherwise: The advice in the message for a word of another form.
+
+    Raises:
+        UserError: The word does not have the form KEY=VALUE, or the value is not valid YAML.
     """
     key, equals, value = word.partition("=")
     if not equals or not key:
@@ -74,7 +77,7 @@ def parse_setting(word: str, option: str, *, otherwise: str = "write it as KEY=V
 
 
 def choices(group: str) -> list[str]:
-    """The names of the choices of one group, sorted."""
+    """Return the sorted names of the choices of one group."""
     return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml"))
 
 
@@ -82,9 +85,9 @@ _load = functools.lru_cache(maxsize=4096)(load_mapping)
 
 
 def load_choice(group: str, choice: str) -> dict[str, Any]:
-    """One choice of a group, over the choices of the same group that its defaults list names.
+    """Read one choice of a group, merged over the choices of the same group that its defaults list names.
 
-    Raises UserError with the close matches for a choice that is not there.
+    Raises UserError with the close matches for a choice that does not exist.
     """
     path = configs_dir() / group / f"{choice}.yaml"
     if not path.is_file():
@@ -95,13 +98,13 @@ def load_choice(group: str, choice: str) -> dict[str, Any]:
 
 
 def load_base() -> dict[str, Any]:
-    """The plain values of configs/config.yaml: everything but Hydra's own keys and interpolations."""
+    """Return the plain values of configs/config.yaml: all except Hydra's own keys and interpolations."""
     base = _load(configs_dir() / "config.yaml")
     return {key: base[key] for key in ("recipe", "training", "validation", "seed")}
 
 
 def nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested dicts: {"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}."""
+    """Turn dotted keys into nested dicts: {"optimizer.lr": 1} -> {"optimizer": {"lr": 1}}."""
     nested: dict[str, Any] = {}
     for key, value in dotted.items():
         for part in reversed(key.split(".")):
@@ -111,7 +114,7 @@ def nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, nested dicts merged as Hydra merges them; both stay as they are."""
+    """Return ``base`` updated with ``over``, with nested dicts merged as in Hydra. Neither argument is changed."""
     both = {
         key: merge(base[key], value) if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) else value
         for key, value in over.items()

@@ -1,6 +1,6 @@
-"""The exit codes of dlm, and the errors that are a mistake of the user.
+"""The exit codes of dlm, and the errors that end a run or a command.
 
-Any part of dlm raises them; the commands print them as one line.
+Any part of dlm raises a UserError for a mistake of the user; the commands print it as one line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a dlm process tells the shell and SLURM."""
+    """The exit codes of a dlm process, for the shell and SLURM."""
 
     DONE = 0
     BUG = 1
@@ -26,32 +26,32 @@ NOTHING_TO_DO = 100  # the exit code of admit when the cell is finished; the bat
 
 
 class UserError(ValueError):
-    """A mistake of the user: one line with the value, what is allowed and which key to change."""
+    """A mistake of the user, in one line: the wrong value, the allowed values and the key to change."""
 
     def __str__(self) -> str:
-        """The line alone. DataLoader puts the traceback of a worker before the worker's error."""
+        """Return the line without the traceback that DataLoader puts before the error of a worker."""
         return super().__str__().rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip("\n")
 
 
 class TryAgainError(UserError):
-    """A server does not answer at the moment, which is nobody's mistake. Ends with ExitCode.PREEMPTED."""
+    """A server does not answer at the moment, though the input is right. Ends with ExitCode.PREEMPTED."""
 
 
 class DivergedError(RuntimeError):
-    """The loss rose far or is no number any more. The cell ends with ExitCode.DIVERGED."""
+    """The loss rose too far or is not finite. The cell ends with ExitCode.DIVERGED."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, the one behind it, and so on."""
+    """Yield an exception, then its cause or context, then the cause of that exception, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """The allowed names most similar to ``value``, best first, without regard to case.
+    """Return up to ``limit`` allowed names that are most similar to ``value``, best first, ignoring case.
 
-    Of two that are equally similar, the one that shares more of its beginning comes first.
+    Of two equally similar names, the one with the longer common prefix comes first.
     """
     wanted = str(value).lower()
     names = {name.lower(): name for name in allowed}
@@ -64,12 +64,12 @@ def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list
 
 
 def hint(value: object, allowed: Iterable[str], *, otherwise: str | None = None) -> str:
-    """What a user may have meant by ``value``: 'did you mean a or b?'.
+    """Suggest what a user may have meant by ``value``: 'did you mean a or b?'.
 
     Args:
         value: The word that is not among ``allowed``.
-        allowed: The words that are.
-        otherwise: What to say when no word is near; by default the list of what is allowed.
+        allowed: The allowed words.
+        otherwise: The text to return when no word is similar; by default the list of the allowed words.
     """
     names = list(allowed)
     near = close_matches(value, names)
@@ -79,7 +79,7 @@ def hint(value: object, allowed: Iterable[str], *, otherwise: str | None = None)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
-    """A UserError for a name that is not among ``allowed``: the close matches, then everything that is allowed."""
+    """Make a UserError for a name that is not among ``allowed``: the close matches, then all allowed names."""
     names = list(allowed)
     near = hint(value, names, otherwise="")
     return UserError(f"unknown {what} '{value}': {near + ' ' if near else ''}allowed: {', '.join(names)}")

@@ -1,7 +1,7 @@
 """Write files atomically, and append to and read logs of JSON lines.
 
-Sweep folders are on shared cluster file systems, so there is no database. A file is written whole under a temporary
-name, flushed to disk and renamed; a log only grows by whole lines.
+Sweep folders are on shared cluster file systems, so there is no database. A file is written completely under a
+temporary name, flushed to disk and renamed; a log only grows by complete lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_through(path: Path) -> Iterator[Path]:
-    """Write ``path`` atomically: yields a temporary file, which replaces ``path`` at the end.
+    """Write ``path`` atomically: yield a temporary file, which replaces ``path`` at the end.
 
     A reader sees the old file or the new one, never a part of it.
     """
@@ -56,13 +56,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_if_changed(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` atomically, unless the file holds it already."""
+    """Write ``content`` to ``path`` atomically, unless the file already has this content."""
     if not (path.is_file() and path.read_text() == content):
         write_atomic(path, content)
 
 
 def dump_json(value: Any) -> str:
-    """JSON as dlm writes it: keys in order of insertion, indented by two spaces. NaN is refused; missing is null."""
+    """Format a value as JSON, with keys in order of insertion and an indent of two spaces.
+
+    NaN raises ValueError; a missing value must be None, which becomes null.
+    """
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
@@ -72,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises UserError, which names the file, when it is not valid JSON."""
+    """Read a JSON file. Raises UserError, which names the file, if the file is not valid JSON."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -82,7 +85,7 @@ def read_json(path: Path) -> Any:
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a log in a single write, so that lines of concurrent writers do not mix.
 
-    If the log ends in half a line, as a crash leaves it, a line break comes first.
+    If the log ends in an incomplete line, as after a crash, a line break is written first.
     """
     line = json.dumps(row, allow_nan=False) + "\n"
     with open(path, "a+b", buffering=0) as stream:
@@ -92,7 +95,7 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, the oldest first, without half-written lines. Empty when there is no log."""
+    """Return the rows of a log, oldest first, without incomplete lines; an empty list if there is no log."""
     if not path.is_file():
         return []
     rows = []

@@ -6,10 +6,11 @@ size of the vocabulary:
     6n                6 N                                    SMDM, the default
     6n_total          6 (N + input embedding + head)
     full              6 N + 12 L d T (causal: half) + 6 V d  body, attention scores and values, head
-    full_masked_head  as full, but the head on masked positions only, as dlm computes masked diffusion
+    full_masked_head  like full, but with the head on masked positions only, as dlm computes masked diffusion
 
-full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, whatever objective.eps is. A convention
-gives one number per token and shape, so plans and tables can be compared. At eps = 0.1 the head computes 10 % more.
+full_masked_head counts (1 + eps) / 2 of the positions with SMDM's eps = 1e-3, for every value of objective.eps. The
+number per token does not depend on eps, so plans and tables can be compared. At eps = 0.1, the head computes 10 % more
+than this convention counts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 
 def check_convention(name: str) -> Convention:
-    """``name`` as a Convention. Raises UserError, with the close matches, when there is no such convention."""
+    """Return ``name`` as a Convention. Raises UserError, with the close matches, for an unknown name."""
     if name not in CONVENTIONS:
         raise unknown("training.convention", name, CONVENTIONS)
     return name
@@ -38,7 +39,7 @@ def check_convention(name: str) -> Convention:
 def flops_per_token(
     shape: ModelShape, *, convention: Convention, block_size: int, objective: ObjectiveInfo
 ) -> Fraction:
-    """Training FLOPs (forward and backward, a multiply-add is 2) per token of a ``block_size`` sequence."""
+    """Return training FLOPs (forward and backward, a multiply-add is 2) per token of a ``block_size`` sequence."""
     body = Fraction(6 * shape.num_params)
     if convention == "6n":
         return body
@@ -54,7 +55,7 @@ def flops_per_token(
 def all_conventions(
     shape: ModelShape, *, tokens: int, block_size: int, objective: ObjectiveInfo
 ) -> dict[Convention, float]:
-    """Training FLOPs of ``tokens`` tokens under every convention."""
+    """Return the training FLOPs of ``tokens`` tokens under every convention."""
     return {
         name: float(tokens * flops_per_token(shape, convention=name, block_size=block_size, objective=objective))
         for name in CONVENTIONS
@@ -62,7 +63,7 @@ def all_conventions(
 
 
 def check_budget(value: object, key: str = "training.budget") -> float:
-    """``value`` as a budget in FLOPs. Raises UserError about ``key`` unless it is a finite number above zero."""
+    """Return ``value`` as a budget in FLOPs. Raises UserError about ``key`` if it is not finite and above zero."""
     try:
         budget = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -73,11 +74,11 @@ def check_budget(value: object, key: str = "training.budget") -> float:
 
 
 def budget_to_steps(budget_flops: float, per_token: Fraction, tokens_per_step: int) -> int:
-    """The whole optimiser steps that a budget pays for: floor(C / (FLOPs per token x tokens per step)), exactly."""
+    """Return the exact number of steps that a budget C pays for: floor(C / (FLOPs per token x tokens per step))."""
     return int(Fraction(budget_flops) / (per_token * tokens_per_step))
 
 
-# The dense bf16 peak in FLOP/s, without sparsity, from the data sheets of the makers.
+# The dense bf16 peak in FLOP/s, without sparsity, from the data sheets of the manufacturers.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,

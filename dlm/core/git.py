@@ -1,4 +1,4 @@
-"""Ask git which commit the running code comes from, and what has changed since then."""
+"""Ask git which commit the running code comes from, and what has changed since that commit."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from dlm.core.paths import PACKAGE, configs_dir
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The commit that the code comes from, and how dlm/, configs/ and pyproject.toml differ from it."""
+    """The commit that the code comes from, and how dlm/, configs/ and pyproject.toml differ from that commit."""
 
     sha: str
-    changed: tuple[str, ...] = ()  # paths, new files included
+    changed: tuple[str, ...] = ()  # paths of changed and new files
     diff: str = ""
 
     def environment(self) -> dict[str, str]:
-        """Environment variables for jobs, which run a snapshot of the code that is no repository."""
+        """Return environment variables for jobs, which run a snapshot of the code outside any repository."""
         return {"DLM_GIT_SHA": self.sha, "DLM_GIT_DIRTY": str(int(bool(self.changed)))}
 
 
 def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | None:
-    """The commit that a package comes from, and how the files differ from it.
+    """Return the commit that a package comes from, and how its files differ from the commit.
 
     Args:
         package: The folder of the package.
-        with_diff: Whether to make the diff too.
+        with_diff: Whether to compute the diff too.
 
     Returns:
-        None where the package is in no repository, or git is missing.
+        The commit and the differences; None if the package is in no repository or git is missing.
     """
     root = package.parent
     paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
@@ -55,9 +55,9 @@ def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | 
 
 
 def running_code() -> Origin | None:
-    """The commit that the code of this process comes from.
+    """Return the commit that the code of this process comes from; None if it is not in a repository.
 
-    A submitted job runs a snapshot, and its environment names the commit. None where there is no repository.
+    A submitted job runs a snapshot of the code; the environment of the job names the commit.
     """
     if "DLM_GIT_SHA" in os.environ:
         changed = ("unknown",) if os.environ.get("DLM_GIT_DIRTY") == "1" else ()
@@ -66,7 +66,7 @@ def running_code() -> Origin | None:
 
 
 def _git(folder: Path, *arguments: str, differs: bool = False) -> str:
-    """The output of git. With ``differs`` exit code 1 is no error: it means that there is a difference."""
+    """Run git and return its output. With ``differs``, exit code 1 is no error: the compared files differ."""
     done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
     if done.returncode not in ((0, 1) if differs else (0,)):
         raise subprocess.CalledProcessError(done.returncode, done.args)

@@ -1,8 +1,8 @@
-"""The id of a cell, from the values that decide its result. Planning and launching compute the same id.
+"""Compute the id of a cell from the values that determine its result; planning and launching compute the same id.
 
-Two runs have the same id exactly when they would give the same losses. The model, data, objective, optimiser, schedule,
-batch, budget, steps, validation, seed, precision (unless auto) and the checkpoint to start from enter the id. Devices,
-micro-batch, workers, logging and paths do not.
+Two runs have the same id if and only if they would give the same losses. The id depends on the model, data, objective,
+optimiser, schedule, batch, budget, steps, validation, seed, precision (unless auto) and the checkpoint to start from.
+It does not depend on devices, micro-batch, workers, logging and paths.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from dlm.core import text
 from dlm.core.objectives import objective_info
 
-VERSION = 1  # raise it when a value in the identity gets another meaning
+VERSION = 1  # increase it when a value in the identity changes its meaning
 
 
 HASH_CHARS = 8  # with six, ids would collide once in a few hundred sweeps of 10,000 cells
 
 
-SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # a sweep is a folder in workdir/ and a W&B group
+SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # the name is also that of a folder in workdir/ and of a W&B group
 
 
 def canonical(value: Any) -> Any:
-    """Plain JSON values in one form: whole floats become integers, and null entries of mappings are left out."""
+    """Normalise plain JSON values: whole floats become integers, and null entries of mappings are left out."""
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
@@ -36,26 +36,27 @@ def canonical(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """The canonical JSON text of a value: sorted keys and no spaces. NaN is refused."""
+    """Return the canonical JSON text of a value, with sorted keys and no spaces. NaN raises ValueError."""
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a value, 64 hex digits."""
+    """Return the SHA-256 of the canonical JSON of a value, 64 hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-# Of these config nodes all keys decide the result but those that are listed.
+# In these config nodes, all keys determine the result except the listed ones.
 _DECIDING = {"model": ("name",), "objective": (), "optimizer": (), "scheduler": (), "validation": ("times",)}
 
 
 def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> dict[str, Any]:
-    """Everything that a cell id is the hash of.
+    """Return the values whose hash is part of the cell id.
 
     Args:
-        config: Has the resolved nodes model, data, objective, optimizer, scheduler, training, validation and seed.
+        config: A config with the resolved nodes model, data, objective, optimizer, scheduler, training, validation and
+            seed.
         steps: Optimiser steps.
-        data_hash: The hash of the data. None while they are not prepared; the id will then change.
+        data_hash: The hash of the data; None if the data is not prepared yet. Preparing it changes the id.
     """
     precision = config.get("trainer", {}).get("precision")
     return {
@@ -73,13 +74,13 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
 
 
 def _budget(config: Mapping[str, Any]) -> float | None:
-    """The target FLOPs; None where the steps are given, which take precedence."""
+    """Return the target FLOPs; None if training.steps is set, which takes precedence."""
     training = config["training"]
     return None if training.get("steps") is not None else training.get("budget")
 
 
 def cell_id(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> str:
-    """A readable head and a content hash: ``mdm-170M-1e19-3f9ac21b``. Never parsed back."""
+    """Return a readable prefix and a content hash: ``mdm-170M-1e19-3f9ac21b``. dlm never parses ids."""
     budget = _budget(config)
     size = text.flops(float(budget)) if budget is not None else f"{steps}steps"
     objective = objective_info(config["objective"]["name"])

@@ -1,6 +1,6 @@
-"""Give a folder to one process at a time, also when several hosts share its file system.
+"""Reserve a folder for one process at a time, even if several hosts share its file system.
 
-The process that holds a folder keeps lease.json in it, whose modification time is a heartbeat.
+The process that holds the folder keeps the file lease.json in it; the modification time of the file is a heartbeat.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STALE_SEC = 60.0  # a lease on another host is dead after this long without a he
 
 
 def _process_started(pid: int) -> str | None:
-    """When a live process started, in clock ticks since boot; None when there is none.
+    """Return when a live process started, in clock ticks since boot; None if no such process is alive.
 
-    It tells the process that took a lease from a later one with the same pid.
+    The start time distinguishes the process that took a lease from a later process with the same pid.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -40,18 +40,18 @@ def _process_started(pid: int) -> str | None:
 
 
 class HeldError(UserError):
-    """Another live process holds the lease."""
+    """Raised if another live process holds the lease."""
 
 
 class Lease:
     """Keep a second process out of a folder, for instance of a run directory: ``with Lease(run_dir): ...``
 
-    A holder is alive when its process exists (on this host) or its heartbeat is fresh (on another host).
+    A holder on this host is alive if its process exists, a holder on another host if its heartbeat is fresh.
 
     Args:
-        folder: What to hold.
-        doing: What the process does with it; a past participle for the message to a second process.
-        patience_sec: How long to wait for another holder.
+        folder: The folder to hold.
+        doing: A past participle for the message to a second process; it states what this process does with the folder.
+        patience_sec: How long to wait for another holder, in seconds.
 
     Raises:
         HeldError: Another live process still holds the folder after ``patience_sec``.
@@ -80,11 +80,11 @@ class Lease:
         self._stop.set()
         self._thread.join()
         holder = live_holder(self.path.parent)
-        if holder is None or self._is_us(holder):  # else another process took over while this host was cut off
+        if holder is None or self._is_us(holder):  # else another process took over while this host was disconnected
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> dict[str, Any] | None:
-        """Take the lease if it is free. The holder; None when it is this process."""
+        """Take the lease if it is free. Return the other live holder, or None if this process has taken the lease."""
         with self._lock():
             holder = live_holder(self.path.parent)
             if holder is None:
@@ -93,7 +93,7 @@ class Lease:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """A lock for the moment in which the lease is read and taken, so that two processes cannot both take it."""
+        """Hold a lock while the lease is read and taken, so that two processes cannot both take the lease."""
         lock = self.path.with_suffix(".lock")
         for _ in range(100):
             try:
@@ -101,7 +101,7 @@ class Lease:
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    # The process that made a lock as old as this has died.
+                    # The process that made such an old lock has died.
                     if server_time(lock.parent) - lock.stat().st_mtime > HEARTBEAT_SEC:
                         lock.unlink()
                 time.sleep(0.2)
@@ -113,18 +113,18 @@ class Lease:
             lock.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        """Write the lease; the file's modification time is the heartbeat."""
+        """Write the lease file; its modification time is the heartbeat."""
         pid = os.getpid()
         write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": _process_started(pid)})
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
-            with contextlib.suppress(OSError):  # a disk that is full or slow now may take the next beat
+            with contextlib.suppress(OSError):  # a disk that is full or slow now may accept the next heartbeat
                 self._end_if_taken_over()
                 self._beat()
 
     def _end_if_taken_over(self) -> None:
-        """End this process if another took over, because this host was cut off or stood still for too long."""
+        """End this process if another one took over because this host was disconnected or suspended for too long."""
         holder = live_holder(self.path.parent)
         if holder is not None and not self._is_us(holder):
             print(f"dlm: {self.path.parent.name} was taken over by process {holder['pid']} on {holder['host']}: "
@@ -137,10 +137,10 @@ class Lease:
 
 
 def server_time(folder: Path) -> float:
-    """The time of the clock that stamps the files of ``folder``, in seconds since the epoch.
+    """Return the time of the clock that sets file times in ``folder``, in seconds since the epoch.
 
-    The hosts that share a file system may have clocks that differ from it. Where this process may not write to the
-    folder, it is the time of this host.
+    The clocks of the hosts that share a file system may differ from this clock. If this process cannot write to the
+    folder, the result is the time of this host.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
@@ -153,11 +153,11 @@ def server_time(folder: Path) -> float:
 
 
 def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | None:
-    """The live process that holds the lease of ``folder``: {host, pid, started}; None when there is none.
+    """Return the live process that holds the lease of ``folder``: {host, pid, started}; None if there is none.
 
     Args:
-        folder: The folder in question.
-        now: Its ``server_time``, if the caller knows it: for many folders of one file system it needs asking only once.
+        folder: The folder whose lease is checked.
+        now: The ``server_time`` of the folder, if known. Folders of one file system share it, so one call is enough.
     """
     path = folder / "lease.json"
     try:

@@ -1,7 +1,7 @@
-"""The training objectives that dlm knows, in one table that needs no torch.
+"""The training objectives of dlm, in one table that does not need torch.
 
-Plans, FLOPs, ids, training, weights files and the report look here for everything that differs between objectives.
-CONTRIBUTING.md says how to add one.
+Plans, FLOPs, ids, training, weights files and the report read all differences between objectives from this table.
+CONTRIBUTING.md explains how to add an objective.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ MEAN_MASK_RATE = Fraction(1001, 2000)
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveInfo:
-    """What the rest of dlm has to know about one training objective."""
+    """The facts about one training objective that the rest of dlm needs."""
 
-    target: str  # import path of its class, a subclass of dlm.train.objectives.Objective
-    id_head: str  # the first word of its cell ids
-    label: str  # its name in the report
-    keys: tuple[str, ...] = ()  # of its config, besides ``name``: the keyword arguments of its class
-    causal: bool  # True: a token attends to earlier ones only, and the embedding has no row for a mask token
+    target: str  # import path of the class, a subclass of dlm.train.objectives.Objective
+    id_head: str  # the prefix of the cell ids
+    label: str  # the name in the report
+    keys: tuple[str, ...] = ()  # config keys besides ``name``: the keyword arguments of the class
+    causal: bool  # True: tokens attend to earlier tokens only, and the embedding has no row for a mask token
     is_bound: bool  # True: the loss estimates an upper bound on -log p by sampling; False: it is -log p itself
-    head_share: Fraction = Fraction(1)  # of the positions, on average: where the output head computes logits
+    head_share: Fraction = Fraction(1)  # mean share of positions at which the head computes logits
 
 
 OBJECTIVES = {
@@ -49,7 +49,7 @@ OBJECTIVES = {
 
 
 def objective_info(name: str) -> ObjectiveInfo:
-    """The row of an objective. Raises UserError for a name that is not in the table."""
+    """Return the entry of an objective. Raises UserError for a name that is not in OBJECTIVES."""
     if name not in OBJECTIVES:
         raise unknown("objective.name", name, OBJECTIVES)
     return OBJECTIVES[name]

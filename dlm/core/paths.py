@@ -1,6 +1,6 @@
-"""Where configs/, sweeps/, the prepared data and the work directory are.
+"""The locations of configs/, sweeps/, the prepared data and the work directory.
 
-In a checkout, configs/ and sweeps/ are beside the package; in an installed wheel they are inside it.
+In a checkout, configs/ and sweeps/ are next to the package; in an installed wheel they are inside the package.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ def _shipped(name: str) -> Path:
 
 
 def configs_dir() -> Path:
-    """The folder of the Hydra groups: DLM_CONFIGS, by default the one that ships with dlm."""
+    """Return the folder of the Hydra groups: DLM_CONFIGS, by default the folder that ships with dlm."""
     return Path(os.environ.get("DLM_CONFIGS") or _shipped("configs"))
 
 
 def sweeps_dir() -> Path:
-    """The folder of the sweep definitions that ship with dlm."""
+    """Return the folder of the sweep definitions that ship with dlm."""
     return _shipped("sweeps")
 
 
 def workdir() -> Path:
-    """The folder of the sweeps: DLM_WORKDIR, by default ./workdir."""
+    """Return the folder of the sweeps: DLM_WORKDIR, by default ./workdir."""
     return Path(os.environ.get("DLM_WORKDIR") or "workdir").absolute()
 
 
 def data_dir() -> Path:
-    """The folder of the prepared data sets: DLM_DATA, by default ./data."""
+    """Return the folder of the prepared data sets: DLM_DATA, by default ./data."""
     return Path(os.environ.get("DLM_DATA") or "data").absolute()

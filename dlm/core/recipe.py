@@ -1,6 +1,6 @@
-"""What follows from the config of a run: steps, warm-up, batch, accumulation and FLOPs.
+"""Derive steps, warm-up, batch, accumulation and FLOPs from the config of a run.
 
-Planning and training both call this, so they agree. It is plain arithmetic.
+Planning and training both use this module, so they agree. It only does arithmetic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dlm.core.errors import UserError, unknown
 from dlm.core.objectives import objective_info
 from dlm.core.shape import ModelShape, shape_from_config
 
-MIN_STEPS = 20  # with fewer optimiser steps there is no run
+MIN_STEPS = 20  # a run needs at least this many optimiser steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run does, as it follows from its config."""
+    """The quantities of a run that are derived from its config."""
 
     shape: ModelShape
     causal: bool
@@ -29,37 +29,37 @@ class Recipe:
     warmup_steps: int
     global_batch_size: int  # sequences per optimiser step
     block_size: int  # tokens per sequence
-    budget_flops: float | None  # None when the steps were given
+    budget_flops: float | None  # None if training.steps is set
     convention: flops.Convention
-    flops: Mapping[flops.Convention, float]  # actual, of all steps, under every convention
+    flops: Mapping[flops.Convention, float]  # actual FLOPs of all steps, under every convention
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step on all devices together."""
+        """The tokens of one optimiser step on all devices together."""
         return self.global_batch_size * self.block_size
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole run (D)."""
+        """The tokens of the complete run (D)."""
         return self.steps * self.tokens_per_step
 
     @property
     def budget_error_pct(self) -> float | None:
-        """100 (actual - target) / target FLOPs: how far whole steps miss the budget. None without a budget."""
+        """100 (actual - target) / target FLOPs: the deviation from the budget by whole steps. None without a budget."""
         if self.budget_flops is None:
             return None
         return 100 * (self.flops[self.convention] - self.budget_flops) / self.budget_flops
 
 
 def derive(config: Mapping[str, Any]) -> Recipe:
-    """The recipe of a config.
+    """Derive the recipe from a config.
 
     Args:
         config: A config after ``fill``, with the nodes model, data, objective, scheduler and training.
             ``training.steps`` takes precedence over ``training.budget``.
 
     Raises:
-        UserError: The values make no run.
+        UserError: The values do not describe a valid run.
     """
     shape = shape_from_config(config["model"])
     data, training = config["data"], config["training"]
@@ -96,10 +96,10 @@ def derive(config: Mapping[str, Any]) -> Recipe:
 def fill(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in data.batch_size and optimizer.lr, where they are null, by the ``recipe`` of the config.
 
-    Every reader of a composed config calls this first, so that ids and runs contain numbers. The recipes:
+    Every reader of a composed config calls this function first, so that ids and runs use numbers. The recipes:
 
     * smdm: 256 sequences and 2e-4 for every size (2410.18514, pretrain/train_mdm.py);
-    * power_law: with D the tokens that the budget buys, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
+    * power_law: with D the tokens that the budget pays for, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
       2512.10858, masked diffusion), as whole sequences, above 16 a multiple of 16; and with N non-embedding
       parameters a learning rate of 1.79 N^-.713 D^.307 (Step Law, Li et al. 2503.04715, autoregressive models).
 
@@ -107,7 +107,7 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
         A new config.
 
     Raises:
-        UserError: The recipe is unknown, or it is power_law and there is no budget that gives D.
+        UserError: The recipe is unknown, or it is power_law and D does not follow from a budget.
     """
     name, data, optimizer = config["recipe"], dict(config["data"]), dict(config["optimizer"])
     if name not in NAMES["recipe"]:
@@ -121,7 +121,7 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _affordable_tokens(config: Mapping[str, Any]) -> float:
-    """D: the tokens that training.budget pays for, before it is cut to whole steps."""
+    """Return D, the tokens that training.budget pays for, before rounding down to whole steps."""
     training = config["training"]
     if training.get("steps") is not None or training.get("budget") is None:
         raise UserError(
@@ -149,7 +149,7 @@ def _lr_law(config: Mapping[str, Any]) -> float:
 
 
 def _steps(training: Mapping[str, Any], per_token: Fraction, tokens_per_step: int) -> tuple[int, float | None]:
-    """The optimiser steps of a run, and the budget that they follow from; None when the steps are given."""
+    """Return the optimiser steps of a run and the budget, which is None if training.steps is set."""
     budget = None if training.get("budget") is None else flops.check_budget(training["budget"])
     if training.get("steps") is not None:
         return whole("training.steps", training["steps"]), None
@@ -159,9 +159,9 @@ def _steps(training: Mapping[str, Any], per_token: Fraction, tokens_per_step: in
 
 
 def micro_batch_limit(num_params: int) -> int:
-    """How many sequences a device takes at once, by the size of the model.
+    """Return how many sequences a device processes at once, by the size of the model.
 
-    The numbers are those of SMDM (pretrain/train_mdm.py) for devices of 80 GB.
+    The numbers are from SMDM (pretrain/train_mdm.py), for devices of 80 GB.
     """
     for limit, sequences in ((20e6, 32), (50e6, 16), (1000e6, 8)):
         if num_params <= limit:
@@ -170,21 +170,21 @@ def micro_batch_limit(num_params: int) -> int:
 
 
 def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: int, num_params: int) -> tuple[int, int]:
-    """How the batch of an optimiser step is divided over devices and time.
+    """Divide the batch of an optimiser step into micro-batches over devices and time.
 
     Args:
         batch_size: Sequences of an optimiser step, on all devices together.
-        micro_batch_size: Sequences that a device takes at once. None: the largest divisor of the sequences of a device
-            within ``micro_batch_limit``.
+        micro_batch_size: Sequences that a device processes at once. None: the largest divisor of the sequences of a
+            device that is at most ``micro_batch_limit``.
         world_size: Number of devices.
         num_params: N, non-embedding.
 
     Returns:
-        (micro-batch, accumulation): the sequences that a device takes at once, and how many micro-batches it takes
-        before an optimiser step.
+        (micro-batch, accumulation): the sequences that a device processes at once, and the number of micro-batches that
+        it processes before an optimiser step.
 
     Raises:
-        UserError: The batch cannot be divided without a rest. No sequence is ever dropped.
+        UserError: The batch cannot be divided without a remainder. No sequence is ever dropped.
     """
     if batch_size % world_size:
         raise UserError(

@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the peak learning rate at each optimiser step.
 
-Every schedule warms up linearly from 0 to 1 and ends at ``min_ratio`` on the last step. ``progress`` is in [0, 1]: the
-share of the steps after the warm-up that is done.
+Every schedule warms up linearly from 0 to 1 and ends at ``min_ratio`` on the last step. The argument ``progress``, in
+[0, 1], is the completed share of the steps after the warm-up.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dlm.core.errors import unknown
 
 
 def cosine(progress: float, *, min_ratio: float, **_: float) -> float:
-    """Half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
+    """Decay as half a cosine from 1 to ``min_ratio`` (SMDM, TinyLlama)."""
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(progress: float, *, min_ratio: float, **_: float) -> float:
-    """A straight line from 1 to ``min_ratio``."""
+    """Decay linearly from 1 to ``min_ratio``."""
     return 1 - (1 - min_ratio) * progress
 
 
 def wsd(progress: float, *, min_ratio: float, decay_fraction: float) -> float:
-    """Constant, then a decay of the form 1 - sqrt over the last ``decay_fraction`` (Haegele et al. 2405.18392)."""
+    """Stay at 1, then decay as 1 - sqrt in the last ``decay_fraction`` of ``progress`` (Haegele et al. 2405.18392)."""
     into_decay = (progress - (1 - decay_fraction)) / decay_fraction
     return 1 - (1 - min_ratio) * math.sqrt(max(into_decay, 0.0))
 
@@ -32,9 +32,9 @@ SHAPES: dict[str, Callable[..., float]] = {"cosine": cosine, "linear": linear, "
 
 
 def warmup_steps(steps: int, *, fraction: float, minimum: int) -> int:
-    """The warm-up of a run in steps: ``fraction`` of the run, at least ``minimum`` steps, at most half of the run.
+    """Return the warm-up in steps: ``fraction`` of the run, at least ``minimum`` steps, at most half of the run.
 
-    SMDM's are 1 % and 100 steps.
+    SMDM uses a fraction of 1 % and a minimum of 100 steps.
     """
     return min(max(math.ceil(fraction * steps), minimum), steps // 2)
 
@@ -42,12 +42,12 @@ def warmup_steps(steps: int, *, fraction: float, minimum: int) -> int:
 def multiplier(
     step: int, *, name: str, steps: int, warmup: int, min_ratio: float, decay_fraction: float = 0.1
 ) -> float:
-    """The factor on the peak learning rate at one optimiser step.
+    """Return the factor on the peak learning rate at one optimiser step.
 
     Args:
         step: The step, counted from 0.
-        name: One of SHAPES.
-        steps: Steps of the whole run.
+        name: The name of a schedule in SHAPES.
+        steps: Steps of the complete run.
         warmup: Steps of the warm-up.
         min_ratio: The factor at the last step.
         decay_fraction: The share of the steps after the warm-up in which ``wsd`` decays.

@@ -1,6 +1,6 @@
-"""The shape of a model: configs/model/*.yaml -> ModelShape, with its exact numbers of parameters.
+"""The shape of a model, read from configs/model/*.yaml, and its exact numbers of parameters.
 
-The shapes are written in their group files only, and every number of parameters is computed here.
+The shapes are defined only in these files, and every number of parameters is computed in this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ModelShape:
     """The shape of a transformer of the SMDM family: RMSNorm, rotary embedding, SwiGLU, no biases, untied head.
 
     Raises:
-        UserError: The numbers do not make a model. The message names the key to change.
+        UserError: The values do not describe a valid model. The message names the key to change.
     """
 
     name: str
@@ -33,11 +33,11 @@ class ModelShape:
     block_size: int  # the longest sequence, tokens
     rotary_percentage: float = 1.0  # share of the channels of a head that is rotated
     norm_eps: float = 1e-5
-    n_query_groups: int | None = None  # sets of keys and values, each shared by n_head / n_query_groups heads
+    n_query_groups: int | None = None  # key-value heads, each for n_head / n_query_groups query heads; None: n_head
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotation
-    parametrisation: str = "sp"  # or completep: how initialisation and learning rates follow width and depth
-    base_n_embd: int | None = None  # completep: width at which the learning rate was tuned
-    base_n_layer: int | None = None  # completep: depth at which it was tuned
+    parametrisation: str = "sp"  # or completep: how initialisation and learning rates scale with width and depth
+    base_n_embd: int | None = None  # completep: width n_embd at which the learning rate was tuned
+    base_n_layer: int | None = None  # completep: depth n_layer at which the learning rate was tuned
 
     def __post_init__(self) -> None:
         for key in ("n_layer", "n_head", "n_embd", "intermediate_size", "vocab_size", "block_size"):
@@ -72,29 +72,29 @@ class ModelShape:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
+        """The channels of one attention head."""
         return self.n_embd // self.n_head
 
     @property
     def num_kv_heads(self) -> int:
-        """Heads of keys and of values: n_head, or fewer with grouped queries."""
+        """The number of key-value heads: n_head, or fewer with grouped queries."""
         return self.n_query_groups or self.n_head
 
     @property
     def width_ratio(self) -> float:
-        """m_N of completep: the width over that of the base model; 1 under sp."""
+        """m_N of completep: the width divided by the width of the base model; 1 under sp."""
         return self.n_embd / self.base_n_embd if self.base_n_embd else 1.0
 
     @property
     def depth_ratio(self) -> float:
-        """m_L of completep: the depth over that of the base model; 1 under sp."""
+        """m_L of completep: the depth divided by the depth of the base model; 1 under sp."""
         return self.n_layer / self.base_n_layer if self.base_n_layer else 1.0
 
     @property
     def num_params(self) -> int:
         """N, the non-embedding parameters as SMDM counts them, with every RMSNorm weight: L(4 d^2 + 3 d f + 2 d) + d.
 
-        Grouped queries make the key and value projections smaller; qk_norm adds two norms of the size of a head.
+        Grouped queries make the key and value projections smaller; qk_norm adds two norms of head size per layer.
         """
         d, f = self.n_embd, self.intermediate_size
         attention = 2 * d * d + 2 * d * self.num_kv_heads * self.head_dim
@@ -102,7 +102,10 @@ class ModelShape:
         return self.n_layer * (attention + 3 * d * f + norms) + d
 
     def num_params_total(self, *, causal: bool) -> int:
-        """N plus the untied head and the input embedding, which has one more row for diffusion: the mask token."""
+        """Return N plus the untied head and the input embedding.
+
+        Unless ``causal``, the embedding has one more row, for the mask token.
+        """
         embedding_rows = self.vocab_size + (0 if causal else 1)
         return self.num_params + (embedding_rows + self.vocab_size) * self.n_embd
 
@@ -113,7 +116,7 @@ def _check_whole(key: str, value: object) -> None:
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that the ``model`` node of a config describes. Raises UserError for an unknown or missing key."""
+    """Make a ModelShape from the ``model`` node of a config. Raises UserError for an unknown or missing key."""
     allowed = [field.name for field in dataclasses.fields(ModelShape)]
     for key in config:
         if key not in allowed:
@@ -125,10 +128,10 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 
 def load_shape(name: str) -> ModelShape:
-    """The shape called ``name`` in configs/model. Raises UserError, with the close matches, for an unknown name."""
+    """Read the shape ``name`` from configs/model. Raises UserError, with the close matches, for an unknown name."""
     return shape_from_config(load_choice("model", name))
 
 
 def ladder() -> list[ModelShape]:
-    """Every shape in configs/model, the smallest first."""
+    """Return every shape in configs/model, the smallest first."""
     return sorted((load_shape(name) for name in choices("model")), key=lambda shape: shape.num_params)

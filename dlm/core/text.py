@@ -1,4 +1,4 @@
-"""Write numbers, time spans and lists as people read them: 33k, 3e11, 12 min, 'a, b and c'."""
+"""Format numbers, time spans and lists for human readers: 33k, 3e11, 12 min, 'a, b and c'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DURATION_UNITS_SEC = ((365.25 * 86400, "years"), (86400.0, "days"), (3600.0, "h"
 
 
 def count(value: float, *, digits: int = 3) -> str:
-    """A number of parameters or tokens with its unit: 33000 -> '33k', 1.2e6 -> '1.2M'."""
+    """Format a number of parameters or tokens with its unit: 33000 -> '33k', 1.2e6 -> '1.2M'."""
     if not math.isfinite(value):
         return "not known"
     value = float(f"{value:.{digits}g}")
@@ -21,7 +21,7 @@ def count(value: float, *, digits: int = 3) -> str:
 
 
 def flops(value: float, *, digits: int = 3) -> str:
-    """Training compute in FLOPs, as ids and tables write it: 3e11 -> '3e11', 1.25e16 -> '1.25e16'."""
+    """Format training compute in FLOPs, as in ids and tables: 3e11 -> '3e11', 1.25e16 -> '1.25e16'."""
     if not math.isfinite(value):
         return "not known"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -29,7 +29,7 @@ def flops(value: float, *, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span: '40 s', '12 min', '3.5 h', '12 days', '1.4 years'; '-' when it is not known."""
+    """Format a time span: '40 s', '12 min', '3.5 h', '12 days', '1.4 years'; '-' when it is not known."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     for unit_sec, unit in DURATION_UNITS_SEC:
@@ -40,12 +40,12 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float, *, digits: int = 4) -> str:
-    """A fitted number with significant digits only: 0.347310 -> '0.3473'."""
+    """Format a fitted number with ``digits`` significant digits: 0.347310 -> '0.3473'."""
     return f"{value:.{digits}g}" if math.isfinite(value) else "not known"
 
 
 def interval(ends: Sequence[float] | None, show: str = "number") -> str:
-    """'low to high' in the style of the number that it belongs to (``number`` or ``count``)."""
+    """Format an interval as 'low to high'; ``show`` names the format of its ends (``number`` or ``count``)."""
     if ends is None or not all(math.isfinite(end) for end in ends):
         return "no interval"
     style = count if show == "count" else number
@@ -53,5 +53,5 @@ def interval(ends: Sequence[float] | None, show: str = "number") -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
+    """Join items into a phrase: 'a', 'a and b', 'a, b and c'."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

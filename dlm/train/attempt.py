@@ -1,4 +1,4 @@
-"""Record in env.json where and with what each attempt at a run was made."""
+"""Record the environment of each attempt at a run in env.json: host, job, device, packages and code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLURM_FACTS = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a device for people, such as 'NVIDIA H200' or 'cpu (x86_64)'."""
+    """Return a readable name of a device, such as 'NVIDIA H200' or 'cpu (x86_64)'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()})"
@@ -34,7 +34,7 @@ def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
     """Add this attempt to env.json, which lists the attempts at a run, oldest first.
 
     Returns:
-        What the logger is told of it too: the number of the attempt, the commit and the device.
+        The facts that are also logged: the number of the attempt, the commit and the device.
     """
     origin = running_code()
     path = run_dir / "env.json"
@@ -45,7 +45,7 @@ def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "submission": os.environ.get("DLM_SUBMISSION"),
-            "code": os.environ.get("DLM_CODE"),  # the snapshot that runs; None: the live code
+            "code": os.environ.get("DLM_CODE"),  # the code snapshot that runs; None for the live code
             "slurm": {name: os.environ[f"SLURM_{name}"] for name in SLURM_FACTS if f"SLURM_{name}" in os.environ},
             "device": device_name(trainer.strategy.root_device),
             "num_devices": trainer.world_size,

@@ -1,8 +1,8 @@
 """Turn prepared tokens into training and validation batches with their noise.
 
-Micro-batch k of a run is a pure function of (seed, k): the global batch of step s holds samples s B .. s B + B - 1, and
-every rank and every micro-batch takes a contiguous part of it. So a resumed run starts at any k without reading what is
-before.
+Micro-batch k of a run is a pure function of (seed, k): the global batch of step s holds samples s B to s B + B - 1, and
+every rank and every micro-batch takes a contiguous part of it. A resumed run can therefore start at any k without
+reading the earlier micro-batches.
 
 Legend: B sequences of a batch, T tokens of a sequence, S validation sequences.
 """
@@ -24,20 +24,20 @@ from dlm.data.mixture import Mixture, open_mixture
 from dlm.data.noise import stratified_t, uniforms
 from dlm.train.objectives import Batch, Objective
 
-VALIDATION_TOKENS = 16384  # of one validation batch
+VALIDATION_TOKENS = 16384  # target size of one validation batch
 
 
 @dataclass(eq=False)
 class TrainingBatches(Dataset[Batch]):
-    """Item k is the k-th micro-batch of one rank, noise included.
+    """A dataset whose item k is the k-th micro-batch of one rank, noise included.
 
     Args:
         tokens: The training split.
-        objective: What corrupts the text.
-        seed: Of the order of the data and of the noise.
+        objective: The training objective, which corrupts the text.
+        seed: The seed of the order of the data and of the noise.
         batch_size: Sequences of an optimiser step, over all ranks.
         micro_batch_size: Sequences of one item.
-        rank: Of this process, from 0.
+        rank: The rank of this process, from 0.
         world_size: Number of processes.
     """
 
@@ -54,7 +54,7 @@ class TrainingBatches(Dataset[Batch]):
         accumulation = self.batch_size // self.world_size // self.micro_batch_size
         step, part = divmod(k, accumulation)
         first = (self.rank * accumulation + part) * self.micro_batch_size
-        position_B = np.arange(first, first + self.micro_batch_size)  # in the global batch
+        position_B = np.arange(first, first + self.micro_batch_size)  # positions in the global batch
         first_sample = step * self.batch_size + first
         rows_BT = self.tokens.text(self.tokens.order(first_sample, self.micro_batch_size, seed=self.seed))
         t_B = stratified_t(self.seed, step, position_B)
@@ -64,22 +64,23 @@ class TrainingBatches(Dataset[Batch]):
 
 @dataclass(eq=False)
 class ValidationBatches(Dataset[Batch]):
-    """One rank's part of a fixed set of sequences, each drawn several times with fixed noise.
+    """A dataset of one rank's share of a fixed set of sequences, each with several draws of fixed noise.
 
-    An item is what ``Objective.probe`` makes of S sequences, all draws of a sequence one after the other, and
-    ``sequence``, the (S,) places of the sequences in the fixed set, and ``draws``, the number of draws of each.
+    An item is the batch that ``Objective.probe`` makes of S sequences, with all draws of a sequence in consecutive
+    rows. It has two more entries: ``sequence``, the (S,) positions of the sequences in the fixed set, and ``draws``,
+    the number of draws per sequence.
 
     Args:
         tokens: The validation split.
-        objective: What corrupts the text; one whose loss is exact needs and gets one draw.
-        seed: Of the noise.
+        objective: The training objective, which corrupts the text. If its loss is exact, only one draw is made.
+        seed: The seed of the noise.
         num_sequences: Size of the fixed set, which is spread evenly over the split.
-        draws: Noise draws of a sequence.
-        rank: Of this process, from 0.
+        draws: Noise draws per sequence.
+        rank: The rank of this process, from 0.
         world_size: Number of processes.
 
     Raises:
-        UserError: There are fewer sequences than processes.
+        UserError: The fixed set has fewer sequences than there are processes.
     """
 
     tokens: Mixture
@@ -103,15 +104,15 @@ class ValidationBatches(Dataset[Batch]):
         mine = shares[self.rank]
         size = max(VALIDATION_TOKENS // (self.tokens.block_size * self.draws), 1)
         self.parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-        # Every forward pass of a sharded model involves all ranks, so all need the same number of batches: a shorter
-        # list is filled up by repeating the last sequence, which gives the same loss again.
+        # Every forward pass of a sharded model involves all ranks, so all ranks need the same number of batches. A rank
+        # with fewer batches repeats its last sequence, which gives the same loss again.
         self.parts += [mine[-1:]] * (-(-len(shares[0]) // size) - len(self.parts))
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, k: int) -> Batch:
-        sequence_S = self.parts[k]  # consecutive numbers, and so are those of their draws
+        sequence_S = self.parts[k]  # consecutive numbers, so the draws are numbered consecutively too
         draw_B = (sequence_S[:, None] * self.draws + np.arange(self.draws)).ravel()
         rows_BT = self.tokens.text(np.repeat(self.rows[sequence_S], self.draws))
         uniform_BT = uniforms(self.seed, int(draw_B[0]), *rows_BT.shape)
@@ -121,7 +122,10 @@ class ValidationBatches(Dataset[Batch]):
 
 @dataclass(eq=False)
 class FromOffset(Sampler[int]):
-    """Counts micro-batches from ``start`` to ``total``. Its length is ``total``, because Lightning counts that way."""
+    """A sampler of the micro-batches from ``start`` to ``total`` - 1.
+
+    Its length is ``total``, because Lightning also counts the micro-batches before ``start``.
+    """
 
     start: int
     total: int
@@ -134,13 +138,13 @@ class FromOffset(Sampler[int]):
 
 
 class PackedDataModule(L.LightningDataModule):
-    """The batches of one run, for the rank and the world size of its trainer.
+    """The training and validation batches of one run, for the rank and the world size of its trainer.
 
     Args:
         data_set: The prepared data, of one source or mixed from several.
-        objective: What corrupts the text.
-        recipe: The number of steps and the sizes of batch and block.
-        config: The whole config; the nodes data and validation, and the seed, are read here.
+        objective: The training objective, which corrupts the text.
+        recipe: The recipe, which gives the number of steps, the batch size and the block size.
+        config: The complete config; this class reads the nodes data and validation and the seed.
     """
 
     trainer: L.Trainer  # type: ignore[assignment]  # Lightning sets it before it asks for a loader
@@ -156,12 +160,12 @@ class PackedDataModule(L.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _loader(self, dataset: Dataset[Batch], **options: Any) -> DataLoader[Batch]:
-        """Load one item at a time; for a GPU into pinned memory, so that copying does not wait for the device."""
+        """Make a loader of single items; for a GPU with pinned memory, so that copying does not wait for the device."""
         pinned = self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(dataset, batch_size=None, pin_memory=pinned, **options)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The micro-batches of this rank, from the trainer's current step on."""
+        """Return the micro-batches of this rank from the trainer's current step on."""
         accumulation = self.trainer.accumulate_grad_batches
         dataset = TrainingBatches(
             self.train_tokens,
@@ -175,16 +179,19 @@ class PackedDataModule(L.LightningDataModule):
         return self._loader(dataset, sampler=sampler, num_workers=self.config["data"]["num_workers"])
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """This rank's part of the fixed validation set."""
+        """Return this rank's share of the fixed validation set."""
         options = {key: self.config["validation"][key] for key in ("seed", "num_sequences", "draws")}
         return self._loader(ValidationBatches(self.validation_tokens, self.objective, **options, **self._place()))
 
     def validation_rows(self) -> np.ndarray:
-        """The rows of the validation split that make up the fixed set, over all ranks."""
+        """Return the rows of the validation split that make up the fixed set of all ranks together."""
         return self.validation_tokens.validation_rows(self.config["validation"]["num_sequences"])
 
     def unigram_entropy(self) -> float:
-        """Entropy of the token frequencies in the validation set, nats/token: the loss of a model without context."""
+        """Return the entropy of the token frequencies in the validation set, nats/token.
+
+        It is the loss of a model that predicts these frequencies without using context.
+        """
         counts = np.bincount(self.validation_tokens.rows(self.validation_rows()).ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())

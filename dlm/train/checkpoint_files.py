@@ -1,7 +1,8 @@
-"""Checkpoints on disk: seal one, say what is wrong with one, and find the newest one of a run that is whole.
+"""Seal checkpoints on disk, describe their damage, and find the newest complete checkpoint of a run.
 
 A checkpoint is a folder checkpoints/step_00001234/ with state.ckpt and manifest.json, which holds sizes and hashes and
-is written last. LATEST names the newest checkpoint for people; it may be out of date, so readers look for themselves.
+is written last. LATEST names the newest checkpoint for human readers; it may be out of date, so dlm finds the
+newest checkpoint by searching the folders.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_json
 
 STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
-VERSION = 1  # of the manifest
+VERSION = 1  # format of the manifest
 
 
 def seal(folder: Path, *, step: int) -> None:
@@ -35,17 +36,18 @@ def _sha256(path: Path) -> str:
 
 
 def damage(folder: Path, *, contents: bool = True) -> str | None:
-    """Say what is wrong with a checkpoint.
+    """Describe what is wrong with a checkpoint.
 
     Args:
         folder: A step_* folder.
-        contents: Whether to compare the hashes of the files too, or their sizes only.
+        contents: Compare the hashes of the files too; if False, compare only their sizes.
 
     Returns:
-        A phrase for a message; None when every file is as the manifest says.
+        A phrase for a message; None if every file matches the manifest.
 
     Raises:
-        UserError: A newer dlm wrote the checkpoint. It is whole, and going back to an earlier one would delete it.
+        UserError: A newer dlm wrote the checkpoint. It is not reported as damaged, because resuming from an earlier
+            checkpoint would delete it.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -63,7 +65,7 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
 
 
 def check_format(what: Path | str, number: int, *, readable: int) -> None:
-    """Raise UserError for a file of a newer format than this dlm can read."""
+    """Raise UserError if a file has format ``number``, newer than ``readable``, the newest that this dlm can read."""
     if number > readable:
         raise UserError(
             f"{what} has format {number}, this dlm reads {readable}: update dlm, or choose another checkpoint"
@@ -71,7 +73,7 @@ def check_format(what: Path | str, number: int, *, readable: int) -> None:
 
 
 def latest_whole(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None. Damaged ones are named on standard output.
+    """Return the newest complete checkpoint of a run, or None. Damaged checkpoints are named on standard output.
 
     Raises:
         UserError: A newer dlm wrote a checkpoint of the run.
@@ -85,13 +87,13 @@ def latest_whole(run_dir: Path) -> Path | None:
 
 
 def state_file(checkpoint: Path) -> Path:
-    """The file that Lightning loads for ``ckpt_path``.
+    """Return the file that Lightning loads for ``ckpt_path``.
 
     Args:
         checkpoint: A step_* folder, or a checkpoint file of a run.
 
     Raises:
-        UserError: It is damaged, or it is no checkpoint of a run.
+        UserError: The checkpoint is damaged, or the path is not a checkpoint of a run.
     """
     if checkpoint.is_dir():
         reason = damage(checkpoint)

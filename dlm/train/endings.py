@@ -1,4 +1,4 @@
-"""Say how an attempt at a run ended, from the exception that ended it."""
+"""Determine how an attempt at a run ended from the exception that ended it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from dlm.core import signals
 from dlm.core.errors import DivergedError, ExitCode, UserError, causes
 from dlm.record.outcomes import OUTCOMES, State
 
-NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
+# A plain RuntimeError with one of these texts means that memory ran out.
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How one attempt ended."""
+    """The outcome of one attempt at a run."""
 
     state: State
-    reason: str | None = None  # for status.json
-    complaint: str | None = None  # a line for standard error
-    is_raised: bool = False  # the exception goes on to the caller, which shows it
+    reason: str | None = None  # the reason in status.json
+    complaint: str | None = None  # a line that is printed to standard error
+    is_raised: bool = False  # whether the exception is raised again, so that the caller shows it
 
     @property
     def exit_code(self) -> ExitCode:
@@ -37,7 +38,7 @@ STOPPED = Ending(state=State.PREEMPTED, reason="stopped by a signal, to be conti
 
 
 def ending_of(error: BaseException, run_dir: Path) -> Ending:
-    """How the attempt at the run in ``run_dir`` ended that raised ``error``."""
+    """Return the outcome of the attempt at the run in ``run_dir`` that raised ``error``."""
     if isinstance(error, UserError):
         return Ending(state=State.BAD_CONFIG, reason=str(error), is_raised=True)
     if isinstance(error, DivergedError):
@@ -52,12 +53,12 @@ def ending_of(error: BaseException, run_dir: Path) -> Ending:
         reason = f"no space left on the disk of {run_dir}: make room and start it again, whole checkpoints stay"
         return Ending(state=State.FAILED, reason=reason, complaint=reason)
     if isinstance(error, ConnectionError) and signals.asked_to_stop():
-        # The signal also went to W&B's process, which ended before ours could take a step.
+        # The signal also reached W&B's process, which ended before this process could take a step.
         return Ending(state=State.PREEMPTED, reason="stopped by a signal while it started")
     return Ending(state=State.FAILED, reason=f"{type(error).__name__}: {line}", is_raised=True)
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether a full disk or an exhausted quota is behind an exception."""
+    """Return whether a full disk or an exhausted quota caused an exception."""
     full = (errno.ENOSPC, errno.EDQUOT)
     return any(isinstance(cause, OSError) and cause.errno in full for cause in causes(error))

@@ -1,4 +1,4 @@
-"""Measure the training rate of models on this machine: `python -m dlm.train.measure REQUEST`, JSON in and out.
+"""Measure the training speed of models on this machine: `python -m dlm.train.measure REQUEST`, JSON in and out.
 
 A plan runs this in a process of its own, because planning does not import torch.
 """
@@ -18,19 +18,19 @@ from dlm.core.shape import load_shape
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
-STEP_FLOPS = 2e9  # of one measured step, about as many as a real micro-batch has
+STEP_FLOPS = 2e9  # target for one measured step, about as many as in a real micro-batch
 
 
 def measure(model: str, *, block_size: int, seconds: float) -> float:
-    """Measure forward pass, backward pass and AdamW on random tokens with one thread.
+    """Measure the speed of forward pass, backward pass and AdamW on random tokens with one thread.
 
     Args:
-        model: A name of configs/model.
+        model: The name of a model in configs/model.
         block_size: Tokens of a sequence; at most 512 are used, because longer sequences only take longer.
-        seconds: How long to measure; three steps at least.
+        seconds: How long to measure; at least three steps are measured.
 
     Returns:
-        FLOP/s, counted as the convention full_masked_head does.
+        The speed in FLOP/s, counted by the convention full_masked_head.
     """
     torch.set_num_threads(1)
     shape = load_shape(model)

@@ -27,10 +27,10 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any], shape: ModelShap
         shape: The shape of the model, for the factors of completep.
 
     Returns:
-        The optimiser. Its first parameter group has the learning rate of the config itself, which is the one logged.
+        The optimiser. Its first parameter group has the unscaled learning rate of the config, which is logged.
 
     Raises:
-        UserError: Muon was asked for under completep, whose rules are for AdamW.
+        UserError: The config combines Muon with completep, whose scaling rules are for AdamW.
     """
     if config["name"] == "adamw":
         return _adamw(model.named_parameters(), config, shape)
@@ -48,24 +48,24 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any], shape: ModelShap
             lr=config["lr"],
             weight_decay=config["weight_decay"],
             momentum=config["momentum"],
-            adjust_lr_fn="match_rms_adamw",  # one learning rate serves both (Liu et al. 2502.16982)
+            adjust_lr_fn="match_rms_adamw",  # so one learning rate suits both (Liu et al. 2502.16982)
         ),
         _adamw(rest.items(), config, shape),
     )
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """The kind of a parameter of TransEncoder: embedding, hidden (a matrix inside a block), norm or head."""
+    """Return the kind of a parameter of TransEncoder: embedding, hidden (a matrix inside a block), norm or head."""
     if parameter.dim() == 1:
         return "norm"
     return next((kind for kind in ("embedding", "head") if kind in name.split(".")), "hidden")
 
 
 def factors(kind: str, shape: ModelShape) -> dict[str, float]:
-    """The factors on lr, weight_decay and eps of AdamW for one kind of parameter; all of them are 1 under sp.
+    """Return the factors on lr, weight_decay and eps of AdamW for one kind of parameter; under sp all factors are 1.
 
-    Under completep they follow table 1 of Dey et al. (2505.01618) for alpha = 1; its ratios m_N and m_L to the base
-    model are width_ratio and depth_ratio.
+    Under completep the factors follow table 1 of Dey et al. (2505.01618) for alpha = 1. The table's ratios to the base
+    model, m_N and m_L, are width_ratio and depth_ratio.
     """
     width, depth = shape.width_ratio, shape.depth_ratio
     return {
@@ -79,7 +79,7 @@ def factors(kind: str, shape: ModelShape) -> dict[str, float]:
 def _adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], config: Mapping[str, Any], shape: ModelShape
 ) -> torch.optim.AdamW:
-    """Fused AdamW with one parameter group for each distinct setting."""
+    """Build a fused AdamW with one parameter group for each distinct setting."""
     groups: dict[tuple[tuple[str, float], ...], Group] = {}
     for name, parameter in parameters:  # the embedding, whose factor on lr is 1, comes first
         kind = kind_of(name, parameter)
@@ -93,7 +93,7 @@ def _adamw(
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon and AdamW as one optimiser, with one state and one list of parameter groups: Muon's, then AdamW's.
 
-    Lightning sees a single optimiser, so its checkpoints look like those of any other.
+    Lightning sees a single optimiser, so the checkpoints have the same format as with any other optimiser.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
@@ -108,12 +108,12 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.state = self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Hand the groups and the state that load_state_dict has replaced on to both parts."""
+        """Pass the groups and the state that load_state_dict has replaced to both parts."""
         super().__setstate__(state)
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Step both parts and return what the closure returns, which computes the loss and its gradients."""
+        """Step both parts and return the value of ``closure``, which computes the loss and its gradients."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for part in self.parts:
@@ -122,7 +122,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def multiplier_of(config: Mapping[str, Any], steps: int) -> Callable[[int], float]:
-    """The function from an optimiser step to the factor on the peak learning rate.
+    """Return the function that maps an optimiser step to the factor on the peak learning rate.
 
     Args:
         config: The config node ``scheduler``.
@@ -134,20 +134,22 @@ def multiplier_of(config: Mapping[str, Any], steps: int) -> Callable[[int], floa
 
 
 def check_branch(config: Mapping[str, Any], steps: int, *, trunk: Mapping[str, Any], trunk_steps: int, at: int) -> None:
-    """Check that a wsd run may start from a checkpoint of another run: both must be at the peak learning rate there.
+    """Check that a wsd run may start from a checkpoint of another run.
 
-    Such a cooldown branch counts the steps of its trunk as its own, so it ends exactly where a run of as many steps
-    from nothing would end. A run that goes on from its own checkpoint passes.
+    At the step of the checkpoint, both runs must be at the peak learning rate. The run that starts there (the cooldown
+    branch) counts the steps of the run that wrote the checkpoint (the trunk) as its own, so it ends at the same step as
+    a run from scratch with as many steps. A run that resumes from its own checkpoint passes, and so
+    does a run with another schedule.
 
     Args:
         config: The config node ``scheduler`` of this run.
         steps: Optimiser steps of this run.
-        trunk: The same node of the run that wrote the checkpoint.
-        trunk_steps: Optimiser steps of that run.
+        trunk: The config node ``scheduler`` of the trunk.
+        trunk_steps: Optimiser steps of the trunk.
         at: The step of the checkpoint.
 
     Raises:
-        UserError: One of the two runs is warming up or cooling down at that step.
+        UserError: At step ``at``, one of the two runs is not in the constant part of a wsd schedule.
     """
     if config["name"] != "wsd" or (dict(config), steps) == (dict(trunk), trunk_steps):
         return
@@ -167,7 +169,7 @@ def _holds(config: Mapping[str, Any], steps: int, at: int) -> bool:
 
 
 def _shortest_branch(config: Mapping[str, Any], at: int) -> int:
-    """The fewest steps of a run that is still at its peak learning rate at step ``at``."""
+    """Return the smallest number of steps of a run that is still at its peak learning rate at step ``at``."""
     warmup, cooldown = config["warmup_min_steps"], min(config["decay_fraction"], 0.99)
     enough = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
     return next(steps for steps in itertools.count(enough) if _holds(config, steps, at))

@@ -49,16 +49,19 @@ from dlm.train.wandb_logger import WandbLogger, end_wandb
 
 
 def run(config: Mapping[str, Any]) -> ExitCode:
-    """Train, validate and record a run, or go on with it from its newest checkpoint.
+    """Train, validate and record a run, or resume it from its newest checkpoint.
+
+    In a run on several devices, every process calls this function.
 
     Args:
         config: The composed config, resolved and filled (dlm.core.recipe.fill).
 
     Returns:
-        How the run ended. Every process of a run that uses several devices calls this.
+        The exit code that states how the run ended.
 
     Raises:
-        UserError: The config makes no run. Nothing has been written if that is seen before the training starts.
+        UserError: The config does not describe a valid run. Errors in the values, the number of steps or the data are
+            raised before anything is written to the run directory.
     """
     started = time.time()
     recipe = derive(config)
@@ -80,12 +83,12 @@ def run(config: Mapping[str, Any]) -> ExitCode:
 
 
 def _rank() -> int:
-    """The number of this process among those of the run. The first, 0, holds the lease and keeps the record."""
+    """Return the rank of this process in the run. Rank 0 holds the lease and keeps the record."""
     return getattr(rank_zero_only, "rank", 0)
 
 
 def _check_steps(config: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raise UserError for a budget that buys too few steps; say so where training.steps overrules a budget."""
+    """Raise UserError if the budget pays for too few steps; print a note if training.steps overrides the budget."""
     steps, budget = config["training"]["steps"], config["training"]["budget"]
     if steps is None and recipe.steps < MIN_STEPS:
         raise UserError(
@@ -97,7 +100,7 @@ def _check_steps(config: Mapping[str, Any], recipe: Recipe) -> None:
 
 
 def _check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
-    """The data of the run. Raises UserError when they are not prepared or have another vocabulary."""
+    """Return the data set of the run. Raises UserError if it is not prepared or its vocabulary is not the model's."""
     data_set = ensure_data(config["data"])
     if data_set.vocab_size != recipe.shape.vocab_size:
         raise UserError(
@@ -108,14 +111,14 @@ def _check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
 
 
 def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path, started: float) -> ExitCode:
-    """Run the first process, under the lease, and write to status.json how it ended, whatever happens."""
+    """Run rank 0 while it holds the lease, and write to status.json how the attempt ended, even after an error."""
     write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     try:
         ending = STOPPED if _fit(config, recipe, data_set, run_dir) else DONE
     except BaseException as error:
         ending = ending_of(error, run_dir)
         if disk_full(error):
-            logging.raiseExceptions = False  # W&B's own log has no room either and would print a traceback
+            logging.raiseExceptions = False  # W&B's log cannot be written either and would print a traceback
         if ending.complaint is not None:
             print(f"dlm: {ending.complaint}", file=sys.stderr)
         if ending.is_raised:
@@ -130,10 +133,10 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
 def _beside_the_first(
     config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path, started: float
 ) -> ExitCode:
-    """Run another process than the first.
+    """Run a process with a rank above 0.
 
-    The first process reports outcomes that all processes share. Memory can run out in a single process, so that process
-    reports it itself.
+    Rank 0 records the outcomes that all ranks share. Memory can run out on a single rank; that rank then records the
+    outcome itself.
     """
     try:
         _fit(config, recipe, data_set, run_dir)
@@ -155,7 +158,7 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
     )
     submission = os.environ.get("DLM_SUBMISSION")
     if (status.state, status.submission) == (State.OUT_OF_MEMORY, submission) and status.started >= started:
-        return  # another process of this run has recorded the cause, of which our ending is a consequence
+        return  # another rank ran out of memory, which caused this ending, and has recorded it
     if ending.state is State.DONE and (result := read_result(run_dir)):
         status = dataclasses.replace(status, step=result.step, loss=result.loss, gpu_hours=result.gpu_hours)
     status = dataclasses.replace(
@@ -168,12 +171,12 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
     )
     try:
         write_status(run_dir, status)
-    except OSError as error:  # the exit code still says it
+    except OSError as error:  # the exit code still states the outcome
         print(f"dlm: {run_dir / 'status.json'} cannot be written ({error})", file=sys.stderr)
 
 
 def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path | None) -> bool:
-    """Train from the newest whole checkpoint to the last step and write the result. True when preempted."""
+    """Train to the last step, from a checkpoint if there is one, and write the result. Returns True if preempted."""
     _set_up_torch(config)
     trainer = make_trainer(config, recipe, run_dir)
     objective = make_objective(config, vocab_size=recipe.shape.vocab_size, bos_id=data_set.bos_id)
@@ -213,7 +216,7 @@ def _set_up_torch(config: Mapping[str, Any]) -> None:
 
 
 def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
-    """The checkpoint to go on from: the run's own newest whole one, else ``ckpt_path``, else None."""
+    """Return the checkpoint to start from: the newest complete one of this run, else ``ckpt_path``, else None."""
     own = None if run_dir is None else latest_whole(run_dir)
     if own is not None:
         if not _rank():
@@ -225,7 +228,7 @@ def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
 def _write_result(
     trainer: L.Trainer, module: DiffusionLMLightningModule, data: PackedDataModule, run_dir: Path
 ) -> None:
-    """Write validation.csv and result.json. Raises UserError where a callback stopped the run before its last step."""
+    """Write validation.csv and result.json. Raises UserError if a callback stopped the run before the last step."""
     recipe, seed = module.recipe, module.config["seed"]
     record = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RecordWriter))
     if trainer.global_step != recipe.steps:

@@ -37,7 +37,7 @@ COMPUTED = {  # arguments of lightning.Trainer that dlm computes, and what to se
 OURS = ("threads", "attention", "compile", "activation_checkpointing")  # trainer keys that Lightning does not know
 IGNORED_WARNINGS = (
     "isinstance.treespec, LeafSpec",
-    "dataloader is not resumable",  # ours is: FromOffset starts where the run stands
+    "dataloader is not resumable",  # dlm's is resumable: FromOffset starts at the current step
     "does not have many workers",
     "srun. command is available",  # true on every login node
     "broadcast_buffers. is deprecated",  # its replacement is missing in the oldest PyTorch that dlm supports
@@ -47,7 +47,7 @@ IGNORED_WARNINGS = (
 
 
 def quieten_lightning() -> None:
-    """Keep Lightning's remarks about itself out of the log; its other warnings and its errors stay."""
+    """Hide Lightning's informational messages and IGNORED_WARNINGS; its other warnings and its errors are shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profiler logs its table at this level
@@ -59,13 +59,13 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
     """Build Lightning's Trainer.
 
     Args:
-        config: The whole config of the run.
-        recipe: What follows from it.
-        run_dir: Where the run is recorded; None for a development run, which has neither callbacks nor a logger.
+        config: The complete config of the run.
+        recipe: The recipe that was derived from ``config``.
+        run_dir: The run directory; None for a fast_dev_run, which has neither callbacks nor a logger.
 
     Raises:
-        UserError: A key of ``trainer`` is one that dlm computes, the devices do not divide the batch, or Lightning
-            refuses an argument.
+        UserError: The node ``trainer`` sets a value that dlm computes, the batch cannot be divided over the devices, or
+            Lightning rejects an argument.
     """
     options = {key: value for key, value in config["trainer"].items() if key not in OURS}
     for key, instead in COMPUTED.items():
@@ -107,10 +107,10 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
 
 
 def _strategy(name: str, world_size: int) -> Any:
-    """The argument ``strategy`` of Lightning's Trainer for the name in ``trainer.strategy``."""
+    """Return the argument ``strategy`` of Lightning's Trainer for ``name``, the value of ``trainer.strategy``."""
     if name == "ddp":  # the only buffers are the rotary tables, which are the same in every process
         return DDPStrategy(broadcast_buffers=False)
-    if name == "fsdp2":  # a checkpoint is one whole file, so that it loads under any strategy and world size
+    if name == "fsdp2":  # the checkpoint is a single file, which any strategy and world size can load
         return ModelParallelStrategy(
             data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -118,10 +118,10 @@ def _strategy(name: str, world_size: int) -> Any:
 
 
 def resolved_precision(precision: str, accelerator: str) -> str:
-    """The precision to train in; ``auto`` is bf16-mixed on a GPU that computes in bfloat16, else 32-true.
+    """Return the precision to train in. ``auto`` becomes bf16-mixed on a GPU with bfloat16, else 32-true.
 
     Raises:
-        UserError: The device cannot compute in the precision that was asked for.
+        UserError: The device does not support the requested precision.
     """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -129,17 +129,17 @@ def resolved_precision(precision: str, accelerator: str) -> str:
         return "bf16-mixed" if has_bf16 else "32-true"
     if on_gpu and precision.startswith("bf16") and not has_bf16:
         raise UserError(f"trainer.precision {precision} needs a device with bfloat16, this one has none: set 32-true")
-    if precision == "16-mixed" and not on_gpu:  # Lightning would take bf16-mixed instead
+    if precision == "16-mixed" and not on_gpu:  # Lightning would use bf16-mixed instead
         raise UserError("trainer.precision 16-mixed needs a GPU: set bf16-mixed or 32-true")
     return precision
 
 
 def _callbacks(config: Mapping[str, Any], *, logs: bool) -> list[L.Callback]:
-    """The configured callbacks, without Lightning's LearningRateMonitor where there is no logger for it."""
+    """Return the configured callbacks, without Lightning's LearningRateMonitor if the run has no logger."""
     callbacks = [hydra.utils.instantiate(node) for node in config["callbacks"].values() if node is not None]
     return [callback for callback in callbacks if logs or not isinstance(callback, LearningRateMonitor)]
 
 
 def _logger(config: Mapping[str, Any]) -> Any:
-    """The configured logger; False, Lightning's word for none, where no class is named."""
+    """Return the configured logger; False, which disables logging in Lightning, if the config names no class."""
     return hydra.utils.instantiate(config["logger"]) if config["logger"].get("_target_") else False

@@ -1,8 +1,8 @@
 """Save checkpoints of a run while it trains.
 
-Every checkpoint is built in a folder of another name and renamed when it is whole; nothing is overwritten, and the last
-two are always kept. An asynchronous checkpoint is copied to main memory in the step that it belongs to, and a thread
-writes it while the next steps run.
+Every checkpoint is built in a folder with a temporary name, which is renamed when the checkpoint is complete. No
+complete checkpoint is overwritten, and the last two are always kept. For an asynchronous checkpoint, the state is
+copied to main memory at the step of the checkpoint, and a thread writes the copy while the next steps run.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ KEEP_LAST = 2
 
 
 class Copying(TorchCheckpointIO):
-    """Copies a checkpoint to main memory instead of writing it. No later step changes the copy."""
+    """Copies a checkpoint to main memory instead of writing it. Later steps do not change the copy."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Keep a copy of ``checkpoint`` as ``copied``, with new tensors on the CPU and new containers."""
+        """Copy ``checkpoint`` to the attribute ``copied``, with new tensors on the CPU and new containers."""
         self.copied = apply_to_collection(checkpoint, torch.Tensor, lambda one: one.detach().to("cpu", copy=True))
 
 
 class Checkpoint(StepCallback, LightningCheckpoint):
-    """Saves evenly over the run, before every validation, at the last step and on preemption.
+    """Saves checkpoints evenly over the run, before every validation, at the last step and on preemption.
 
-    It keeps the last two checkpoints and the best ``save_top_k``.
+    The last two checkpoints and the best ``save_top_k`` are kept.
 
     Args:
         run_dir: The folder of the run.
         times: Number of checkpoints, evenly spaced over the run.
-        every_n_steps: The interval between checkpoints, instead of ``times``.
-        asynchronous: Let a thread write, which takes one more copy of the state in main memory. One checkpoint is
-            written at a time; an error in the thread is raised by the next save, or when training ends.
+        every_n_steps: Steps between checkpoints. If it is set, ``times`` is not used.
+        asynchronous: Write checkpoints in a thread, which needs one more copy of the state in main memory. Only one
+            checkpoint is written at a time. An error in the thread is raised at the next save, at the end of a
+            validation or when training ends.
         save_top_k: How many of the best checkpoints to keep.
-        monitor: The metric that says which are best.
-        mode: ``min`` or ``max``: whether a small or a large value is better.
+        monitor: The metric that determines which checkpoints are best.
+        mode: Whether a small value of the metric is better (``min``) or a large value (``max``).
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self.writing: Future[None] | None = None
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """Save when this step is one to save; a validated one is, so that the best model has a checkpoint."""
+        """Save a checkpoint if one is due. One is always due before a validation, so that the best model is saved."""
         every = self.every_n_steps or evenly(module.recipe.steps, self.times)
         step = trainer.global_step
         preempted = any(isinstance(other, Preemption) and other.requested for other in callbacks_of(trainer))
@@ -81,7 +82,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
             self._save(trainer, step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Give the checkpoint of this step, which was written before its validation, its score."""
+        """Add the validation score to the checkpoint of this step, which was saved before the validation."""
         score = trainer.callback_metrics.get(self.monitor)
         if score is None or not trainer.is_global_zero:
             return
@@ -91,18 +92,18 @@ class Checkpoint(StepCallback, LightningCheckpoint):
             write_json(path, {**json.loads(path.read_text()), "score": float(score)})
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Finish the last checkpoint before anything is said about the run."""
+        """Wait until the last checkpoint is complete, before the result of the run is written."""
         self._wait()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Finish the checkpoint that was being written when the run failed."""
+        """After a failure of the run, wait until the checkpoint that is being written is complete."""
         self._wait()
 
     def _folder(self, step: int) -> Path:
         return self.run_dir / "checkpoints" / f"step_{step:08d}"
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
-        """Write one checkpoint, or let the thread begin to."""
+        """Write one checkpoint, or start writing it in the thread."""
         self._wait()
         folder = self._folder(step)
         building = folder.with_name(f".{folder.name}.building")
@@ -134,16 +135,16 @@ class Checkpoint(StepCallback, LightningCheckpoint):
             self.writing = thread.submit(write)
 
     def _wait(self) -> None:
-        """Wait until nothing is being written. Raises what the thread raised."""
+        """Wait until no checkpoint is being written. Raises the exception of the thread, if there is one."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
 
     def _finish(self, building: Path, step: int) -> None:
-        """Seal what was built, give it its name, point LATEST at it, and delete checkpoints that are not kept."""
+        """Seal the new checkpoint, rename its folder, name it in LATEST, and delete checkpoints that are not kept."""
         seal(building, step=step)
         folder = self._folder(step)
-        if folder.exists():  # a damaged one of an earlier attempt: a whole one would have been resumed from
+        if folder.exists():  # damaged, from an earlier attempt: the run would have resumed from a complete one
             shutil.rmtree(folder)
         os.rename(building, folder)
         sync_directory(folder.parent)
@@ -162,7 +163,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
 
 @contextlib.contextmanager
 def _removed_if_unfinished(building: Path) -> Iterator[None]:
-    """Delete a checkpoint that could not be finished: on a full disk, status.json needs the room that it takes."""
+    """Delete a checkpoint that could not be finished: on a full disk, status.json needs the space."""
     try:
         yield
     except BaseException:

@@ -18,7 +18,7 @@ from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The peak of a device in FLOP/s; None for a device that is not in the table, so that no MFU is claimed."""
+    """Return the peak of a device in FLOP/s; None if it is not in PEAK_FLOPS, so that no MFU is reported."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -27,25 +27,25 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had: allocated on a CUDA device, else resident in main memory."""
+    """Return the peak memory of this process in bytes: allocated on a CUDA device, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # ru_maxrss is in KiB on Linux
 
 
 class SpeedMonitor(StepCallback):
-    """Observes step_time (s), tokens_per_sec, memory_bytes and, where the device's peak is known, mfu.
+    """Measures step_time (s), tokens_per_sec, memory_bytes and, if the peak of the device is known, mfu.
 
-    The times are means since the last logged step. They exclude validations; they include checkpoints and whatever else
-    happens between steps. mfu counts FLOPs in the convention full_masked_head.
+    The times are means since the last logged step. They exclude validations; they include checkpoints and everything
+    else that happens between steps. mfu counts FLOPs in the convention full_masked_head.
 
     Args:
-        peak_flops_per_device: The peak in FLOP/s of a device that is not in the table.
+        peak_flops_per_device: The peak of one device in FLOP/s; needed for a device that is not in PEAK_FLOPS.
     """
 
     def __init__(self, *, peak_flops_per_device: float | None = None) -> None:
         self.peak = peak_flops_per_device
-        self._since = (0.0, 0)  # clock and step of the last logged step; validations move the clock on
+        self._since = (0.0, 0)  # time and number of the last logged step; a validation adds its duration to the time
         self._validating = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -54,16 +54,16 @@ class SpeedMonitor(StepCallback):
         self.peak = self.peak or peak_flops(module.device)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Stop the clock. The device has caught up here, because every validated step writes a checkpoint first."""
+        """Stop the clock. The device is idle here, because a checkpoint is saved before every validation."""
         self._validating = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Let the clock go on."""
+        """Restart the clock."""
         since, step = self._since
         self._since = (since + time.perf_counter() - self._validating, step)
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """At a logged step: add what was measured to ``module.observed``."""
+        """At a logged step, add the measurements to ``module.observed``."""
         if not is_logged(trainer):
             return
         now = (time.perf_counter(), trainer.global_step)
@@ -79,10 +79,10 @@ class SpeedMonitor(StepCallback):
 
 
 class GradientMonitor(StepCallback):
-    """Observes grad_norm, the L2 norm that clipping has computed anyway, and weight_norm."""
+    """Measures grad_norm, the L2 norm that gradient clipping computes anyway, and weight_norm."""
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """At a logged step: add both norms to ``module.observed``, still on the device."""
+        """At a logged step, add both norms to ``module.observed`` as tensors on the device."""
         if is_logged(trainer):
             module.observed["grad_norm"] = module.grad_norm
             norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in module.parameters()])
@@ -90,11 +90,11 @@ class GradientMonitor(StepCallback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar where standard error is a terminal; nothing elsewhere, such as in a log file."""
+    """Lightning's progress bar, which is shown only if standard error is a terminal."""
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """Show no loss: reading it would make a GPU wait at every refresh."""
+        """Return no metrics: reading the loss would make a GPU wait at every refresh."""
         return {}

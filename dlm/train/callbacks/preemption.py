@@ -1,7 +1,7 @@
 """Turn SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 into a checkpoint and a clean end of the run.
 
-The handler only sets a flag. The ranks agree on it between steps, so no checkpoint begins while some of them are inside
-a collective operation.
+The signal handler only sets a flag. Between steps, the ranks agree on whether to stop, so no checkpoint begins while
+some ranks are inside a collective operation.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from dlm.train.callbacks import StepCallback
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-AGREE_EVERY_SEC = 1.0  # how often several processes agree; a single process acts at once
-AGREE_EVERY_STEPS = 10  # at the latest
+AGREE_EVERY_SEC = 1.0  # the interval at which several processes agree; a single process acts at once
+AGREE_EVERY_STEPS = 10  # the upper limit of the interval
 
 
 class Preemption(StepCallback):
-    """Stops the run at the next step after a signal. ``requested`` then says that the run is to be continued."""
+    """Stops the run at the next step after a signal. ``requested`` is then True: the run is to be continued."""
 
     def __init__(self) -> None:
         self.requested = False
         self._flag = False
-        self._agree_at, self._agreed = 0, (0, 0.0)  # the next step to agree at; step and clock of the last agreement
+        self._agree_at, self._agreed = 0, (0, 0.0)  # step of the next agreement; step and time of the last one
 
     def take_signals(self) -> None:
-        """Take the signals before the fit begins, because Lightning restores at its end what it found at its start."""
+        """Install the handlers before the fit, because Lightning restores the handlers it found when the fit began."""
         self._before = {number: signal.signal(number, self._set_flag) for number in SIGNALS}
         self._flag = self._flag or signals.asked_to_stop()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take the signals from Lightning, whose own handlers requeue the job or end the process."""
+        """Replace Lightning's handlers, which requeue the job or end the process."""
         for number in SIGNALS:
             signal.signal(number, self._set_flag)
 
     def return_signals(self) -> None:
-        """Restore the earlier handlers. A run that was stopped keeps its own, so that a second signal is harmless."""
+        """Restore the earlier handlers, except after a requested stop, so that a second signal is harmless."""
         if not self.requested:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -53,7 +53,10 @@ class Preemption(StepCallback):
             signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends the process at once
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """Agree with the other ranks and stop. Checkpoint, which comes later in the list, saves when ``requested``."""
+        """Agree with the other ranks on whether to stop.
+
+        The callback Checkpoint, which comes later in the list of callbacks, saves if ``requested`` is True.
+        """
         if trainer.world_size == 1:
             self.requested = self._flag
         elif trainer.global_step >= self._agree_at:
@@ -64,7 +67,7 @@ class Preemption(StepCallback):
             trainer.limit_val_batches = 0
 
     def _agree(self, trainer: L.Trainer, module: DiffusionLMLightningModule) -> bool:
-        """Whether any rank was told to stop. The slowest rank's step time decides when all agree next."""
+        """Return whether any rank received a signal. The step time of the slowest rank sets the next agreement."""
         step, now = trainer.global_step, time.monotonic()
         before, then = self._agreed
         step_sec = (now - then) / (step - before) if then and step > before else AGREE_EVERY_SEC

@@ -1,4 +1,4 @@
-"""Write metrics.jsonl, status.json and the rows of the loggers while a run trains, and end a run that diverged."""
+"""Write metrics.jsonl, status.json and the rows of the loggers while a run trains, and end a diverged run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 
 class Spike:
-    """Tells whether a run has lost what it had learnt, from the mean of its last five logged losses.
+    """Detects divergence of a run from the mean of its last five logged losses.
 
-    Five, because single losses of small batches are noisy. The run has diverged when the mean is higher than the
-    smallest mean so far by more than ``limit`` nats and by more than half of what the run had learnt, which is the
+    Five losses are averaged because single losses of small batches are noisy. A run has diverged when the mean exceeds
+    the smallest mean so far by more than ``limit`` and by more than half of what the run has learnt, which is the
     distance from the smallest mean to log V, the loss of a uniform prediction.
 
     Args:
-        limit: nats/token; None switches the check off.
+        limit: The smallest rise that counts as divergence, nats/token; None switches the check off.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -35,7 +35,7 @@ class Spike:
         self.best = math.inf
 
     def check(self, loss: float, *, vocab_size: int, step: int) -> None:
-        """Take the next logged loss, nats/token. Raises DivergedError."""
+        """Add the next logged loss, nats/token. Raises DivergedError if the run has diverged."""
         self.recent = [*self.recent[-4:], loss]
         if self.limit is None or len(self.recent) < 5:
             return
@@ -52,29 +52,30 @@ class Spike:
 class RecordWriter(StepCallback):
     """Writes a row for each logged step and each validation, and the state of the run.
 
-    It comes after the monitors, whose values it writes, and before Checkpoint, which saves its state.
+    In the list of callbacks, it comes after the monitors, whose values it writes, and before Checkpoint, which saves
+    the state of this callback.
 
     Args:
         run_dir: The folder of the run.
-        spike: The limit of Spike, nats/token.
+        spike: The argument ``limit`` of Spike, nats/token.
     """
 
     def __init__(self, *, run_dir: str, spike: float | None = 2.0) -> None:
         self.run_dir = Path(run_dir)
         self.spike = Spike(spike)
-        self.wall_sec = 0.0  # of all attempts up to the last checkpoint, validations included
+        self.wall_sec = 0.0  # of all attempts, the earlier ones up to the checkpoint that was resumed; with validations
         self.training_sec = 0.0  # the same without validations
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What every checkpoint keeps of this callback."""
+        """Return the state of this callback that every checkpoint stores."""
         times = {"wall_sec": self.wall_sec, "training_sec": self.training_sec}
         return {**times, "recent": self.spike.recent, "best": self.spike.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.wall_sec = state_dict["wall_sec"]
-        self.training_sec = state_dict.get("training_sec", self.wall_sec)  # the oldest checkpoints lack it
+        self.training_sec = state_dict.get("training_sec", self.wall_sec)  # missing in the oldest checkpoints
         self.spike.recent, self.spike.best = state_dict["recent"], state_dict["best"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -84,24 +85,28 @@ class RecordWriter(StepCallback):
         self._started, self._clock = time.time(), time.perf_counter()
         self._resumed_wall_sec, self._validation_sec = self.wall_sec, self.wall_sec - self.training_sec
         self.attempts, self.steps_redone, self._spent = earlier_attempts(self.run_dir, trainer.global_step)
-        # Nobody else can have the GPUs of a SLURM job meanwhile, so all of them count, used or not.
+        # No other job can use the GPUs of a SLURM job while it runs, so all of them count, used or not.
         used = trainer.world_size if module.device.type == "cuda" else 0
         self._gpus = int(os.environ.get("DLM_GPUS_HELD", used))
         self._write_status(trainer, module, loss=None)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Start the clock of the validation. An attempt that lacks only the last validation begins here."""
+        """Start the clock of the validation. If only the last validation is missing, the attempt begins here."""
         self._validation_began = time.perf_counter()
         if not self._begun:
             self.on_train_start(trainer, module)
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours of all attempts so far, each from its first step on."""
+        """The GPU-hours of all attempts so far, each counted from its first step on."""
         return self._spent + self._gpus * (time.perf_counter() - self._clock) / 3600
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
-        """Count the time; at a logged step read the loss off the device and write the row. Raises DivergedError."""
+        """Update the times. At a logged step, copy the loss from the device and write the row.
+
+        Raises:
+            DivergedError: The loss is not finite, or the run has diverged.
+        """
         self.wall_sec = self._resumed_wall_sec + time.perf_counter() - self._clock
         self.training_sec = self.wall_sec - self._validation_sec
         if not is_logged(trainer):
@@ -117,7 +122,7 @@ class RecordWriter(StepCallback):
         self.spike.check(loss, vocab_size=module.recipe.shape.vocab_size, step=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the validation loss and its Monte Carlo error. Raises DivergedError."""
+        """Write the validation loss and its Monte Carlo error. Raises DivergedError if the loss is not finite."""
         assert isinstance(module, DiffusionLMLightningModule)
         self._validation_sec += time.perf_counter() - self._validation_began
         loss, error = module.validation_loss
@@ -126,7 +131,7 @@ class RecordWriter(StepCallback):
         self._write(trainer, module, {"val/loss": loss, "val/loss_se": error})
 
     def _write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:
-        """Write one row of finite numbers to metrics.jsonl and to every logger."""
+        """Write one row with the finite values to metrics.jsonl and to every logger."""
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
@@ -158,14 +163,15 @@ class RecordWriter(StepCallback):
 
 
 def earlier_attempts(run_dir: Path, step: int) -> tuple[int, int, float]:
-    """What status.json says of a run that now starts or goes on.
+    """Read from status.json what the earlier attempts at a run have done.
 
     Args:
         run_dir: The folder of the run.
-        step: Where this attempt starts. Steps past it that the last attempt logged are computed again.
+        step: The step at which this attempt starts. Later steps that the last attempt logged are computed again.
 
     Returns:
-        The number of attempts including this one, the steps computed more than once, and the GPU-hours spent before.
+        The number of attempts including this one, the number of steps computed more than once, and the GPU-hours of the
+        earlier attempts.
     """
     before = read_status(run_dir)
     if before is None:

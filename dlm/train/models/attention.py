@@ -20,14 +20,14 @@ from dlm.core.shape import ModelShape
 
 
 def rotary_tables(length: int, dim: int, base: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (length, dim) cosines and sines of rotary position embeddings (Su et al. 2104.09864).
+    """Compute the (length, dim) cosines and sines of rotary position embeddings (Su et al. 2104.09864).
 
-    They are computed and kept in float32: rounded to bfloat16, only 641 of 2048 positions are distinct.
+    They are computed and kept in float32, because only 641 of 2048 positions are distinct after rounding to bfloat16.
 
     Args:
         length: Number of positions.
         dim: Rotated channels of a head, an even number.
-        base: Of the geometric series of wavelengths.
+        base: The base of the geometric series of wavelengths.
     """
     frequency = base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency).repeat(1, 2)
@@ -35,9 +35,9 @@ def rotary_tables(length: int, dim: int, base: float = 10000.0) -> tuple[torch.T
 
 
 def rotate(x_XTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-    """Rotate the first R channels of every head by their position and pass the others through.
+    """Rotate the first R channels of every head according to the position and return the other channels unchanged.
 
-    ``x`` has the shape (..., T, D); the result too.
+    ``x_XTD`` and the result have the shape (..., T, D).
     """
     dim = cos_TR.shape[-1]
     x_R, rest = x_XTD[..., :dim].float(), x_XTD[..., dim:]
@@ -53,8 +53,8 @@ SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-_HALF_ONLY = ("flash", "cudnn", "flash_attn", "fa4")  # on a GPU
-_HOPPER = 9  # compute capability from which cuDNN's kernel is faster than PyTorch's, FlashAttention 2
+_HALF_ONLY = ("flash", "cudnn", "flash_attn", "fa4")  # these compute in 16 bits on a GPU
+_HOPPER = 9  # compute capability from which cuDNN's kernel is faster than PyTorch's own FlashAttention 2
 
 
 def kernels(
@@ -62,20 +62,20 @@ def kernels(
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """Choose the attention kernels of a run.
 
-    ``auto`` depends on the device alone, so that a resumed run gets the same kernels whatever is installed. Among
-    PyTorch's back ends it prefers cuDNN from Hopper on, and FlashAttention 2 on older GPUs. It never chooses flash-attn
-    or FA4, because their gain over these has not been measured yet.
+    ``auto`` depends only on the device, so that a resumed run uses the same kernels whichever packages are installed.
+    Among PyTorch's back ends, ``auto`` prefers cuDNN on Hopper and newer GPUs, and FlashAttention 2 on older GPUs. It
+    never chooses flash-attn or FA4, because their gain over PyTorch's back ends has not been measured yet.
 
     Args:
-        backend: ``trainer.attention``.
+        backend: The value of ``trainer.attention``.
         device: The device that the model runs on.
-        precision: ``trainer.precision``, resolved.
+        precision: The value of ``trainer.precision``, with ``auto`` resolved.
 
     Returns:
-        A function that makes the context manager to run the model in.
+        A function that makes the context manager in which the model must run.
 
     Raises:
-        UserError: The back end is not installed, or does not work on the device or in the precision.
+        UserError: The back end is not installed, or does not support the device or the precision.
     """
     on_gpu = device.type == "cuda"
     if backend in ("efficient", "cudnn", "flash_attn", "fa4") and not on_gpu:
@@ -106,12 +106,12 @@ def kernels(
 def _activate_fa4() -> None:
     try:
         activate_flash_attention_impl("FA4")
-    except (ValueError, ImportError) as error:  # this PyTorch does not know it, or the package is missing
+    except (ValueError, ImportError) as error:  # this PyTorch does not know FA4, or the package is missing
         raise UserError("trainer.attention fa4 needs the package flash-attn-4: install it or set auto") from error
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; the shape may ask for grouped queries and normalised queries and keys.
+    """Multi-head attention without biases, with grouped queries and with normalised queries and keys if configured.
 
     Args:
         shape: The shape of the model.
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = norm(), norm()
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Apply attention: (B, T, C) -> (B, T, C)."""
         batch, length, width = x_BTC.shape
         heads_BHTD = self.qkv(x_BTC).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q_BHTD, k_BHTD, v_BHTD = heads_BHTD.split([self.n_head, self.num_kv_heads, self.num_kv_heads], dim=1)
@@ -138,7 +138,7 @@ class Attention(nn.Module):
         return self.proj(y_BTHD.reshape(batch, length, width))
 
     def _attend(self, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, causal: bool) -> torch.Tensor:
-        """Softmax attention with scores divided by sqrt(D): (B, H, T, D) each -> (B, T, H, D)."""
+        """Compute softmax attention with scores divided by sqrt(D): (B, H, T, D) each -> (B, T, H, D)."""
         if self.use_flash_attn:
             from flash_attn import flash_attn_func
 

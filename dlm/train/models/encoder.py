@@ -1,4 +1,4 @@
-"""The transformer that every objective trains: tokens to logits.
+"""The transformer that every objective trains; it maps tokens to logits.
 
 Legend: B sequences, T tokens, C channels, V vocabulary, M selected positions, R rotated channels.
 """
@@ -26,7 +26,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(shape.intermediate_size, shape.n_embd, bias=False)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Apply the MLP: (B, T, C) -> (B, T, C)."""
         gate, up = self.gate_up(x_BTC).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
@@ -34,8 +34,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each applied to the RMSNorm of the residual stream and added to it.
 
-    Under completep both are divided by the depth ratio before they are added (Dey et al. 2505.01618, table 1 for
-    alpha = 1).
+    Under completep, both outputs are divided by the depth ratio before they are added (Dey et al. 2505.01618, table 1
+    for alpha = 1).
     """
 
     def __init__(self, shape: ModelShape, *, use_flash_attn: bool) -> None:
@@ -47,19 +47,19 @@ class Block(nn.Module):
         self.mlp = SwiGLU(shape)
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Apply the block: (B, T, C) -> (B, T, C)."""
         x_BTC = x_BTC + self.residual_scale * self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
         return x_BTC + self.residual_scale * self.mlp(self.norm_2(x_BTC))
 
 
 class TransEncoder(nn.Module):
-    """A transformer from tokens to logits.
+    """A transformer that maps tokens to logits.
 
     Args:
-        shape: Its sizes, as configs/model has them.
-        causal: Attend to earlier tokens only. Otherwise the embedding has one more row, number V, for the mask token.
+        shape: The shape of the model, as in configs/model.
+        causal: Attend to earlier tokens only. If False, the embedding has one more row, number V, for the mask token.
         use_flash_attn: Call the package flash-attn instead of PyTorch's attention.
-        checkpointing: Compute every block again in the backward pass instead of keeping its activations.
+        checkpointing: Recompute the activations of every block in the backward pass instead of keeping them.
     """
 
     cos: torch.Tensor
@@ -87,10 +87,11 @@ class TransEncoder(nn.Module):
         return self
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Initialise as SMDM does: normal with std sqrt(2 / 5d), and 1 / (sqrt(d) L) for projections into the stream.
+        """Initialise the weights from normal distributions, as in SMDM.
 
-        d is n_embd and L is n_layer. Under completep embedding and head have the std of the base model's width, and
-        projections into the stream use the base model's L; at the base this is SMDM's initialisation.
+        The std is sqrt(2 / 5d), and 1 / (sqrt(d) L) for projections into the residual stream; d is n_embd and L is
+        n_layer. Under completep, the embedding and the head use the base model's d, and projections into the residual
+        stream use the base model's L; for the base model, this is SMDM's initialisation.
         """
         shape = self.shape
         std = math.sqrt(2 / (5 * shape.n_embd))
@@ -110,7 +111,7 @@ class TransEncoder(nn.Module):
 
         Args:
             tokens_BT: (B, T) token numbers.
-            index_M: (M,) positions in the flattened tokens; None for all of them.
+            index_M: (M,) positions in the flattened tokens; None for all positions.
 
         Returns:
             (B, T, V) logits, or (M, V) logits at the positions ``index_M``.

@@ -1,4 +1,4 @@
-"""Train a model on an objective: the steps, the validation, the optimiser and what checkpoints say of themselves."""
+"""Train a model on an objective: training steps, validation, the optimiser and dlm's entries in checkpoints."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer, multiplier_of
 
-FORMAT = 1  # of what checkpoints and weights files say of themselves under `dlm`
+FORMAT = 1  # version of the entry `dlm` in checkpoints and weights files
 
 
 class DiffusionLMLightningModule(L.LightningModule):
     """Trains a TransEncoder on an objective.
 
-    ``observed`` collects what the monitors measure at a logged step; RecordWriter writes it and empties it.
+    ``observed`` collects the measurements of the monitors at a logged step; RecordWriter writes and clears it.
 
     Args:
         recipe: The shape of the model and the number of steps.
-        objective: Its loss is trained on and validated.
-        config: The whole config; the nodes optimizer, scheduler and trainer, cell_id and the seed are read here.
+        objective: The objective whose loss is used for training and validation.
+        config: The complete config; this class reads the nodes optimizer, scheduler, trainer, cell_id and seed.
     """
 
     def __init__(self, recipe: Recipe, objective: Objective, config: Mapping[str, Any]) -> None:
@@ -49,15 +49,15 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.compute_loss = objective.loss
         self.configured = False
         self.observed: dict[str, Any] = {}
-        self.loss_sum = torch.zeros(())  # since the last logged step; on the device, so that nothing waits for it
+        self.loss_sum = torch.zeros(())  # since the last logged step; kept on the device, to avoid waiting for it
         self.loss_count = 0
-        self.overflows = 0  # micro-batches since then with more masked tokens than their capacity
+        self.overflows = 0  # micro-batches since the last logged step with more masked tokens than their capacity
         self.grad_norm = torch.zeros(())
-        self.validation_loss = (math.nan, math.nan)  # mean and its Monte Carlo standard error, nats/token
+        self.validation_loss = (math.nan, math.nan)  # mean and Monte Carlo standard error of the mean, nats/token
         self.validated_step = -1  # the step that validation_loss belongs to
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The mean loss of one micro-batch, nats/token."""
+        """Return the mean loss of one micro-batch, nats/token."""
         self.overflows += int(batch.pop("overflow", False))
         with self.kernels():
             loss = self.compute_loss(self.model, batch).mean()
@@ -66,9 +66,9 @@ class DiffusionLMLightningModule(L.LightningModule):
         return loss
 
     def take_logged(self) -> tuple[float, float]:
-        """Return the mean training loss, nats/token, and the overflows since the last call, and start both anew.
+        """Return the mean training loss, nats/token, and the number of overflows since the last call, and reset both.
 
-        Both are over all processes. Reading them waits for the device.
+        Both values are computed over all processes. Reading them waits for the device.
         """
         reduce = self.trainer.strategy.reduce
         loss = reduce(self.loss_sum / self.loss_count, reduce_op="mean").item()
@@ -78,18 +78,21 @@ class DiffusionLMLightningModule(L.LightningModule):
         return loss, overflows
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip the global norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
+        """Clip the global gradient norm to ``optimizer.gradient_clip_val`` and keep the norm for the monitors."""
         limit = self.config["optimizer"]["gradient_clip_val"]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit, foreach=True)
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
-        """Choose the attention kernels of this device. Raises UserError for a back end that cannot be used on it."""
+        """Choose the attention kernels. Raises UserError if the device does not support the back end."""
         device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
         self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
 
     def configure_model(self) -> None:
-        """Compile the loss, or shard the model under fsdp2, each block a unit. Lightning calls this several times."""
+        """Compile the loss if trainer.compile is set. Under fsdp2, shard the model with each block as a unit.
+
+        Under fsdp2, the blocks are compiled instead of the loss. Lightning calls this method several times.
+        """
         if self.configured:
             return
         self.configured = True
@@ -100,18 +103,18 @@ class DiffusionLMLightningModule(L.LightningModule):
             return
         assert self.device_mesh is not None
         for block in self.model.blocks:
-            if compiled:  # each block alone, so that gathering the next block's parameters stays outside
+            if compiled:  # each block alone, so that gathering the next block's parameters is not compiled
                 block.compile(dynamic=False)
             fully_shard(block, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
     def on_validation_epoch_start(self) -> None:
-        """Make a row for every sequence of the fixed set: its loss and the Monte Carlo variance of that."""
+        """Make a row for every sequence of the fixed set: the loss and the Monte Carlo variance of the loss."""
         count = len(self.trainer.datamodule.validation_rows())  # type: ignore[attr-defined]
         self.validation_terms = torch.zeros(count, 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Fill the rows of the sequences in ``batch``, which holds all draws of each, one after the other."""
+        """Fill the rows of the sequences in ``batch``, which holds all draws of a sequence in consecutive rows."""
         draws = batch["draws"]
         with self.kernels():
             nll_SK = self.compute_loss(self.model, batch).double().view(-1, draws)
@@ -121,7 +124,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute the validation loss and its standard error over the noise, given the sequences.
 
-        The draws of a sequence are stratified in t, so the error from their plain variance is an upper bound.
+        The draws of a sequence are stratified in t, so the error from their sample variance is an upper bound.
         """
         self.validation_terms = self.trainer.strategy.reduce(self.validation_terms, reduce_op="sum")
         loss_S, variance_S = self.validation_terms.unbind(dim=1)
@@ -130,13 +133,16 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.log("val/loss", self.validation_loss[0], logger=False)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule, which moves with every optimiser step."""
+        """Return the optimiser and the schedule, which advances at every optimiser step."""
         optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
         schedule = LambdaLR(optimizer, multiplier_of(self.config["scheduler"], self.recipe.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model this is, so that another run refuses it in one line, and keep the loss not yet logged."""
+        """Add the entry `dlm`: a description of this run, and the loss not yet logged.
+
+        From the description, a run with another model rejects the checkpoint with a message of one line.
+        """
         checkpoint["dlm"] = {
             "format": FORMAT,
             "shape": dataclasses.asdict(self.recipe.shape),
@@ -152,10 +158,10 @@ class DiffusionLMLightningModule(L.LightningModule):
             self._name_parameters(state)
 
     def _name_parameters(self, state: dict[str, Any]) -> None:
-        """Replace the numbers of parameters in an optimiser's state by names, which mean the same everywhere.
+        """Replace the numbers of parameters in an optimiser's state by names, which do not depend on the strategy.
 
-        PyTorch numbers parameters in the order of the optimiser's groups; under fsdp2, in the order of the model. Only
-        the first process holds the state of a sharded model.
+        PyTorch numbers parameters in the order of the optimiser's groups; under fsdp2, in the order of the model. For a
+        sharded model, only rank 0 holds the state.
         """
         if not state.get("state"):
             return
@@ -169,19 +175,23 @@ class DiffusionLMLightningModule(L.LightningModule):
             group["params"] = [order[number] for number in group["params"]]
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Raise UserError for a checkpoint of another model, objective or optimiser, or of a longer run."""
+        """Raise UserError if this run cannot start from the checkpoint.
+
+        The checkpoint must not have a newer format, another model, objective or optimiser, or a step after the last
+        step of this run. For wsd, ``check_branch`` must pass too.
+        """
         stated = checkpoint.get("dlm", {})
         check_format("the checkpoint", stated.get("format", FORMAT), readable=FORMAT)
         theirs = {**stated.get("shape", {}), "objective": stated.get("objective")}
         ours = {**dataclasses.asdict(self.recipe.shape), "objective": self.objective.name}
-        del ours["name"]  # two names may stand for one shape
+        del ours["name"]  # two names may denote the same shape
         differing = [
             f"{key} {theirs.get(key)} is not {value}" for key, value in ours.items() if theirs.get(key) != value
         ]
         if differing:
             raise UserError(f"the checkpoint is of another model ({'; '.join(differing)}): change ckpt_path or model")
         optimizer = dict(self.config["optimizer"])
-        if stated.get("optimizer") != optimizer:  # its state would overrule the config without a word
+        if stated.get("optimizer") != optimizer:  # the saved state would override the config without a message
             raise UserError(
                 f"the checkpoint was trained with optimizer {stated.get('optimizer')}, the config says {optimizer}: "
                 "change ckpt_path or optimizer"
@@ -201,10 +211,10 @@ class DiffusionLMLightningModule(L.LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the loss not yet logged, and count steps in the micro-batches of this run.
+        """Restore the loss not yet logged, and convert Lightning's progress to the micro-batches of this run.
 
-        Lightning counts micro-batches. A run that goes on with other devices or another micro-batch has a different
-        number of them for the same optimiser steps.
+        Lightning counts micro-batches. A run that resumes with other devices or another micro-batch size has a
+        different number of micro-batches for the same optimiser steps.
         """
         self.loss_sum, self.loss_count = torch.tensor(checkpoint["dlm"]["loss_sum"]), checkpoint["dlm"]["loss_count"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches

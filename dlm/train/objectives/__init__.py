@@ -1,8 +1,8 @@
-"""Turn token sequences and their noise into batches, and a model and a batch into losses.
+"""Make batches from token sequences and noise, and compute losses from a model and a batch.
 
 The facts about each objective that the rest of dlm needs are in dlm/core/objectives.py.
 
-Legend: B sequences, T tokens of a sequence, V vocabulary, M positions that are predicted.
+Legend: B sequences, T tokens of a sequence, V vocabulary, M predicted positions.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Batch = dict[str, Any]
 
 
 class Objective(abc.ABC):
-    """A training objective. CONTRIBUTING.md says how to add one.
+    """The base class of the training objectives. CONTRIBUTING.md explains how to add an objective.
 
-    ``corrupt`` and ``probe`` run in the data loader's processes, so they use numpy and hold no state.
+    ``corrupt`` and ``probe`` run in the worker processes of the data loader, so they use numpy and keep no state.
     """
 
-    name: str  # its key in dlm.core.objectives.OBJECTIVES
-    estimator = "exact"  # how the validation loss is estimated, for result.json
+    name: str  # the key of the objective in dlm.core.objectives.OBJECTIVES
+    estimator = "exact"  # the estimator of the validation loss, recorded in result.json
 
     @property
     def info(self) -> ObjectiveInfo:
-        """Its row in the table of objectives, which says among other things whether its model is causal."""
+        """The entry of the objective in OBJECTIVES, which states for example whether the model is causal."""
         return OBJECTIVES[self.name]
 
     @abc.abstractmethod
@@ -45,14 +45,14 @@ class Objective(abc.ABC):
             uniform_BT: One uniform number for each token, in [0, 1).
 
         Returns:
-            Arrays by name, as ``loss`` takes them.
+            Arrays by name, in the form that ``loss`` expects.
         """
 
     @abc.abstractmethod
     def probe(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
         """Make a validation batch, whose loss is an unbiased estimate of -log p or of an upper bound on it.
 
-        It takes and returns what ``corrupt`` does.
+        The arguments and the return value are those of ``corrupt``.
         """
 
     @abc.abstractmethod
@@ -60,7 +60,7 @@ class Objective(abc.ABC):
         """Compute the loss of every sequence.
 
         Args:
-            model: A TransEncoder, (B, T) tokens to (B, T, V) logits or to (M, V) logits at given positions.
+            model: A TransEncoder, which maps (B, T) tokens to (B, T, V) logits, or to (M, V) logits at given positions.
             batch: Tensors from ``corrupt`` or ``probe``.
 
         Returns:
@@ -71,15 +71,17 @@ class Objective(abc.ABC):
 def make_objective(config: Mapping[str, Any], *, vocab_size: int, bos_id: int) -> Objective:
     """Build the objective that a config names.
 
-    A class is handed ``vocab_size``, ``bos_id`` and ``validation.estimator`` if its arguments ask for them.
+    The class of the objective receives ``vocab_size``, ``bos_id`` and ``estimator`` (``validation.estimator``) if its
+    constructor has these arguments.
 
     Args:
-        config: The whole config; its node ``objective`` has the name and the keyword arguments of the class.
+        config: The complete config; its node ``objective`` has the name of the objective and the other keyword
+            arguments of its class.
         vocab_size: V.
-        bos_id: The token that stands before the first one.
+        bos_id: The token from which the first token of a sequence is predicted.
 
     Raises:
-        UserError: The name is not in the table of objectives.
+        UserError: The name is not in OBJECTIVES.
     """
     options = dict(config["objective"])
     made = get_class(objective_info(options.pop("name")).target)

@@ -1,14 +1,14 @@
-"""Masked diffusion: mask tokens at a random rate, predict them, and weight their cross-entropies into a bound.
+"""Masked diffusion: mask tokens at a random rate, predict them, and sum their weighted cross-entropies.
 
 At time t each token is masked independently with probability p(t) = (1 - eps) t + eps. The loss of a sequence of T
 tokens is a weighted sum of the cross-entropies of its masked tokens, in nats per token.
 
 In training, ``objective.weight`` chooses the weight of a masked token:
 
-* ``elbo``: 1 / (p T), which estimates the bound on -log p (SMDM pretrain/train_mdm.py; MDLM 2406.07524);
+* ``elbo``: 1 / (p T), with which the loss estimates the bound on -log p (SMDM pretrain/train_mdm.py; MDLM 2406.07524);
 * ``low_var``: 1 / (E[p] T), the same for every t (Sahoo et al. 2602.15014);
-* ``realised_fraction``: 1 / k for k masked tokens (MegaDLMs). Sequences without a masked token count as zero, so a
-  model that predicts uniformly has a loss of T / (T + 1) log V, where the other weights give log V.
+* ``realised_fraction``: 1 / k for k masked tokens (MegaDLMs). A sequence without a masked token has loss zero, so a
+  model that predicts uniformly has a mean loss of T / (T + 1) log V; with the other weights it has log V.
 
 In validation, ``validation.estimator`` chooses the bound:
 
@@ -27,17 +27,17 @@ import torch.nn.functional as F
 
 from dlm.train.objectives import Batch, Objective
 
-IGNORED = -100  # the target that torch's cross_entropy skips
+IGNORED = -100  # the target value that torch's cross_entropy skips
 
 
 class MaskedDiffusion(Objective):
-    """Predicts masked tokens from the tokens on both sides.
+    """The objective that predicts masked tokens from the tokens on both sides.
 
     Args:
-        vocab_size: V. The mask token is number V, the extra row of the embedding.
+        vocab_size: V. The mask token has number V, which is the extra row of the embedding.
         eps: The smallest masking probability, ``objective.eps``.
-        weight: ``elbo``, ``low_var`` or ``realised_fraction``: the weight of a masked token in training.
-        estimator: ``mc`` or ``exact_count``: the bound that validation estimates.
+        weight: The weight of a masked token in training: ``elbo``, ``low_var`` or ``realised_fraction``.
+        estimator: The bound that validation estimates: ``mc`` or ``exact_count``.
     """
 
     name = "masked_diffusion"
@@ -47,7 +47,7 @@ class MaskedDiffusion(Objective):
         self.eps, self.weight, self.estimator = eps, weight, estimator
 
     def corrupt(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """Make a training batch: mask each token with probability p(t), and weight it as ``weight`` says."""
+        """Make a training batch: mask each token with probability p(t), and weight masked tokens by ``weight``."""
         p_B = self._mask_rate(t_B)
         mask_BT = uniform_BT < p_B[:, None]
         length = tokens_BT.shape[1]
@@ -60,12 +60,12 @@ class MaskedDiffusion(Objective):
         return self.masked(tokens_BT, mask_BT, weight_B)
 
     def probe(self, tokens_BT: np.ndarray, t_B: np.ndarray, uniform_BT: np.ndarray) -> Batch:
-        """Make a validation batch whose loss is unbiased for the bound that ``estimator`` names."""
+        """Make a validation batch whose loss is an unbiased estimate of the bound that ``estimator`` names."""
         length = tokens_BT.shape[1]
         if self.estimator == "mc":
             p_B = self._mask_rate(t_B)
             return self.masked(tokens_BT, uniform_BT < p_B[:, None], 1 / (p_B * length))
-        count_B = np.floor(t_B * length).astype(np.int64) + 1  # t < 1, so at most T
+        count_B = np.floor(t_B * length).astype(np.int64) + 1  # at most T, because t < 1
         rank_BT = uniform_BT.argsort(axis=1).argsort(axis=1)
         return self.masked(tokens_BT, rank_BT < count_B[:, None], 1 / count_B)
 
@@ -73,14 +73,14 @@ class MaskedDiffusion(Objective):
         return (1 - self.eps) * t_B + self.eps
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """(B,) weighted sums of the masked tokens' cross-entropies, nats/token.
+        """Compute the (B,) weighted sums of the cross-entropies of the masked tokens, nats/token.
 
-        The model's head computes logits at the positions in ``index`` only.
+        The model's head computes logits only at the positions in ``index``.
         """
         input_BT, index_M = batch["tokens"], batch["index"]
         logits_MV = model(input_BT, index_M)
         ce_M = F.cross_entropy(logits_MV.float(), batch["target"], reduction="none") * batch["weight"]
-        # Real positions are distinct and padding adds zeros, so the order of summation is the same on every device.
+        # Masked positions are distinct and padding adds zeros, so the order of summation is the same on every device.
         ce_BT = ce_M.new_zeros(input_BT.shape).view(-1).index_add(0, index_M, ce_M).view_as(input_BT)
         return ce_BT.sum(dim=1)
 
@@ -88,12 +88,12 @@ class MaskedDiffusion(Objective):
         """Make a batch from a mask and one weight for each sequence.
 
         The number of predicted positions M is padded to ``capacity``, so that shapes do not change between batches. A
-        batch with more masked tokens than that is padded to the next multiple of the capacity: none is dropped.
+        batch with more masked tokens than ``capacity`` is padded to the next multiple of it, so no token is dropped.
 
         Returns:
             ``tokens`` (B, T), the text with masked tokens replaced; ``index`` (M,), the masked positions in the
-            flattened text; ``target`` (M,), their tokens, IGNORED in the padding; ``weight`` (M,), zero in the padding;
-            and ``overflow``, whether more tokens were masked than the capacity.
+            flattened text; ``target`` (M,), the original tokens there, IGNORED in the padding; ``weight`` (M,), zero in
+            the padding; and ``overflow``, whether more tokens were masked than the capacity.
         """
         index_M = np.flatnonzero(mask_BT)
         slots = capacity(*tokens_BT.shape, eps=self.eps)
@@ -108,12 +108,12 @@ class MaskedDiffusion(Objective):
 
 
 def capacity(batch: int, length: int, *, eps: float) -> int:
-    """Number of masked positions that a micro-batch has room for: the mean plus 4.5 standard deviations.
+    """Return the capacity of a micro-batch in masked positions: their mean number plus 4.5 standard deviations.
 
-    Times come in pairs t, 1 - t (dlm.data.noise.spread_t), so the mean is half of the text; in a micro-batch of odd
-    size one sequence may lack its partner. Over m evenly spread first members of pairs, the mean of p (1 - p) is at
-    most 1/6 + 1/(12 m^2), and m is half of the largest power of two that divides the micro-batch. About 3 in a million
-    micro-batches have more masked tokens than this.
+    Times come in pairs t, 1 - t (dlm.data.noise.spread_t), so on average half of the tokens are masked; in a
+    micro-batch of odd size, one sequence may lack its partner. If the first members of m pairs are evenly spread, the
+    mean of p (1 - p) is at most 1/6 + 1/(12 m^2); m is half of the largest power of two that divides the size of the
+    micro-batch. About 3 in a million micro-batches have more masked tokens than the capacity.
 
     Args:
         batch: Sequences in the micro-batch.
