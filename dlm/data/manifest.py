@@ -22,7 +22,9 @@ from dlm.core.identity import content_hash
 MANIFEST = "manifest.json"
 
 
-BLOCK_SAMPLES = 8192  # rounds a share of two sources by at most 1/16384; short enough for the shortest run
+# Large enough to round a share of two sources by at most 1/16384, and small enough that even the shortest run reads the
+# sources in their proportions.
+BLOCK_SAMPLES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)

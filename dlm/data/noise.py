@@ -46,7 +46,7 @@ def van_der_corput(index_B: np.ndarray) -> np.ndarray:
 
 
 def spread_t(shift: float, position_B: np.ndarray) -> np.ndarray:
-    """Return (B,) diffusion times in [0, 1): pairs (t, 1 - t), with evenly spread t that start at ``shift``.
+    """Return (B,) diffusion times in [0, 1): pairs (t, 1 - t), with t evenly spread from ``shift`` on, modulo 1.
 
     Every aligned pair has the mean 1/2 exactly, so the number of masked tokens of a micro-batch hardly varies. The
     times of every aligned block of positions whose length is a power of two are evenly spread.

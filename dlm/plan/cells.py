@@ -77,7 +77,7 @@ class Plan:
         """Return the plan as plain values.
 
         Args:
-            estimates: Whether to include the estimates: `dlm plan --json` prints them, plan.json does not hold them.
+            estimates: Whether to include the estimates, as `dlm plan --json` does. plan.json does not hold them.
         """
         cells = [cell.row() if estimates else cell.decisions() for cell in self.cells]
         spec = self.spec.model_dump(mode="json")

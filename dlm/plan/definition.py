@@ -56,11 +56,11 @@ class SweepSpec(_Frozen):
     name: str = Field(pattern=f"^{SWEEP_NAME}$")
     description: str = ""
     budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of a cell
-    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # of --top-budget
+    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # shares of top budget
     convention: Convention = "6n"
     models: tuple[str, ...] = Field(min_length=1)
     tokens_per_param: tuple[Number, Number] | None = None  # (lowest, highest); cells outside are dropped
-    sizes_per_budget: int | None = Field(default=None, ge=1)  # keep this many sizes, evenly spread
+    sizes_per_budget: int | None = Field(default=None, ge=1)  # sizes to keep, evenly spread
     objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell

@@ -51,7 +51,8 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
     points = list(_points(spec, groups))
-    distinct = {(*point.groups.items(), *point.overrides): point for point in points}  # by groups and keys
+    # The check depends on the groups and on the names of the keys, so one point per combination of these is enough.
+    distinct = {(*point.groups.items(), *point.overrides): point for point in points}
     for point in distinct.values():
         _check_keys(point)
     found: dict[str, DataSet | None] = {}

@@ -52,8 +52,8 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
         The manifest of the data set.
 
     Raises:
-        UserError: The sources or options do not give a data set, or other data or another preparation occupy the
-            folder. Nothing is overwritten.
+        UserError: The sources or options do not define a valid data set, or ``data_dir`` holds other data, or another
+            preparation is unfinished. Nothing is overwritten.
     """
     tokenizer = _tokenizer(job)
     units = make_units(find_splits([Path(p) for p in job.sources], [Path(p) for p in job.validation_sources]))

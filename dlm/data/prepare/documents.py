@@ -24,7 +24,8 @@ KINDS = {
 }  # fmt: skip
 
 
-UNIT_BYTES, SMALL_UNIT_BYTES = 32 * 1024 * 1024, 1024 * 1024  # bytes of sources: greatest and least limit
+# Upper and lower bound of the limit on a unit's source bytes, which is the total size / MANY_UNITS.
+UNIT_BYTES, SMALL_UNIT_BYTES = 32 * 1024 * 1024, 1024 * 1024
 
 
 MANY_UNITS = 64  # enough units to keep every core busy until the end
@@ -42,7 +43,8 @@ SLICED = ("jsonl", "parquet")  # the kinds of files that can be read in part
 STATE = "state.json"  # a file in every folder that datasets.save_to_disk writes
 
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")  # only the first that exists is used
+# Names of the validation split, in order of preference. Only the first name that exists in the sources is used.
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")
 
 
 _OF_SPLIT = re.compile(rf"({'|'.join(('train', *VALIDATION_NAMES))})(-\d+-of-\d+.*)?")

@@ -39,7 +39,7 @@ class TextJob:
     name: str  # a part of the file names
     sources: tuple[str, ...]
     validation_sources: tuple[str, ...]
-    validation_share: float  # of the documents; used if neither folders nor files define the splits
+    validation_share: float  # share of documents to hold out, if no names define the splits
     text_key: str
     tokenizer: str  # ``bytes``, or the path of a file or folder
     vocab_size: int | None  # None: the tokenizer's value; likewise for the next two
