@@ -109,7 +109,7 @@ def index_packed(
 
     Args:
         data_dir: The folder of the files.
-        vocab_size: Every token must be below it.
+        vocab_size: The vocabulary size; every token must be below it.
         bos_id: The token that the autoregressive model reads before a sequence.
         tokenizer: The name of the tokenizer, which is only recorded.
         globs: Split -> glob pattern of its files in ``data_dir``.
@@ -120,7 +120,8 @@ def index_packed(
         The manifest.
 
     Raises:
-        UserError: A split has no files or no tokens, or ``out`` holds prepared data already.
+        UserError: A split has no files or no tokens, a token is not in the vocabulary, or ``out`` holds prepared data
+            already.
     """
     out = out or data_dir
     splits = {}
@@ -153,7 +154,7 @@ def ensure_data(data: Mapping[str, Any]) -> DataSet:
     """Return the data set of a resolved ``data`` node. With ``prepare: stdlib``, prepare it if necessary.
 
     Raises:
-        UserError: The data are not prepared.
+        UserError: The data are not prepared and cannot be prepared automatically.
     """
     if data.get("prepare") == "stdlib" and unprepared(data):
         prepare_stdlib(Path(data["data_dir"]))

@@ -1,6 +1,6 @@
 """Encode one unit of documents as packed files for each split, and describe the files. The workers of build run this.
 
-The files of a unit depend on the job, the unit and the held-out documents, not on the worker or the order of encoding.
+The files of a unit depend on the job, the unit and the held-out documents, but not on the worker or its earlier units.
 """
 
 from __future__ import annotations

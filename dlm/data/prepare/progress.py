@@ -1,4 +1,4 @@
-"""Show the progress of a preparation: as a bar on a terminal, otherwise as a line every LINE_SEC seconds or more."""
+"""Show the progress of a preparation: as a bar on a terminal, otherwise as a line at most every LINE_SEC seconds."""
 
 from __future__ import annotations
 
