@@ -1,4 +1,4 @@
-"""What several tests need: prepared text, a work directory, and dlm's commands, here or in a process of their own."""
+"""Fixtures for all tests: prepared data, a work directory, and dlm's commands in this process or in a new process."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, settings
 
 from dlm.core.paths import PACKAGE
 
-# A law holds however busy the machine is.
+# Properties must hold on a busy machine too, so no example has a time limit.
 settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dlm")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The one line that a user's mistake shows."""
+        """The error message, after asserting that it is the single line of a user error (exit code 2)."""
         lines = self.err.strip().splitlines()
         assert self.code == 2 and len(lines) == 1 and lines[0].startswith("dlm: "), self
         return lines[0]
@@ -36,7 +36,7 @@ class Ended:
 
 @pytest.fixture(scope="session")
 def stdlib_data(tmp_path_factory):
-    """DLM_DATA with data=stdlib prepared: once, for all worker processes."""
+    """Set DLM_DATA to a folder in which data=stdlib is prepared, once for all worker processes. Yields the folder."""
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     with FileLock(root.with_suffix(".lock")):
@@ -50,7 +50,7 @@ def stdlib_data(tmp_path_factory):
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
-    """DLM_WORKDIR, empty."""
+    """Set DLM_WORKDIR to an empty folder, and return the folder."""
     folder = tmp_path / "workdir"
     folder.mkdir()
     monkeypatch.setenv("DLM_WORKDIR", str(folder))
@@ -59,7 +59,7 @@ def workdir(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command():
-    """`python -m MODULE ...` in a process of its own, to its end."""
+    """Return a function that runs `python -m MODULE ...` in a new process and waits for its end."""
 
     def run(module: str, *arguments: str | Path, timeout: float = 600) -> Ended:
         done = subprocess.run(
@@ -73,7 +73,7 @@ def command():
 
 @pytest.fixture
 def start(stdlib_data, workdir):
-    """`python -m dlm.launch ...` in a process of its own, to be stopped half-way."""
+    """Yield a function that starts `python -m dlm.launch ...` in a new process, which the test can interrupt."""
     started: list[subprocess.Popen] = []
 
     def popen(*overrides: str) -> subprocess.Popen:
@@ -91,11 +91,11 @@ def start(stdlib_data, workdir):
 
 @pytest.fixture
 def launch(stdlib_data, workdir, monkeypatch, capfd):
-    """`python -m dlm.launch ...` in this process, which has torch loaded already: its main, with its arguments."""
+    """Yield a function that calls the main function of dlm.launch in this process, where torch is loaded already."""
     from dlm import launch as module
     from dlm.train.callbacks.preemption import SIGNALS
 
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run takes them over
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run replaces them
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*overrides: str) -> Ended:

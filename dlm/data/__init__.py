@@ -1,4 +1,4 @@
-"""Packed token files go in; sequences of tokens in a fixed order come out."""
+"""Read packed token files and return sequences of tokens in a fixed order."""
 
 import lazy_loader
 

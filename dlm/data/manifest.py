@@ -1,7 +1,8 @@
 """Describe prepared data: one data set, or a weighted mixture of several.
 
-A mixture is read in blocks of BLOCK_SAMPLES sequences, and each source has the same number of samples in every block:
-its weight, rounded once. That number decides a result, not the weight as it was written.
+A mixture is read in blocks of BLOCK_SAMPLES sequences. Each source has the same number of samples in every block: its
+share of the weights, rounded once to whole samples. The result of a run depends on this rounded number, not on the
+weight in the config.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dlm.core.identity import content_hash
 MANIFEST = "manifest.json"
 
 
-BLOCK_SAMPLES = 8192  # rounds a weight to 1/16384; small enough that the shortest run sees its mixture
+# Large enough to round a share of two sources by at most 1/16384, and small enough that even the shortest run reads the
+# sources in their proportions.
+BLOCK_SAMPLES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class PackedFile:
 
     name: str
     tokens: int
-    bytes: int  # of the whole file, header included: shows a truncated file without reading it
+    bytes: int  # file size, header included; reveals a truncated file without reading it
     sha256: str
 
 
@@ -41,31 +44,37 @@ class Manifest:
     name: str
     tokenizer: str
     vocab_size: int
-    bos_id: int  # what the autoregressive model reads before the first token
+    bos_id: int  # the token that the autoregressive model reads before the first token of a sequence
     splits: Mapping[str, tuple[PackedFile, ...]]
-    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # where it came from; not hashed
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # provenance of the data; not hashed
 
     def tokens(self, split: str) -> int:
-        """Tokens in one split."""
+        """Return the number of tokens in one split."""
         return sum(file.tokens for file in self.splits[split])
 
     @property
     def hash(self) -> str:
-        """The hash of what the files hold, 16 hex digits. Names and notes do not enter it."""
+        """The hash of the vocabulary size, the bos id and the contents of the files, 16 hex digits.
+
+        Names and notes do not affect it.
+        """
         splits = {split: [[file.tokens, file.sha256] for file in files] for split, files in self.splits.items()}
         return content_hash({"vocab_size": self.vocab_size, "bos_id": self.bos_id, "splits": splits})[:16]
 
 
 def write_manifest(data_dir: Path, manifest: Manifest) -> None:
-    """Write ``data_dir``/manifest.json. This is the last step of preparing data: a folder that has it is complete."""
+    """Write ``data_dir``/manifest.json.
+
+    This is the last step of preparing data, so a folder with a manifest is complete.
+    """
     write_json(data_dir / MANIFEST, {**dataclasses.asdict(manifest), "hash": manifest.hash})
 
 
 def read_manifest(data_dir: Path) -> Manifest | None:
-    """The manifest of ``data_dir``; None when the data are not prepared.
+    """Read the manifest of ``data_dir``; return None if the data are not prepared.
 
     Raises:
-        UserError: The manifest is damaged, or a file is missing or has another size.
+        UserError: The manifest is damaged, or a data file is missing or does not have the size in the manifest.
     """
     path = data_dir / MANIFEST
     if data_dir.is_file():
@@ -91,22 +100,25 @@ def read_manifest(data_dir: Path) -> Manifest | None:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSource:
-    """One prepared data set, and its share of what is read."""
+    """One prepared data set and its share of the mixture."""
 
     data_dir: Path
     manifest: Manifest
-    samples: int  # of every BLOCK_SAMPLES
+    samples: int  # samples from this source in every BLOCK_SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What a run reads: one source, or several in fixed proportions."""
+    """The data of a run: one source, or several in fixed proportions."""
 
-    sources: tuple[WeightedSource, ...]  # by hash, so that neither names nor their order in a config matter
+    sources: tuple[WeightedSource, ...]  # sorted by hash, so neither their names nor their order in a config matters
 
     @property
     def hash(self) -> str:
-        """The hash of the one source, or of the hashes and samples of all sources; 16 hex digits."""
+        """The hash of the data set, 16 hex digits.
+
+        A single source keeps its own hash. With several sources, the hashes and samples of all of them are hashed.
+        """
         if len(self.sources) == 1:
             return self.sources[0].manifest.hash
         samples = [[source.manifest.hash, source.samples] for source in self.sources]
@@ -119,28 +131,28 @@ class DataSet:
 
     @property
     def bos_id(self) -> int:
-        """The token that the autoregressive model reads before the first, the same for every source."""
+        """The token that the autoregressive model reads before a sequence, the same for every source."""
         return self.sources[0].manifest.bos_id
 
     def epochs(self, tokens: int) -> float:
-        """The most passes over any source when ``tokens`` tokens are read of all sources together."""
+        """Return the epochs of the most repeated source when ``tokens`` tokens are read from all sources together."""
         return max(
             tokens * source.samples / BLOCK_SAMPLES / max(source.manifest.tokens("train"), 1) for source in self.sources
         )
 
 
 def source_weights(data: Mapping[str, Any]) -> dict[Path, float]:
-    """The folder and weight of every source that is read.
+    """Return the folder and the weight of every source that is read.
 
     Args:
-        data: A resolved ``data`` node: its own ``data_dir`` is the only source, or its ``sources`` are. A source of
-            weight zero is left out.
+        data: A resolved ``data`` node. If it has ``sources``, they are read, except those of weight zero. Otherwise its
+            ``data_dir`` is the only source.
 
     Returns:
         Folder -> weight.
 
     Raises:
-        UserError: The weights make no mixture.
+        UserError: The weights do not define a mixture.
     """
     if not data.get("sources"):
         return {Path(data["data_dir"]): 1.0}
@@ -166,7 +178,7 @@ def _weight(name: str, source: Any) -> float:
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """Divide ``total`` into whole parts in the proportions of ``weights``; the largest remainders are rounded up."""
+    """Divide ``total`` into integers in proportion to ``weights``, by the largest-remainder method."""
     exact = [total * weight / math.fsum(weights) for weight in weights]
     parts = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda place: (parts[place] - exact[place], place))
@@ -176,15 +188,16 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def unprepared(data: Mapping[str, Any]) -> list[Path]:
-    """The folders of a resolved ``data`` node that are read and not prepared yet."""
+    """Return the folders that a resolved ``data`` node reads and that are not prepared yet."""
     return [folder for folder in source_weights(data) if read_manifest(folder) is None]
 
 
 def read_data(data: Mapping[str, Any]) -> DataSet | None:
-    """The data set of a resolved ``data`` node; None while any of its sources is not prepared.
+    """Return the data set of a resolved ``data`` node, or None while any of its sources is not prepared.
 
     Raises:
-        UserError: The data are damaged, the weights make no mixture, or the sources do not fit together.
+        UserError: The data are damaged, the weights do not define a mixture, or the sources are incompatible or hold
+            the same data.
     """
     found = [(read_manifest(folder), folder, weight) for folder, weight in source_weights(data).items()]
     known = [(manifest, folder, weight) for manifest, folder, weight in found if manifest is not None]

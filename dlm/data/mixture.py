@@ -1,8 +1,8 @@
-"""Find the sequences of a run: sample number -> sequence of one of several sources, in fixed proportions.
+"""Map each sample number of a run to a sequence of one of several sources, in fixed proportions.
 
-Sample i is the i-th sequence of a run, all devices together. A row is the number of a sequence among all sequences of
-the sources, which are counted one after another. Nothing here depends on ranks or restarts, and every row is found in
-constant time. Names of arrays end in their shape: K samples of a block, B rows, S rows of one source, T tokens.
+Sample i is the i-th sequence of a run, counted over all devices. A row is the index of a sequence in the concatenation
+of all sources. Nothing in this module depends on ranks or restarts, and every row is found in constant time. Names of
+arrays end in their shape: K samples of a block, B rows, S rows of one source, T tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dlm.data.packed import PackedTokens, open_split
 class Mixture:
     """Several sources of sequences, read in fixed proportions.
 
-    A run is read in blocks. Every block has the same number of samples of each source, in a random order of its own.
-    The n-th sample of a source, counted from the start of the run, is the n-th of that source's random order, which is
-    another one in every epoch.
+    A run reads its samples in blocks. Every block has the same number of samples from each source, and the sources are
+    interleaved in a random order that is drawn for each block. Each source is read in its own random order, which
+    continues from block to block and is drawn again for each epoch of the source.
 
     Args:
         sources: The sequences of each source.
         samples: How many samples of a block come from each source.
-        streams: The random stream of each source's order.
-        vocab_size: ``text`` refuses tokens beyond it. None: any token passes.
+        streams: The random stream that determines the order of each source.
+        vocab_size: ``text`` refuses tokens that are not below it. None: any token is accepted.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Mixture:
         return int(self.row_ends[-1])
 
     def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
-        """(count,) int64 rows of the samples ``first`` to ``first + count - 1`` of the run with this seed."""
+        """Return the (count,) int64 rows of the samples ``first`` to ``first + count - 1`` of a run with ``seed``."""
         block, place = divmod(first, self.block_samples)
         sources = (self._sizes, self.samples, self.streams)
         rows = _block(*sources, seed, block)[place : place + count]
@@ -60,7 +60,7 @@ class Mixture:
         return rows
 
     def rows(self, row_B: np.ndarray) -> np.ndarray:
-        """(B, T) int64 tokens of the rows ``row_B``."""
+        """Return the (B, T) int64 tokens of the rows ``row_B``."""
         if len(self.sources) == 1:
             return self.sources[0].rows(row_B)
         result = np.empty((len(row_B), self.block_size), dtype=np.int64)
@@ -72,17 +72,17 @@ class Mixture:
         return result
 
     def text(self, row_B: np.ndarray) -> np.ndarray:
-        """(B, T) int64 tokens of the rows ``row_B``, every one of them in the vocabulary.
+        """Return the (B, T) int64 tokens of the rows ``row_B``, and check that all tokens are in the vocabulary.
 
-        A token beyond the vocabulary would stop the embedding, on a GPU without saying why. It comes from a file that
-        was replaced by another of the same size, which nothing checks earlier. The check takes 1 to 2 % of the time of
-        a batch with its noise.
+        A token outside the vocabulary would crash the embedding, on a GPU without a helpful message. The cause is a
+        file that was replaced by another file of the same size, which no earlier check detects. The check takes 1 to
+        2 % of the time that it takes to make a batch with its noise.
 
         Raises:
             UserError: A token is not in the vocabulary.
         """
         rows_BT = self.rows(row_B)
-        unsigned_BT = rows_BT.view(np.uint64)  # a token below 0 becomes a large one, so one pass finds both
+        unsigned_BT = rows_BT.view(np.uint64)  # a negative token becomes a large one, so one pass detects both
         if self.vocab_size is not None and unsigned_BT.max(initial=0) >= self.vocab_size:
             place, token = np.argwhere(unsigned_BT >= self.vocab_size)[0]
             source = self.sources[int(np.searchsorted(self.row_ends, row_B[place], "right"))]
@@ -93,9 +93,9 @@ class Mixture:
         return rows_BT
 
     def validation_rows(self, wanted: int) -> np.ndarray:
-        """At most ``wanted`` rows, in proportion to the samples and evenly spread over each source.
+        """Return at most ``wanted`` rows, in the proportions of the mixture and evenly spaced within each source.
 
-        A source that holds fewer than its share gives all of them.
+        A source that has fewer sequences than its share contributes all of them.
         """
         parts = [
             spread_rows(len(source), count) + end - len(source)
@@ -104,32 +104,32 @@ class Mixture:
         return np.concatenate(parts)
 
     def samples_read(self, count: int, *, seed: int) -> list[int]:
-        """How many of the first ``count`` samples each source gives."""
+        """Return how many of the first ``count`` samples come from each source."""
         blocks, rest = divmod(count, self.block_samples)
         in_last = np.bincount(_layout(self.samples, seed, blocks)[:rest], minlength=len(self.sources))
         return [blocks * n + int(extra) for n, extra in zip(self.samples, in_last, strict=True)]
 
     def epochs(self, count: int, *, seed: int) -> float:
-        """The most passes over any source in the first ``count`` samples."""
+        """Return the epochs of the most repeated source in the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
         return max(n / len(source) for n, source in zip(read, self.sources, strict=True))
 
     def unique_tokens(self, count: int, *, seed: int) -> int:
-        """The number of distinct tokens in the first ``count`` samples."""
+        """Return the number of tokens in the distinct sequences among the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
         return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
 
 
 @functools.lru_cache(maxsize=4)
 def _block(sizes: Sequence[int], samples: Sequence[int], streams: Sequence[int], seed: int, block: int) -> np.ndarray:
-    """(K,) int64 rows of the samples of a block. Making them takes about a millisecond, so the last blocks are kept.
+    """Return the (K,) int64 rows of a block. This takes about a millisecond, so the last blocks are cached.
 
     Args:
         sizes: How many sequences each source has.
         samples: How many samples of a block come from each source.
-        streams: The random stream of each source's order.
-        seed: Of the run.
-        block: The number of the block.
+        streams: The random stream that determines the order of each source.
+        seed: The seed of the run.
+        block: The index of the block.
     """
     source_K = _layout(samples, seed, block)
     rows_K = np.empty(len(source_K), dtype=np.int64)
@@ -142,14 +142,17 @@ def _block(sizes: Sequence[int], samples: Sequence[int], streams: Sequence[int],
 
 
 def _layout(samples: Sequence[int], seed: int, block: int) -> np.ndarray:
-    """(K,) the source of every sample of a block."""
+    """Return the (K,) source indices of the samples of a block."""
     count = sum(samples)
     place_K = permute(np.arange(count), count, seed=seed, epoch=block, stream=MIXTURE_STREAM)
     return np.searchsorted(np.cumsum(samples), place_K, "right")
 
 
 def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndarray:
-    """(B,) places in a source of the samples ``index_B`` of it: every ``size`` samples are another permutation."""
+    """Return the (B,) positions, in a source of ``size`` sequences, of its samples ``index_B``.
+
+    Every ``size`` consecutive samples are an epoch, and each epoch has its own permutation.
+    """
     epoch_B, place_B = np.divmod(index_B, size)
     result = np.empty_like(index_B)
     for epoch in np.unique(epoch_B):
@@ -159,7 +162,7 @@ def _permuted(index_B: np.ndarray, size: int, seed: int, stream: int) -> np.ndar
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:
-    """``wanted`` row numbers, evenly spread over ``available``; all of them where there are fewer."""
+    """Return ``wanted`` row numbers, evenly spaced over range(``available``); all rows if there are fewer."""
     wanted = min(available, wanted)
     return np.arange(wanted) * available // max(wanted, 1)
 
@@ -170,16 +173,16 @@ def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> 
     Args:
         data: The sources and their weights.
         split: train or validation.
-        block_size: Tokens of a sequence.
-        stride: Tokens from the start of one packed sequence to that of the next.
+        block_size: Tokens per sequence.
+        stride: Tokens between the starts of consecutive packed sequences.
 
     Raises:
-        UserError: A source has no sequence of that length.
+        UserError: A source has no sequence of ``block_size`` tokens.
     """
     sources = [
         open_split(source.data_dir, source.manifest, split, block_size=block_size, stride=stride)
         for source in data.sources
     ]
-    # Several sources are each read in an order that does not depend on what they are mixed with.
+    # In a mixture, the order of a source does not depend on the other sources.
     streams = [int(source.manifest.hash, 16) for source in data.sources] if len(sources) > 1 else [ORDER_STREAM]
     return Mixture(sources, [source.samples for source in data.sources], streams, vocab_size=data.vocab_size)

@@ -1,6 +1,7 @@
 """Read and write the LITPKDS token files of TinyLlama and SMDM.
 
-A file is a 24-byte header (magic LITPKDS, uint64 version 1, uint8 dtype code, uint64 tokens per chunk) and tokens.
+A file consists of a 24-byte header (magic LITPKDS, uint64 version 1, uint8 dtype code, uint64 tokens per chunk) and the
+tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAGIC = b"LITPKDS"
 HEADER = struct.Struct("<7sQBQ")
 
 
-# dtype code -> dtype, as TinyLlama numbers them.
+# dtype code -> dtype, with the codes of TinyLlama.
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f4", 7: "<f8", 8: "<u2"}
 
 
@@ -35,16 +36,16 @@ _CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 INTEGER_CODES = (1, 2, 3, 4, 5, 8)
 
 
-MAX_OPEN = 16384  # Linux lets a process have 65,530 maps, and a prepared SlimPajama may have more files
+MAX_OPEN = 16384  # Linux allows 65,530 memory maps per process; a prepared SlimPajama may have more files
 
 
 def encode_packed(tokens: np.ndarray) -> bytes:
-    """The bytes of a file that holds ``tokens`` (N,) as one chunk: nothing is dropped or padded at the end."""
+    """Return the bytes of a file that holds ``tokens`` (N,) as one chunk, without dropping or padding tokens."""
     return HEADER.pack(MAGIC, 1, _CODES[tokens.dtype.newbyteorder("<")], len(tokens)) + tokens.tobytes()
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
-    """The dtype of the tokens of a file, and their number. Raises UserError unless it is a whole LITPKDS file."""
+    """Return the dtype and the number of tokens of a file. Raises UserError unless it is a complete LITPKDS file."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         head = stream.read(HEADER.size)
@@ -63,16 +64,16 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
 
 
 def open_packed(path: Path) -> np.ndarray:
-    """(N,) tokens of a file, memory-mapped. Raises UserError unless it is a whole LITPKDS file."""
+    """Memory-map the (N,) tokens of a file. Raises UserError unless it is a complete LITPKDS file."""
     dtype, count = _read_header(path)
-    if not count:  # an empty part of a file cannot be mapped
+    if not count:  # an empty region of a file cannot be mapped
         return np.empty(0, dtype)
     tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size)
-    return tokens.view(np.ndarray)  # slicing np.memmap takes 1 us more
+    return tokens.view(np.ndarray)  # slicing a np.memmap takes 1 us longer
 
 
 def write_packed(path: Path, tokens: np.ndarray) -> PackedFile:
-    """Write ``tokens`` (N,) to a file, whole or not at all, and describe it."""
+    """Write ``tokens`` (N,) to a file atomically, and return its description."""
     data = encode_packed(tokens)
     write_atomic(path, data)
     return PackedFile(name=path.name, tokens=len(tokens), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -81,13 +82,14 @@ def write_packed(path: Path, tokens: np.ndarray) -> PackedFile:
 class PackedTokens:
     """The tokens of one split as numbered sequences.
 
-    The files follow one after another. A sequence may begin in one file and end in the next, so the end of no file is
-    lost. TinyLlama's files hold whole sequences, so there every sequence lies in one file.
+    The files are read as one concatenated stream. A sequence may begin in one file and end in another, so no tokens at
+    the end of a file are lost. TinyLlama's files contain only complete sequences, so each of their sequences lies in
+    one file.
 
     Args:
         paths: The files, in order.
-        block_size: Tokens of a sequence.
-        stride: Tokens from the start of one sequence to that of the next.
+        block_size: Tokens per sequence.
+        stride: Tokens between the starts of consecutive sequences.
     """
 
     def __init__(self, paths: Sequence[Path], *, block_size: int, stride: int) -> None:
@@ -100,16 +102,16 @@ class PackedTokens:
         return max((held - self.block_size) // self.stride + 1, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}  # a memory map would be pickled as the whole file
+        return {**self.__dict__, "_opened": {}}  # pickling a memory map would copy the entire file
 
     def rows(self, index_B: np.ndarray) -> np.ndarray:
-        """(B, block_size) int64 tokens of the sequences ``index_B``."""
+        """Return the (B, block_size) int64 tokens of the sequences ``index_B``."""
         result = np.empty((len(index_B), self.block_size), dtype=np.int64)
         self.fill(result, index_B.tolist())
         return result
 
     def fill(self, rows: Iterable[np.ndarray], indices: Iterable[int]) -> None:
-        """Put the tokens of the sequences ``indices`` into ``rows``, each (block_size,)."""
+        """Write the tokens of the sequences ``indices`` to ``rows``, arrays of shape (block_size,)."""
         ends, opened, stride, block = self.ends, self._opened, self.stride, self.block_size  # this loop is hot
         for row, index in zip(rows, indices, strict=True):
             start = index * stride
@@ -125,7 +127,7 @@ class PackedTokens:
                 self._gather(row, file, part)
 
     def _gather(self, row: np.ndarray, file: int, part: np.ndarray) -> None:
-        """Fill ``row`` with ``part``, which is the end of ``file``, and with what follows in the next files."""
+        """Fill ``row`` with ``part``, the end of file number ``file``, and the tokens that follow in the next files."""
         parts = [part]
         while missing := len(row) - sum(map(len, parts)):
             file += 1
@@ -142,7 +144,7 @@ class PackedTokens:
 
 
 def open_split(data_dir: Path, manifest: Manifest, split: str, *, block_size: int, stride: int) -> PackedTokens:
-    """Open one split of a prepared data set. Raises UserError when it has no sequence of ``block_size`` tokens."""
+    """Open one split of a prepared data set. Raises UserError if it has no sequence of ``block_size`` tokens."""
     paths = [data_dir / file.name for file in manifest.splits[split]]
     tokens = PackedTokens(paths, block_size=block_size, stride=stride)
     if not len(tokens):

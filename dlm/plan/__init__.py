@@ -1,4 +1,4 @@
-"""A sweep definition goes in; the cells to train, and what they cost, come out."""
+"""Turn a sweep definition into the cells to train and the estimates of their cost."""
 
 import lazy_loader
 

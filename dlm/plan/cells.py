@@ -1,4 +1,4 @@
-"""The plan of a sweep, its cells and their estimates."""
+"""The data classes of a plan: the plan of a sweep, its cells and their estimates."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dlm.plan.definition import SweepSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one cell costs on the hardware of its definition. None: not known."""
+    """The estimated cost of one cell on given hardware. None: not known."""
 
     hours: float | None = None  # wall time
     gpu_hours: float | None = None
-    memory_gib: float | None = None  # of one device
+    memory_gib: float | None = None  # per device
     nodes: int = 1
     gpus_per_node: int = 0
     device: str = "cpu"
-    basis: str = "not estimated"  # where the hours come from
+    basis: str = "not estimated"  # how the hours were estimated
 
 
 NOT_ESTIMATED = Estimate()
@@ -28,7 +28,7 @@ NOT_ESTIMATED = Estimate()
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One planned run: what is asked for, and everything that follows from it."""
+    """One planned run: the values that its definition sets, and the values derived from them."""
 
     cell_id: str
     model: str
@@ -36,45 +36,49 @@ class Cell:
     seed: int
     num_params: int  # N, non-embedding
     num_params_total: int
-    budget_flops: float  # target
+    budget_flops: float  # target FLOPs
     convention: str
-    tokens: int  # actual, D
+    tokens: int  # D, actual training tokens
     steps: int
     warmup_steps: int
-    global_batch_size: int  # sequences
-    block_size: int  # tokens
+    global_batch_size: int  # sequences per optimiser step
+    block_size: int  # tokens per sequence
     learning_rate: float
     schedule: str
-    flops: Mapping[str, float]  # actual, under every convention
+    flops: Mapping[str, float]  # actual FLOPs, under every convention
     budget_error_pct: float
     tokens_per_param: float
     epochs: float | None  # None while the data are not prepared
     groups: Mapping[str, str]
-    overrides: Mapping[str, Any]  # dotted config keys: what the cell sets beyond its groups
+    overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
     estimate: Estimate = NOT_ESTIMATED
 
     def decisions(self) -> dict[str, Any]:
-        """The fields that plan.json holds: all but the estimate."""
+        """Return the fields that plan.json holds: all except the estimate."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "estimate"}
 
     def row(self) -> dict[str, Any]:
-        """Decisions and estimate in one dict, as `dlm plan --json` prints them."""
+        """Return the decisions and the estimate in one dict, as `dlm plan --json` prints them."""
         return {**self.decisions(), **dataclasses.asdict(self.estimate)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cells of a sweep, and the combinations that were dropped, each with its reason."""
+    """The cells of a sweep, and the combinations that were dropped, each with a reason."""
 
     spec: SweepSpec
     convention: str
     data: str
-    data_hash: str | None  # None while the data are not prepared: the ids are a preview
+    data_hash: str | None  # None while the data are not prepared; the cell ids are then provisional
     cells: tuple[Cell, ...]
     dropped: tuple[Mapping[str, Any], ...]
 
     def to_json(self, *, estimates: bool) -> dict[str, Any]:
-        """Plain values: with the estimates as `dlm plan --json` prints them, without them as plan.json holds them."""
+        """Return the plan as plain values.
+
+        Args:
+            estimates: Whether to include the estimates, as `dlm plan --json` does. plan.json does not hold them.
+        """
         cells = [cell.row() if estimates else cell.decisions() for cell in self.cells]
         spec = self.spec.model_dump(mode="json")
         return {**vars(self), "spec": spec, "cells": cells, "dropped": list(self.dropped)}

@@ -1,7 +1,7 @@
-"""Estimate what cells cost on given hardware: hours, GPU-hours, memory and devices.
+"""Estimate the cost of cells on given hardware: hours, GPU-hours, memory and devices.
 
-An estimate is the FLOPs of a cell over a rate. The rate is an assumed share of the devices' peak, or was measured on
-this machine just now.
+The estimated time is the FLOPs of a cell divided by a rate. The rate is an assumed share of the devices' peak, or it
+has just been measured on this machine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dlm.plan.definition import Hardware
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
-    """The plan with an estimate for each cell.
+    """Return the plan with an estimate for each cell.
 
     Args:
         plan: The plan.
-        rates: Model -> training FLOP/s that was measured on this machine, on which the cells are to run. None: they run
-            on the hardware of the definition, at its assumed share of the peak.
+        rates: Model -> training FLOP/s measured on this machine; the cells are to run on its CPUs. None: the cells are
+            to run on the hardware of the definition, at its assumed share of the peak.
     """
     hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
     cells = tuple(dataclasses.replace(cell, estimate=_estimate(cell, hardware, rates)) for cell in plan.cells)
@@ -37,10 +37,10 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
 
 
 def validation_flops(cell: Cell) -> float:
-    """FLOPs of the forward passes of all validations of a cell.
+    """Return the FLOPs of the forward passes of all validations of a cell.
 
-    They enter the hours but not the budget, which is for training. It is an upper bound: the split may hold fewer
-    sequences than the config asks for.
+    They count towards the hours but not towards the budget, which covers training only. The value is an upper bound,
+    because the validation split may hold fewer sequences than ``validation.num_sequences``.
     """
     asked = {
         name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
@@ -74,7 +74,7 @@ def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None)
 
 
 def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] | None) -> tuple[float | None, str]:
-    """FLOP/s (full_masked_head) of a cell, and where the number comes from; None when it is not known."""
+    """Return the FLOP/s (full_masked_head) of a cell, None if not known, and a description of its source."""
     if rates is not None:
         measured = rate_of(cell.num_params, rates)
         return measured, f"measured here, {measured:.3g} full_masked_head FLOP/s a cell"
@@ -85,11 +85,11 @@ def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] 
 
 
 def memory_gib(cell: Cell, devices: int) -> float:
-    """An upper estimate of the memory that training takes on each of ``devices`` devices, GiB.
+    """Estimate an upper limit of the training memory on each of ``devices`` devices, in GiB.
 
-    It counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per token,
-    layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with their
-    gradient.
+    The estimate counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per
+    token, layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with
+    their gradient.
     """
     objective, shape = OBJECTIVES[cell.objective], load_shape(cell.model)
     # A batch that does not divide evenly over the devices is refused earlier.
@@ -108,9 +108,9 @@ def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float 
     """Measure the training FLOP/s (full_masked_head) of one process with one thread on this machine.
 
     Args:
-        models: The sizes to measure.
-        block_size: Tokens of a sequence.
-        seconds: How long to measure each size.
+        models: The model sizes to measure.
+        block_size: Tokens per sequence.
+        seconds: The duration of each measurement.
 
     Returns:
         Model -> FLOP/s.
@@ -126,14 +126,16 @@ def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float 
 
 
 def measured_models(models: Sequence[str]) -> list[str]:
-    """The sizes to measure for a plan: its smallest and its largest below 7M parameters, else 6M."""
+    """Choose the sizes to measure for a plan: the smallest and the largest below 7M parameters, or 6M if none is."""
     shapes = sorted((load_shape(name) for name in set(models)), key=lambda shape: shape.num_params)
     small = [shape.name for shape in shapes if shape.num_params < 7e6]
     return list(dict.fromkeys([small[0], small[-1]])) if small else ["6M"]
 
 
 def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
-    """FLOP/s at a size: linear between the measured ones in log N and log rate, beyond them that of the nearest.
+    """Interpolate the FLOP/s at a model size from the measured sizes, linearly in log N and log rate.
+
+    Outside the measured range, the rate of the nearest measured size is used.
 
     Args:
         num_params: N, non-embedding.
@@ -144,10 +146,10 @@ def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
-    """The y at ``x`` on the line through ``points``, as numpy.interp gives it, whose import would take 0.1 s.
+    """Interpolate linearly between ``points``, like numpy.interp but without importing NumPy, which takes 0.1 s.
 
     Args:
-        x: Where; before the first and after the last point y is that of the point.
+        x: Where to interpolate. Before the first point and after the last point, y is constant.
         points: (x, y), ascending in x.
     """
     if x <= points[0][0]:

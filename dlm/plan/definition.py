@@ -19,7 +19,7 @@ from dlm.core.paths import sweeps_dir
 
 
 def _number(value: object) -> object:
-    """A number from a fraction such as '1/3'. Other values are left for pydantic to accept or refuse."""
+    """Convert a fraction such as '1/3' to a float. Return other values unchanged, for pydantic to check."""
     if isinstance(value, str) and "/" in value:
         with contextlib.suppress(ValueError, ZeroDivisionError):
             return float(Fraction(value))
@@ -35,12 +35,12 @@ class _Frozen(BaseModel):
 
 
 class Hardware(_Frozen):
-    """The devices of one cell, for its estimate and for the resources of its job."""
+    """The devices that one cell runs on. They determine its estimate and the resources of its job."""
 
-    device: str = "H100"  # cpu, or a name of flops.PEAK_FLOPS
+    device: str = "H100"  # cpu, or a key of flops.PEAK_FLOPS
     nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=8, ge=0)
-    mfu: float = Field(default=0.4, gt=0, le=1)  # assumed share of the peak, in true FLOPs
+    mfu: float = Field(default=0.4, gt=0, le=1)  # assumed share of the peak, counted in full_masked_head FLOPs
 
     @field_validator("device")
     @classmethod
@@ -51,44 +51,47 @@ class Hardware(_Frozen):
 
 
 class SweepSpec(_Frozen):
-    """A sweep definition: which cells to train, and what they have in common."""
+    """A sweep definition: the cells to train, and the settings that they share."""
 
     name: str = Field(pattern=f"^{SWEEP_NAME}$")
     description: str = ""
-    budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of one cell
-    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # of --top-budget
+    budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of a cell
+    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # shares of top budget
     convention: Convention = "6n"
     models: tuple[str, ...] = Field(min_length=1)
-    tokens_per_param: tuple[Number, Number] | None = None  # lowest and highest: cells outside are dropped
-    sizes_per_budget: int | None = Field(default=None, ge=1)  # of the sizes inside keep this many, evenly spread
+    tokens_per_param: tuple[Number, Number] | None = None  # (lowest, highest); cells outside are dropped
+    sizes_per_budget: int | None = Field(default=None, ge=1)  # sizes to keep, evenly spread
     objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    groups: dict[str, str] = Field(default_factory=dict)  # choices of Hydra groups, for every cell
-    set: dict[str, Any] = Field(default_factory=dict)  # values of config keys, for every cell
-    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # there is a cell for every combination
-    max_epochs: float = Field(default=4.0, gt=0)  # cells that read the data more often are dropped
+    groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
+    set: dict[str, Any] = Field(default_factory=dict)  # config key -> value, for every cell
+    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # key or group -> values; one cell per combination
+    max_epochs: float = Field(default=4.0, gt=0)  # cells that read their data more often are dropped
     max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
-    max_local_hours: float = Field(default=24.0, gt=0)  # a sweep that takes longer on this machine is not started here
+    max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
 
     def identity(self) -> dict[str, Any]:
-        """What two definitions of one sweep must agree on: all but what may grow and what is about the machine."""
+        """Return the fields that all definitions of one sweep must share.
+
+        The budgets may grow, and the description, the limits on the cost and the hardware may change.
+        """
         changing = {"budgets", "budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware"}
         return self.model_dump(mode="json", exclude=changing)
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:
-        """The same definition with other budgets (target FLOPs), sorted and without duplicates."""
+        """Return this definition with other budgets (target FLOPs), sorted and without duplicates."""
         return self.model_copy(update={"budgets": tuple(sorted(set(budgets)))})
 
 
 def find_definition(name: str) -> Path:
-    """The file of a definition.
+    """Find the file of a sweep definition.
 
     Args:
         name: The path of a YAML file, or the name of a definition in sweeps/.
 
     Raises:
-        UserError: There is none; the message has the close matches.
+        UserError: There is no such definition. The message names close matches.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -109,7 +112,7 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
         settings: Changes of the form KEY=VALUE, with dotted keys and YAML values, as --set takes them.
 
     Raises:
-        UserError: The file or a setting cannot be read, or the definition is not valid.
+        UserError: The file or a setting cannot be read, or the definition is invalid.
     """
     content = load_mapping(path)
     for setting in settings:
@@ -126,12 +129,15 @@ def _set(content: dict[str, Any], setting: str) -> None:
         content[key] = value
     elif "." not in key and key not in load_base():
         raise unknown("key in --set", key, [*SweepSpec.model_fields, "GROUP.KEY"])
-    else:  # a config key: the same for every cell
+    else:  # a config key, for every cell
         content["set"] = {**(content.get("set") or {}), key: value}
 
 
 def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
-    """A SweepSpec from plain values. Raises UserError for the first mistake, with ``source`` and the key."""
+    """Make a SweepSpec from plain values.
+
+    Raises UserError for the first mistake; the message names ``source`` and the key.
+    """
     try:
         spec = SweepSpec(**content)
     except ValidationError as error:
@@ -145,7 +151,7 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first mistake that pydantic found, in one line."""
+    """Describe the first mistake that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
     *groups, key = (str(part) for part in first["loc"])
     name = ".".join([*groups, key])

@@ -1,7 +1,7 @@
-"""Make the plan of a sweep: every combination that its definition names becomes a cell, or is dropped with a reason.
+"""Make the plan of a sweep: every combination in the definition becomes a cell, or is dropped with a reason.
 
-A plan holds decisions only: the same definition and the same data give the same bytes on any machine. What the cells
-cost is estimated in cost and kept in estimate.json beside the plan.
+A plan holds only decisions, so the same definition and the same data give the same bytes on any machine. The module
+cost estimates the cost of the cells, which is stored in estimate.json next to the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
 
-# The groups that decide a result. The others are chosen too but do not enter the identity of a cell.
+# The groups that determine the result of a run. The other groups do not enter the identity of a cell.
 DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
 
 
@@ -39,10 +39,10 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
 
     Args:
         spec: The definition.
-        read: Returns the data of a resolved data node, None while they are not prepared; it may prepare them.
+        read: Returns the data set of a resolved ``data`` node, or None if it is not prepared. It may prepare the data.
 
     Raises:
-        UserError: The definition names something that does not exist or cannot be trained, or no cell is left.
+        UserError: The definition names something that does not exist or cannot be trained, or all cells are dropped.
     """
     groups = {**DEFAULT_GROUPS, **spec.groups}
     for group, choice in groups.items():
@@ -51,7 +51,8 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
     points = list(_points(spec, groups))
-    distinct = {(*point.groups.items(), *point.overrides): point for point in points}  # they differ in their keys
+    # The check depends on the groups and on the names of the keys, so one point per combination of these is enough.
+    distinct = {(*point.groups.items(), *point.overrides): point for point in points}
     for point in distinct.values():
         _check_keys(point)
     found: dict[str, DataSet | None] = {}
@@ -90,13 +91,13 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of what a definition names: the choices of its groups, and the config keys that it sets."""
+    """One combination of values in a definition: the choices of its groups, and the config keys that it sets."""
 
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]
 
     def dropped(self, reason: str) -> dict[str, Any]:
-        """The row of the plan that says why there is no cell."""
+        """Return the row of ``Plan.dropped`` for this combination."""
         return {
             "model": self.groups["model"],
             "objective": self.groups["objective"],
@@ -107,7 +108,7 @@ class Point:
 
 
 def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[Point]:
-    """Every combination that the definition names."""
+    """Yield every combination of the values in a definition."""
     combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
     for objective, varied, seed, budget, model in itertools.product(
         spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
@@ -119,7 +120,7 @@ def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[Point]:
 
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a cell as far as it decides the result, as Hydra composes it and ``fill`` completes it.
+    """Return the part of a cell's config that determines its result, as Hydra composes it and ``fill`` completes it.
 
     Args:
         groups: Group -> choice.
@@ -133,12 +134,12 @@ def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict
 
 @functools.lru_cache(maxsize=4096)
 def _composed(configs: Path, *chosen: str) -> dict[str, Any]:
-    """The deciding groups as they stand in the folder ``configs``. Callers must not change the result."""
+    """Load the chosen files of the groups DECIDING from ``configs``. Callers must not modify the cached result."""
     return load_base() | {group: load_choice(group, choice) for group, choice in zip(DECIDING, chosen, strict=True)}
 
 
 def _check_keys(point: Point) -> None:
-    """Raise UserError for a key of a group file or of the definition that no cell reads."""
+    """Raise UserError for a key of a group file or of the definition that cells do not read or must not set."""
     chosen = {**OTHER_GROUPS, **point.groups}
     config = load_base() | {group: load_choice(group, choice) for group, choice in chosen.items()}
     for key in point.overrides:
@@ -153,7 +154,7 @@ def _check_keys(point: Point) -> None:
 
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``data`` node of a cell with the path of the data folder filled in, as Hydra resolves it."""
+    """Return the ``data`` node of a cell, with ``${paths.data_dir}`` resolved as Hydra does."""
     return dict(_in_place(cell_config(groups, overrides)["data"]))
 
 
@@ -164,7 +165,10 @@ def _in_place(value: Any) -> Any:
 
 
 def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
-    """The hash of the one data set, or of all that the cells use. None while any of them is not prepared."""
+    """Return the hash of the data sets that the cells use, or None while any of them is not prepared.
+
+    A single data set keeps its own hash.
+    """
     hashes = [data.hash for data in found if data is not None]
     if len(hashes) < len(found):
         return None
@@ -172,7 +176,7 @@ def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
 
 
 def _cell(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
-    """The cell of a point, or the reason why it is dropped."""
+    """Return the cell of a point, or the reason why the point is dropped."""
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(
@@ -211,7 +215,7 @@ def _cell(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSe
 
 
 def _check_divides(spec: SweepSpec, point: Point, batch_size: int) -> None:
-    """Raise UserError for a batch that does not divide evenly over the devices of the definition."""
+    """Raise UserError for a batch that cannot be divided evenly over the devices of a cell."""
     devices = point.overrides.get("trainer.devices")
     if isinstance(devices, int):
         devices *= point.overrides.get("trainer.num_nodes") or spec.hardware.nodes
@@ -226,7 +230,7 @@ def _check_divides(spec: SweepSpec, point: Point, batch_size: int) -> None:
 
 
 def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | None:
-    """Why a definition drops a cell with this recipe; None when it keeps it."""
+    """Return the reason why the definition drops a cell with this recipe, or None if it keeps the cell."""
     ratio = recipe.tokens / recipe.shape.num_params
     if recipe.steps < MIN_STEPS:
         return f"{recipe.steps} steps of {recipe.tokens_per_step} tokens, fewer than {MIN_STEPS}"
@@ -239,10 +243,10 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
 
 
 def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Keep ``sizes_per_budget`` of the sizes at each budget, evenly spread over the ladder of sizes.
+    """Keep ``sizes_per_budget`` of the model sizes at each budget, evenly spread over the sorted sizes.
 
     Returns:
-        The cells that are kept, and the rows of the plan about the others.
+        The cells that are kept, and the rows of ``Plan.dropped`` for the others.
     """
     if spec.sizes_per_budget is None:
         return cells, []

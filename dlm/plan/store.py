@@ -19,10 +19,10 @@ from dlm.plan.grid import make_plan
 def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     """Write plan.json, estimate.json and cell/*.yaml.
 
-    A sweep grows: cells of the folder's earlier plan that have been started stay in it.
+    A sweep may grow: cells of the earlier plan in the folder that have been started are kept.
 
     Returns:
-        The plan as it was written, with the earlier cells.
+        The plan that was written, including the cells that were kept.
 
     Raises:
         UserError: The earlier plan came from another definition or other data.
@@ -32,7 +32,7 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
         _check_same(sweep_dir, before, plan)
         here = {cell.cell_id for cell in plan.cells}
         kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
-        if kept:  # in the order of make_plan, so that a sweep grown in steps has the bytes of one planned at once
+        if kept:  # in the order of make_plan, so that growing a sweep in steps gives the bytes of one plan
             whole = make_plan(plan.spec.with_budgets({*plan.spec.budgets, *(cell.budget_flops for cell in kept)}))
             place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
             cells = sorted([*plan.cells, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
@@ -41,7 +41,7 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
         write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
     planned = {cell.cell_id for cell in plan.cells}
     for path in (sweep_dir / "cell").glob("*.yaml"):
-        if path.stem not in planned:  # of an earlier plan, and never started
+        if path.stem not in planned:  # a cell of an earlier plan that was never started
             path.unlink()
     estimated = [cell for cell in plan.cells if cell.estimate != NOT_ESTIMATED]
     rows = {cell.cell_id: dataclasses.asdict(cell.estimate) for cell in estimated}
@@ -67,7 +67,7 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
 
 
 def cell_yaml(sweep: str, cell: Cell) -> str:
-    """The Hydra config of one cell: the choices of its groups, and the keys that it sets."""
+    """Return the Hydra config of one cell as YAML: the choices of its groups, and the keys that it sets."""
     overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in cell.overrides.items()}
     content = {
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
@@ -79,7 +79,7 @@ def cell_yaml(sweep: str, cell: Cell) -> str:
 
 
 def read_plan(sweep_dir: Path) -> Plan:
-    """The plan of a sweep folder, with its estimates. Raises UserError when there is no plan or it is damaged."""
+    """Read the plan of a sweep folder, with its estimates. Raises UserError if the plan is missing or damaged."""
     path = sweep_dir / "plan.json"
     if not path.is_file():
         raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
@@ -94,7 +94,10 @@ def read_plan(sweep_dir: Path) -> Plan:
 
 
 def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
-    """The estimates of a sweep by cell id. Empty when they are missing or damaged; the next plan writes them again."""
+    """Read the estimates of a sweep: cell id -> estimate.
+
+    The result is empty if the file is missing or damaged; the next plan writes it again.
+    """
     try:
         rows = json.loads((sweep_dir / "estimate.json").read_text())
         return {cell: Estimate(**row) for cell, row in rows.items()}

@@ -1,4 +1,4 @@
-"""Helpers that several test files share, and where the checkout is."""
+"""Helpers that several test files share, and the paths of the tests and the checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small planned sweep and run directories written by hand: for the tests of what becomes of records."""
+"""Make a small planned sweep, and write run directories by hand, to test how records are collected."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LOSS = 2.5
 
 
 def planned(tmp_path: Path, monkeypatch) -> tuple[Path, Plan]:
-    """(sweep folder, its plan): six cells, none started, on data that count as prepared."""
+    """Plan a sweep of six cells, none of them started, on dummy data. Returns its folder and its plan."""
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
     folder = tmp_path / "data/stdlib"
     folder.mkdir(parents=True)
@@ -39,7 +39,7 @@ def planned(tmp_path: Path, monkeypatch) -> tuple[Path, Plan]:
 
 
 def final_rows(cell, loss: float = LOSS) -> list[dict]:
-    """Three logged steps and the final validation."""
+    """Return the metrics of three logged steps and of the final validation."""
     size = cell.tokens // cell.steps
     steps = [1, cell.steps // 2, cell.steps]
     rows = [
@@ -50,7 +50,7 @@ def final_rows(cell, loss: float = LOSS) -> list[dict]:
 
 
 def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
-    """The run directory of a cell that has begun."""
+    """Write the run directory of a cell that has started, with ``rows`` as its metrics, and return its path."""
     run_dir = sweep_dir / "runs" / cell.cell_id
     run_dir.mkdir(parents=True, exist_ok=True)
     config = {**cell_config(cell.groups, cell.overrides), "sweep": "s", "cell_id": cell.cell_id}

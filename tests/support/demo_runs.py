@@ -1,4 +1,4 @@
-"""Synthetic runs.csv and excluded.csv that look like the demo's: a known law, seeded noise, every column."""
+"""Synthetic runs.csv and excluded.csv in the form of the demo's: every column, from a known law with seeded noise."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ BUDGETS = (3e11, 1e12, 3e12)
 
 
 def flops_per_token(n):
-    """6 N and an output head over 256 bytes for half of the tokens."""
+    """Return the FLOPs per token: 6 N, and an output head over 256 bytes for half of the tokens."""
     return 6 * n + 3 * 256 * np.sqrt(n / 24)
 
 
@@ -28,7 +28,10 @@ def true_loss(n, d, floor=1.5):
 
 
 def demo_runs(*, objectives=("masked_diffusion",), budgets=BUDGETS, skip=(), sigma=0.004, seed=0):
-    """One row per (objective, budget, size) that is not in `skip`; columns as in record.RunRow."""
+    """Return a table with the columns RUN_COLUMNS, and one row per (objective, budget, size).
+
+    ``skip`` holds the (budget, size) pairs to leave out; ``sigma`` is the relative noise of the loss.
+    """
     rng = np.random.default_rng(seed)
     cells = [(o, c, m) for o in objectives for c in budgets for m in SIZES if (c, m) not in skip]
     rows = [_row(objective, budget, model, sigma * rng.standard_normal()) for objective, budget, model in cells]

@@ -1,4 +1,4 @@
-"""Read which modules of a package import which others, wherever the import stands, and find circles among them."""
+"""Read the import graph of a package, including imports inside functions, and find import cycles in it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Graph = dict[str, set[str]]
 
 
 def import_graph(package: Path) -> Graph:
-    """The modules of a package, and the modules of the same package that each imports.
+    """Return the modules of a package, each with the modules of the same package that it imports.
 
-    An import counts at the top of a file, inside a function and under TYPE_CHECKING alike. It counts as an import of
-    the module that is named, or that holds the name; not of the packages above it, although Python runs their
-    ``__init__`` too. A package whose names are handed on by lazy_loader imports nothing itself: an import of one of its
-    names counts as an import of the module that its ``.pyi`` file takes the name from. Names of modules in strings are
-    not seen.
+    Imports at the top of a file, inside functions and under TYPE_CHECKING all count. An import counts as an import of
+    the named module, or of the module that holds the imported name, but not of its parent packages, although Python
+    also runs their ``__init__``. A package that re-exports names with lazy_loader imports nothing itself: importing
+    such a name counts as importing the module that the ``.pyi`` file takes the name from. Module names in strings do
+    not count.
     """
     files = {_name(path, package): path for path in sorted(package.rglob("*.py"))}
     faces = {name: _face(name, path) for name, path in files.items()}
@@ -26,7 +26,7 @@ def import_graph(package: Path) -> Graph:
 
 
 def circle(graph: Graph) -> list[str]:
-    """Some modules that import each other in a circle, the first of them twice; empty if there are none."""
+    """Return the modules of an import cycle, beginning and ending with the same module, or an empty list."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -40,7 +40,7 @@ def _name(path: Path, package: Path) -> str:
 
 
 def _face(name: str, path: Path) -> dict[str, str]:
-    """The names that a lazy package hands on, and the module that each comes from."""
+    """Map each name that a lazy package re-exports to the module that defines it."""
     stub = path.with_suffix(".pyi")
     if path.name != "__init__.py" or not stub.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Kill a process that logs as a training run does, and find out what its records lack."""
+"""Kill a process that logs like a training run, and determine which rows its records lack."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ while True:
 
 
 def kill_logging_run(folder: Path, after_sec: float, *, every_sec: float) -> dict[str, Any]:
-    """Start a run, kill it and W&B's own process with SIGKILL, and compare its records with what it said on a pipe.
+    """Start a run, kill it and W&B's process with SIGKILL, and compare its records with the rows printed to a pipe.
 
     Args:
         folder: A new folder for the run directory.
-        after_sec: When to kill, counted from the first row.
-        every_sec: The time between two rows. W&B writes 32 KiB at once as soon as they are full: a slow run shows
-            whether it flushes before that.
+        after_sec: The time from the first row to the kill.
+        every_sec: The time between two rows. W&B writes its buffer of 32 KiB when it is full. A slow run does not fill
+            it and shows whether W&B also flushes earlier.
 
     Returns:
-        The number of rows that were logged, and for each record (metrics, wandb) how many it lacks and how old the
-        oldest of them was at the kill.
+        The number of rows that were logged and, for each record (metrics, wandb), the number of rows that it lacks and
+        the age of the oldest of these at the kill. ``config`` is whether W&B has the run's configuration.
     """
     folder.mkdir()
     command = [sys.executable, "-c", WRITER, str(folder), str(every_sec)]

@@ -1,4 +1,4 @@
-"""Read what a Markdown page names: links, code in the text, commands, Python and YAML."""
+"""Extract links, inline code, commands, and code blocks from a Markdown page."""
 
 import re
 import shlex
@@ -26,28 +26,28 @@ class Page:
 
     @property
     def prose(self) -> str:
-        """The text outside fenced blocks."""
+        """The text outside fenced code blocks."""
         return FENCE.sub("", self.text)
 
     def blocks(self, language: str) -> list[str]:
-        """The fenced blocks in one language."""
+        """Return the contents of the fenced blocks in one language."""
         return [body for name, body in FENCE.findall(self.text) if name == language]
 
     def commands(self) -> list[list[str]]:
-        """The words of every command line: in shell blocks, and commands of make, dlm and Python in the text."""
+        """Return the words of every command: lines of shell blocks, and inline code that calls make, dlm or Python."""
         lines = [line for block in self.blocks("bash") for line in block.splitlines()]
         lines += [code for code in self.inline() if code.startswith(("make ", "dlm ", "python ", ".venv/bin/"))]
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
     def inline(self) -> list[str]:
-        """The code in the text, one string for each pair of backticks."""
+        """Return all inline code, one string for each pair of backticks."""
         return [" ".join(code.split()) for code in CODE.findall(self.prose)]
 
     def links(self) -> list[str]:
-        """The targets of all links that are not on the web."""
+        """Return the targets of all links that have no URL scheme."""
         return [target for target in LINK.findall(self.prose) if not re.match(r"[a-z]+:", target)]
 
     def anchors(self) -> set[str]:
-        """The anchors of the headings, as GitHub makes them."""
+        """Return the anchors that GitHub generates for the headings."""
         titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in HEADING.findall(self.prose)]
         return {title.replace(" ", "-") for title in titles}

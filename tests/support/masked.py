@@ -1,10 +1,13 @@
-"""A batch of masked diffusion taken apart again: its text, its mask and the weight of each sequence."""
+"""Recover the text, the mask and the weights of the sequences from a batch of masked diffusion."""
 
 import numpy as np
 
 
 def taken_apart(batch) -> dict[str, np.ndarray]:
-    """tokens and mask (B, T), weight (B,) (0 without a mask); checks that a place is named once and the rest filled."""
+    """Return tokens (B, T), mask (B, T) and weight (B,), which is 0 for a sequence without masked tokens.
+
+    Asserts that each masked position is listed once and before the padding, and that each sequence has one weight.
+    """
     given, index, target, weight = (np.asarray(batch[key]) for key in ("tokens", "index", "target", "weight"))
     named = weight > 0
     count = int(named.sum())
@@ -15,5 +18,5 @@ def taken_apart(batch) -> dict[str, np.ndarray]:
     weights[index[named]] = weight[named]
     mask, weights = mask.reshape(given.shape), weights.reshape(given.shape)
     weight_B = weights.max(axis=1)
-    assert np.array_equal(weights, np.where(mask, weight_B[:, None], 0))  # one weight a sequence
+    assert np.array_equal(weights, np.where(mask, weight_B[:, None], 0))  # one weight per sequence
     return {"tokens": tokens.reshape(given.shape), "mask": mask, "weight": weight_B}

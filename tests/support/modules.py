@@ -1,4 +1,4 @@
-"""A Lightning module without a run around it."""
+"""Make a Lightning module outside a run."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ TRAINER = {"attention": "auto", "compile": False, "activation_checkpointing": Fa
 def make_module(
     changes: dict[str, Any] | None = None, objective: Objective | None = None
 ) -> DiffusionLMLightningModule:
-    """That of the 8k model on bytes; ``changes`` by their dotted keys, those of trainer included."""
+    """Make the module of the 8k model on bytes. ``changes`` maps dotted config keys, also of the trainer, to values."""
     changes = dict(changes or {})
     trainer = {key: changes.pop(f"trainer.{key}", value) for key, value in TRAINER.items()}
     config = {**fill(cell_config(GROUPS, changes)), "trainer": trainer}

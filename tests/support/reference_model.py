@@ -1,4 +1,4 @@
-"""The trunk once more, in float64, from its description: explicit softmax, complex rotary, one head at a time."""
+"""An independent float64 implementation of the model: explicit softmax, complex rotary embedding, a loop over heads."""
 
 import torch
 
@@ -14,7 +14,10 @@ def rms(x, weight, eps):
 
 
 def rotated(x_TD, share=1.0):
-    """Channel pairs (i, i + D/2) as complex numbers, turned by position x 10000^(-2i/D); the first share of them."""
+    """Apply the rotary embedding to the first ``share`` of the channels.
+
+    With D channels in this share, pairs (i, i + D/2) are complex numbers, rotated by position x 10000^(-2i/D).
+    """
     dim = int(share * x_TD.shape[1])
     x_TD, rest = x_TD[:, :dim], x_TD[:, dim:]
     length = len(x_TD)
@@ -25,7 +28,7 @@ def rotated(x_TD, share=1.0):
 
 
 def reference_logits(weights: dict[str, torch.Tensor], shape: ModelShape, tokens_T, causal: bool):
-    """(T, V) logits of one sequence; ``weights`` are the float64 parameters by name."""
+    """Return the (T, V) logits of one sequence; ``weights`` maps parameter names to float64 tensors."""
     length, dim, eps = len(tokens_T), shape.head_dim, shape.norm_eps
     sets = shape.n_query_groups or shape.n_head
     x = weights["embedding.weight"][tokens_T]

@@ -1,4 +1,4 @@
-"""Short training runs: how to start one, and what to read of it."""
+"""Start short training runs, and read their results."""
 
 import os
 import signal
@@ -15,28 +15,28 @@ from dlm.train.callbacks.preemption import SIGNALS
 
 DEBUG = ("experiment=debug", "logger=none", "validation.num_sequences=16")
 SHORT = (*DEBUG, "training.steps=40", "data.block_size=64", "validation.draws=2")
-TINY = (*DEBUG, "model=4k", "data.block_size=32", "validation.draws=2")  # two hundred steps a second
-COMPUTED = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "lr")  # the other columns come from clocks
+TINY = (*DEBUG, "model=4k", "data.block_size=32", "validation.draws=2")  # two hundred steps per second
+COMPUTED = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "lr")  # the other columns depend on measured times
 
 
 def only_run(workdir: Path, sweep: str = "adhoc") -> Path:
-    """The folder of the one run of a sweep."""
+    """Return the folder of the only run of a sweep."""
     (folder,) = (workdir / sweep / "runs").iterdir()
     return folder
 
 
 def rows_of(run_dir: Path) -> list[dict[str, float]]:
-    """The history of a run, one row for each step."""
+    """Return the history of a run, one row per step."""
     return merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
 
 
 def losses(run_dir: Path, names: tuple[str, ...] = COMPUTED) -> dict[int, dict[str, float]]:
-    """What a run computed at each step, without what a clock measured."""
+    """Return the computed values of a run at each step, without those that depend on measured times."""
     return {row["step"]: {name: row[name] for name in names if name in row} for row in rows_of(run_dir)}
 
 
 def wait_for(condition, *, process, seconds: float = 600) -> None:
-    """Wait until ``condition`` holds, while ``process`` lives."""
+    """Wait until ``condition`` holds. Asserts that ``process`` runs meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -45,8 +45,8 @@ def wait_for(condition, *, process, seconds: float = 600) -> None:
 
 
 def train_here(workdir: Path, *overrides: str) -> Path:
-    """Train one run in this process, in a work directory of its own; its folder."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run takes them over
+    """Train one run in this process with the work directory ``workdir``, and return the folder of the run."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run replaces them
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_WORKDIR", str(workdir))
         patch.setattr(sys, "argv", ["dlm.launch", *overrides])

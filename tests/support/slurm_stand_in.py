@@ -1,7 +1,7 @@
-"""A stand-in for SLURM that queues, starts and accounts as the real one, as shell scripts on files.
+"""A stand-in for SLURM: shell scripts for sbatch, squeue, sacct and scancel that read and write files.
 
-Its state is a folder with a file per task: TASK.live holds the state, TASK.ended holds state|code:signal. A file
-`refuse` makes sbatch refuse, a file `down` makes squeue and sacct fail.
+The state is a folder with one file per task: TASK.live holds the state of a queued or running task, and TASK.ended
+holds state|code:signal. If there is a file `refuse`, sbatch refuses; if there is a file `down`, squeue and sacct fail.
 """
 
 import textwrap
@@ -28,13 +28,13 @@ SCANCEL = 'cd {db}; for id in "$@"; do rm $id.live; echo "CANCELLED by 0|0:15" >
 
 
 def install(bin_dir: Path, db: Path) -> None:
-    """Write the commands into ``bin_dir``; ``db`` holds the state."""
+    """Write the commands to ``bin_dir``, and create the folder ``db`` for their state."""
     db.mkdir()
     for name, body in {"sbatch": SBATCH, "squeue": SQUEUE, "sacct": SACCT, "scancel": SCANCEL}.items():
         write_command(bin_dir, name, textwrap.dedent(body).format(db=db))
 
 
 def end(db: Path, task: str, said: str) -> None:
-    """End a task; ``said`` is what sacct shows of it."""
+    """End a task; ``said`` is its line state|code:signal for sacct."""
     (db / f"{task}.live").unlink()
     (db / f"{task}.ended").write_text(said)

@@ -1,4 +1,4 @@
-"""A sweep that is submitted to a real SLURM, and what has become of it."""
+"""Submit a sweep to a real SLURM cluster, and read the state of its jobs and runs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 
 
 def wait_for(condition: Callable[[], Found], *, seconds: float = 90, sleep: float = 0.2) -> Found:
-    """What ``condition`` gives as soon as it is true."""
+    """Wait until the result of ``condition`` is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, subprocess.run(["squeue"], capture_output=True, text=True).stdout
@@ -31,30 +31,37 @@ def wait_for(condition: Callable[[], Found], *, seconds: float = 90, sleep: floa
 
 
 def curve(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Every number of a run's loss curve, by step."""
+    """Return the columns CURVE of a run's history, by step."""
     rows = merge_metrics(read_jsonl(run_dir / "metrics.jsonl"))
     return {row["step"]: {name: row[name] for name in CURVE if name in row} for row in rows}
 
 
 def _is_cell(process: Path, of_sweep: set[bytes], wanted: set[bytes]) -> bool:
-    """Whether a folder of /proc is a Python process that runs dlm.launch with such an environment."""
+    """Return whether a folder of /proc is a Python process that runs dlm.launch.
+
+    Its environment must contain all variables of ``wanted`` and at least one of ``of_sweep``.
+    """
     try:
         command = (process / "cmdline").read_bytes().split(b"\0")
         environment = set((process / "environ").read_bytes().split(b"\0"))
     except OSError:  # it ended just now
         return False
-    is_launch = b"python" in command[0] and b"dlm.launch" in command  # srun has dlm.launch among its words too
+    is_launch = b"python" in command[0] and b"dlm.launch" in command  # the command line of srun contains dlm.launch too
     return is_launch and wanted <= environment and bool(of_sweep & environment)
 
 
 class Sweep:
-    """A sweep of the smallest model that is submitted to the cluster, and what has become of it."""
+    """A sweep of the smallest model on the cluster, with the state of its jobs and runs."""
 
     def __init__(self, cluster, command, folder: Path) -> None:
         self.cluster, self.command, self.folder = cluster, command, folder
 
     def arguments(self, *settings: str, launcher: str = "", more: Sequence[str] = ()) -> list[str]:
-        """Of `dlm submit`: keys of the definition, keys of hydra.launcher (`a=1 b=2`), and anything else."""
+        """Return the arguments of `dlm submit`.
+
+        ``settings`` are keys of the definition, ``launcher`` holds keys of hydra.launcher (`a=1 b=2`), and ``more`` are
+        further arguments.
+        """
         small = ["models=[4k]", "tokens_per_param=[1,1e5]", f"name={self.folder.name}", *settings]
         keys = [f"hydra.launcher.{key}" for key in launcher.split()]
         return [
@@ -64,11 +71,11 @@ class Sweep:
         ]  # fmt: skip
 
     def submit(self, *settings: str, launcher: str = "", more: Sequence[str] = ()):
-        """`dlm submit`; ends with its exit code."""
+        """Run `dlm submit` to its end, and return its exit code and output."""
         return self.command("dlm.cli", *self.arguments(*settings, launcher=launcher, more=more))
 
     def start(self, *settings: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """`dlm submit` that goes on beside the test."""
+        """Start `dlm submit` in the background."""
         return subprocess.Popen(
             [sys.executable, "-m", "dlm.cli", *self.arguments(*settings)], cwd=PACKAGE.parent,
             env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -80,21 +87,21 @@ class Sweep:
 
     @property
     def run_dir(self) -> Path:
-        """Of the only cell."""
+        """The run directory of the only cell."""
         (only,) = self.run_dirs
         return only
 
     @property
     def log(self) -> str:
-        """What the only cell said, all attempts."""
+        """The log of all attempts of the only cell."""
         return (self.run_dir / "log.txt").read_text()
 
     def trains(self) -> bool:
-        """Whether the only cell runs and has a checkpoint behind it."""
+        """Return whether the only cell is running and has written a checkpoint."""
         return bool(self.run_dirs) and (self.run_dir / "LATEST").is_file() and (self.run_dir / "lease.json").is_file()
 
     def processes(self, **variables: object) -> list[int]:
-        """The processes of its cells, not of other sweeps on this machine, whose environment has these variables."""
+        """Return the ids of the processes of this sweep's cells whose environment contains ``variables``."""
         submissions = [line["submission"] for line in read_jsonl(Ledger(self.folder).path) if line["event"] == "intent"]
         wanted = {f"{name}={value}".encode() for name, value in variables.items()}
         return [
@@ -104,7 +111,7 @@ class Sweep:
         ]
 
     def status(self) -> list[dict]:
-        """The cells of `dlm status --json`."""
+        """Return the cells that `dlm status --json` prints."""
         return json.loads(self.command("dlm.cli", "status", self.folder, "--json").out)
 
     @property
@@ -114,21 +121,21 @@ class Sweep:
         return only
 
     def job_ids(self) -> list[str]:
-        """Of every task that was ever submitted."""
+        """Return the job ids of all tasks that were ever submitted."""
         lines = read_jsonl(Ledger(self.folder).path)
         return [job_id for line in lines if line["event"] == "submitted" for job_id in line["ids"].values()]
 
     def queued(self) -> list[str]:
-        """The states of its tasks in the queue."""
+        """Return the states of the sweep's tasks in the queue."""
         return self.cluster("squeue", "-h", "--array", "-o", "%T", f"--jobs={','.join(self.job_ids())}").split()
 
     def accounts(self, *, seconds: float = 120) -> list[tuple[str, str]]:
-        """(state, exit code) of every task in sacct, once none of them runs or waits there either."""
+        """Wait until squeue and sacct show no active task, and return (state, exit code) of every task in sacct."""
         wait_for(lambda: not self.cluster("squeue", "-h", f"--name={self.job_name()}").strip(), seconds=seconds)
-        return wait_for(self._ended_accounts, seconds=30)  # accounting lags behind
+        return wait_for(self._ended_accounts, seconds=30)  # accounting lags behind the queue
 
     def job_name(self) -> str:
-        """Of all its submissions, as squeue wants them."""
+        """Return the job names of all submissions of the sweep, separated by commas as squeue expects."""
         lines = read_jsonl(Ledger(self.folder).path)
         return ",".join(f"{self.folder.name}-{line['submission']}" for line in lines if line["event"] == "intent")
 
@@ -137,4 +144,4 @@ class Sweep:
                             "-S", "now-1hour").splitlines()  # fmt: skip
         mine = [tuple(row.split("|")[1:]) for row in said]
         still = any(state in ("PENDING", "RUNNING", "REQUEUED") for state, _ in mine)
-        return [] if still or len(mine) < len(self.job_ids()) else mine  # a task waiting in an array has no row yet
+        return [] if still or len(mine) < len(self.job_ids()) else mine  # a pending task of an array has no row yet

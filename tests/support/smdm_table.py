@@ -1,4 +1,4 @@
-"""SMDM's ladder as published facts (github.com/ML-GSAI/SMDM, lit_gpt/config.py, Diff_LLaMA_*), and what follows."""
+"""SMDM's ladder of model sizes (github.com/ML-GSAI/SMDM, lit_gpt/config.py, Diff_LLaMA_*), with derived numbers."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20)
 
 
 class Size(NamedTuple):
-    """One row of the published ladder: block 2048, vocabulary 32000."""
+    """One size of the published ladder, with block size 2048 and vocabulary 32000."""
 
     name: str
     n_layer: int
@@ -15,8 +15,8 @@ class Size(NamedTuple):
     n_embd: int
     intermediate_size: int
     num_params: int  # without embedding and head
-    num_params_total: int  # masked diffusion: 32001 rows of embedding, 32000 of the head
-    full_over_6n: float  # FLOPs of body, attention and head over 6 N
+    num_params_total: int  # masked diffusion: embedding of 32001 rows, head of 32000
+    full_over_6n: float  # FLOPs of body, attention and head, divided by 6 N
     steps: tuple[int, ...]  # int(C / (6 N B T)) at BUDGETS, B = 256, T = 2048
 
 

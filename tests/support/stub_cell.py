@@ -1,8 +1,8 @@
 """Stands in for dlm.launch: `python -m support.stub_cell +cell=ID paths.workdir=W sweep=S [mode=...]`.
 
-It takes the lease and writes what the training half writes. ``mode``, an override or else the content of a file
-`mode` in the run directory, says how it ends: done, fail, kill, quiet (exit 0, no result), config (exit 2) or wait
-(until SIGTERM, then 75).
+It takes the lease and writes the status and the result that a training run would write. The override ``mode``, or else
+the content of the file `mode` in the run directory, determines how it ends: done, fail, kill, quiet (exit 0 without a
+result), config (exit 2), wait (until SIGTERM, then exit 75) or boot (30 s without a lease, then as quiet).
 """
 
 import json
@@ -56,7 +56,7 @@ def main() -> int:
     run_dir = Path(given["paths.workdir"].strip("'")) / given.get("sweep", "adhoc").strip("'") / "runs" / cell_id
     asked = run_dir / "mode"
     mode = given.get("mode") or (asked.read_text() if asked.is_file() else "done")
-    if mode == "boot":  # imports go on and on: no lease yet, no handler
+    if mode == "boot":  # as during long imports: neither a lease nor a signal handler yet
         time.sleep(30)
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
@@ -75,7 +75,7 @@ def main() -> int:
         if mode == "wait":
             while not asked_to_stop:
                 time.sleep(0.02)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool's own may come while the interpreter ends
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool may send SIGTERM during the exit
             write_status(run_dir, status(State.PREEMPTED, exit_code=75, reason="stopped by a signal"))
             return 75
         time.sleep(float(given.get("sec", 0)))

@@ -1,4 +1,4 @@
-"""Plans of stub cells, and what is asked of a sweep after they were submitted."""
+"""Plan and submit stub cells, and query the state of their sweep."""
 
 import os
 import time
@@ -22,7 +22,7 @@ ESTIMATED = {field.name for field in fields(Estimate)}
 
 
 def make_cell(name: str, **changes) -> SimpleNamespace:
-    """A planned cell, as far as submitting looks at it."""
+    """Make a planned cell with the fields that submission reads."""
     estimate = {name: changes.pop(name) for name in ESTIMATED & changes.keys()}
     values = {
         "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "steps": STEPS,
@@ -36,7 +36,7 @@ def make_plan(*names: str, **changes) -> SimpleNamespace:
 
 
 def make_pool(**options) -> LocalPool:
-    """A pool whose jobs are stub cells instead of trainings."""
+    """Make a pool whose jobs run stub cells instead of training."""
     return LocalPool(**{"module": "support.stub_cell", "cores": 2, "grace_sec": 5.0, "poll_sec": 0.02, **options})
 
 
@@ -46,33 +46,33 @@ def submit(plan, sweep_dir, cluster=None, **options) -> Submission:
 
 
 def make_job(tmp_path: Path, name: str, *extra: str, **resources) -> Job:
-    """A job of the sweep "sweep" in ``tmp_path`` that runs a stub cell."""
+    """Make a job that runs a stub cell of the sweep "sweep" in ``tmp_path``."""
     run_dir = tmp_path / "sweep" / "runs" / name
     overrides = (f"+cell={name}", f"paths.workdir={tmp_path}", "sweep=sweep", *extra)
     return Job(name=name, overrides=overrides, run_dir=run_dir, resources=Resources(**resources))
 
 
 def run_in(pool: LocalPool, jobs: list[Job], *, code: Path = PACKAGE.parent, **options) -> Submission:
-    """Run jobs in a pool, as a submission to it does."""
+    """Submit jobs to a pool."""
     ledger = Ledger(jobs[0].run_dir.parents[1])
     pool.check(jobs)
     return pool.submit(Request(submission="s", jobs=jobs, ledger=ledger, code=code, environment={}, **options))
 
 
 def run_dir(sweep_dir: Path, name: str) -> Path:
-    """The run directory of a cell, which then exists."""
+    """Create the run directory of a cell if necessary, and return it."""
     folder = sweep_dir / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def ask_mode(sweep_dir: Path, name: str, mode: str) -> None:
-    """Choose how a stub cell ends."""
+    """Set the mode that determines how a stub cell ends."""
     (run_dir(sweep_dir, name) / "mode").write_text(mode)
 
 
 def write_submitted(sweep_dir, name: str, submission: str, job_id: str) -> None:
-    """Write into the ledger that SLURM has accepted the job of a cell."""
+    """Record in the ledger that SLURM has accepted the job of a cell."""
     ledger = Ledger(sweep_dir)
     job = Job(name=name, overrides=(), run_dir=sweep_dir / "runs" / name)
     ledger.intent(
@@ -91,7 +91,7 @@ def state_of(sweep_dir: Path, name: str) -> tuple[State, str | None]:
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    """Wait until ``condition`` holds, which it does within ``seconds`` on the busiest machine."""
+    """Wait until ``condition`` holds, for at most ``seconds``, which suffice even on a busy machine."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "what is waited for does not happen"
@@ -99,19 +99,19 @@ def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended."""
+    """Return whether a process has ended."""
     stat_file = Path(f"/proc/{pid}/stat")
     return not stat_file.exists() or stat_file.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def write_command(folder: Path, name: str, body: str) -> None:
-    """Put a shell script into ``folder`` that stands in for a command."""
+    """Write a shell script to ``folder`` that replaces the command ``name``."""
     path = folder / name
     path.write_text(f"#!/bin/bash\n{body}\n")
     path.chmod(0o755)
 
 
 def prepend_to_path(folder: Path, monkeypatch) -> None:
-    """Let commands in ``folder`` come before all others."""
+    """Prepend ``folder`` to PATH, so that its commands take precedence."""
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

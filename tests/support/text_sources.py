@@ -1,4 +1,4 @@
-"""Sources of text of every kind, and what a data set that is made of them must hold."""
+"""Write text sources of every kind, and compute the data set that must result from them."""
 
 import gzip
 import hashlib
@@ -31,7 +31,7 @@ def lines(texts, key="text"):
 
 def as_jsonl(texts, folder):
     (folder / "a.jsonl").write_bytes(lines(texts[:90]))
-    (folder / "b.jsonl").write_bytes(lines(texts[90:])[:-1])  # the last line need not end
+    (folder / "b.jsonl").write_bytes(lines(texts[90:])[:-1])  # without a newline after the last line
 
 
 def as_zst(texts, folder):
@@ -64,7 +64,7 @@ FORMS = {form.__name__: form for form in (as_jsonl, as_zst, as_gz, as_parquet, a
 
 
 def many_units(source, count, texts_each, **options):
-    """Files that cannot be put together: their kinds alternate."""
+    """Write files of alternating kinds, so that no two of them can share a unit."""
     for number in range(count):
         content = lines(make_texts(texts_each, seed=number, **options))
         name, content = ("jsonl", content) if number % 2 else ("jsonl.gz", gzip.compress(content, mtime=0))
@@ -80,7 +80,7 @@ def prepare(*arguments):
 
 
 def refusal(capsys, *arguments):
-    """The one line that a preparation ends with."""
+    """Run a preparation that must fail with a user error, and return its single line on stderr."""
     assert prepare(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("dlm: ") and captured.err.count("\n") == 1, captured
@@ -95,7 +95,7 @@ def tokens_in(out, split):
 
 
 def expected(texts, encode, eos, share, *, bos=()):
-    """Both splits, one document after another."""
+    """Return the expected tokens of both splits, with the documents in order."""
     result = {"train": [], "validation": []}
     for text in texts:
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

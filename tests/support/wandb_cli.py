@@ -14,12 +14,12 @@ from unittest import mock
 from support import ROOT
 from support.wandb_server import WandbServer
 
-# Small pages, so that several are asked for; on a busy machine no wait is worth a line.
+# Small pages, so that requests span several pages. NOTICE_SEC is large, so that a busy machine causes no notices.
 SETTINGS = {"RUNS_A_PAGE": 3, "STEPS_A_PAGE": 2000, "NOTICE_SEC": 100.0}
 
 
 class Answer(NamedTuple):
-    """What a command ended with and wrote."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -27,17 +27,17 @@ class Answer(NamedTuple):
 
     @property
     def complaint(self) -> str:
-        """The one line that a user's mistake shows."""
+        """The error message, after asserting that it is the single line of a user error (exit code 2)."""
         assert self.code == 2 and len(self.err.strip().splitlines()) == 1 and self.err.startswith("dlm: "), self
         return self.err.strip()
 
 
 def dlm(server: WandbServer, *arguments: str | Path) -> Answer:
-    """Run `dlm ...` in this process, where wandb is imported already; its environment is that of ``server``."""
+    """Run `dlm ...` in this process, where wandb is imported already and the environment points to ``server``."""
     from dlm.cli import main
     from dlm.collect import wandb_server
 
-    wandb_server._api.cache_clear()  # a process of its own would log in again
+    wandb_server._api.cache_clear()  # a new process would log in again
     server.asked.clear()
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -55,13 +55,13 @@ def dlm(server: WandbServer, *arguments: str | Path) -> Answer:
 
 
 def dlm_process(server: WandbServer, *arguments: str | Path, patches: str = "", **environ: str) -> Answer:
-    """Run `dlm ...` in a process of its own.
+    """Run `dlm ...` in a new process.
 
     Args:
-        server: The server that W&B is sent to.
+        server: The server that the W&B client uses.
         *arguments: The arguments of `dlm`.
-        patches: Statements to run first, with dlm.collect.wandb_server as ``api``.
-        **environ: More environment variables.
+        patches: Python statements to run first; ``api`` is dlm.collect.wandb_server.
+        **environ: Additional environment variables.
     """
     settings = [f"api.{name} = {value}" for name, value in SETTINGS.items()]
     lines = ["import dlm.collect.wandb_server as api", *settings, patches, "from dlm.cli import main", "main()"]

@@ -1,4 +1,4 @@
-"""Write real W&B runs, in a process of their own that stays alive: importing wandb takes longer than a small run."""
+"""Write real W&B runs in a separate process that stays alive, because importing wandb takes longer than a small run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write_runs(folder: Path, specs: Sequence[dict[str, Any]], **environment: str
     """Log runs with the real W&B.
 
     Args:
-        folder: Where the runs' directories lie.
-        specs: Dictionaries with dir (below ``folder``), id, group and rows, and optionally config, exit, mode, tags
-            and summary.
-        **environment: More environment variables; with any, the runs are written by a process of their own.
+        folder: The parent of the run directories.
+        specs: Dictionaries with the keys dir (relative to ``folder``), id, group and rows, and optionally config, exit,
+            mode, tags and summary.
+        **environment: Additional environment variables. If any are given, a new process writes the runs.
     """
     for spec in specs:
         (folder / spec["dir"]).mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_runs(folder: Path, specs: Sequence[dict[str, Any]], **environment: str
 
 
 def log_to_wandb(sweep_dir: Path, cell: Any, rows: Iterable[dict[str, Any]], **facts: Any) -> None:
-    """Log rows of a planned cell as its run would have; ``facts`` are those of ``write_runs``."""
+    """Log rows as the run of a planned cell would; ``facts`` are further keys of the spec for ``write_runs``."""
     spec = {"dir": f"runs/{cell.cell_id}", "id": f"s-{cell.cell_id}", "group": "s", "rows": list(rows), **facts}
     write_runs(sweep_dir, [spec])
 
@@ -80,7 +80,7 @@ def _write(spec: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Write the runs of each line of standard input, a JSON list, and answer each line."""
+    """Read lines of JSON lists of specs from standard input, write the runs of each line, and confirm it."""
     import wandb
 
     last_second = dict[str, int]()
@@ -90,7 +90,7 @@ def main() -> None:
                 time.sleep(0.02)
             last_second[spec["dir"]] = int(time.time())
             _write(spec)
-        wandb.teardown()  # W&B's own process may write to the files until it has ended
+        wandb.teardown()  # W&B's process may write to the files until it ends
         print("written", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""A stand-in for the W&B server, on the loopback interface, that keeps everything in memory.
+"""A stand-in for the W&B server that listens on the loopback interface and stores everything in memory.
 
 The client in the tests is the real wandb 0.31. The server answers the GraphQL operations that wandb.init (online),
-`wandb sync` and wandb.Api send, and takes the file stream. It keeps rows as they come, by their line, and imitates
-nothing else of W&B. It fails on demand (``server.fail``) and counts every request (``server.asked``).
+`wandb sync` and wandb.Api send, and accepts the file stream. It stores rows unchanged by their line number, and does
+not imitate other behaviour of W&B. It fails on demand (``server.fail``) and counts every request (``server.asked``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 
 KEY = "0123456789" * 4
 ENTITY = "tester"
-HEAVY = ("config", "summaryMetrics", "systemMetrics", "historyKeys")  # what a lazy list of runs does without
+HEAVY = ("config", "summaryMetrics", "systemMetrics", "historyKeys")  # fields that a lazy list of runs omits
 
 
 @dataclass
 class StoredRun:
-    """One run as the server has it."""
+    """One run as the server stores it."""
 
     name: str
     entity: str
@@ -37,7 +37,7 @@ class StoredRun:
     number: int
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # by its line
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # line number -> row
     group: str | None = None
     display_name: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -46,24 +46,24 @@ class StoredRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The history in the order of its lines."""
+        """The rows of the history in the order of their lines."""
         return [self.history[line] for line in sorted(self.history)]
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests of ``operation``."""
+    """The failure of the next ``times`` requests of ``operation``."""
 
     operation: str
     times: int
     status: int | None = None
     drop: bool = False
     slow_sec: float = 0.0
-    refuse: str | None = None  # a GraphQL error
+    refuse: str | None = None  # message of a GraphQL error
 
 
 class WandbServer(ThreadingHTTPServer):
-    """The server; ``with WandbServer() as server`` serves until the block ends."""
+    """The stand-in server; ``with WandbServer() as server`` serves until the block ends."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -77,9 +77,9 @@ class WandbServer(ThreadingHTTPServer):
     def reset(self, *, page_limit: int = 10_000) -> None:
         """Forget all runs, faults and requests."""
         with self.lock:
-            self.page_limit = page_limit  # rows of history in one answer, at most
+            self.page_limit = page_limit  # maximum number of history rows per answer
             self.runs: dict[tuple[str, str, str], StoredRun] = {}
-            self.projects: set[tuple[str, str]] = set()  # that hold no run yet
+            self.projects: set[tuple[str, str]] = set()  # projects without runs
             self.asked: Counter[str] = Counter()
             self.unknown: list[str] = []
             self.faults: list[Fault] = []
@@ -90,19 +90,22 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def env(self) -> dict[str, str]:
-        """What sends a client here, and lets it try again at once."""
+        """The environment variables that direct a client to this server, with retry waits of one second."""
         waits = {f"WANDB_X_{kind}_RETRY_WAIT_{end}_SECONDS": wait for kind in ("GRAPHQL", "FILE_STREAM")
                  for end, wait in (("MIN", "1"), ("MAX", "1"))}  # fmt: skip
         login = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ENTITY": ENTITY}
         return {**login, "WANDB_SILENT": "true", **waits}
 
     def fail(self, operation: str, *, times: int = 1, **how: Any) -> None:
-        """From now on, ``times`` requests of ``operation`` (a GraphQL operation, file_stream, or any) fail so."""
+        """Let the next ``times`` requests of ``operation`` fail. ``how`` holds the other fields of ``Fault``.
+
+        ``operation`` is a GraphQL operation, file_stream, or any.
+        """
         with self.lock:
             self.faults.append(Fault(operation=operation, times=times, **how))
 
     def fault_of(self, operation: str) -> Fault | None:
-        """The fault that meets this request."""
+        """Return the fault that applies to a request of ``operation``, and count it as used; None if there is none."""
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.operation in (operation, "any"):
@@ -114,7 +117,7 @@ class WandbServer(ThreadingHTTPServer):
         return self.runs[entity, project, name]
 
     def add(self, name: str, *, project: str = "dlm", entity: str = ENTITY, **facts: Any) -> StoredRun:
-        """Put a run there without a client; ``rows`` is its history."""
+        """Store a run without a client; ``rows`` is its history, and ``facts`` are other fields of ``StoredRun``."""
         rows = facts.pop("rows", [])
         run = StoredRun(name=name, entity=entity, project=project, number=len(self.runs), **facts)
         run.history = {line: {"_step": line, **row} for line, row in enumerate(rows)}
@@ -132,12 +135,12 @@ class WandbServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is its own business."""
+        """Ignore errors of connections that a client has closed."""
 
     # --- GraphQL ----------------------------------------------------------------------------------------------------
 
     def answer(self, operation: str, query: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """The ``data`` of one operation. Raises LookupError with the server's words."""
+        """Return the ``data`` of one operation. Raises LookupError with the error message of the server."""
         simple = {
             "Viewer": self._viewer,
             "GetDefaultEntity": self._viewer,
@@ -189,8 +192,8 @@ class WandbServer(ThreadingHTTPServer):
         return [json.dumps(row) for row in rows[: min(asked["pageSize"], self.page_limit)]]
 
     def _with_keys(self, run: StoredRun, spec: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows that have every key of ``spec``, and of them these keys."""
-        rows = [row for row in run.rows if spec["minStep"] <= row["_step"] <= spec["maxStep"]]  # its bound counts
+        """Return the keys of ``spec`` in all rows that have every one of these keys."""
+        rows = [row for row in run.rows if spec["minStep"] <= row["_step"] <= spec["maxStep"]]  # maxStep is inclusive
         return [{key: row[key] for key in spec["keys"]} for row in rows if all(key in row for key in spec["keys"])]
 
     def _runs(self, asked: dict[str, Any], *, without: tuple[str, ...]) -> dict[str, Any]:
@@ -249,7 +252,7 @@ class WandbServer(ThreadingHTTPServer):
     # --- file stream ------------------------------------------------------------------------------------------------
 
     def stream(self, entity: str, project: str, name: str, body: dict[str, Any]) -> None:
-        """Take in one message of the file stream."""
+        """Process one message of the file stream."""
         run = self.runs[entity, project, name]
         for path, part in (body.get("files") or {}).items():
             lines = part.get("content") or []
@@ -267,7 +270,7 @@ def _now() -> str:
 
 
 def _node(run: StoredRun) -> dict[str, Any]:
-    """A run as the GraphQL fragments of wandb.Api ask for it."""
+    """Return a run with the fields that the GraphQL fragments of wandb.Api request."""
     rows = run.rows
     keys = {key: {"typeCounts": [{"type": "number", "count": len(rows)}]} for row in rows for key in row}
     history_keys = {"sets": [], "keys": keys, "lastStep": max((row["_step"] for row in rows), default=-1)}
@@ -282,7 +285,10 @@ def _node(run: StoredRun) -> dict[str, Any]:
 
 
 def _matches(run: StoredRun, filters: dict[str, Any]) -> bool:
-    """The little of W&B's filter language that is asked of it: equality, $in and $and."""
+    """Return whether a run matches ``filters``, in the part of W&B's filter language that dlm uses.
+
+    This part is equality, $in and $and.
+    """
     facts = {"group": run.group, "state": run.state, "display_name": run.display_name, "name": run.name}
     facts |= {f"config.{key}.value": item.get("value") for key, item in run.config.items() if isinstance(item, dict)}
     for key, wanted in filters.items():
@@ -298,13 +304,13 @@ def _matches(run: StoredRun, filters: dict[str, Any]) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server: WandbServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The tests look at ``server.asked``."""
+        """Log nothing; the tests read ``server.asked``."""
 
     def do_GET(self) -> None:
         self._send(404, {})
@@ -315,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self._body()
-        if self.path.startswith("/sdk/otel"):  # the client's numbers about itself
+        if self.path.startswith("/sdk/otel"):  # telemetry of the client
             return self._send(200, {})
         body = json.loads(data or b"{}")
         stream = re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path)
@@ -372,6 +378,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(**how: Any) -> Iterator[WandbServer]:
-    """A server on a free port for the time of the block."""
+    """Serve on a free port until the block ends."""
     with WandbServer(**how) as server:
         yield server

@@ -1,14 +1,14 @@
-"""How many simulated worlds a test of coverage tries: a few with every commit, many in a campaign."""
+"""The number of simulated worlds in a coverage test: few in every test run, many in a long campaign."""
 
 import numpy as np
 import pytest
 
 
 def worlds(few, many):
-    """Give the test an argument ``worlds``: `few` by default, and `many` in `make test-long`."""
+    """Parametrise a test with the argument ``worlds``: ``few`` by default, ``many`` in `make test-long`."""
     return pytest.mark.parametrize("worlds", [few, pytest.param(many, marks=pytest.mark.long)])
 
 
 def least_share(worlds):
-    """The least share of worlds that 95 % intervals must cover: three standard errors below 95 %."""
+    """Return the lowest acceptable coverage of 95 % intervals: three standard errors below 95 %."""
     return 0.95 - 3 * np.sqrt(0.95 * 0.05 / worlds)

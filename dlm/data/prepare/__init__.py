@@ -1,1 +1,1 @@
-"""Text, or packed files that other programs made, goes in; packed tokens with a manifest come out (no torch)."""
+"""Make packed tokens with a manifest from text, or from packed files that other programs made (without torch)."""

@@ -1,8 +1,8 @@
-"""Prepare a data set from sources of text with several processes. A stopped preparation can be continued.
+"""Prepare a data set from sources of text with several processes. An interrupted preparation can be resumed.
 
-Everything happens in .NAME.building beside the target folder: plan.json says what was asked for, done.jsonl which units
-are written, and data/ becomes the data set. The same sources and options give the same bytes, whatever the number of
-workers and however often the preparation was stopped.
+The data set is built in the folder .NAME.building next to the target folder: plan.json holds the sources and options,
+done.jsonl lists the units that are written, and data/ becomes the data set. The same sources and options give the same
+bytes, regardless of the number of workers and of interruptions.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 SPLITS = ("train", "validation")
 
 
-KEYS = 2**64  # the number of keys that a document can have
+KEYS = 2**64  # the number of possible keys of a document
 
 
 def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
-    """Prepare a data set, or continue its preparation.
+    """Prepare a data set, or resume an interrupted preparation of it.
 
     Args:
         job: The sources and options.
-        data_dir: The folder to make.
-        workers: How many processes encode.
+        data_dir: The folder to create.
+        workers: The number of worker processes.
 
     Returns:
         The manifest of the data set.
 
     Raises:
-        UserError: The sources or options make no data set, or something else is in the way. Nothing is overwritten.
+        UserError: The sources or options do not define a valid data set, or ``data_dir`` holds other data, or another
+            preparation is unfinished. Nothing is overwritten.
     """
     tokenizer = _tokenizer(job)
     units = make_units(find_splits([Path(p) for p in job.sources], [Path(p) for p in job.validation_sources]))
@@ -68,7 +69,7 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
         try:
             _check_splits(job, records)
         except UserError:
-            shutil.rmtree(building)  # to continue would end here again, and other sources or options start anew
+            shutil.rmtree(building)  # resuming would fail here again; a retry needs other sources or options
             raise
         manifest = _describe(job, tokenizer, units, records, plan)
         _write_whole(building / "data", manifest)
@@ -78,13 +79,13 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
 
 
 def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
-    """The job's tokenizer with the job's own ids. Raises UserError for ids that make no data set."""
+    """Load the tokenizer with the ids that the job sets. Raises UserError for missing or invalid ids."""
     found = load_tokenizer(job.tokenizer, threads=threads)
     eos_id = found.eos_id if job.eos_id is None else job.eos_id
     if eos_id is None:
         raise UserError(f"the tokenizer {job.tokenizer} does not say which token ends a text: set --eos-id")
     bos_id = found.bos_id if job.bos_id is None else job.bos_id
-    bos_id = eos_id if bos_id is None else bos_id  # as with GPT-2: what ends one text stands before the next
+    bos_id = eos_id if bos_id is None else bos_id  # as in GPT-2: the token that ends a text also precedes the next
     vocab_size = found.vocab_size if job.vocab_size is None else job.vocab_size
     for key, value in (("--eos-id", eos_id), ("--bos-id", bos_id)):
         if not 0 <= value < vocab_size:
@@ -93,7 +94,7 @@ def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
 
 
 def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, Any]:
-    """Everything that the bytes follow from, as plain values."""
+    """Return everything that determines the bytes of the data set, as plain JSON values."""
     stats = {path: Path(path).stat() for unit in units for path in unit.paths}
     plan = {
         **dataclasses.asdict(job),
@@ -108,9 +109,9 @@ def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str
 
 
 def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
-    """The data set of this plan in ``data_dir``; None when it is missing or damaged.
+    """Return the manifest of this plan's data set in ``data_dir``, or None if the data set is missing or damaged.
 
-    Raises UserError when ``data_dir`` holds anything else.
+    Raises UserError if ``data_dir`` holds anything else.
     """
     if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
         return None
@@ -125,7 +126,7 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of a new preparation. Raises UserError when another preparation was begun in the same folder."""
+    """Write the plan of a new preparation. Raises UserError if the folder holds a preparation with another plan."""
     path = building / "plan.json"
     if not path.is_file():
         write_json(path, plan)
@@ -139,7 +140,7 @@ def _check_plan(building: Path, plan: dict[str, Any]) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The options that differ, else the first source file that changed."""
+    """Name the options that differ or, if none does, the first source file that changed."""
     options = [key for key in now if key not in ("units", "files") and before.get(key) != now[key]]
     if options:
         return "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in options)
@@ -153,7 +154,7 @@ def _short(value: Any) -> str:
 
 
 def _build(job: TextJob, units: Sequence[Unit], building: Path, workers: int) -> list[UnitRecord]:
-    """Encode every unit that is not done. The records of all units, in order."""
+    """Encode every unit that is not done, and return the records of all units in order."""
     validation = [number for number, unit in enumerate(units) if unit.split == "validation"]
     rest = [number for number, unit in enumerate(units) if unit.split != "validation"]
     limit = round(job.validation_share * KEYS)
@@ -161,13 +162,13 @@ def _build(job: TextJob, units: Sequence[Unit], building: Path, workers: int) ->
         records = pool.run(validation, limit=0) | pool.run(rest, limit=limit)
         keys = {number: key for number in rest if (key := records[number].smallest) is not None}
         if keys and not any("validation" in record.files for record in records.values()):
-            limit = min(keys.values()) + 1  # there are so few documents that the share held out none: hold out one
+            limit = min(keys.values()) + 1  # the share held out none of the few documents: hold out one
             records |= pool.run([number for number, key in keys.items() if key < limit], limit=limit)
     return [records[number] for number in range(len(units))]
 
 
 class EncoderPool:
-    """Processes that encode units, which start with the first unit that is not done."""
+    """A pool of processes that encode units. They start when the first unit is to be encoded."""
 
     def __init__(self, job: TextJob, building: Path, units: Sequence[Unit], workers: int) -> None:
         self.building, self.units, self.log = building, units, building / "done.jsonl"
@@ -176,25 +177,28 @@ class EncoderPool:
         processes = min(workers, len(units))
         arguments = (job, building, max(workers // processes, 1))
         self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, arguments)
-        self._others = multiprocessing.active_children()  # of the program that calls this
+        self._others = multiprocessing.active_children()  # child processes of the calling program
 
     def __enter__(self) -> EncoderPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # units that are half done will be encoded again
+        if kind is not None:  # partly encoded units will be encoded again
             for process in set(multiprocessing.active_children()) - set(self._others):
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
     def _is_whole(self, record: UnitRecord) -> bool:
-        """Whether the files of a record are there. A unit that was encoded twice has the files of the later record."""
+        """Return whether all files of a record exist with the recorded sizes.
+
+        The files of a unit that was encoded twice belong to the later record.
+        """
         paths = [(self.building / "data" / file.name, file.bytes) for files in record.files.values() for file in files]
         digests = self.units[record.unit].split != "validation" or digests_path(self.building, record.unit).is_file()
         return digests and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def run(self, numbers: Sequence[int], *, limit: int) -> dict[int, UnitRecord]:
-        """The records of the units ``numbers``. Those that are not done are encoded first."""
+        """Encode those of the units ``numbers`` that are not done, and return the records of all of them."""
         found = {number: self.done[number, limit] for number in numbers if (number, limit) in self.done}
         todo = [number for number in numbers if number not in found]
         if not todo:
@@ -203,7 +207,7 @@ class EncoderPool:
         return found | {record.unit: record for record in with_progress(self._encode(todo, limit), sizes)}
 
     def _encode(self, todo: Sequence[int], limit: int) -> Iterator[UnitRecord]:
-        """The records of units, each as soon as it is written."""
+        """Encode units, log each record when its unit is written, and yield it."""
         try:
             for future in as_completed(
                 [self._pool.submit(_work, number, self.units[number], limit) for number in todo]
@@ -218,13 +222,13 @@ class EncoderPool:
             ) from error
 
 
-_encoder: Encoder  # of a worker process
+_encoder: Encoder  # global of a worker process, set by _start_worker
 
 
 def _start_worker(job: TextJob, building: Path, threads: int) -> None:
-    """Load the tokenizer once, and end with the parent process, however that ends."""
+    """Load the tokenizer once per worker, and make the worker end when its parent process ends for any reason."""
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
@@ -232,7 +236,7 @@ def _start_worker(job: TextJob, building: Path, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Without this the workers would wait for work for ever after their parent was killed."""
+    """Exit when the parent process ends. Otherwise the workers of a killed parent would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -250,7 +254,7 @@ def _describe(
     records: Sequence[UnitRecord],
     plan: dict[str, Any],
 ) -> Manifest:
-    """The manifest of everything that was written."""
+    """Return the manifest of the data set that was written."""
     assert tokenizer.bos_id is not None
     return Manifest(
         name=job.name,
@@ -276,7 +280,7 @@ def _documents(records: Sequence[UnitRecord]) -> dict[str, int]:
 
 
 def _check_splits(job: TextJob, records: Sequence[UnitRecord]) -> None:
-    """Raise UserError when a split is empty."""
+    """Raise UserError if a split has no documents."""
     where, documents = ", ".join(job.sources), _documents(records)
     if not any(documents.values()):
         raise UserError(f"{where} holds no documents: give files with text")
@@ -290,10 +294,10 @@ def _check_splits(job: TextJob, records: Sequence[UnitRecord]) -> None:
 
 
 def _write_whole(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, and remove what it does not name: a killed process may have left half a file."""
+    """Write the manifest, and delete files that it does not name, such as partial files of a killed process."""
     named = {file.name for files in manifest.splits.values() for file in files}
     for path in folder.iterdir():
         if path.name not in named:
             path.unlink()
     write_manifest(folder, manifest)
-    read_manifest(folder)  # raises UserError for a file that is missing or has another size
+    read_manifest(folder)  # raises UserError for a missing file or a wrong size

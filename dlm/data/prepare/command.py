@@ -1,7 +1,7 @@
 """The command `dlm prepare`: text or packed files -> a data set with a manifest.
 
-Its kinds are text (your own text), stdlib (the Python sources that are on every machine) and packed (files that another
-program made). The first run on data=stdlib prepares that set with ``ensure_data``.
+It has three kinds: text (your own text), stdlib (the Python sources that exist on every machine) and packed (files that
+another program made). The first run with data=stdlib prepares that data set by ``ensure_data``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dlm.data.prepare.encode import TextJob
 from dlm.data.prepare.place import move_into_place
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
 
-VALIDATION_SHARE = 20  # of the standard library's files, one in twenty is held out, chosen by the hash of its name
+VALIDATION_SHARE = 20  # one in twenty files of the standard library is held out, by the hash of its name
 
 
 FILE_TOKENS = 8 * 1024 * 1024
@@ -48,7 +48,7 @@ TEXT_HELP = (
 
 
 def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, text) of every source file of the standard library below ``root``, in order of names."""
+    """Yield (name, text) of every source file of the standard library below ``root``, sorted by name."""
     skip = {"site-packages", "dist-packages", "__pycache__"}
     for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
         if skip.isdisjoint(name.split("/")):
@@ -64,7 +64,7 @@ def prepare_stdlib(data_dir: Path) -> Manifest:
     seen: set[bytes] = set()
     for name, text in stdlib_documents(root):
         digest = hashlib.sha256(text).digest()
-        if digest in seen:  # a copy of it may be in the other split
+        if digest in seen:  # a copy of this file may be in the other split
             continue
         seen.add(digest)
         held_out = hashlib.sha256(name.encode()).digest()[0] % VALIDATION_SHARE == 0
@@ -109,18 +109,19 @@ def index_packed(
 
     Args:
         data_dir: The folder of the files.
-        vocab_size: Every token must be below it.
+        vocab_size: The vocabulary size; every token must be below it.
         bos_id: The token that the autoregressive model reads before a sequence.
-        tokenizer: Its name, for the record.
-        globs: Split -> which files of ``data_dir`` belong to it.
-        out: The folder for the manifest, which then names the files where they are, so that the files of one folder
-            can belong to several data sets. None: ``data_dir``.
+        tokenizer: The name of the tokenizer, which is only recorded.
+        globs: Split -> glob pattern of its files in ``data_dir``.
+        out: The folder for the manifest. The files stay where they are, so the files of one folder can belong to
+            several data sets. None: ``data_dir``.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: A split has no files or no tokens, or ``out`` holds prepared data already.
+        UserError: A split has no files or no tokens, a token is not in the vocabulary, or ``out`` holds prepared data
+            already.
     """
     out = out or data_dir
     splits = {}
@@ -150,10 +151,10 @@ def _describe(path: Path, vocab_size: int, out: Path) -> PackedFile:
 
 
 def ensure_data(data: Mapping[str, Any]) -> DataSet:
-    """The data set of a resolved ``data`` node, prepared first if the node has ``prepare: stdlib``.
+    """Return the data set of a resolved ``data`` node. With ``prepare: stdlib``, prepare it if necessary.
 
     Raises:
-        UserError: The data are not prepared.
+        UserError: The data are not prepared and cannot be prepared automatically.
     """
     if data.get("prepare") == "stdlib" and unprepared(data):
         prepare_stdlib(Path(data["data_dir"]))
@@ -229,24 +230,24 @@ def _job(options: argparse.Namespace) -> TextJob:
 
 
 def _summary(manifest: Manifest) -> str:
-    """How many documents of a text data set were kept, and how many were left out and why."""
+    """State how many documents of a text data set were kept, and how many were left out for which reason."""
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.notes["documents"].items())
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.notes["skipped"].items() if count)
     return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`dlm prepare`: prepare a data set and say what it holds.
+    """Run `dlm prepare`: prepare a data set and print a summary of it.
 
     Args:
         arguments: The words after ``dlm prepare``.
 
     Returns:
-        The exit code. Nothing is raised for a mistake of the user or for Ctrl-C: one line on stderr names it.
+        The exit code. User errors and Ctrl-C raise no exception; they print one line to stderr.
     """
     try:
         options = _parser().parse_args(arguments)
-    except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the arguments (2)
+    except SystemExit as stop:  # argparse has printed the help (0) or the error in the arguments (2)
         return int(stop.code or 0)
     try:
         data_dir, manifest = _prepare(options)

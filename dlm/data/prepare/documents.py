@@ -1,7 +1,7 @@
-"""Find the files of text in folders, cut them into units of work, and read the documents of a unit.
+"""Find text files in folders, divide them into units of work, and read the documents of a unit.
 
-A unit is what one worker turns into packed files at a time: several small files, one file, or a slice of a large one.
-The units follow from the source files alone, not from the number of workers.
+A unit is the work that a worker takes at a time: several small files, one file, or a slice of a large file. The units
+depend on the source files alone, not on the number of workers.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ KINDS = {
 }  # fmt: skip
 
 
-UNIT_BYTES, SMALL_UNIT_BYTES = 32 * 1024 * 1024, 1024 * 1024  # of source files
+# Upper and lower bound of the limit on a unit's source bytes, which is the total size / MANY_UNITS.
+UNIT_BYTES, SMALL_UNIT_BYTES = 32 * 1024 * 1024, 1024 * 1024
 
 
-MANY_UNITS = 64  # enough to keep every core busy to the end
+MANY_UNITS = 64  # enough units to keep every core busy until the end
 
 
 CHUNK_BYTES = 1024 * 1024
 
 
-COMPRESSION = {"zst": "zstd", "gz": "gzip"}  # kind of a source -> pyarrow's name
+COMPRESSION = {"zst": "zstd", "gz": "gzip"}  # kind of a source -> name of its compression in pyarrow
 
 
-SLICED = ("jsonl", "parquet")  # the kinds of which a part can be read
+SLICED = ("jsonl", "parquet")  # the kinds of files that can be read in part
 
 
-STATE = "state.json"  # of a folder written by datasets.save_to_disk
+STATE = "state.json"  # a file in every folder that datasets.save_to_disk writes
 
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")  # the first of them that there is
+# Names of the validation split, in order of preference. Only the first name that exists in the sources is used.
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")
 
 
 _OF_SPLIT = re.compile(rf"({'|'.join(('train', *VALIDATION_NAMES))})(-\d+-of-\d+.*)?")
@@ -50,23 +52,23 @@ _OF_SPLIT = re.compile(rf"({'|'.join(('train', *VALIDATION_NAMES))})(-\d+-of-\d+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Several files of one kind, or a slice of one file."""
+    """A unit of work: files of one kind, or a slice of one file."""
 
-    split: str | None  # None: each document's own hash decides
+    split: str | None  # None: the hash of each document decides
     kind: str
     paths: tuple[str, ...]
     size: int  # bytes of the sources, for the progress bar
-    start: int = 0  # of a slice: its first byte (jsonl) or row group (parquet)
-    stop: int | None = None  # of a slice: the byte or row group after its last; None: the unit is no slice
+    start: int = 0  # first byte (jsonl) or row group (parquet) of a slice
+    stop: int | None = None  # end of a slice, exclusive; None: the unit is not a slice
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of a source file by the end of its name; None for a file that is no source."""
+    """Return the kind of a source file by the suffix of its name, or None if the file is not a source."""
     return next((kind for suffix, kind in KINDS.items() if path.name.lower().endswith(suffix)), None)
 
 
 def find_files(source: Path) -> list[Path]:
-    """The files of text in a source, a file or a folder, sorted by path. Raises UserError when there are none."""
+    """Return the text files of ``source`` (a file or a folder), sorted by path. Raises UserError if there are none."""
     if not source.exists():
         raise UserError(f"{source} does not exist: give a file or folder of text")
     if source.is_file():
@@ -76,7 +78,7 @@ def find_files(source: Path) -> list[Path]:
             )
         return [source]
     listed = {path for state in source.rglob(STATE) for path in _saved_files(state)}
-    saved = {path.parent for path in listed}  # such a folder may also hold cache files, which are no sources
+    saved = {path.parent for path in listed}  # these folders may also hold cache files, which are not sources
     files = [
         path
         for path in sorted(source.rglob("*"), key=lambda path: path.relative_to(source).as_posix())
@@ -88,7 +90,7 @@ def find_files(source: Path) -> list[Path]:
 
 
 def _saved_files(state: Path) -> list[Path]:
-    """The Arrow files of one split that datasets.save_to_disk wrote."""
+    """Return the Arrow files that a state.json of datasets.save_to_disk lists."""
     content = read_json(state)
     if not isinstance(content, dict) or "_data_files" not in content:
         return []
@@ -100,9 +102,10 @@ def _saved_files(state: Path) -> list[Path]:
 
 
 def split_of(path: Path, source: Path) -> str | None:
-    """The split that the first folder of a file below ``source``, or its own name, states; None when neither does.
+    """Return the split that a file is named after, or None.
 
-    Examples are train/a.jsonl, train.jsonl and train-00000-of-00002.parquet.
+    The name of its top-level folder in ``source`` takes precedence over the name of the file. Examples are
+    train/a.jsonl, train.jsonl and train-00000-of-00002.parquet.
     """
     folders = path.relative_to(source).parts[:-1]
     for name in (*folders[:1], path.name.split(".")[0]):
@@ -115,15 +118,15 @@ def split_of(path: Path, source: Path) -> str | None:
 def find_splits(sources: Sequence[Path], validation: Sequence[Path]) -> list[tuple[str | None, Path]]:
     """Assign every source file to a split.
 
-    The files of ``validation`` are held out. Without them, folders or files named train and validation (or valid, val,
-    dev, test) within the sources are the splits.
+    If ``validation`` is given, its files are held out. Otherwise folders or files in the sources that are named train
+    and validation (or valid, val, dev, test) are the splits.
 
     Args:
         sources: Files and folders of text.
         validation: Files and folders whose documents are held out.
 
     Returns:
-        (split, file), validation first; the split is None where each document's own hash decides.
+        (split, file), validation first. A split of None means that the hash of each document decides.
     """
     files = [(split_of(path, source), path) for source in sources for path in find_files(source)]
     if validation:
@@ -139,7 +142,10 @@ def find_splits(sources: Sequence[Path], validation: Sequence[Path]) -> list[tup
 
 
 def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
-    """Units in the order of the files: neighbours of one kind are put together, large files are sliced."""
+    """Divide files into units, in the order of the files.
+
+    Consecutive small files of the same split and kind share a unit; large files are sliced.
+    """
     sizes = [path.stat().st_size for _, path in files]
     limit = min(UNIT_BYTES, max(sum(sizes) // MANY_UNITS, SMALL_UNIT_BYTES))
     units: list[Unit] = []
@@ -158,7 +164,7 @@ def make_units(files: Sequence[tuple[str | None, Path]]) -> list[Unit]:
 
 
 def _slices(unit: Unit, limit: int) -> Iterator[Unit]:
-    """Cut the one large file of ``unit`` by bytes or by row groups into units of about ``limit`` bytes."""
+    """Slice the only file of ``unit``, by bytes or by row groups, into units of about ``limit`` bytes."""
     total = unit.size
     if unit.kind == "parquet":
         path = Path(unit.paths[0])
@@ -171,10 +177,10 @@ def _slices(unit: Unit, limit: int) -> Iterator[Unit]:
 
 
 def read_unit(unit: Unit, text_key: str) -> Iterator[str]:
-    """The documents of a unit in order.
+    """Yield the documents of a unit in order.
 
     Raises:
-        UserError: A line, row or file is no document; its file and line or row are named.
+        UserError: A line, row or file is not a valid document. The message names the file and the line or row.
     """
     read = {"text": _read_text, "parquet": _read_table, "arrow": _read_table}.get(unit.kind, _read_lines)
     for path in map(Path, unit.paths):
@@ -191,7 +197,7 @@ def _read_text(path: Path, unit: Unit, text_key: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _refusing_damage(path: Path, kind: str) -> Iterator[None]:
-    """Raise UserError for what Arrow finds wrong with a file."""
+    """Convert the errors that Arrow raises for a damaged file to UserError."""
     import pyarrow as pa
 
     try:
@@ -202,7 +208,7 @@ def _refusing_damage(path: Path, kind: str) -> Iterator[None]:
 
 
 def _read_lines(path: Path, unit: Unit, text_key: str) -> Iterator[str]:
-    """The documents of the lines that begin in the unit's bytes."""
+    """Yield the documents of the lines that begin within the byte range of the unit."""
     with _open_lines(path, unit.kind) as stream:
         position, number = unit.start, 0
         if position:
@@ -220,18 +226,18 @@ def _open_lines(path: Path, kind: str) -> IO[bytes]:
         return open(path, "rb")
     import pyarrow as pa
 
-    # Arrow reads all frames of a file and refuses a truncated one, which the library zstandard takes for a whole one.
+    # Arrow reads all frames of a file and refuses a truncated file. The library zstandard accepts it as complete.
     stream = pa.input_stream(str(path), compression=COMPRESSION[kind], buffer_size=CHUNK_BYTES)
     return io.BufferedReader(stream, CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A line of a file. Its number in the file is counted only when an error names it."""
+    """The position of a line. The line number within the file is computed only for an error message."""
 
     path: Path
-    number: int  # counted from the start of the slice
-    start: int  # the first byte of the slice
+    number: int  # line number within the slice, from 1
+    start: int  # first byte of the slice
 
     def __str__(self) -> str:
         if not self.start:

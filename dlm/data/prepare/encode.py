@@ -1,6 +1,6 @@
-"""Turn one unit of documents into packed files of each split, and describe them. Run by the workers of build.
+"""Encode one unit of documents as packed files for each split, and describe the files. The workers of build run this.
 
-The files of a unit follow from the unit and the job alone, not from the worker nor from what was encoded before.
+The files of a unit depend on the job, the unit and the held-out documents, but not on the worker or its earlier units.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from dlm.data.packed import write_packed
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
-FILE_TOKENS = 32 * 1024 * 1024  # of one packed file
+FILE_TOKENS = 32 * 1024 * 1024  # tokens per packed file
 
 
-BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # encoded in one call
+BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # limits of one call of the tokenizer
 
 
-DIGEST_BYTES = 16  # of the hash by which equal documents are recognised
+DIGEST_BYTES = 16  # length of the hash that identifies equal documents
 
 
-SKIPPED = ("empty", "with NUL", "in validation")  # why a document is left out
+SKIPPED = ("empty", "with NUL", "in validation")  # the reasons why a document is left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextJob:
-    """What `dlm prepare text` is asked for. All of it decides the bytes of the data set."""
+    """The options of `dlm prepare text` that determine the bytes of the data set."""
 
-    name: str  # in the names of the files
+    name: str  # a part of the file names
     sources: tuple[str, ...]
     validation_sources: tuple[str, ...]
-    validation_share: float  # of the documents, where neither folders nor files say what to hold out
+    validation_share: float  # share of documents to hold out, if no names define the splits
     text_key: str
-    tokenizer: str  # bytes, or a file or folder
-    vocab_size: int | None  # None here and in the next two: the tokenizer's own
+    tokenizer: str  # ``bytes``, or the path of a file or folder
+    vocab_size: int | None  # None: the tokenizer's value; likewise for the next two
     eos_id: int | None
     bos_id: int | None
     add_bos: bool  # write the bos token in front of every document
@@ -50,22 +50,22 @@ class TextJob:
 
 @dataclass(kw_only=True)
 class UnitRecord:
-    """What was written of a unit: a line of done.jsonl."""
+    """The result of encoding a unit: one line of done.jsonl."""
 
     unit: int
-    limit: int  # documents with a key below it were held out
+    limit: int  # documents with a key below this limit were held out
     files: dict[str, list[PackedFile]]  # split -> files
     documents: dict[str, int]  # split -> documents
     skipped: dict[str, int]  # reason of SKIPPED -> documents
-    smallest: int | None = None  # of the documents' keys: says what to hold out where the share held out none
+    smallest: int | None = None  # smallest key of the documents; chooses one to hold out if the share held out none
 
 
 class SplitWriter:
-    """Encodes the documents of one split of one unit and writes them in files of FILE_TOKENS; the last is shorter.
+    """Encodes the documents of one split of one unit, and writes files of FILE_TOKENS tokens; the last may be shorter.
 
     Args:
-        stem: The beginning of the paths of the files.
-        encode: Documents -> their tokens.
+        stem: The common prefix of the paths of the files.
+        encode: Returns the tokens of a list of documents.
     """
 
     def __init__(self, stem: str, encode: Callable[[list[str]], np.ndarray]) -> None:
@@ -84,12 +84,12 @@ class SplitWriter:
             self._flush(FILE_TOKENS)
 
     def close(self) -> list[PackedFile]:
-        """Write what is left, and return all files."""
+        """Write the remaining tokens, and return all files."""
         self._flush(1)
         return self.files
 
     def _flush(self, at_least: int) -> None:
-        """Encode the documents so far, and write files while there are ``at_least`` tokens."""
+        """Encode the buffered documents, and write files as long as ``at_least`` tokens are buffered."""
         if self._texts:
             self._parts.append(self.encode(self._texts))
         self._texts, self._num_chars = [], 0
@@ -105,8 +105,8 @@ class Encoder:
     """Encodes units in one process.
 
     Args:
-        job: What was asked for.
-        tokenizer: The job's tokenizer, with the job's own ids.
+        job: The sources and options.
+        tokenizer: The tokenizer, with the ids that the job sets.
         building: The folder of the unfinished data set.
     """
 
@@ -117,16 +117,16 @@ class Encoder:
     def encode_unit(self, number: int, unit: Unit, limit: int) -> UnitRecord:
         """Write the packed files of a unit to data/ in the folder of the unfinished data set.
 
-        A training unit leaves out the documents of validation units. A validation unit leaves their digests in the
-        folder, so all validation units must be encoded first.
+        A validation unit also writes the digests of its documents, and a training unit leaves out documents with these
+        digests. All validation units must therefore be encoded first.
 
         Args:
-            number: The place of the unit among all units; it enters the names of the files.
-            unit: Where the documents are.
-            limit: In a unit without a split, a document is held out if its key, 64 bits of its digest, is below it.
+            number: The index of the unit among all units; it is a part of the file names.
+            unit: The source files, or a slice of one.
+            limit: In a unit without a split, a document is held out if its key (64 bits of its digest) is below this.
 
         Returns:
-            What was written.
+            The description of the files and the documents.
         """
         writers: dict[str, SplitWriter] = {}
         skipped = dict.fromkeys(SKIPPED, 0)
@@ -155,7 +155,7 @@ class Encoder:
         )
 
     def _kept(self, unit: Unit, skipped: dict[str, int]) -> Iterator[str]:
-        """The documents of a unit without those that a stream of tokens cannot hold, which ``skipped`` counts."""
+        """Yield the documents of a unit that a token stream can represent, and count the others in ``skipped``."""
         for text in read_unit(unit, self.job.text_key):
             if not text:
                 skipped["empty"] += 1
@@ -166,15 +166,15 @@ class Encoder:
 
     @functools.cached_property
     def _held_out(self) -> frozenset[bytes]:
-        """The digests of the documents of all validation units."""
+        """The digests of all documents in validation units."""
         content = b"".join(path.read_bytes() for path in (self.building / "digests").glob("[0-9]*"))
         return frozenset(content[place : place + DIGEST_BYTES] for place in range(0, len(content), DIGEST_BYTES))
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
-        """The tokens of documents one after another, each with its eos token and, if asked for, its bos token.
+        """Return the concatenated tokens of documents, each followed by eos and, with ``add_bos``, preceded by bos.
 
         Raises:
-            UserError: The tokenizer gave an id that is not below the vocabulary size.
+            UserError: The tokenizer returned an id that is not below the vocabulary size.
         """
         tokenizer = self.tokenizer
         before = [np.array([tokenizer.bos_id], dtype=np.int32)] if self.job.add_bos else []
@@ -190,5 +190,5 @@ class Encoder:
 
 
 def digests_path(building: Path, number: int) -> Path:
-    """The file with the digests of the documents of a validation unit."""
+    """Return the path of the file that holds the digests of a validation unit's documents."""
     return building / "digests" / f"{number:06d}"

@@ -1,6 +1,7 @@
 """Move a finished data set into its folder.
 
-A data set is built beside its folder and renamed into it, so that a half-made one is never taken for a whole one.
+A data set is built next to its target folder and then renamed, so an incomplete data set is never mistaken for a
+complete one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dlm.data.manifest import MANIFEST, Manifest, read_manifest
 def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
     """Rename ``building``, which holds the data set ``made``, to ``data_dir``.
 
-    The same data that are there already stay. Otherwise only files of this data set are replaced.
+    If ``data_dir`` already holds the same data, it stays as it is. Otherwise it is replaced, provided that it holds
+    only files of a data set of this name.
 
     Raises:
-        UserError: ``data_dir`` holds something else.
+        UserError: ``data_dir`` holds other files.
     """
     building.chmod(0o755)
     if data_dir.is_dir() and not any(data_dir.iterdir()):
@@ -41,7 +43,7 @@ def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
 
 
 def undamaged(data_dir: Path) -> Manifest | None:
-    """The manifest of ``data_dir``; None when the data set is missing or damaged, and is to be made."""
+    """Return the manifest of ``data_dir``, or None if the data set is missing or damaged and must be made."""
     try:
         return read_manifest(data_dir)
     except UserError:

@@ -1,4 +1,4 @@
-"""Show how much of the sources is prepared: as a bar on a terminal, elsewhere as a line now and then."""
+"""Show the progress of a preparation: as a bar on a terminal, otherwise as a line at most every LINE_SEC seconds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LINE_SEC = 30.0
 
 
 def with_progress(records: Iterable[UnitRecord], sizes: Mapping[int, int]) -> Iterator[UnitRecord]:
-    """Pass on the records of units as they are encoded, and show how much is done.
+    """Yield the records of units as they are encoded, and show the progress.
 
     Args:
-        records: One for each unit, in any order.
-        sizes: Number of a unit -> bytes of its sources.
+        records: One record for each unit, in any order.
+        sizes: Index of a unit -> bytes of its sources.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

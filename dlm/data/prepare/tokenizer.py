@@ -1,7 +1,7 @@
-"""Load a tokenizer by name or file: documents in, token ids out.
+"""Load a tokenizer, a function from documents to token ids, by name or from a file.
 
-Plain bytes, Hugging Face files (tokenizers) and sentencepiece models (Llama-2) are known. No special token is added,
-and truncation or padding that the file asks for is switched off: encode says what stands between documents.
+Plain bytes, files of Hugging Face's tokenizers, and sentencepiece models (Llama-2) are supported. The tokenizer adds no
+special tokens, and truncation or padding in the file is disabled: the module encode adds the tokens between documents.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
 
-END_OF_DOCUMENT = 0  # NUL ends every document of bytes; documents that contain it are left out
+END_OF_DOCUMENT = 0  # in bytes, NUL ends every document; documents that contain NUL are left out
 
 
-# Their usual names, for files without a tokenizer_config.json: Llama, GPT-2, Llama-3, Gemma.
+# The usual names of the eos and bos tokens, for files without a tokenizer_config.json: Llama, GPT-2, Llama-3, Gemma.
 EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
 
@@ -32,19 +32,19 @@ Encode = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A function from text to ids, and what a manifest says about it."""
+    """A function from documents to token ids, with the facts that a manifest records about it."""
 
     name: str
-    library: str | None = None  # which encodes; None for bytes
-    sha256: str | None = None  # of the tokenizer's file; None for bytes
+    library: str | None = None  # the library that encodes; None for bytes
+    sha256: str | None = None  # hash of the tokenizer's file; None for bytes
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    encode: Encode  # documents -> the ids of each
+    encode: Encode  # documents -> the token ids of each document
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest dtype of a packed file that holds every id."""
+        """The smallest dtype of a packed file that can hold every id."""
         return np.dtype("<u1" if self.vocab_size <= 2**8 else "<u2" if self.vocab_size <= 2**16 else "<i4")
 
 
@@ -56,7 +56,7 @@ def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
         threads: How many threads sentencepiece may use.
 
     Raises:
-        UserError: There is no tokenizer of that name.
+        UserError: There is no such file, or it is not a tokenizer.
     """
     if name == "bytes":
         return Tokenizer(
@@ -71,7 +71,11 @@ def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
 
 
 def find_tokenizer(path: Path) -> Path:
-    """The file of a tokenizer: ``path`` itself, or tokenizer.json or else tokenizer.model in the folder ``path``."""
+    """Return the file of a tokenizer.
+
+    This is ``path`` itself or, if ``path`` is a folder, its tokenizer.json or else its tokenizer.model. Raises
+    UserError if there is none.
+    """
     found = [path] if path.is_file() else [path / file for file in ("tokenizer.json", "tokenizer.model")]
     for file in found:
         if file.is_file() and file.suffix in (".json", ".model"):
@@ -113,7 +117,11 @@ def _hugging_face(path: Path) -> Tokenizer:
 
 
 def _special(found: Any, stated: Any, names: Sequence[str]) -> int | None:
-    """The id of the token that the tokenizer's config names, else of the only usual name that it knows."""
+    """Return the id of a special token, or None.
+
+    The token is the one that the tokenizer's config states, or else the one of the usual ``names`` that is in the
+    vocabulary, provided that only one is.
+    """
     if isinstance(stated, dict):
         stated = stated.get("content")
     if stated is not None:
@@ -141,5 +149,5 @@ def _sentencepiece(path: Path, threads: int) -> Tokenizer:
 
 
 def _known(token: int) -> int | None:
-    """A token id of sentencepiece, which gives -1 for a token that the model does not have."""
+    """Return a token id of sentencepiece, or None for -1, which stands for a token that the model does not have."""
     return None if token < 0 else token
