@@ -68,7 +68,7 @@ def predict_from(
         missed: Relative error on held-out budgets; NaN if it is not known.
         params: N, (m,).
         tokens: D, (m,).
-        level: Share of the intervals.
+        level: Nominal coverage of the intervals.
     """
     from scipy.special import ndtri
 
