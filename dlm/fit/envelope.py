@@ -97,7 +97,7 @@ def _minima(chosen: Points) -> list[Minimum]:
 
 
 def _refusal(chosen: Points) -> str:
-    """The reason why no line can be fitted to the frontier; empty if a line can."""
+    """The reason why the frontier does not support a line; empty if it does."""
     sizes, decades = len(np.unique(chosen.params)), float(np.log10(chosen.top_flops / chosen.flops.min()))
     if len(chosen) >= LEAST_POINTS and sizes >= LEAST_SIZES and decades >= LEAST_DECADES:
         return ""

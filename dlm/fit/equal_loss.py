@@ -20,7 +20,7 @@ DRAW_NODES, FIT_NODES, FAR_NODES = 13, 401, 1001  # values of C in these tables
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratio:
-    """How much more compute the second law needs than the first, at n losses."""
+    """The ratio of the compute that the second law needs to the compute of the first law, at n losses."""
 
     log_c: Array  # log C of the first and of the second law, (2, n)
     draws: Array | None  # log ratio of every pair of resampled laws, (R, n); None if a law has no draws
@@ -96,7 +96,11 @@ def _draw_rows(result: Fitted, rng: np.random.Generator) -> Array:
 
 
 def _bent(result: Fitted, log_loss: Array) -> Array:
-    """Fit parabolas (lines for two budgets) to log L of the minima, (R, budgets), over log C minus its mean: (R, 3)."""
+    """Fit parabolas (lines for two budgets) to log L of the minima, (R, budgets), over centred log C.
+
+    Returns:
+        The coefficients, (R, 3), the constant first.
+    """
     z = np.log([m.budget for m in result.usable])
     powers = np.vander(z - z.mean(), min(3, len(z)), increasing=True)
     rows = log_loss @ np.linalg.pinv(powers).T

@@ -14,7 +14,7 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
-NOT_FITTED = Norm(norm="", space="")  # the norm of a result without residuals, such as a refused fit
+NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class Fitted:
     ci: Mapping[str, Interval] = field(default_factory=dict)  # intervals of the parameters and of a and b
     value: float = NAN  # the objective at the fit: a sum over the points
     allocation: Allocation = field(default_factory=Allocation)
-    at: Mapping[float, Optimum] = field(default_factory=dict)  # by C in FLOPs
+    at: Mapping[float, Optimum] = field(default_factory=dict)  # optima, by C in FLOPs
     holdout: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # errors on held-out top budgets
     status: str = "ok"
     warnings: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ class Fitted:
     label: str = ""  # name of the objective or group of runs, shown in reports
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
-    draws: Array | None = field(default=None, repr=False)  # (replicates, params); NaN in rows of failed replicates
+    draws: Array | None = field(default=None, repr=False)  # refitted params, (replicates, params); failed rows are NaN
     interval_method: str = ""
     surface: Law | None = field(default=None, repr=False)  # the surface; None for the lines of isoflop and envelope
     fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were held fixed, and their values

@@ -34,7 +34,7 @@ LEAST_SIZES = 3  # with fewer sizes, the best size does not bound N*
 
 
 def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.95) -> dict[str, Any]:
-    """Write the predictions at each C (FLOPs) to `path`, and return what was written.
+    """Write the predictions at each C (FLOPs) to `path`, and return the content of this file.
 
     Raises:
         UserError: If the law is data-constrained or not a surface with draws, if the file exists (it is never
@@ -81,7 +81,7 @@ class Score:
     level: float
     rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside
     sizes: tuple[dict[str, Any], ...]  # per frozen C that was run: N of the best run, between, low, high, inside
-    known: int  # number of runs that the predictions were made from
+    known: int  # number of runs in the table that the predictions were made from
 
     @property
     def inside(self) -> int:
@@ -191,7 +191,7 @@ def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
 
 
 def _form_to_dict(form: Fitted) -> dict[str, Any]:
-    """A form with its first `KEPT` draws. Failed draws are kept, so that too many of them withhold an interval."""
+    """A form and its first `KEPT` draws as plain data. Failed draws stay, so that too many withhold an interval."""
     assert form.surface is not None and form.draws is not None
     draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
     return {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}

@@ -1,4 +1,4 @@
-"""Compute how much more compute one law needs than another, at equal loss.
+"""Find how much more compute one law needs than another, at equal loss.
 
 C(loss) is the least C whose best loss L*(C) is that loss, so the multiplier is C_second(loss) / C_first(loss). It is
 given only for losses that both laws reach within the budgets of their own runs: for other losses, one of the two laws
@@ -41,7 +41,7 @@ class Multiplier:
 
     names: tuple[str, str]
     laws: tuple[str, str]
-    convention: str  # the FLOP convention of both
+    convention: str  # the FLOP convention of both laws
     losses: tuple[float, ...]  # nats/token, in falling order, so with rising compute
     C_first: tuple[float, ...]  # FLOPs of the compute-optimal run at each loss, under the first law
     C_second: tuple[float, ...]  # the same under the second law
@@ -117,7 +117,7 @@ class Multiplier:
 
 @np.errstate(all="ignore")  # rows of resampled laws that overflow are counted as failed
 def compare(first: Fitted, second: Fitted, *, losses: npt.ArrayLike | None = None, level: float = 0.95) -> Multiplier:
-    """Compute how many times the compute of `first` the law `second` needs at equal loss.
+    """Find the factor by which `second` needs more compute than `first` at equal loss.
 
     Args:
         first: A fitted law.
@@ -250,7 +250,7 @@ def _within(sides: Sides, overlap: Interval, asked: npt.ArrayLike) -> Array:
 
 
 def _checking_forms(sides: Sides) -> list[Sides]:
-    """The pairs of fits of another form than the law's own that `judge` has fitted to both sides; empty if none."""
+    """The other form of both laws, as pairs of fits, if `judge` has fitted this form to both sides; else empty."""
     one, other = sides
     if one.law != other.law or one.surface is None or one.verdict is None or other.verdict is None:
         return []

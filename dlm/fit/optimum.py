@@ -114,7 +114,7 @@ def loss_interval(result: Fitted, forms: Mapping[str, Fitted], missed: float, fl
 
 
 def main_form(result: Fitted, forms: Mapping[str, Fitted]) -> Fitted:
-    """The form that has the law of `result`; the first form if none has it."""
+    """The form that has the law of `result`; the first form if there is none."""
     return forms.get(result.law, next(iter(forms.values())))
 
 

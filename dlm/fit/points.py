@@ -31,7 +31,7 @@ class Points:
     params: Array  # N, parameters
     tokens: Array  # D, training tokens
     loss: Array  # L, nats/token
-    flops: Array  # C, training FLOPs actually spent, counted as `convention` says
+    flops: Array  # C, training FLOPs actually spent, counted by `convention`
     budget: Array | None  # the FLOPs that the run aimed at; points of equal budget form one isoFLOP curve
     weight: Array  # multiplies the point's term in the objective
     cluster: npt.NDArray[np.int64]  # points of one cluster share noise and are resampled together
@@ -145,7 +145,7 @@ def as_points(
 
 
 def _column(values: npt.ArrayLike, name: str, size: int | None = None, *, may_be_0: bool = False) -> Array:
-    """Check one column of the table: it must hold a finite number above 0 (or, with `may_be_0`, 0) for every run."""
+    """Check that one column of the table has a finite number above 0 (with `may_be_0`, also 0) for every run."""
     try:
         column = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -208,7 +208,7 @@ class Cost:
         return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
 
     def log_size(self, log_per_token: Array) -> Array:
-        """Invert the function `log_per_token` by bisection: log N at which the log of the FLOPs per token is given."""
+        """Invert the function `log_per_token` by bisection: log N for each log of the FLOPs per token."""
         if self.is_6nd:
             return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
         low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS

@@ -21,7 +21,7 @@ class FitResult(Fitted):
     """A fitted law that can be printed, saved and drawn. Its fields are those of `Fitted`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that `dlm fit --json` prints. A number that is not known is None, never a default value."""
+        """The object that `dlm fit --json` prints. A number that is not known is None; no default replaces it."""
         replicates = 0 if self.draws is None else len(self.draws)
         values = {
             "law": self.law,

@@ -122,7 +122,7 @@ def _objectives(frame: pd.DataFrame) -> list[str]:
 
 
 def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
-    """Select the runs of one objective; a UserError if it is not in the table, or not given and not unique."""
+    """Select the runs of one objective. An unknown objective is a UserError, as is None if the table has several."""
     names = _objectives(frame)
     if objective is not None and objective not in names:
         raise unknown("objective", objective, names)
@@ -174,7 +174,7 @@ def _check_options(
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
-    """The arguments that every fit takes from the table; convention and label are the first that a row states."""
+    """The arguments that every fit takes from the table; convention and label are the first values in their columns."""
     said = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
     first = {name: values.iloc[0] for name, values in said.items() if len(values)}
     columns = {name: frame[name] for name in ("params", "tokens", "loss")}
@@ -258,7 +258,7 @@ def predict_runs(
 
 
 def score_runs(path: Path, source: Runs) -> Score:
-    """Grade the frozen predictions in `path` by the finished runs of `source` that have the same objective."""
+    """Grade the frozen predictions in `path` on the finished runs of `source` that have the same objective."""
     frame = read_runs(source)
     label = frozen.load(path)["label"]
     if label and "objective" in frame:
@@ -304,7 +304,7 @@ def compare_runs(
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
-    """Both objectives to compare. Those that are None are taken from the table, if it leaves no choice."""
+    """Both objectives to compare. A name that is None is taken from the table, which must leave no choice."""
     if first is not None and second is not None:
         return first, second
     names = _objectives(frame)
@@ -318,7 +318,7 @@ def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) 
 
 
 def _labels(tables: Sequence[Runs], fits: Sequence[FitResult]) -> list[str]:
-    """The labels of the fits: the objectives; if they are equal, the file names; if these are too, the folder names."""
+    """The labels of the fits: the objectives, file names or folder names, whichever is the first that differs."""
     choices = [[fit.label for fit in fits]]
     if all(not isinstance(table, pd.DataFrame) for table in tables):
         paths = [Path(str(table)).resolve() for table in tables]

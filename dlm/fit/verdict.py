@@ -41,7 +41,7 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
 
     Args:
         result: A fit. A law without a second form (data-constrained, tied, a pinned exponent, an envelope) is returned
-            unchanged; its L* is given within the runs only.
+            unchanged; the interval of its L* is given within the runs only.
         replicates: Number of bootstrap replicates of each form.
         seed: Seed of the bootstraps.
         level: Nominal coverage of the intervals.

@@ -103,7 +103,7 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
     loss, slopes = problem.law.jet(theta, problem.x)
     rho, first, second = _norm(problem, target_of(problem, loss) - target)
     first, second = weight * first, weight * second
-    if problem.how.space == "log":  # d log L = dL / L, and the log has a curvature too
+    if problem.how.space == "log":  # the chain rule: d log L = dL / L, and the log is curved
         first = first / loss
         second = (second / loss - first) / loss
     grad = np.matmul(slopes, first[:, :, None])[:, :, 0]
@@ -222,7 +222,7 @@ def _step(grad: Array, hess: Array, damping: Array, logs: Mask) -> tuple[Array, 
 
 
 def _eliminate(left: Array, right: Array) -> Minima:
-    """Solve M y = v for symmetric M (p, p, R) and v (p, R), both overwritten.
+    """Solve M y = v for symmetric M (p, p, R) and v (p, R); both arrays are overwritten.
 
     Gaussian elimination without pivoting, with every operation over all R systems at once.
 

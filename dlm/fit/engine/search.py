@@ -101,7 +101,7 @@ def solve(
 
 
 def chinchilla_problem(problem: newton.Problem) -> newton.Problem:
-    """The same problem under Chinchilla's law with no parameter pinned, from which the fit of every law starts."""
+    """The same problem under Chinchilla's law with nothing pinned and `under_tuned` 1, where every law's fit starts."""
     even = replace(problem.how, under_tuned=1.0)
     return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, how=even)
 

@@ -163,7 +163,7 @@ def _akima(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
 
 
 def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
-    """Replace draws (R, 2) without a minimum inside the sizes by other draws, or by NaN if there are too many."""
+    """Replace draws (R, 2) without a minimum inside the sizes: by other draws, or by NaN if too many lack a minimum."""
     inside = (found[:, 0] > x.min()) & (found[:, 0] < x.max())
     found = np.where(inside[:, None], found, np.nan)
     if inside.mean() >= 1 - MOST_LOST:
@@ -185,10 +185,10 @@ def _with_misfit(cost: Cost, usable: list[Minimum], vertices: Array, rng: np.ran
 
 
 def _bend(z: Array, log_loss: Array, rng: np.random.Generator) -> Array:
-    """The largest distance of log L*(C) from its line, above or below, due to a quadratic term in log C, (R,).
+    """The extreme deviation of log L*(C) from its line that a quadratic term in log C causes, (R,).
 
-    Each draw takes the place furthest above or furthest below the line at random. So the interval has its nominal
-    coverage at both places, and a higher coverage between them.
+    Each draw takes the C that is furthest above or furthest below the line, at random. So the interval has its nominal
+    coverage at both values of C, and a higher coverage between them.
     """
     powers = (z - z.mean())[:, None] ** np.arange(3)
     q, r = np.linalg.qr(powers)

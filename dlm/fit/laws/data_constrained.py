@@ -1,4 +1,4 @@
-"""The data-constrained law: Chinchilla's law with a lower value of repeated data.
+"""The data-constrained law: Chinchilla's law in which repeated data are worth less than unique data.
 
 This is Muennighoff et al., 2305.16264, equations 5 and 6:
 L = E + A/N'^alpha + B/D'^beta. U of the D tokens are unique, and D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) if D > U.
@@ -22,7 +22,7 @@ PLAIN = Chinchilla()  # the first five coordinates are those of Chinchilla's law
 
 
 class DataConstrained(Law):
-    """The law of N, D and unique tokens; its predictions hold for `unique` unique tokens."""
+    """The law of N, D and unique tokens; predictions assume `unique` unique tokens."""
 
     name = "data-constrained"
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")

@@ -37,7 +37,7 @@ class Law(ABC):
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         """L, (R, n), and its derivatives with respect to theta, (R, p, n), for features that are each (n,) or (R, n).
 
-        The solver is fastest where the derivatives are a transposed array of shape (p, R, n).
+        The solver is fastest if the derivatives are a transposed array of shape (p, R, n).
         """
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
@@ -56,11 +56,11 @@ class Law(ABC):
 
     @abstractmethod
     def rows(self, theta: Array, centre: Array) -> Array:
-        """The published parameters, (R, p), of theta on features centred by `centre`."""
+        """Convert theta on features centred by `centre` to the published parameters, (R, p)."""
 
     @abstractmethod
     def theta(self, rows: Array, centre: Array) -> Array:
-        """theta on features centred by `centre`, (R, p), of the published parameters."""
+        """Convert the published parameters to theta on features centred by `centre`, (R, p)."""
 
     @abstractmethod
     def starts(self, chinchilla: Array) -> Array:
@@ -78,7 +78,7 @@ class Law(ABC):
         return np.log(points.params), np.log(points.tokens)
 
     def along(self, log_n: Array, log_d: Array) -> Features:
-        """The features of predictions at any log N and log D."""
+        """The features for predictions at any log N and log D."""
         return log_n, log_d
 
     def predict(self, rows: Array, log_n: Array, log_d: Array) -> Array:

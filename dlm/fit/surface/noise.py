@@ -15,7 +15,7 @@ from dlm.fit.engine import newton
 from dlm.fit.fitted import Noise
 from dlm.fit.points import NAN, Array, Points
 
-SHARES = np.linspace(0.0, 0.95, 20)  # grid of the trunk's share: the trunk's sd over the sum of trunk's and point's sd
+SHARES = np.linspace(0.0, 0.95, 20)  # grid of the trunk's share: sd of the trunk / (sd of the trunk + sd of the point)
 RATIOS = SHARES / (1 - SHARES)  # the trunk's sd over the point's sd, at each share
 MOST_NESTED = 1000  # largest number of points whose covariance is computed as a matrix
 TINY = 1e-300
@@ -133,7 +133,9 @@ def _replicates(points: Points) -> tuple[float, float, int]:
 
 
 def _lack_of_fit(misfit: float, dof: int, pure: float, replicates: int) -> tuple[float, float]:
-    """The F ratio of the law's misfit (squares, `dof`) to the noise between seeds (`pure`, `replicates`), and its p.
+    """The F ratio of the law's misfit to the noise between seeds, and its p-value.
+
+    `misfit` and `pure` are sums of squares with `dof` and `replicates` degrees of freedom.
 
     Both are NaN if no cell was run twice, if repeated runs do not differ, or if no degrees of freedom remain.
     """
