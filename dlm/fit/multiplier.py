@@ -212,7 +212,7 @@ def _reached(side: Fitted) -> str:
 
 
 def _missing(upper: Fitted, lower: Fitted) -> str:
-    """The budgets that would give an overlap, in words: higher ones for `upper`, or lower ones for `lower`."""
+    """The extrapolated budgets that would give an overlap, in words: higher ones for `upper`, or lower for `lower`."""
     aim, start = equal_loss.reached_losses(lower)[1], equal_loss.reached_losses(upper)[0]
     up, down = equal_loss.needed_compute(upper, aim), equal_loss.needed_compute(lower, start)
     more = f"runs of {upper.label} up to {text.flops(two_digits(up, np.ceil))} FLOPs"

@@ -215,7 +215,7 @@ def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
 
 
 def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a budget. Without a column `budget`, rows with equal FLOPs form a budget."""
+    """The rows that have a budget. Without a column `budget`, groups of rows with equal FLOPs are the budgets."""
     if "budget" not in frame:
         if "flops" not in frame:
             raise UserError("isoFLOP curves need a column 'budget' (or 'flops' with exactly equal values per budget)")
