@@ -22,7 +22,7 @@ HEADS = ("method", "a", "b", "N*", "D*", "L*", "status")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The answer of one method at the common C."""
+    """The exponents and the optimum of one method at the common C."""
 
     name: str
     a: float
@@ -34,7 +34,7 @@ class Row:
     status: str
 
     def cells(self) -> tuple[str, ...]:
-        """The row as words."""
+        """The cells of the row as text, in the order of `HEADS`."""
         sizes = (f"{text.count(getattr(self, k))}{self._ends(k, 'count')}" for k in "ND")
         a, b, loss = (f"{text.number(getattr(self, k))}{self._ends(k, 'number')}" for k in "abL")
         return (self.name, a, b, *sizes, loss, self.status)
@@ -45,11 +45,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """Several methods at one C."""
+    """The optima of several methods at one C."""
 
     flops: float  # C, FLOPs
     rows: tuple[Row, ...]
-    spread: float  # largest over smallest N*; NaN where fewer than two methods give one
+    spread: float  # ratio of the largest to the smallest N*; NaN if fewer than two methods give an N*
 
     def report(self) -> str:
         """The table as text."""
@@ -70,7 +70,7 @@ def side_by_side(results: Iterable[Fitted] | Mapping[str, Fitted], *, at: float 
     """Set fits side by side at one C.
 
     Args:
-        results: The fits, or names and fits.
+        results: The fits, or a mapping from names to fits.
         at: The common C in FLOPs; by default the highest C of the runs.
 
     Raises:

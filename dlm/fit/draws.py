@@ -1,4 +1,4 @@
-"""Hold what a bootstrap drew, and turn draws into intervals."""
+"""Hold the results of bootstrap replicates, and turn them into intervals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dlm.fit.points import UNBOUNDED, Array, Interval, Points
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """What a bootstrap drew.
+    """The results of the bootstrap replicates.
 
-    `rows` are refitted parameters, (R, k), NaN where a replicate has no fit. `vertices` are log N, log D and log L of
-    isoFLOP minima, (R, budgets, 3). `dof` are degrees of freedom for Student's t; 0 takes percentiles as they are.
+    `rows` are refitted parameters, (R, k), NaN for a replicate without a fit. `vertices` are log N, log D and log L of
+    isoFLOP minima, (R, budgets, 3). `dof` are degrees of freedom for Student's t; with 0, percentiles are used as they
+    are.
     """
 
     rows: Array
@@ -24,21 +25,21 @@ class Draws:
 
 
 def ends(point: float, values: Array, dof: int, level: float, *, log: bool = False) -> Interval:
-    """The interval of one number from its replicates.
+    """Compute the interval of one number from its replicates.
 
-    The ends are percentiles of the replicates. Their distances to the fit are stretched by Student's t over the normal
-    quantile, because resampled residuals say nothing of the uncertainty of their own variance. A failed replicate could
-    lie at either end, so it counts at both.
+    The ends are percentiles of the replicates. Their distances to the fit are stretched by the ratio of Student's to
+    the normal quantile, because resampled residuals do not show the uncertainty of their own variance. A failed
+    replicate could lie in either tail, so it counts in both.
 
     Args:
         point: The fitted value.
-        values: The replicates, (R,); NaN where one failed.
-        dof: Degrees of freedom of Student's t; 0 takes the percentiles as they are.
-        level: Share of the interval, such as 0.95.
-        log: Whether to measure distances in logs, for a number that multiplies.
+        values: The replicates, (R,); NaN for those that failed.
+        dof: Degrees of freedom of Student's t; with 0, the percentiles are used as they are.
+        level: Nominal coverage of the interval, such as 0.95.
+        log: Whether to measure distances in logs, for a multiplicative number.
 
     Returns:
-        (low, high); NaN where too many replicates failed.
+        (low, high); NaN if too many replicates failed.
     """
     tail = (1 - level) / 2
     good = values[np.isfinite(values)]
@@ -54,7 +55,7 @@ def ends(point: float, values: Array, dof: int, level: float, *, log: bool = Fal
 
 
 def stretch(dof: int, tail: float) -> float:
-    """Student's quantile over the normal one at 1 - `tail`; 1 for `dof` 0."""
+    """The ratio of Student's quantile to the normal quantile at 1 - `tail`; 1 for `dof` 0."""
     if dof <= 0:
         return 1.0
     from scipy.special import ndtri, stdtrit
@@ -63,13 +64,13 @@ def stretch(dof: int, tail: float) -> float:
 
 
 def hull(intervals: list[Interval]) -> Interval:
-    """The smallest interval that holds all of them; NaN where one of them is not known."""
+    """The smallest interval that contains all `intervals`; NaN if one of them is not known."""
     low, high = np.array(intervals).T
     return float(np.min(low)), float(np.max(high))
 
 
 def cluster_counts(points: Points, replicates: int, rng: np.random.Generator) -> Array:
-    """How often each point is drawn where clusters are drawn whole, times its weight: (R, n)."""
+    """Resample whole clusters: the number of times that each point is drawn, times its weight, (R, n)."""
     _, place = np.unique(points.cluster, return_inverse=True)
     size = int(place.max()) + 1
     drawn = rng.integers(size, size=(replicates, size)) + size * np.arange(replicates)[:, None]

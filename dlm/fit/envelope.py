@@ -43,17 +43,17 @@ def fit_envelope(
         flops: C of each run, (n,); 6 N D by default.
         run_id: Labels, (n,); points with equal labels are checkpoints of one run.
         schedule: Name of the learning-rate schedule of each point.
-        convention: Name of the way in which `flops` are counted.
+        convention: Name of the convention by which `flops` are counted.
         at: The values of C at which to report the optimum, FLOPs.
-        label: Name of the group of runs, for readers.
+        label: Name of the group of runs, shown in reports.
 
     Returns:
-        The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. The status is 'refused' where the frontier has fewer than 4
+        The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. The status is 'refused' if the frontier has fewer than 4
         points or 3 sizes, or spans less than a decade of FLOPs.
 
     Raises:
-        UserError: For a column that is not allowed, and for several points of one run with a decaying schedule, since
-            a loss from the middle of such a run is not that of a finished run.
+        UserError: For a column that is not allowed, and for several points of one run with a decaying schedule, because
+            the loss in the middle of such a run is higher than that of a finished run.
     """
     points = as_points(params, tokens, loss, flops=flops, cluster=run_id, convention=convention)
     if schedule is not None:
@@ -91,13 +91,13 @@ def frontier(points: Points) -> Points:
 
 
 def _minima(chosen: Points) -> list[Minimum]:
-    """Each run of the frontier as the minimum at its C."""
+    """One `Minimum` for each run of the frontier, at the C of the run."""
     columns = (chosen.flops.tolist(), chosen.params.tolist(), chosen.tokens.tolist(), chosen.loss.tolist())
     return [Minimum(budget=c, num_points=1, N=n, D=d, L=loss) for c, n, d, loss in zip(*columns, strict=True)]
 
 
 def _refusal(chosen: Points) -> str:
-    """Why the frontier gives no line; empty where it gives one."""
+    """The reason why the frontier does not support a line; empty if it does."""
     sizes, decades = len(np.unique(chosen.params)), float(np.log10(chosen.top_flops / chosen.flops.min()))
     if len(chosen) >= LEAST_POINTS and sizes >= LEAST_SIZES and decades >= LEAST_DECADES:
         return ""

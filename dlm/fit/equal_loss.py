@@ -12,19 +12,19 @@ from dlm.fit.fitted import Fitted
 from dlm.fit.isoflop import resample
 from dlm.fit.points import NAN, Array, Interval
 
-# Tables of L*(C) reach this far, in nats of C, beyond a law's own budgets: a resampled law needs a little more C than
-# the fit, and the answer to which budgets are missing may lie much further away.
+# Tables of L*(C) extend this far, in nats of C, beyond a law's own budgets: NEAR because a resampled law may need a
+# little more C than the fit, and FAR because budgets that are missing for an overlap may lie much further away.
 NEAR_NATS, FAR_NATS = 2.5, 25.0
 DRAW_NODES, FIT_NODES, FAR_NODES = 13, 401, 1001  # values of C in these tables
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratio:
-    """How much more compute the second law needs than the first, at n losses."""
+    """The ratio of the compute that the second law needs to the compute of the first law, at n losses."""
 
     log_c: Array  # log C of the first and of the second law, (2, n)
-    draws: Array | None  # log ratio of every pair of resampled laws, (R, n); None without draws
-    dof: int = 0  # degrees of freedom for Student's t; 0 takes percentiles as they are
+    draws: Array | None  # log ratio of every pair of resampled laws, (R, n); None if a law has no draws
+    dof: int = 0  # degrees of freedom for Student's t; with 0, percentiles are used as they are
 
     @property
     def log(self) -> Array:
@@ -65,27 +65,27 @@ def best_loss(result: Fitted, flops: float) -> float:
 
 
 def log_compute(result: Fitted, losses: Array) -> Array:
-    """log C at which the law reaches each loss, (n,); NaN where that is far from its own budgets."""
+    """log C at which the law reaches each loss, (n,); NaN if this C is far from the law's own budgets."""
     return np.asarray(_log_compute(result, _fit_row(result), losses, NEAR_NATS, FIT_NODES)[0], dtype=np.float64)
 
 
 def needed_compute(result: Fitted, loss: float) -> float:
-    """C, in FLOPs, at which the law reaches `loss`, extrapolated if need be; NaN where it never does."""
+    """C, in FLOPs, at which the law reaches `loss`, extrapolated if necessary; NaN if the law never reaches it."""
     return float(np.exp(_log_compute(result, _fit_row(result), np.array([loss]), FAR_NATS, FAR_NODES)[0, 0]))
 
 
 def _fit_row(result: Fitted) -> Array:
-    """The law itself as one row, (1, k), of what `_curve` reads."""
+    """The fitted law as one row, (1, k), in the form that `_curve` takes."""
     if result.surface is not None:
         return optimum.as_rows(result.surface, result.params)
     return _bent(result, np.log([[m.L for m in result.usable]]))
 
 
 def _draw_rows(result: Fitted, rng: np.random.Generator) -> Array:
-    """The resampled laws as rows of what `_curve` reads, (R, k), in an order that is independent of any other result's.
+    """The resampled laws as rows, (R, k), in the form that `_curve` takes, in random order.
 
-    Two bootstraps of one seed pick the same places in both tables; once they are shuffled, their pairs are independent.
-    A line keeps no minima of its draws, so these are drawn again.
+    Two bootstraps with the same seed draw the same row numbers from both tables; shuffling makes their pairs
+    independent. An isoFLOP fit does not keep the minima of its draws, so these are drawn again.
     """
     assert result.draws is not None
     if result.surface is not None:
@@ -96,7 +96,11 @@ def _draw_rows(result: Fitted, rng: np.random.Generator) -> Array:
 
 
 def _bent(result: Fitted, log_loss: Array) -> Array:
-    """The parabola through log L of the minima, (R, budgets), in log C less its mean: (R, 3); a line through two."""
+    """Fit parabolas (lines for two budgets) to log L of the minima, (R, budgets), over centred log C.
+
+    Returns:
+        The coefficients, (R, 3), the constant first.
+    """
     z = np.log([m.budget for m in result.usable])
     powers = np.vander(z - z.mean(), min(3, len(z)), increasing=True)
     rows = log_loss @ np.linalg.pinv(powers).T
@@ -104,7 +108,7 @@ def _bent(result: Fitted, log_loss: Array) -> Array:
 
 
 def _curve(result: Fitted, rows: Array, log_c: Array) -> Array:
-    """L*(C) of every row, (R, m); beyond its budgets, a parabola continues with its slope at the outermost one."""
+    """L*(C) of every row, (R, m). Beyond the budgets, a parabola continues with its slope at the outermost budget."""
     if result.surface is not None:
         at = [optimum.best(result.surface, rows, float(c), result.cost)[:, 2] for c in np.exp(log_c)]
         return np.stack(at, axis=1)
@@ -117,10 +121,10 @@ def _curve(result: Fitted, rows: Array, log_c: Array) -> Array:
 
 
 def _log_compute(result: Fitted, rows: Array, losses: Array, beyond_nats: float, nodes: int) -> Array:
-    """log C at which L*(C) of each row is each loss, (R, n); NaN where that lies outside the table.
+    """log C at which L*(C) of each row equals each loss, (R, n); NaN if this C lies outside the table.
 
-    L* - E is a power of C where C = 6 N D, and nearly so under other costs. So log(L* - E) is close to a straight line
-    in log C, and is interpolated.
+    L* - E is a power of C if C = 6 N D, and nearly a power of C under other costs. So log(L* - E) is close to a
+    straight line in log C, and is interpolated.
     """
     low, high = np.log(budget_range(result))
     log_c = np.linspace(low - beyond_nats, high + beyond_nats, nodes)
@@ -128,7 +132,7 @@ def _log_compute(result: Fitted, rows: Array, losses: Array, beyond_nats: float,
     names = () if result.surface is None else result.surface.params
     floor = (rows[:, names.index("E")] if "E" in names else np.zeros(len(rows)))[:, None]
     heights, wanted = np.log(curve - floor), np.log(losses - floor)
-    heights = np.minimum.accumulate(heights, axis=1)  # the least C of a loss, should L* ever rise
+    heights = np.minimum.accumulate(heights, axis=1)  # the least C of a loss, even if L* rises somewhere
     found = np.full((len(rows), len(losses)), NAN)
     for k in np.flatnonzero(np.isfinite(heights).all(axis=1)):
         found[k] = np.interp(-wanted[k], -heights[k], log_c, left=NAN, right=NAN)
@@ -136,7 +140,7 @@ def _log_compute(result: Fitted, rows: Array, losses: Array, beyond_nats: float,
 
 
 def _joint_dof(sides: Sequence[Array], dofs: tuple[int, int]) -> int:
-    """The degrees of freedom of a difference, by Welch and Satterthwaite; a side of dof 0 has none to add."""
+    """The degrees of freedom of a difference, by Welch and Satterthwaite; a dof of 0 counts as infinitely many."""
     spread = np.array([np.nanmedian(np.nanvar(side, axis=0)) for side in sides])
     shares = [v**2 / dof for v, dof in zip(spread, dofs, strict=True) if dof]
     if not shares or not np.isfinite(spread).all() or not sum(shares):

@@ -14,24 +14,24 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
-NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, such as that of runs that cannot be fitted
+NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Standard deviations of the loss, as shares of the loss; NaN where the runs do not show a part."""
+    """Standard deviations of the loss, as shares of the loss; NaN for a part that the runs do not show."""
 
-    residual: float = NAN  # about the law: all parts but the Monte Carlo error that all runs share
-    seed: float = NAN  # between runs of one N and D
+    residual: float = NAN  # about the law: all parts except the Monte Carlo error that all runs share
+    seed: float = NAN  # between runs of equal N and D
     trunk: float = NAN  # shared by the points of one trunk or run
-    monte_carlo: float = NAN  # median of loss_se over loss
-    monte_carlo_own: float = NAN  # median of loss_se_own over loss: the part that runs do not share
+    monte_carlo: float = NAN  # median of loss_se / loss
+    monte_carlo_own: float = NAN  # median of loss_se_own / loss: the part that the runs do not share
     replicates: int = 0  # degrees of freedom behind `seed`
     lack_of_fit: float = NAN  # F ratio of the law's misfit to the noise between seeds
-    lack_of_fit_p: float = NAN  # probability of so large an F under a law that fits
+    lack_of_fit_p: float = NAN  # p-value: the probability of an F at least this large if the law fits
 
     def sentence(self) -> str:
-        """The known parts in words; empty if none is known."""
+        """The known parts of the noise in words; empty if no part is known."""
         parts = {
             "about the law": self.residual,
             f"between seeds ({self.replicates} degrees of freedom)": self.seed,
@@ -45,7 +45,7 @@ class Noise:
         return ", ".join(said)
 
     def warnings(self) -> list[str]:
-        """A warning where runs of the same N and D show that the law does not fit."""
+        """A warning if runs of the same N and D show that the law does not fit."""
         if not self.lack_of_fit_p < 0.05:
             return []
         test = f"F = {self.lack_of_fit:.2g}, p = {self.lack_of_fit_p:.2g}"
@@ -59,13 +59,13 @@ class Verdict:
     top: float  # the highest C of the runs, FLOPs
     reach: float  # the highest C at which L* is given, FLOPs
     limit: str  # why L* is not given beyond `reach`
-    missed: float  # relative error of the better form where the top budgets were held out; NaN if none could be
+    missed: float  # relative error of the better form on held-out top budgets; NaN if none could be held out
     aicc: Mapping[str, float]  # Akaike's criterion of each form, from squares of log residuals; lower is better
-    target: float  # the C of the four numbers below, FLOPs
-    differ_n: float  # largest over smallest N* of the methods
+    target: float  # the C at which the next four fields are computed, FLOPs
+    differ_n: float  # ratio of the largest to the smallest N* of the methods
     differ_l: float  # relative difference between the L* of the forms
-    regret: float  # nats/token lost at most by any size inside the interval of N*
-    n: Interval  # of N* over all methods
+    regret: float  # largest excess loss of a size inside the interval of N*, nats/token
+    n: Interval  # the interval of N* over all methods
     forms: Mapping[str, Fitted] = field(default_factory=dict, repr=False)  # both forms, by name
     methods: Sequence[Fitted] = field(default_factory=tuple, repr=False)  # all fits that give an N*
 
@@ -93,7 +93,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """How the best size and the best number of tokens grow: N* ~ C^a, D* ~ C^b."""
+    """How the best size and the best number of tokens grow with C: N* ~ C^a, D* ~ C^b."""
 
     a: float = NAN
     b: float = NAN
@@ -107,10 +107,10 @@ class Optimum:
     N: float
     D: float
     L: float
-    ci: Mapping[str, Interval] = field(default_factory=dict)  # of N, D, L and tokens_per_param
-    regret: float = NAN  # nats/token lost at most by any size inside the interval of N
-    reach: float = NAN  # C over the highest C that the fit rests on; above 1 it is an extrapolation
-    withheld: str = ""  # why L or its interval is not given; empty where it is
+    ci: Mapping[str, Interval] = field(default_factory=dict)  # intervals of N, D, L and tokens_per_param
+    regret: float = NAN  # largest excess loss of a size inside the interval of N, nats/token
+    reach: float = NAN  # ratio of C to the highest C that the fit rests on; above 1, the optimum is an extrapolation
+    withheld: str = ""  # why L or its interval is withheld; empty if neither is
 
     @property
     def tokens_per_param(self) -> float:
@@ -120,7 +120,7 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Minimum:
-    """One isoFLOP curve and its minimum, or why it has none.
+    """One isoFLOP curve and its minimum, or the reason why it has no minimum.
 
     The curve is L = c0 + c1 z + c2 z^2 (+ c3 z^3) with z = log N - centre, or log D - centre with axis 'tokens'. For an
     Akima curve, the coefficients are those of the parabola through its points.
@@ -128,7 +128,7 @@ class Minimum:
 
     budget: float  # FLOPs
     num_points: int
-    reason: str = ""  # too_few_points, not_convex, outside_grid or edge; empty where there is a minimum
+    reason: str = ""  # too_few_points, not_convex, outside_grid or edge; empty if there is a minimum
     why: str = field(default="", repr=False)  # the reason in words, with its numbers
     detail: str = ""  # the budget and the reason in words
     N: float = NAN
@@ -140,7 +140,7 @@ class Minimum:
 
     @property
     def usable(self) -> bool:
-        """Whether the curve has an interior minimum, so that lines may use it."""
+        """Whether the curve has an interior minimum, through which lines may be fitted."""
         return not self.reason
 
 
@@ -149,41 +149,41 @@ class Fitted:
     """A fitted law. `status` is 'ok', 'warned' (read `warnings`) or 'refused' (the data do not support the law)."""
 
     law: str
-    how: Norm = NOT_FITTED  # how residuals counted
-    n: int  # points used
+    how: Norm = NOT_FITTED  # how the residuals count in the objective
+    n: int  # number of points used
     params: Mapping[str, float] = field(default_factory=dict)
-    ci: Mapping[str, Interval] = field(default_factory=dict)  # of the parameters and of a and b
+    ci: Mapping[str, Interval] = field(default_factory=dict)  # intervals of the parameters and of a and b
     value: float = NAN  # the objective at the fit: a sum over the points
     allocation: Allocation = field(default_factory=Allocation)
-    at: Mapping[float, Optimum] = field(default_factory=dict)  # by C in FLOPs
+    at: Mapping[float, Optimum] = field(default_factory=dict)  # optima, by C in FLOPs
     holdout: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # errors on held-out top budgets
     status: str = "ok"
     warnings: tuple[str, ...] = ()
-    minima: tuple[Minimum, ...] = ()  # one per budget, of isoflop and envelope
-    curve: str = ""  # of isoflop: parabola, cubic or akima
-    axis: str = ""  # of isoflop: whether curves run over log of 'params' or of 'tokens'
-    label: str = ""  # name of the objective or group of runs, for readers
+    minima: tuple[Minimum, ...] = ()  # isoflop: one per budget; envelope: one per run of the frontier
+    curve: str = ""  # isoflop only: 'parabola', 'cubic' or 'akima'
+    axis: str = ""  # isoflop only: 'params' if the curves run over log N, 'tokens' if over log D
+    label: str = ""  # name of the objective or group of runs, shown in reports
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
-    draws: Array | None = field(default=None, repr=False)  # (replicates, params); rows that failed are NaN
+    draws: Array | None = field(default=None, repr=False)  # refitted params, (replicates, params); failed rows are NaN
     interval_method: str = ""
-    surface: Law | None = field(default=None, repr=False)  # the law itself; None for lines
-    fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were pinned
-    rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 %: their params and 'objective'
+    surface: Law | None = field(default=None, repr=False)  # the surface; None for the lines of isoflop and envelope
+    fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were held fixed, and their values
+    rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 % of the lowest: params and 'objective'
     noise: Noise = field(default_factory=Noise)
-    outliers: tuple[int, ...] = ()  # indices of points far from the law; they count all the same
-    verdict: Verdict | None = field(default=None, repr=False)  # how far the law may be believed, after `judge`
-    failed: int = 0  # replicates that found no law
-    dof: int = 0  # degrees of freedom of intervals from resampled residuals
+    outliers: tuple[int, ...] = ()  # indices of points far from the law; they still count in the fit
+    verdict: Verdict | None = field(default=None, repr=False)  # how far the law may be extrapolated; set by `judge`
+    failed: int = 0  # number of replicates that found no law
+    dof: int = 0  # degrees of freedom of Student's t for the intervals; 0 if they are plain percentiles
 
     @property
     def usable(self) -> list[Minimum]:
-        """The minima that a line may use."""
+        """The minima through which lines may be fitted."""
         return [m for m in self.minima if m.usable]
 
     @property
     def norm(self) -> str:
-        """The norm of the residuals: 'huber', 'mse' or 'l1'; empty where nothing was fitted."""
+        """The norm of the residuals: 'huber', 'mse' or 'l1'; empty if nothing was fitted."""
         return self.how.norm
 
     @property
@@ -193,12 +193,12 @@ class Fitted:
 
 
 def shown(record: Verdict | Minimum) -> dict[str, Any]:
-    """The fields of a record that its JSON and its repr have."""
+    """The fields of a record that appear in its JSON and in its repr."""
     return {f.name: getattr(record, f.name) for f in fields(record) if f.repr}
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it: a number that is not known becomes None, and a tuple a list."""
+    """Convert the value for JSON: a number that is not finite becomes None, and a tuple becomes a list."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """Write predictions down before the runs exist, and grade them afterwards.
 
-The file holds what is needed to predict any N and D: the forms of the law, each with a part of its draws. It is dated
-and hashed, so that nobody can say afterwards that the outcome was known all along.
+The file holds all that is needed to predict the loss at any N and D: the forms of the law, each with some of its draws.
+It is dated and hashed, to show afterwards that the predictions were made before the outcome was known.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from dlm.fit.predict import forms_of, missed_by, predict_from
 
 FORMAT = 1
 KEPT = 400  # draws of each form that the file holds
-SAME = 0.1  # runs within this share of a frozen C count as runs at it
-LEAST_SIZES = 3  # with fewer sizes, the best of them says nothing of N*
+SAME = 0.1  # a run whose C differs from a frozen C by a smaller share counts as a run at that C
+LEAST_SIZES = 3  # with fewer sizes, the best size does not bound N*
 
 
 def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.95) -> dict[str, Any]:
-    """Write the predictions at each C (FLOPs) to `path`, and return what was written.
+    """Write the predictions at each C (FLOPs) to `path`, and return the content of this file.
 
     Raises:
-        UserError: If the law is no surface with intervals, or if the file exists: it is never overwritten.
+        UserError: If the law is data-constrained or not a surface with draws, if the file exists (it is never
+            overwritten), or if it cannot be written.
     """
     if result.surface is None or result.draws is None or result.points is None:
         raise UserError(f"{result.law} gives no prediction: freeze a surface ({', '.join(LAWS)}) with its bootstrap")
@@ -73,22 +74,22 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """New runs, compared with what was predicted of them."""
+    """New runs compared with their predictions."""
 
     made: str  # when the predictions were made
-    sha256: str  # of the predictions
+    sha256: str  # hash of the predictions
     level: float
     rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside
     sizes: tuple[dict[str, Any], ...]  # per frozen C that was run: N of the best run, between, low, high, inside
-    known: int  # runs that the predictions were made from
+    known: int  # number of runs in the table that the predictions were made from
 
     @property
     def inside(self) -> int:
-        """How many new runs lie inside their interval."""
+        """The number of new runs that lie inside their intervals."""
         return sum(row["inside"] for row in self.rows)
 
     def sentence(self) -> str:
-        """The grade in words."""
+        """A summary of the grades in words."""
         if not self.rows:
             return f"no new run: all {self.known} were there when the predictions were made ({self.made})"
         errors = np.array([row["error"] for row in self.rows])
@@ -96,7 +97,7 @@ class Score:
         return f"{said}; the law was off by {errors.mean():+.2%} in the mean, {np.sqrt((errors**2).mean()):.2%} rms"
 
     def report(self) -> str:
-        """The grade, every new run, and every best size, as text."""
+        """The summary, every new run and every best size, as text."""
         lines = [f"predictions of {self.made} ({self.sha256[:12]}): {self.sentence()}"]
         lines += [
             f"  N {text.count(r['params'])}, D {text.count(r['tokens'])}: {r['loss']:.4g}, predicted "
@@ -119,11 +120,11 @@ def _of_size(s: dict[str, Any]) -> str:
 
 
 def score(path: Path, points: Points) -> Score:
-    """Grade the frozen predictions in `path` by the runs that they were not made from.
+    """Grade the frozen predictions in `path` on the runs that they were not made from.
 
     Raises:
-        UserError: For a file that is missing, of another format, or changed since it was written, and for runs that
-            count FLOPs in another way.
+        UserError: For a file that is missing, of another format, or changed since it was written, and for runs whose
+            FLOPs are counted by another convention.
     """
     frozen = load(path)
     known = set(frozen["runs"]["cells"])
@@ -179,7 +180,7 @@ def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
             continue
         n = float(near.params[near.loss.argmin()])
         place = int(np.searchsorted(sizes, n))
-        # That a size was the best of those that were run says only that N* lies between its neighbours.
+        # The best of the sizes that were run shows only that N* lies between the neighbours of this size.
         ends = float(sizes[max(place - 1, 0)]), float(sizes[min(place + 1, len(sizes) - 1)])
         low, high = best["ci"]["N"]
         inside = low is not None and high is not None and ends[0] <= high and low <= ends[1]
@@ -190,7 +191,7 @@ def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
 
 
 def _form_to_dict(form: Fitted) -> dict[str, Any]:
-    """A form with the first of its draws; those that failed are kept, so that too many still withhold an interval."""
+    """A form and its first `KEPT` draws as plain data. Failed draws stay, so that too many withhold an interval."""
     assert form.surface is not None and form.draws is not None
     draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
     return {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
@@ -210,7 +211,7 @@ def _form_from_dict(content: dict[str, Any], frozen: dict[str, Any]) -> Fitted:
 
 
 def _cells(points: Points) -> list[str]:
-    """A short hash of each run, which tells the new runs of a table that has grown."""
+    """A short hash of each run, by which new runs are recognised in a table that has grown."""
     rows = zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True)
     return [hashlib.sha256(f"{n:.9g},{d:.9g},{loss:.9g}".encode()).hexdigest()[:12] for n, d, loss in rows]
 

@@ -9,19 +9,19 @@ import numpy as np
 
 
 def two_digits(value: float, towards: np.ufunc) -> float:
-    """The value rounded to two significant digits by ``np.floor`` or ``np.ceil``; NaN stays NaN."""
+    """Round the value to two significant digits by `towards`, ``np.floor`` or ``np.ceil``; NaN stays NaN."""
     unit = 10.0 ** (np.floor(np.log10(value)) - 1)
     return float(f"{towards(value / unit) * unit:.1e}")
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns are aligned; the first row holds the heads."""
+    """The lines of a table whose columns are aligned; the first row holds the column headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:
-    """The same as an HTML table."""
+    """An HTML table of the rows; the first row holds the column headings."""
     tags = ["th", *["td"] * (len(rows) - 1)]
     lines = [
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, rows, strict=True)
@@ -30,5 +30,5 @@ def html_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_list(items: Iterable[str]) -> str:
-    """An HTML list."""
+    """An HTML list of the items."""
     return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"

@@ -1,9 +1,10 @@
-"""Say how much more compute one law needs than another, at equal loss.
+"""Find how much more compute one law needs than another, at equal loss.
 
 C(loss) is the least C whose best loss L*(C) is that loss, so the multiplier is C_second(loss) / C_first(loss). It is
-given where both laws reach the loss within the budgets of their own runs, and nowhere else: outside, one of the two
-would be an extrapolation, and the multiplier a statement about its form. For isoFLOP minima, L* is a parabola of log L
-in log C through them: their straight line has no floor, which put a multiplier of 16 off by 20 % at either end.
+given only for losses that both laws reach within the budgets of their own runs: for other losses, one of the two laws
+would be extrapolated, and the multiplier would depend on the form of that law. For isoFLOP fits, L* is a parabola of
+log L in log C through the minima: a straight line has no floor, which gave a multiplier of 16 an error of 20 % at
+either end.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from dlm.fit.layout import html_list, html_table, text_table, two_digits
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval
 
 NUM_LOSSES = 9
-TOUCH = 1e-9  # ranges of loss that overlap by a smaller share do not overlap
-LEVEL_NATS = 1e-3  # a multiplier whose log changes by less over the losses does not change
-SAME_COST = 0.05  # a larger relative difference in FLOPs per token at the same N deserves a warning
+TOUCH = 1e-9  # ranges of loss whose overlap is a smaller share count as disjoint
+LEVEL_NATS = 1e-3  # a multiplier whose log changes by less than this over the losses counts as constant
+SAME_COST = 0.05  # relative difference in FLOPs per token at the same N above which a warning is given
 HEADS = ("loss", "C of {0}", "C of {1}", "multiplier", "{2:.0%} interval")
 
 Sides = tuple[Fitted, Fitted]
@@ -36,28 +37,28 @@ Sides = tuple[Fitted, Fitted]
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplier:
-    """C_second / C_first at each of n losses; above 1, the second law needs more compute."""
+    """The multiplier C_second / C_first at each of n losses; above 1, the second law needs more compute."""
 
     names: tuple[str, str]
     laws: tuple[str, str]
-    convention: str  # how both count FLOPs
-    losses: tuple[float, ...]  # nats/token, falling, so that scale rises
-    C_first: tuple[float, ...]  # FLOPs of the compute-optimal run of that loss
-    C_second: tuple[float, ...]
+    convention: str  # the FLOP convention of both laws
+    losses: tuple[float, ...]  # nats/token, in falling order, so with rising compute
+    C_first: tuple[float, ...]  # FLOPs of the compute-optimal run at each loss, under the first law
+    C_second: tuple[float, ...]  # the same under the second law
     multiplier: tuple[float, ...]
-    ci: tuple[Interval, ...]  # one interval per loss, each on its own and not all at once; NaN where there is none
-    trend: float  # the multiplier at the lowest loss over that at the highest
+    ci: tuple[Interval, ...]  # one pointwise (not simultaneous) interval per loss; NaN for a loss without an interval
+    trend: float  # ratio of the multiplier at the lowest loss to the multiplier at the highest loss
     trend_ci: Interval
     level: float
     overlap: Interval  # the losses that both laws reach within their own budgets, nats/token
     warnings: tuple[str, ...] = ()
 
     def report(self) -> str:
-        """The table and its sentences as text."""
+        """The table, the verdict and the warnings as text."""
         return "\n".join([*text_table(self._table()), self.verdict(), *(f"warning: {w}" for w in self.warnings)])
 
     def verdict(self) -> str:
-        """What the table says, in words."""
+        """A summary of the table in words."""
         first, second = self.names
         where = f"over losses {text.number(min(self.losses))} to {text.number(max(self.losses))}"
         low, high = _short(min(self.multiplier)), _short(max(self.multiplier))
@@ -84,7 +85,7 @@ class Multiplier:
         return [tuple(head.format(*self.names, self.level) for head in HEADS), *zip(*columns, strict=True)]
 
     def _certainty(self) -> str:
-        """Whether the intervals show a difference."""
+        """State in words whether the intervals show a difference."""
         known = np.isfinite(np.array(self.ci)).all(axis=1)
         if not known.any():
             return "there is no interval"
@@ -100,7 +101,7 @@ class Multiplier:
         return f"{span}; no difference is shown at losses {where}, where they hold 1"
 
     def _with_scale(self) -> str:
-        """Whether the multiplier depends on scale; only an interval can show that."""
+        """State in words whether the multiplier depends on scale, which only an interval can show."""
         if len(self.losses) < 2 or not np.isfinite(self.trend):
             return ""
         if abs(np.log(self.trend)) < LEVEL_NATS:
@@ -116,18 +117,19 @@ class Multiplier:
 
 @np.errstate(all="ignore")  # rows of resampled laws that overflow are counted as failed
 def compare(first: Fitted, second: Fitted, *, losses: npt.ArrayLike | None = None, level: float = 0.95) -> Multiplier:
-    """How many times the compute of `first` does `second` need, at equal loss?
+    """Find the factor by which `second` needs more compute than `first` at equal loss.
 
     Args:
         first: A fitted law.
-        second: Another one, whose draws are taken as independent of those of `first`. Without draws of both (see
-            `bootstrap`) there are no intervals; after `judge` of both, intervals are hulls over both forms of the law.
-        losses: nats/token, (n,); by default 9 within the overlap, evenly spaced in log C of `first`.
-        level: Share of the intervals.
+        second: Another fitted law. Its draws are taken as independent of those of `first`. Intervals need draws of both
+            laws (see `bootstrap`); after `judge` of both, the intervals are hulls over both forms of the law.
+        losses: The losses to compare at, nats/token, (n,); by default 9 losses within the overlap, evenly spaced in
+            log C of `first`.
+        level: Nominal coverage of the intervals.
 
     Raises:
         UserError: If a law is missing or rises with C, if the conventions of FLOPs differ, or if the losses do not
-            overlap; then the message names the budgets that would make them.
+            overlap; in the last case, the message names the budgets that would make them overlap.
     """
     if not 0 < level < 1:
         raise UserError(f"level is {level}: give a number between 0 and 1, such as 0.95")
@@ -157,7 +159,7 @@ def compare(first: Fitted, second: Fitted, *, losses: npt.ArrayLike | None = Non
 
 
 def _labelled(first: Fitted, second: Fitted) -> Sides:
-    """Both results, with labels that differ."""
+    """Both results, with distinct labels."""
     one, other = first.label or "first", second.label or "second"
     if one == other:
         one, other = f"{one} (first)", f"{other} (second)"
@@ -186,14 +188,14 @@ def _common_convention(sides: Sides) -> str:
 
 
 def _convention(side: Fitted) -> str:
-    """The name of the convention; FLOPs that were given without one but are 6 N D count as '6n'."""
+    """The name of the FLOP convention; '6n' for FLOPs that were given without a convention but equal 6 N D."""
     assert side.points is not None
     named = side.points.convention
     return "6n" if named == "as given" and side.cost.is_6nd else named
 
 
 def _overlap(sides: Sides) -> Interval:
-    """The losses that both laws reach, (low, high). Where there are none, the UserError names the missing budgets."""
+    """The losses that both laws reach, (low, high). If there are none, a UserError names the missing budgets."""
     one, other = (equal_loss.reached_losses(side) for side in sides)
     low, high = max(one[0], other[0]), min(one[1], other[1])
     if low < high * (1.0 - TOUCH):
@@ -210,7 +212,7 @@ def _reached(side: Fitted) -> str:
 
 
 def _missing(upper: Fitted, lower: Fitted) -> str:
-    """More compute for the law that stands too high, or less for the other, each extrapolated."""
+    """The extrapolated budgets that would give an overlap, in words: higher ones for `upper`, or lower for `lower`."""
     aim, start = equal_loss.reached_losses(lower)[1], equal_loss.reached_losses(upper)[0]
     up, down = equal_loss.needed_compute(upper, aim), equal_loss.needed_compute(lower, start)
     more = f"runs of {upper.label} up to {text.flops(two_digits(up, np.ceil))} FLOPs"
@@ -231,7 +233,7 @@ def _evenly(first: Fitted, overlap: Interval) -> Array:
 
 
 def _within(sides: Sides, overlap: Interval, asked: npt.ArrayLike) -> Array:
-    """The losses that were asked for, falling; each must lie within the overlap."""
+    """The requested losses in falling order; each must lie within the overlap."""
     low, high = overlap
     wanted = np.sort(np.atleast_1d(np.asarray(asked, dtype=np.float64)).ravel())[::-1]
     if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
@@ -248,7 +250,7 @@ def _within(sides: Sides, overlap: Interval, asked: npt.ArrayLike) -> Array:
 
 
 def _checking_forms(sides: Sides) -> list[Sides]:
-    """The other form of both laws, where `judge` has fitted one to each."""
+    """The other form of both laws, as pairs of fits, if `judge` has fitted this form to both sides; else empty."""
     one, other = sides
     if one.law != other.law or one.surface is None or one.verdict is None or other.verdict is None:
         return []
@@ -257,7 +259,7 @@ def _checking_forms(sides: Sides) -> list[Sides]:
 
 
 def _intervals(found: Ratio, level: float) -> tuple[list[Interval], Interval]:
-    """An interval of the multiplier at each loss, and that of its trend."""
+    """The interval of the multiplier at each loss, and the interval of its trend."""
     if found.draws is None:
         return [UNBOUNDED] * len(found.log), UNBOUNDED
     draws, trend = found.draws, found.log[-1] - found.log[0]
@@ -280,7 +282,7 @@ def _warnings(sides: Sides, losses: Array, found: Ratio, ci: Sequence[Interval])
 
 
 def _failures(losses: Array, found: Ratio, ci: Sequence[Interval]) -> list[str]:
-    """A warning where too few pairs of resampled laws give a multiplier."""
+    """A warning if too few pairs of resampled laws give a multiplier."""
     lost = ~np.isfinite(np.array(ci)).all(axis=1)
     if found.draws is None or not lost.any():
         return []
@@ -294,7 +296,7 @@ def _failures(losses: Array, found: Ratio, ci: Sequence[Interval]) -> list[str]:
 
 
 def _costs(sides: Sides) -> list[str]:
-    """A warning if models of one size cost different FLOPs per token: by architecture, or by the way of counting."""
+    """A warning if models of equal size cost different FLOPs per token, by architecture or by the way of counting."""
     sizes = [side.points.params for side in sides if side.points is not None]
     low, high = max(n.min() for n in sizes), min(n.max() for n in sizes)
     log_n = np.log([low, max(low, high)])

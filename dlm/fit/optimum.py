@@ -1,7 +1,8 @@
 """Find the best use of C FLOPs under a fitted law: N*, D* and L*, their intervals, and the exponents a and b.
 
-The lower half works on rows of parameters, (R, k), one row per bootstrap replicate: in the order of `Law.params` for a
-surface, and in that of `LINE` for the log-log lines of isoflop and envelope, whose `law` is None.
+The functions from `names` on work on rows of parameters, (R, k), one row per bootstrap replicate. The parameters are in
+the order of `Law.params` for a surface, and in the order of `LINE` for the log-log lines of isoflop and envelope, for
+which `law` is None.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dlm.fit.laws.law import Law
 from dlm.fit.points import UNBOUNDED, Array, Cost, Interval, Points
 
 LEVEL = 0.95
-TOP = 1.05  # up to this multiple of the highest C, a budget counts as one of the runs
-SHARE = 0.5  # the share of the forms' difference by which the interval of L* is widened
+TOP = 1.05  # a C up to this multiple of the highest C counts as within the runs
+SHARE = 0.5  # share of the difference between the forms by which the interval of L* is widened
 
 WITHHELD_LINE = "a straight line has no floor"
 WITHHELD_FORM = "one form alone does not say how far it holds"
@@ -30,23 +31,24 @@ WITHHELD_FAR = "beyond the reach of these runs"
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
-REACH_NATS, STEP_NATS = 7.0, 0.05  # the grid of log N that is searched about the optimum under 6 N D = C
-WIDEST_NATS = 40.0  # the grid where that optimum is not known: from 1 to e^40 parameters
+REACH_NATS, STEP_NATS = 7.0, 0.05  # half-width and step of the grid of log N about the optimum under 6 N D = C
+WIDEST_NATS = 40.0  # width of the grid if that optimum is not known: from 1 to e^40 parameters
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 
 F = TypeVar("F", bound=Fitted)
 
 
 def optima(result: Fitted, at: Iterable[float], *, level: float = LEVEL) -> dict[float, Optimum]:
-    """The best use of each C, with its intervals.
+    """Find the optimum at each C, with intervals.
 
     After `judge`, the intervals hold under both forms of the law, and L* is withheld beyond the reach of the verdict.
-    Before, they take the form of the law for granted, and the interval of L* is withheld beyond the runs.
+    Before `judge`, the intervals assume that the form of the law is right, and the interval of L* is withheld beyond
+    the runs.
 
     Args:
-        result: Any fit; one without a law has no optima.
+        result: Any fit; a fit without a law has no optima.
         at: The values of C, FLOPs.
-        level: Share of the intervals.
+        level: Nominal coverage of the intervals.
 
     Raises:
         UserError: If a C is not a finite number above 0.
@@ -72,7 +74,7 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
 
 
 def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
-    """The optimum at C with intervals that take the form of the law for granted, however far C is from the runs."""
+    """The optimum at C, even far beyond the runs, with intervals that assume that the form of the law is right."""
     point = best(result.surface, as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
     found = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
     if result.draws is None:
@@ -85,7 +87,7 @@ def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
 
 
 def _judged(result: Fitted, own: Optimum, verdict: Verdict, flops: float, level: float) -> Optimum:
-    """The optimum with the hull of all methods' intervals, and without L* beyond the reach of the verdict."""
+    """The optimum with the hulls of the intervals of all methods, and without L* beyond the reach of the verdict."""
     methods = [own_optimum(f, flops, level) for f in verdict.methods]
     ci = {k: hull([o.ci[k] for o in methods]) for k in ("N", "D", "tokens_per_param")}
     main = main_form(result, verdict.forms)
@@ -101,8 +103,8 @@ def _judged(result: Fitted, own: Optimum, verdict: Verdict, flops: float, level:
 def loss_interval(result: Fitted, forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> Interval:
     """The interval of L* at C that holds if either form of the law is right.
 
-    It is the hull of the forms' own intervals (and that of an isoFLOP line), widened by half of what they differ and by
-    `missed`, the relative error on held-out budgets (NaN where it is not known).
+    It is the hull of the intervals of both forms (and of the line of an isoFLOP fit), widened by half of the difference
+    between their L* and by `missed`, the relative error on held-out budgets (NaN if it is not known).
     """
     asked = [*forms.values(), result] if result.law == "isoflop" else list(forms.values())
     found = [own_optimum(f, flops, level) for f in asked]
@@ -112,23 +114,23 @@ def loss_interval(result: Fitted, forms: Mapping[str, Fitted], missed: float, fl
 
 
 def main_form(result: Fitted, forms: Mapping[str, Fitted]) -> Fitted:
-    """The result itself if it is one of the forms, else the first of them."""
+    """The form that has the law of `result`; the first form if there is none."""
     return forms.get(result.law, next(iter(forms.values())))
 
 
 def log_spread(values: Sequence[float]) -> float:
-    """The log of the largest over the smallest value."""
+    """The log of the ratio of the largest to the smallest value."""
     return float(np.log(max(values) / min(values)))
 
 
 def top_of(result: Fitted) -> float:
-    """The highest C that the law rests on, FLOPs: of isoFLOP lines, the highest budget with a minimum."""
+    """The highest C that the law rests on, FLOPs; for isoFLOP lines, the highest budget with a minimum."""
     assert result.points is not None
     return max(m.budget for m in result.usable) if result.law == "isoflop" else result.points.top_flops
 
 
 def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> float:
-    """The nats/token that are lost at most at C FLOPs by training any size inside the interval of N*."""
+    """The largest excess loss, nats/token, of a size inside the interval of N*, at C = `flops`."""
     log_n = np.log([best_n, *ends_n])
     if result.surface is not None:
         log_d = np.log(flops) - result.cost.log_per_token(log_n)
@@ -146,7 +148,7 @@ def with_optima(result: F, at: Iterable[float]) -> F:
 
 
 def with_warnings(result: F, more: Iterable[str]) -> F:
-    """The result with more warnings, each once. A refused result stays refused."""
+    """The result with further warnings, without duplicates. A refused result stays refused."""
     warnings = tuple(dict.fromkeys((*result.warnings, *more)))
     return replace(result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status)
 
@@ -164,12 +166,12 @@ def _reach_warnings(result: Fitted, at: Iterable[float]) -> list[str]:
 
 
 def names(law: Law | None) -> tuple[str, ...]:
-    """The names of the parameters in a row."""
+    """The names of the parameters in a row, in order."""
     return LINE if law is None else law.params
 
 
 def as_rows(law: Law | None, params: Mapping[str, float]) -> Array:
-    """One row, (1, k), of named parameters."""
+    """Arrange named parameters as one row, (1, k)."""
     return np.array([[params[name] for name in names(law)]], dtype=np.float64)
 
 
@@ -224,7 +226,7 @@ def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cos
 
 
 def allocation(law: Law, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
-    """The exponents of a surface, with how they were found, and for how many unique tokens they hold."""
+    """The exponents of a surface, and a text on how they were found and for how many unique tokens they hold."""
     rows, span = as_rows(law, params), span_of(points)
     a, b = (float(v) for v in exponents(law, rows, span, cost)[0])
     if cost.is_6nd and law.exponents_at_6nd(rows) is not None:

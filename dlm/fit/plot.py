@@ -12,14 +12,14 @@ from dlm.fit.optimum import optima
 from dlm.fit.points import UNBOUNDED
 
 PLACES = 40  # values of C at which the law is drawn
-FURTHER = 10.0  # multiple of the highest C up to which it is drawn
+FURTHER = 10.0  # multiple of the highest C up to which the law is drawn
 LINE, BAND = "#3f6fb5", "#b9cbe6"
 
 
 def draw(result: Fitted) -> Figure:
     """Draw the loss of every run with L*(C), and the best size N*(C), with 95 % intervals as bands.
 
-    A loss that the law withholds is not drawn.
+    L* is not drawn where it or its interval is withheld.
 
     Raises:
         UserError: If there is no law to draw.

@@ -1,4 +1,4 @@
-"""Check plain arrays and freeze them as Points, and find what a token costs at each model size.
+"""Check plain arrays and freeze them as Points, and find the FLOPs per token at each model size.
 
 Legend of all fitting code: N parameters, D training tokens, C training FLOPs, L loss in nats/token.
 """
@@ -18,9 +18,9 @@ Mask = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
 NAN = float("nan")
-UNBOUNDED: Interval = (NAN, NAN)  # an interval that the data do not give
+UNBOUNDED: Interval = (NAN, NAN)  # the interval of a number for which the data give no interval
 
-REACH_NATS = 60.0  # log N is searched this far about log FLOPs per token, so any unit of N will do
+REACH_NATS = 60.0  # log N is searched within this distance of log(FLOPs per token), wide enough for any unit of N
 SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
@@ -31,21 +31,21 @@ class Points:
     params: Array  # N, parameters
     tokens: Array  # D, training tokens
     loss: Array  # L, nats/token
-    flops: Array  # C, training FLOPs actually spent, counted as `convention` says
-    budget: Array | None  # the FLOPs aimed at; points of equal budget form one isoFLOP curve
+    flops: Array  # C, training FLOPs actually spent, counted by `convention`
+    budget: Array | None  # the FLOPs that the run aimed at; points of equal budget form one isoFLOP curve
     weight: Array  # multiplies the point's term in the objective
     cluster: npt.NDArray[np.int64]  # points of one cluster share noise and are resampled together
-    convention: str  # name of the way in which `flops` are counted
-    unique: Array | None = None  # unique tokens that `tokens` repeats; None where they are not known
+    convention: str  # name of the convention by which `flops` are counted
+    unique: Array | None = None  # unique tokens among `tokens`; None if they are not known
     loss_se: Array | None = None  # Monte Carlo standard error of an estimated loss, nats/token
-    loss_se_own: Array | None = None  # the part of it that the runs do not share, nats/token
+    loss_se_own: Array | None = None  # the part of `loss_se` that the runs do not share, nats/token
 
     def __len__(self) -> int:
         return len(self.loss)
 
     @property
     def num_clusters(self) -> int:
-        """How many independent runs or trunks the points come from."""
+        """The number of independent runs or trunks that the points come from."""
         return len(np.unique(self.cluster))
 
     @property
@@ -69,7 +69,7 @@ class Points:
 
 
 class RunColumns(TypedDict, total=False):
-    """What surfaces and isoFLOP curves may be told of each run beside N, D and L; `as_points` describes it."""
+    """Optional columns for surfaces and isoFLOP curves, besides N, D and L; `as_points` describes them."""
 
     flops: npt.ArrayLike | None
     weights: npt.ArrayLike | str | None
@@ -79,7 +79,7 @@ class RunColumns(TypedDict, total=False):
 
 
 class SurfaceColumns(RunColumns, total=False):
-    """What a surface may also be told of each run."""
+    """Further optional columns for surfaces; `as_points` describes them."""
 
     budget: npt.ArrayLike | None
     cluster: npt.ArrayLike | None
@@ -113,10 +113,10 @@ def as_points(
         unique_tokens: Unique tokens of each run, (n,).
         loss_se: Monte Carlo standard error of each loss, (n,), nats/token.
         loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
-        convention: Name of the way in which `flops` are counted; '6n' by default where `flops` is absent.
+        convention: Name of the convention by which `flops` are counted; '6n' by default if `flops` is absent.
 
     Raises:
-        UserError: If a column is no array of usable numbers, is of another length than `loss`, or if all losses agree.
+        UserError: If a column is not an array of usable numbers, or not as long as `loss`, or if all losses are equal.
     """
     losses = _column(loss, "loss")
     size = len(losses)
@@ -145,7 +145,7 @@ def as_points(
 
 
 def _column(values: npt.ArrayLike, name: str, size: int | None = None, *, may_be_0: bool = False) -> Array:
-    """One column of the table, with a finite number above 0 (or not below it) for every run."""
+    """Check that one column of the table has a finite number above 0 (with `may_be_0`, also 0) for every run."""
     try:
         column = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -180,8 +180,8 @@ def _check_length(column: npt.NDArray[np.generic], name: str, size: int | None) 
 class Cost:
     """FLOPs per token as a function of the model size: 6 N (base + extra(N)).
 
-    `extra` holds what 6 N leaves out (head, attention). It is close to a power of N, so it is interpolated linearly in
-    log-log; outside the sizes that were run it continues with its mean slope.
+    `extra` is the cost that 6 N leaves out (head, attention). It is close to a power of N, so it is interpolated
+    linearly in log-log; outside the sizes that were run, it continues with its mean slope.
     """
 
     log_params: Array = field(default_factory=lambda: np.zeros(0))  # log N, rising, (m,)
@@ -196,7 +196,7 @@ class Cost:
 
     @property
     def over_6n(self) -> float:
-        """FLOPs per token over 6 N, in the middle of the sizes that were run."""
+        """The ratio of the FLOPs per token to 6 N, in the middle of the sizes that were run."""
         return 1.0 if self.is_6nd else float(self.base + np.exp(np.median(self.log_extra)))
 
     def log_per_token(self, log_params: Array) -> Array:
@@ -208,7 +208,7 @@ class Cost:
         return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
 
     def log_size(self, log_per_token: Array) -> Array:
-        """log N at which a token costs so much: the inverse of `log_per_token`, by bisection."""
+        """Invert the function `log_per_token` by bisection: log N for each log of the FLOPs per token."""
         if self.is_6nd:
             return np.asarray(log_per_token - np.log(6.0), dtype=np.float64)
         low, high = log_per_token - REACH_NATS, log_per_token + REACH_NATS
@@ -220,7 +220,7 @@ class Cost:
 
 
 def cost_of(points: Points) -> Cost:
-    """The cost of a token that the runs show: the median of C / D at each size, as a `Cost`."""
+    """Estimate the cost of a token from the runs: the median of C / D at each size."""
     ratio = points.flops / (6.0 * points.params * points.tokens)
     if np.abs(ratio - 1.0).max() <= SIX_ND_TOLERANCE:
         return Cost()

@@ -1,4 +1,4 @@
-"""Predict the loss at any N and D from a fitted law, with the interval of the law and that of a new run."""
+"""Predict the loss at any N and D from a fitted law, with an interval of the law and an interval of a new run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dlm.fit.points import NAN, Array
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """L in nats/token at m places, with two intervals."""
+    """Predicted L in nats/token at m pairs of N and D, with two intervals."""
 
-    loss: Array  # of the law, (m,)
+    loss: Array  # the loss under the law, (m,)
     ci: Array  # the interval of the law, (m, 2)
-    pi: Array  # the interval of a new run, which has the noise of the runs too, (m, 2)
+    pi: Array  # the interval of a new run, which also includes the noise of the runs, (m, 2)
 
 
 def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, level: float = 0.95) -> Prediction:
@@ -30,7 +30,8 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
     After `judge`, the intervals hold under both forms of the law.
 
     Raises:
-        UserError: If the result is no surface, has no draws (see `bootstrap`), or if N and D are no such numbers.
+        UserError: If the result is not a surface or has no draws (see `bootstrap`), if an N or D is not a finite number
+            above 0, or if `params` and `tokens` differ in length.
     """
     if result.surface is None or result.draws is None:
         raise UserError(f"{result.law} gives no prediction: fit a surface and bootstrap it first")
@@ -43,13 +44,13 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
 
 
 def forms_of(result: Fitted) -> list[Fitted]:
-    """The result first, then the form that checks it after `judge`."""
+    """The result and, after `judge`, the other form of the law, which checks it."""
     others = [] if result.verdict is None else result.verdict.forms.values()
     return [result, *(f for f in others if f.law != result.law)]
 
 
 def missed_by(result: Fitted) -> float:
-    """The relative error of the law on held-out budgets; NaN where `judge` has not found it."""
+    """The relative error on held-out budgets that `judge` found; NaN before `judge`."""
     return NAN if result.verdict is None else result.verdict.missed
 
 
@@ -59,15 +60,15 @@ def predict_from(
 ) -> Prediction:
     """Predict the loss under the first of `forms`, with intervals over all of them.
 
-    The interval of the law is the hull of the forms', widened as `optimum.loss_interval` describes. That of a new run
-    adds the relative residual of the runs in quadrature, times Student's t.
+    The interval of the law is the hull of the intervals of all forms, widened as `optimum.loss_interval` describes. The
+    interval of a new run adds the relative residual of the runs, times Student's t, in quadrature.
 
     Args:
         forms: Surfaces with draws.
-        missed: Relative error on held-out budgets; NaN where it is not known.
+        missed: Relative error on held-out budgets; NaN if it is not known.
         params: N, (m,).
         tokens: D, (m,).
-        level: Share of the intervals.
+        level: Nominal coverage of the intervals.
     """
     from scipy.special import ndtri
 

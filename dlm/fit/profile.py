@@ -1,6 +1,6 @@
-"""Profile a parameter: how much worse a fit gets as the parameter is moved away and all others follow.
+"""Profile a parameter: how much the objective rises as the parameter is changed and all others are re-optimised.
 
-A flat profile says that the points do not determine the parameter, whatever its interval says.
+A flat profile shows that the points do not determine the parameter, however narrow its interval is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dlm.fit.fitted import Fitted
 from dlm.fit.optimum import as_rows
 from dlm.fit.points import Array
 
-STIFF = 1e4  # the pull of the spring towards a value, over the curvature of the objective there
-STEP = 1e-6  # of central differences
+STIFF = 1e4  # stiffness of the spring, as a multiple of the objective over the squared coordinate at the fit
+STEP = 1e-6  # step of the central differences
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,32 +25,32 @@ class Profile:
     """The lowest objective at each value of one parameter."""
 
     name: str
-    values: Array  # of the parameter, rising, (m,)
-    objective: Array  # (m,)
+    values: Array  # values of the parameter, rising, (m,)
+    objective: Array  # lowest objective at each value, (m,)
     lowest: float  # the objective of the fit itself
 
     @property
     def rise(self) -> Array:
-        """By what share the objective lies above that of the fit, (m,)."""
+        """The relative increase of the objective over that of the fit, (m,)."""
         return self.objective / self.lowest - 1.0
 
 
 def profile(result: Fitted, name: str, *, low: float, high: float, places: int = 41) -> Profile:
     """Profile one parameter of a surface.
 
-    Each fit is pulled towards its value by a stiff spring. Where it comes to rest, all other parameters minimise the
-    objective given the value reached. So the pair of value and objective lies exactly on the profile, though the value
-    differs a little from the one aimed at.
+    A stiff spring (a quadratic penalty) pulls each fit towards a target value of the parameter. At the minimum, all
+    other parameters minimise the objective given the value reached. So the pair of value and objective lies exactly on
+    the profile, although the value differs a little from the target.
 
     Args:
         result: A fitted surface.
         name: The parameter; it must not be pinned.
-        low: Where the profile begins.
-        high: Where it ends.
-        places: How many values to try, evenly spaced, in logs for a parameter that multiplies.
+        low: The lowest target value.
+        high: The highest target value.
+        places: The number of target values, evenly spaced (in logs for a multiplicative parameter).
 
     Raises:
-        UserError: For a result that is no surface, an unknown or pinned parameter, or a range that does not rise.
+        UserError: For a result that is not a surface, an unknown or pinned parameter, or a range that is not allowed.
     """
     law, points, how = result.surface, result.points, result.how
     if law is None or points is None:
@@ -70,7 +70,7 @@ def profile(result: Fitted, name: str, *, low: float, high: float, places: int =
     stiff = STIFF * float(newton.value(problem, theta, target, weight)[0] / max(middle**2, 1e-12))
     aims = np.log(np.geomspace(low, high, places)) if scaled else np.linspace(low, high, places)
     found: dict[int, Array] = {}
-    for k in np.argsort(np.abs(aims - middle)).tolist():  # outwards from the fit, each value from its neighbour
+    for k in np.argsort(np.abs(aims - middle)).tolist():  # from the fit outwards, each from its neighbour's solution
         near = min(found, key=lambda j: abs(j - k), default=None)
         begin = theta if near is None else found[near]
         pulled = replace(problem, extra=_spring(coordinate, float(aims[k]), stiff))

@@ -1,9 +1,9 @@
 """Add intervals to a fitted law, by refitting it to resampled points.
 
-Methods: 'pairs' draws the points again, clusters whole and isoFLOP points within their budgets. 'residuals' keeps N and
-D, draws residuals, and widens the ends by Student's t; it suits few points. 'nested' draws one noise per cluster and
-one per point. A replicate without a fit counts as unbounded: where these are too many, the interval is NaN and a
-warning says so.
+Methods: 'pairs' resamples the points, as whole clusters, and isoFLOP points within each budget. 'residuals' keeps N and
+D, resamples residuals, and widens the interval by Student's t; it suits few points. 'nested' draws one noise term per
+cluster and one per point. A replicate without a fit counts as unbounded: if there are too many of these, the interval
+is NaN, and a warning is given.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dlm.fit.surface.noise import shared_se
 
 METHODS = ("auto", "pairs", "residuals", "nested")
 LEAST_REPLICATES = 100
-FEW_FAILED = 0.005  # a share of failed replicates that deserves no warning
-WIDE = 10.0  # upper over lower end of an interval of N* that deserves one
+FEW_FAILED = 0.005  # largest share of failed replicates that gives no warning
+WIDE = 10.0  # ratio of the upper to the lower end of an interval of N* above which a warning is given
 LINE_SCALES = ("N0", "D0", "L0")  # parameters of lines whose intervals are taken in logs
 
 
@@ -43,13 +43,13 @@ def bootstrap(
     """Add intervals for the parameters, for a and b, and for N*, D* and L*. The same seed gives the same numbers.
 
     Args:
-        result: A fit. An envelope, or a fit without a law or minima, comes back unchanged.
-        replicates: How many samples to refit, 100 or more.
-        seed: Of the random numbers.
-        method: 'pairs', 'residuals', 'nested' or 'auto'. 'auto' takes residuals for isoFLOP curves and for surfaces
-            on fewer than 40 points, else pairs. Where points share a cluster, it takes 'nested' for surfaces on fewer
-            than 40 clusters, else pairs.
-        level: Share of the intervals.
+        result: A fit. An envelope, or a fit without a law or minima, is returned unchanged.
+        replicates: Number of samples to refit, 100 or more.
+        seed: Seed of the random numbers.
+        method: 'pairs', 'residuals', 'nested' or 'auto'. 'auto' takes 'residuals' for isoFLOP curves and for surfaces
+            on fewer than 40 points, else 'pairs'. If points share a cluster, it takes 'nested' for surfaces on fewer
+            than 40 clusters, else 'pairs'.
+        level: Nominal coverage of the intervals.
 
     Raises:
         UserError: For an argument that is not allowed, or a method that these points do not permit.
@@ -74,7 +74,7 @@ def bootstrap(
 
 
 def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) -> Array:
-    """Move E, or the whole line of L, by the Monte Carlo error that all losses share; it moves nothing else."""
+    """Shift E, or the whole line of L, by the Monte Carlo error that all losses share; no other parameter changes."""
     assert result.points is not None
     error = shared_se(result.points)
     if not error or not rows.size:
@@ -91,7 +91,7 @@ def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) ->
 def _with_intervals(result: FitResult, draws: Draws, level: float) -> FitResult:
     """The result with intervals for its parameters, exponents, minima and optima, and with warnings about them.
 
-    A verdict of earlier intervals is dropped.
+    A verdict that rests on earlier intervals is removed.
     """
     result = replace(result, minima=_minima(result.minima, draws, level))
     if not result.params:  # there are minima, but too few for a line
@@ -154,7 +154,7 @@ def _warnings(result: Fitted, level: float) -> list[str]:
 
 
 def _undetermined(result: Fitted) -> list[str]:
-    """Warnings for parameters whose intervals reach values that no law has."""
+    """Warnings for parameters whose intervals reach implausible values."""
     assert result.surface is not None and result.points is not None
     warned = []
     for name in result.surface.exponents:

@@ -21,7 +21,7 @@ class FitResult(Fitted):
     """A fitted law that can be printed, saved and drawn. Its fields are those of `Fitted`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that `dlm fit --json` prints. A number that is not known is None; it is never filled in."""
+        """The object that `dlm fit --json` prints. A number that is not known is None; no default replaces it."""
         replicates = 0 if self.draws is None else len(self.draws)
         values = {
             "law": self.law,
@@ -63,7 +63,7 @@ class FitResult(Fitted):
         return "\n".join(rows)
 
     def plot(self) -> Figure:
-        """A matplotlib figure of L*(C) with the runs, and of N*(C), both with intervals.
+        """Draw L*(C) with the runs, and N*(C), both with intervals, as a matplotlib figure.
 
         Raises:
             UserError: If there is no law to draw.
@@ -97,7 +97,7 @@ def _head(result: Fitted) -> str:
 
 
 def _numbers(result: Fitted) -> list[tuple[str, str, str]]:
-    """Name, value and interval of every parameter, of a and of b."""
+    """The name, value and interval of every parameter and of a and b, as text."""
     values = {**result.params, "a": result.allocation.a, "b": result.allocation.b}
     return [(name, text.number(v, digits=6), text.interval(result.ci.get(name))) for name, v in values.items()]
 

@@ -16,16 +16,17 @@ REQUIRED = ("params", "tokens", "loss")
 POSITIVE = (*REQUIRED, "flops", "budget")
 NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
 MAY_BE_EMPTY = ("budget", "loss_se", "loss_se_own")
-ONE_EPOCH = 1.05  # epochs up to which nothing counts as repeated
+ONE_EPOCH = 1.05  # number of epochs up to which no data count as repeated
 
 Runs = str | Path | pd.DataFrame
 
 
 def read_runs(source: Runs) -> pd.DataFrame:
-    """Read the finished runs; remarks on them are in `.attrs['warnings']`.
+    """Read the finished runs. Warnings about them are in `.attrs['warnings']` of the table that is returned.
 
     Raises:
-        UserError: If the file cannot be read, or a column is missing or holds no such number; it names the row.
+        UserError: If the file cannot be read, a column is missing, no run is finished, or a value is not allowed; in
+            the last case, the message names the row.
     """
     frame, where = _load(source)
     for name in REQUIRED:
@@ -86,7 +87,7 @@ def _numbers(frame: pd.DataFrame, name: str, where: str) -> pd.Series[float]:
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows without exact repetitions, and a remark on these."""
+    """The rows without exact duplicates, and a warning about the duplicates."""
     keys = [name for name in ("run_id", "seed", "objective", *REQUIRED) if name in frame]
     repeated = frame.duplicated(subset=keys)
     if not repeated.any():
@@ -97,7 +98,7 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _remarks(frame: pd.DataFrame) -> list[str]:
-    """Remarks on what most laws do not know about these runs."""
+    """A warning if the runs repeat their data, which most laws ignore."""
     epochs = pd.to_numeric(frame["epochs"], errors="coerce").max() if "epochs" in frame else 0.0
     if not epochs > ONE_EPOCH:
         return []

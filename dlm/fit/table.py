@@ -1,4 +1,4 @@
-"""Fit laws to the runs of any CSV file or DataFrame. This is the only place where pandas meets the fits."""
+"""Fit laws to the runs of any CSV file or DataFrame. In dlm.fit, only this module and `dlm.fit.rows` use pandas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dlm.fit.verdict import judge
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
-FEW_BUDGETS = 8  # of no more budgets, the optimum is reported at each
+FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 
@@ -55,17 +55,17 @@ def fit_runs(
     Args:
         source: A CSV file or DataFrame with the columns that `dlm.fit.rows` lists.
         law: A surface of `dlm.fit.laws.LAWS`, or 'isoflop' or 'envelope', which are plain least squares.
-        loss: The norm of the residuals of a surface, as in `fit_surface`.
+        loss: The norm of the residuals of a surface, as `norm` in `fit_surface`.
         delta: As in `fit_surface`.
         space: As in `fit_surface`.
         bootstrap: Number of replicates; 0 gives neither intervals nor a verdict.
-        seed: Of the bootstrap.
-        at: The values of C at which to report the optimum, FLOPs, beside those of the budgets; by default ten times the
-            highest budget.
-        objective: Which runs to fit, where the table holds several objectives.
-        fixed: Parameters that are held, as in `fit_surface`.
+        seed: Seed of the bootstrap.
+        at: The values of C, in FLOPs, at which to report the optimum besides the budgets (besides the highest budget,
+            if there are more than 8); by default ten times the highest budget.
+        objective: The objective whose runs are fitted; required if the table holds several objectives.
+        fixed: Parameters that are held fixed, as in `fit_surface`.
         under_tuned: As in `fit_surface`.
-        weights: 'compute', or None for the column weight if there is one.
+        weights: 'compute' as in `fit_surface`, or None to use the column `weight` if the table has it.
         curve: As in `fit_isoflop`.
         axis: As in `fit_isoflop`.
 
@@ -98,8 +98,8 @@ def fit_sweep(
     """Fit every law to every objective.
 
     Returns:
-        The fits by 'objective/law', or by 'law' where the table names no objective. What cannot be fitted has the
-        status 'refused'.
+        The fits, keyed by 'objective/law', or by 'law' if the table names no objective. If a law cannot be fitted, its
+        result has the status 'refused'.
     """
     frame = read_runs(source)
     return {
@@ -122,7 +122,7 @@ def _objectives(frame: pd.DataFrame) -> list[str]:
 
 
 def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
-    """The runs of one objective; a UserError where it is not clear which."""
+    """Select the runs of one objective. An unknown objective is a UserError, as is None if the table has several."""
     names = _objectives(frame)
     if objective is not None and objective not in names:
         raise unknown("objective", objective, names)
@@ -134,7 +134,7 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
 
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
-    """A warning where runs differ in what a law does not know. Several conventions of FLOPs are a UserError."""
+    """Warn if the runs differ in a property that no law models. Mixed conventions of FLOPs raise a UserError."""
     if "convention" in frame and frame["convention"].nunique() > 1:
         names = text.listed(sorted(frame["convention"].astype(str).unique()))
         raise UserError(f"the runs count FLOPs in several conventions ({names}): fit one at a time")
@@ -174,7 +174,7 @@ def _check_options(
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, Any]:
-    """What every fit takes from the table; convention and label where the rows say them."""
+    """The arguments that every fit takes from the table; convention and label are the first values in their columns."""
     said = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
     first = {name: values.iloc[0] for name, values in said.items() if len(values)}
     columns = {name: frame[name] for name in ("params", "tokens", "loss")}
@@ -183,7 +183,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
-    """Those of the named columns that every row has."""
+    """The named columns that have a value in every row."""
     return {name: frame[name] for name in names if name in frame and frame[name].notna().all()}
 
 
@@ -200,7 +200,7 @@ def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
 
 
 def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
-    """What shares noise: the branches of one trunk, and the points of one run."""
+    """The cluster label of each run: the branches of one trunk, and the points of one run, share noise."""
     if "run_id" not in frame:
         return None
     own = frame["run_id"].astype(str)
@@ -215,7 +215,7 @@ def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
 
 
 def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a budget. Without that column, equal FLOPs are a budget where they form groups."""
+    """The rows that have a budget. Without a column `budget`, groups of rows with equal FLOPs are the budgets."""
     if "budget" not in frame:
         if "flops" not in frame:
             raise UserError("isoFLOP curves need a column 'budget' (or 'flops' with exactly equal values per budget)")
@@ -250,14 +250,15 @@ def predict_runs(
     """Fit as `fit_runs` does, with predictions at C = `at` (FLOPs).
 
     Returns:
-        The fit, and with `freeze` what was written to that new file (see `frozen.freeze`).
+        The fit, and the content that was written to the new file `freeze` (see `frozen.freeze`), or None without
+        `freeze`.
     """
     result = fit_runs(source, at=at, **how)
     return result, None if freeze is None else frozen.freeze(result, at, freeze)
 
 
 def score_runs(path: Path, source: Runs) -> Score:
-    """Grade the frozen predictions in `path` by the finished runs of `source` that have the same objective."""
+    """Grade the frozen predictions in `path` on the finished runs of `source` that have the same objective."""
     frame = read_runs(source)
     label = frozen.load(path)["label"]
     if label and "objective" in frame:
@@ -280,13 +281,13 @@ def compare_runs(
     """Compare the compute that two groups of runs need for equal loss (see `compare`).
 
     Args:
-        source: The first group of runs, or both.
+        source: The first group of runs, or both groups.
         other: The second group. Without it, two objectives of `source` are compared.
-        first: Objective of the first group; may be left out where it is clear.
-        second: Objective of the second group, likewise.
+        first: Objective of the first group; may be None if the table leaves no choice.
+        second: Objective of the second group; may be None if the table leaves no choice.
         law: As in `fit_runs`.
         bootstrap: Number of replicates; 0 gives no intervals.
-        seed: Of the first bootstrap; the second takes the next number.
+        seed: Seed of the first bootstrap; the second bootstrap uses seed + 1.
 
     Raises:
         UserError: For runs that cannot be compared.
@@ -295,7 +296,7 @@ def compare_runs(
     tables = (source, source if other is None else other)
     fits = []
     for k, (table, name) in enumerate(zip(tables, names, strict=True)):
-        top = float(_spent(read_runs(table)).max())  # nothing is asked beyond the runs
+        top = float(_spent(read_runs(table)).max())  # no optimum is needed beyond the runs
         fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, at=[top]))
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
@@ -303,7 +304,7 @@ def compare_runs(
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:
-    """The objectives that are named; the others of the table fill the places that are left, if they are as many."""
+    """Both objectives to compare. A name that is None is taken from the table, which must leave no choice."""
     if first is not None and second is not None:
         return first, second
     names = _objectives(frame)
@@ -317,7 +318,7 @@ def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) 
 
 
 def _labels(tables: Sequence[Runs], fits: Sequence[FitResult]) -> list[str]:
-    """The objectives; where they are the same, the names of the files, or of the folders that they are in."""
+    """The labels of the fits: the objectives, file names or folder names, whichever is the first that differs."""
     choices = [[fit.label for fit in fits]]
     if all(not isinstance(table, pd.DataFrame) for table in tables):
         paths = [Path(str(table)).resolve() for table in tables]

@@ -1,10 +1,10 @@
-"""Say how far a fitted law may be believed, and widen its intervals so that they hold if its form is wrong.
+"""Determine how far a fitted law may be extrapolated, and widen its intervals so that they hold if its form is wrong.
 
-An interval that takes the form of the law for granted says nothing of the form: where the truth was Skaling's law,
-Chinchilla's interval of L* at a hundred times the budget covered 0 of 60 simulated worlds. So every number is asked of
-both forms, and N* of the isoFLOP minima too. The interval is the hull of theirs. That of L* is widened by half of what
-the forms differ, and by what the better form missed when the top budgets were held out. `benchmarks/coverage.py`
-measures what these intervals cover.
+An interval that assumes the form of the law ignores the error of that form: where the Skaling law was true, the
+interval of L* under Chinchilla's law at a hundred times the budget covered the truth in 0 of 60 simulated worlds. So
+every number is computed under both forms, and N* also from the isoFLOP minima. The interval is the hull of their
+intervals. The interval of L* is further widened by half of the difference between the forms, and by the error of the
+better form on held-out top budgets. `benchmarks/coverage.py` measures the coverage of these intervals.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from dlm.fit.result import FitResult
 from dlm.fit.surface.fit import fit_points
 
 FORMS = ("chinchilla", "skaling")
-MOST_REACH = 100.0  # multiple of the highest C beyond which simulated worlds have not tried these intervals
+MOST_REACH = 100.0  # multiple of the highest C up to which these intervals were tested on simulated worlds
 WIDEST = 0.10  # relative width of the interval of L* beyond which L* is withheld
-TINY = 1e-9  # a share of C that is a rounding error
+TINY = 1e-9  # a relative change of C that is only a rounding error
 GRID = 41  # values of C tried between the highest C and MOST_REACH times it
 
 
@@ -40,11 +40,11 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
     """Add a verdict, and intervals at each C that hold under both forms. L* is withheld beyond `verdict.reach`.
 
     Args:
-        result: A fit. A law without a second form (data-constrained, tied, a pinned exponent, an envelope) comes back
-            unchanged; its L* is given within the runs only.
-        replicates: Of the bootstrap of each form.
-        seed: Of the bootstraps.
-        level: Share of the intervals.
+        result: A fit. A law without a second form (data-constrained, tied, a pinned exponent, an envelope) is returned
+            unchanged; the interval of its L* is given within the runs only.
+        replicates: Number of bootstrap replicates of each form.
+        seed: Seed of the bootstraps.
+        level: Nominal coverage of the intervals.
     """
     points = result.points
     has_forms = result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
@@ -82,7 +82,7 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
 
 
 def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
-    """Both forms with draws, and why one of them is missing."""
+    """Both forms with draws, by name, and the reason if one of them is missing."""
     how = Norm() if result.surface is None else result.how
     found, why = {}, ""
     for name in FORMS:
@@ -101,7 +101,7 @@ def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tup
 def _methods(
     result: FitResult, points: Points, forms: Mapping[str, FitResult], replicates: int, seed: int
 ) -> list[FitResult]:
-    """All fits that give an N*: the forms, and the isoFLOP minima if there are budgets and their points bound them."""
+    """All fits that give an N*: the forms, and an isoFLOP fit if there are budgets and their points bound its N*."""
     surfaces = list(forms.values())
     if result.law == "isoflop":
         return [*surfaces, result]
@@ -114,14 +114,17 @@ def _methods(
 
 
 def _missed(forms: Mapping[str, Fitted]) -> float:
-    """The larger error on the top one and two budgets, each of the better form; NaN if neither was held out."""
+    """The larger of the errors on the top one and two budgets, each of the better form; NaN if none was held out."""
     names = {name for form in forms.values() for name in form.holdout}
     better = [min(abs(f.holdout[name]["L_error"]) for f in forms.values() if name in f.holdout) for name in names]
     return max(better, default=NAN)
 
 
 def _reach(result: Fitted, forms: Mapping[str, Fitted], missed: float, top: float, level: float) -> tuple[float, str]:
-    """The highest C, rounded down to two digits, up to which the interval of L* is narrower than WIDEST; and why."""
+    """The highest C, rounded down to two digits, up to which the interval of L* is narrower than WIDEST, and its limit.
+
+    The limit states in words why L* is not given beyond this C.
+    """
     reach, limit = top, f"{MOST_REACH:g} times the highest is as far as simulated worlds have tried it"
     for flops in (top * np.geomspace(1.0, MOST_REACH, GRID)).tolist():
         low, high = loss_interval(result, forms, missed, flops, level)
@@ -133,7 +136,7 @@ def _reach(result: Fitted, forms: Mapping[str, Fitted], missed: float, top: floa
 
 
 def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: float) -> str:
-    """Which part makes most of an interval that has become too wide."""
+    """The main cause, in words, of an interval that is too wide."""
     said = [own_optimum(f, flops, level) for f in forms.values()]
     widths = [o.ci["L"][1] / o.ci["L"][0] - 1 for o in said]
     if not np.isfinite(widths).all():
@@ -148,9 +151,9 @@ def _limit(forms: Mapping[str, Fitted], missed: float, flops: float, level: floa
 
 
 def _aicc(points: Points, forms: Mapping[str, Fitted]) -> dict[str, float]:
-    """Akaike's criterion of each form with its small-sample term, for normal residuals of log loss.
+    """Akaike's criterion of each form with the small-sample term, for normal residuals of log loss.
 
-    The term is that of Hurvich and Tsai, Biometrika 76, 297, 1989.
+    The small-sample term is that of Hurvich and Tsai, Biometrika 76, 297, 1989.
     """
     found = {}
     for name, form in forms.items():

@@ -1,1 +1,1 @@
-"""A fitting problem goes in; its lowest minima come out."""
+"""A fitting problem goes in; its lowest minimum and the rivals of this minimum come out."""

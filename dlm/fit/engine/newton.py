@@ -1,6 +1,6 @@
 """Minimise many weighted fits of one law at once, by Newton's method with the exact Hessian.
 
-Shapes: R replicates, n points, p parameters. theta is (R, p); target and weight are (R, n), or (1, n) where all
+Shapes: R replicates, n points, p parameters. theta is (R, p); target and weight are (R, n), or (1, n) if all
 replicates share them.
 """
 
@@ -19,7 +19,7 @@ NORMS = ("huber", "mse", "l1")
 SPACES = ("log", "raw")
 
 CHUNK = 250  # replicates that are minimised together, so that they fit the processor's cache
-STEEPEST = 1e8  # bound on an entry of a scaled Hessian: eigenvalues of wilder ones may not converge
+STEEPEST = 1e8  # bound on an entry of a scaled Hessian: with larger entries, the eigenvalues may not converge
 GOOD_ENOUGH = 1e-3  # a row that runs out of steps has converged if it could gain less than this share of its objective
 LEAST_PIVOT = 1e-10  # smallest pivot of a scaled Hessian that counts as positive definite
 LONGEST = 5.0  # bound on one step of any logarithm or exponent in theta
@@ -41,18 +41,18 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """What is minimised over theta: the sum of weight * norm(prediction - target) over the points."""
+    """The objective that is minimised over theta: the sum of weight * norm(prediction - target) over the points."""
 
     law: Law
     x: tuple[Array, ...]  # the law's features, centred, each (n,)
-    centre: Array  # what was subtracted from each feature
+    centre: Array  # the constant that was subtracted from each feature
     how: Norm
-    fixed: dict[int, float] = field(default_factory=dict)  # columns of theta that do not move, and their values
+    fixed: dict[int, float] = field(default_factory=dict)  # columns of theta that are held fixed, and their values
     extra: Extra | None = None  # a term added to the objective
 
     @property
     def free(self) -> npt.NDArray[np.int64]:
-        """The columns of theta that move."""
+        """The columns of theta that are optimised."""
         return np.array([k for k in range(len(self.law.params)) if k not in self.fixed], dtype=np.int64)
 
     @property
@@ -69,7 +69,7 @@ class Problem:
 
 
 def problem_of(points: Points, law: Law, how: Norm, fixed: Mapping[str, float] | None = None) -> Problem:
-    """Set up the fit of `law` to `points`, with the parameters named in `fixed` held at their values."""
+    """Set up the fit of `law` to `points`, with the parameters in `fixed` held at the given values."""
     fixed = fixed or {}
     columns = {law.pins[name]: v if name in ("E", *law.exponents) else np.log(v) for name, v in fixed.items()}
     features = law.features(points)
@@ -81,7 +81,7 @@ def problem_of(points: Points, law: Law, how: Norm, fixed: Mapping[str, float] |
 
 
 def target_of(problem: Problem, loss: Array) -> Array:
-    """The loss in the space of the residuals."""
+    """Transform the loss to the space of the residuals: its log in space 'log', the loss itself in space 'raw'."""
     return np.log(loss) if problem.how.space == "log" else loss
 
 
@@ -91,7 +91,7 @@ def predict(problem: Problem, theta: Array) -> Array:
 
 
 def value(problem: Problem, theta: Array, target: Array, weight: Array) -> Array:
-    """The objective of each row, (R,); infinite where theta gives no finite prediction."""
+    """The objective of each row, (R,); infinite if theta gives no finite prediction."""
     with np.errstate(all="ignore"):
         rho, _, _ = _norm(problem, predict(problem, theta) - target)
         total = _sum(weight * rho)
@@ -103,7 +103,7 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
     loss, slopes = problem.law.jet(theta, problem.x)
     rho, first, second = _norm(problem, target_of(problem, loss) - target)
     first, second = weight * first, weight * second
-    if problem.how.space == "log":  # d log L = dL / L, and its own curvature
+    if problem.how.space == "log":  # the chain rule: d log L = dL / L, and the log is curved
         first = first / loss
         second = (second / loss - first) / loss
     grad = np.matmul(slopes, first[:, :, None])[:, :, 0]
@@ -117,7 +117,7 @@ def derivatives(problem: Problem, theta: Array, target: Array, weight: Array) ->
 
 
 def take(values: Array, rows: slice | Mask) -> Array:
-    """The rows of `values`, or its only row where all replicates share one."""
+    """The selected rows of `values`, or its only row if all replicates share one row."""
     return values if len(values) == 1 else values[rows]
 
 
@@ -128,11 +128,11 @@ def minimise(
 
     Args:
         problem: The law, the features and the norm.
-        theta: Where to begin, (R, p).
+        theta: The starts, (R, p).
         target: The losses in the space of the residuals, (R, n) or (1, n).
         weight: Factor of each point, (R, n) or (1, n).
-        max_steps: Newton steps after which a row is given up.
-        tolerance: Share of the objective that a step must still promise for a row to go on.
+        max_steps: Newton steps after which a row is stopped.
+        tolerance: A row has converged when the predicted decrease of a step is below this share of its objective.
 
     Returns:
         theta (R, p), its objective (R,), and whether each row converged (R,).
@@ -155,7 +155,7 @@ def huber(problem: Problem, delta: float) -> Problem:
 def _newton(problem: Problem, theta: Array, target: Array, weight: Array, max_steps: int, tolerance: float) -> Minima:
     """Newton's method with Levenberg damping of |Hessian|, row by row.
 
-    A row leaves the iteration when the decrease that an undamped step promises is negligible.
+    A row leaves the iteration when the predicted decrease of an undamped step is negligible.
     """
     ends, values, done = theta.copy(), np.empty(len(theta)), np.zeros(len(theta), dtype=bool)
     free, live = problem.free, np.arange(len(theta))
@@ -190,7 +190,7 @@ def _newton(problem: Problem, theta: Array, target: Array, weight: Array, max_st
 
 
 def _hold_floor(floor: int, theta: Array, grad: Array, hess: Array) -> None:
-    """Stop E, in place, in rows where it is 0 and would fall further."""
+    """Hold E fixed in rows where E is 0 and would fall further; `grad` and `hess` are changed in place."""
     held = np.flatnonzero((theta[:, floor] <= 0.0) & (grad[:, floor] > 0.0))
     grad[held, floor] = 0.0
     hess[held, floor] = hess[held, :, floor] = 0.0
@@ -198,10 +198,10 @@ def _hold_floor(floor: int, theta: Array, grad: Array, hess: Array) -> None:
 
 
 def _step(grad: Array, hess: Array, damping: Array, logs: Mask) -> tuple[Array, Array]:
-    """The damped Newton step, (R, p), and the decrease that an undamped one promises, (R,).
+    """The damped Newton step, (R, p), and the predicted decrease of an undamped step, (R,).
 
     Negative eigenvalues of the Hessian are replaced by their absolute values. `logs` marks the coordinates whose step
-    is bounded by LONGEST: all but E, which has the unit of the loss.
+    is bounded by LONGEST: all except E, which has the unit of the loss.
     """
     count, size = grad.shape
     scaled, pull, here = hess.transpose(1, 2, 0).copy(), grad.T.copy(), np.arange(size)
@@ -222,7 +222,7 @@ def _step(grad: Array, hess: Array, damping: Array, logs: Mask) -> tuple[Array, 
 
 
 def _eliminate(left: Array, right: Array) -> Minima:
-    """Solve M y = v for symmetric M (p, p, R) and v (p, R), both overwritten.
+    """Solve M y = v for symmetric M (p, p, R) and v (p, R); both arrays are overwritten.
 
     Gaussian elimination without pivoting, with every operation over all R systems at once.
 
@@ -243,7 +243,7 @@ def _eliminate(left: Array, right: Array) -> Minima:
 
 
 def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Array, Array]:
-    """The step (p, R) and its promise (R,) where the Hessian is not positive definite."""
+    """The step (p, R) and its predicted decrease (R,) for Hessians that are not positive definite."""
     finite = np.clip(np.nan_to_num(scaled, nan=0.0), -STEEPEST, STEEPEST)
     values, vectors = np.linalg.eigh(finite.transpose(2, 0, 1))
     curved = np.maximum(np.abs(values), LEAST_PIVOT)
@@ -253,7 +253,7 @@ def _along_eigenvectors(scaled: Array, pull: Array, damping: Array) -> tuple[Arr
 
 
 def _norm(problem: Problem, residual: Array) -> tuple[Array, Array, Array]:
-    """The norm of the residuals (R, n) with its first and second derivative."""
+    """The norm of the residuals (R, n), with its first and second derivatives."""
     how = problem.how
     if how.norm == "mse":
         found = residual * residual, 2.0 * residual, np.full_like(residual, 2.0)

@@ -1,4 +1,4 @@
-"""Scan a grid of (alpha, beta) for Chinchilla laws near the global minimum, where every law's fit begins.
+"""Scan a grid of (alpha, beta) for Chinchilla laws near the global minimum, from which the fit of every law starts.
 
 For fixed exponents Chinchilla's law is linear in (E, A, B). So one matrix product gives the weighted least squares of
 every replicate at every cell of the grid: variable projection (Golub and Pereyra, SIAM J. Numer. Anal. 10, 413, 1973).
@@ -13,22 +13,22 @@ from dlm.fit.engine.newton import Problem, target_of, value
 from dlm.fit.points import Array, Mask
 
 EXPONENTS = np.geomspace(0.02, 3.0, 32)
-COARSE = EXPONENTS[1::3]  # for replicates, which start from the fit itself too
-LEAST = 1e-6  # E as a share of the smallest loss, where least squares would make it negative
+COARSE = EXPONENTS[1::3]  # for bootstrap replicates, which also start from the fit itself
+LEAST = 1e-6  # E as a share of the smallest loss, if least squares would give a negative E
 
 
 def grid(problem: Problem, loss: Array, weight: Array, exponents: Array = EXPONENTS) -> tuple[Array, Array]:
     """Solve least squares at every pair of `exponents`.
 
     Args:
-        problem: Gives the features and the space of the residuals.
+        problem: Defines the features and the space of the residuals.
         loss: nats/token, (R, n) or (1, n).
         weight: Factor of each point, (R, n) or (1, n).
         exponents: The values of alpha and of beta, (k,).
 
     Returns:
-        theta of Chinchilla's law at every cell, (R, k * k, 5), and the weighted mean of squares there, (R, k * k);
-        infinite where A or B is not positive.
+        theta of Chinchilla's law at every cell, (R, k * k, 5), and the weighted mean of squared residuals there,
+        (R, k * k), which is infinite if A or B is not positive.
     """
     size, tokens = (np.exp(-np.outer(v, exponents)) for v in problem.x)
     weight = weight / loss**2 if problem.how.space == "log" else weight
@@ -38,23 +38,23 @@ def grid(problem: Problem, loss: Array, weight: Array, exponents: Array = EXPONE
 
 
 def starts(problem: Problem, loss: Array, weight: Array) -> tuple[Array, Mask]:
-    """The best cell of every replicate: theta (R, 5), and whether there is one (R,)."""
+    """The best cell of every replicate: its theta (R, 5), and whether any cell gives a law (R,)."""
     theta, squares = grid(problem, loss, weight, COARSE)
     best, rows = squares.argmin(axis=1), np.arange(len(squares))
     return theta[rows, best], np.isfinite(squares[rows, best])
 
 
 def many_starts(problem: Problem, loss: Array, weight: Array, *, cells: int | None = None, best: int = 16) -> Array:
-    """Where to begin a single fit, (S, 5): the best cells of the grid by the true objective.
+    """The starts of a single fit, (S, 5): the best cells of the grid by the true objective.
 
     The best cell of each 8 x 8 block is among them, so that no basin is missed.
 
     Args:
-        problem: What will be minimised.
+        problem: The problem that will be minimised.
         loss: nats/token, (n,).
         weight: Factor of each point, (n,).
-        cells: Compute the true objective only at so many cells, those with the least squares; at all if None.
-        best: How many of the best cells to return, beside those of the blocks.
+        cells: Number of cells, those with the least squares, at which the true objective is computed; all if None.
+        best: Number of best cells to return, besides those of the blocks.
     """
     thetas, squares = (v[0] for v in grid(problem, loss[None], weight[None]))
     scored = np.argsort(squares)[:cells]

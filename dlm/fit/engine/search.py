@@ -1,7 +1,7 @@
 """Find the global minimum of a law on some points, and any rival minimum that is nearly as low.
 
-The scan over exponents finds the basins, the law says where to begin in each, and Newton's method finishes them; the
-lowest minimum is the answer.
+The scan over exponents finds the basins, the law gives the starts in each basin, and Newton's method finds the minima
+from these starts; the lowest minimum is returned.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dlm.fit.laws.law import Law
 from dlm.fit.points import Array, Points
 
 NEAR = 1.01  # a minimum below this multiple of the lowest objective is a rival
-APART = 0.1  # rivals differ by this much, relatively, in an exponent, in k, in R_D or in R_N
+APART = 0.1  # least relative difference between rivals in an exponent, in k, in R_D or in R_N
 NO_BOUND = 1e3  # values of k, R_D or R_N beyond this count as equal, because the law no longer changes
 MOST_STARTS = 96
-SAME = 1 + 1e-6  # minima within this multiple of the lowest objective are one
+SAME = 1 + 1e-6  # minima within this multiple of the lowest objective count as the same minimum
 HOPEFUL = 1.02  # a start below this multiple of the lowest objective after some steps may still become the lowest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How widely minima are searched for."""
+    """How thoroughly minima are searched for."""
 
     cells: int | None  # cells of the scan whose true objective is computed; all if None
-    best: int  # cells that become starts
-    kept: int  # starts of each kind that are kept, per start that the law makes of one cell
-    steps: int  # Newton steps before starts without hope are given up
-    tolerance: float  # of the minima of smoother norms
-    worth: float  # multiple of the lowest objective after those steps at which a start has still hope
+    best: int  # number of best cells that become starts
+    kept: int  # number of starts of each kind that are kept, per start that the law makes from one cell
+    steps: int  # Newton steps after which hopeless starts are dropped
+    tolerance: float  # tolerance for the minima of smoother norms
+    worth: float  # multiple of the lowest objective, after `steps`, above which a start is dropped
 
 
 LITTLE = Effort(cells=64, best=6, kept=2, steps=10, tolerance=1e-3, worth=1.2)
@@ -55,7 +55,7 @@ class Solution:
 
     @property
     def pinned(self) -> set[str]:
-        """The names of the parameters that were held."""
+        """The names of the parameters that were held fixed."""
         return {name for name, column in self.problem.law.pins.items() if column in self.problem.fixed}
 
 
@@ -67,12 +67,12 @@ def solve(
     Args:
         points: The runs.
         law: The loss surface.
-        how: How residuals count.
-        fixed: Parameters that are held, by name.
-        begin: Rows of params (S, p) to start from instead of searching, for a law that has been fitted before.
+        how: The norm and the space of the residuals.
+        fixed: Parameters that are held fixed, by name.
+        begin: Rows of params (S, p) to start from instead of a search, for a law that has been fitted before.
 
     Raises:
-        UserError: If the points are too few, or if no surface describes them.
+        UserError: If there are too few points, or if no surface describes them.
     """
     fixed = fixed or {}
     free = len(law.params) - len(fixed)
@@ -101,13 +101,13 @@ def solve(
 
 
 def chinchilla_problem(problem: newton.Problem) -> newton.Problem:
-    """The same residuals under Chinchilla's law with nothing pinned, where the fit of every law begins."""
+    """The same problem under Chinchilla's law with nothing pinned and `under_tuned` 1, where every law's fit starts."""
     even = replace(problem.how, under_tuned=1.0)
     return replace(problem, law=Chinchilla(), x=problem.x[:2], centre=problem.centre[:2], fixed={}, how=even)
 
 
 def _search(problem: newton.Problem, points: Points, target: Array, weight: Array) -> Minima:
-    """Search from a few starts; if they do not all end in one minimum, as they usually do, search from many."""
+    """Search from a few starts. Usually all of them end in one minimum; if not, search from many starts."""
     few, one = _starts(problem, points, target, weight, LITTLE)
     found = thetas, values, done = _finish(problem, few, target, weight, LITTLE)
     if one and done.all() and values.max() <= SAME * values.min():
@@ -119,7 +119,7 @@ def _search(problem: newton.Problem, points: Points, target: Array, weight: Arra
 def _starts(
     problem: newton.Problem, points: Points, target: Array, weight: Array, effort: Effort
 ) -> tuple[Array, bool]:
-    """Where to begin, (S, p), and whether the squares of the residuals have a single minimum."""
+    """The starts, (S, p), and whether the sum of squared residuals has a single minimum."""
     law = problem.law
     if problem.has_its_surface:
         begin = np.array([[problem.fixed[k] for k in range(5)]])
@@ -132,7 +132,7 @@ def _starts(
     starts = starts[np.argsort(newton.value(problem, starts, target, weight))[:MOST_STARTS]]
     if problem.how.norm == "mse":
         return starts, True
-    # A law that makes many starts of one surface has more minima.
+    # A law that makes many starts from one cell has more minima, so more starts are kept.
     kept = effort.kept * (len(starts) // len(begin) + 1)
     smooth = replace(problem, how=replace(problem.how, norm="mse"))
     squares, values = _eased(smooth, starts, target, weight, effort)
@@ -143,14 +143,14 @@ def _starts(
 
 
 def _eased(smooth: newton.Problem, starts: Array, target: Array, weight: Array, effort: Effort) -> tuple[Array, Array]:
-    """The distinct minima of a smoother norm, the lowest first, and their objectives: starts for norms with corners."""
+    """The distinct minima of a smoother norm and their objectives, the lowest first: starts for norms with corners."""
     thetas, values, _ = newton.minimise(
         smooth, starts, target, weight, max_steps=effort.steps, tolerance=effort.tolerance
     )
     order = np.argsort(values)
     values = values[order]
     other = np.diff(values, prepend=-np.inf) > effort.tolerance * values
-    other[0] = True  # keep one even where no value is finite
+    other[0] = True  # keep one even if no value is finite
     return thetas[order[other]], values[other]
 
 
@@ -169,7 +169,7 @@ def _distinct(thetas: Array, digits: int = 6) -> Array:
 
 
 def _rivals(problem: newton.Problem, minima: Minima) -> list[int]:
-    """Rows of other minima, each apart from the best and from one another, the lowest first."""
+    """The row numbers of rival minima, the lowest first; they differ from the best and from one another."""
     thetas, values, done = minima
     telling = [k for k, name in enumerate(problem.law.params) if name not in ("E", "A", "B", "R")]
     seen = np.minimum(problem.law.rows(thetas, problem.centre)[:, telling], NO_BOUND)

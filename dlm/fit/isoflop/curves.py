@@ -1,9 +1,10 @@
-"""Draw a curve through losses over log N or log D, and find its lowest point, for many replicates at once.
+"""Fit a curve of the loss over log N or log D, and find its minimum, for many replicates at once.
 
-Shapes: x (n,) is a log size; loss and weight are (R, n), one row per replicate, or (1, n) where all share them.
+Shapes: x (n,) is a log size; loss and weight are (R, n), one row per replicate, or (1, n) if all replicates share them.
 'parabola' and 'cubic' are weighted least squares of the loss. 'akima' is Akima's spline (J. ACM 17, 589, 1970) through
-the weighted mean log loss of each size, searched at 25 points per gap. It takes log loss because that reproduces what
-Porian et al. (2406.19146) publish; with raw loss, the slope of their first experiment comes out .006 higher.
+the weighted mean log loss of each size, searched at 25 points per gap. The spline uses log loss, because log loss
+reproduces the published results of Porian et al. (2406.19146); with raw loss, the slope of their first experiment is
+.006 higher.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ LEAST_SIZES = {"parabola": 4, "cubic": 5, "akima": 4}
 DEGREE = {"parabola": 2, "cubic": 3}
 SPACE = {"parabola": "raw", "cubic": "raw", "akima": "log"}  # whether the curve runs through loss or through log loss
 
-PER_GAP = 25  # points of the search between two sizes of an Akima curve
-SAME_NATS = 1e-9  # sizes whose logs differ by less are one
+PER_GAP = 25  # search points between two neighbouring sizes of an Akima curve
+SAME_NATS = 1e-9  # sizes whose logs differ by less count as equal
 
 
 def polynomial(z: Array, loss: Array, weight: Array, degree: int = 2) -> Array:
@@ -32,7 +33,7 @@ def polynomial(z: Array, loss: Array, weight: Array, degree: int = 2) -> Array:
         degree: 2 or 3.
 
     Returns:
-        The coefficients, (R, degree + 1), the constant first; NaN where the points do not determine them.
+        The coefficients, (R, degree + 1), the constant first; NaN if the points do not determine them.
     """
     scale = np.abs(z).max()
     basis = (z / scale)[:, None] ** np.arange(degree + 1)
@@ -48,10 +49,10 @@ def polynomial(z: Array, loss: Array, weight: Array, degree: int = 2) -> Array:
 
 @np.errstate(all="ignore")
 def turning(coefficients: Array) -> tuple[Array, Array]:
-    """z and L at the local minimum of parabolas (R, 3) or cubics (R, 4), each (R,); NaN where there is none.
+    """z and L at the local minimum of parabolas (R, 3) or cubics (R, 4), each (R,); NaN if there is no minimum.
 
-    The minimum of a cubic is the root of L' = 0 where L'' = 2 sqrt(c2^2 - 3 c1 c3) > 0. It is written so that it does
-    not cancel as c3 -> 0.
+    The minimum of a cubic is the root of L' = 0 where L'' = 2 sqrt(c2^2 - 3 c1 c3) > 0. The code uses a form of this
+    root without cancellation as c3 -> 0.
     """
     c1, c2 = coefficients[:, 1], coefficients[:, 2]
     if coefficients.shape[1] == 3:
@@ -77,11 +78,11 @@ def value(coefficients: Array, z: Array) -> Array:
 
 
 def averaged(x: Array, loss: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Average the losses of runs of one size.
+    """Average the losses of runs of equal size.
 
     Returns:
         The distinct log sizes, rising, (m,), their weighted mean losses (R, m) and their total weights (R, m). A size
-        without weight in any replicate is left out.
+        that has no weight in any replicate is left out.
     """
     used = weight.sum(axis=0) > 0
     order = np.argsort(x[used], kind="stable")
@@ -94,10 +95,10 @@ def averaged(x: Array, loss: Array, weight: Array) -> tuple[Array, Array, Array]
 
 
 def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
-    """x and L where Akima's curves through `sizes` (m,) and `loss` (R, m) are lowest, each (R,).
+    """x and L at the lowest point of Akima's curves through `sizes` (m,) and `loss` (R, m), each (R,).
 
-    The lowest of the searched points is refined to the exact minimum of the cubic in its gap. A curve that is lowest at
-    an end gives that end.
+    The lowest of the searched points is refined to the exact minimum of the cubic in its gap. If a curve is lowest at
+    an end, the lowest point is this end.
     """
     from scipy.interpolate import Akima1DInterpolator
 
@@ -107,7 +108,7 @@ def akima(sizes: Array, loss: Array) -> tuple[Array, Array]:
     searched = spline(grid)
     at, rows = searched.argmin(axis=1), np.arange(len(loss))
     place, lowest = grid[at], searched[rows, at]
-    for gap in (at // PER_GAP, (at - 1) // PER_GAP):  # a point on a size belongs to two gaps
+    for gap in (at // PER_GAP, (at - 1) // PER_GAP):  # a search point at a size belongs to two gaps
         gap = np.clip(gap, 0, len(sizes) - 2)
         z, least = turning(spline.c[::-1, gap, rows].T)
         within = (z >= 0) & (z <= np.diff(sizes)[gap]) & (least < lowest)

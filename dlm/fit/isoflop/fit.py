@@ -1,7 +1,7 @@
 """Find the minimum of the loss at each budget, and the lines N*(C), D*(C) and L*(C) through these minima.
 
 This is approach 2 of Hoffmann et al. (2203.15556). They fit parabolas over log N; cubics, Akima curves and log D are
-further choices. A curve without an interior minimum is refused with its reason.
+further choices. A curve without an interior minimum is refused, and its reason is given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from dlm.fit.result import FitResult
 
 HOW = "slopes of the log-log lines through the isoFLOP minima; D* = C / cost(N*)"
 LEAST_BUDGETS = 2
-WIDE = 20.0  # largest over smallest size; on noise-free Chinchilla curves, 16 puts D* off by 1.3 % and 64 by 2.9 %
+# Ratio of the largest to the smallest size above which parabolas get a warning. On noise-free Chinchilla curves, a
+# ratio of 16 biases D* by 1.3 %, and a ratio of 64 by 2.9 %.
+WIDE = 20.0
 
 
 def fit_isoflop(
@@ -44,20 +46,20 @@ def fit_isoflop(
     Args:
         params: N of each run, (n,).
         tokens: D of each run, (n,).
-        loss: L of each run, (n,), nats/token. Runs of one size, such as seeds, are averaged by weight.
+        loss: L of each run, (n,), nats/token. Runs of equal size, such as seeds, are averaged by weight.
         budget: The FLOPs that each run aimed at, (n,); runs of equal budget form a curve.
         curve: 'parabola' or 'cubic' (least squares of the loss), or 'akima' (through the mean log loss of each size,
             for losses that no parabola describes).
-        axis: 'params' finds N* over log N, and D* is the budget over the cost of a token at N*. 'tokens' finds D* over
-            log D, and N* from the cost.
+        axis: 'params' finds N* over log N; D* is then the budget divided by the cost of a token at N*. 'tokens' finds
+            D* over log D; N* then follows from the cost.
         at: The values of C at which to report the optimum, FLOPs.
-        label: Name of the group of runs, for readers.
-        **columns: More of each run: flops, weights, loss_se, loss_se_own and convention, as in `fit_surface`. The cost
-            of a token is C / D.
+        label: Name of the group of runs, shown in reports.
+        **columns: Optional columns of the runs: flops, weights, loss_se, loss_se_own and convention, as in
+            `fit_surface`. The cost of a token is C / D.
 
     Returns:
         The lines N* = N0 C^a, D* = D0 C^b and L* = L0 C^c. With fewer than two usable budgets there are no lines: the
-        status is 'refused', and `minima` says why.
+        status is 'refused', and `minima` holds the reasons.
 
     Raises:
         UserError: For a column or an argument that is not allowed.
@@ -71,7 +73,7 @@ def fit_isoflop(
 
 
 def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params") -> FitResult:
-    """Fit curves and lines to points with budgets that have been checked, without optima."""
+    """Fit curves and lines to checked points with budgets; the result has no optima."""
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
     minima = tuple(minimum(g, cost, curve=curve, axis=axis) for g in groups)
@@ -101,7 +103,7 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
 
 
 def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Array]:
-    """The fitted curve of one budget, for a figure: N across the sizes tried, (num,), and its loss, (num,)."""
+    """The fitted curve of one budget, for a figure: N across the sizes tried, (num,), and the loss there, (num,)."""
     assert result.points is not None
     rows = result.points.at_budget(found.budget)
     x = along(rows, result.axis)
@@ -111,7 +113,7 @@ def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Arra
 
 
 def lines(budgets: Array, logs: Array) -> Array:
-    """Log-log least squares: logs of N*, D* and L*, (R, budgets, 3) -> (N0, a, D0, b, L0, c), (R, 6)."""
+    """Fit log-log lines by least squares: logs of N*, D* and L*, (R, budgets, 3) -> (N0, a, D0, b, L0, c), (R, 6)."""
     z = np.log(budgets)
     centred = z - z.mean()
     slope = np.einsum("b,rbk->rk", centred / (centred @ centred), logs)
@@ -121,7 +123,7 @@ def lines(budgets: Array, logs: Array) -> Array:
 
 
 def line_through(minima: Sequence[Minimum]) -> dict[str, float]:
-    """The lines through minima, as parameters by name."""
+    """Fit lines through minima, and return their parameters by name."""
     logs = np.log([[m.N, m.D, m.L] for m in minima])
     fitted = lines(np.array([m.budget for m in minima]), logs[None])[0].tolist()
     return dict(zip(optimum.LINE, fitted, strict=True))
@@ -140,7 +142,7 @@ def _warnings(points: Points, usable: Sequence[Minimum], curve: str, axis: str) 
 
 
 def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
-    """Relative errors at the top budget of the lines without the top one and two minima (leave-future-out)."""
+    """Relative errors, at the top budget, of lines fitted without the top one and two minima (leave-future-out)."""
     found = {}
     for k in (1, 2):
         if len(usable) - k < LEAST_BUDGETS:
@@ -154,7 +156,7 @@ def _holdout(usable: Sequence[Minimum]) -> dict[str, dict[str, float]]:
 
 
 def _squares(points: Points, found: Minimum, curve: str, axis: str) -> float:
-    """The weighted sum of squares of one budget about its curve, in the space of the curve; 0 without a curve."""
+    """The weighted sum of squared residuals of one budget, in the space of its curve; 0 if it has no curve."""
     if not np.isfinite(found.centre):
         return 0.0
     fitted, loss = _at(points, found, curve, axis, along(points, axis)), points.loss
@@ -164,7 +166,7 @@ def _squares(points: Points, found: Minimum, curve: str, axis: str) -> float:
 
 
 def _at(points: Points, found: Minimum, curve: str, axis: str, x: Array) -> Array:
-    """The loss on the curve of one budget at x, log N or log D, (m,)."""
+    """The loss on the curve of one budget, (m,), at each x (log N or log D), (m,)."""
     if curve == "akima":
         sizes, means = mean_losses(points, curve, axis)
         inside = np.clip(x, sizes[0], sizes[-1])

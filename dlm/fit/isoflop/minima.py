@@ -1,4 +1,4 @@
-"""Find the minimum of the loss over log N or log D among the runs of one budget, or say why there is none."""
+"""Find the minimum of the loss over log N or log D among the runs of one budget, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlm.fit.points import Array, Cost, Points
 
 
 class Axis(NamedTuple):
-    """The words for what a curve runs over."""
+    """The words that describe the axis of a curve in messages."""
 
     many: str
     one: str
     first: str  # the lowest value tried
     last: str
-    before: str  # values below it
+    before: str  # values below the lowest value tried
     after: str
 
 
@@ -32,7 +32,7 @@ ARTICLES = {"parabola": "a parabola", "cubic": "a cubic", "akima": "an Akima cur
 
 
 def along(points: Points, axis: str) -> Array:
-    """What a curve runs over: log N or log D of the points, (n,)."""
+    """The values of the points on the axis of a curve: log N or log D, (n,)."""
     return np.log(points.params if axis == "params" else points.tokens)
 
 
@@ -43,9 +43,9 @@ def mean_losses(points: Points, curve: str, axis: str) -> tuple[Array, Array]:
 
 
 def minimum(points: Points, cost: Cost, *, curve: str, axis: str) -> Minimum:
-    """The lowest point of the curve of one budget.
+    """Find the minimum of the curve of one budget.
 
-    The curve gives N with axis 'params', and D with axis 'tokens'; the other one follows from the cost of a token.
+    The curve gives N with axis 'params', and D with axis 'tokens'. The other number follows from the cost of a token.
     """
     assert points.budget is not None
     budget = float(points.budget[0])
@@ -68,7 +68,7 @@ def minimum(points: Points, cost: Cost, *, curve: str, axis: str) -> Minimum:
     else:
         n, d = float(np.exp(cost.log_size(np.log([budget / best])))[0]), best
     if curve == "cubic":
-        # About its minimum, c2 of a cubic is the curvature there, as it is of a parabola.
+        # If a cubic is expanded about its minimum, c2 gives the curvature there, as for a parabola.
         centre, coefficients = centre + place, curves.moved(coefficients[None], place)[0]
     return replace(
         blank,
@@ -81,14 +81,14 @@ def minimum(points: Points, cost: Cost, *, curve: str, axis: str) -> Minimum:
 
 
 def _lowest(curve: str, z: Array, sizes: Array, means: Array, points: Points) -> tuple[float, float, Array]:
-    """Place and loss of the lowest point, and the coefficients (of Akima's curve, those of a parabola)."""
+    """The place and loss of the minimum, and the coefficients of the curve (for an Akima curve, of a parabola)."""
     found = curves.polynomial(z, points.loss[None], points.weight[None], curves.DEGREE.get(curve, 2))
     place, lowest = curves.akima(sizes, means) if curve == "akima" else curves.turning(found)
     return float(place[0]), float(lowest[0]), found[0]
 
 
 def _refusal(curve: str, axis: str, sizes: Array, means: Array, place: float) -> tuple[str, str]:
-    """The reason of `Minimum` and a sentence; both are empty where there is an interior minimum."""
+    """The `reason` of a `Minimum` and a sentence on it; both are empty if there is an interior minimum."""
     words = AXES[axis]
     span = text.interval(np.exp(sizes[[0, -1]]).tolist(), "count")
     if not np.isfinite(place):

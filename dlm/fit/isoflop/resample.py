@@ -1,17 +1,18 @@
-"""Draw the minima and lines that the noise of the runs allows, of an isoFLOP fit.
+"""Sample minima and lines of an isoFLOP fit that are compatible with the noise of the runs.
 
-Every draw is the fit less an error that the noise could have made, so that percentiles of the draws form an interval.
+Every draw is the fit minus an error that the noise could have caused, so that percentiles of the draws form an
+interval.
 
-* The noise is a share of the loss, with one variance for all budgets, from the residuals about the curves. Each draw
-  has its own variance: together they give Student's t with the degrees of freedom of all budgets. A variance for each
-  budget would rest on 2 to 4 degrees of freedom, and one in nats would be too large at the top budget, where losses are
-  low.
+* The noise is relative to the loss, with one variance for all budgets, estimated from the residuals about the curves.
+  Each draw has its own variance: together, the draws follow Student's t with the degrees of freedom of all budgets. A
+  variance for each budget would rest on 2 to 4 degrees of freedom, and a variance in nats would be too large at the top
+  budget, where losses are low.
 * The minimum of a parabola is the ratio -c1 / 2 c2. Drawing the coefficients gives the percentiles of Fieller's
   interval (J. R. Stat. Soc. B 16, 175, 1954), which is exact where linear propagation is not.
-* A minimum outside the sizes tried would have been refused, so such draws are drawn again. If they are more than
-  `MOST_LOST` of all, the points do not show where the minimum is, and these draws stay without one.
-* A line through minima is a law of its own. What bends L*(C) away from its line (which has no floor), and what scatters
-  N*(C) about its line by more than the noise, is an error of the line.
+* A minimum outside the sizes tried would have been refused, so a draw with such a minimum is replaced by another draw.
+  If the share of these draws is above `MOST_LOST`, the points do not determine the minimum, and these draws are NaN.
+* A line through minima is itself a law, and can be wrong: L*(C) curves away from its line (which has no floor), and
+  N*(C) can scatter about its line by more than the noise. Both are added to the draws as errors of the line.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from dlm.fit.isoflop.fit import lines
 from dlm.fit.isoflop.minima import along
 from dlm.fit.points import Array, Cost, Points
 
-MOST_LOST = 0.25  # of the draws of one budget
-SURE = 0.01  # scatter about the line of N* is real if noise alone exceeds it less often than this
+MOST_LOST = 0.25  # largest share of the draws of one budget that is replaced
+SURE = 0.01  # p-value under noise alone below which the scatter about the line of N* counts as real
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,28 +40,29 @@ class _Budget:
 
     points: Points
     minimum: Minimum
-    x: Array  # what the curve runs over: log N or log D, (n,)
+    x: Array  # values on the axis of the curve: log N or log D, (n,)
     place: float  # x of the minimum
-    coefficients: Array  # of the polynomial in z, (k,)
+    coefficients: Array  # coefficients of the polynomial in z, (k,)
 
     @property
     def z(self) -> Array:
-        """x less its mean, (n,)."""
+        """x minus its mean, (n,)."""
         return np.asarray(self.x - self.x.mean(), dtype=np.float64)
 
     def squares(self) -> float:
-        """The weighted sum of squared residuals, as shares of the loss."""
+        """The weighted sum of squared residuals, each relative to the fitted loss."""
         fitted = curves.value(self.coefficients[None], self.z[None])[0]
         return float(np.sum(self.points.weight * (self.points.loss / fitted - 1) ** 2))
 
 
 def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
-    """Draw minima, and lines where the fit has them.
+    """Sample minima, and lines if the fit has them.
 
     Args:
         result: An isoFLOP fit.
-        replicates: How many draws to make.
-        method: 'pairs' draws the points of each budget again; other methods work as this module describes.
+        replicates: Number of draws.
+        method: 'pairs' resamples the points of each budget, as does 'auto' for points that share clusters, except with
+            Akima curves. Other methods draw noise as the docstring of this module describes.
         rng: The source of random numbers.
 
     Raises:
@@ -97,7 +99,7 @@ def _logs(result: Fitted, budgets: Array, found: Array) -> Array:
 
 
 def _pairs(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
-    """x and L of the minima of points that are drawn again, clusters whole: (R, 2) for each budget."""
+    """x and L of the minima of resampled points, drawn as whole clusters: (R, 2) for each budget."""
     found = []
     for group in groups:
         x, weight = along(group, result.axis), draws.cluster_counts(group, replicates, rng)
@@ -108,7 +110,7 @@ def _pairs(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.ra
 
 
 def _student(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.random.Generator) -> list[Array]:
-    """x and L of the minimum in every draw: (R, 2) for each budget."""
+    """x and L of the minimum in every draw of the noise: (R, 2) for each budget."""
     budgets = [_budget(result, group, m) for group, m in zip(groups, result.usable, strict=True)]
     dof = sum(len(b.x) - len(b.coefficients) for b in budgets)
     variance = sum(b.squares() for b in budgets) / dof
@@ -120,7 +122,8 @@ def _student(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.
 def _budget(result: Fitted, points: Points, minimum: Minimum) -> _Budget:
     """One budget with its fitted polynomial.
 
-    An Akima curve leaves no residuals, so the noise about it is measured from the cubic (or parabola) that fits best.
+    An Akima curve leaves no residuals, so its noise is measured about a fitted cubic, or about a parabola if the cubic
+    has no interior minimum or there are too few sizes for it.
     """
     x = along(points, result.axis)
     z, sizes = x - x.mean(), len(np.unique(x))
@@ -134,7 +137,7 @@ def _budget(result: Fitted, points: Points, minimum: Minimum) -> _Budget:
 
 
 def _polynomial(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
-    """x and L of the minima, (R, 2), of the fitted polynomial less errors of its coefficients."""
+    """x and L of the minima, (R, 2), of the fitted polynomial minus random errors of its coefficients."""
     powers = np.arange(len(budget.coefficients))
     scale = np.abs(budget.z).max() ** powers  # keeps the basis well conditioned
     basis = np.sqrt(budget.points.weight)[:, None] * budget.z[:, None] ** powers / scale
@@ -145,10 +148,11 @@ def _polynomial(budget: _Budget, spread: Array, rng: np.random.Generator) -> Arr
 
 
 def _akima(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
-    """x and L, (R, 2): the minimum, and what noise does to minima of Akima curves through a smooth curve's losses.
+    """x and L, (R, 2): the fitted minimum with random errors of its place and loss.
 
-    The error of the loss is subtracted, which removes its bias: a curve through every point is lowest where noise made
-    a loss low. The error of the place is added: such errors bunch at the sizes, on either side of the true minimum.
+    The errors are those that noise causes in the minima of Akima curves through losses from a smooth curve. The error
+    of the loss is subtracted, which removes its bias: a curve through every point is lowest where noise made a loss
+    low. The error of the place is added, because these errors cluster at the sizes, on either side of the true minimum.
     """
     sizes, _, total = curves.averaged(budget.x, budget.points.loss[None], budget.points.weight[None])
     true = np.log(curves.value(budget.coefficients[None], sizes[None] - budget.x.mean()))
@@ -159,7 +163,7 @@ def _akima(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
 
 
 def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
-    """Replace draws (R, 2) without a minimum inside the sizes by others, or by NaN if they are too many."""
+    """Replace draws (R, 2) without a minimum inside the sizes: by other draws, or by NaN if too many lack a minimum."""
     inside = (found[:, 0] > x.min()) & (found[:, 0] < x.max())
     found = np.where(inside[:, None], found, np.nan)
     if inside.mean() >= 1 - MOST_LOST:
@@ -168,7 +172,7 @@ def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
 
 
 def _with_misfit(cost: Cost, usable: list[Minimum], vertices: Array, rng: np.random.Generator) -> Array:
-    """Minima, (R, budgets, 3), that are moved by what the form of their lines leaves out."""
+    """Add the errors of the form of the lines to the drawn minima, (R, budgets, 3)."""
     if len(usable) < 3:  # two points always lie on a line
         return vertices
     z = np.log([m.budget for m in usable])
@@ -181,10 +185,10 @@ def _with_misfit(cost: Cost, usable: list[Minimum], vertices: Array, rng: np.ran
 
 
 def _bend(z: Array, log_loss: Array, rng: np.random.Generator) -> Array:
-    """How far a square term in log C takes log L*(C) off its line, where it is furthest above or below it, (R,).
+    """The extreme deviation of log L*(C) from its line that a quadratic term in log C causes, (R,).
 
-    Draws are taken above and below at random. So the interval reaches its level at both places, and holds the truth
-    more often between them.
+    Each draw takes the C that is furthest above or furthest below the line, at random. So the interval has its nominal
+    coverage at both values of C, and a higher coverage between them.
     """
     powers = (z - z.mean())[:, None] ** np.arange(3)
     q, r = np.linalg.qr(powers)
@@ -195,14 +199,15 @@ def _bend(z: Array, log_loss: Array, rng: np.random.Generator) -> Array:
 
 
 def _scatter(z: Array, log_n: Array, drawn: Array, rng: np.random.Generator) -> Array:
-    """Errors that minima have beside their noise, (R, budgets); 0 where noise explains their distance to the line.
+    """Errors of the minima in addition to noise, (R, budgets); 0 if noise explains their distances to the line.
 
-    The variance of a minimum is tau^2 plus its noise. tau^2 is drawn from its distribution given the residuals of the
-    line: generalised inference for a random effect (Tsui and Weerahandi, J. Am. Stat. Assoc. 84, 602, 1989).
+    The variance of a minimum is tau^2 plus the variance of its noise. tau^2 is drawn from its distribution given the
+    residuals of the line: generalised inference for a random effect (Tsui and Weerahandi, J. Am. Stat. Assoc. 84, 602,
+    1989).
     """
     from scipy.special import chdtrc
 
-    if np.isnan(drawn).all(axis=0).any():  # without minima at a budget there is no line
+    if np.isnan(drawn).all(axis=0).any():  # a budget without any minimum leaves no line
         return np.zeros_like(drawn)
     free = len(z) - 2
     basis = np.linalg.qr((z - z.mean())[:, None] ** np.arange(2))[0]

@@ -10,7 +10,7 @@ from dlm.fit.laws.tied import Tied
 
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}
 
-# How the report calls each law. "isoflop" and "envelope" are no surfaces, so LAWS does not hold them.
+# The name of each law in the report. "isoflop" and "envelope" are not surfaces, so they are not in LAWS.
 LAW_NAMES = {
     "isoflop": "isoFLOP curves",
     "chinchilla": "fitted surface",

@@ -1,7 +1,7 @@
 """Chinchilla's law, L = E + A/N^alpha + B/D^beta (Hoffmann et al., 2203.15556, approach 3).
 
 theta = (a, alpha, b, beta, E) with L = exp(a - alpha x) + exp(b - beta y) + E, where x and y are log N and log D, each
-less its mean.
+minus its mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dlm.fit.points import Array
 
 
 class Chinchilla(Law):
-    """A power law of N, one of D, and a floor E."""
+    """The sum of a power law of N, a power law of D, and a floor E."""
 
     name = "chinchilla"
     params = ("E", "A", "B", "alpha", "beta")

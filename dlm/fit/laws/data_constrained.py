@@ -1,10 +1,10 @@
-"""The data-constrained law: Chinchilla's law where repeated data are worth less.
+"""The data-constrained law: Chinchilla's law in which repeated data are worth less than unique data.
 
 This is Muennighoff et al., 2305.16264, equations 5 and 6:
-L = E + A/N'^alpha + B/D'^beta. Of D tokens, U are unique, and D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) beyond them.
-Likewise N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1)/R_N)) beyond U_N, the size that U tokens are best for.
-theta = (a, alpha, b, beta, E, log R_D, log R_N). The features are log N up to U_N, log D up to U, and the repetitions
-N/U_N - 1 and D/U - 1.
+L = E + A/N'^alpha + B/D'^beta. U of the D tokens are unique, and D' = U + U R_D (1 - exp(-(D/U - 1)/R_D)) if D > U.
+Likewise N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1)/R_N)) if N > U_N, where U_N is the best size for U tokens.
+theta = (a, alpha, b, beta, E, log R_D, log R_N). The features are log N (at most log U_N), log D (at most log U), and
+the repetitions N/U_N - 1 and D/U - 1 (at least 0).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN = Chinchilla()  # the first five coordinates are those of Chinchilla's law
 
 
 class DataConstrained(Law):
-    """The law of N, D and unique tokens; its predictions are for `unique` tokens."""
+    """The law of N, D and unique tokens; predictions assume `unique` unique tokens."""
 
     name = "data-constrained"
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
@@ -30,11 +30,11 @@ class DataConstrained(Law):
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4, "R_D": 5, "R_N": 6, "A": 0, "B": 2}
 
     def __init__(self, base: dict[str, float], unique: float) -> None:
-        """Fix what the law needs beside its parameters.
+        """Set the constants that the law needs besides its parameters.
 
         Args:
             base: The parameters of Chinchilla's law for runs that repeat nothing; they determine U_N.
-            unique: U of predictions, tokens.
+            unique: U for predictions, tokens.
         """
         self.base, self.unique = base, unique
 
@@ -72,13 +72,13 @@ class DataConstrained(Law):
         return np.column_stack([PLAIN.theta(rows[:, :5], centre), np.log(rows[:, 5:])])
 
     def starts(self, chinchilla: Array) -> Array:
-        """The Chinchilla laws at every pair of R_D and R_N from R_STARTS."""
+        """The Chinchilla laws with every pair of R_D and R_N from R_STARTS."""
         pairs = np.log(np.stack(np.meshgrid(R_STARTS, R_STARTS), axis=-1).reshape(-1, 2))
         return np.column_stack([np.tile(chinchilla, (len(pairs), 1)), np.repeat(pairs, len(chinchilla), axis=0)])
 
 
 def _worth(log_unique: Array, repeated: Array, log_r: Array) -> tuple[Array, Array]:
-    """The log of what unique and repeated items are worth together, and its derivative with respect to log R."""
+    """log D' (or log N') from the features, and its derivative with respect to log R_D (or log R_N)."""
     r = np.exp(log_r)
     left = np.exp(-repeated / r)
     gain = r * (1.0 - left)

@@ -1,8 +1,8 @@
 """The interface of a loss surface L(N, D): its function, its derivatives and the names of its parameters.
 
 A law has two sets of coordinates, each for R fits at once. `rows` (R, p) holds the parameters of the published formula,
-in the order of `params`. `theta` (R, p) holds what the solver moves; it refers to features from which their mean has
-been subtracted (`centre`), so that the problem is well scaled.
+in the order of `params`. `theta` (R, p) holds the coordinates that the solver optimises; they refer to features from
+which their mean (`centre`) has been subtracted, so that the problem is well scaled.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from dlm.fit.points import Array, Points
 
 STEP = 1e-20  # length of the complex step; it can be tiny, because no difference is taken and nothing cancels
 
-Features = tuple[Array, ...]  # what L depends on, each (n,)
+Features = tuple[Array, ...]  # the variables that L depends on, each (n,)
 
 
 class Law(ABC):
     """A loss surface. To add one, write a subclass in a file of its own and name it in `laws.LAWS`."""
 
-    name: ClassVar[str]  # as in `--law`
+    name: ClassVar[str]  # the name that `--law` takes
     params: ClassVar[tuple[str, ...]]  # the columns of `rows`
-    scales: ClassVar[tuple[str, ...]] = ("A", "B")  # params that multiply; their intervals are taken in logs
+    scales: ClassVar[tuple[str, ...]] = ("A", "B")  # multiplicative params; their intervals are taken in logs
     exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
     pins: ClassVar[dict[str, int]] = {}  # params that may be fixed, and their columns of theta
     floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
 
     def loss(self, theta: Array, x: Features) -> Array:
-        """L in nats/token, (R, n), for features that are each (n,) or (R, n). A law may override it to be faster."""
+        """L in nats/token, (R, n), for features that are each (n,) or (R, n). A law may override this to be faster."""
         return self.jet(theta, x)[0]
 
     @abstractmethod
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         """L, (R, n), and its derivatives with respect to theta, (R, p, n), for features that are each (n,) or (R, n).
 
-        The solver is fastest where the derivatives are a transposed array of shape (p, R, n).
+        The solver is fastest if the derivatives are a transposed array of shape (p, R, n).
         """
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
         """The second derivatives of L, summed over the points with the weights `pull` (R, n): (R, p, p).
 
-        This version takes a complex step through `jet`, which is exact where `jet` is analytic. A law may override it
-        to be faster; `slopes` are the derivatives that `jet` gave.
+        This version takes a complex step through `jet`, which is exact if `jet` is analytic. A law may override this to
+        be faster; `slopes` are the derivatives that `jet` returned.
         """
         columns = []
         for k in range(theta.shape[1]):
@@ -56,15 +56,15 @@ class Law(ABC):
 
     @abstractmethod
     def rows(self, theta: Array, centre: Array) -> Array:
-        """The published parameters, (R, p), of theta on features centred by `centre`."""
+        """Convert theta on features centred by `centre` to the published parameters, (R, p)."""
 
     @abstractmethod
     def theta(self, rows: Array, centre: Array) -> Array:
-        """theta on features centred by `centre`, (R, p), of the published parameters."""
+        """Convert the published parameters to theta on features centred by `centre`, (R, p)."""
 
     @abstractmethod
     def starts(self, chinchilla: Array) -> Array:
-        """Where to begin the search, given S Chinchilla laws.
+        """The starts of the search, given S Chinchilla laws.
 
         Args:
             chinchilla: theta of Chinchilla's law on the same centre, (S, 5).
@@ -74,11 +74,11 @@ class Law(ABC):
         """
 
     def features(self, points: Points) -> Features:
-        """What L depends on, each (n,); the first two are log N and log D."""
+        """The variables that L depends on, each (n,); the first two are log N and log D."""
         return np.log(points.params), np.log(points.tokens)
 
     def along(self, log_n: Array, log_d: Array) -> Features:
-        """The features of predictions at any log N and log D."""
+        """The features for predictions at any log N and log D."""
         return log_n, log_d
 
     def predict(self, rows: Array, log_n: Array, log_d: Array) -> Array:
@@ -89,18 +89,18 @@ class Law(ABC):
         return found[:, 0] if flat else found
 
     def exponents_at_6nd(self, rows: Array) -> Array | None:
-        """The exponent a of N* ~ C^a where C = 6 N D, (R,); None where it depends on C."""
+        """The exponent a of N* ~ C^a for C = 6 N D, (R,); None if the exponent depends on C."""
         return None
 
     def optimum_at_6nd(self, rows: Array, flops: float) -> Array | None:
-        """log N* at `flops` where C = 6 N D, (R,); None where there is no closed form."""
+        """log N* at `flops` for C = 6 N D, (R,); None if there is no closed form."""
         return None
 
 
 def two_term_optimum(log_ratio: Array, alpha: Array, beta: Array, flops: float) -> Array:
-    """log N* that minimises N^-alpha + e^log_ratio D^-beta where 6 N D = C, (R,).
+    """log N* that minimises N^-alpha + e^log_ratio D^-beta under 6 N D = C, (R,).
 
-    This is equation 4 of 2203.15556; any rising function of the two terms has the same optimum.
+    This is equation 4 of 2203.15556; any increasing function of the sum of the two terms has the same optimum.
     """
     return np.asarray(
         (np.log(alpha) - np.log(beta) - log_ratio + beta * np.log(flops / 6.0)) / (alpha + beta), dtype=np.float64

@@ -1,8 +1,7 @@
 """The Skaling law, L = E + A (N^-alpha + R D^-beta)^k (2608.07222); k = 1 is Chinchilla's law with B = A R.
 
 theta = (a, alpha', b, beta', E, log k) with u = a - alpha' x, v = b - beta' y and L = E + (exp(u/k) + exp(v/k))^k.
-The slopes alpha' = k alpha and beta' = k beta are those that the points show, so the rest of theta hardly changes when
-k does.
+The points determine the slopes alpha' = k alpha and beta' = k beta, so the rest of theta hardly changes when k changes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ K_STARTS = (0.15, 0.35, 0.7, 1.0, 1.6)
 
 
 class Skaling(Law):
-    """A power k of the sum of two power laws, and a floor E."""
+    """The k-th power of a sum of two power laws, plus a floor E."""
 
     name = "skaling"
     params = ("E", "A", "R", "alpha", "beta", "k")
@@ -41,7 +40,7 @@ class Skaling(Law):
         return mixed + theta[:, 4:5], slopes.transpose(1, 0, 2)
 
     def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
-        """With h = k log(e^(u/k) + e^(v/k)): d2 e^h = e^h (h' h'^T + h''), with h'' of a softmax of u and v."""
+        """Use d2 e^h = e^h (h' h'^T + h'') with h = k log(e^(u/k) + e^(v/k)) and h'' from the softmax of (u, v)/k."""
         h, share, entropy, gap, k = self._mixed(theta, x)
         mixed = pull * np.exp(h)
         one, other = np.ones_like(x[0]), 1.0 - share
@@ -50,13 +49,13 @@ class Skaling(Law):
         second = np.zeros((len(theta), 6, 6))
         second[:, :5, :5] = (first * mixed[:, None]) @ first.transpose(0, 2, 1)
         tilt = mixed * share * other / k  # h_uu = h_vv = -h_uv
-        along = np.stack([one, -x[0], -one, x[1]])  # of u - v, by (a, alpha', b, beta')
+        along = np.stack([one, -x[0], -one, x[1]])  # derivatives of u - v by (a, alpha', b, beta')
         second[:, :4, :4] += (tilt[:, None] * along) @ along.T
         cross = -(mixed * share * other * gap) @ along.T  # h_(log k, u) = -h_(log k, v)
         second[:, :4, 4] += cross
         second[:, 4, :4] += cross
         second[:, 4, 4] += (mixed * k * (entropy + share * other * gap**2)).sum(axis=1)
-        order = [0, 1, 2, 3, 5, 4]  # in theta, E stands before log k; h does not depend on it
+        order = [0, 1, 2, 3, 5, 4]  # in theta, E stands before log k; h does not depend on E
         return second[:, order][:, :, order]
 
     def rows(self, theta: Array, centre: Array) -> Array:
@@ -74,7 +73,7 @@ class Skaling(Law):
         return np.stack([*own, e, np.log(k)], axis=1)
 
     def starts(self, chinchilla: Array) -> Array:
-        """At each k of K_STARTS, the Chinchilla laws lifted so that the middle of the points keeps its loss."""
+        """The Chinchilla laws at each k of K_STARTS, shifted so that the loss in the middle of the points is kept."""
         k = np.repeat(K_STARTS, len(chinchilla))
         lifted = np.column_stack([np.tile(chinchilla, (len(K_STARTS), 1)), np.log(k)])
         lifted[:, [0, 2]] += (1.0 - k[:, None]) * np.log(2.0)

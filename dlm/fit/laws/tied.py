@@ -1,8 +1,8 @@
 """The tied law, L = E + A/N^alpha + B/D^alpha, with one exponent for both terms (Gadre et al., 2403.08540, eq. 4).
 
-The paper writes it as E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D, so alpha = 2 eta. It needs few runs,
-because it assumes that the best size grows as C^(1/2). theta = (a, b, alpha, E), where a and b are the logs of A and B
-on centred features.
+The paper writes the law as E + (a M^eta + b M^-eta) C^-eta with M = D/N and C = 6 N D, so alpha = 2 eta. The law needs
+few runs, because it assumes that the best size grows as C^(1/2). theta = (a, b, alpha, E), where a and b are the logs
+of A and B on centred features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Examine a fitted surface for what a reader must know before believing it."""
+"""Check a fitted surface for problems that make its numbers unreliable."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dlm.fit.engine.search import Solution
 from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
 
-EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside says that the points do not see its term
+EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside this range shows that the points do not determine its term
 UNSEEN = "is not believable: these points do not determine it"
 NO_REPETITION = "is at its bound: these runs do not show what repetition costs"
-RANGES = {  # the values that a law can have, and what a value outside says
+RANGES = {  # the plausible range of each parameter, and the meaning of a value outside it
     "alpha": (EXPONENT_RANGE, UNSEEN),
     "beta": (EXPONENT_RANGE, UNSEEN),
     "k": ((0.05, 20.0), "is at its bound: these points do not determine how the two terms mix"),
@@ -21,15 +21,15 @@ RANGES = {  # the values that a law can have, and what a value outside says
     "R_N": ((0.01, 1e3), NO_REPETITION),
 }
 ZERO = 1e-3  # E below this share of the lowest loss counts as zero
-COLLINEAR = 0.97  # a correlation of log N and log D at which N and D cannot be told apart
-LOOSE = 0.5  # a standard error over its exponent above which the points do not determine it
-FAR = 4.5  # robust standard deviations from the law that make an outlier
+COLLINEAR = 0.97  # correlation of log N and log D above which the effects of N and D cannot be separated
+LOOSE = 0.5  # ratio of standard error to exponent above which the points do not determine the exponent
+FAR = 4.5  # robust standard deviations from the law beyond which a point is an outlier
 SHOWN = 3  # how many outliers or rivals a warning describes
 FEW = 3  # with fewer budgets, the form of the law is not checked
 
 
 def surface(points: Points, found: Solution) -> tuple[list[str], tuple[int, ...]]:
-    """Find everything that can be seen without refitting: warnings, and the indices of outliers among the points."""
+    """Find all problems that show without refitting: the warnings, and the indices of outliers among the points."""
     residual = noise.relative_residual(points, found.problem, found.theta)
     outliers = _outliers(residual, points)
     warnings = [
@@ -63,7 +63,7 @@ def _fit(points: Points, found: Solution) -> list[str]:
 
 
 def _values(points: Points, found: Solution) -> list[str]:
-    """Warnings for parameters whose values no law has."""
+    """Warnings for parameters with implausible values."""
     params, warned = found.params, []
     if "E" not in found.pinned and params["E"] < ZERO * points.loss.min():
         warned.append(
@@ -88,7 +88,7 @@ def _design(points: Points) -> list[str]:
 
 
 def _determined(points: Points, found: Solution, residual: Array) -> list[str]:
-    """Warnings for exponents whose standard error is over half of them, and for R_D and R_N."""
+    """Warnings for exponents with a standard error over half their value, and for an undetermined R_D or R_N."""
     errors, law, loose = standard_errors(points, found, residual), found.problem.law, []
     free = {name: column for name, column in law.pins.items() if name not in found.pinned}
     for name in [name for name in law.exponents if name in free]:
@@ -103,9 +103,9 @@ def _determined(points: Points, found: Solution, residual: Array) -> list[str]:
 
 
 def standard_errors(points: Points, found: Solution, residual: Array) -> Array:
-    """Standard errors of theta, (p,), by linear propagation of the residuals' own spread.
+    """Standard errors of theta, (p,), by linear propagation of the variance of the residuals.
 
-    They are 0 where theta is pinned, and infinite where the points do not see it.
+    They are 0 for pinned coordinates, and infinite for coordinates that the points do not determine.
     """
     problem, free = found.problem, found.problem.free
     loss, slopes = problem.law.jet(found.theta, problem.x)

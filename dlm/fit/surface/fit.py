@@ -28,8 +28,8 @@ from dlm.fit.surface import diagnose, noise
 from dlm.fit.surface.holdout import leave_future_out
 
 ONE_BUDGET = 1.25  # runs whose C differ by a smaller factor show L(N, D) along one curve only
-MOST_ROUNDS, SETTLED = 200, 1e-9  # of the fixed point of the data-constrained law
-ONE_EPOCH = 1.05  # tokens over unique tokens up to which nothing counts as repeated
+MOST_ROUNDS, SETTLED = 200, 1e-9  # maximum iterations and tolerance of the fixed point of the data-constrained law
+ONE_EPOCH = 1.05  # ratio of tokens to unique tokens up to which no token counts as repeated
 
 
 @np.errstate(all="ignore")  # numbers that overflow are found and named in the warnings
@@ -49,7 +49,7 @@ def fit_surface(
     holdout: bool = True,
     **columns: Unpack[SurfaceColumns],
 ) -> FitResult:
-    """Fit a loss surface L(N, D), and say what is best at each C. Intervals come from `bootstrap`.
+    """Fit a loss surface L(N, D), and find the optimum at each C of `at`. Intervals come from `bootstrap`.
 
     Args:
         params: N of each run, (n,).
@@ -59,23 +59,23 @@ def fit_surface(
         norm: 'huber', 'mse' (sum of squares) or 'l1' (sum of absolute values) of the residuals.
         delta: The corner of Huber's norm, in the unit of the residual.
         space: Whether residuals are of log loss ('log') or of loss ('raw').
-        under_tuned: Factor in (0, 1] on the term of a point above the law, for runs that are tuned badly and so can
-            only lie above it.
-        fixed: Parameters that are held, such as {'E': 1.7} for a known asymptote.
+        under_tuned: Factor in (0, 1] on the term of a point above the law, for badly tuned runs, which can only lie
+            above the law.
+        fixed: Parameters that are held fixed, such as {'E': 1.7} for a known asymptote.
         at: The values of C at which to report the optimum, FLOPs.
-        label: Name of the group of runs, for readers.
+        label: Name of the group of runs, shown in reports.
         holdout: Whether to refit without the top budgets, to check the extrapolation.
-        **columns: More of each run, by name:
+        **columns: Optional columns of the runs, by name:
 
-            * flops: C, (n,), counted as `convention` says; 6 N D by default.
+            * flops: C, (n,), counted by the convention `convention`; 6 N D by default.
             * budget: the FLOPs that the run aimed at, (n,).
             * weights: factor on the term of the run, (n,), or 'compute' for C over the mean C.
             * cluster: labels, (n,); points with equal labels share noise.
             * unique_tokens: unique tokens, (n,), for the law 'data-constrained'.
-            * loss_se: standard error of the loss, (n,), nats/token, where it is a Monte Carlo estimate on text and
-              noise that all runs share.
+            * loss_se: standard error of the loss, (n,), nats/token, where the loss is a Monte Carlo estimate on text
+              and noise that all runs share.
             * loss_se_own: the part of `loss_se` that the runs do not share, (n,), nats/token.
-            * convention: name of the way in which `flops` are counted.
+            * convention: name of the convention by which `flops` are counted.
 
     Raises:
         UserError: For an argument that is not allowed, and for points that do not support the law.
@@ -93,7 +93,7 @@ def fit_surface(
 def fit_points(
     points: Points, surface: Law, how: Norm, fixed: Mapping[str, float], *, holdout: bool = True
 ) -> FitResult:
-    """Fit a surface to points that have been checked, without optima."""
+    """Fit a surface to points that have been checked; the result has no optima."""
     found = solve(points, surface, how, fixed)
     if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(fixed):
         surface, found = _consistent(points, surface, found, how, fixed)
@@ -121,7 +121,7 @@ def fit_points(
 
 
 def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:
-    """The law of that name; the pinned values are checked first."""
+    """Create the law called `name`, after a check of the values in `fixed`."""
     law = LAWS[name]
     odd = [key for key in fixed if key not in law.pins]
     if odd:
@@ -140,7 +140,7 @@ def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> La
 
 
 def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Mapping[str, float]) -> dict[str, float]:
-    """The Chinchilla law that determines which size the unique tokens are best for."""
+    """The parameters of the Chinchilla law that determines U_N, the best size for the unique tokens."""
     if set(Chinchilla.params) <= set(fixed):
         return {name: fixed[name] for name in Chinchilla.params}
     once = points.take(points.tokens <= ONE_EPOCH * unique)
@@ -156,7 +156,7 @@ def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Map
 def _consistent(
     points: Points, law: DataConstrained, found: Solution, how: Norm, fixed: Mapping[str, float]
 ) -> tuple[DataConstrained, Solution]:
-    """Repeat the fit until its own E, A, B, alpha and beta determine which size its unique tokens are best for."""
+    """Repeat the fit until U_N follows from the fitted E, A, B, alpha and beta (a fixed point)."""
     for _ in range(MOST_ROUNDS):
         base = {name: found.params[name] for name in Chinchilla.params}
         moved = max(abs(base[name] / law.base[name] - 1) for name in base)

@@ -1,4 +1,4 @@
-"""Refit a surface without the top budgets, and compare it with the runs there (leave-future-out).
+"""Refit a surface without the top budgets, and compare it with the held-out runs (leave-future-out).
 
 This is the only check of an extrapolation that the runs themselves allow.
 """
@@ -20,11 +20,11 @@ SPARE = 2  # points that a refit needs beyond one per parameter
 
 
 def leave_future_out(points: Points, law: Law, how: Norm, fixed: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The errors of predictions for the top one and two budgets, from fits without them.
+    """Compute the errors of predictions for the top one and two budgets, from fits without these budgets.
 
     Returns:
-        Of `without_top_1` and `without_top_2`, where the remaining runs suffice: the lowest budget held out (FLOPs),
-        the number of runs there, and the mean and root-mean-square relative error of the predicted loss.
+        For each of `without_top_1` and `without_top_2`, if the remaining runs suffice: the lowest budget held out
+        (FLOPs), the number of runs held out, and the mean and root-mean-square relative error of the predicted loss.
     """
     found = {}
     for k in (1, 2):
@@ -34,7 +34,7 @@ def leave_future_out(points: Points, law: Law, how: Norm, fixed: Mapping[str, fl
             continue
         try:
             params = solve(kept, law, how, fixed).params
-        except UserError:  # the lower budgets alone show no surface, so there is nothing to report
+        except UserError:  # no surface describes the lower budgets alone, so there is nothing to report
             continue
         features = tuple(v[None] for v in law.features(top))
         theta = law.theta(optimum.as_rows(law, params), np.zeros(len(features)))
@@ -51,7 +51,8 @@ def leave_future_out(points: Points, law: Law, how: Norm, fixed: Mapping[str, fl
 def _cut(points: Points, k: int) -> tuple[Array, float]:
     """The level of each point (its budget or FLOPs), (n,), and the level from which points are held out.
 
-    That is the k-th level from the top; k half decades below the top where the runs form no levels.
+    Points are held out from the k-th level from the top, or from k half decades below the top if the runs form no
+    levels.
     """
     level, levels = points.flops if points.budget is None else points.budget, points.budgets()
     if len(levels) > len(points) / 3:

@@ -1,8 +1,8 @@
-"""Split the scatter about a fitted law into its parts, and draw such scatter.
+"""Split the noise about a fitted law into its parts, and simulate it.
 
-Three noises have to be told apart. Monte Carlo noise comes from estimating a validation bound; what all runs share of
-it moves E only. Seed noise shows where a cell was run several times. Trunk noise is shared by the branches or
-checkpoints of one run.
+The noise has three sources. Monte Carlo noise comes from estimating a validation bound; the part of it that all runs
+share shifts E only. Seed noise is seen between runs of one cell (equal N and D). Trunk noise is shared by the branches
+or checkpoints of one run.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dlm.fit.engine import newton
 from dlm.fit.fitted import Noise
 from dlm.fit.points import NAN, Array, Points
 
-SHARES = np.linspace(0.0, 0.95, 20)  # the grid of the trunk's share: its sd over the sum of its sd and the point's own
-RATIOS = SHARES / (1 - SHARES)  # the trunk's sd over that of a point, at each share
-MOST_NESTED = 1000  # points whose covariance is still handled as a matrix
+SHARES = np.linspace(0.0, 0.95, 20)  # grid of the trunk's share: sd of the trunk / (sd of the trunk + sd of the point)
+RATIOS = SHARES / (1 - SHARES)  # the trunk's sd over the point's sd, at each share
+MOST_NESTED = 1000  # largest number of points whose covariance is computed as a matrix
 TINY = 1e-300
 
 
 def parts(points: Points, problem: newton.Problem, theta: Array) -> Noise:
-    """The parts of the noise about the law `theta`, (1, p), for a point of mean weight."""
+    """Estimate the parts of the noise about the law `theta`, (1, p), for a point of mean weight."""
     points = replace(points, weight=points.weight / points.weight.mean())
     residual = relative_residual(points, problem, theta)
     dof = max(len(points) - len(problem.free), 1)
@@ -53,9 +53,9 @@ def is_nested(points: Points) -> bool:
 
 
 def shared_se(points: Points) -> float:
-    """The standard error in nats/token that all losses share; 0 where none is known.
+    """The standard error in nats/token that all losses share; 0 if `loss_se` is not known.
 
-    Where the runs' own part is not known, all of loss_se counts as shared, which gives E the wider interval.
+    If `loss_se_own` is not known, all of `loss_se` counts as shared, which gives E the wider interval.
     """
     if points.loss_se is None:
         return 0.0
@@ -68,7 +68,8 @@ def draw_nested(
 ) -> Array:
     """Draw noise in the space of the residuals, (R, n): one draw per trunk plus one per point.
 
-    The sizes of both are drawn from their posterior given the residuals. So the draws hold what few trunks leave open.
+    The standard deviations of both are drawn from their posterior given the residuals. So the draws include the
+    uncertainty that remains with few trunks.
     """
     probability, squares, dof = _posterior(points, problem, theta)
     chosen = rng.choice(len(SHARES), size=replicates, p=probability)
@@ -80,7 +81,7 @@ def draw_nested(
 
 
 def _trunk(points: Points, problem: newton.Problem, theta: Array) -> float:
-    """The posterior mean of the trunks' standard deviation, as a share of the loss; NaN where none can be seen."""
+    """The posterior mean of the trunks' standard deviation, as a share of the loss; NaN if it cannot be estimated."""
     if not is_nested(points) or len(points) > MOST_NESTED:
         return NAN
     probability, squares, dof = _posterior(points, problem, theta)
@@ -91,8 +92,8 @@ def _trunk(points: Points, problem: newton.Problem, theta: Array) -> float:
 def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[Array, Array, int]:
     """The posterior of the trunk's share, with a flat prior on SHARES.
 
-    Near the fit, the law is linear: y = J d + Z u + e with trunk noise u and own noise e. For each ratio of their
-    variances, V is the covariance of the sum in units of sigma^2. The restricted likelihood is
+    Near the fit, the law is linear: y = J d + Z u + e with the noise u of the trunks and e of the points. For each
+    ratio of their variances, V is the covariance of Z u + e in units of sigma^2. The restricted likelihood is
     |V|^-1/2 |J' V^-1 J|^-1/2 (r' P r)^-(n-p)/2 (Harville, J. Am. Stat. Assoc. 72, 320, 1977), and r' P r / sigma^2 is
     chi-squared with n - p degrees of freedom.
 
@@ -118,7 +119,7 @@ def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[A
 
 
 def _replicates(points: Points) -> tuple[float, float, int]:
-    """Relative sd between runs of one N and D, the sum of squares behind it, and its degrees of freedom."""
+    """The relative sd between runs of equal N and D, its sum of squares, and its degrees of freedom."""
     keys = np.stack([points.params, points.tokens], axis=1)
     _, place = np.unique(keys, axis=0, return_inverse=True)
     dof = int((np.bincount(place) - 1).sum())
@@ -132,9 +133,11 @@ def _replicates(points: Points) -> tuple[float, float, int]:
 
 
 def _lack_of_fit(misfit: float, dof: int, pure: float, replicates: int) -> tuple[float, float]:
-    """The F ratio of the law's misfit (squares, `dof`) to the noise between seeds (`pure`, `replicates`), and its p.
+    """The F ratio of the law's misfit to the noise between seeds, and its p-value.
 
-    NaN where no cell was run twice, or where the law leaves nothing to test.
+    `misfit` and `pure` are sums of squares with `dof` and `replicates` degrees of freedom.
+
+    Both are NaN if no cell was run twice, if repeated runs do not differ, or if no degrees of freedom remain.
     """
     if not replicates or dof <= 0 or pure <= 0:
         return NAN, NAN

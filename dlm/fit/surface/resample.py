@@ -1,4 +1,4 @@
-"""Draw surfaces that the noise of the runs allows, by refitting the law to resampled points."""
+"""Sample surfaces that are compatible with the noise of the runs, by refitting the law to resampled points."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dlm.fit.points import Array, Mask, Points
 from dlm.fit.surface import noise
 
 FEW = 40  # on fewer points, 'auto' resamples residuals
-FEW_CLUSTERS = 40  # of fewer trunks or runs, drawing them whole says too little, and 'auto' draws nested noise
-LEAST_CLUSTERS = 5  # fewer clusters cannot be drawn whole, because they do not show how clusters scatter
-FEW_RESIDUALS = 5  # of fewer residuals, each counts with both signs
+FEW_CLUSTERS = 40  # with fewer trunks or runs, resampling whole clusters is too coarse, and 'auto' draws nested noise
+LEAST_CLUSTERS = 5  # fewer clusters cannot be resampled as a whole, because they do not show how clusters scatter
+FEW_RESIDUALS = 5  # with fewer residuals, each is used with both signs
 
 
 def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator) -> draws.Draws:
@@ -24,12 +24,12 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
 
     Args:
         result: A fitted surface.
-        replicates: How many samples to refit.
+        replicates: Number of samples to refit.
         method: As in `bootstrap`.
         rng: The source of random numbers.
 
     Returns:
-        The parameters of every replicate, NaN where it has no fit.
+        The parameters of every replicate, NaN for a replicate without a fit.
 
     Raises:
         UserError: If the points do not permit the method.
@@ -39,7 +39,7 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
     method = _method(method, points, how)
     problem = newton.problem_of(points, law, how, result.fixed)
     known = np.array([[params[name] for name in law.params] for params in (result.params, *result.rivals)])
-    thetas = law.theta(known, problem.centre)  # of the fit and its rivals
+    thetas = law.theta(known, problem.centre)  # the fit, then its rivals
     fitted, target = newton.predict(problem, thetas[:1])[0], newton.target_of(problem, points.loss)
     residual, dof = target - fitted, len(points) - len(problem.free)
     weight, targets = points.weight[None], target[None]
@@ -51,7 +51,7 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
         pool = _pool(residual * np.sqrt(points.weight), len(problem.free), how.norm)
         drawn = pool[rng.integers(len(pool), size=(replicates, len(points)))]
         targets = fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300))
-    # Replicates begin in chunks, because the scan needs much memory.
+    # The starts are found in chunks, because the scan needs much memory.
     chunks = [slice(i, i + newton.CHUNK) for i in range(0, replicates, newton.CHUNK)]
     begin = [_begin(problem, thetas, residual, newton.take(targets, c), newton.take(weight, c)) for c in chunks]
     found, _, done = newton.minimise(problem, np.concatenate(begin), targets, weight)
@@ -61,7 +61,7 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
 
 
 def _method(method: str, points: Points, how: Norm) -> str:
-    """'pairs', 'residuals' or 'nested': as asked, or what suits the points."""
+    """Return 'pairs', 'residuals' or 'nested': the requested method or, for 'auto', the one that suits the points."""
     even = how.under_tuned == 1.0
     if not even and method in ("nested", "residuals"):
         raise UserError(f"bootstrap method '{method}' draws symmetric noise, and under_tuned is not 1: take 'pairs'")
@@ -77,22 +77,23 @@ def _method(method: str, points: Points, how: Norm) -> str:
 
 
 def _pool(residual: Array, free: int, norm: str) -> Array:
-    """The residuals that are drawn from, corrected for the `free` parameters that were fitted to them.
+    """The pool of residuals to resample, corrected for the `free` parameters that were fitted to them.
 
-    Least squares shrink all residuals, by sqrt(1 - p/n) in the mean. A norm with a corner makes the law pass through p
-    of the points, as absolute errors do: those p residuals say nothing of the noise, and the others have their size.
+    Least squares shrink all residuals, by sqrt(1 - p/n) on average. A norm with a corner makes the law pass through p
+    of the points, as absolute errors do: these p residuals carry no information on the noise and are left out, and the
+    others keep their size.
     """
     if norm == "mse":
         pool = residual * np.sqrt(len(residual) / (len(residual) - free))
     else:
         pool = np.delete(residual, np.argsort(np.abs(residual))[:free])
-    if len(pool) < FEW_RESIDUALS:  # centring would leave nothing of one or two
+    if len(pool) < FEW_RESIDUALS:  # centring one or two residuals would leave little of them
         pool = np.concatenate([pool, -pool])
     return np.asarray(pool - pool.mean())
 
 
 def _begin(problem: newton.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
-    """Where each replicate begins, (R, p): at the fit, at a rival, or at what its own scan finds, whichever is best."""
+    """The start of each replicate, (R, p): the fit, a rival or a start from its own scan, whichever is best."""
     begin = np.repeat(thetas[:1], max(len(targets), len(weight)), axis=0)
     lowest = newton.value(problem, thetas[:1], targets, weight)
     for other in (*thetas[1:, None], *_scanned(problem, residual, targets, weight)):
@@ -106,7 +107,8 @@ def _begin(problem: newton.Problem, thetas: Array, residual: Array, targets: Arr
 def _scanned(problem: newton.Problem, residual: Array, targets: Array, weight: Array) -> Array:
     """The law's starts, (V, R, p), from the Chinchilla law that the scan of each replicate finds.
 
-    Points far from the fit weigh less in the scan, which is least squares; NaN where it finds nothing.
+    Points far from the fit weigh less in the scan, because the scan uses least squares. The starts of a replicate are
+    NaN if its scan finds no law.
     """
     if problem.has_its_surface:
         return np.empty((0, 0, 0))
