@@ -211,7 +211,7 @@ def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> N
         raise UserError(f"{target.parent} is no folder: make it first")
     if target.exists():
         raise UserError(f"{target} exists and is not overwritten: give another name or remove it")
-    with write_through(target) as building:
+    with write_through(target, replaces=False) as building:
         if target.suffix == ".safetensors":
             whole = {name: value.contiguous() for name, value in weights.items()}
             save_file(whole, building, metadata={"dlm": json.dumps(about)})

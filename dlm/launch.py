@@ -6,6 +6,12 @@ Torch and Lightning are imported only when a run starts, so composing, naming an
 from __future__ import annotations
 
 import os
+
+from dlm.core import signals
+
+if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
+    signals.remember()  # first of all: a submitted run may be told to stop while the imports below are going on
+
 import re
 import signal
 import sys
@@ -18,17 +24,13 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from dlm.core import paths, signals
+from dlm.core import paths
 from dlm.core.checks import check_keys, dotted_keys
 from dlm.core.configs import choices
 from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
 from dlm.core.identity import SWEEP_NAME, cell_id
 from dlm.core.lease import HeldError
 from dlm.core.recipe import derive, fill
-
-if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
-    signals.remember()  # a submitted run may receive a signal to stop during the imports below
-
 
 # The config nodes that determine the id of the run.
 NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path",
@@ -104,9 +106,11 @@ def _unknown_key(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    # The keys of all choices of the groups, without the keys of trainer, which are added with a +.
-    of_other_choices = {name for name in dotted_keys() if not name.startswith("trainer.")}
-    known = {*_keys(base), *of_other_choices}
+    group = key.partition(".")[0]
+    if key in dotted_keys():  # it belongs to another choice, or the config does not set it
+        remedy = f"write +{key}=..." if group == "trainer" else f"choose another {group}"
+        return f"{key} is not in the chosen {group}: {remedy}"
+    known = {*_keys(base), *(name for name in dotted_keys() if not name.startswith("trainer."))}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
 
@@ -124,12 +128,12 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
 
 
-def exit_code_of(error: Exception) -> ExitCode:
+def exit_code_of(error: Exception, *, everywhere: bool = False) -> ExitCode:
     """Print the user's mistake behind ``error`` and return its exit code. Raises ``error`` if it is a bug of dlm."""
     line = explain(error)
     if line is None:
         raise error
-    if is_first_process():
+    if is_first_process() or everywhere:
         print(f"dlm: {line}", file=sys.stderr)
     is_held = any(isinstance(cause, HeldError) for cause in causes(error))
     if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
@@ -156,7 +160,7 @@ def main() -> int:
     try:
         hydra.main(version_base=None, config_path=str(paths.configs_dir()), config_name="config")(task)()
     except Exception as error:
-        codes.append(exit_code_of(error))
+        codes.append(exit_code_of(error, everywhere=True))  # only this process may lack the data or a path
     if ExitCode.PREEMPTED in codes:  # everything is saved; a second signal must not change the exit code
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)

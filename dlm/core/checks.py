@@ -57,6 +57,8 @@ WHOLE = {
 
 SWITCHES = ("trainer.compile", "trainer.activation_checkpointing", "callbacks.checkpoint.asynchronous")
 
+_ABSENT = object()
+
 TOP_LEVEL = (
     "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
     "recipe", "training", "validation", "seed", "ckpt_path", "profiler", "planned_cell_id", "cell_id",
@@ -167,21 +169,21 @@ def check_values(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key} is {value!r}: it must be a number from {low:g} {top}")
     for key, value in _given(config, WHOLE):
         whole(key, value, WHOLE[key])
-    for key, value in _given(config, NAMES):
+    for key, value in _given(config, NAMES, nulls=True):
         if value not in NAMES[key]:
             raise unknown(key, value, NAMES[key])
-    for key, value in _given(config, SWITCHES):
+    for key, value in _given(config, SWITCHES, nulls=True):
         if not isinstance(value, bool):  # "no" and 1 would both count as true
             raise UserError(f"{key} is {value!r}: allowed are true and false")
 
 
-def _given(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted ``keys`` that are set in the config and not null, with their values."""
+def _given(config: Mapping[str, Any], keys: Iterable[str], *, nulls: bool = False) -> Iterator[tuple[str, Any]]:
+    """The dotted ``keys`` that are set in the config, with their values; with ``nulls`` also those set to null."""
     for key in keys:
         value: Any = config
         for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
+            value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if value is not _ABSENT and (nulls or value is not None):
             yield key, value
 
 

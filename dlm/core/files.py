@@ -27,10 +27,11 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_through(path: Path) -> Iterator[Path]:
-    """Write ``path`` atomically: yield a temporary file, which replaces ``path`` at the end.
+def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
+    """Write ``path`` atomically: yield a temporary file, which becomes ``path`` at the end.
 
-    A reader sees the old file or the new one, never a part of it.
+    A reader sees the old file or the new one, never a part of it. Without ``replaces``, UserError is raised if ``path``
+    exists by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -39,7 +40,14 @@ def write_through(path: Path) -> Iterator[Path]:
         yield temporary
         os.fsync(handle)
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        if replaces:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)
+            os.unlink(temporary)
+    except FileExistsError as error:
+        temporary.unlink()
+        raise UserError(f"{path} exists and is not overwritten: give another name or remove it") from error
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -147,10 +147,20 @@ def _check_keys(point: Point) -> None:
             raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
         if key == "training.steps":
             raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
-        if key.split(".")[0] not in config:
+        if not _has_room(config, key):
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
             raise unknown("config key in the sweep definition", key, keys)
     check_keys(merge(config, nest(point.overrides)))
+
+
+def _has_room(config: Any, key: str) -> bool:
+    """Return whether the group of the dotted ``key`` is in the config, and no value stands where its parents belong."""
+    node, parents = config, key.split(".")[:-1] or [key]
+    for depth, part in enumerate(parents):
+        if not isinstance(node, dict) or (part not in node and depth == 0):
+            return False
+        node = node.get(part, {})
+    return isinstance(node, dict) or "." not in key
 
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:

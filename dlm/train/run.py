@@ -113,6 +113,7 @@ def _check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
 def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path, started: float) -> ExitCode:
     """Run rank 0 while it holds the lease, and write to status.json how the attempt ended, even after an error."""
     write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    ending = Ending(state=State.FAILED, reason="ended by an error of dlm, see log.txt", is_raised=True)
     try:
         ending = STOPPED if _fit(config, recipe, data_set, run_dir) else DONE
     except BaseException as error:

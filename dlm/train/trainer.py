@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from dlm.core.checks import whole
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
@@ -71,6 +72,8 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
     for key, instead in COMPUTED.items():
         if key in options:
             raise UserError(f"trainer.{key} is computed by dlm: {instead}")
+    for key in ("devices", "num_nodes"):
+        options[key] = whole(f"trainer.{key}", options[key])
     world_size = options["devices"] * options["num_nodes"]
     _, accumulate = accumulation(
         batch_size=recipe.global_batch_size,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,6 @@ MANY_UNITS = 64  # enough units to keep every core busy until the end
 
 
 CHUNK_BYTES = 1024 * 1024
-
-
-COMPRESSION = {"zst": "zstd", "gz": "gzip"}  # kind of a source -> name of its compression in pyarrow
 
 
 SLICED = ("jsonl", "parquet")  # the kinds of files that can be read in part
@@ -197,12 +196,14 @@ def _read_text(path: Path, unit: Unit, text_key: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _refusing_damage(path: Path, kind: str) -> Iterator[None]:
-    """Convert the errors that Arrow raises for a damaged file to UserError."""
+    """Convert the errors that reading a damaged or unreadable file raises to UserError."""
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
         said = " ".join(str(error).split())
         raise UserError(f"{path} is damaged or no {kind} file ({said}): copy it again") from error
 
@@ -222,12 +223,14 @@ def _read_lines(path: Path, unit: Unit, text_key: str) -> Iterator[str]:
 
 
 def _open_lines(path: Path, kind: str) -> IO[bytes]:
-    if kind not in COMPRESSION:
+    if kind == "gz":  # Arrow refuses the zeros with which some tools fill up the last block of a gzip file
+        return io.BufferedReader(gzip.open(path), CHUNK_BYTES)
+    if kind != "zst":
         return open(path, "rb")
     import pyarrow as pa
 
     # Arrow reads all frames of a file and refuses a truncated file. The library zstandard accepts it as complete.
-    stream = pa.input_stream(str(path), compression=COMPRESSION[kind], buffer_size=CHUNK_BYTES)
+    stream = pa.input_stream(str(path), compression="zstd", buffer_size=CHUNK_BYTES)
     return io.BufferedReader(stream, CHUNK_BYTES)
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from dlm.core.errors import unknown
 from dlm.core.files import sync_directory, write_atomic, write_json
 from dlm.train.callbacks import StepCallback, callbacks_of, evenly
 from dlm.train.callbacks.preemption import Preemption
@@ -67,6 +68,8 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         monitor: str = "val/loss",
         mode: str = "min",
     ) -> None:
+        if mode not in ("min", "max"):
+            raise unknown("mode of the checkpoints", mode, ("min", "max"))
         self.run_dir = Path(run_dir)
         self.times, self.every_n_steps, self.save_top_k = times, every_n_steps, save_top_k
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
