@@ -20,7 +20,7 @@ from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
 from dlm.record.run import gpu_hours_used
 from dlm.submit import local
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 
 MIN_SIZES = 4  # model sizes per budget: an isoFLOP parabola passes exactly through three, which leaves no residual
 MIN_CURVES = 2  # budgets with at least MIN_SIZES sizes: a line through the isoFLOP minima needs two points

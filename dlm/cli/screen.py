@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from dlm.cli.targets import Sweep
     from dlm.plan.cells import Cell, Plan
+    from dlm.submit.cell_now import CellNow
     from dlm.submit.cluster import Event
-    from dlm.submit.ledger import CellNow
 
 MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed

@@ -24,10 +24,10 @@ from dlm.plan import cost, grid
 from dlm.plan.cells import Plan
 from dlm.plan.grid import DECIDING
 from dlm.plan.store import write_plan
+from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
 from dlm.submit.job import slurm_settings
-from dlm.submit.ledger import CellNow
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm, slurm_answers
 from dlm.submit.state import cells_now

@@ -24,7 +24,7 @@ from dlm.plan.store import read_plan
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, run_directory
 from dlm.record.wandb import logged_result
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 from dlm.submit.state import cells_now
 
 Row = dict[str, Any]

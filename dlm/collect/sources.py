@@ -22,7 +22,7 @@ from dlm.core.recipe import Recipe, derive
 from dlm.record.outcomes import State, state_of_exit
 from dlm.record.run import Result, read_result
 from dlm.record.wandb import logged_result
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 
 # The exceptions that reading a config of an unexpected shape can raise.
 UNREADABLE = (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)

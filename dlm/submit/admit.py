@@ -15,7 +15,8 @@ from pathlib import Path
 from dlm.core.errors import NOTHING_TO_DO, ExitCode
 from dlm.core.lease import STALE_SEC, live_holder
 from dlm.record.run import finished, gpu_hours_used
-from dlm.submit.ledger import CellRecord, Ledger, read_max_gpu_hours, refuse
+from dlm.submit.cell_now import CellRecord
+from dlm.submit.ledger import Ledger, read_max_gpu_hours, refuse
 
 PATIENCE_SEC = 1.5 * STALE_SEC  # long enough for the lease of a process that died with its node to become stale
 

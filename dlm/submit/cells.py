@@ -20,9 +20,10 @@ from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import run_directory
+from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event, Submission
 from dlm.submit.job import Job, Resources
-from dlm.submit.ledger import CellNow, Ledger, write_max_gpu_hours
+from dlm.submit.ledger import Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
 from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
 from dlm.submit.retry import why_memory_stays_short, why_not

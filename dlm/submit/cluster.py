@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from dlm.record.outcomes import OUTCOMES, State
-from dlm.submit.job import Job, JobState, SlurmSettings
+from dlm.submit.cell_now import JobState
+from dlm.submit.job import Job, SlurmSettings
 from dlm.submit.ledger import Ledger
 
 

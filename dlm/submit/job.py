@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core.checks import whole
 from dlm.core.errors import unknown
-from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
-    from dlm.submit.ledger import CellNow
+    from dlm.submit.cell_now import CellNow
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # each is set to cpus_per_task
 
@@ -40,22 +39,6 @@ class Job:
     steps: int | None = None  # the planned last step, which the result must have; None accepts any step
     was: CellNow | None = None  # the previous state of a cell that is started again; None for a first start
     micro_batch: int | None = None  # the smaller micro-batch in ``overrides`` after the cell ran out of memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobState:
-    """The state of one job as the cluster reports it."""
-
-    state: State  # SUBMITTED or RUNNING while the job waits or runs, otherwise the state in which it ended
-    words: str  # the state in the cluster's own words, for the user: "SLURM says PENDING (Priority)"
-    exit_code: int | None = None  # None while the job runs, and if a signal ended it
-    has_failed: bool = False  # the job ended by itself, with an error; the exit code, if known, indicates the cause
-    is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the job waits or runs."""
-        return self.state in (State.SUBMITTED, State.RUNNING)
 
 
 _MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other integer setting must be at least 1

@@ -10,87 +10,17 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.record.outcomes import OUTCOMES, State
-from dlm.record.run import Result, Status
-from dlm.submit.job import JobState
+from dlm.submit.cell_now import CellRecord, Ending
+from dlm.submit.job import Job
 
-if TYPE_CHECKING:
-    from dlm.submit.cluster import Request
-
-LOCAL = "local"  # the name of the cluster whose jobs are processes on this machine, which have no job ids
 BY_CANCEL = "by dlm cancel"
 NOT_STARTED = "not_started.json"  # a file in a run directory that states why ``admit`` did not start the cell
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a process of a cell ended, as recorded by its parent process."""
-
-    state: State
-    reason: str | None
-    time: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellRecord:
-    """The record of one cell in the ledger.
-
-    ``submissions``, ``failures``, ``failed_at``, ``micro_batch`` and ``before`` accumulate over all submissions of the
-    cell; the other fields describe the latest submission.
-    """
-
-    submissions: int = 0  # the number of submissions
-    submission: str | None = None  # the name of the latest submission; None if there is none or it was refused
-    place: int = 0  # the index of the cell in its submission, which is the number of its task in the job array
-    cluster: str = LOCAL
-    job_id: str | None = None  # the id of its job in the queue of the cluster
-    cancelled: str | None = None  # the reason why the cell must not run
-    ending: Ending | None = None
-    failures: int = 0  # consecutive submissions of the failed cell without progress since the previous failure
-    failed_at: int = -1  # the furthest step at which the cell has failed
-    micro_batch: int | None = None  # the smaller micro-batch that was chosen after the cell ran out of memory
-    before: str | None = None  # the state and reason of the last failure after which the cell was started again
-
-    @property
-    def waits_here(self) -> bool:
-        """Whether the cell is still to be run by the `dlm sweep` or `dlm submit` that submitted it on this machine.
-
-        That process may have died since.
-        """
-        here = self.submission is not None and self.cluster == LOCAL
-        return here and self.cancelled is None and self.ending is None
-
-    @property
-    def unconfirmed(self) -> bool:
-        """Whether the ledger holds the intent of a submission to a queue but not its outcome.
-
-        The submitting process has died or is still busy.
-        """
-        return self.cluster != LOCAL and self.job_id is None and self.submission is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellNow:
-    """The current state of a cell, and the evidence for it."""
-
-    state: State
-    reason: str | None = None  # what the state was inferred from
-    status: Status | None = None  # the status that the run itself last wrote, which ``state`` may contradict
-    result: Result | None = None  # only a result of the planned last step
-    record: CellRecord = CellRecord()
-    job: JobState | None = None  # the latest job of the cell in a queue
-    is_silent: bool = False  # the cluster of the latest job did not answer
-    is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the cell waits or runs."""
-        return self.state in (State.SUBMITTED, State.RUNNING)
 
 
 class Ledger:
@@ -110,20 +40,27 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
-    def intent(self, request: Request, *, cluster: str) -> None:
-        """Record the jobs that are about to be submitted to the ``Cluster`` with the name ``cluster``."""
-        again = {job.name: job.was for job in request.jobs if job.was is not None}
+    def intent(self, submission: str, jobs: Sequence[Job], *, cluster: str, code: Path) -> None:
+        """Record the jobs that are about to be submitted to the ``Cluster`` with the name ``cluster``.
+
+        Args:
+            submission: The name of the submission.
+            jobs: Its jobs.
+            cluster: The name of the cluster.
+            code: The snapshot of the code that the jobs import.
+        """
+        again = {job.name: job.was for job in jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
         self._append(
             "intent",
-            submission=request.submission,
+            submission=submission,
             cluster=cluster,
-            code=request.code.name,
-            cells=[job.name for job in request.jobs],
+            code=code.name,
+            cells=[job.name for job in jobs],
             was={name: now.state for name, now in again.items()},
             reasons={name: f"{now.state}: {now.reason}" for name, now in failed.items()},
             steps={name: now.status.step for name, now in again.items() if now.status is not None},
-            micro_batch={job.name: job.micro_batch for job in request.jobs if job.micro_batch is not None},
+            micro_batch={job.name: job.micro_batch for job in jobs if job.micro_batch is not None},
         )
 
     def submitted(self, submission: str, ids: Mapping[str, str]) -> None:

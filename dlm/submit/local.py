@@ -22,10 +22,10 @@ from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State
 from dlm.record.run import read_result
+from dlm.submit.cell_now import LOCAL
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.job_endings import local_ending
-from dlm.submit.ledger import LOCAL
 
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # exit codes of a process that finds its cell held by another
 
@@ -69,7 +69,7 @@ class LocalPool(Cluster):
 
     def submit(self, request: Request) -> Submission:
         """Run all jobs and wait for them; see ``Cluster``. A job that is cancelled in the meantime receives SIGTERM."""
-        request.ledger.intent(request, cluster=self.name)
+        request.ledger.intent(request.submission, request.jobs, cluster=self.name, code=request.code)
         return _PoolRun(self, request).to_its_end()
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dlm.record.outcomes import OUTCOMES, Retry, State
+from dlm.submit.cell_now import CellNow
 from dlm.submit.job import Resources, SlurmSettings
-from dlm.submit.ledger import CellNow
 
 MAX_FAILURES = 3  # consecutive failures of unknown cause after which a cell is left alone
 

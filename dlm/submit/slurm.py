@@ -62,7 +62,7 @@ class Slurm(Cluster):
             for job in array.jobs:  # when a plan is extended, it keeps the cells that have a directory
                 job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_pace(times, self.settings.sbatch_per_min)
-            array.ledger.intent(array, cluster=self.name)
+            array.ledger.intent(array.submission, array.jobs, cluster=self.name, code=array.code)
             array_id = self._submit_array(array, script, num_before=len(job_ids))
             ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
             array.ledger.submitted(array.submission, ids)

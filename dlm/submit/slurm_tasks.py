@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dlm.record.outcomes import State
-from dlm.submit.job import JobState
+from dlm.submit.cell_now import JobState
 
 QUEUE_COLUMNS = "JobArrayID:|,State:|,exit_code:|,Reason:|,Name:|"  # squeue --Format
 ACCOUNT_COLUMNS = "JobID,State,ExitCode,Reason,JobName"  # sacct --format

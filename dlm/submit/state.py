@@ -10,10 +10,11 @@ from dlm.core.errors import ExitCode, unknown
 from dlm.core.lease import live_holder, server_time
 from dlm.record.outcomes import State, names_cause, state_of_exit
 from dlm.record.run import Status, finished, read_status, run_directory
+from dlm.submit.cell_now import CellNow, CellRecord, JobState
 from dlm.submit.cluster import Answer, Cluster
-from dlm.submit.job import JobState, job_name
+from dlm.submit.job import job_name
 from dlm.submit.job_endings import exit_words, last_line
-from dlm.submit.ledger import CellNow, CellRecord, Ledger, not_started
+from dlm.submit.ledger import Ledger, not_started
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 

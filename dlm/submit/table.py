@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.record.outcomes import State
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 from dlm.submit.state import cells_now
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dlm.plan import cost
 from dlm.plan.cost import with_estimates
 from dlm.record.outcomes import State
 from dlm.record.run import Status
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 
 
 def refusal(monkeypatch, rate, *, target="isoflop", top_budget="1e19", **options):

@@ -11,7 +11,7 @@ from dlm.cli.targets import Sweep, planned
 from dlm.plan.cost import with_estimates
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory, write_result
-from dlm.submit.ledger import CellNow
+from dlm.submit.cell_now import CellNow
 
 
 def row(cell, state=State.RUNNING, **values):

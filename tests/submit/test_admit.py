@@ -15,8 +15,8 @@ from dlm.core.paths import PACKAGE
 from dlm.record.outcomes import State
 from dlm.record.run import gpu_hours_used, write_result, write_status
 from dlm.submit.admit import admit
+from dlm.submit.cell_now import JobState
 from dlm.submit.cluster import Answer
-from dlm.submit.job import JobState
 from dlm.submit.ledger import Ledger, write_max_gpu_hours
 from dlm.submit.state import cell_now
 

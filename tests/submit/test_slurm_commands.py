@@ -10,7 +10,8 @@ from support.submissions import write_command
 
 from dlm.core.errors import UserError
 from dlm.record.outcomes import State
-from dlm.submit.job import JobState, SlurmSettings
+from dlm.submit.cell_now import JobState
+from dlm.submit.job import SlurmSettings
 from dlm.submit.slurm import Slurm, keep_pace, key_behind, slurm_answers
 from dlm.submit.slurm_tasks import Task, expand_task, minutes, parse_tasks
 

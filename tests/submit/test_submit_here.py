@@ -15,8 +15,9 @@ from dlm.core.paths import PACKAGE
 from dlm.record import run
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
+from dlm.submit.cell_now import CellNow
 from dlm.submit.job_endings import last_line
-from dlm.submit.ledger import CellNow, Ledger
+from dlm.submit.ledger import Ledger
 from dlm.submit.state import cells_now
 
 

@@ -14,9 +14,10 @@ from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, 
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State
+from dlm.submit.cell_now import JobState
 from dlm.submit.cells import cancel
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
-from dlm.submit.job import Job, JobState, SlurmSettings
+from dlm.submit.job import Job, SlurmSettings
 from dlm.submit.ledger import Ledger
 from dlm.submit.logs import logs_of
 from dlm.submit.state import CLUSTERS
@@ -41,7 +42,7 @@ class ThreadQueue:
 
     def submit(self, request: Request) -> Submission:
         ledger, name = request.ledger, request.submission
-        ledger.intent(request, cluster=self.name)
+        ledger.intent(name, request.jobs, cluster=self.name, code=request.code)
         ids = {job.name: f"{name}_{place}" for place, job in enumerate(request.jobs)}
         self.states_by_id |= dict.fromkeys(ids.values(), JobState(state=State.SUBMITTED, words="it waits"))
         ledger.submitted(name, ids)

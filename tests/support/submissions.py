@@ -75,9 +75,7 @@ def write_submitted(sweep_dir, name: str, submission: str, job_id: str) -> None:
     """Record in the ledger that SLURM has accepted the job of a cell."""
     ledger = Ledger(sweep_dir)
     job = Job(name=name, overrides=(), run_dir=sweep_dir / "runs" / name)
-    ledger.intent(
-        Request(submission=submission, jobs=[job], ledger=ledger, code=Path("ab"), environment={}), cluster="slurm"
-    )
+    ledger.intent(submission, [job], cluster="slurm", code=Path("ab"))
     ledger.submitted(submission, {name: job_id})
 
 
