@@ -106,11 +106,11 @@ def _unknown_key(key: str) -> str:
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    group = key.partition(".")[0]
-    if key in dotted_keys():  # it belongs to another choice, or the config does not set it
-        remedy = f"write +{key}=..." if group == "trainer" else f"choose another {group}"
-        return f"{key} is not in the chosen {group}: {remedy}"
-    known = {*_keys(base), *(name for name in dotted_keys() if not name.startswith("trainer."))}
+    of_any_choice = {name for name in dotted_keys() if not name.startswith("trainer.")}  # trainer's are added with a +
+    if key in of_any_choice:
+        group = key.partition(".")[0]
+        return f"{key} is not in the chosen {group}: choose another {group}, or leave the key out"
+    known = {*_keys(base), *of_any_choice}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
 

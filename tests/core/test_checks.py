@@ -83,6 +83,11 @@ def test_planning_refuses_a_misspelt_key_of_a_definition(group, how, stdlib_data
     check_complaint(str(error.value), group)
 
 
+def test_planning_refuses_a_key_below_a_value(stdlib_data):
+    with pytest.raises(UserError, match=r"'optimizer.betas.x'.* did you mean optimizer.betas"):
+        make_plan(definition(set={"optimizer.betas.x": 3}))
+
+
 @pytest.fixture
 def compose(stdlib_data):
     """The line that a launch ends with when it composes the config of a run."""

@@ -27,7 +27,7 @@ from dlm.data.prepare.documents import Unit, find_splits, make_units, read_unit
         ("a.jsonl", b'{"text": "\xff"}\n', ["a.jsonl:1", "not valid JSON"]),
         ("a.jsonl.zst", zstandard.compress(lines(TEXTS))[:-20], ["a.jsonl.zst is damaged", "Truncated"]),
         ("a.jsonl.zst", lines(TEXTS), ["a.jsonl.zst is damaged or no zst file"]),
-        ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-20], ["a.jsonl.gz is damaged", "Truncated"]),
+        ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-20], ["a.jsonl.gz is damaged", "ended before the end"]),
         ("a.jsonl.gz", lines(TEXTS), ["a.jsonl.gz is damaged"]),
         ("a.parquet", b"PAR1 no more", ["a.parquet is damaged or no parquet file"]),
         ("a.arrow", b"no arrow at all", ["a.arrow is damaged"]),
