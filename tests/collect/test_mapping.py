@@ -249,4 +249,6 @@ def test_a_long_wait_for_the_server_is_announced(server, tmp_path):
     server.fail("Runs", slow_sec=1.5)
     command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")
     code, _, warned = dlm_process(server, *command, patches="api.NOTICE_SEC = 0.5")
-    assert code == 0 and warned == f"dlm: waiting for the runs of {PROJECT} from W&B ({server.url})\n"
+    first, *later = warned.splitlines()
+    assert code == 0 and first == f"dlm: waiting for the runs of {PROJECT} from W&B ({server.url})"
+    assert all(line.startswith("dlm: waiting for the histories") for line in later)  # on a busy machine
