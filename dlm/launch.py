@@ -109,7 +109,7 @@ def _unknown_key(key: str) -> str:
     of_any_choice = {name for name in dotted_keys() if not name.startswith("trainer.")}  # trainer's are added with a +
     if key in of_any_choice:
         group = key.partition(".")[0]
-        return f"{key} is not in the chosen {group}: choose another {group}, or leave the key out"
+        return f"{key} is not in the chosen {group}: choose another with {group}=NAME, or leave the key out"
     known = {*_keys(base), *of_any_choice}
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"

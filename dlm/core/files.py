@@ -43,11 +43,7 @@ def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
         if replaces:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)
-            os.unlink(temporary)
-    except FileExistsError as error:
-        temporary.unlink()
-        raise UserError(f"{path} exists and is not overwritten: give another name or remove it") from error
+            _link_new(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -55,6 +51,15 @@ def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
     finally:
         os.close(handle)
     sync_directory(path.parent)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    """Give a file its final name. Raises UserError if that name is taken, which a rename would not notice."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise UserError(f"{path} exists and is not overwritten: give another name or remove it") from error
+    os.unlink(temporary)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -147,20 +147,19 @@ def _check_keys(point: Point) -> None:
             raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
         if key == "training.steps":
             raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
-        if not _has_room(config, key):
+        if not _can_be_set(config, key):
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
             raise unknown("config key in the sweep definition", key, keys)
     check_keys(merge(config, nest(point.overrides)))
 
 
-def _has_room(config: Any, key: str) -> bool:
-    """Return whether the group of the dotted ``key`` is in the config, and no value stands where its parents belong."""
-    node, parents = config, key.split(".")[:-1] or [key]
-    for depth, part in enumerate(parents):
-        if not isinstance(node, dict) or (part not in node and depth == 0):
-            return False
-        node = node.get(part, {})
-    return isinstance(node, dict) or "." not in key
+def _can_be_set(config: Mapping[str, Any], key: str) -> bool:
+    """Return whether the group of the dotted ``key`` exists and every parent of the key is a group, not a value."""
+    group, *names = key.split(".")
+    node = config.get(group)
+    for name in names[:-1]:
+        node = node.get(name, {}) if isinstance(node, Mapping) else None
+    return group in config and (not names or isinstance(node, Mapping))
 
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.core.errors import UserError
-from dlm.core.files import append_jsonl, read_json, read_jsonl, write_atomic, write_if_changed, write_json
+from dlm.core.files import (
+    append_jsonl,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_if_changed,
+    write_json,
+    write_through,
+)
 from dlm.core.lease import STALE_SEC, Lease, live_holder
 from dlm.core.paths import PACKAGE
 
@@ -205,3 +213,18 @@ def test_a_lock_that_a_crash_left_behind_is_removed(tmp_path):
     with Lease(tmp_path):
         assert live_holder(tmp_path) is not None
     assert not lock.exists()
+
+
+def test_a_new_file_never_replaces_one_that_has_come_to_exist(tmp_path):
+    path = tmp_path / "weights.pt"
+    with (
+        pytest.raises(UserError, match="exists and is not overwritten"),
+        write_through(path, replaces=False) as building,
+    ):
+        building.write_text("ours")
+        path.write_text("another's")
+    assert path.read_text() == "another's" and list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    with write_through(path, replaces=False) as building:
+        building.write_text("ours")
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
