@@ -14,7 +14,7 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
       train/loss: loss
     convention: 6n                 # how FLOPs are counted: 6n is computed, any other needs columns.flops
     require: {data.name: [slimpajama]}              # allowed config values; runs with other values are left out
-    cell: [model.name, train.steps, seed]           # required config keys; the latest run with equal values counts
+    cell: [model.name, train.steps, seed]           # required config keys; of runs with equal values, the latest counts
 """
 
 from __future__ import annotations

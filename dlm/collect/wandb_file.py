@@ -192,7 +192,7 @@ def read_wandb_run(
             are rejected.
 
     Returns:
-        The run, which is empty without a file. Its ``warnings`` name files that cannot be read or are left out.
+        The run; it is empty if there is no file. Its ``warnings`` name files that cannot be read or are left out.
     """
     whole = WandbRun(run_id=run_id)
     attempts = [one for path in wandb_files(run_dir) if (one := _read_attempt(path, whole)) is not None]

@@ -49,7 +49,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """Return up to ``limit`` allowed names that are most similar to ``value``, best first, ignoring case.
+    """Return the allowed names most similar to ``value``, at most ``limit``, best first, ignoring case.
 
     Of two equally similar names, the one with the longer common prefix comes first.
     """

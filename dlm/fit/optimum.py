@@ -1,8 +1,8 @@
 """Find the best use of C FLOPs under a fitted law: N*, D* and L*, their intervals, and the exponents a and b.
 
-The functions from `names` on work on rows of parameters, (R, k), one row per bootstrap replicate. The parameters are in
-the order of `Law.params` for a surface, and in the order of `LINE` for the log-log lines of isoflop and envelope, for
-which `law` is None.
+`names` and all functions below it take rows of parameters, (R, k), one row per bootstrap replicate. The parameters are
+in the order of `Law.params` for a surface, and in the order of `LINE` for the log-log lines of isoflop and envelope,
+for which `law` is None.
 """
 
 from __future__ import annotations

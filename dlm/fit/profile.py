@@ -22,7 +22,7 @@ STEP = 1e-6  # step of the central differences
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Profile:
-    """The lowest objective at each value of one parameter."""
+    """The objective at each value of one parameter, minimised over the other parameters."""
 
     name: str
     values: Array  # values of the parameter, rising, (m,)

@@ -124,8 +124,8 @@ def read_validation(run_dir: Path) -> list[float]:
 def paired_difference(first: Path | str, second: Path | str) -> tuple[float, float]:
     """Estimate the difference between the validation losses of two runs from paired sequences.
 
-    All runs on the same data are validated on the same sequences with the same noise. The difficulty that a sequence
-    has for both runs cancels, so the difference is more precise than either loss.
+    All runs on the same data are validated on the same sequences with the same noise. The difficulty of each
+    sequence cancels, so the difference is more precise than either loss.
 
     Args:
         first: The folder of a finished run.

@@ -220,7 +220,7 @@ def _parameter_table(fits: Iterable[FitResult]) -> Table:
 
 
 def _checks(fits: Iterable[FitResult]) -> Table:
-    """Tabulate the relative errors of predictions for the top budgets from fits to the lower budgets alone."""
+    """Tabulate the errors of N*, D* and L* at the top budgets, as predicted by fits to the lower budgets alone."""
     rows = [
         (LAW_NAMES[fit.law], words.HELD_OUT.get(name, name), *words.relative_errors(errors))
         for fit in fits

@@ -103,8 +103,8 @@ class Cluster(Protocol):
 
         Args:
             jobs: Job id -> name of the job array.
-            names: The names of arrays whose ids are unknown, which are those of interrupted submissions.
-            release: Release the jobs that the cluster holds because a node failed to launch them.
+            names: The names of arrays whose ids are unknown because their submission was interrupted.
+            release: Whether to release the jobs that the cluster holds because a node failed to launch them.
         """
         return Answer()
 

@@ -139,7 +139,7 @@ class SlurmLauncher(CoreLauncher):
     """hydra/launcher=submitit_slurm: submit job arrays, and wait for them unless hydra.launcher.wait=false."""
 
     def make_cluster(self) -> Cluster:
-        """Return SLURM as the cluster, with the launcher's keys as settings."""
+        """Return a SLURM cluster that is configured with the launcher's keys."""
         return Slurm(slurm_settings(self.params))
 
 

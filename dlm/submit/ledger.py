@@ -155,7 +155,7 @@ def not_started(run_dir: Path, submission: str | None) -> str | None:
 
 
 def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
-    """Set the GPU-hours after which no job of the sweep starts its cell, including jobs that are already queued."""
+    """Limit the GPU-hours of the sweep: once they are used, no job starts its cell, not even one already queued."""
     write_json(sweep_dir / "ledger" / "limits.json", {"max_gpu_hours": limit})
 
 

@@ -184,7 +184,7 @@ class PackedDataModule(L.LightningDataModule):
         return self._loader(ValidationBatches(self.validation_tokens, self.objective, **options, **self._place()))
 
     def validation_rows(self) -> np.ndarray:
-        """Return the rows of the validation split that make up the fixed set of all ranks together."""
+        """Return the rows of the validation split that form the fixed validation set, for all ranks."""
         return self.validation_tokens.validation_rows(self.config["validation"]["num_sequences"])
 
     def unigram_entropy(self) -> float:

@@ -102,11 +102,11 @@ class SplitWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Encodes units in one process.
+    """Encodes units, which are pieces of the sources, in one process.
 
     Args:
         job: The sources and options.
-        tokenizer: The tokenizer, with the ids that the job sets.
+        tokenizer: The tokenizer, with the special tokens that the job sets.
         building: The folder of the unfinished data set.
     """
 

@@ -1,7 +1,8 @@
 """Find the minimum of the loss at each budget, and the lines N*(C), D*(C) and L*(C) through these minima.
 
-This is approach 2 of Hoffmann et al. (2203.15556). They fit parabolas over log N; cubics, Akima curves and log D are
-further choices. A curve without an interior minimum is refused, and its reason is given.
+This is approach 2 of Hoffmann et al. (2203.15556). They fit parabolas in log N. This module can also fit cubics
+or Akima curves, and can use log D instead of log N. A curve without an interior minimum is refused, and the reason is
+given.
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ def _method(method: str, points: Points, how: Norm) -> str:
 def _pool(residual: Array, free: int, norm: str) -> Array:
     """The pool of residuals to resample, corrected for the `free` parameters that were fitted to them.
 
-    Least squares shrink all residuals, by sqrt(1 - p/n) on average. A norm with a corner makes the law pass through p
-    of the points, as absolute errors do: these p residuals carry no information on the noise and are left out, and the
-    others keep their size.
+    Least squares shrinks the residuals by a factor of sqrt(1 - p/n) on average. Under a norm that is not differentiable
+    at zero, such as the absolute error, the law passes exactly through p of the points. Their residuals carry no
+    information on the noise and are left out; the others keep their size.
     """
     if norm == "mse":
         pool = residual * np.sqrt(len(residual) / (len(residual) - free))
