@@ -57,7 +57,7 @@ test: $(READY) ## run the tests that need neither a cluster nor a GPU
 
 test-slurm: $(READY) ## run the tests on a real SLURM, which is installed and booted here (Debian, root)
 	@$(BIN)/python tests/slurm/sandbox.py --install --nodes 1 true
-	@$(BIN)/python -m pytest -m 'slurm and not long' tests/slurm
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slurm and not long' tests/slurm
 
 # pytest exits with 5 when it finds no test of a kind.
 test-long: $(READY) ## run campaigns and repetitions, for hours; those on SLURM only as root

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 from sandbox import missing, sandbox
 from support.slurm_sweep import LONG, SMOKE, Sweep
 
@@ -26,23 +27,37 @@ def cluster():
 
 
 @pytest.fixture
-def sweep(cluster, command, stdlib_data, workdir, request):
-    """A sweep whose name, and so its jobs' name, is the test's own."""
-    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")[:40].strip("-")
-    yield Sweep(cluster, command, workdir / name)
+def make_sweep(cluster, command, stdlib_data, workdir):
+    """Yield a function that makes a sweep with a given name, which is also in the names of its jobs."""
+    made = []
+
+    def make(name: str) -> Sweep:
+        made.append(Sweep(cluster, command, workdir / name))
+        return made[-1]
+
+    yield make
+    for sweep in made:
+        print(sweep.told())  # pytest shows it if the test has failed
     cluster("scancel", "--user=root", check=False)
 
 
+@pytest.fixture
+def sweep(make_sweep, request):
+    """A sweep with the name of the test."""
+    return make_sweep(re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")[:40].strip("-"))
+
+
 @pytest.fixture(scope="session")
-def undisturbed(stdlib_data, tmp_path_factory):
-    """The run directory of the LONG cell that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(stdlib_data):
+    """The run directory of the LONG cell that nothing happened to. It is trained once for all worker processes."""
+    workdir = stdlib_data.with_name("undisturbed")
     environment = {**os.environ, "DLM_WORKDIR": str(workdir)}
     words = ["models=[4k]", "tokens_per_param=[1,1e5]", "name=undisturbed", LONG]
-    subprocess.run(
-        [sys.executable, "-m", "dlm.cli", "submit", SMOKE, "--launcher", "submitit_local",
-         *(word for setting in words for word in ("--set", setting))],
-        cwd=PACKAGE.parent, env=environment, check=True, capture_output=True,
-    )  # fmt: skip
+    with FileLock(workdir.with_suffix(".lock")):
+        subprocess.run(
+            [sys.executable, "-m", "dlm.cli", "submit", SMOKE, "--launcher", "submitit_local", "--yes",
+             *(word for setting in words for word in ("--set", setting))],
+            cwd=PACKAGE.parent, env=environment, check=True, capture_output=True,
+        )  # fmt: skip
     (run_dir,) = (workdir / "undisturbed" / "runs").iterdir()
     return run_dir

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -114,8 +115,7 @@ def sandbox(nodes: int = 3, *, options: str = "") -> Iterator[Sandbox]:
     cluster = Sandbox(folder, names, env, {})
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM too takes the cluster down
     try:
-        with open(HOSTS, "a") as stream:
-            stream.write(_host_line(cluster))
+        _change_hosts(add=_host_line(cluster))
         _boot(cluster, name, options)
         yield cluster
     finally:
@@ -180,6 +180,8 @@ def _slurm_conf(
         "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1",
         "SlurmctldParameters=preempt_send_user_signal", "SchedulerType=sched/backfill",
         "SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2", "KillWait=5", "MinJobAge=300",
+        # Lightning derives the port of a job's processes from the job id: two sandboxes must not use the same ids.
+        f"FirstJobId={1 + secrets.randbelow(100) * 100}",
         "SlurmctldTimeout=10", "SlurmdTimeout=10", "InactiveLimit=0", "GresTypes=gpu", "MaxArraySize=1001",
         "AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1",
         f"AccountingStoragePort={slurmdbd_port}", f"AccountingStoragePass={folder}/munge.socket",
@@ -241,6 +243,16 @@ def _host_line(cluster: Sandbox) -> str:
     return f"\n127.0.0.1 {' '.join(cluster.nodes)} # {cluster.folder}"
 
 
+def _change_hosts(*, add: str = "", remove: str = "") -> None:
+    """Add a line to /etc/hosts or remove one. A lock keeps sandboxes that begin or end at once from losing lines."""
+    with open(HOSTS, "r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        kept = stream.read().replace(remove, "") if remove else stream.read()
+        stream.seek(0)  # the file is never empty, because other processes look names up in it
+        stream.write(kept + add)
+        stream.truncate()
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -269,7 +281,7 @@ def _take_down(cluster: Sandbox) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    HOSTS.write_text(HOSTS.read_text().replace(_host_line(cluster), ""))
+    _change_hosts(remove=_host_line(cluster))
     shutil.rmtree(cluster.folder)
 
 

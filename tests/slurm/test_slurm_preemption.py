@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.slurm_sweep import LONG, Sweep, curve, wait_for
+from support.slurm_sweep import LONG, curve, wait_for
 
 from dlm.collect.wandb_file import read_wandb_run
 from dlm.record.run import read_result, read_status
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slurm
 RIVAL = ("sbatch", "-p", "high", "-N3", "--exclusive", "-J", "rival", "-o", "/dev/null", "--wrap", "sleep 2")
 
 
-def test_preempted_cells_go_on_where_they_were(cluster, command, stdlib_data, workdir, undisturbed):
+def test_preempted_cells_go_on_where_they_were(cluster, make_sweep, undisturbed):
     """With and without grace, with and without the user signal: all at once, by one rival."""
     ways = {
         "plain": "partition=low",
@@ -23,7 +23,7 @@ def test_preempted_cells_go_on_where_they_were(cluster, command, stdlib_data, wo
         "grace": "partition=grace",
         "grace-no-signal": "partition=grace signal_delay_s=0",
     }
-    sweeps = {name: Sweep(cluster, command, workdir / name) for name in ways}
+    sweeps = {name: make_sweep(name) for name in ways}
     for name, keys in ways.items():
         assert sweeps[name].submit(LONG, launcher=keys).code == 0
     for sweep in sweeps.values():
@@ -92,7 +92,7 @@ def test_two_ranks_on_two_nodes_agree_to_stop_and_survive_the_loss_of_one(sweep,
     wait_for(sweep.trains)
     cluster(*RIVAL)
     wait_for(lambda: not sweep.trains())
-    wait_for(lambda: read_status(sweep.run_dir).attempts == 2, seconds=120)
+    wait_for(lambda: read_status(sweep.run_dir).attempts == 2)
     wait_for(sweep.trains)
     assert read_status(sweep.run_dir).steps_redone == 0, sweep.log  # both wrote one checkpoint, and were requeued
     os.kill(min(sweep.processes(SLURM_PROCID=1)), signal.SIGKILL)

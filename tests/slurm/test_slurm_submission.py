@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-from pathlib import Path
 
 import pytest
 from support.slurm_sweep import LONG, SHORT, wait_for
@@ -34,6 +32,8 @@ def test_submit_returns_and_the_cells_are_done(sweep):
     assert logs.code == 0 and "nats/token after" in logs.out and "log.txt" in logs.out
     attempt = json.loads((sweep.run_dirs[0] / "env.json").read_text())["attempts"][0]
     assert attempt["slurm"]["ARRAY_JOB_ID"] in sweep.job_ids()[0] and attempt["slurm"]["JOB_PARTITION"] == "low"
+    modes = [path.stat().st_mode & 0o777 for path in (sweep.run_dirs[0] / "result.json", sweep.folder / "plan.json")]
+    assert modes == [0o644, 0o644]  # a colleague can read them
     assert attempt["submission"] and (sweep.folder / "code" / attempt["code"] / "dlm" / "launch.py").is_file()
     assert len(attempt["git_sha"]) == 40 and attempt["packages"]["torch"]
 
@@ -61,7 +61,7 @@ def test_mixed_resource_classes_become_arrays_and_a_cell_spans_two_nodes_by_fsdp
         done = submit_jobs(jobs, cluster=slurm, sweep_dir=workdir / "mixed")
     assert len({job_id.split("_")[0] for job_id in done.job_ids.values()}) == 3
     arrays = ",".join(job_id.split("_")[0] for job_id in done.job_ids.values())
-    wait_for(lambda: not cluster("squeue", "-h", f"--jobs={arrays}").strip(), seconds=120)
+    wait_for(lambda: not cluster("squeue", "-h", f"--jobs={arrays}").strip())
     results = [read_result(job.run_dir) for job in jobs]
     said = "\n".join((job.run_dir / "log.txt").read_text() for job in jobs)
     assert all(results), said
@@ -121,31 +121,29 @@ KILLERS = {
 }
 
 
-@pytest.mark.parametrize("moment", KILLERS)
-def test_a_submitter_killed_at_any_step_is_repaired_and_nothing_runs_twice(sweep, tmp_path, moment):
-    name, body = KILLERS[moment]
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    script = bin_dir / name
-    script.write_text("#!/bin/bash\n" + body.format(real=shutil.which(name)) + "\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    killed = sweep.start(SHORT, env={"PATH": f"{bin_dir}:{os.environ['PATH']}"})
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL and sweep.job_ids() == []
-    assert (sweep.cell["state"] == "planned") is (moment != "after sbatch")
-    assert sweep.submit(SHORT).code == 0
-    assert sweep.accounts() == [("COMPLETED", "0:0")] and sweep.cell["state"] == "done"
-    assert len(sweep.job_ids()) == 1 and sweep.cell["attempts"] == 1
-
-
-def test_a_ledger_line_cut_in_half_is_repaired(sweep):
-    assert sweep.submit(SHORT).code == 0
-    path = Ledger(sweep.folder).path
-    path.write_bytes(path.read_bytes()[:-20])  # the line with the ids
-    assert sweep.cell["state"] in ("submitted", "running")
-    assert sweep.submit(SHORT).code == 0 and len(sweep.job_ids()) == 1
+def test_a_submitter_killed_at_any_step_is_repaired_and_nothing_runs_twice(make_sweep, tmp_path):
+    sweeps = {moment: make_sweep(moment.replace(" ", "-")) for moment in (*KILLERS, "halfway")}
+    for moment, (name, body) in KILLERS.items():
+        script = tmp_path / moment / name
+        script.parent.mkdir()
+        script.write_text("#!/bin/bash\n" + body.format(real=shutil.which(name)) + "\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        sweep = sweeps[moment]
+        killed = sweep.start(SHORT, env={"PATH": f"{script.parent}:{os.environ['PATH']}"})
+        killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL and sweep.job_ids() == [], moment
+        assert (sweep.cell["state"] == "planned") is (moment != "after sbatch")
+    halfway = sweeps["halfway"]  # killed while it wrote the ids to the ledger
+    assert halfway.submit(SHORT).code == 0
+    path = Ledger(halfway.folder).path
+    path.write_bytes(path.read_bytes()[:-20])
+    assert halfway.cell["state"] in ("submitted", "running") and halfway.job_ids() == []
+    for moment, sweep in sweeps.items():
+        assert sweep.submit(SHORT).code == 0 and len(sweep.job_ids()) == 1, moment
     assert [line["event"] for line in read_jsonl(path)] == ["intent", "submitted"]
-    assert sweep.accounts() == [("COMPLETED", "0:0")]
+    for moment, sweep in sweeps.items():
+        assert sweep.accounts() == [("COMPLETED", "0:0")] and sweep.cell["state"] == "done", moment
+        assert len(sweep.job_ids()) == 1 and sweep.cell["attempts"] == 1, moment
 
 
 def test_a_sweep_that_has_spent_its_gpu_hours_starts_no_more(sweep):
@@ -176,11 +174,3 @@ def test_a_resume_with_another_world_size_gives_the_same_losses(sweep, undisturb
     assert moved is not None, sweep.log
     assert (alone.num_devices, moved.num_devices) == (1, 2) and sweep.cell["attempts"] == 2
     assert moved.loss == pytest.approx(alone.loss, abs=1e-4)  # rounding, over 1,900 steps
-
-
-def test_run_directories_are_readable_by_others(sweep):
-    """A colleague's `dlm status` works: what is written has the usual permissions."""
-    assert sweep.submit(SHORT).code == 0
-    sweep.accounts()
-    seen = subprocess.run(["stat", "-c", "%a", sweep.run_dir / "result.json"], capture_output=True, text=True).stdout
-    assert seen.strip() == "644" and Path(sweep.folder / "plan.json").stat().st_mode & 0o044

@@ -21,7 +21,7 @@ CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "l
 Found = TypeVar("Found")
 
 
-def wait_for(condition: Callable[[], Found], *, seconds: float = 90, sleep: float = 0.2) -> Found:
+def wait_for(condition: Callable[[], Found], *, seconds: float = 240, sleep: float = 0.2) -> Found:
     """Wait until the result of ``condition`` is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -96,6 +96,14 @@ class Sweep:
         """The log of all attempts of the only cell."""
         return (self.run_dir / "log.txt").read_text()
 
+    def told(self) -> str:
+        """Return all that the cells and their jobs have printed, and what SLURM says of the jobs."""
+        logs = [*self.folder.glob("runs/*/log.txt"), *self.folder.glob("ledger/slurm-*.txt")]
+        told = [f"{path.relative_to(self.folder)}:\n{path.read_text()}" for path in logs]
+        return "\n".join(
+            [*told, self.cluster("sacct", "-X", "-D", f"--name={self.job_name()}", "-S", "now-1hour", check=False)]
+        )
+
     def trains(self) -> bool:
         """Return whether the only cell is running and has written a checkpoint."""
         return bool(self.run_dirs) and (self.run_dir / "LATEST").is_file() and (self.run_dir / "lease.json").is_file()
@@ -129,10 +137,10 @@ class Sweep:
         """Return the states of the sweep's tasks in the queue."""
         return self.cluster("squeue", "-h", "--array", "-o", "%T", f"--jobs={','.join(self.job_ids())}").split()
 
-    def accounts(self, *, seconds: float = 120) -> list[tuple[str, str]]:
+    def accounts(self, *, seconds: float = 300) -> list[tuple[str, str]]:
         """Wait until squeue and sacct show no active task, and return (state, exit code) of every task in sacct."""
         wait_for(lambda: not self.cluster("squeue", "-h", f"--name={self.job_name()}").strip(), seconds=seconds)
-        return wait_for(self._ended_accounts, seconds=30)  # accounting lags behind the queue
+        return wait_for(self._ended_accounts)  # accounting lags behind the queue
 
     def job_name(self) -> str:
         """Return the job names of all submissions of the sweep, separated by commas as squeue expects."""
