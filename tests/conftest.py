@@ -18,6 +18,12 @@ settings.register_profile("dlm", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("dlm")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that contain slow tests, so that no worker process is left with a long file at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @dataclass(frozen=True)
 class Ended:
     """The exit code and the output of a command."""

@@ -18,6 +18,7 @@ import pytest
 import torch
 from support import ROOT, TESTS
 
+pytestmark = pytest.mark.slow
 DONE, HALF = "ar-8k-1e10-8a7ef83d", "ar-8k-4e10-180d63ab"
 STARTED, NOT_BEGUN = "mdm-8k-1e10-3f5ec64a", "mdm-8k-4e10-ae977de8"
 

@@ -140,7 +140,7 @@ def test_a_full_disk_costs_no_whole_checkpoint(sweep, undisturbed):
     try:
         sweep.cluster("scontrol", "release", sweep.job_ids()[0].split("_")[0])
         assert sweep.accounts()[0] == ("FAILED", "1:0"), sweep.log
-        assert sweep.cell["state"] == "failed" and "no space left on the disk" in sweep.cell["reason"]
+        assert sweep.cell["state"] == "failed" and "no space left on the disk" in sweep.cell["reason"], sweep.log
         assert "Traceback" not in sweep.log, sweep.log
         kept = list((sweep.run_dir / "checkpoints").glob("step_*"))
         assert kept

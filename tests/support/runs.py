@@ -44,8 +44,8 @@ def wait_for(condition, *, process, seconds: float = 600) -> None:
         time.sleep(0.01)
 
 
-def train_here(workdir: Path, *overrides: str) -> Path:
-    """Train one run in this process with the work directory ``workdir``, and return the folder of the run."""
+def launch_here(workdir: Path, *overrides: str) -> None:
+    """Train in this process with the work directory ``workdir``."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}  # a run replaces them
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_WORKDIR", str(workdir))
@@ -54,4 +54,9 @@ def train_here(workdir: Path, *overrides: str) -> Path:
         assert launch.main() == 0
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def train_here(workdir: Path, *overrides: str) -> Path:
+    """Train one run in this process with the work directory ``workdir``, and return the folder of the run."""
+    launch_here(workdir, *overrides)
     return only_run(workdir)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from support.runs import losses
+from support.runs import losses, launch_here
+from support.two_processes import train_on_two
 
 from dlm.core.paths import PACKAGE
 from dlm.record.run import read_result
@@ -27,21 +28,32 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def train(stdlib_data, tmp_path_factory):
-    """Trains the cell in a folder of that name, once for all tests, from a step of another one where asked."""
+def folder(stdlib_data, tmp_path_factory):
+    """The folder of every run of the cell, by name. One of them is trained by one process, all others by two.
+
+    `two-ddp` starts its second process itself. The others are trained one after the other by the same two processes.
+    """
     folder = tmp_path_factory.mktemp("topology")
 
-    def run(name, *overrides, start=None):
-        where = [*CELL, f"paths.run_dir={folder}/{name}", f"paths.workdir={folder}", *overrides]
-        if start is not None:
-            where.append(f"ckpt_path={folder}/{start[0]}/checkpoints/step_{start[1]:08d}")
-        if not (folder / name).exists():
-            command = [sys.executable, "-m", "dlm.launch", *where]
-            done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-        return folder / name
+    def arguments(name, *overrides, start=None):
+        where = (f"paths.run_dir={folder}/{name}", f"paths.workdir={folder}")
+        first = () if start is None else (f"ckpt_path={folder}/{start[0]}/checkpoints/step_{start[1]:08d}",)
+        return [*CELL, *where, *first, *overrides]
 
-    return run
+    launch_here(folder, *arguments("one"))
+    command = [sys.executable, "-m", "dlm.launch", *arguments("two-ddp", *TWO["ddp"])]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    train_on_two(
+        arguments("two-fsdp2", *TWO["fsdp2"]),
+        arguments("there-fsdp2", *TWO["fsdp2"], start=("one", 20)),
+        arguments("again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=("two-fsdp2", 30)),
+        arguments("there-ddp", *TWO["ddp"], start=("one", 20)),
+        arguments("other", *TWO["ddp"], start=("two-fsdp2", 30)),
+    )
+    for strategy in TWO:
+        launch_here(folder, *arguments(f"back-{strategy}", start=(f"there-{strategy}", 30)))
+    return folder
 
 
 def assert_equal_but_for_rounding(run_dir, truth):
@@ -54,26 +66,20 @@ def assert_equal_but_for_rounding(run_dir, truth):
 
 
 @pytest.mark.parametrize("strategy", TWO)
-def test_two_processes_compute_what_one_does_and_each_goes_on_from_the_other(strategy, train):
-    one = train("one")
-    two = train(f"two-{strategy}", *TWO[strategy])
+def test_two_processes_compute_what_one_does_and_each_goes_on_from_the_other(strategy, folder):
+    one, two = folder / "one", folder / f"two-{strategy}"
     assert assert_equal_but_for_rounding(two, one) == list(range(1, 41))
     result = read_result(two)
     assert result is not None and result.num_devices == 2
-    there = train(f"there-{strategy}", *TWO[strategy], start=("one", 20))
-    back = train(f"back-{strategy}", start=(f"there-{strategy}", 30))
-    assert min(assert_equal_but_for_rounding(there, one)) == 21
-    assert min(assert_equal_but_for_rounding(back, one)) == 31
+    assert min(assert_equal_but_for_rounding(folder / f"there-{strategy}", one)) == 21
+    assert min(assert_equal_but_for_rounding(folder / f"back-{strategy}", one)) == 31
 
 
-def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(train):
-    whole = train("two-fsdp2", *TWO["fsdp2"])
-    asynchronous = "callbacks.checkpoint.asynchronous=true"
-    again = train("again", *TWO["fsdp2"], asynchronous, start=("two-fsdp2", 30))
+def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(folder):
+    whole, again = folder / "two-fsdp2", folder / "again"
     rows = losses(whole, tuple(ROUNDING))
     assert losses(again, tuple(ROUNDING)) == {step: rows[step] for step in range(31, 41)}
     states = [torch.load(state_file(run / "checkpoints/step_00000040"), weights_only=True) for run in (whole, again)]
     parts = [(state["state_dict"], state["optimizer_states"][0]["state"]) for state in states]
     torch.testing.assert_close(*parts, rtol=0, atol=0)  # parameters and moments of the optimiser
-    other = train("other", *TWO["ddp"], start=("two-fsdp2", 30))
-    assert_equal_but_for_rounding(other, whole)
+    assert_equal_but_for_rounding(folder / "other", whole)

@@ -1,0 +1,43 @@
+"""Train runs on two processes, one run after the other, so that torch is imported only once in each process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from support import ROOT, TESTS
+
+from dlm import launch
+
+
+def train_on_two(*runs: list[str]) -> None:
+    """Train each run, given by its overrides, on two processes. Asserts that all of them end with 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Lightning starts no process of its own if LOCAL_RANK is set.
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": f"{ROOT}:{TESTS}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "support.two_processes", json.dumps(runs)],
+            env={**shared, "LOCAL_RANK": str(rank)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+
+
+def _train(runs: list[list[str]]) -> int:
+    for overrides in runs:
+        sys.argv = ["dlm.launch", *overrides]
+        code = launch.main()
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_train(json.loads(sys.argv[1])))
