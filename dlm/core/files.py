@@ -7,6 +7,7 @@ temporary name, flushed to disk and renamed; a log only grows by complete lines.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the disk is full or the quota is exhausted
 
 
 def sync_directory(path: Path) -> None:

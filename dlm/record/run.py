@@ -19,7 +19,7 @@ from typing import Any
 
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
-from dlm.core.files import write_atomic, write_json
+from dlm.core.files import DISK_FULL, dump_json, write_atomic, write_json
 from dlm.record.outcomes import State
 
 
@@ -43,8 +43,16 @@ class Status:
 
 
 def write_status(run_dir: Path, status: Status) -> None:
-    """Write status.json atomically."""
-    write_json(run_dir / "status.json", dataclasses.asdict(status))
+    """Write status.json atomically. A full disk has no room for a second file, so it is then overwritten in place."""
+    path, text = run_dir / "status.json", dump_json(dataclasses.asdict(status))
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        if error.errno not in DISK_FULL or not path.is_file():
+            raise
+        with open(path, "r+") as stream:
+            stream.write(text)
+            stream.truncate()
 
 
 def read_status(run_dir: Path) -> Status | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from dlm.core import signals
 from dlm.core.errors import DivergedError, ExitCode, UserError, causes
+from dlm.core.files import DISK_FULL
 from dlm.record.outcomes import OUTCOMES, State
 
 # A plain RuntimeError with one of these texts means that memory ran out.
@@ -60,5 +60,4 @@ def ending_of(error: BaseException, run_dir: Path) -> Ending:
 
 def disk_full(error: BaseException) -> bool:
     """Return whether a full disk or an exhausted quota caused an exception."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return any(isinstance(cause, OSError) and cause.errno in full for cause in causes(error))
+    return any(isinstance(cause, OSError) and cause.errno in DISK_FULL for cause in causes(error))

@@ -1,5 +1,6 @@
 """The files of a run directory: what is written is what is read, and two finished runs are compared in pairs."""
 
+import errno
 import math
 
 import pytest
@@ -7,13 +8,17 @@ import yaml
 
 from dlm.core.errors import UserError
 from dlm.record import Result, paired_difference
+from dlm.record.outcomes import State
 from dlm.record.run import (
+    Status,
     finished,
     merge_metrics,
     read_result,
+    read_status,
     read_validation,
     run_directory,
     write_result,
+    write_status,
     write_validation,
 )
 
@@ -76,3 +81,18 @@ def test_a_cell_is_finished_by_its_own_result_at_its_last_step(tmp_path):
 def test_where_a_resume_repeated_a_step_the_later_row_counts():
     rows = [{"step": 2, "loss": 3.0, "lr": 0.1}, {"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.5}]
     assert merge_metrics(rows) == [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.5, "lr": 0.1}]
+
+
+def test_on_a_full_disk_a_status_overwrites_the_earlier_one_in_place(tmp_path, monkeypatch):
+    running = Status(state=State.RUNNING, step=50, steps=100, attempts=1, reason="r" * 80, started=1.0, updated=2.0)
+    write_status(tmp_path, running)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dlm.record.run.write_atomic", full)
+    failed = Status(state=State.FAILED, step=50, steps=100, attempts=1, started=1.0, updated=3.0)
+    write_status(tmp_path, failed)
+    assert read_status(tmp_path) == failed
+    with pytest.raises(OSError, match="No space"):
+        write_status(tmp_path / "new", failed)

@@ -128,7 +128,7 @@ def _boot(cluster: Sandbox, name: str, options: str) -> None:
     folder, ports = cluster.folder, _free_ports(3 + len(cluster.nodes))
     database_port, slurmdbd_port, slurmctld_port, *node_ports = ports
     password = secrets.token_hex(8)
-    for part in ("database", "state", "spool", "log"):
+    for part in ("database", "database_temporary", "state", "spool", "log"):
         (folder / part).mkdir(mode=0o755)
     folder.chmod(0o755)
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
@@ -144,9 +144,15 @@ def _boot(cluster: Sandbox, name: str, options: str) -> None:
     _start(cluster, "munged", "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
            f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed",
            f"--log-file={folder}/log/munged.log")  # fmt: skip
-    database = ("--no-defaults", f"--datadir={folder}/database", "--user=root")
-    subprocess.run(["mariadb-install-db", *database, "--auth-root-authentication-method=normal", "--skip-test-db"],
-                   env=cluster.env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    # MariaDB servers that begin at once use the same names in /tmp, and one of them may fail.
+    places = (f"--datadir={folder}/database", f"--tmpdir={folder}/database_temporary")
+    database = ("--no-defaults", *places, "--user=root")
+    made = subprocess.run(
+        ["mariadb-install-db", *database, "--auth-root-authentication-method=normal", "--skip-test-db"],
+        env=cluster.env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if made.returncode:
+        raise SandboxError(f"mariadb-install-db failed: {' '.join(made.stdout.split())}")
     _write(folder / "users.sql", f"CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';\n"
                                  "GRANT ALL ON slurm.* TO slurm@'127.0.0.1';\n")  # fmt: skip
     _start(cluster, "mariadbd", "mariadbd", *database, f"--port={database_port}", "--bind-address=127.0.0.1",

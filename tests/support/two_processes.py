@@ -6,9 +6,8 @@ import socket
 import subprocess
 import sys
 
-from support import ROOT, TESTS
-
 from dlm import launch
+from support import ROOT, TESTS
 
 
 def train_on_two(*runs: list[str]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from support.runs import SHORT, TINY, losses, only_run
 
 from dlm.convert import main as convert
-from dlm.core.files import read_json, write_json
+from dlm.core.files import read_json, write_atomic, write_json
 from dlm.record.run import (
     read_status,
 )
@@ -100,6 +100,23 @@ def test_an_asynchronous_checkpoint_that_cannot_be_written_stops_the_run(launch,
     ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.asynchronous=true")
     assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err and "Traceback" not in ended.err
     assert not (workdir / "a" / "result.json").exists() and read_status(workdir / "a").state == "failed"
+
+
+def test_a_disk_that_is_full_after_a_new_checkpoint_has_room_for_the_status(launch, workdir, monkeypatch):
+    """The new checkpoint fits and LATEST does not: an old checkpoint is deleted, and status.json is written."""
+
+    def full(path, content):
+        if len(list((workdir / "a/checkpoints").iterdir())) > 2:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, content)
+
+    monkeypatch.setattr("dlm.train.callbacks.checkpoint.write_atomic", full)
+    ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.save_top_k=0")
+    assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err
+    kept = sorted(path.name for path in (workdir / "a/checkpoints").iterdir())
+    assert len(kept) == 2 and (workdir / "a/LATEST").read_text() == f"{kept[0]}\n"
+    monkeypatch.undo()
+    assert f"going on from {kept[1]}" in launch(*SHORT, f"paths.run_dir={workdir}/a").out
 
 
 def test_a_run_goes_on_with_another_micro_batch(launch, trained):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support.runs import losses, launch_here
+from support.runs import launch_here, losses
 from support.two_processes import train_on_two
 
 from dlm.core.paths import PACKAGE

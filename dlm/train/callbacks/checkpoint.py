@@ -151,8 +151,10 @@ class Checkpoint(StepCallback, LightningCheckpoint):
             shutil.rmtree(folder)
         os.rename(building, folder)
         sync_directory(folder.parent)
-        write_atomic(self.run_dir / LATEST, folder.name + "\n")
-        self._prune(folder.parent)
+        try:
+            write_atomic(self.run_dir / LATEST, folder.name + "\n")  # only a hint
+        finally:
+            self._prune(folder.parent)  # on a full disk, status.json needs the space
 
     def _prune(self, folder: Path) -> None:
         saved = [path for path in sorted(folder.glob("step_*")) if damage(path, contents=False) is None]
