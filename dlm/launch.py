@@ -161,11 +161,13 @@ def main() -> int:
         hydra.main(version_base=None, config_path=str(paths.configs_dir()), config_name="config")(task)()
     except Exception as error:
         codes.append(exit_code_of(error, everywhere=True))  # only this process may lack the data or a path
-    if ExitCode.PREEMPTED in codes:  # everything is saved; a second signal must not change the exit code
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
     return next((code for code in codes if code), ExitCode.DONE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    # All is saved. When one process of a preempted run has ended, SLURM sends SIGTERM to the others, and the job is only
+    # continued if none of them ends with the code of a signal.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(exit_code)

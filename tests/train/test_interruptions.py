@@ -5,6 +5,7 @@ import time
 
 import pytest
 from support.runs import TINY, losses, only_run, wait_for
+from support.two_processes import start_two
 
 from dlm.record.outcomes import State
 from dlm.record.run import (
@@ -71,3 +72,18 @@ def test_many_signals_end_a_run_with_exit_code_75_too(start, workdir):
     status = read_status(only_run(workdir))
     assert process.returncode == 75 and sent > 5
     assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
+
+
+@pytest.mark.slow
+def test_many_signals_change_no_exit_code_of_two_processes(stdlib_data, workdir):
+    """The first process ends with 75, the other with 0: for any other code, the job would not be continued."""
+    two = (*TINY, "training.steps=40000", "trainer.devices=2", "trainer.strategy=ddp")
+    processes = start_two("dlm.launch", *two, DLM_SUBMISSION="s")
+    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+             process=processes[0])  # fmt: skip
+    while running := [process for process in processes if process.poll() is None]:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 0], printed
