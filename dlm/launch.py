@@ -166,8 +166,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     exit_code = main()
-    # All is saved. When one process of a preempted run has ended, SLURM sends SIGTERM to the others, and the job is only
-    # continued if none of them ends with the code of a signal.
+    # All is saved. When one process of a preempted run has ended, SLURM sends SIGTERM to the others; the job is
+    # continued only if none of them ends with the code of a signal.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)
