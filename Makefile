@@ -53,7 +53,7 @@ cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
 	@$(BIN)/dlm cancel $(FOLDER) $(if $(YES),--yes)
 
 test: $(READY) ## run the tests that need neither a cluster nor a GPU
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(READY) ## run the tests on a real SLURM, which is installed and booted here (Debian, root)
 	@$(BIN)/python tests/slurm/sandbox.py --install --nodes 1 true

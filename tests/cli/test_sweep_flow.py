@@ -27,8 +27,8 @@ from dlm.record.run import merge_metrics, read_result, read_status
 DLM = [sys.executable, "-m", "dlm.cli"]
 LOCAL = ("--launcher", "submitit_local")
 # Four of smoke's cells, one of which does not learn; those with the higher budget alone are enough to be killed.
-KILLED = ("--set", "models=[4k,19k]", "--budget", "4e10")
-GRID = (*KILLED, "--budget", "2e10")
+KILLED = ("--set", "models=[4k,19k]", "--budget", "2e10")
+GRID = (*KILLED, "--budget", "1e10")
 
 
 def environment(workdir: Path, data: Path) -> dict[str, str]:

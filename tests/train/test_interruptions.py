@@ -59,31 +59,22 @@ def test_a_signal_ends_a_run_with_exit_code_75_and_it_goes_on_bit_for_bit(start,
 
 
 @pytest.mark.slow
-def test_many_signals_end_a_run_with_exit_code_75_too(start, workdir):
-    """A scheduler, a pool and a user may each send one, also while the interpreter ends."""
-    process = start(*TINY, "training.steps=4000")
-    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
-             process=process)  # fmt: skip
-    sent = 0
-    while process.poll() is None:
-        process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
-        sent += 1
-        time.sleep(0.002)
-    status = read_status(only_run(workdir))
-    assert process.returncode == 75 and sent > 5
-    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)
-
-
-@pytest.mark.slow
 def test_many_signals_change_no_exit_code_of_two_processes(stdlib_data, workdir):
-    """The first process ends with 75, the other with 0: for any other code, the job would not be continued."""
+    """A scheduler, a pool and a user may each send one, also while the interpreter ends.
+
+    The first process ends with 75 and the other with 0. With any other code, SLURM would not continue the job.
+    """
     two = (*TINY, "training.steps=40000", "trainer.devices=2", "trainer.strategy=ddp")
     processes = start_two("dlm.launch", *two, DLM_SUBMISSION="s")
     wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
              process=processes[0])  # fmt: skip
+    sent = 0
     while running := [process for process in processes if process.poll() is None]:
         for process in running:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
+        sent += 1
         time.sleep(0.002)
     printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [75, 0], printed
+    assert [process.returncode for process in processes] == [75, 0] and sent > 5, printed
+    status = read_status(only_run(workdir))
+    assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)

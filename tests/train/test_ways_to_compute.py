@@ -28,12 +28,12 @@ def test_a_profiler_and_a_precision_are_chosen_by_name(launch, trained, workdir,
     assert rough[1] != exact[1] and rough[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.01)
 
 
-@pytest.mark.slow
-def test_a_compiled_run_computes_the_same(launch, workdir, monkeypatch):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])  # in C++: a minute
+def test_a_compiled_run_computes_the_same(backend, launch, workdir, monkeypatch):
     compiled = []
 
     def look(loss, plain=torch.compile, **options):
-        result = plain(loss, **options)
+        result = plain(loss, backend=backend, **options)
 
         def counted(*given):
             compiled.append(given)
