@@ -128,7 +128,7 @@ def _set(content: dict[str, Any], setting: str) -> None:
     elif top in SweepSpec.model_fields:
         content[key] = value
     elif "." not in key and key not in load_base():
-        raise unknown("key in --set", key, [*SweepSpec.model_fields, "GROUP.KEY"])
+        raise unknown("key in --set", key, [*SweepSpec.model_fields, "groups.GROUP", "GROUP.KEY"])
     else:  # a config key, for every cell
         content["set"] = {**(content.get("set") or {}), key: value}
 

@@ -70,6 +70,6 @@ def check_clean(origin: Origin | None) -> None:
     if origin is not None and origin.changed:
         more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
         raise UserError(
-            f"{', '.join(origin.changed[:3])}{more} differ from the last commit: commit them, or submit with "
-            "--allow-dirty (hydra.launcher.allow_dirty=true), which keeps their diff beside the code"
+            f"not committed: {', '.join(origin.changed[:3])}{more}; commit first, or submit with --allow-dirty "
+            "(ALLOW_DIRTY=1 for make, hydra.launcher.allow_dirty=true for Hydra), which keeps the diff beside the code"
         )

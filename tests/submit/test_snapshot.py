@@ -66,7 +66,7 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
     assert all(line in origin.diff for line in ("+# changed", "+name: mine", "+name: ours", "+[x]"))
     monkeypatch.setattr(submission, "code_origin", lambda: origin)
     job = Job(name="a", overrides=("+cell=a",), run_dir=tmp_path / "work/demo/runs/a")
-    with pytest.raises(UserError, match=r"differ from the last commit: commit them, or submit with --allow-dirty"):
+    with pytest.raises(UserError, match=r"not committed: .*; commit first, or submit with --allow-dirty"):
         submit_jobs([job], cluster=Slurm(), sweep_dir=tmp_path / "work/demo")
     assert not (tmp_path / "work").exists()
     code = snapshot_code(tmp_path / "work/demo", package=root / "dlm", configs=root / "configs", origin=origin)
