@@ -79,7 +79,7 @@ def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
         f"this machine would train {len(plan.cells)} cells of up to {text.flops(max(spec.budgets))} FLOPs for about "
         f"{text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. Use a SLURM cluster{on_gpus} with "
-        f"LAUNCHER=submitit_slurm{unprepared} or a smaller budget: {_smaller_budget(spec, hours)}"
+        f"LAUNCHER=submitit_slurm{unprepared}, or {_smaller_budget(spec, hours)}"
     )
 
 
@@ -97,8 +97,8 @@ def _smaller_budget(spec: SweepSpec, hours: float) -> str:
     except UserError:  # no cell is left
         num_sizes = Counter()
     if sum(sizes >= MIN_SIZES for sizes in num_sizes.values()) < MIN_CURVES:
-        return f"`make sweep` alone runs the demo (no budget that fits here gives a law with the models of {spec.name})"
-    return f"BUDGET={text.flops(budget)}, or `make sweep` alone for the demo"
+        return f"the demo, `make sweep` alone (no budget that fits here gives a law with the models of {spec.name})"
+    return f"a smaller budget, BUDGET={text.flops(budget)}, or the demo, `make sweep` alone"
 
 
 def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapping[str, CellNow]) -> float | None:

@@ -29,7 +29,7 @@ def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
         raise UserError(f"no run of {cell!r} in {sweep_dir or paths.workdir()}: {near}")
     if len(found) > 1:
         some = ", ".join(f"{run.name} in {run.parents[1].name}" for run in found[:3])
-        raise UserError(f"{cell!r} is {len(found)} runs ({some}, ...): give more of the name, or the sweep after it")
+        raise UserError(f"{cell!r} matches {len(found)} runs ({some}, ...): give more of the name, or add the sweep")
     return found[0]
 
 

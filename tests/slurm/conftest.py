@@ -36,9 +36,11 @@ def make_sweep(cluster, command, stdlib_data, workdir):
         return made[-1]
 
     yield make
-    for sweep in made:
-        print(sweep.told())  # pytest shows it if the test has failed
-    cluster("scancel", "--user=root", check=False)
+    try:
+        for sweep in made:
+            print(sweep.told())  # pytest shows it if the test has failed
+    finally:
+        cluster("scancel", "--user=root", check=False)
 
 
 @pytest.fixture

@@ -102,20 +102,22 @@ def test_an_asynchronous_checkpoint_that_cannot_be_written_stops_the_run(launch,
     assert not (workdir / "a" / "result.json").exists() and read_status(workdir / "a").state == "failed"
 
 
-def test_a_disk_that_is_full_after_a_new_checkpoint_has_room_for_the_status(launch, workdir, monkeypatch):
-    """The new checkpoint fits and LATEST does not: an old checkpoint is deleted, and status.json is written."""
+def test_a_disk_that_is_full_after_a_new_checkpoint_gets_room_for_the_status(launch, workdir, monkeypatch):
+    """If the new checkpoint fits and LATEST does not, the oldest checkpoint is deleted all the same."""
 
     def full(path, content):
         if len(list((workdir / "a/checkpoints").iterdir())) > 2:
             raise OSError(28, "No space left on device")
         write_atomic(path, content)
 
-    monkeypatch.setattr("dlm.train.callbacks.checkpoint.write_atomic", full)
-    ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.save_top_k=0")
+    with monkeypatch.context() as patch:
+        patch.setattr("dlm.train.callbacks.checkpoint.write_atomic", full)
+        ended = launch(*SHORT, f"paths.run_dir={workdir}/a", "callbacks.checkpoint.save_top_k=0")
     assert ended.code == 1 and "dlm: no space left on the disk of" in ended.err
+    status = read_status(workdir / "a")
+    assert status is not None and status.state == "failed" and "no space left" in status.reason
     kept = sorted(path.name for path in (workdir / "a/checkpoints").iterdir())
     assert len(kept) == 2 and (workdir / "a/LATEST").read_text() == f"{kept[0]}\n"
-    monkeypatch.undo()
     assert f"going on from {kept[1]}" in launch(*SHORT, f"paths.run_dir={workdir}/a").out
 
 

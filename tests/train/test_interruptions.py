@@ -5,7 +5,7 @@ import time
 
 import pytest
 from support.runs import TINY, losses, only_run, wait_for
-from support.two_processes import start_two
+from support.two_processes import SECONDS, two_processes
 
 from dlm.record.outcomes import State
 from dlm.record.run import (
@@ -65,16 +65,16 @@ def test_many_signals_change_no_exit_code_of_two_processes(stdlib_data, workdir)
     The first process ends with 75 and the other with 0. With any other code, SLURM would not continue the job.
     """
     two = (*TINY, "training.steps=40000", "trainer.devices=2", "trainer.strategy=ddp")
-    processes = start_two("dlm.launch", *two, DLM_SUBMISSION="s")
-    wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
-             process=processes[0])  # fmt: skip
-    sent = 0
-    while running := [process for process in processes if process.poll() is None]:
-        for process in running:
-            process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
-        sent += 1
-        time.sleep(0.002)
-    printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [75, 0] and sent > 5, printed
+    sent, deadline = 0, time.monotonic() + SECONDS
+    with two_processes("dlm.launch", *two, DLM_SUBMISSION="s") as processes:
+        wait_for(lambda: "train/loss" in "".join(p.read_text() for p in workdir.glob("adhoc/runs/*/metrics.jsonl")),
+                 process=processes[0])  # fmt: skip
+        while running := [process for process in processes if process.poll() is None]:
+            assert time.monotonic() < deadline
+            for process in running:
+                process.send_signal((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[sent % 3])
+            sent += 1
+            time.sleep(0.002)
+    assert [process.returncode for process in processes] == [75, 0] and sent > 5
     status = read_status(only_run(workdir))
     assert status is not None and (status.state, status.exit_code) == (State.PREEMPTED, 75)

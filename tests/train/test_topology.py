@@ -29,9 +29,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(stdlib_data, tmp_path_factory):
-    """The folder of every run of the cell, by name. One of them is trained by one process, all others by two.
+    """A folder with the runs of the cell, in folders of their own.
 
-    `two-ddp` starts its second process itself. The others are trained one after the other by the same two processes.
+    `one` and `back-...` are trained by one process, all others by two. `two-ddp` starts its second process itself.
+    `again` is resumed by new processes; the remaining ones are trained one after the other by the same two processes.
     """
     folder = tmp_path_factory.mktemp("topology")
 
@@ -47,10 +48,10 @@ def folder(stdlib_data, tmp_path_factory):
     train_on_two(
         arguments("two-fsdp2", *TWO["fsdp2"]),
         arguments("there-fsdp2", *TWO["fsdp2"], start=("one", 20)),
-        arguments("again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=("two-fsdp2", 30)),
         arguments("there-ddp", *TWO["ddp"], start=("one", 20)),
         arguments("other", *TWO["ddp"], start=("two-fsdp2", 30)),
     )
+    train_on_two(arguments("again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=("two-fsdp2", 30)))
     for strategy in TWO:
         launch_here(folder, *arguments(f"back-{strategy}", start=(f"there-{strategy}", 30)))
     return folder
