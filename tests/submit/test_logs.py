@@ -24,7 +24,7 @@ def test_a_run_is_found_by_a_part_of_its_name(run_dir, tmp_path):
     (run_dir.parent / "mdm-8k-2e10-cccc3333").mkdir()
     assert find_run("8k-2e10") == run_dir.parent / "mdm-8k-2e10-cccc3333"
     assert find_run(run_dir.name, tmp_path / "demo") == run_dir == find_run(str(run_dir))
-    with pytest.raises(UserError, match=r"is 2 runs .* in demo, .* in other"):
+    with pytest.raises(UserError, match=r"matches 2 runs .* in demo, .* in other"):
         find_run("aaaa1111")
     with pytest.raises(UserError, match=r"no run of '\.'"):
         find_run(".", tmp_path / "other2")
