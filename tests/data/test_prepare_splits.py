@@ -1,6 +1,5 @@
 """Which documents are held out: the splits of the sources are kept, and no document is in both."""
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +29,8 @@ def test_the_splits_of_the_sources_are_kept_and_stay_disjoint(how, source, tmp_p
     elif how == "test folder":
         folders(source, train, held_out, "test")
     elif how == "saved":
+        import datasets
+
         parts = {"train": train, "validation": held_out}
         datasets.DatasetDict({k: datasets.Dataset.from_dict({"text": v}) for k, v in parts.items()}).save_to_disk(
             source

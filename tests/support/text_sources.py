@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,6 +57,8 @@ def as_text(texts, folder):
 
 
 def as_saved(texts, folder):
+    import datasets  # takes a second, which every process that collects the tests would spend
+
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder / "saved", num_shards=3)
 
 
