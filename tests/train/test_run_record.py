@@ -200,7 +200,7 @@ def test_a_multirun_has_a_directory_for_each_run(launch, workdir):
     assert rates == {1e-3, 3e-3}
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/submit/test_hydra.py has the same with stand-ins for the runs
 def test_a_multirun_can_use_a_process_for_each_run(command, launch, stdlib_data, workdir):
     ended = command("dlm.launch", "-m", *SHORT, "optimizer.lr=1e-3,1e6", "hydra/launcher=submitit_local")
     assert ended.code == 3, ended.err  # the code of the run that went wrong
