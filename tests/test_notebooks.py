@@ -18,6 +18,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DLM_RUNS_CSV", str(tmp_path / "runs.csv"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
+    fewer = "from dlm.fit import table; table.fit_sweep.__kwdefaults__['bootstrap'] = 200"  # instead of 4000, for speed
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(fewer))
     nbclient.NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()

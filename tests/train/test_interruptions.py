@@ -19,15 +19,16 @@ def test_a_killed_run_goes_on_bit_for_bit(start, launch, undisturbed, workdir):
     settings = (*TINY, "training.steps=250")
     process = start(*settings)
     wait_for(lambda: list(workdir.glob("adhoc/runs/*/checkpoints/step_*/manifest.json")), process=process)
+    first = min(int(path.parent.name[-8:]) for path in workdir.glob("adhoc/runs/*/checkpoints/step_*/manifest.json"))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     run_dir = only_run(workdir)
     reached = max(losses(run_dir))
-    assert 25 <= reached < 250 and not (run_dir / "result.json").exists()  # strictly between checkpoint and end
+    assert 0 < first <= reached < 250 and not (run_dir / "result.json").exists()  # strictly between checkpoint and end
 
     resumed = launch(*settings)
     assert resumed.code == 0 and "going on from step_" in resumed.out
-    assert int(resumed.out.split("going on from step_")[1][:8]) >= 25
+    assert int(resumed.out.split("going on from step_")[1][:8]) >= first
     status, result = read_status(run_dir), read_result(run_dir)
     assert status is not None and status.attempts == 2 and result is not None and result.attempts == 2
     truth = undisturbed(*settings)
