@@ -11,11 +11,12 @@ import time
 import pytest
 from omegaconf import OmegaConf
 from support import TESTS
-from support.stub_cell import result
+from support.stub_cell import result, status
 
 from dlm.core.configs import load_choice
 from dlm.core.paths import configs_dir
-from dlm.record.run import write_result
+from dlm.record.outcomes import State
+from dlm.record.run import write_result, write_status
 from dlm.submit.hydra import job_resources
 from dlm.submit.job import Resources, SlurmSettings, slurm_settings
 
@@ -198,6 +199,7 @@ def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm
     time.sleep(0.5)
     assert waiting.poll() is None
     write_result(tmp_path / "adhoc/runs/a", result("a"))
+    write_status(tmp_path / "adhoc/runs/a", status(State.DONE, exit_code=0))
     (slurm / "accounted").write_text("1001_0|COMPLETED|0:0\n1001_1|FAILED|4:0\n1001_2|NODE_FAIL|0:0\n")
     for task in slurm.glob("1001_*"):
         task.unlink()
