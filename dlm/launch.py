@@ -13,7 +13,6 @@ if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
     signals.remember()  # first of all: a submitted run may be told to stop while the imports below are going on
 
 import re
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -166,8 +165,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     exit_code = main()
-    # All is saved. When one process of a preempted run has ended, SLURM sends SIGTERM to the others; the job is
-    # continued only if none of them ends with the code of a signal.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     sys.exit(exit_code)

@@ -10,13 +10,24 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _received: list[int] = []
 
 
 def remember() -> None:
     """Install handlers that only record SIGTERM, SIGUSR1 and SIGUSR2."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in STOP:
         signal.signal(number, note)
+
+
+def ignore() -> None:
+    """Ignore SIGTERM, SIGUSR1 and SIGUSR2 while a process ends, so that they do not change its exit code.
+
+    When one process of a preempted run has ended, SLURM sends SIGTERM to the others. The job is continued only if none
+    of them ends with the code of a signal.
+    """
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def note(number: int, frame: FrameType | None = None) -> None:

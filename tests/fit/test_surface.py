@@ -160,7 +160,7 @@ def test_points_without_a_law_are_refused(loss, words):
         fit_surface(n, n * np.linspace(20, 40, len(n)), loss)
 
 
-@settings(max_examples=4, deadline=None)  # other ones in every run
+@settings(max_examples=4, deadline=None)  # each run of the tests draws other examples
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(6, 20),

@@ -186,7 +186,7 @@ def _slurm_conf(
         "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1",
         "SlurmctldParameters=preempt_send_user_signal", "SchedulerType=sched/backfill",
         "SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2", "KillWait=5", "MinJobAge=300",
-        # Lightning derives the port of a job's processes from the job id: two sandboxes rarely share ids.
+        # Lightning derives the port of a job from its id. Two sandboxes should not use the same ids, and rarely do.
         f"FirstJobId={1 + secrets.randbelow(100) * 100}",
         "SlurmctldTimeout=10", "SlurmdTimeout=10", "InactiveLimit=0", "GresTypes=gpu", "MaxArraySize=1001",
         "AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1",
