@@ -12,6 +12,8 @@ from dlm.core import signals
 if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
     signals.remember()  # first of all: a submitted run may be told to stop while the imports below are going on
 
+import contextlib
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -138,6 +140,15 @@ def exit_code_of(error: Exception, *, everywhere: bool = False) -> ExitCode:
     if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
         return ExitCode.PREEMPTED
     return ExitCode.USER_ERROR
+
+
+def preload() -> None:
+    """Import what runs need, for a process that forks several of them (dlm.submit.forks)."""
+    # W&B imports this when a run begins. It takes less time before torch is imported than afterwards.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("wandb.sdk.launch.inputs.internal")
+    register()
+    from dlm.train import run, wandb_logger  # noqa: F401
 
 
 def main() -> int:

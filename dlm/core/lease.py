@@ -26,7 +26,7 @@ HEARTBEAT_SEC = 10.0
 STALE_SEC = 60.0  # a lease on another host is dead after this long without a heartbeat
 
 
-def _process_started(pid: int) -> str | None:
+def process_started(pid: int) -> str | None:
     """Return when a live process started, in clock ticks since boot; None if no such process is alive.
 
     The start time distinguishes the process that took a lease from a later process with the same pid.
@@ -115,7 +115,7 @@ class Lease:
     def _beat(self) -> None:
         """Write the lease file; its modification time is the heartbeat."""
         pid = os.getpid()
-        write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": _process_started(pid)})
+        write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": process_started(pid)})
 
     def _keep(self) -> None:
         while not self._stop.wait(HEARTBEAT_SEC):
@@ -163,7 +163,7 @@ def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | N
     try:
         holder: dict[str, Any] = json.loads(path.read_text())
         if holder["host"] == socket.gethostname():
-            started = _process_started(int(holder["pid"]))
+            started = process_started(int(holder["pid"]))
             return holder if started is not None and started == holder["started"] else None
         age = (server_time(folder) if now is None else now) - path.stat().st_mtime
         return holder if age < STALE_SEC else None

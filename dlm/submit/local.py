@@ -3,6 +3,8 @@
 The child processes stay in the process group of the parent: `kill -9` of the group ends all of them, and the next
 submission continues from the checkpoints. Only the parent handles signals: it forwards Ctrl-C and SIGTERM as SIGTERM,
 upon which a cell writes a checkpoint and exits with 75, and it waits for the children, so that none is left behind.
+Jobs with one thread and no GPU are forked from a process that has imported torch and Lightning (forks.py), which saves
+each of them several seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from dlm.core.errors import ExitCode, UserError
@@ -24,6 +27,7 @@ from dlm.record.outcomes import State
 from dlm.record.run import read_result
 from dlm.submit.cell_now import LOCAL
 from dlm.submit.cluster import Cluster, Event, Request, Submission
+from dlm.submit.forks import Forked, ForkServer
 from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.job_endings import local_ending
 
@@ -79,7 +83,7 @@ class LocalPool(Cluster):
 @dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     started: float  # by time.monotonic
     gpus: list[str]
     was_told_to_end: bool = False
@@ -95,6 +99,7 @@ class _PoolRun:
         self.endings: dict[str, tuple[State, str | None]] = {}
         self.exit_codes: dict[str, int] = {}
         self.num_signals = 0
+        self.server: ForkServer | None = None  # started for the first job that is forked
 
     def to_its_end(self) -> Submission:
         """Start jobs as capacity allows, until all have ended or this process receives SIGINT or SIGTERM."""
@@ -108,6 +113,8 @@ class _PoolRun:
                     time.sleep(self.pool.poll_sec)
             finally:
                 self._stop()
+                if self.server is not None:
+                    self.server.close()
         return Submission(
             submitted=tuple(job.name for job in self.request.jobs),
             endings=self.endings,
@@ -123,6 +130,8 @@ class _PoolRun:
             if live_holder(job.run_dir) is not None and not self._is_cancelled(job):
                 self._defer(job)
                 continue
+            if not self._is_ready(job):
+                return
             self.waiting.remove(job)
             is_done = job.name in self.deferred and read_result(job.run_dir) is not None
             if is_done or self._is_cancelled(job):
@@ -160,20 +169,40 @@ class _PoolRun:
     def _start(self, job: Job) -> _Running:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         gpus = self._free_gpus()[: job.resources.gpus_per_node]
-        # Ctrl-C reaches the whole process group. A child inherits the blocked SIGINT, so only the parent reacts to it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        started, log = time.monotonic(), job.run_dir / "log.txt"
+        process = self._fork(job, log) or self._spawn(job, log, gpus)
+        return _Running(job=job, process=process, started=started, gpus=gpus)
+
+    def _fork(self, job: Job, log: Path) -> Forked | None:
+        """Start a job by fork. Returns None if it needs a process that does its own imports."""
+        if self.server is None or not _is_forked(job):
+            return None
         try:
-            with open(job.run_dir / "log.txt", "ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", self.pool.module, *job.overrides],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment(job, gpus),
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return _Running(job=job, process=process, started=time.monotonic(), gpus=gpus)
+            return self.server.start(job.name, job.overrides, log)
+        except OSError as error:
+            with open(log, "a") as stream:
+                stream.write(f"dlm: not forked but started anew: {error}\n")
+            return None
+
+    def _spawn(self, job: Job, log: Path, gpus: list[str]) -> subprocess.Popen[bytes]:
+        with open(log, "ab") as stream, _without_ctrl_c():
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", self.pool.module, *job.overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self._environment(job, gpus),
+            )
+
+    def _is_ready(self, job: Job) -> bool:
+        """Whether a job can be started now. A job that is forked has to wait until the server has done its imports."""
+        if not _is_forked(job):
+            return True
+        if self.server is None:
+            job.run_dir.mkdir(parents=True, exist_ok=True)
+            with _without_ctrl_c():
+                self.server = ForkServer(self.pool.module, self._environment(job, []), job.run_dir / "log.txt")
+        return self.server.is_ready()
 
     def _environment(self, job: Job, gpus: list[str]) -> dict[str, str]:
         path = [str(self.request.code), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -241,6 +270,25 @@ class _PoolRun:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Block SIGINT. A child inherits this, so only the parent reacts to Ctrl-C, which reaches the whole group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_forked(job: Job) -> bool:
+    """Whether a job is forked: it uses neither a GPU nor several threads.
+
+    CUDA may not work in a forked process. Libraries read from the environment how many threads to use when they are
+    imported, and OpenBLAS then starts them; a process with several threads cannot be forked safely.
+    """
+    return job.resources.gpus_per_node == 0 and job.resources.cpus_per_task == 1
 
 
 def _num_cores(job: Job) -> int:

@@ -36,13 +36,13 @@ def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
 
 def test_cancel_ends_a_cell_that_has_only_just_begun(sweep_dir):
     ask_mode(sweep_dir, "a", "boot")
-    outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir)))
+    outcome, events = [], []
+    thread = threading.Thread(target=lambda: outcome.append(submit(make_plan("a"), sweep_dir, on_event=events.append)))
     thread.start()
-    wait_until((run_dir(sweep_dir, "a") / "log.txt").is_file)
+    wait_until(lambda: events)
     assert cancel(["a"], sweep_dir) == {"a": OFF_THE_LIST}
     thread.join(timeout=60)
-    assert outcome[0].exit_codes == {"a": -signal.SIGTERM}
+    assert outcome[0].exit_codes == {"a": 75}
     assert state_of(sweep_dir, "a") == (State.CANCELLED, "by dlm cancel")
 
 

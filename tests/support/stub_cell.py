@@ -2,7 +2,7 @@
 
 It takes the lease and writes the status and the result that a training run would write. The override ``mode``, or else
 the content of the file `mode` in the run directory, determines how it ends: done, fail, kill, quiet (exit 0 without a
-result), config (exit 2), wait (until SIGTERM, then exit 75) or boot (30 s without a lease, then as quiet).
+result), config (exit 2), wait (until SIGTERM, then exit 75) or boot (until SIGTERM, without a lease until then).
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from dlm.core import signals
 from dlm.core.lease import Lease
 from dlm.record.outcomes import State
 from dlm.record.run import Result, Status, write_result, write_status
@@ -56,8 +57,10 @@ def main() -> int:
     run_dir = Path(given["paths.workdir"].strip("'")) / given.get("sweep", "adhoc").strip("'") / "runs" / cell_id
     asked = run_dir / "mode"
     mode = given.get("mode") or (asked.read_text() if asked.is_file() else "done")
-    if mode == "boot":  # as during long imports: neither a lease nor a signal handler yet
-        time.sleep(30)
+    if mode == "boot":  # as during the imports: there is no lease, and a signal is only remembered
+        while not signals.asked_to_stop():
+            time.sleep(0.02)
+        return 75
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     with Lease(run_dir):
