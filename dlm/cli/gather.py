@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
+from dlm.core.files import read_json, write_json
+from dlm.core.paths import PACKAGE
+from dlm.submit.snapshot import content_hash_of
 
 if TYPE_CHECKING:
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
+
+PAGE = "report/report.html"
+MEMORY = "report/source.json"  # what the last report was made from and what it said
+SOURCES = ("plan.json", "runs.csv", "excluded.csv")
+LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "jinja2")
 
 
 def collect(options: CollectOptions) -> tuple[Path, Collected]:
@@ -83,28 +94,59 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep) -> None:
-    """Collect the runs of a sweep, fit the laws, write the report and print its path."""
-    from dlm.collect.tables import collect as collect_runs
-    from dlm.fit.table import fit_sweep
-    from dlm.report.page import write_fits, write_report
+def report(sweep: Sweep, *, anew: bool = True) -> None:
+    """Collect the runs of a sweep, fit the laws, write the report, and print the laws and the path of the report.
 
-    folder, plan = sweep.folder, sweep.plan
+    Args:
+        sweep: The sweep.
+        anew: Fit and write even if nothing has changed since the last report. Otherwise what that report said is
+            printed again.
+    """
+    from dlm.collect.tables import collect as collect_runs
+
+    folder = sweep.folder
     collected = collect_runs(folder)
     show_collected(collected, folder)
     if collected.runs.empty:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
-    print("fitting ...", flush=True)
-    fits = fit_sweep(collected.runs)
-    write_fits(folder, fits)
-    path = write_report(
-        folder,
+    sources = _sources(folder)
+    said = None if anew else _said_before(folder, sources)
+    if said is None:
+        print("fitting ...", flush=True)
+        said = _fit_and_write(sweep, collected)
+        write_json(folder / MEMORY, {"sources": sources, "said": said})
+    print(*said, sep="\n")
+    print(f"report: {folder / PAGE}")
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    """Return what decides the content of a report: the hashes of its tables, of its plan and of dlm, and versions."""
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SOURCES}
+    return {**files, "dlm": content_hash_of(PACKAGE), **{name: version(name) for name in LIBRARIES}}
+
+
+def _said_before(folder: Path, sources: Mapping[str, str]) -> list[str] | None:
+    """Return the lines that the last report printed; None if there is none that was made from these sources."""
+    if not all((folder / name).is_file() for name in (MEMORY, PAGE, "fits.json")):
+        return None
+    memory = read_json(folder / MEMORY)
+    said: list[str] = memory["said"]
+    return said if memory["sources"] == sources else None
+
+
+def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
+    """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
+    from dlm.fit.table import fit_sweep
+    from dlm.report.page import write_fits, write_report
+
+    plan, fits = sweep.plan, fit_sweep(collected.runs)
+    write_fits(sweep.folder, fits)
+    write_report(
+        sweep.folder,
         collected.runs,
         collected.excluded,
         fits,
         title=plan.spec.description or plan.spec.name,
         facts={"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data},
     )
-    for fit in fits.values():
-        print(fit.report())
-    print(f"report: {path}")
+    return [fit.report() for fit in fits.values()]

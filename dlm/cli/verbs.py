@@ -72,7 +72,7 @@ def sweep(given: options.StartOptions) -> None:
 
     started, ran_here, code = start(given)
     if ran_here:
-        gather.report(started)
+        gather.report(started, anew=False)
     raise typer.Exit(code)
 
 

@@ -1,0 +1,112 @@
+"""A second `dlm sweep` makes the report again only if something has changed that decides its content."""
+
+import json
+import shutil
+
+import pytest
+from support import by_hand
+
+from dlm.cli import gather
+from dlm.cli.targets import Sweep
+from dlm.core.files import write_json
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A sweep whose cells are done, and a list that grows with every report that is made; fits are left out."""
+    folder, plan = by_hand.planned(tmp_path, monkeypatch)
+    for number, cell in enumerate(plan.cells):
+        by_hand.finish(folder, plan, cell, loss=2.5 + number / 100)
+    made = []
+
+    def fit_and_write(sweep, collected):
+        made.append(len(collected.runs))
+        (sweep.folder / "report").mkdir(exist_ok=True)
+        (sweep.folder / gather.PAGE).write_text("page")
+        write_json(sweep.folder / "fits.json", [])
+        return [f"verdict number {len(made)}", "  warning: few runs"]
+
+    monkeypatch.setattr(gather, "_fit_and_write", fit_and_write)
+    return Sweep(folder, plan), made
+
+
+def report(sweep, capsys, **options) -> list[str]:
+    gather.report(sweep, **options)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_second_sweep_says_the_same_and_fits_nothing(made, capsys):
+    sweep, reports = made
+    cell = sweep.plan.cells[0]
+    shutil.rmtree(sweep.folder / "runs" / cell.cell_id)
+    first, second = (report(sweep, capsys, anew=False) for _ in range(2))
+    assert first[0] == second[0] and first[0].startswith(f"left out {cell.cell_id}: ")
+    assert [line for line in first if line != "fitting ..."] == second
+    assert second[-3:] == [
+        "verdict number 1",
+        "  warning: few runs",
+        f"report: {sweep.folder / 'report' / 'report.html'}",
+    ]
+    assert reports == [5]
+
+
+def test_dlm_report_always_makes_the_report(made, capsys):
+    sweep, reports = made
+    for _ in range(2):
+        assert "fitting ..." in report(sweep, capsys)
+    assert len(reports) == 2
+
+
+def another_loss(sweep, monkeypatch):
+    result = sweep.folder / "runs" / sweep.plan.cells[0].cell_id / "result.json"
+    values = json.loads(result.read_text())
+    result.write_text(json.dumps({**values, "loss": values["loss"] + 0.01}))
+    metrics = result.with_name("metrics.jsonl")
+    metrics.write_text(metrics.read_text().replace(f"{values['loss']}", f"{values['loss'] + 0.01}"))
+
+
+def a_run_less(sweep, monkeypatch):
+    shutil.rmtree(sweep.folder / "runs" / sweep.plan.cells[0].cell_id)
+
+
+def another_title(sweep, monkeypatch):
+    path = sweep.folder / "plan.json"
+    path.write_text(path.read_text().replace('"description": ""', '"description": "another"'))
+
+
+def another_code(sweep, monkeypatch):
+    monkeypatch.setattr(gather, "content_hash_of", lambda folder: "another")
+
+
+def another_library(sweep, monkeypatch):
+    monkeypatch.setattr(gather, "version", lambda name: "99")
+
+
+def no_page(sweep, monkeypatch):
+    (sweep.folder / gather.PAGE).unlink()
+
+
+def no_fits(sweep, monkeypatch):
+    (sweep.folder / "fits.json").unlink()
+
+
+CHANGES = (another_loss, a_run_less, another_title, another_code, another_library, no_page, no_fits)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_the_report_again(made, capsys, monkeypatch, change):
+    sweep, reports = made
+    report(sweep, capsys, anew=False)
+    change(sweep, monkeypatch)
+    assert "fitting ..." in report(sweep, capsys, anew=False) and len(reports) == 2
+    assert "fitting ..." not in report(sweep, capsys, anew=False)
+
+
+def test_what_does_not_decide_the_report_does_not_make_it_again(made, capsys):
+    """The estimates of another machine, and a log."""
+    sweep, reports = made
+    report(sweep, capsys, anew=False)
+    (sweep.folder / "estimate.json").write_text("{}")
+    (sweep.folder / "runs" / sweep.plan.cells[0].cell_id / "log.txt").write_text("more")
+    report(sweep, capsys, anew=False)
+    assert len(reports) == 1
