@@ -52,6 +52,23 @@ def test_processes_end_with_their_own_exit_codes_and_logs(serve, tmp_path):
     assert (tmp_path / "server.txt").read_text() == ""
 
 
+LEAVING = """
+import atexit, threading, time
+
+def main():
+    atexit.register(lambda: print("at exit", end=""))
+    threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread"))).start()
+    print("not flushed")
+    return 3
+"""
+
+
+def test_a_process_ends_as_any_other_does(serve, tmp_path):
+    (tmp_path / "leaving_cell.py").write_text(LEAVING)
+    assert serve("leaving_cell").start("a", [], tmp_path / "a.txt").wait() == 3
+    assert (tmp_path / "a.txt").read_text() == "not flushed\nof a thread\nat exit"
+
+
 def test_a_process_is_shown_by_its_name_and_reads_nothing(serve, tmp_path):
     process = start(serve(), tmp_path, "wait")
     wait_until((tmp_path / "sweep/runs/wait/status.json").is_file)
