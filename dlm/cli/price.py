@@ -13,20 +13,21 @@ import typer
 from dlm.cli.options import StartOptions
 from dlm.cli.screen import show_plan
 from dlm.cli.targets import warn
-from dlm.core import text
+from dlm.core import paths, text
 from dlm.core.errors import UserError
 from dlm.plan import cost, grid
 from dlm.plan.cells import Cell, Plan
-from dlm.plan.definition import SweepSpec
+from dlm.plan.definition import SweepSpec, load_sweep
 from dlm.record.run import gpu_hours_used
 from dlm.submit import local
 from dlm.submit.cell_now import CellNow
 
 MIN_SIZES = 4  # model sizes per budget: an isoFLOP parabola passes exactly through three, which leaves no residual
+SHORT_HOURS = 1 / 6  # a sweep that takes less time on this machine starts without a question
 MIN_CURVES = 2  # budgets with at least MIN_SIZES sizes: a line through the isoFLOP minima needs two points
 
 
-def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
+def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str], float]:
     """Estimate the cost of a plan on this machine, and show the plan.
 
     Args:
@@ -34,8 +35,8 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
         left: The ids of the cells that are not done.
 
     Returns:
-        (the plan with its estimates, the overrides for its jobs). The overrides make cells that were planned for GPUs
-        run on a CPU if this machine has no GPU.
+        (the plan with its estimates, the overrides for its jobs, the hours that the cells which are not done take). The
+        overrides make cells that were planned for GPUs run on a CPU if this machine has no GPU.
 
     Raises:
         UserError: The cells that are not done would take longer than max_local_hours of the definition.
@@ -57,11 +58,12 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str]]:
         f"about {text.duration(3600 * hours)} of training here, {at_once} cells at a time, "
         "and some seconds to start each"
     )
-    return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"]
+    return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"], hours
 
 
 def _measured_rates(plan: Plan) -> dict[str, float]:
     """Measure the training speed of one core of this machine. Returns model name -> FLOP/s."""
+    print("measuring the speed of this machine ...", flush=True)
     models = cost.measured_models([cell.model for cell in plan.cells])
     rates = cost.measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
@@ -101,17 +103,21 @@ def _smaller_budget(spec: SweepSpec, hours: float) -> str:
     return f"a smaller budget, BUDGET={text.flops(budget)}, or the demo, `make sweep` alone"
 
 
-def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapping[str, CellNow]) -> float | None:
+def agree_on_cost(
+    plan: Plan, folder: Path, options: StartOptions, *, left: Mapping[str, CellNow], local_hours: float | None = None
+) -> float | None:
     """Check the cost of a sweep against its limits, and ask on a terminal whether to start it.
 
-    Without a terminal and without --yes, the sweep is accepted if its cost is within --max-gpu-hours or, where that is
-    not given, within max_gpu_hours of the definition.
+    The demonstration, and what takes less than SHORT_HOURS on this machine, is not asked about. Without a terminal and
+    without --yes, the sweep is accepted if its cost is within --max-gpu-hours or, where that is not given, within
+    max_gpu_hours of the definition.
 
     Args:
         plan: The plan with its estimates.
         folder: The folder of the sweep.
         options: The options of the command, of which --yes and --max-gpu-hours are used.
         left: The current states of the cells that are not done, by cell id.
+        local_hours: The time that these cells take on this machine; None if they do not run here.
 
     Returns:
         The GPU-hours that the sweep may use in total; None sets no limit.
@@ -132,7 +138,8 @@ def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapp
             "budget"
         )
     too_much = spec.max_gpu_hours is not None and total > spec.max_gpu_hours
-    if not options.yes and sys.stdin.isatty() and sys.stdout.isatty():
+    asks = too_much or local_hours is None or (local_hours >= SHORT_HOURS and not _is_demonstration(spec))
+    if asks and not options.yes and sys.stdin.isatty() and sys.stdout.isatty():
         typer.confirm("Start it?", default=True, abort=True)
     elif not options.yes and too_much and given is None:
         raise UserError(
@@ -142,6 +149,11 @@ def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapp
     if given is not None:
         return given
     return None if too_much else spec.max_gpu_hours
+
+
+def _is_demonstration(spec: SweepSpec) -> bool:
+    """Whether a definition is that of sweeps/demo.yaml, unchanged."""
+    return spec == load_sweep(paths.sweeps_dir() / "demo.yaml")
 
 
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:

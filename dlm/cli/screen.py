@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
 WORDS = ("cell", "state", "reason")  # left-aligned columns of text; all other columns hold numbers
+EXPENDABLE = ("error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")  # a narrow terminal lacks the first of these
 STATE_COLOURS = {
     State.DONE: "green",
     State.RUNNING: "cyan",
@@ -43,7 +44,10 @@ def show_plan(plan: Plan) -> None:
     """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost."""
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
-    show_table([_plan_row(cell) for cell in plan.cells])
+    rows, missing = _fitting([_plan_row(cell) for cell in plan.cells], out.width)
+    show_table(rows)
+    if missing:
+        out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm plan --json` has all columns[/]")
     for dropped in plan.dropped[:SHOWN_DROPPED]:
         cell = f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
         out.print(f"[dim]dropped {cell}: {dropped['reason']}[/]")
@@ -51,6 +55,15 @@ def show_plan(plan: Plan) -> None:
         more = len(plan.dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
     out.print(_cost_line(plan))
+
+
+def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str]], list[str]]:
+    """Return (the rows of a plan without the columns of EXPENDABLE that do not fit into ``width``, these columns)."""
+    missing: list[str] = []
+    while len(plain_lines(rows)[0]) > width and len(missing) < len(EXPENDABLE):
+        missing.append(EXPENDABLE[len(missing)])
+        rows = [{head: value for head, value in row.items() if head not in missing} for row in rows]
+    return rows, missing
 
 
 def _plan_row(cell: Cell) -> dict[str, str]:
@@ -126,7 +139,7 @@ class LocalProgress:
     """
 
     def __init__(self, sweep: Sweep, now: Mapping[str, CellNow]) -> None:
-        from rich.progress import Progress, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._folder = sweep.folder
         self._flops = {cell.cell_id: cell.flops["full_masked_head"] for cell in sweep.plan.cells}
@@ -135,14 +148,19 @@ class LocalProgress:
         self._looked = 0.0
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
-            *Progress.get_default_columns(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[words]}", justify="right"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=console(),
             disable=not sys.stdout.isatty(),
         )
-        self._whole = self._progress.add_task("[bold]all cells[/], in FLOPs", total=sum(self._flops.values()))
+        self._whole = self._progress.add_task("[bold]all cells[/]", total=sum(self._flops.values()), words="")
 
     def __enter__(self) -> LocalProgress:
+        if left := len(self._steps) - self._num_done:
+            self._say(f"starting {left} of {len(self._steps)} cells ...")
         self._progress.start()
         self.on_tick()
         return self
@@ -154,7 +172,7 @@ class LocalProgress:
         """Show that a cell was started, deferred or ended."""
         name = event.job.name
         if event.kind == "started":
-            self._bars[name] = self._progress.add_task(name, total=self._steps[name])
+            self._bars[name] = self._progress.add_task(name, total=self._steps[name], words="starts")
         elif event.kind == "deferred":
             self._say(f"{name} is run by another process: waiting for it")
         elif event.kind == "ended":
@@ -184,6 +202,9 @@ class LocalProgress:
             status = read_status(run_directory(self._folder, name))
             step = 0 if status is None else status.step
             done_flops += flops * step / self._steps[name]
-            if name in self._bars:
-                self._progress.update(self._bars[name], completed=step)
-        self._progress.update(self._whole, completed=done_flops)
+            if name in self._bars and step:
+                loss = "-" if status is None or status.loss is None else f"{status.loss:.3f}"
+                words = f"step {step:,}/{self._steps[name]:,}  loss {loss}"
+                self._progress.update(self._bars[name], completed=step, words=words)
+        share = f"{100 * done_flops / sum(self._flops.values()):.0f} % of the FLOPs"
+        self._progress.update(self._whole, completed=done_flops, words=share)

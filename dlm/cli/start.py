@@ -82,14 +82,15 @@ def _agreed(
     if not left:
         print(f"every cell of {sweep.folder} is done: nothing to train")
         return cost.with_estimates(sweep.plan), [], None
+    hours = None
     if is_local:
-        plan, overrides = price_here(sweep.plan, left=left)
+        plan, overrides, hours = price_here(sweep.plan, left=left)
     else:
         plan, overrides = cost.with_estimates(sweep.plan), []
         show_plan(plan)
     for node in data_nodes(plan):
         ensure_data(node)
-    return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left)
+    return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left, local_hours=hours)
 
 
 def check_overrides(words: Sequence[str]) -> None:

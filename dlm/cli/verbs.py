@@ -58,6 +58,7 @@ def plan(given: options.PlanOptions) -> None:
 @takes(options.StartOptions)
 def submit(given: options.StartOptions) -> None:
     """Start the cells that are not done. On SLURM the command returns at once; on this machine it waits for them."""
+    print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
     from dlm.cli.start import start
 
     _, _, code = start(given)
@@ -68,6 +69,7 @@ def submit(given: options.StartOptions) -> None:
 @takes(options.StartOptions)
 def sweep(given: options.StartOptions) -> None:
     """Plan and submit; on this machine also train, collect, fit and report. When run again, it continues."""
+    print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
     from dlm.cli.start import start
 
     started, ran_here, code = start(given)

@@ -44,15 +44,19 @@ def test_the_smaller_budget_of_a_refusal_can_be_paid(workdir, monkeypatch):
     said = refusal(monkeypatch, 1e15, top_budget="2e20")
     budget = re.search(r"BUDGET=(\S+),", said)[1]
     sweep = planned(PlanOptions(target="isoflop", top_budget=budget))
-    priced, overrides = price.price_here(sweep.plan, left=[cell.cell_id for cell in sweep.plan.cells])
+    priced, overrides, told = price.price_here(sweep.plan, left=[cell.cell_id for cell in sweep.plan.cells])
     hours = sum(cell.estimate.hours for cell in priced.cells) / len(os.sched_getaffinity(0))
+    assert told == pytest.approx(hours)
     assert 0.1 * sweep.plan.spec.max_local_hours < hours <= 1.5 * sweep.plan.spec.max_local_hours
     assert overrides == ["trainer=cpu"]  # its cells are planned for GPUs
 
 
+def sweep_plan(target, *settings):
+    return with_estimates(planned(PlanOptions(target=target, settings=list(settings))).plan)
+
+
 def gpu_plan(*settings):
-    hardware = "hardware={device: H100, gpus_per_node: 8}"
-    return with_estimates(planned(PlanOptions(target="smoke", settings=[hardware, *settings])).plan)
+    return sweep_plan("smoke", "hardware={device: H100, gpus_per_node: 8}", *settings)
 
 
 def status(step, steps, gpu_hours=0.0):
@@ -96,6 +100,31 @@ def test_a_cost_beyond_the_definition_needs_to_be_confirmed(workdir, stdlib_data
     left = {cell.cell_id: CellNow(state=State.PLANNED) for cell in plan.cells}
     with pytest.raises(UserError, match="max_gpu_hours is 1e-12: confirm with YES=1"):
         price.agree_on_cost(plan, workdir / "smoke", StartOptions(target="smoke"), left=left)
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "hours", "asked"),
+    [
+        ("smoke", (), 0.1, False),
+        ("smoke", (), 0.2, True),
+        ("smoke", (), None, True),  # on SLURM
+        ("demo", (), 0.2, False),
+        ("demo", ("max_epochs=3",), 0.2, True),  # no longer the demonstration that everybody knows
+        ("smoke", ("max_gpu_hours=1e-12",), 0.1, True),
+    ],
+)
+def test_a_terminal_asks_unless_the_sweep_is_short_or_the_demonstration(
+    workdir, stdlib_data, monkeypatch, target, settings, hours, asked
+):
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    questions = []
+    monkeypatch.setattr(price.typer, "confirm", lambda question, **_: questions.append(question))
+    plan = gpu_plan(*settings) if "max_gpu" in str(settings) else sweep_plan(target, *settings)
+    left = {cell.cell_id: CellNow(state=State.PLANNED) for cell in plan.cells}
+    for yes in (False, True):
+        price.agree_on_cost(plan, workdir / target, StartOptions(target=target, yes=yes), left=left, local_hours=hours)
+    assert questions == ["Start it?"] * asked
 
 
 def sweep_hours(workdir, stdlib_data, core):

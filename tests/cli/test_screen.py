@@ -1,16 +1,18 @@
 """What a terminal shows of plans, states and a run on this machine."""
 
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
-from support.stub_cell import result
+from support.stub_cell import result, status
 
 from dlm.cli import screen
 from dlm.cli.options import PlanOptions
 from dlm.cli.targets import Sweep, planned
 from dlm.plan.cost import with_estimates
 from dlm.record.outcomes import State
-from dlm.record.run import run_directory, write_result
+from dlm.record.run import run_directory, write_result, write_status
 from dlm.submit.cell_now import CellNow
 
 
@@ -55,6 +57,19 @@ def test_a_plan_shows_its_cells_its_price_and_the_first_dropped_cells(workdir, s
     assert "of one process (measured here, 1e+09 full_masked_head FLOP/s a cell)" in out
 
 
+def test_a_plan_on_80_columns_shows_whole_values_and_says_which_columns_are_missing(
+    workdir, stdlib_data, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    plan = planned(PlanOptions(target="demo")).plan
+    screen.show_plan(with_estimates(plan, rates={"8k": 1e9}))
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" not in out and max(map(len, out.splitlines())) <= 80
+    assert all(f"{cell.cell_id} " in out and f" {cell.steps:,} " in out for cell in plan.cells)
+    assert "too narrow for error %, epochs" in out
+
+
 @pytest.fixture
 def run(tmp_path):
     """A sweep of two cells, and the event that one of them ended."""
@@ -78,6 +93,7 @@ def test_a_run_on_this_machine_shows_a_line_for_each_cell_that_ends(run, capsys)
         progress.on_event(ended("b"))
         progress.on_tick()
     assert capsys.readouterr().out.splitlines() == [
+        "starting 2 of 2 cells ...",
         "b is run by another process: waiting for it",
         f"[0/2] a: exit code 1, see {sweep.folder / 'runs/a/log.txt'}, 3 s",
         "[1/2] b: 2.5000 nats/token, 3 s",
@@ -90,4 +106,21 @@ def test_cells_that_were_done_before_are_counted(run, capsys):
     write_result(run_directory(sweep.folder, "b"), result("b"))
     with screen.LocalProgress(sweep, now) as progress:
         progress.on_event(ended("b"))
-    assert capsys.readouterr().out == "[2/2] b: 2.5000 nats/token, 3 s\n"
+    assert capsys.readouterr().out == "starting 1 of 2 cells ...\n[2/2] b: 2.5000 nats/token, 3 s\n"
+
+
+def test_a_terminal_of_80_columns_shows_step_and_loss_of_each_running_cell(run, capsys, monkeypatch):
+    sweep, _ = run
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    with screen.LocalProgress(sweep, {}) as progress:
+        for name in "ab":
+            progress.on_event(SimpleNamespace(kind="started", job=SimpleNamespace(name=name)))
+        write_status(run_directory(sweep.folder, "a"), status(State.RUNNING, step=3, loss=2.5))
+        progress._looked = 0.0  # look again at once
+        progress.on_tick()
+    lines = capsys.readouterr().out.splitlines()
+    whole = max(place for place, line in enumerate(lines) if "all cells" in line)
+    assert "15 % of the FLOPs" in lines[whole]
+    assert lines[whole + 1].startswith("a ") and "step 3/10  loss 2.500" in lines[whole + 1]
+    assert lines[whole + 2].startswith("b ") and "starts" in lines[whole + 2]
