@@ -144,7 +144,8 @@ def exit_code_of(error: Exception, *, everywhere: bool = False) -> ExitCode:
 
 def preload() -> None:
     """Import what runs need, for a process that forks several of them (dlm.submit.forks)."""
-    # W&B imports this when a run begins. It takes less time before torch is imported than afterwards.
+    # W&B imports this when a run begins, which takes several times longer after torch is imported. It is a private
+    # module: another version of W&B may not have it, and then imports what it needs later.
     with contextlib.suppress(ImportError):
         importlib.import_module("wandb.sdk.launch.inputs.internal")
     register()

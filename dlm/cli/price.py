@@ -153,7 +153,8 @@ def agree_on_cost(
 
 def _is_demonstration(spec: SweepSpec) -> bool:
     """Whether a definition is that of sweeps/demo.yaml, unchanged."""
-    return spec == load_sweep(paths.sweeps_dir() / "demo.yaml")
+    path = paths.sweeps_dir() / "demo.yaml"
+    return path.is_file() and spec == load_sweep(path)
 
 
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:
