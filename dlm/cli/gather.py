@@ -84,9 +84,11 @@ def show_collected(collected: Collected, folder: Path) -> None:
 
 
 def report(sweep: Sweep) -> None:
-    """Collect the runs of a sweep, fit the laws, write the report and print its path."""
+    """Collect the runs of a sweep, fit the laws, write the report and print its path and how the proof run ended."""
+    from dlm.cli.advice import advice
+    from dlm.cli.fits import fits_of
+    from dlm.cli.proof import outcomes
     from dlm.collect.tables import collect as collect_runs
-    from dlm.fit.table import fit_sweep
     from dlm.report.page import write_fits, write_report
 
     folder, plan = sweep.folder, sweep.plan
@@ -95,8 +97,10 @@ def report(sweep: Sweep) -> None:
     if collected.runs.empty:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
     print("fitting ...", flush=True)
-    fits = fit_sweep(collected.runs)
+    fits = fits_of(collected.runs)
     write_fits(folder, fits)
+    proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
+    settling = advice(sweep, collected.runs, fits)
     path = write_report(
         folder,
         collected.runs,
@@ -104,7 +108,13 @@ def report(sweep: Sweep) -> None:
         fits,
         title=plan.spec.description or plan.spec.name,
         facts={"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data},
+        proofs=proofs,
+        advice=settling,
     )
     for fit in fits.values():
         print(fit.report())
     print(f"report: {path}")
+    for sentence, command in (one for found in settling.values() for one in found):
+        print(f"what would settle it: {sentence}{f' {command}' if command else ''}")
+    for proof in proofs.values():
+        print(proof.report())
