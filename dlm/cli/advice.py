@@ -48,7 +48,7 @@ def _of_objective(sweep: Sweep, runs: pd.DataFrame, fits: Sequence[FitResult]) -
     if len(spec.budgets) < FEWEST_BUDGETS:
         lower = [spec.budgets[0] / NEXT_BUDGET, *spec.budgets]
         budgets = ",".join(text.flops(budget) for budget in lower)
-        found.append(_suggested(sweep, own, "One budget gives no law. A lower budget would", [f"budgets=[{budgets}]"]))
+        found.append(_suggested(sweep, own, "One budget gives no law. A lower one would give a line", [f"budgets=[{budgets}]"]))
     why = best_size(fits, max(spec.budgets))[1]
     if why and not found:
         seed = max([*spec.seeds, *(cell.seed for cell in sweep.plan.cells)]) + 1

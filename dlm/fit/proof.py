@@ -131,21 +131,19 @@ class Proof:
         return self.planned["params"], self.planned["tokens"]
 
     def sentence(self) -> str:
-        """'predicted 2.031 (2.012 to 2.051), measured 2.038, z = 0.4', or why there is no outcome."""
-        if self.forecast is None:
-            return f"no proof run: {self.why}"
+        """'predicted 2.031 (2.012 to 2.051), measured 2.038, z = 0.4', or why the run has no result yet."""
         one, run = self.planned, self.measured
         said = f"predicted {one['predicted']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
         if run is None:
             return f"{said}; {self.why}"
         return f"{said}, measured {run['loss']:.3f}, z = {round(run['z'], 1) + 0.0:.1f}"
 
-    def head(self) -> str:
-        """What was predicted: 'proof run at 9e12 FLOPs with 57.1k parameters'."""
+    def statement(self) -> str:
+        """The sentence after the run that it is about: 'Proof run at 9e12 FLOPs with 57.1k parameters: predicted ...'."""
         if self.forecast is None:
-            return "proof run"
-        n = text.count(self.planned["params"])
-        return f"proof run at {text.flops(self.forecast['proof']['budget'])} FLOPs with {n} parameters"
+            return f"No proof run: {self.why}"
+        flops, n = text.flops(self.forecast["proof"]["budget"]), text.count(self.planned["params"])
+        return f"Proof run at {flops} FLOPs with {n} parameters: {self.sentence()}"
 
     def comparisons(self) -> list[tuple[str, float | None, float | None]]:
         """The straight line and the earlier hold-outs: (name, predicted loss, its relative error); None if unknown.
@@ -181,8 +179,7 @@ class Proof:
 
     def report(self) -> str:
         """The outcome as lines for the terminal."""
-        name = f" ({self.label})" if self.label else ""
-        lines = [f"{self.head()}{name}: {self.sentence()}"]
+        lines = [f"{self.label}: {self.statement()}" if self.label else self.statement()]
         for what, value, error in self.comparisons():
             loss = "" if value is None else f" {value:.3f}"
             off = "" if error is None else f"{',' if loss else ''} off by {error:+.1%}"
