@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SMALLER, LARGER = "smaller", "larger"
 FEWEST_BUDGETS = 2  # a line through minima needs two
+ROOM_BELOW, ROOM_ABOVE = 0.99, 1.01  # a wider window of tokens per parameter includes the rounded numbers
 NEXT_BUDGET = 3.0  # a missing budget is this factor below the lowest one
 
 
@@ -47,8 +48,9 @@ def _of_objective(sweep: Sweep, runs: pd.DataFrame, fits: Sequence[FitResult]) -
     found = [_for_budget(sweep, own, minimum) for minimum in unusable]
     if len(spec.budgets) < FEWEST_BUDGETS:
         lower = [spec.budgets[0] / NEXT_BUDGET, *spec.budgets]
-        budgets = ",".join(text.flops(budget) for budget in lower)
-        found.append(_suggested(sweep, own, "One budget gives no law. A lower one would give a line", [f"budgets=[{budgets}]"]))
+        budgets = ",".join(f"{budget:.12g}" for budget in lower)
+        lead = "One budget gives no law. A lower one would give a line"
+        found.append(_suggested(sweep, own, lead, [f"budgets=[{budgets}]"]))
     why = best_size(fits, max(spec.budgets))[1]
     if why and not found:
         seed = max([*spec.seeds, *(cell.seed for cell in sweep.plan.cells)]) + 1
@@ -90,17 +92,26 @@ def _settings(spec: SweepSpec, budget: float, names: Sequence[str]) -> list[str]
     """Return the settings with which the definition also trains these sizes at a budget; None if nothing does."""
     models = sorted({*spec.models, *names}, key=lambda name: load_shape(name).num_params)
     settings = [f"models=[{','.join(models)}]"]
-    for more in (
-        [],
-        ["tokens_per_param=null"],
-        ["sizes_per_budget=null"],
-        ["tokens_per_param=null", "sizes_per_budget=null"],
-    ):
+    window = _wider_window(spec, settings, budget, names)
+    all_sizes = ["sizes_per_budget=null"]
+    for more in ([], window, all_sizes, [*window, *all_sizes]):
         planned = _planned(spec, [*settings, *more])
         there = {cell.groups["model"] for cell in planned if cell.budget_flops == budget}
         if there >= {*names}:
             return [*settings, *more]
     return None
+
+
+def _wider_window(spec: SweepSpec, settings: Sequence[str], budget: float, names: Sequence[str]) -> list[str]:
+    """Return the setting of tokens_per_param that just admits these sizes at a budget; [] if there is no such limit."""
+    if spec.tokens_per_param is None:
+        return []
+    free = _planned(spec, [*settings, "tokens_per_param=null", "sizes_per_budget=null"])
+    own = [cell for cell in free if cell.budget_flops == budget and cell.groups["model"] in names]
+    ratios = [cell.tokens_per_param for cell in own]
+    low = min([spec.tokens_per_param[0], *(ROOM_BELOW * ratio for ratio in ratios)])
+    high = max([spec.tokens_per_param[1], *(ROOM_ABOVE * ratio for ratio in ratios)])
+    return [f"tokens_per_param=[{low:.4g},{high:.4g}]"]
 
 
 def _planned(spec: SweepSpec, settings: Iterable[str]) -> tuple[Cell, ...]:

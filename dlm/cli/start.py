@@ -52,7 +52,8 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
     now = _look(sweep)
-    if not waits_for(sweep, now, retry_failed=options.retry_failed):
+    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed))  # other cells come before the proof run
+    if not is_first:
         sweep = with_proof(sweep, now)
         now |= _look(sweep, known=now)
     plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
@@ -69,11 +70,11 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
         cluster = _slurm(settings, allow_dirty=options.allow_dirty)
         done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now)
         _show_submitted(done, sweep.folder)
-        if missing_forecasts(sweep) and waits_for(sweep, now):
+        if is_first and missing_forecasts(sweep):
             print("the proof run follows: run the same command again when these cells are done")
         return sweep, False, ExitCode.DONE
     code = _run_here(sweep, now, submit)
-    if not missing_forecasts(sweep) or not waits_for(sweep, now):
+    if not is_first or not missing_forecasts(sweep):
         return sweep, True, code
     now = _look(sweep)
     if waiting := waits_for(sweep, now):

@@ -139,7 +139,7 @@ class Proof:
         return f"{said}, measured {run['loss']:.3f}, z = {round(run['z'], 1) + 0.0:.1f}"
 
     def statement(self) -> str:
-        """The sentence after the run that it is about: 'Proof run at 9e12 FLOPs with 57.1k parameters: predicted ...'."""
+        """'Proof run at 9e12 FLOPs with 57.1k parameters: predicted ...', or why there is no proof run."""
         if self.forecast is None:
             return f"No proof run: {self.why}"
         flops, n = text.flops(self.forecast["proof"]["budget"]), text.count(self.planned["params"])

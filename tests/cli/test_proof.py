@@ -136,10 +136,11 @@ def fail(folder, cell, state, **values):
     write_status(run_dir, status(state, step=3, steps=cell.steps, **values))
 
 
-def test_a_cell_that_is_tried_again_comes_before_the_proof_run(trained):
+@pytest.mark.parametrize(("state", "retry_failed"), [(State.LOST, False), (State.DIVERGED, True)])
+def test_a_cell_that_is_tried_again_comes_before_the_proof_run(trained, state, retry_failed):
     sweep = settled_sweep()
-    fail(sweep.folder, sweep.plan.cells[2], State.LOST)
-    start(sweep.folder)
+    fail(sweep.folder, sweep.plan.cells[2], state, exit_code=None if state is State.LOST else 3)
+    start(sweep.folder, retry_failed=retry_failed)
     assert trained[0] == sweep.plan.cells[2].cell_id and len(trained) == 2
 
 
@@ -161,7 +162,7 @@ def test_cells_that_failed_for_good_do_not_hinder_unless_a_budget_lacks_its_mini
 
 
 def test_fits_that_determine_no_best_size_give_no_proof_run_but_the_command_that_would(trained, capsys):
-    sweep = settled_sweep("models=[19k,33k,49k,74k]", "budgets=[2e10]")
+    sweep = settled_sweep("models=[8k,19k,33k,49k,74k]", "budgets=[2e10]", "tokens_per_param=[0.4,6]")
     started, _, code = start(sweep.folder)
     assert code == 0 and trained == []
     gather.report(started)
@@ -173,11 +174,14 @@ def test_fits_that_determine_no_best_size_give_no_proof_run_but_the_command_that
         "the lowest loss is at the smallest size tried" in settle and "8k would show where the minimum lies" in settle
     )
     command = shlex.split(settle[settle.index("dlm sweep ") :])[1:]
-    assert command == ["sweep", str(sweep.folder), "--set", "models=[8k,19k,33k,49k,74k]"]
+    settings = [*command[3::2]]
+    assert command[:3] == ["sweep", str(sweep.folder), "--set"] and settings[0] == "models=[8k,19k,33k,49k,74k]"
+    window = re.fullmatch(r"tokens_per_param=\[0.4,(.*)\]", settings[1])  # it dropped the size that is wanted
+    assert window is not None and 20 < float(window[1]) < 23
     assert "1 more run, 2e10 FLOPs, about" in settle
     assert (
         "One budget gives no law. A lower one would give a line: 2 more runs" in said
-        and "--set 'budgets=[6.67e9,2e10]'" in said
+        and "--set 'budgets=[6666666666.67,20000000000]'" in said
     )
     page = html.unescape((sweep.folder / "report" / "report.html").read_text())
     assert "What would settle it" in page and f"<code>{settle[settle.index('dlm sweep ') :]}</code>" in page

@@ -11,6 +11,7 @@ from support import ROOT
 from support.settled_sweep import settled_sweep
 from support.submissions import wait_until
 
+from dlm.collect.tables import collect
 from dlm.plan.store import read_plan
 from dlm.record.run import read_result, run_directory
 
@@ -62,3 +63,6 @@ def test_a_proof_run_killed_twice_tests_the_same_forecast_and_ends_with_the_same
     assert ours is not None and theirs is not None and ours.attempts >= 2
     assert (ours.loss, ours.loss_se) == (theirs.loss, theirs.loss_se)
     assert f"forecast: {proof.forecast}" in (run_dir / "config.yaml").read_text()
+    (folder / "plan.json").unlink()  # without a plan, the config of the run tells its role
+    runs = collect(folder, write=False).runs
+    assert runs.set_index("run_id")["role"].dropna().to_dict() == {proof.cell_id: "proof"}
