@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
 from dlm.core.files import read_json, write_json
-from dlm.core.paths import PACKAGE
+from dlm.core.paths import PACKAGE, configs_dir
 from dlm.submit.snapshot import content_hash_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = "report/report.html"
 MEMORY = "report/source.json"  # what the last report was made from and what it said
-SOURCES = ("plan.json", "runs.csv", "excluded.csv")
+SOURCES = ("plan.json", "runs.csv", "excluded.csv", "proof.json")
 LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "jinja2")
 
 
@@ -121,8 +121,10 @@ def report(sweep: Sweep, *, anew: bool = True) -> None:
 
 def _sources(folder: Path) -> dict[str, str]:
     """Return what decides the content of a report: the hashes of its tables, of its plan and of dlm, and versions."""
-    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SOURCES}
-    return {**files, "dlm": content_hash_of(PACKAGE), **{name: version(name) for name in LIBRARIES}}
+    here = [name for name in SOURCES if (folder / name).is_file()]
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in here}
+    code = {"dlm": content_hash_of(PACKAGE), "configs": content_hash_of(configs_dir())}
+    return {**files, **code, **{name: version(name) for name in LIBRARIES}}
 
 
 def _said_before(folder: Path, sources: Mapping[str, str]) -> list[str] | None:
@@ -136,11 +138,15 @@ def _said_before(folder: Path, sources: Mapping[str, str]) -> list[str] | None:
 
 def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
     """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
-    from dlm.fit.table import fit_sweep
+    from dlm.cli.advice import advice
+    from dlm.cli.fits import fits_of
+    from dlm.cli.proof import outcomes
     from dlm.report.page import write_fits, write_report
 
-    plan, fits = sweep.plan, fit_sweep(collected.runs)
+    plan, fits = sweep.plan, fits_of(collected.runs)
     write_fits(sweep.folder, fits)
+    proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
+    settling = advice(sweep, collected.runs, fits)
     write_report(
         sweep.folder,
         collected.runs,
@@ -148,5 +154,11 @@ def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
         fits,
         title=plan.spec.description or plan.spec.name,
         facts={"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data},
+        proofs=proofs,
+        advice=settling,
     )
-    return [fit.report() for fit in fits.values()]
+    return [
+        *(fit.report() for fit in fits.values()),
+        *(f"what would settle it: {' '.join(filter(None, one))}" for found in settling.values() for one in found),
+        *(proof.report() for proof in proofs.values()),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -16,8 +16,9 @@ from dlm.cli.targets import warn
 from dlm.core import paths, text
 from dlm.core.errors import UserError
 from dlm.plan import cost, grid
-from dlm.plan.cells import Cell, Plan
+from dlm.plan.cells import Cell, Estimate, Plan
 from dlm.plan.definition import SweepSpec, load_sweep
+from dlm.plan.proof import expected_proof, proof_budget
 from dlm.record.run import gpu_hours_used
 from dlm.submit import local
 from dlm.submit.cell_now import CellNow
@@ -35,8 +36,8 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str], f
         left: The ids of the cells that are not done.
 
     Returns:
-        (the plan with its estimates, the overrides for its jobs, the hours that the cells which are not done take). The
-        overrides make cells that were planned for GPUs run on a CPU if this machine has no GPU.
+        (the plan with its estimates, the overrides for its jobs, the hours that what is not done takes). The overrides
+        make cells that were planned for GPUs run on a CPU if this machine has no GPU.
 
     Raises:
         UserError: The cells that are not done would take longer than max_local_hours of the definition.
@@ -45,26 +46,49 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str], f
     gpus = [] if hardware.device == "cpu" else local.visible_gpus()
     if gpus:
         at_once = max(len(gpus) // max(hardware.gpus_per_node, 1), 1)
-        priced = cost.with_estimates(plan)
+        rates = None
     else:
         at_once = len(os.sched_getaffinity(0))
-        priced = cost.with_estimates(plan, rates=_measured_rates(plan))
-    show_plan(priced)
-    each = [cell.estimate.hours or 0.0 for cell in priced.cells if cell.cell_id in left]
-    hours = max(sum(each) / at_once, *each)
+        rates = _measured_rates(plan)
+    priced = cost.with_estimates(plan, rates=rates)
+    proof = cost.estimated(expected_proof(plan), hardware, rates=rates)
+    show_plan(priced, proof=proof)
+    hours = _hours_at_once([cell for cell in priced.cells if cell.cell_id in left], at_once)
+    of_proof = _hours_at_once(proof, at_once)  # it starts when the other cells are done
     if hours > plan.spec.max_local_hours:
         raise _too_long(plan, hours, at_once)
+    if hours + of_proof > plan.spec.max_local_hours:
+        raise _too_long_proof(plan, hours, of_proof)
     print(
-        f"about {text.duration(3600 * hours)} of training here, {at_once} cells at a time, "
+        f"about {text.duration(3600 * (hours + of_proof))} of training here, {at_once} cells at a time, "
         "and some seconds to start each"
     )
-    return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"], hours
+    return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"], hours + of_proof
+
+
+def _hours_at_once(cells: Sequence[Cell], at_once: int) -> float:
+    """Return the hours that cells take if ``at_once`` of them run at a time."""
+    each = [cell.estimate.hours or 0.0 for cell in cells]
+    return max(sum(each) / at_once, *each, 0.0)
+
+
+def _too_long_proof(plan: Plan, hours: float, of_proof: float) -> UserError:
+    """Return the error that refuses a sweep because its proof run would take too long on this machine."""
+    spec = plan.spec
+    assert spec.proof is not None
+    total = text.duration(3600 * (hours + of_proof))
+    return UserError(
+        f"the proof run of about {text.flops(proof_budget(spec))} FLOPs would take about "
+        f"{text.duration(3600 * of_proof)} here, the sweep with it {total}; max_local_hours is "
+        f"{spec.max_local_hours:g}. Nothing was started. Lower proof.factor (it is {spec.proof.factor:g}), raise "
+        "max_local_hours, or leave the proof run out with --set proof=null"
+    )
 
 
 def _measured_rates(plan: Plan) -> dict[str, float]:
     """Measure the training speed of one core of this machine. Returns model name -> FLOP/s."""
     print("measuring the speed of this machine ...", flush=True)
-    models = cost.measured_models([cell.model for cell in plan.cells])
+    models = cost.measured_models([cell.model for cell in plan.grid])
     rates = cost.measure_flops_per_sec(models, block_size=max(cell.block_size for cell in plan.cells))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
     print(f"measured here, one core: {shown} GFLOP/s", flush=True)
@@ -128,14 +152,16 @@ def agree_on_cost(
     spec, given = plan.spec, options.max_gpu_hours
     used = gpu_hours_used(folder)
     to_go = sum(_gpu_hours_to_go(cell, left[cell.cell_id]) for cell in plan.cells if cell.cell_id in left)
+    proof = [cost.estimated_like(cell, plan.grid).estimate for cell in expected_proof(plan)]
+    to_go += sum(estimate.gpu_hours or 0.0 for estimate in proof)
     total = used + to_go
     if given is not None and not any(cell.estimate.gpu_hours for cell in plan.cells):
         warn("this plan asks for no GPUs, so --max-gpu-hours limits nothing")
     if given is not None and total > given:
         so_far = f"{used:,.4g} used and " if used else ""
         raise UserError(
-            f"{so_far}{to_go:,.4g} GPU-hours to go are more than --max-gpu-hours {given:,.4g}: raise it, or lower the "
-            "budget"
+            f"{so_far}{to_go:,.4g} GPU-hours to go {_with_proof(proof)}are more than --max-gpu-hours {given:,.4g}: "
+            "raise it, or lower the budget"
         )
     too_much = spec.max_gpu_hours is not None and total > spec.max_gpu_hours
     asks = too_much or local_hours is None or (local_hours >= SHORT_HOURS and not _is_demonstration(spec))
@@ -143,7 +169,7 @@ def agree_on_cost(
         typer.confirm("Start it?", default=True, abort=True)
     elif not options.yes and too_much and given is None:
         raise UserError(
-            f"the plan costs {total:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
+            f"the plan {_with_proof(proof)}costs {total:,.4g} GPU-hours, max_gpu_hours is {spec.max_gpu_hours:,.4g}: "
             "confirm with YES=1 (--yes), lower the budget or raise max_gpu_hours"
         )
     if given is not None:
@@ -155,6 +181,10 @@ def _is_demonstration(spec: SweepSpec) -> bool:
     """Whether a definition is that of sweeps/demo.yaml, unchanged."""
     path = paths.sweeps_dir() / "demo.yaml"
     return path.is_file() and spec == load_sweep(path)
+
+
+def _with_proof(proof: Sequence[Estimate]) -> str:
+    return f"(with the proof run, {sum(one.gpu_hours or 0 for one in proof):,.4g}) " if proof else ""
 
 
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:

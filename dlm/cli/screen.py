@@ -40,8 +40,13 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
-def show_plan(plan: Plan) -> None:
-    """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost."""
+def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
+    """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
+
+    Args:
+        plan: The plan.
+        proof: The expected proof runs, with estimates; their cost is printed on a line of its own.
+    """
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
     rows, missing = _fitting([_plan_row(cell) for cell in plan.cells], out.width)
@@ -55,6 +60,8 @@ def show_plan(plan: Plan) -> None:
         more = len(plan.dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
     out.print(_cost_line(plan))
+    if proof:
+        out.print(_proof_line(proof))
 
 
 def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str]], list[str]]:
@@ -93,6 +100,18 @@ def _cost_line(plan: Plan) -> str:
     seconds = sum(3600 * (cell.estimate.hours or 0) for cell in plan.cells)
     price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(seconds)} of one process"
     return f"{line}, {price} ({first.basis})"
+
+
+def _proof_line(proof: Sequence[Cell]) -> str:
+    """State what the proof run will cost; its size follows from the law, so all of this is approximate."""
+    sizes = " and ".join(dict.fromkeys(text.count(cell.num_params, digits=2) for cell in proof))
+    hours = [cell.estimate.hours for cell in proof]
+    gpu_hours = sum(cell.estimate.gpu_hours or 0.0 for cell in proof)
+    seconds = None if None in hours else 3600 * sum(hour or 0.0 for hour in hours)
+    price = f"{gpu_hours:,.3g} GPU-hours" if gpu_hours else text.duration(seconds)
+    about = "" if price == "-" else f", about {price}"
+    flops = text.flops(sum(cell.budget_flops for cell in proof))
+    return f"then the proof run: {flops} FLOPs at about {sizes} parameters, which the law will tell{about}"
 
 
 def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:

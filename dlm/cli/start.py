@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import typer
 
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
+from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import LocalProgress, show_plan
 from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths
@@ -23,7 +24,8 @@ from dlm.data.prepare.command import ensure_data
 from dlm.plan import cost, grid
 from dlm.plan.cells import Plan
 from dlm.plan.grid import DECIDING
-from dlm.plan.store import write_plan
+from dlm.plan.proof import expected_proof
+from dlm.plan.store import with_proof_cells, write_plan
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
@@ -40,6 +42,9 @@ HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_di
 def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     """Plan a sweep, show its cost, ask for confirmation, and start the cells that are not done.
 
+    When the other cells are done, the forecast of the proof run is frozen and the proof run is started, on this machine
+    at once, and through SLURM at the next start.
+
     Returns:
         (the sweep, whether its cells ran on this machine, the exit code with which the command must end).
     """
@@ -47,26 +52,53 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
     now = _look(sweep)
+    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed))  # other cells come before the proof run
+    if not is_first:
+        sweep = with_proof(sweep, now)
+        now |= _look(sweep, known=now)
     plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
     now |= _look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
         submit_plan,
-        sweep.plan,
-        sweep.folder,
         data_dir=paths.data_dir(),
         extra=[*more, *overrides],
         retry_failed=options.retry_failed,
         max_gpu_hours=max_gpu_hours,
-        now=now,
     )
     if not is_local:
-        done = submit(cluster=_slurm(settings, allow_dirty=options.allow_dirty))
+        cluster = _slurm(settings, allow_dirty=options.allow_dirty)
+        done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now)
         _show_submitted(done, sweep.folder)
+        if is_first and missing_forecasts(sweep):
+            print("the proof run follows: run the same command again when these cells are done")
         return sweep, False, ExitCode.DONE
+    code = _run_here(sweep, now, submit)
+    if not is_first or not missing_forecasts(sweep):
+        return sweep, True, code
+    now = _look(sweep)
+    if waiting := waits_for(sweep, now):
+        print(f"the proof run waits for {len(waiting)} cells that are not done: run the same command again")
+        return sweep, True, code
+    sweep = with_proof(sweep, now)
+    now |= _look(sweep, known=now)
+    if any(cell.is_proof for cell in sweep.plan.cells):
+        code = _run_here(sweep, now, submit) or code
+    return sweep, True, code
+
+
+def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Submission]) -> int:
+    """Run the cells of a sweep that are not done on this machine, and return the exit code of the command."""
     with LocalProgress(sweep, now) as progress:
-        done = submit(cluster=LocalPool(), on_event=progress.on_event, on_tick=progress.on_tick)
-    return sweep, True, _exit_code(done)
+        done = submit(
+            sweep.plan,
+            sweep.folder,
+            cluster=LocalPool(),
+            now=now,
+            on_event=progress.on_event,
+            on_tick=progress.on_tick,
+        )
+    return _exit_code(done)
 
 
 def _agreed(
@@ -87,7 +119,7 @@ def _agreed(
         plan, overrides, hours = price_here(sweep.plan, left=left)
     else:
         plan, overrides = cost.with_estimates(sweep.plan), []
-        show_plan(plan)
+        show_plan(plan, proof=cost.estimated(expected_proof(plan), plan.spec.hardware))
     for node in data_nodes(plan):
         ensure_data(node)
     return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left, local_hours=hours)
@@ -130,8 +162,8 @@ def _planned_with_data(options: StartOptions) -> Sweep:
     sweep = planned(options, prepare=True)
     data = [read_or_prepare(node) for node in data_nodes(sweep.plan)]
     if sweep.plan.data_hash is None and None not in data:  # a stored plan that was made before its data
-        return Sweep(sweep.folder, grid.make_plan(sweep.plan.spec))
-    return sweep
+        sweep = Sweep(sweep.folder, grid.make_plan(sweep.plan.spec))
+    return Sweep(sweep.folder, with_proof_cells(sweep.folder, sweep.plan))
 
 
 def _look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:

@@ -43,26 +43,36 @@ def is_sweep_dir(folder: str | Path) -> bool:
 
 
 def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
-    """Plan a definition, or read the existing plan if the target is the folder of a sweep.
+    """Plan a definition, or read the existing plan if the target is the folder of a sweep and nothing is changed.
 
     Args:
         options: The target, and the options that change its definition.
         prepare: Before planning, prepare missing data that dlm can make itself.
 
     Raises:
-        UserError: The target is unknown, or it is a folder with a plan and the options would change its definition.
+        UserError: The target is unknown, or its definition is invalid.
     """
     from dlm.data.manifest import read_data
+    from dlm.plan.definition import with_settings
     from dlm.plan.grid import make_plan
     from dlm.plan.store import read_plan
 
     target = by_name(options.target)
-    if is_sweep_dir(target):
-        if options.budget or options.top_budget is not None or options.settings:
-            raise UserError(f"{target} is planned already: give its definition to change --budget or --set")
-        return Sweep(Path(target), read_plan(Path(target)))
-    spec = _with_budgets(_definition(target, options.settings or ()), options)
-    return Sweep(paths.workdir() / spec.name, make_plan(spec, read=read_or_prepare if prepare else read_data))
+    folder = Path(target) if is_sweep_dir(target) else None
+    if folder is not None and not changes_definition(options):
+        return Sweep(folder, read_plan(folder))
+    if folder is None:
+        spec = _definition(target, options.settings or ())
+    else:
+        spec = with_settings(read_plan(folder).spec, options.settings or ())
+    spec = _with_budgets(spec, options)
+    plan = make_plan(spec, read=read_or_prepare if prepare else read_data)
+    return Sweep(folder or paths.workdir() / spec.name, plan)
+
+
+def changes_definition(options: DefinitionOptions) -> bool:
+    """Whether the options change the definition that the target names."""
+    return bool(options.budget or options.top_budget is not None or options.settings)
 
 
 def existing(target: str) -> Sweep:

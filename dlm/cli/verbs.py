@@ -38,18 +38,19 @@ app = typer.Typer(
 @takes(options.PlanOptions)
 def plan(given: options.PlanOptions) -> None:
     """Turn a definition into cells: model sizes, tokens and costs. No cell is started."""
-    from dlm.plan.cost import with_estimates
+    from dlm.plan.cost import estimated, with_estimates
+    from dlm.plan.proof import expected_proof
     from dlm.plan.store import write_plan
 
     sweep = targets.planned(given)
     priced = with_estimates(sweep.plan)
     targets.warn_unprepared(priced)
-    if not given.dry_run and not targets.is_sweep_dir(given.target):
+    if not given.dry_run and (targets.changes_definition(given) or not targets.is_sweep_dir(given.target)):
         write_plan(sweep.folder, priced)
     if given.as_json:
         print(json.dumps(priced.to_json(estimates=True), indent=2, allow_nan=False))
         return
-    screen.show_plan(priced)
+    screen.show_plan(priced, proof=estimated(expected_proof(priced), priced.spec.hardware))
     if not given.dry_run:
         print(f"plan: {sweep.folder / 'plan.json'}")
 

@@ -159,6 +159,7 @@ class Fitted:
     holdout: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # errors on held-out top budgets
     status: str = "ok"
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks on the runs that give no reason for doubt
     minima: tuple[Minimum, ...] = ()  # isoflop: one per budget; envelope: one per run of the frontier
     curve: str = ""  # isoflop only: 'parabola', 'cubic' or 'akima'
     axis: str = ""  # isoflop only: 'params' if the curves run over log N, 'tokens' if over log D

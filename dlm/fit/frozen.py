@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.fit.fitted import Fitted, Noise, plain
+from dlm.fit.isoflop.curves import polynomial, turning
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.optimum import as_rows, optima
@@ -40,18 +44,33 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
         UserError: If the law is data-constrained or not a surface with draws, if the file exists (it is never
             overwritten), or if it cannot be written.
     """
+    if path.exists():
+        raise UserError(f"{path} exists: frozen predictions are never overwritten, give another name")
+    content = forecast(result, at, level=level)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another name") from error
+    return content
+
+
+def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dict[str, Any]:
+    """Return the predictions at each C (FLOPs) and all that is needed to predict any other run, dated and hashed.
+
+    Raises:
+        UserError: If the law is data-constrained or not a surface with draws.
+    """
     if result.surface is None or result.draws is None or result.points is None:
         raise UserError(f"{result.law} gives no prediction: freeze a surface ({', '.join(LAWS)}) with its bootstrap")
     if isinstance(result.surface, DataConstrained):
         raise UserError("data-constrained predictions need the unique tokens of each run: not frozen yet")
-    if path.exists():
-        raise UserError(f"{path} exists: frozen predictions are never overwritten, give another name")
     content: dict[str, Any] = plain(
         {
             "format": FORMAT,
             "dlm": version("dlm"),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "runs": {"n": result.n, "top": result.points.top_flops, "cells": _cells(result.points)},
+            "runs": {"n": result.n, "top": result.points.top_flops, "cells": run_hashes(result.points)},
             "convention": result.points.convention,
             "label": result.label,
             "law": result.law,
@@ -63,13 +82,13 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
             "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
         }
     )
-    content["sha256"] = _hash(content)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another name") from error
-    return content
+    return extended(content)
+
+
+def extended(content: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the content of a file of frozen predictions with further entries, hashed anew."""
+    said = {**{key: value for key, value in content.items() if key != "sha256"}, **plain(more)}
+    return {**said, "sha256": _hash(said)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,8 +98,10 @@ class Score:
     made: str  # when the predictions were made
     sha256: str  # hash of the predictions
     level: float
-    rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside
-    sizes: tuple[dict[str, Any], ...]  # per frozen C that was run: N of the best run, between, low, high, inside
+    rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside, z
+    sizes: tuple[
+        dict[str, Any], ...
+    ]  # per frozen C that was run: N of the best run, vertex, between, low, high, inside
     known: int  # number of runs in the table that the predictions were made from
 
     @property
@@ -102,7 +123,7 @@ class Score:
         lines += [
             f"  N {text.count(r['params'])}, D {text.count(r['tokens'])}: {r['loss']:.4g}, predicted "
             f"{r['predicted']:.4g} ({r['low']:.4g} to {r['high']:.4g}), off by {r['error']:+.2%}"
-            f"{'' if r['inside'] else ': outside'}"
+            f", z = {r['z']:+.2f}{'' if r['inside'] else ': outside'}"
             for r in self.rows
         ]
         lines += [_of_size(s) for s in self.sizes]
@@ -116,19 +137,19 @@ class Score:
 def _of_size(s: dict[str, Any]) -> str:
     between, said = text.interval(s["between"], "count"), text.interval((s["low"], s["high"]), "count")
     best = f"the best of {s['runs']} runs has {text.count(s['N'])} parameters, so N* lies within {between}"
+    if s["vertex"] is not None:
+        best += f" (a parabola through the runs has its minimum at {text.count(s['vertex'])})"
     return f"  at {text.flops(s['flops'])} FLOPs {best}: predicted {said}{'' if s['inside'] else ': outside'}"
 
 
-def score(path: Path, points: Points) -> Score:
-    """Grade the frozen predictions in `path` on the runs that they were not made from.
+def grade(frozen: Mapping[str, Any], points: Points) -> Score:
+    """Grade frozen predictions (the content of a file) on the runs that they were not made from.
 
     Raises:
-        UserError: For a file that is missing, of another format, or changed since it was written, and for runs whose
-            FLOPs are counted by another convention.
+        UserError: For runs whose FLOPs are counted by another convention.
     """
-    frozen = load(path)
     known = set(frozen["runs"]["cells"])
-    new = np.array([cell not in known for cell in _cells(points)], dtype=bool)
+    new = np.array([cell not in known for cell in run_hashes(points)], dtype=bool)
     if points.convention != frozen["convention"] and "as given" not in (points.convention, frozen["convention"]):
         raise UserError(f"the runs count FLOPs as {points.convention}, the predictions as {frozen['convention']}")
     held = points.take(new)
@@ -143,35 +164,77 @@ def score(path: Path, points: Points) -> Score:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file of frozen predictions, and check its format and hash."""
+    """Read a file of frozen predictions, or the proof.json of a sweep with one objective; check its format and hash."""
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
+    if isinstance(content, dict) and "forecasts" in content:  # the proof.json of a sweep, with one for each objective
+        content, *others = content["forecasts"]
+        if others:
+            raise UserError(f"{path} holds the forecasts of several objectives: `dlm report` grades each of them")
+    return checked(content, path)
+
+
+def checked(content: Any, path: Path) -> dict[str, Any]:
+    """Return frozen predictions that were read from `path`, after a check of their format and hash."""
     said = content.get("format") if isinstance(content, dict) else None
     if said != FORMAT:
         raise UserError(f"{path} is no file of frozen predictions of format {FORMAT} (it says {said})")
     if content.get("sha256") != _hash(content):
         raise UserError(f"{path} has been changed since it was written: its hash does not fit, so nothing is graded")
-    return content
+    return dict(content)
 
 
-def _graded_runs(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
+def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.ArrayLike) -> list[dict[str, float]]:
+    """The frozen prediction of new runs: a dict per run with params, tokens, predicted, low and high.
+
+    The interval from low to high is that of a run (`Prediction.pi`).
+
+    Args:
+        frozen: The content of a file of frozen predictions.
+        params: N of each run, (m,).
+        tokens: D of each run, (m,).
+    """
     forms = [_form_from_dict(form, frozen) for form in frozen["forms"]]
     missed = NAN if frozen["missed"] is None else frozen["missed"]
-    seen = predict_from(forms, missed, held.params, held.tokens, frozen["level"])
-    names = ("params", "tokens", "loss", "predicted", "low", "high")
-    columns = (held.params, held.tokens, held.loss, seen.loss, *seen.pi.T)
-    rows = [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]
+    seen = predict_from(forms, missed, params, tokens, frozen["level"])
+    columns = (np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64), seen.loss, *seen.pi.T)
+    names = ("params", "tokens", "predicted", "low", "high")
+    return [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]
+
+
+def _graded_runs(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]]:
+    rows = predicted(frozen, held.params, held.tokens)
     return [
-        {**row, "error": row["predicted"] / row["loss"] - 1, "inside": row["low"] <= row["loss"] <= row["high"]}
-        for row in rows
+        {
+            "params": row["params"],
+            "tokens": row["tokens"],
+            "loss": loss,
+            **row,
+            "error": row["predicted"] / loss - 1,
+            "inside": row["low"] <= loss <= row["high"],
+            "z": z_of(row, loss, frozen["level"]),
+        }
+        for row, loss in zip(rows, held.loss.tolist(), strict=True)
     ]
 
 
-def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
+def z_of(row: Mapping[str, float], loss: float, level: float) -> float:
+    """How many standard deviations of a run its log loss lies above its prediction; negative if it lies below.
+
+    The standard deviation is that of the interval of the run: the distance in log L from the prediction to the end of
+    the interval on the side of the measured loss, over the normal quantile of `level` (1.96 for 95 %). So |z| is above
+    that quantile exactly if the run lies outside its interval.
+    """
+    off = math.log(loss / row["predicted"])
+    end = row["high"] if off > 0 else row["low"]
+    return off / (abs(math.log(end / row["predicted"])) / NormalDist().inv_cdf((1 + level) / 2))
+
+
+def _graded_sizes(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]]:
     found = []
     for c, best in frozen["predictions"].items():
         near = held.take(np.abs(held.flops / float(c) - 1) < SAME)
@@ -184,10 +247,16 @@ def _graded_sizes(frozen: dict[str, Any], held: Points) -> list[dict[str, Any]]:
         ends = float(sizes[max(place - 1, 0)]), float(sizes[min(place + 1, len(sizes) - 1)])
         low, high = best["ci"]["N"]
         inside = low is not None and high is not None and ends[0] <= high and low <= ends[1]
-        found.append(
-            {"flops": float(c), "runs": len(near), "N": n, "between": ends, "low": low, "high": high, "inside": inside}
-        )
+        between = {"N": n, "vertex": _vertex(near), "between": ends}
+        found.append({"flops": float(c), "runs": len(near), **between, "low": low, "high": high, "inside": inside})
     return found
+
+
+def _vertex(points: Points) -> float | None:
+    """The size at the minimum of a parabola of the loss over log N; None if it has no minimum within the sizes."""
+    x = np.log(points.params)
+    place = turning(polynomial(x - x.mean(), points.loss[None], points.weight[None]))[0][0] + x.mean()
+    return float(np.exp(place)) if x.min() < place < x.max() else None
 
 
 def _form_to_dict(form: Fitted) -> dict[str, Any]:
@@ -197,7 +266,7 @@ def _form_to_dict(form: Fitted) -> dict[str, Any]:
     return {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
 
 
-def _form_from_dict(content: dict[str, Any], frozen: dict[str, Any]) -> Fitted:
+def _form_from_dict(content: Mapping[str, Any], frozen: Mapping[str, Any]) -> Fitted:
     law = LAWS[content["law"]]()
     return Fitted(
         law=law.name,
@@ -210,12 +279,12 @@ def _form_from_dict(content: dict[str, Any], frozen: dict[str, Any]) -> Fitted:
     )
 
 
-def _cells(points: Points) -> list[str]:
+def run_hashes(points: Points) -> list[str]:
     """A short hash of each run, by which new runs are recognised in a table that has grown."""
     rows = zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True)
     return [hashlib.sha256(f"{n:.9g},{d:.9g},{loss:.9g}".encode()).hexdigest()[:12] for n, d, loss in rows]
 
 
-def _hash(content: dict[str, Any]) -> str:
+def _hash(content: Mapping[str, Any]) -> str:
     said = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -39,6 +39,7 @@ class FitResult(Fitted):
             "holdout": self.holdout,
             "status": self.status,
             "warnings": self.warnings,
+            "notes": self.notes,
             "minima": [shown(m) for m in self.minima],
             "label": self.label,
             "fixed": self.fixed,
@@ -60,6 +61,7 @@ class FitResult(Fitted):
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
+        rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
 
     def plot(self) -> Figure:

@@ -1,7 +1,7 @@
 """Read the finished runs of a CSV file or DataFrame, and check every number.
 
 Columns: params, tokens, loss; optional: flops, budget, weight, run_id, parent, loss_se, loss_se_own, unique_tokens,
-objective, convention, status.
+objective, convention, status, role.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ REQUIRED = ("params", "tokens", "loss")
 POSITIVE = (*REQUIRED, "flops", "budget")
 NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
 MAY_BE_EMPTY = ("budget", "loss_se", "loss_se_own")
+PROOF = "proof"  # the role of a run that tests a law
 ONE_EPOCH = 1.05  # number of epochs up to which no data count as repeated
 
 Runs = str | Path | pd.DataFrame
 
 
-def read_runs(source: Runs) -> pd.DataFrame:
-    """Read the finished runs. Warnings about them are in `.attrs['warnings']` of the table that is returned.
+def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
+    """Read the finished runs. `.attrs` of the table that is returned holds `warnings` and `notes` about them.
+
+    Args:
+        source: A CSV file or DataFrame.
+        proofs: Whether to keep proof runs (`role` is 'proof'), to grade them. They test a law, so no law is fitted to
+            them; if they are left out, a note says so.
 
     Raises:
         UserError: If the file cannot be read, a column is missing, no run is finished, or a value is not allowed; in
@@ -35,6 +41,9 @@ def read_runs(source: Runs) -> pd.DataFrame:
             has = hint(name, columns, otherwise=f"it has {', '.join(columns) or 'none'}")
             raise UserError(f"{where} has no column '{name}': {has}; needed are {', '.join(REQUIRED)}")
     frame = frame.assign(row=[*range(2, len(frame) + 2)])  # the line in the file, whose header is line 1
+    notes: list[str] = []
+    if "role" in frame and not proofs:
+        frame, notes = _without_proofs(frame, where)
     if "status" in frame:
         frame = _finished(frame, where)
     for name in (*POSITIVE, *NOT_NEGATIVE):
@@ -43,6 +52,7 @@ def read_runs(source: Runs) -> pd.DataFrame:
     frame, warnings = _once(frame)
     frame = frame.drop(columns="row").reset_index(drop=True)
     frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
+    frame.attrs["notes"] = notes
     return frame
 
 
@@ -59,6 +69,18 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     if not isinstance(frame.index, pd.RangeIndex):
         raise UserError(f"{path} has rows with more fields than its header has names")
     return frame, str(path)
+
+
+def _without_proofs(frame: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that are no proof runs, and a note on the others."""
+    is_proof = frame["role"] == PROOF
+    if not is_proof.any():
+        return frame, []
+    if is_proof.all():
+        raise UserError(f"{where} holds proof runs only (role is '{PROOF}'), and no law is fitted to them")
+    count = int(is_proof.sum())
+    said = f"{count} proof run{'s' if count > 1 else ''} left out: a proof run tests the law and never enters a fit"
+    return frame[~is_proof].copy(), [said]
 
 
 def _finished(frame: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from dlm.fit.rows import Runs, read_runs
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
-__all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_runs"]
+__all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_forecast", "score_runs"]
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
@@ -86,7 +86,7 @@ def fit_runs(
     else:
         weight = frame.get("weight") if weights is None else weights
         result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
-    result = with_warnings(result, frame.attrs["warnings"])
+    result = replace(with_warnings(result, frame.attrs["warnings"]), notes=tuple(frame.attrs["notes"]))
     if not bootstrap:
         return result
     return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)
@@ -129,7 +129,7 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
     if objective is None and len(names) > 1:
         raise UserError(f"the runs have several objectives ({text.listed(names)}): choose one with objective=")
     chosen = frame if objective is None else frame[frame["objective"] == objective].reset_index(drop=True)
-    chosen.attrs = {"warnings": list(frame.attrs["warnings"])}
+    chosen.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
     return chosen
 
 
@@ -259,13 +259,18 @@ def predict_runs(
 
 def score_runs(path: Path, source: Runs) -> Score:
     """Grade the frozen predictions in `path` on the finished runs of `source` that have the same objective."""
-    frame = read_runs(source)
-    label = frozen.load(path)["label"]
+    return score_forecast(frozen.load(path), source)
+
+
+def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
+    """Grade frozen predictions (the content of a file) on the finished runs of their objective, proof runs included."""
+    frame = read_runs(source, proofs=True)
+    label = forecast["label"]
     if label and "objective" in frame:
         frame = _one_objective(frame, label)
     columns = _columns(frame)
     del columns["label"]
-    return frozen.score(path, as_points(**columns))
+    return frozen.grade(forecast, as_points(**columns))
 
 
 def compare_runs(

@@ -52,10 +52,17 @@ class Cell:
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
     estimate: Estimate = NOT_ESTIMATED
+    forecast: str | None = None  # of a proof run: the SHA-256 of the forecast that it tests
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether this is a proof run, which tests the law of the sweep and never enters a fit."""
+        return self.forecast is not None
 
     def decisions(self) -> dict[str, Any]:
-        """Return the fields that plan.json holds: all except the estimate."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "estimate"}
+        """Return the fields that plan.json holds: all except the estimate and the forecast."""
+        others = ("estimate", "forecast")
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
 
     def row(self) -> dict[str, Any]:
         """Return the decisions and the estimate in one dict, as `dlm plan --json` prints them."""
@@ -64,7 +71,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cells of a sweep, and the combinations that were dropped, each with a reason."""
+    """The cells of a sweep, and the combinations that were dropped, each with a reason.
+
+    Once the forecast of the sweep is frozen, its proof runs follow the cells of the definition.
+    """
 
     spec: SweepSpec
     convention: str
@@ -73,12 +83,17 @@ class Plan:
     cells: tuple[Cell, ...]
     dropped: tuple[Mapping[str, Any], ...]
 
+    @property
+    def grid(self) -> tuple[Cell, ...]:
+        """The cells that follow from the definition: all except the proof runs."""
+        return tuple(cell for cell in self.cells if not cell.is_proof)
+
     def to_json(self, *, estimates: bool) -> dict[str, Any]:
         """Return the plan as plain values.
 
         Args:
-            estimates: Whether to include the estimates, as `dlm plan --json` does. plan.json does not hold them.
+            estimates: Whether to include the estimates and the proof runs, as `dlm plan --json` does. plan.json holds
+                neither.
         """
-        cells = [cell.row() if estimates else cell.decisions() for cell in self.cells]
-        spec = self.spec.model_dump(mode="json")
-        return {**vars(self), "spec": spec, "cells": cells, "dropped": list(self.dropped)}
+        cells = [cell.row() for cell in self.cells] if estimates else [cell.decisions() for cell in self.grid]
+        return {**vars(self), "spec": self.spec.plain(), "cells": cells, "dropped": list(self.dropped)}

@@ -12,13 +12,13 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from dlm.core.configs import load_base
+from dlm.core.configs import load_base, load_choice
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
 from dlm.core.objectives import OBJECTIVES
 from dlm.core.recipe import accumulation
-from dlm.core.shape import load_shape
+from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.plan.cells import Cell, Estimate, Plan
 from dlm.plan.definition import Hardware
 
@@ -31,9 +31,41 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
         rates: Model -> training FLOP/s measured on this machine; the cells are to run on its CPUs. None: the cells are
             to run on the hardware of the definition, at its assumed share of the peak.
     """
-    hardware = plan.spec.hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
-    cells = tuple(dataclasses.replace(cell, estimate=_estimate(cell, hardware, rates)) for cell in plan.cells)
-    return dataclasses.replace(plan, cells=cells)
+    return dataclasses.replace(plan, cells=tuple(estimated(plan.cells, plan.spec.hardware, rates=rates)))
+
+
+def estimated(cells: Iterable[Cell], hardware: Hardware, *, rates: Mapping[str, float] | None = None) -> list[Cell]:
+    """Return cells with an estimate for each; ``rates`` as in ``with_estimates``."""
+    used = hardware if rates is None else Hardware(device="cpu", gpus_per_node=0)
+    return [dataclasses.replace(cell, estimate=_estimate(cell, used, rates)) for cell in cells]
+
+
+def estimated_like(cell: Cell, others: Iterable[Cell]) -> Cell:
+    """Return a cell with an estimate at the speed of the cell of ``others`` that is nearest in size and has one."""
+    known = [other for other in others if other.estimate.hours is not None]
+    if not known:
+        return cell
+    near = min(known, key=lambda other: abs(math.log(other.num_params / cell.num_params)))
+    more = _all_flops(cell) / _all_flops(near)
+    gpus = near.estimate.gpus_per_node * near.estimate.nodes
+    estimate = dataclasses.replace(
+        near.estimate,
+        hours=(near.estimate.hours or 0.0) * more,
+        gpu_hours=(near.estimate.gpu_hours or 0.0) * more,
+        memory_gib=memory_gib(cell, max(gpus, 1)),
+    )
+    return dataclasses.replace(cell, estimate=estimate)
+
+
+def _all_flops(cell: Cell) -> float:
+    """Return the FLOPs of training and validations (full_masked_head)."""
+    return cell.flops["full_masked_head"] + validation_flops(cell)
+
+
+def shape_of(cell: Cell) -> ModelShape:
+    """Return the shape of the model of a cell: that of its choice in configs/model with the keys that the cell sets."""
+    keys = {key.removeprefix("model."): value for key, value in cell.overrides.items() if key.startswith("model.")}
+    return shape_from_config({**load_choice("model", cell.groups["model"]), **keys})
 
 
 def validation_flops(cell: Cell) -> float:
@@ -49,7 +81,7 @@ def validation_flops(cell: Cell) -> float:
     draws = asked["draws"] if objective.is_bound else 1
     passes = asked["num_sequences"] * draws * asked["times"]
     per_token = flops_per_token(
-        load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, objective=objective
+        shape_of(cell), convention="full_masked_head", block_size=cell.block_size, objective=objective
     )
     return float(passes * cell.block_size * per_token / 3)
 
@@ -60,8 +92,7 @@ GIB = 2**30
 def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None) -> Estimate:
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
     rate, basis = _rate(cell, hardware, gpus, rates)
-    flops = cell.flops["full_masked_head"] + validation_flops(cell)
-    hours = None if rate is None else flops / rate / 3600
+    hours = None if rate is None else _all_flops(cell) / rate / 3600
     return Estimate(
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
@@ -91,7 +122,7 @@ def memory_gib(cell: Cell, devices: int) -> float:
     token, layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with
     their gradient.
     """
-    objective, shape = OBJECTIVES[cell.objective], load_shape(cell.model)
+    objective, shape = OBJECTIVES[cell.objective], shape_of(cell)
     # A batch that does not divide evenly over the devices is refused earlier.
     batch_size = max(cell.global_batch_size // devices * devices, devices)
     micro, _ = accumulation(

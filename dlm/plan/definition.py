@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -30,6 +30,11 @@ Number = Annotated[float, BeforeValidator(_number)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 
 
+# The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
+LISTS_OF_CELLS = ("budgets", "models", "seeds")
+LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs")
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,6 +53,13 @@ class Hardware(_Frozen):
         if value != "cpu" and value not in PEAK_FLOPS:
             raise unknown("hardware.device", value, ["cpu", *PEAK_FLOPS])
         return value
+
+
+class Proof(_Frozen):
+    """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
+
+    factor: Annotated[Number, Field(ge=1, allow_inf_nan=False)] = 3.0  # its budget over the top budget
+    sizes: Literal[1, 3] = 1  # 3: also half and twice the best size; the minimum of the three tests N* itself
 
 
 class SweepSpec(_Frozen):
@@ -70,14 +82,20 @@ class SweepSpec(_Frozen):
     max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
+    proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
+
+    def plain(self) -> dict[str, Any]:
+        """Return the definition as plain values, as plan.json holds it. A key that came later is absent if null."""
+        return self.model_dump(mode="json", exclude={"proof"} if self.proof is None else None)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that all definitions of one sweep must share.
 
-        The budgets may grow, and the description, the limits on the cost and the hardware may change.
+        The fields that only select which cells exist may grow, and the description, the limits on the cost, the
+        hardware and the proof run may change.
         """
-        changing = {"budgets", "budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware"}
-        return self.model_dump(mode="json", exclude=changing)
+        changing = {"budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware", "proof"}
+        return self.model_dump(mode="json", exclude={*changing, *LISTS_OF_CELLS, *LIMITS_OF_CELLS})
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:
         """Return this definition with other budgets (target FLOPs), sorted and without duplicates."""
@@ -120,10 +138,18 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
     return parse_sweep(content, str(path))
 
 
+def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
+    """Return a definition with changes of the form KEY=VALUE, as --set takes them."""
+    content = spec.plain()
+    for setting in settings:
+        _set(content, setting)
+    return parse_sweep(content, spec.name)
+
+
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
-    if top in ("set", "vary", "groups", "hardware") and rest:
+    if top in ("set", "vary", "groups", "hardware", "proof") and rest:
         content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value
@@ -156,6 +182,7 @@ def _explain(error: ValidationError) -> str:
     *groups, key = (str(part) for part in first["loc"])
     name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
-        where, fields = ("key of hardware", Hardware.model_fields) if groups else ("key", SweepSpec.model_fields)
+        nodes = {"hardware": Hardware.model_fields, "proof": Proof.model_fields}
+        where, fields = (f"key of {groups[0]}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
         return str(unknown(where, key, fields))
     return f"{name} is missing" if first["type"] == "missing" else f"{name} is {first['input']!r}: {first['msg']}"

@@ -50,7 +50,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
             raise unknown("group in groups", group, DEFAULT_GROUPS | OTHER_GROUPS)
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
-    points = list(_points(spec, groups))
+    points = list(_points(spec))
     # The check depends on the groups and on the names of the keys, so one point per combination of these is enough.
     distinct = {(*point.groups.items(), *point.overrides): point for point in points}
     for point in distinct.values():
@@ -63,7 +63,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
         if key not in found:
             found[key] = read(node)
-        cell = _cell(spec, point, config, found[key])
+        cell = cell_at(spec, point, config, found[key])
         if isinstance(cell, Cell):
             cells.append(cell)
         else:
@@ -91,7 +91,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of values in a definition: the choices of its groups, and the config keys that it sets."""
+    """The choices of a cell's groups, and the config keys that the cell sets."""
 
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]
@@ -107,16 +107,24 @@ class Point:
         }
 
 
-def _points(spec: SweepSpec, groups: Mapping[str, str]) -> Iterator[Point]:
+def _points(spec: SweepSpec) -> Iterator[Point]:
     """Yield every combination of the values in a definition."""
     combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
     for objective, varied, seed, budget, model in itertools.product(
         spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
     ):
-        chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
-        keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
-        fixed = {"seed": seed, "training.budget": budget, "training.convention": spec.convention}
-        yield Point({"model": model, "objective": objective, **groups, **chosen}, {**spec.set, **keys, **fixed})
+        yield point_of(spec, model=model, objective=objective, varied=varied, seed=seed, budget=budget)
+
+
+def point_of(
+    spec: SweepSpec, *, model: str, objective: str, varied: Mapping[str, Any], seed: int, budget: float
+) -> Point:
+    """Return one combination of values of a definition; ``varied`` has one value for each key of ``vary``."""
+    chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
+    keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
+    fixed = {"seed": seed, "training.budget": budget, "training.convention": spec.convention}
+    groups = {"model": model, "objective": objective, **DEFAULT_GROUPS, **spec.groups, **chosen}
+    return Point(groups, {**spec.set, **keys, **fixed})
 
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +192,15 @@ def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
     return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
 
 
-def _cell(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
-    """Return the cell of a point, or the reason why the point is dropped."""
+def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+    """Return the cell of a point, or the reason why the point is dropped.
+
+    Args:
+        spec: The definition.
+        point: The choices and the keys of the cell.
+        config: Its config, as ``cell_config`` returns it.
+        data: Its data set; None if it is not prepared.
+    """
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
         raise UserError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,8 +14,10 @@ from dlm.core.configs import nest
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
-from dlm.plan.definition import parse_sweep
+from dlm.plan.cost import estimated_like
+from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
 from dlm.plan.grid import make_plan
+from dlm.plan.proof import proof_cells
 
 
 def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
@@ -31,12 +35,13 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     if before is not None:
         _check_same(sweep_dir, before, plan)
         here = {cell.cell_id for cell in plan.cells}
-        kept = [cell for cell in before.cells if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
+        kept = [cell for cell in before.grid if cell.cell_id not in here and _started(sweep_dir, cell.cell_id)]
         if kept:  # in the order of make_plan, so that growing a sweep in steps gives the bytes of one plan
-            whole = make_plan(plan.spec.with_budgets({*plan.spec.budgets, *(cell.budget_flops for cell in kept)}))
+            whole = _plan_with(kept, plan.spec, before.spec)
             place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
-            cells = sorted([*plan.cells, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
+            cells = sorted([*plan.grid, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
             plan = dataclasses.replace(plan, spec=whole.spec, cells=tuple(cells), dropped=whole.dropped)
+    plan = with_proof_cells(sweep_dir, plan)
     for cell in plan.cells:
         write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
     planned = {cell.cell_id for cell in plan.cells}
@@ -50,12 +55,35 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     return plan
 
 
+def _plan_with(kept: Sequence[Cell], spec: SweepSpec, before: SweepSpec) -> Plan:
+    """Plan a definition together with the cells that are kept from the definition ``before``."""
+    models = {*spec.models, *(cell.groups["model"] for cell in kept)}
+    seeds = {*spec.seeds, *(cell.seed for cell in kept)}
+    grown = {
+        "models": tuple(name for name in _longer(spec.models, before.models) if name in models),
+        "seeds": tuple(seed for seed in _longer(spec.seeds, before.seeds) if seed in seeds),
+    }
+    spec = spec.model_copy(update=grown).with_budgets({*spec.budgets, *(cell.budget_flops for cell in kept)})
+    whole = make_plan(spec)
+    if {cell.cell_id for cell in kept} <= {cell.cell_id for cell in whole.cells}:
+        return whole
+    return make_plan(spec.model_copy(update={key: getattr(before, key) for key in LIMITS_OF_CELLS}))
+
+
+def _longer(one: Sequence[Any], other: Sequence[Any]) -> Sequence[Any]:
+    return one if len(one) >= len(other) else other
+
+
 def _started(sweep_dir: Path, cell: str) -> bool:
     return (sweep_dir / "runs" / cell).is_dir()
 
 
 def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
     old, new = before.spec.identity(), plan.spec.identity()
+    for key in ("models", "seeds"):  # one list may be the other one with more entries
+        one, other = list(getattr(before.spec, key)), list(getattr(plan.spec, key))
+        if not (set(one) <= set(other) or set(other) <= set(one)):
+            old, new = {**old, key: one}, {**new, key: other}
     changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
     if not changed and before.data_hash not in (None, plan.data_hash):
         changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
@@ -73,13 +101,17 @@ def cell_yaml(sweep: str, cell: Cell) -> str:
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
         "sweep": sweep,
         "planned_cell_id": cell.cell_id,
+        **({"forecast": cell.forecast} if cell.is_proof else {}),
         **nest(overrides),
     }
     return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
 
 def read_plan(sweep_dir: Path) -> Plan:
-    """Read the plan of a sweep folder, with its estimates. Raises UserError if the plan is missing or damaged."""
+    """Read the plan of a sweep folder, with its estimates and its proof runs.
+
+    Raises UserError if the plan is missing or damaged.
+    """
     path = sweep_dir / "plan.json"
     if not path.is_file():
         raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
@@ -88,9 +120,17 @@ def read_plan(sweep_dir: Path) -> Plan:
     try:
         cells = [Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"]]
         spec = parse_sweep(content["spec"], str(path))
-        return Plan(**{**content, "spec": spec, "cells": tuple(cells), "dropped": tuple(content["dropped"])})
+        plan = Plan(**{**content, "spec": spec, "cells": tuple(cells), "dropped": tuple(content["dropped"])})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
+    return with_proof_cells(sweep_dir, plan)
+
+
+def with_proof_cells(sweep_dir: Path, plan: Plan) -> Plan:
+    """Return the plan with the proof runs of the forecasts that are frozen in the folder, after the other cells."""
+    known = {cell.cell_id: cell for cell in plan.cells if cell.is_proof and cell.estimate != NOT_ESTIMATED}
+    proofs = [known.get(cell.cell_id) or estimated_like(cell, plan.grid) for cell in proof_cells(sweep_dir)]
+    return dataclasses.replace(plan, cells=(*plan.grid, *proofs)) if proofs else plan
 
 
 def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:

@@ -16,6 +16,7 @@ from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.points import UNBOUNDED
+from dlm.fit.proof import Proof
 from dlm.fit.result import FitResult
 from dlm.report import figures, words
 
@@ -52,6 +53,8 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, object] | None = None,
+    proofs: Mapping[str, Proof] | None = None,
+    advice: Mapping[str, Sequence[tuple[str, str]]] | None = None,
 ) -> Path:
     """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs neither network nor scripts.
 
@@ -62,6 +65,9 @@ def write_report(
         fits: The fits of one or several objectives (``FitResult.label``).
         title: The title of the page.
         facts: Entries of the line under the title besides the numbers of runs and of excluded runs.
+        proofs: The proof run of each objective, by its name.
+        advice: What would settle the questions that the fits of an objective leave open, by its name: pairs of a
+            sentence and a command, which may be ''.
 
     Returns:
         The path of the page.
@@ -71,7 +77,18 @@ def write_report(
     folder = Path(sweep_dir) / "report"
     listed = list(_named(fits).values())
     groups = {label: [fit for fit in listed if fit.label == label] for label in dict.fromkeys(f.label for f in listed)}
-    sections = [_section(label, group, runs, folder / "figures") for label, group in groups.items()]
+    fitted = runs[runs["role"].isna()] if "role" in runs else runs
+    sections = [
+        _section(
+            label,
+            group,
+            fitted,
+            folder / "figures",
+            proof=(proofs or {}).get(label),
+            advice=(advice or {}).get(label, ()),
+        )
+        for label, group in groups.items()
+    ]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -129,7 +146,15 @@ def _named(fits: figures.Fits) -> dict[str, FitResult]:
     return {f"{fit.label}/{fit.law}" if fit.label else fit.law: fit for fit in fits}
 
 
-def _section(label: str, fits: Sequence[FitResult], runs: pd.DataFrame, folder: Path) -> dict[str, Any]:
+def _section(
+    label: str,
+    fits: Sequence[FitResult],
+    runs: pd.DataFrame,
+    folder: Path,
+    *,
+    proof: Proof | None,
+    advice: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
     """Return the content of the section on one training objective, by the variable names of the template."""
     own = runs[runs["objective"] == label] if label and "objective" in runs else runs
     slug = label or "runs"
@@ -137,6 +162,10 @@ def _section(label: str, fits: Sequence[FitResult], runs: pd.DataFrame, folder: 
         "name": words.objective(label),
         "slug": slug,
         "conclusion": words.conclude(fits),
+        "proof": proof,
+        "proof_table": None if proof is None else _proof(proof),
+        "advice": advice,
+        "untuned": words.untuned(own),
         "svgs": _figures(slug, {fit.law: fit for fit in fits}, own, folder),
         "best": _best(fits),
         "minima": _minima(fits),
@@ -228,6 +257,29 @@ def _checks(fits: Iterable[FitResult]) -> Table:
     ]
     heads = ("fit", "refitted without", "N*", "D*", "loss")
     return Table(heads=heads, rows=rows, words=("fit", "refitted without"))
+
+
+def _proof(proof: Proof) -> Table:
+    """Tabulate the forecast of the proof run and its result, next to the predictions without a law."""
+    heads = ("prediction", "parameters N", "predicted loss", "measured", "off by", "z")
+    rows = []
+    if proof.forecast is not None:
+        for run in proof.forecast["proof"]["runs"]:
+            rows.append(("the law, frozen before the run", *_proof_run(run, proof.rows)))
+        for name, value, error in proof.comparisons():
+            loss = words.MISSING if value is None else f"{value:.3f}"
+            off = words.MISSING if error is None else f"{error:+.1%}"
+            rows.append((name, words.MISSING, loss, words.MISSING, off, words.MISSING))
+    return Table(heads=heads, rows=rows, words=("prediction",))
+
+
+def _proof_run(run: Mapping[str, float], graded: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    said = f"{run['predicted']:.3f} ({run['low']:.3f} to {run['high']:.3f})"
+    size, place = text.count(run["params"]), (run["params"], run["tokens"])
+    for row in graded:
+        if (row["params"], row["tokens"]) == place:
+            return size, said, f"{row['loss']:.3f}", f"{row['error']:+.1%}", f"{row['z']:+.1f}"
+    return size, said, *[words.MISSING] * 3
 
 
 def _runs(runs: pd.DataFrame) -> Table:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INSIDE = 1.05  # a C up to this multiple of the highest budget counts as run: runs miss their budget by some per cent
 SAME_SIZE = 0.03  # two methods agree if their N* differ by less than this fraction
+LEAST_RATES = 3  # with fewer, the best learning rate cannot lie between two others
 WIDE = 10.0  # if the ends of the interval of N* differ by a larger factor, the size is not determined
 MISSING = "–"
 
@@ -60,9 +61,10 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # table of runs: he
     "steps": ("steps", str),
     "time": ("training time", text.duration),
     "attempts": ("attempts", str),
+    "role": ("role", str),
     "device": ("device", str),
 }
-WORD_COLUMNS = ("run_id", "objective", "model", "device")
+WORD_COLUMNS = ("run_id", "objective", "model", "device", "role")
 CAPTION_COLUMNS = ("objective", "attempts", "device", "epochs")  # in the caption if all runs have the same value
 
 
@@ -232,6 +234,28 @@ def reservations(fits: Iterable[FitResult]) -> list[str]:
 def _sentence(words: str) -> str:
     first = words[0] if words.startswith("isoFLOP") else words[0].upper()
     return f"{first}{words[1:]}{'' if words.endswith('.') else '.'}"
+
+
+def untuned(runs: pd.DataFrame) -> str:
+    """Return a sentence if the learning rate was not tuned at both ends of the budgets, otherwise ''.
+
+    It was tuned at a budget if the runs of the size with the lowest loss have three or more rates, and the best of
+    these is neither the lowest nor the highest. Nothing is said if the table does not hold these values.
+    """
+    needed = ["learning_rate", "budget", "params"]
+    if not {*needed} <= {*runs} or runs[needed].isna().any(axis=None):
+        return ""
+    ends = (runs["budget"].min(), runs["budget"].max())
+    if all(_is_tuned(runs[runs["budget"] == end]) for end in ends):
+        return ""
+    said = "its learning rate was not tuned at both ends of the budgets"
+    return f"Untuned: these exponents describe this recipe; {said}."
+
+
+def _is_tuned(runs: pd.DataFrame) -> bool:
+    best = runs.sort_values("loss").iloc[0]
+    rates = runs[runs["params"] == best["params"]]["learning_rate"].unique()
+    return len(rates) >= LEAST_RATES and bool(rates.min() < best["learning_rate"] < rates.max())
 
 
 def refused(fits: Iterable[FitResult]) -> list[str]:

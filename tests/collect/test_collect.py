@@ -72,9 +72,10 @@ def test_the_files_hold_what_was_returned_and_a_second_time_changes_nothing(swee
         finish(sweep_dir, plan, cell)
     collected = collect(sweep_dir)
     runs = pd.read_csv(sweep_dir / "runs.csv")
-    same = [name for name in RUN_COLUMNS if name != "parent"]  # an empty cell reads as NaN, None was written
+    # An empty cell reads as NaN, None was written.
+    same = [name for name in RUN_COLUMNS if name not in ("parent", "role")]
     pd.testing.assert_frame_equal(runs[same], collected.runs[same], check_dtype=False)
-    assert runs.parent.isna().all()
+    assert runs.parent.isna().all() and runs.role.isna().all()
     assert (runs.loss == LOSS).all() and runs.params.dtype == "int64"
     assert list(pd.read_csv(sweep_dir / "excluded.csv").reason) == list(collected.excluded.reason)
     history = pd.read_parquet(sweep_dir / "history.parquet")

@@ -106,7 +106,7 @@ def test_another_definition_under_the_same_name_shows_the_difference(stdlib_data
     content = (tmp_path / "plan.json").read_bytes()
     for changes, words in (
         ({"set": {"optimizer.lr": 1e-3}}, ["0.003", "0.001", "set"]),
-        ({"models": ["4k", "8k"]}, ["models", "19k"]),
+        ({"models": ["4k", "49k"]}, ["models", "19k", "49k"]),
         ({"convention": "6n"}, ["convention", "full_masked_head", "6n"]),
     ):
         with pytest.raises(UserError, match="another definition") as error:

@@ -14,7 +14,7 @@ from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
 from dlm.fit.table import fit_sweep
-from dlm.report import figures
+from dlm.report import figures, words
 from dlm.report import page as report_page
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -196,3 +196,28 @@ def test_allocation_figure_draws_each_law(good):
 def test_importing_the_report_loads_no_pandas_matplotlib_jinja_or_torch():
     code = "import sys, dlm.report; print([m for m in ('pandas', 'matplotlib', 'jinja2', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def tuned(*, at, rates=(1e-3, 3e-3, 1e-2), best=3e-3):
+    """Runs with one rate, and at the budgets ``at`` copies of the best run with these rates, lowest at ``best``."""
+    runs = demo_runs().assign(learning_rate=3e-3)
+    lowest = [runs[runs["budget"] == budget].sort_values("loss").iloc[0] for budget in at]
+    extra = [
+        {**row, "learning_rate": rate, "loss": row["loss"] * (1 + (rate != best) / 100)}
+        for row in lowest
+        for rate in rates
+    ]
+    others = runs.drop(index=[row.name for row in lowest])
+    return pd.concat([others, pd.DataFrame(extra)], ignore_index=True)
+
+
+def test_exponents_are_called_untuned_unless_the_rate_was_tuned_at_both_ends():
+    low, _, high = BUDGETS
+    assert words.untuned(tuned(at=[low, high])) == ""
+    said = "Untuned: these exponents describe this recipe"
+    assert words.untuned(tuned(at=[low])).startswith(said)
+    assert words.untuned(tuned(at=[low, high], best=1e-2)).startswith(said)  # the best rate is at the edge
+    assert words.untuned(tuned(at=[low, high], rates=(3e-3, 1e-2))).startswith(said)
+    by_size = demo_runs().assign(learning_rate=lambda runs: 1 / runs["params"])  # a rate for each size tunes nothing
+    assert words.untuned(by_size).startswith(said)
+    assert words.untuned(demo_runs()) == ""  # the rates are not known

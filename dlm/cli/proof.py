@@ -1,0 +1,198 @@
+"""Freeze the forecast of a sweep's proof run when its other cells are done, and find out how the proof run ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlm.cli.targets import Sweep
+from dlm.core import text
+from dlm.plan.proof import (
+    PROOF_FILE,
+    build_proof,
+    proof_budget,
+    proof_seed,
+    read_forecasts,
+    write_forecasts,
+)
+from dlm.plan.store import write_plan
+from dlm.record.outcomes import State
+from dlm.submit.retry import why_not
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dlm.fit.proof import Proof
+    from dlm.fit.result import FitResult
+    from dlm.submit.cell_now import CellNow
+
+
+def waits_for(sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = False) -> list[str]:
+    """Return the cells that have to end before the proof run: those that are not done and are started again.
+
+    Args:
+        sweep: The sweep.
+        now: The current states of its cells.
+        retry_failed: Whether failed cells are started again whatever the cause.
+    """
+    return [
+        cell.cell_id
+        for cell in sweep.plan.grid
+        if (one := now[cell.cell_id]).state is not State.DONE
+        and (one.is_live or why_not(one, retry_failed=retry_failed) is None)
+    ]
+
+
+def missing_forecasts(sweep: Sweep) -> list[str]:
+    """Return the objectives whose proof run is asked for and whose forecast is not frozen yet."""
+    if sweep.plan.spec.proof is None:
+        return []
+    known = [one["label"] for one in read_forecasts(sweep.folder)]
+    return [name for name in sweep.plan.spec.objectives if name not in known]
+
+
+def with_proof(sweep: Sweep, now: Mapping[str, CellNow]) -> Sweep:
+    """Freeze the forecasts of a sweep whose other cells have ended, and return the sweep with its proof runs.
+
+    A forecast that is frozen is never frozen again. Cells that have failed do not hinder the proof run if every budget
+    still has a usable fit. If there is no forecast, the reason is printed.
+
+    Args:
+        sweep: The sweep.
+        now: The current states of its cells.
+    """
+    frozen, missing = read_forecasts(sweep.folder), missing_forecasts(sweep)
+    if not missing:
+        return sweep
+    sweep = Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))
+    failed = [cell.cell_id for cell in sweep.plan.grid if cell.cell_id in now and now[cell.cell_id].result is None]
+    made = _forecasts(sweep, missing, failed)
+    if not made:
+        return sweep
+    write_forecasts(sweep.folder, [*frozen, *made])
+    for one in made:
+        print(f"frozen in {sweep.folder / PROOF_FILE}: sha256 {one['sha256']}, made {one['made']}")
+    return Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))
+
+
+def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -> list[dict[str, Any]]:
+    """Collect the runs, fit them, and return a forecast for each objective whose fits determine N*."""
+    from dlm.cli.fits import fits_of
+    from dlm.collect.tables import collect
+    from dlm.fit.proof import best_size, freeze_proof, open_budgets
+
+    runs, flops = collect(sweep.folder).runs, proof_budget(sweep.plan.spec)
+    print("fitting, to predict the proof run ...", flush=True)
+    fits = {} if runs.empty else fits_of(runs)
+    made = []
+    for objective in objectives:
+        own = [fit for fit in fits.values() if fit.label == objective]
+        best, why = best_size(own, flops)
+        unusable = open_budgets(own)
+        if failed and unusable:
+            why = f"{len(failed)} cells have failed ({failed[0]} is the first), and {unusable[0]}"
+        if why or best is None:
+            print(f"no proof run of {objective}: {why}")
+            continue
+        varied = _best_varied(sweep, runs, objective)
+        cells, notes = build_proof(sweep.plan, objective=objective, best=best.N, varied=varied)
+        assert sweep.plan.spec.proof is not None
+        asked, notes = sweep.plan.spec.proof.sizes, [*notes, *_notes(sweep, varied)]
+        decisions = [cell.decisions() for cell in cells]
+        made.append(freeze_proof(own, flops, decisions, asked_sizes=asked, notes=notes))
+    return made
+
+
+def _notes(sweep: Sweep, varied: Mapping[str, Any]) -> list[str]:
+    """State the choices that a reader could not guess: the seed of the proof run and its value of each varied key."""
+    notes = [f"the proof run has seed {proof_seed(sweep.plan.spec)}, which no run of the sweep has"]
+    if varied:
+        values = ", ".join(f"{key} {value}" for key, value in varied.items())
+        notes.append(f"of the values that the sweep varies, it uses those of the best run at the top budget: {values}")
+    return notes
+
+
+def _best_varied(sweep: Sweep, runs: pd.DataFrame, objective: str) -> dict[str, Any]:
+    """Return the values of the keys that the definition varies, as the lowest loss at the top budget has them."""
+    if not sweep.plan.spec.vary:
+        return {}
+    own = runs[runs["objective"] == objective]
+    best = own.loc[own[own["budget"] == own["budget"].max()]["loss"].idxmin()]
+    (cell,) = [cell for cell in sweep.plan.grid if cell.cell_id == best["run_id"]]
+    return {key: {**cell.groups, **cell.overrides}[key] for key in sweep.plan.spec.vary}
+
+
+def outcomes(
+    sweep: Sweep, runs: pd.DataFrame, excluded: pd.DataFrame, fits: Mapping[str, FitResult]
+) -> dict[str, Proof]:
+    """Return the proof run of each objective, scored if it has ended; {} if the sweep neither has nor asks for one.
+
+    Args:
+        sweep: The sweep.
+        runs: The rows of its runs.csv.
+        excluded: The rows of its excluded.csv.
+        fits: The fits of its runs.
+
+    Raises:
+        UserError: proof.json has been changed since it was written.
+    """
+    from dlm.fit.frozen import checked
+    from dlm.fit.proof import Proof, best_size
+
+    frozen = {one["label"]: checked(one, sweep.folder / PROOF_FILE) for one in read_forecasts(sweep.folder)}
+    asked = () if sweep.plan.spec.proof is None else sweep.plan.spec.objectives
+    found = {}
+    for label in dict.fromkeys([*asked, *frozen]):
+        own = [fit for fit in fits.values() if fit.label == label]
+        if label in frozen:
+            found[label] = _scored(sweep, frozen[label], runs, excluded, own)
+        else:
+            why = best_size(own, proof_budget(sweep.plan.spec))[1]
+            found[label] = Proof(label=label, why=why or "it follows when the other cells are done")
+    return found
+
+
+def _scored(
+    sweep: Sweep, forecast: Mapping[str, Any], runs: pd.DataFrame, excluded: pd.DataFrame, fits: Sequence[FitResult]
+) -> Proof:
+    from dlm.fit.proof import NOT_YET, Proof
+    from dlm.fit.table import score_forecast
+
+    names = [cell["cell_id"] for cell in forecast["proof"]["cells"]]
+    own = runs[runs["run_id"].isin(names)]
+    notes = [*forecast["proof"]["notes"], *_changes(sweep, forecast, fits)]
+    proof = Proof(label=forecast["label"], forecast=forecast, why=NOT_YET, notes=notes)
+    missing = excluded[excluded["run_id"].isin(names)]
+    if len(missing):
+        why = f"{NOT_YET} ({missing.iloc[0]['run_id']}: {missing.iloc[0]['reason']})"
+        proof = dataclasses.replace(proof, why=why)
+    if own.empty:
+        return proof
+    score = score_forecast(forecast, own)
+    return dataclasses.replace(
+        proof, rows=score.rows, sizes=score.sizes, why="" if len(own) == len(names) else proof.why
+    )
+
+
+def _changes(sweep: Sweep, forecast: Mapping[str, Any], fits: Sequence[FitResult]) -> list[str]:
+    """State what has changed since the forecast was frozen: the definition, or the runs that it was made from."""
+    from dlm.fit.frozen import run_hashes
+    from dlm.fit.proof import headline
+
+    changes, proof = [], forecast["proof"]
+    asked = sweep.plan.spec.proof
+    if asked is None:
+        changes.append("the definition asks for no proof run any more")
+    elif proof_budget(sweep.plan.spec) != proof["budget"]:
+        now = text.flops(proof_budget(sweep.plan.spec))
+        changes.append(f"the definition now asks for a proof run at {now} FLOPs")
+    elif asked.sizes != proof["asked_sizes"]:
+        changes.append(f"the definition now asks for proof runs of {asked.sizes} sizes")
+    main = headline(fits)
+    if main is not None and main.points is not None and set(run_hashes(main.points)) != set(forecast["runs"]["cells"]):
+        changes.append("the runs that the law is fitted to have changed")
+    made = forecast["made"]
+    return [
+        f"{change}; the forecast of {made} stands, because a frozen forecast is never replaced" for change in changes
+    ]

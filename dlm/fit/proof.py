@@ -1,0 +1,187 @@
+"""Fits of a sweep go in; the forecast of its proof run comes out, and later how that run ended, in words and numbers.
+
+A proof run trains the model that the law calls best at a budget above the runs. The forecast is frozen before the run
+starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlm.core import text
+from dlm.fit.fitted import Optimum
+from dlm.fit.frozen import extended, forecast, predicted
+from dlm.fit.laws import LAW_NAMES
+from dlm.fit.optimum import LEVEL, optima, own_optimum
+from dlm.fit.resample import WIDE
+from dlm.fit.result import FitResult
+
+NOT_YET = "the proof run has not ended yet"
+LINE_NAME = "straight log-log line through the isoFLOP minima"
+HOLDOUT_NAMES = {"without_top_1": "without the top budget", "without_top_2": "without the top two budgets"}
+
+
+def headline(fits: Iterable[FitResult]) -> FitResult | None:
+    """The fit that a proof run tests: the Chinchilla surface, whose verdict also covers the Skaling form.
+
+    Its N* at the budget of the proof run is the size that is trained, and its interval of a run is the forecast. None
+    if there is no such fit.
+    """
+    return next((fit for fit in fits if fit.law == "chinchilla"), None)
+
+
+def best_size(fits: Sequence[FitResult], flops: float) -> tuple[Optimum | None, str]:
+    """The optimum of the headline fit at C = `flops`, or the reason why the fits of one objective determine none."""
+    main = headline(fits)
+    if main is None or not main.params:
+        said = main.warnings[0] if main is not None and main.warnings else "no surface was fitted"
+        return None, f"there is no law to predict from: {said}"
+    if main.draws is None or main.verdict is None:
+        said = main.warnings[0] if main.warnings else "its form could not be checked"
+        return None, f"the law has no intervals: {said}"
+    best = optima(main, [flops])[flops]
+    low, high = best.ci["N"]
+    if not math.isfinite(low + high):
+        return None, f"resampled runs do not bound the best size at {text.flops(flops)} FLOPs"
+    if high > WIDE * low:
+        span = text.interval((low, high), "count")
+        return (
+            None,
+            f"the interval of the best size at {text.flops(flops)} FLOPs ({span}) spans a factor above {WIDE:g}",
+        )
+    return best, ""
+
+
+def open_budgets(fits: Iterable[FitResult]) -> list[str]:
+    """The reasons why budgets have no usable minimum, in words."""
+    return [minimum.detail for fit in fits for minimum in fit.minima if not minimum.usable]
+
+
+def freeze_proof(
+    fits: Sequence[FitResult], flops: float, cells: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """Return the forecast of the proof runs of one objective, as it is written to proof.json.
+
+    Args:
+        fits: The fits of the objective, whose `best_size` at `flops` is known.
+        flops: The budget of the proof run, FLOPs.
+        cells: The proof runs, with num_params and tokens.
+        **more: Further facts about the proof runs.
+
+    Returns:
+        What `freeze` writes, and under 'proof' the cells, the prediction of each, the prediction of the straight line
+        through the isoFLOP minima, and the errors of the earlier hold-outs.
+    """
+    main = headline(fits)
+    assert main is not None
+    content = forecast(main, [flops])
+    runs = predicted(content, *([cell[key] for cell in cells] for key in ("num_params", "tokens")))
+    proof = {"budget": flops, **more, "cells": list(cells), "runs": runs, "line": _line(fits, flops)}
+    return extended(content, proof={**proof, "holdouts": _holdouts(fits)})
+
+
+def _line(fits: Iterable[FitResult], flops: float) -> dict[str, float] | None:
+    """N* and L* at C = `flops` on the straight lines through the isoFLOP minima; None without such lines."""
+    line = next((fit for fit in fits if fit.law == "isoflop" and fit.params), None)
+    if line is None:
+        return None
+    best = own_optimum(line, flops, LEVEL)
+    return {"N": best.N, "L": best.L}
+
+
+def _holdouts(fits: Iterable[FitResult]) -> list[dict[str, Any]]:
+    """The relative error of the loss at the budgets that each law predicted from the lower budgets alone."""
+    return [
+        {"law": fit.law, "name": name, "L_error": errors["L_error"]}
+        for fit in fits
+        for name, errors in fit.holdout.items()
+        if "L_error" in errors
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proof:
+    """The proof run of one objective: its forecast, and how it ended."""
+
+    label: str  # the objective
+    forecast: Mapping[str, Any] | None = None  # the frozen forecast; None if there is none
+    why: str = ""  # why there is no forecast, or no result yet; empty once the run is scored
+    rows: Sequence[Mapping[str, Any]] = ()  # the graded proof runs, as in `Score.rows`
+    sizes: Sequence[Mapping[str, Any]] = ()  # the test of N* by proof runs of several sizes, as in `Score.sizes`
+    notes: Sequence[str] = ()  # what a reader has to know besides
+
+    @property
+    def planned(self) -> Mapping[str, float]:
+        """The prediction of the run at N*, as `predicted` returns it."""
+        assert self.forecast is not None
+        runs = self.forecast["proof"]["runs"]
+        return dict(runs[len(runs) // 2])
+
+    @property
+    def measured(self) -> Mapping[str, Any] | None:
+        """The graded run at N*; None before it has ended."""
+        same = [row for row in self.rows if (row["params"], row["tokens"]) == self._place]
+        return same[0] if same else None
+
+    @property
+    def _place(self) -> tuple[float, float]:
+        return self.planned["params"], self.planned["tokens"]
+
+    def sentence(self) -> str:
+        """'predicted 2.031 (2.012 to 2.051), measured 2.038, z = 0.4', or why the run has no result yet."""
+        one, run = self.planned, self.measured
+        said = f"predicted {one['predicted']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        if run is None:
+            return f"{said}; {self.why}"
+        return f"{said}, measured {run['loss']:.3f}, z = {round(run['z'], 1) + 0.0:.1f}"
+
+    def statement(self) -> str:
+        """'Proof run at 9e12 FLOPs with 57.1k parameters: predicted ...', or why there is no proof run."""
+        if self.forecast is None:
+            return f"No proof run: {self.why}"
+        flops, n = text.flops(self.forecast["proof"]["budget"]), text.count(self.planned["params"])
+        return f"Proof run at {flops} FLOPs with {n} parameters: {self.sentence()}"
+
+    def comparisons(self) -> list[tuple[str, float | None, float | None]]:
+        """The straight line and the earlier hold-outs: (name, predicted loss, its relative error); None if unknown.
+
+        These predictions have no interval of a run, so they have no z.
+        """
+        if self.forecast is None:
+            return []
+        proof, run = self.forecast["proof"], self.measured
+        line = proof["line"]
+        value = None if line is None else line["L"]
+        found: list[tuple[str, float | None, float | None]] = [
+            (LINE_NAME, value, None if value is None or run is None else value / run["loss"] - 1)
+        ]
+        for held in proof["holdouts"]:
+            name = f"hold-out: {LAW_NAMES[held['law']]} {HOLDOUT_NAMES.get(held['name'], held['name'])}"
+            found.append((name, None, held["L_error"]))
+        return found
+
+    def tests_of_size(self) -> list[str]:
+        """What proof runs of several sizes say of N*, a sentence for each budget."""
+        found = []
+        for size in self.sizes:
+            between, said = (text.interval(ends, "count") for ends in (size["between"], (size["low"], size["high"])))
+            vertex = "has no minimum between these sizes"
+            if size["vertex"] is not None:
+                vertex = f"has its minimum at {text.count(size['vertex'])} parameters"
+            found.append(
+                f"a parabola through the {size['runs']} proof runs {vertex}; the best run shows that N* lies within "
+                f"{between}; predicted was {said}"
+            )
+        return found
+
+    def report(self) -> str:
+        """The outcome as lines for the terminal."""
+        lines = [f"{self.label}: {self.statement()}" if self.label else self.statement()]
+        for what, value, error in self.comparisons():
+            loss = "" if value is None else f" {value:.3f}"
+            off = "" if error is None else f"{',' if loss else ''} off by {error:+.1%}"
+            lines.append(f"  {what}:{loss}{off}" if loss or off else f"  {what}: none, too few budgets have a minimum")
+        return "\n".join([*lines, *(f"  {line}" for line in (*self.tests_of_size(), *self.notes))])

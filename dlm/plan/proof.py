@@ -1,0 +1,155 @@
+"""Build the proof runs of a sweep, and store the forecasts that they test in proof.json.
+
+A proof run trains the model that the law of the sweep calls best at a budget above the runs. Its loss is predicted and
+frozen in proof.json before the run starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm.core import text
+from dlm.core.configs import choices
+from dlm.core.errors import UserError
+from dlm.core.files import read_json, write_json
+from dlm.core.shape import ModelShape, load_shape
+from dlm.core.sizes import NEAR, shape_near
+from dlm.data.manifest import read_data
+from dlm.plan.cells import Cell, Plan
+from dlm.plan.definition import SweepSpec
+from dlm.plan.grid import Point, cell_at, cell_config, data_node, point_of
+
+PROOF_FILE = "proof.json"
+BUILT = ("n_layer", "n_head", "n_embd", "intermediate_size")  # the keys of a shape that determine its size
+USUAL_GROWTH = 0.5  # N* ~ C^.5, to estimate the cost of a proof run before there is a law
+
+
+def proof_budget(spec: SweepSpec) -> float:
+    """Return the budget of the proof run in FLOPs. The definition must ask for a proof run."""
+    assert spec.proof is not None
+    return spec.proof.factor * max(spec.budgets)
+
+
+def proof_seed(spec: SweepSpec) -> int:
+    """Return the seed of the proof run: one above the seeds of the sweep, because equal seeds share data and noise."""
+    return max(spec.seeds) + 1
+
+
+def build_proof(plan: Plan, *, objective: str, best: float, varied: Mapping[str, Any]) -> tuple[list[Cell], list[str]]:
+    """Build the proof runs of one objective.
+
+    Args:
+        plan: The plan of the sweep, whose definition asks for a proof run.
+        objective: The objective of the runs.
+        best: N* at the budget of the proof run.
+        varied: The value that the proof run takes for each key of ``vary`` in the definition.
+
+    Returns:
+        (the cells, a note for each size that cannot be built). The cells have one size, or with ``sizes: 3`` half of
+        N*, N* and twice N*. Everything else is as for a cell of the definition at this budget and size, except the seed
+        (``proof_seed``) and ``tokens_per_param``, which limits the grid only.
+
+    Raises:
+        UserError: A run of this budget and size cannot be trained.
+    """
+    spec = plan.spec
+    assert spec.proof is not None
+    sizes = [best] if spec.proof.sizes == 1 else [best / 2, best, 2 * best]
+    cells, notes = dict[str, Cell](), list[str]()
+    for size in sizes:
+        shape = shape_near(size, _shapes(spec, varied))
+        if abs(shape.num_params / size - 1) > NEAR:
+            reached = text.count(shape.num_params)
+            notes.append(f"no shape between the sizes of configs/model has {text.count(size)} parameters: {reached} do")
+        cell = _cell(plan, objective, varied, shape)
+        cells[cell.cell_id] = cell
+    return list(cells.values()), notes
+
+
+def expected_proof(plan: Plan) -> list[Cell]:
+    """Return proof runs of about the size that those which are still to be planned will have, to estimate their cost.
+
+    The size is the middle one of the top budget times the root of the factor. The list is empty if the definition asks
+    for no proof run. Objectives whose proof runs are in the plan are left out.
+    """
+    spec, cells = plan.spec, list[Cell]()
+    if spec.proof is None:
+        return []
+    varied = {key: values[0] for key, values in spec.vary.items()}
+    known = {cell.groups["objective"] for cell in plan.cells if cell.is_proof}
+    for objective in spec.objectives:
+        own = [cell for cell in plan.grid if cell.groups["objective"] == objective]
+        if objective in known or not own:
+            continue
+        top = max(cell.budget_flops for cell in own)
+        sizes = sorted(cell.num_params for cell in own if cell.budget_flops == top)
+        best = sizes[len(sizes) // 2] * spec.proof.factor**USUAL_GROWTH
+        cells += build_proof(plan, objective=objective, best=best, varied=varied)[0]
+    return cells
+
+
+def _shapes(spec: SweepSpec, varied: Mapping[str, Any]) -> list[ModelShape]:
+    """Return the sizes of configs/model that have the vocabulary of the sweep, with the ``model`` keys of its cells."""
+    given = {**spec.set, **varied}
+    keys = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
+    keys = {key: value for key, value in keys.items() if key not in (*BUILT, "name")}
+    own = load_shape(spec.models[0])
+    same = [
+        shape
+        for shape in (dataclasses.replace(load_shape(name), name=name) for name in choices("model"))
+        if (shape.vocab_size, shape.block_size) == (own.vocab_size, own.block_size)
+        and shape.n_head % (keys.get("n_query_groups") or 1) == 0
+    ]
+    return [dataclasses.replace(shape, **keys) for shape in same]
+
+
+def _cell(plan: Plan, objective: str, varied: Mapping[str, Any], shape: ModelShape) -> Cell:
+    """Return the proof run with this shape, whose name is that of the nearest size of configs/model."""
+    spec, budget = plan.spec, proof_budget(plan.spec)
+    point = point_of(spec, model=shape.name, objective=objective, varied=varied, seed=proof_seed(spec), budget=budget)
+    built = {f"model.{key}": getattr(shape, key) for key in BUILT}
+    name = f"proof-{text.count(shape.num_params, digits=2)}"
+    point = Point(point.groups, {**point.overrides, "model.name": name, **built})
+    data = read_data(data_node(point.groups, point.overrides))
+    found = cell_at(
+        spec.model_copy(update={"tokens_per_param": None}), point, cell_config(point.groups, point.overrides), data
+    )
+    if isinstance(found, Cell):
+        return found
+    raise UserError(
+        f"the proof run of {text.flops(budget)} FLOPs at {text.count(shape.num_params)} parameters: {found}; lower "
+        "proof.factor, or leave the proof run out with --set proof=null"
+    )
+
+
+def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
+    """Read the frozen forecasts of a sweep, one for each objective. There are none before the other cells are done.
+
+    Raises:
+        UserError: proof.json is damaged.
+    """
+    path = sweep_dir / PROOF_FILE
+    if not path.is_file():
+        return []
+    try:
+        return list(read_json(path)["forecasts"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no forecasts ({error}): move it away, and the next start freezes new ones"
+        ) from error
+
+
+def write_forecasts(sweep_dir: Path, forecasts: Sequence[Mapping[str, Any]]) -> None:
+    """Write proof.json."""
+    write_json(sweep_dir / PROOF_FILE, {"forecasts": list(forecasts)})
+
+
+def proof_cells(sweep_dir: Path) -> list[Cell]:
+    """Return the proof runs of the frozen forecasts of a sweep."""
+    found = []
+    for forecast in read_forecasts(sweep_dir):
+        found += [Cell(**cell, forecast=forecast["sha256"]) for cell in forecast["proof"]["cells"]]
+    return found
