@@ -142,9 +142,9 @@ def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> flo
 
 
 def with_optima(result: F, at: Iterable[float]) -> F:
-    """The result with its optima at each C of `at` (FLOPs), and with warnings for those beyond the runs."""
+    """The result with its optima at each C of `at` (FLOPs), and with notes on those beyond the runs."""
     best = optima(result, at)
-    return with_warnings(replace(result, at=best), _reach_warnings(result, best))
+    return replace(result, at=best, notes=(*result.notes, *_reach_notes(result, best)))
 
 
 def with_warnings(result: F, more: Iterable[str]) -> F:
@@ -153,16 +153,16 @@ def with_warnings(result: F, more: Iterable[str]) -> F:
     return replace(result, warnings=warnings, status="warned" if warnings and result.status == "ok" else result.status)
 
 
-def _reach_warnings(result: Fitted, at: Iterable[float]) -> list[str]:
+def _reach_notes(result: Fitted, at: Iterable[float]) -> list[str]:
     top = top_of(result)
     beyond = sorted(c for c in at if c > TOP * top)
     if not beyond:
         return []
     used = f"the highest C used ({text.flops(top)})"
-    warned = [f"C = {text.flops(beyond[-1])} is beyond {used}: true only if the law keeps its form"]
+    notes = [f"C = {text.flops(beyond[-1])} is beyond {used}: true only if the law keeps its form"]
     if result.surface is None:
-        warned.append(f"no interval for L at C = {text.flops(beyond[0])} and above: {WITHHELD_LINE}")
-    return warned
+        notes.append(f"no interval for L at C = {text.flops(beyond[0])} and above: {WITHHELD_LINE}")
+    return notes
 
 
 def names(law: Law | None) -> tuple[str, ...]:

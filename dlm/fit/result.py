@@ -78,7 +78,8 @@ class FitResult(Fitted):
         table = html_table([("", "value", "95 % interval"), *_numbers(self)])
         best = html_list(f"{text.flops(c)} FLOPs: {sentence(o)}" for c, o in self.at.items())
         verdict = "" if self.verdict is None else f"<p>{html.escape(self.verdict.sentence())}</p>"
-        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}{best}{verdict}{html_list(self.warnings)}"
+        remarks = html_list((*self.warnings, *self.notes))
+        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}{best}{verdict}{remarks}"
 
 
 def sentence(best: Optimum) -> str:

@@ -86,7 +86,7 @@ def fit_runs(
     else:
         weight = frame.get("weight") if weights is None else weights
         result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
-    result = replace(with_warnings(result, frame.attrs["warnings"]), notes=tuple(frame.attrs["notes"]))
+    result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
     if not bootstrap:
         return result
     return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)

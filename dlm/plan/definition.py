@@ -32,7 +32,8 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
-LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs")
+LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
+NEW_FIELDS = ("proof", "replicates")  # they came later, and stand in plan.json only if they are set
 
 
 class _Frozen(BaseModel):
@@ -62,6 +63,16 @@ class Proof(_Frozen):
     sizes: Literal[1, 3] = 1  # 3: also half and twice the best size; the minimum of the three tests N* itself
 
 
+class Replicates(_Frozen):
+    """Further runs of the cells at the lower budgets, whose losses vary more between seeds and cost less."""
+
+    below: Share  # a share of the top budget: cells at lower budgets are trained several times
+    runs: int = Field(ge=2)  # how often, each time with another seed
+
+
+SEED_STEP = 1000  # the further runs of a cell with seed s have the seeds s + 1000, s + 2000, ...
+
+
 class SweepSpec(_Frozen):
     """A sweep definition: the cells to train, and the settings that they share."""
 
@@ -83,10 +94,17 @@ class SweepSpec(_Frozen):
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
+    replicates: Replicates | None = None  # further runs of the cells at the lower budgets
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it. A key that came later is absent if null."""
-        return self.model_dump(mode="json", exclude={"proof"} if self.proof is None else None)
+        return self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if getattr(self, key) is None})
+
+    def seeds_at(self, budget: float) -> tuple[int, ...]:
+        """Return the seeds of the cells at a budget, with those of ``replicates``."""
+        several = self.replicates
+        runs = several.runs if several is not None and budget < several.below * max(self.budgets) else 1
+        return tuple(seed + SEED_STEP * k for k in range(runs) for seed in self.seeds)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that all definitions of one sweep must share.
@@ -149,7 +167,7 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
-    if top in ("set", "vary", "groups", "hardware", "proof") and rest:
+    if top in ("set", "vary", "groups", "hardware", *NEW_FIELDS) and rest:
         content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value
@@ -182,7 +200,7 @@ def _explain(error: ValidationError) -> str:
     *groups, key = (str(part) for part in first["loc"])
     name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
-        nodes = {"hardware": Hardware.model_fields, "proof": Proof.model_fields}
+        nodes = {kind.__name__.lower(): kind.model_fields for kind in (Hardware, Proof, Replicates)}
         where, fields = (f"key of {groups[0]}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
         return str(unknown(where, key, fields))
     return f"{name} is missing" if first["type"] == "missing" else f"{name} is {first['input']!r}: {first['msg']}"

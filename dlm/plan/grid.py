@@ -110,10 +110,12 @@ class Point:
 def _points(spec: SweepSpec) -> Iterator[Point]:
     """Yield every combination of the values in a definition."""
     combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
+    seeds = {budget: spec.seeds_at(budget) for budget in spec.budgets}
     for objective, varied, seed, budget, model in itertools.product(
-        spec.objectives, combinations, spec.seeds, spec.budgets, spec.models
+        spec.objectives, combinations, max(seeds.values(), key=len), spec.budgets, spec.models
     ):
-        yield point_of(spec, model=model, objective=objective, varied=varied, seed=seed, budget=budget)
+        if seed in seeds[budget]:
+            yield point_of(spec, model=model, objective=objective, varied=varied, seed=seed, budget=budget)
 
 
 def point_of(

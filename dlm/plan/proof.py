@@ -35,7 +35,7 @@ def proof_budget(spec: SweepSpec) -> float:
 
 def proof_seed(spec: SweepSpec) -> int:
     """Return the seed of the proof run: one above the seeds of the sweep, because equal seeds share data and noise."""
-    return max(spec.seeds) + 1
+    return max(seed for budget in spec.budgets for seed in spec.seeds_at(budget)) + 1
 
 
 def build_proof(plan: Plan, *, objective: str, best: float, varied: Mapping[str, Any]) -> tuple[list[Cell], list[str]]:

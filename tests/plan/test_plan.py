@@ -23,6 +23,7 @@ from dlm.data.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan.cost import validation_flops, with_estimates
 from dlm.plan.definition import load_sweep, parse_sweep
 from dlm.plan.grid import cell_config, make_plan
+from dlm.plan.proof import proof_seed
 from dlm.plan.store import read_plan, write_plan
 
 TINY = {
@@ -99,6 +100,38 @@ def test_the_same_definition_gives_the_same_bytes_also_grown_in_two_steps(stdlib
         before = (grown / "plan.json").stat().st_mtime_ns
         write_plan(grown, make_plan(spec(**changes)))
         assert (grown / "plan.json").stat().st_mtime_ns == before
+
+
+def test_cells_at_the_lower_budgets_are_planned_several_times(stdlib_data, tmp_path):
+    changes = {"models": ["4k"], "budgets": [1e10, 3e10], "seeds": [7, 8]}
+    several = spec(**changes, replicates={"below": "1/2", "runs": 3})
+    seeds = {
+        budget: [cell.seed for cell in make_plan(several).cells if cell.budget_flops == budget]
+        for budget in several.budgets
+    }
+    assert seeds == {1e10: [7, 8, 1007, 1008, 2007, 2008], 3e10: [7, 8]}
+    assert proof_seed(several) == 2009
+    once = write_plan(tmp_path, make_plan(spec(**changes)))
+    assert "replicates" not in (tmp_path / "plan.json").read_text()
+    for cell in once.cells:
+        (tmp_path / "runs" / cell.cell_id).mkdir(parents=True)
+    grown = write_plan(tmp_path, make_plan(several))  # a sweep may grow by them, and keeps its cells
+    assert {cell.cell_id for cell in once.cells} < {cell.cell_id for cell in grown.cells}
+    assert read_plan(tmp_path).spec == several
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"below": 0.5, "runs": 1}, ["replicates.runs is 1", "2"]),
+        ({"below": 1.5, "runs": 2}, ["replicates.below is 1.5", "1"]),
+        ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates 'times'"]),
+    ],
+)
+def test_a_mistake_in_replicates_is_one_line(wrong, words):
+    with pytest.raises(UserError) as error:
+        spec(replicates=wrong)
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_another_definition_under_the_same_name_shows_the_difference(stdlib_data, tmp_path):
