@@ -186,7 +186,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     attempt = write_environment(run_dir, trainer) if run_dir is not None and trainer.is_global_zero else {}
     start = _start_from(config, run_dir)
     if start is not None:
-        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True))
+        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True), data_hash=data_set.hash)
     preemptions = [callback for callback in callbacks_of(trainer) if isinstance(callback, Preemption)]
     for preemption in preemptions:
         preemption.take_signals()
