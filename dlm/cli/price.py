@@ -147,4 +147,4 @@ def agree_on_cost(plan: Plan, folder: Path, options: StartOptions, *, left: Mapp
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:
     """Return the GPU-hours of the remaining steps of a cell."""
     done = 0 if now.status is None else min(now.status.step, cell.steps)
-    return (cell.estimate.gpu_hours or 0.0) * (1 - done / cell.steps)
+    return (cell.estimate.gpu_hours or 0.0) * min((1 - done / cell.steps) / cell.own_share, 1)

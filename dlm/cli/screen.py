@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
 
@@ -50,6 +51,8 @@ def show_plan(plan: Plan) -> None:
     if len(plan.dropped) > SHOWN_DROPPED:
         more = len(plan.dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
+    if plan.spec.branches:
+        out.print(_sharing_line(plan))
     out.print(_cost_line(plan))
 
 
@@ -70,9 +73,25 @@ def _plan_row(cell: Cell) -> dict[str, str]:
     }
 
 
+def _sharing_line(plan: Plan) -> str:
+    """Return what shared trunks save and cost."""
+    found = sharing(plan.cells)
+    if not found.branches:
+        return "shared trunks: none, because no two cells differ in their budget alone"
+    line = (
+        f"shared trunks: {found.branches} of {len(plan.cells)} cells branch off {found.trunks} others and train "
+        f"{found.flops:.0%} of the FLOPs without sharing"
+    )
+    if found.width is None or found.flops_at_equal_width is None:
+        return f"{line}; too few cells to compute what the shared noise costs"
+    return (
+        f"{line}; if branches share half of the variance of their noise with the trunk, the interval of N* at the top "
+        f"budget is {found.width - 1:+.0%} wide, and intervals of equal width take {found.flops_at_equal_width:.0%}"
+    )
+
+
 def _cost_line(plan: Plan) -> str:
-    flops = sum(cell.budget_flops for cell in plan.cells)
-    line = f"{len(plan.cells)} cells, {text.flops(flops)} FLOPs ({plan.convention})"
+    line = f"{len(plan.cells)} cells, {text.flops(own_flops(plan.cells))} FLOPs ({plan.convention})"
     first = plan.cells[0].estimate
     if first.hours is None:
         return f"{line}; time: {first.basis}"

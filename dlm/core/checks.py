@@ -62,7 +62,8 @@ _ABSENT = object()
 
 TOP_LEVEL = (
     "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
-    "recipe", "training", "validation", "seed", "ckpt_path", "profiler", "planned_cell_id", "cell_id",
+    "recipe", "training", "validation", "seed", "ckpt_path", "parent", "branch_step", "keep_steps", "profiler",
+    "planned_cell_id", "cell_id",
 )  # fmt: skip
 
 OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key in info.keys))

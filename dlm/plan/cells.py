@@ -24,6 +24,7 @@ class Estimate:
 
 
 NOT_ESTIMATED = Estimate()
+TRUNK_FIELDS = ("parent", "branch_step")  # fields of Cell that only the plans of sweeps with shared trunks hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,16 @@ class Cell:
     epochs: float | None  # None while the data are not prepared
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
+    parent: str | None = (
+        None  # the trunk, the cell from whose checkpoint this cell starts; None: it starts from nothing
+    )
+    branch_step: int | None = None  # the step of that checkpoint
     estimate: Estimate = NOT_ESTIMATED
+
+    @property
+    def own_share(self) -> float:
+        """The share of the steps that this cell trains itself; the others are those of its trunk."""
+        return 1 - (self.branch_step or 0) / self.steps
 
     def decisions(self) -> dict[str, Any]:
         """Return the fields that plan.json holds: all except the estimate."""
@@ -80,5 +90,7 @@ class Plan:
             estimates: Whether to include the estimates, as `dlm plan --json` does. plan.json does not hold them.
         """
         cells = [cell.row() if estimates else cell.decisions() for cell in self.cells]
+        if not self.spec.branches:
+            cells = [{key: value for key, value in cell.items() if key not in TRUNK_FIELDS} for cell in cells]
         spec = self.spec.model_dump(mode="json")
         return {**vars(self), "spec": spec, "cells": cells, "dropped": list(self.dropped)}

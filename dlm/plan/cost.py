@@ -40,14 +40,15 @@ def validation_flops(cell: Cell) -> float:
     """Return the FLOPs of the forward passes of all validations of a cell.
 
     They count towards the hours but not towards the budget, which covers training only. The value is an upper bound,
-    because the validation split may hold fewer sequences than ``validation.num_sequences``.
+    because the validation split may hold fewer sequences than ``validation.num_sequences``. Only the validations after
+    the branch point of a cell count.
     """
     asked = {
         name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
     }
     objective = OBJECTIVES[cell.objective]
     draws = asked["draws"] if objective.is_bound else 1
-    passes = asked["num_sequences"] * draws * asked["times"]
+    passes = asked["num_sequences"] * draws * math.ceil(asked["times"] * cell.own_share)
     per_token = flops_per_token(
         load_shape(cell.model), convention="full_masked_head", block_size=cell.block_size, objective=objective
     )
@@ -60,7 +61,7 @@ GIB = 2**30
 def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None) -> Estimate:
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
     rate, basis = _rate(cell, hardware, gpus, rates)
-    flops = cell.flops["full_masked_head"] + validation_flops(cell)
+    flops = cell.flops["full_masked_head"] * cell.own_share + validation_flops(cell)
     hours = None if rate is None else flops / rate / 3600
     return Estimate(
         hours=hours,

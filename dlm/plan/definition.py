@@ -9,7 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.errors import UserError, unknown
@@ -66,10 +75,19 @@ class SweepSpec(_Frozen):
     groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
     set: dict[str, Any] = Field(default_factory=dict)  # config key -> value, for every cell
     vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # key or group -> values; one cell per combination
+    branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
     max_epochs: float = Field(default=4.0, gt=0)  # cells that read their data more often are dropped
     max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``branches`` where it is false, so that the plans of such sweeps keep their bytes."""
+        content: dict[str, Any] = serialise(self)
+        if not self.branches:
+            content.pop("branches", None)
+        return content
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that all definitions of one sweep must share.
