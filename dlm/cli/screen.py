@@ -176,6 +176,11 @@ class LocalProgress:
             self._bars[name] = self._progress.add_task(name, total=self._steps[name])
         elif event.kind == "deferred":
             self._say(f"{name} is run by another process: waiting for it")
+        elif event.kind == "alone" and event.job.awaits is not None:
+            at = event.job.awaits
+            self._say(
+                f"{name} trains from nothing: its trunk {at.trunk} ended without the checkpoint of step {at.step}"
+            )
         elif event.kind == "ended":
             self._show_ended(event)
 

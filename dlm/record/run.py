@@ -192,6 +192,11 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
+def has_checkpoint(run_dir: Path, step: int) -> bool:
+    """Return whether a run has finished writing its checkpoint of one step. The content may have been damaged since."""
+    return (checkpoint_folder(run_dir, step) / "manifest.json").is_file()
+
+
 def checkpoint_steps(run_dir: Path) -> list[int]:
     """Return the steps of which a run holds a checkpoint, ascending. Damaged ones count too."""
     found = (run_dir / "checkpoints").glob("step_*/manifest.json")
