@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from support.slurm_stand_in import end
 from support.stub_cell import result, status
-from support.submissions import ask_mode, make_cell, run_dir, submit
+from support.submissions import ask_mode, make_cell, make_pool, run_dir, submit
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
@@ -124,8 +124,6 @@ def test_a_trunk_that_is_deleted_while_its_branches_wait_is_not_waited_for(sweep
     def delete():
         if watch.names("ended"):
             shutil.rmtree(run_dir(sweep_dir, "trunk"))
-
-    from support.submissions import make_pool
 
     assert submit(plan, sweep_dir, make_pool(cores=1), on_event=watch, on_tick=delete).exit_codes == {"a": 0, "b": 0}
 
