@@ -4,8 +4,8 @@
 
 Each row is a design and a true law. In every world, runs are drawn twice: with noise of their own only, and with noise
 of the same variance of which a share belongs to the trunk. A surface is fitted to both. `width` is the spread of N* at
-the top budget over the worlds with shared noise, relative to that without; `planned` is what `dlm plan` says for a
-share of one half; `covered` is the share of the 95 % intervals after `bootstrap` that hold N*.
+the top budget over the worlds with shared noise, relative to that without; `planned` is what `dlm plan` says;
+`covered` is the share of the 95 % intervals after `bootstrap` that hold N*.
 """
 
 from __future__ import annotations

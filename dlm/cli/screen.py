@@ -84,9 +84,11 @@ def _sharing_line(plan: Plan) -> str:
     )
     if found.width is None or found.flops_at_equal_width is None:
         return f"{line}; too few cells to compute what the shared noise costs"
+    wider = "wider" if found.width >= 1 else "narrower"
     return (
-        f"{line}; if branches share half of the variance of their noise with the trunk, the interval of N* at the top "
-        f"budget is {found.width - 1:+.0%} wide, and intervals of equal width take {found.flops_at_equal_width:.0%}"
+        f"{line}; the losses are the same. Against cells with a seed of their own each, the interval of N* at the top "
+        f"budget is about {abs(found.width - 1):.0%} {wider}, and one of equal width takes "
+        f"{found.flops_at_equal_width:.0%} of the FLOPs"
     )
 
 

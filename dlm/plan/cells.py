@@ -52,9 +52,7 @@ class Cell:
     epochs: float | None  # None while the data are not prepared
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
-    parent: str | None = (
-        None  # the trunk, the cell from whose checkpoint this cell starts; None: it starts from nothing
-    )
+    parent: str | None = None  # the trunk: this cell starts from a checkpoint of that cell; None: from nothing
     branch_step: int | None = None  # the step of that checkpoint
     estimate: Estimate = NOT_ESTIMATED
 

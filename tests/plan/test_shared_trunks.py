@@ -155,7 +155,7 @@ def test_the_plan_says_what_sharing_saves_and_costs(stdlib_data, command, workdi
     assert ended.code == 0 and "6 of 9 cells branch off 3 others" in ended.out
     assert found.flops == pytest.approx((9 + 0.1 * (3 + 1)) / 13, abs=0.01)
     assert f"train {found.flops:.0%} of the FLOPs without sharing" in " ".join(ended.out.split())
-    assert f"equal width take {found.flops_at_equal_width:.0%}" in " ".join(ended.out.split())
+    assert f"of equal width takes {found.flops_at_equal_width:.0%}" in " ".join(ended.out.split())
     ended = command("dlm.cli", "plan", str(path), "--dry-run", "--budget", "3e10")
     assert ended.code == 0 and "shared trunks: none" in ended.out
 
