@@ -64,6 +64,7 @@ test-long: $(READY) ## run campaigns and repetitions, for hours; those on SLURM 
 	@$(BIN)/python -m pytest -m 'long and not slurm and not gpu' || test $$? -eq 5
 	@$(BIN)/python tests/long/kills.py
 	@$(BIN)/python tests/long/kills_history.py
+	@$(BIN)/python tests/long/kills_sweep.py
 	@test "$$(id -u)" -ne 0 || $(MAKE) --no-print-directory test-long-slurm
 
 .PHONY: test-long-slurm

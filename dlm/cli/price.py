@@ -190,4 +190,4 @@ def _with_proof(proof: Sequence[Estimate]) -> str:
 def _gpu_hours_to_go(cell: Cell, now: CellNow) -> float:
     """Return the GPU-hours of the remaining steps of a cell."""
     done = 0 if now.status is None else min(now.status.step, cell.steps)
-    return (cell.estimate.gpu_hours or 0.0) * (1 - done / cell.steps)
+    return (cell.estimate.gpu_hours or 0.0) * min((1 - done / cell.steps) / cell.own_share, 1)

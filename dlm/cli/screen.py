@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
 
@@ -59,6 +60,8 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     if len(plan.dropped) > SHOWN_DROPPED:
         more = len(plan.dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
+    if plan.spec.branches:
+        out.print(_sharing_line(plan))
     out.print(_cost_line(plan))
     if proof:
         out.print(_proof_line(proof))
@@ -90,9 +93,27 @@ def _plan_row(cell: Cell) -> dict[str, str]:
     }
 
 
+def _sharing_line(plan: Plan) -> str:
+    """Return what shared trunks save and cost."""
+    found = sharing(plan.cells)
+    if not found.branches:
+        return "shared trunks: none, because no two cells differ in their budget alone"
+    line = (
+        f"shared trunks: {found.branches} of {len(plan.cells)} cells branch off {found.trunks} others and train "
+        f"{found.flops:.0%} of the FLOPs without sharing"
+    )
+    if found.width is None or found.flops_at_equal_width is None:
+        return f"{line}; too few cells to compute what the shared noise costs"
+    wider = "wider" if found.width >= 1 else "narrower"
+    return (
+        f"{line}; the losses are the same. Against cells with a seed of their own each, the interval of N* at the top "
+        f"budget is about {abs(found.width - 1):.0%} {wider}, and one of equal width takes "
+        f"{found.flops_at_equal_width:.0%} of the FLOPs"
+    )
+
+
 def _cost_line(plan: Plan) -> str:
-    flops = sum(cell.budget_flops for cell in plan.cells)
-    line = f"{len(plan.cells)} cells, {text.flops(flops)} FLOPs ({plan.convention})"
+    line = f"{len(plan.cells)} cells, {text.flops(own_flops(plan.cells))} FLOPs ({plan.convention})"
     first = plan.cells[0].estimate
     if first.hours is None:
         return f"{line}; time: {first.basis}"
@@ -194,6 +215,11 @@ class LocalProgress:
             self._bars[name] = self._progress.add_task(name, total=self._steps[name], words="starts")
         elif event.kind == "deferred":
             self._say(f"{name} is run by another process: waiting for it")
+        elif event.kind == "alone" and event.job.awaits is not None:
+            at = event.job.awaits
+            self._say(
+                f"{name} trains from nothing: its trunk {at.trunk} ended without the checkpoint of step {at.step}"
+            )
         elif event.kind == "ended":
             self._show_ended(event)
 

@@ -109,7 +109,11 @@ def _planned(plan: Plan) -> dict[str, Candidate]:
     return {
         cell.cell_id: Candidate(
             name=cell.cell_id,
-            config={**cell_config(cell.groups, cell.overrides), "forecast": cell.forecast},
+            config={
+                **cell_config(cell.groups, cell.overrides),
+                "forecast": cell.forecast,
+                "parent": cell.parent,
+            },
             sweep=plan.spec.name,
             run_id=record.run_id(plan.spec.name, cell.cell_id),
             data_hash=plan.data_hash if cell.groups["data"] == plan.data else None,

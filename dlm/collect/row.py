@@ -59,7 +59,7 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
         "block_size": recipe.block_size,
         "learning_rate": config["optimizer"]["lr"],
         "schedule": config["scheduler"]["name"],
-        "parent": config.get("ckpt_path"),
+        "parent": config.get("parent") or config.get("ckpt_path"),
         "seed": config["seed"],
         "data": config["data"]["name"],
         "data_hash": cell.data_hash,

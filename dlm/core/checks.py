@@ -17,6 +17,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.momentum": (0, 0.99999),
     "scheduler.warmup_fraction": (0, 1),
     "scheduler.warmup_min_steps": (0, math.inf),
+    "scheduler.warmup_tokens_per_param": (0, math.inf),
     "scheduler.min_ratio": (0, 1),
     "scheduler.decay_fraction": (1e-6, 1),
     "objective.eps": (1e-9, 0.999),
@@ -61,8 +62,8 @@ _ABSENT = object()
 
 TOP_LEVEL = (
     "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
-    "recipe", "training", "validation", "seed", "ckpt_path", "profiler", "planned_cell_id", "cell_id",
-    "forecast",
+    "recipe", "training", "validation", "seed", "ckpt_path", "parent", "branch_step", "keep_steps", "profiler",
+    "planned_cell_id", "cell_id", "forecast",
 )  # fmt: skip
 
 OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key in info.keys))
@@ -71,7 +72,9 @@ OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key 
 KEYS = {
     "objective": ("name", *OBJECTIVE_KEYS),
     "optimizer": ("name", "lr", "betas", "eps", "weight_decay", "decay", "gradient_clip_val", "momentum"),
-    "scheduler": ("name", "warmup_fraction", "warmup_min_steps", "min_ratio", "decay_fraction"),
+    "scheduler": (
+        "name", "warmup_fraction", "warmup_min_steps", "warmup_tokens_per_param", "min_ratio", "decay_fraction",
+    ),
     "data": (
         "name", "data_dir", "sources", "prepare", "block_size", "stride", "batch_size", "micro_batch_size",
         "num_workers",

@@ -59,11 +59,14 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         data_hash: The hash of the data; None if the data is not prepared yet. Preparing it changes the id.
     """
     precision = config.get("trainer", {}).get("precision")
+    not_read = dict(_DECIDING)
+    if config["scheduler"].get("warmup_tokens_per_param") is not None:
+        not_read["scheduler"] = ("warmup_fraction", "warmup_min_steps")
     return {
         "version": VERSION,
         **{
             name: {key: value for key, value in config[name].items() if key not in without}
-            for name, without in _DECIDING.items()
+            for name, without in not_read.items()
         },
         "data": {"hash": data_hash, **{key: config["data"].get(key) for key in ("block_size", "stride", "batch_size")}},
         "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},
@@ -71,6 +74,18 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         "parent": config.get("ckpt_path"),
         "precision": None if precision == "auto" else precision,  # auto depends on the device
     }
+
+
+def shared_identity(config: Mapping[str, Any], *, data_hash: str | None) -> dict[str, Any]:
+    """Return the values that two runs must share to have the same losses while their learning rates are equal.
+
+    These are all values of ``identity`` except the schedule, the length, the validation and the checkpoint to start
+    from.
+    """
+    whole = identity(config, steps=0, data_hash=data_hash)
+    shared = {key: whole[key] for key in ("model", "objective", "optimizer", "data", "seed", "precision")}
+    normalised: dict[str, Any] = canonical(shared)
+    return normalised
 
 
 def _budget(config: Mapping[str, Any]) -> float | None:

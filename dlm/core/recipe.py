@@ -26,12 +26,17 @@ class Recipe:
     shape: ModelShape
     causal: bool
     steps: int
-    warmup_steps: int
+    rates: schedule.Rates
     global_batch_size: int  # sequences per optimiser step
     block_size: int  # tokens per sequence
     budget_flops: float | None  # None if training.steps is set
     convention: flops.Convention
     flops: Mapping[flops.Convention, float]  # actual FLOPs of all steps, under every convention
+
+    @property
+    def warmup_steps(self) -> int:
+        """The optimiser steps of the warm-up."""
+        return self.rates.warmup
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,13 +80,12 @@ def derive(config: Mapping[str, Any]) -> Recipe:
     convention = flops.check_convention(training["convention"])
     per_token = flops.flops_per_token(shape, convention=convention, block_size=block_size, objective=objective)
     steps, budget = _steps(training, per_token, batch_size * block_size)
-    scheduler = config["scheduler"]
     return Recipe(
         shape=shape,
         causal=objective.causal,
         steps=steps,
-        warmup_steps=schedule.warmup_steps(
-            steps, fraction=scheduler["warmup_fraction"], minimum=scheduler["warmup_min_steps"]
+        rates=schedule.rates_of(
+            config["scheduler"], steps=steps, num_params=shape.num_params, tokens_per_step=batch_size * block_size
         ),
         global_batch_size=batch_size,
         block_size=block_size,

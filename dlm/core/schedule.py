@@ -7,7 +7,9 @@ Every schedule warms up linearly from 0 to 1 and ends at ``min_ratio`` on the la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from dlm.core.errors import unknown
 
@@ -58,3 +60,45 @@ def multiplier(
         return (step + 1) / (warmup + 1)
     progress = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
     return SHAPES[name](progress, min_ratio=min_ratio, decay_fraction=decay_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The learning-rate schedule of one run."""
+
+    config: Mapping[str, Any]  # the config node ``scheduler``
+    steps: int  # length of the run, in optimiser steps
+    warmup: int  # length of the warm-up, in optimiser steps
+
+    def multiplier(self, step: int) -> float:
+        """Return the factor on the peak learning rate at one optimiser step, counted from 0."""
+        shape = {key: self.config[key] for key in ("name", "min_ratio", "decay_fraction") if key in self.config}
+        return multiplier(step, steps=self.steps, warmup=self.warmup, **shape)
+
+    def holds(self, step: int) -> bool:
+        """Return whether ``step`` is in the constant part of a wsd schedule."""
+        return self.config["name"] == "wsd" and self.multiplier(step) == 1
+
+    def last_held(self) -> int:
+        """Return the last step of the constant part of a wsd schedule."""
+        constant = (1 - self.config["decay_fraction"]) * (self.steps - 1 - self.warmup)
+        guess = self.warmup + math.floor(constant) + 1  # one more than the exact value, or two
+        return next(step for step in range(guess, -1, -1) if self.holds(step))
+
+
+def rates_of(scheduler: Mapping[str, Any], *, steps: int, num_params: int, tokens_per_step: int) -> Rates:
+    """Return the schedule of a run, of which the warm-up takes at most half.
+
+    Args:
+        scheduler: The config node ``scheduler``. If its ``warmup_tokens_per_param`` is set, the warm-up takes this many
+            tokens per parameter, whatever the length of the run. Else ``warmup_steps`` applies.
+        steps: Optimiser steps of the run.
+        num_params: N, non-embedding.
+        tokens_per_step: Tokens of an optimiser step.
+    """
+    per_param = scheduler.get("warmup_tokens_per_param")
+    if per_param is None:
+        warmup = warmup_steps(steps, fraction=scheduler["warmup_fraction"], minimum=scheduler["warmup_min_steps"])
+    else:
+        warmup = min(math.ceil(per_param * num_params / tokens_per_step), steps // 2)
+    return Rates(config=scheduler, steps=steps, warmup=warmup)

@@ -24,6 +24,7 @@ class Estimate:
 
 
 NOT_ESTIMATED = Estimate()
+TRUNK_FIELDS = ("parent", "branch_step")  # fields of Cell that only the plans of sweeps with shared trunks hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Cell:
     epochs: float | None  # None while the data are not prepared
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
+    parent: str | None = None  # the trunk: this cell starts from a checkpoint of that cell; None: from nothing
+    branch_step: int | None = None  # the step of that checkpoint
     estimate: Estimate = NOT_ESTIMATED
     forecast: str | None = None  # of a proof run: the SHA-256 of the forecast that it tests
 
@@ -58,6 +61,11 @@ class Cell:
     def is_proof(self) -> bool:
         """Whether this is a proof run, which tests the law of the sweep and never enters a fit."""
         return self.forecast is not None
+
+    @property
+    def own_share(self) -> float:
+        """The share of the steps that this cell trains itself; the others are those of its trunk."""
+        return 1 - (self.branch_step or 0) / self.steps
 
     def decisions(self) -> dict[str, Any]:
         """Return the fields that plan.json holds: all except the estimate and the forecast."""
@@ -96,4 +104,6 @@ class Plan:
                 neither.
         """
         cells = [cell.row() for cell in self.cells] if estimates else [cell.decisions() for cell in self.grid]
+        if not self.spec.branches:
+            cells = [{key: value for key, value in cell.items() if key not in TRUNK_FIELDS} for cell in cells]
         return {**vars(self), "spec": self.spec.plain(), "cells": cells, "dropped": list(self.dropped)}

@@ -58,8 +58,8 @@ def estimated_like(cell: Cell, others: Iterable[Cell]) -> Cell:
 
 
 def _all_flops(cell: Cell) -> float:
-    """Return the FLOPs of training and validations (full_masked_head)."""
-    return cell.flops["full_masked_head"] + validation_flops(cell)
+    """Return the FLOPs of the training and the validations that a cell does itself (full_masked_head)."""
+    return cell.flops["full_masked_head"] * cell.own_share + validation_flops(cell)
 
 
 def shape_of(cell: Cell) -> ModelShape:
@@ -72,14 +72,15 @@ def validation_flops(cell: Cell) -> float:
     """Return the FLOPs of the forward passes of all validations of a cell.
 
     They count towards the hours but not towards the budget, which covers training only. The value is an upper bound,
-    because the validation split may hold fewer sequences than ``validation.num_sequences``.
+    because the validation split may hold fewer sequences than ``validation.num_sequences``. Only the validations after
+    the branch point of a cell count.
     """
     asked = {
         name: cell.overrides.get(f"validation.{name}", default) for name, default in load_base()["validation"].items()
     }
     objective = OBJECTIVES[cell.objective]
     draws = asked["draws"] if objective.is_bound else 1
-    passes = asked["num_sequences"] * draws * asked["times"]
+    passes = asked["num_sequences"] * draws * math.ceil(asked["times"] * cell.own_share)
     per_token = flops_per_token(
         shape_of(cell), convention="full_masked_head", block_size=cell.block_size, objective=objective
     )

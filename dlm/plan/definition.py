@@ -9,7 +9,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.errors import UserError, unknown
@@ -33,7 +40,7 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
-NEW_FIELDS = ("proof", "replicates")  # they came later, and stand in plan.json only if they are set
+NEW_FIELDS = ("proof", "replicates", "branches")  # they came later, and stand in plan.json only if they are set
 
 
 class _Frozen(BaseModel):
@@ -89,6 +96,7 @@ class SweepSpec(_Frozen):
     groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
     set: dict[str, Any] = Field(default_factory=dict)  # config key -> value, for every cell
     vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # key or group -> values; one cell per combination
+    branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
     max_epochs: float = Field(default=4.0, gt=0)  # cells that read their data more often are dropped
     max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
@@ -97,8 +105,8 @@ class SweepSpec(_Frozen):
     replicates: Replicates | None = None  # further runs of the cells at the lower budgets
 
     def plain(self) -> dict[str, Any]:
-        """Return the definition as plain values, as plan.json holds it. A key that came later is absent if null."""
-        return self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if getattr(self, key) is None})
+        """Return the definition as plain values, as plan.json holds it. A key that came later is absent if not set."""
+        return self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if not getattr(self, key)})
 
     def seeds_at(self, budget: float) -> tuple[int, ...]:
         """Return the seeds of the cells at a budget, with those of ``replicates``."""
@@ -113,7 +121,8 @@ class SweepSpec(_Frozen):
         hardware and the proof run may change.
         """
         changing = {"budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware", "proof"}
-        return self.model_dump(mode="json", exclude={*changing, *LISTS_OF_CELLS, *LIMITS_OF_CELLS})
+        without = {*changing, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
+        return {key: value for key, value in self.plain().items() if key not in without}
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:
         """Return this definition with other budgets (target FLOPs), sorted and without duplicates."""
@@ -167,7 +176,7 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
-    if top in ("set", "vary", "groups", "hardware", *NEW_FIELDS) and rest:
+    if top in ("set", "vary", "groups", "hardware", "proof", "replicates") and rest:
         content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value

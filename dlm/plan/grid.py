@@ -24,6 +24,7 @@ from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
+from dlm.plan.trunks import share_trunks
 
 # The groups that determine the result of a run. The other groups do not enter the identity of a cell.
 DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
@@ -76,6 +77,8 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
             f"no cell is left of {len(dropped)} (the first, {first['model']} at {text.flops(first['budget_flops'])}: "
             f"{first['reason']}): change budgets, models, tokens_per_param or max_epochs"
         )
+    if spec.branches:
+        cells = list(with_shared_trunks(cells))
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
     if times > 1:
         raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
@@ -87,6 +90,11 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         cells=tuple(cells),
         dropped=tuple(dropped),
     )
+
+
+def with_shared_trunks(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return the cells with their trunks (``share_trunks``)."""
+    return share_trunks(cells, [cell_config(cell.groups, cell.overrides) for cell in cells])
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,9 @@ def _points(spec: SweepSpec) -> Iterator[Point]:
     """Yield every combination of the values in a definition."""
     combinations = [dict(zip(spec.vary, values, strict=True)) for values in itertools.product(*spec.vary.values())]
     seeds = {budget: spec.seeds_at(budget) for budget in spec.budgets}
+    longest = max(seeds.values(), key=lambda each: len(each))
     for objective, varied, seed, budget, model in itertools.product(
-        spec.objectives, combinations, max(seeds.values(), key=len), spec.budgets, spec.models
+        spec.objectives, combinations, longest, spec.budgets, spec.models
     ):
         if seed in seeds[budget]:
             yield point_of(spec, model=model, objective=objective, varied=varied, seed=seed, budget=budget)

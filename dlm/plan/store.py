@@ -16,8 +16,9 @@ from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.cost import estimated_like
 from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
-from dlm.plan.grid import make_plan
+from dlm.plan.grid import make_plan, with_shared_trunks
 from dlm.plan.proof import proof_cells
+from dlm.plan.trunks import kept_steps
 
 
 def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
@@ -40,10 +41,13 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
             whole = _plan_with(kept, plan.spec, before.spec)
             place = {cell.cell_id: number for number, cell in enumerate(whole.cells)}
             cells = sorted([*plan.grid, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
+            cells = list(with_shared_trunks(cells)) if plan.spec.branches else cells
             plan = dataclasses.replace(plan, spec=whole.spec, cells=tuple(cells), dropped=whole.dropped)
     plan = with_proof_cells(sweep_dir, plan)
+    keep = kept_steps(plan.cells)
     for cell in plan.cells:
-        write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", cell_yaml(plan.spec.name, cell))
+        content = cell_yaml(plan.spec.name, cell, keep_steps=keep.get(cell.cell_id, ()))
+        write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", content)
     planned = {cell.cell_id for cell in plan.cells}
     for path in (sweep_dir / "cell").glob("*.yaml"):
         if path.stem not in planned:  # a cell of an earlier plan that was never started
@@ -84,7 +88,8 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
         one, other = list(getattr(before.spec, key)), list(getattr(plan.spec, key))
         if not (set(one) <= set(other) or set(other) <= set(one)):
             old, new = {**old, key: one}, {**new, key: other}
-    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+    keys = {**new, **old}  # the key branches is there only where it is true
+    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
     if not changed and before.data_hash not in (None, plan.data_hash):
         changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
     if changed:
@@ -94,14 +99,22 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
         )
 
 
-def cell_yaml(sweep: str, cell: Cell) -> str:
-    """Return the Hydra config of one cell as YAML: the choices of its groups, and the keys that it sets."""
+def cell_yaml(sweep: str, cell: Cell, *, keep_steps: Sequence[int] = ()) -> str:
+    """Return the Hydra config of one cell as YAML: the choices of its groups, and the keys that it sets.
+
+    Args:
+        sweep: The name of the sweep.
+        cell: The cell.
+        keep_steps: The steps at which branches start from the checkpoints of the cell.
+    """
     overrides = {key: list(value) if isinstance(value, tuple) else value for key, value in cell.overrides.items()}
     content = {
         "defaults": [{f"override /{group}": choice} for group, choice in cell.groups.items()],
         "sweep": sweep,
         "planned_cell_id": cell.cell_id,
         **({"forecast": cell.forecast} if cell.is_proof else {}),
+        **({"keep_steps": list(keep_steps)} if keep_steps else {}),
+        **({"parent": cell.parent, "branch_step": cell.branch_step} if cell.parent is not None else {}),
         **nest(overrides),
     }
     return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)

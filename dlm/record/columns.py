@@ -35,7 +35,7 @@ class RunRow:
     block_size: int  # tokens
     learning_rate: float
     schedule: str
-    parent: str | None  # the run whose checkpoint this run started from
+    parent: str | None  # the trunk of a branch: the run, or the path of the checkpoint, that it starts from
     seed: int
     unique_tokens: int | None = None  # distinct training tokens seen
     epochs: float | None = None

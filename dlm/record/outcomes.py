@@ -91,6 +91,11 @@ def state_of_exit(exit_code: int) -> State:
     return State.LOST if exit_code < 0 else _BY_EXIT_CODE.get(exit_code, State.FAILED)
 
 
+def goes_on(state: State) -> bool:
+    """Whether the next submission continues a cell that has ended in this state, without being asked to."""
+    return OUTCOMES[state].retry in (Retry.START, Retry.HALVE, Retry.LIMITED)
+
+
 def names_cause(exit_code: int | None) -> bool:
     """Whether an exit code states why a cell failed or stopped: true for the codes in OUTCOMES except DONE and BUG."""
     return exit_code in _BY_EXIT_CODE.keys() - {ExitCode.DONE, ExitCode.BUG}

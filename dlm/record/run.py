@@ -187,6 +187,22 @@ def run_directory(sweep_dir: Path, cell_id: str) -> Path:
     return sweep_dir / "runs" / cell_id
 
 
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of one step."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def has_checkpoint(run_dir: Path, step: int) -> bool:
+    """Return whether a run has finished writing its checkpoint of one step. The content may have been damaged since."""
+    return (checkpoint_folder(run_dir, step) / "manifest.json").is_file()
+
+
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """Return the steps of which a run holds a checkpoint, ascending. Damaged ones count too."""
+    found = (run_dir / "checkpoints").glob("step_*/manifest.json")
+    return sorted(int(path.parent.name.removeprefix("step_")) for path in found)
+
+
 def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
     """Read the result of a finished cell; None unless it belongs to ``cell_id`` and step ``steps`` (None: any step)."""
     result = read_result(run_dir)

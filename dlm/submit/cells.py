@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from dlm.core.errors import UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import OUTCOMES, Retry, State
-from dlm.record.run import run_directory
+from dlm.record.run import checkpoint_steps, run_directory
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event, Submission
-from dlm.submit.job import Job, Resources
+from dlm.submit.job import BranchPoint, Job, Resources
 from dlm.submit.ledger import Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
 from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
@@ -80,10 +80,22 @@ def submit_plan(
             extra=extra,
             retry_failed=retry_failed,
         )
-        found = {cell.cell_id: starter.job_or_reason(cell, known[cell.cell_id]) for cell in plan.cells}
+        found = {cell.cell_id: starter.job_or_reason(cell, known) for cell in plan.cells}
         jobs = [job for job in found.values() if isinstance(job, Job)]
+        if any(job.awaits for job in jobs):
+            jobs = _trunks_first(jobs, plan)
         done = submit_jobs(jobs, cluster=cluster, sweep_dir=sweep_dir, on_event=on_event, on_tick=on_tick)
-    return dataclasses.replace(done, skipped={name: why for name, why in found.items() if isinstance(why, str)})
+    not_worth = {name: why for name, why in found.items() if isinstance(why, str)}
+    return dataclasses.replace(done, skipped={**not_worth, **done.skipped})
+
+
+def _trunks_first(jobs: Sequence[Job], plan: Plan) -> list[Job]:
+    """Return the jobs in the order in which they start: the cells that wait for no other one, the longest first.
+
+    Nothing else is left to do while the last of the long cells trains, so they begin early.
+    """
+    flops = {cell.cell_id: cell.flops["full_masked_head"] * cell.own_share for cell in plan.cells}
+    return sorted(jobs, key=lambda job: (job.awaits is not None, -flops[job.name]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +109,9 @@ class _Starter:
     extra: Sequence[str]
     retry_failed: bool
 
-    def job_or_reason(self, cell: Cell, now: CellNow) -> Job | str:
-        """Return the job of a cell, or the reason why the cell is not started."""
+    def job_or_reason(self, cell: Cell, states: Mapping[str, CellNow]) -> Job | str:
+        """Return the job of a cell, or the reason why the cell is not started; ``states`` are those of all cells."""
+        now = states[cell.cell_id]
         reason = why_not(now, retry_failed=self.retry_failed)
         if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
             return reason
@@ -110,7 +123,24 @@ class _Starter:
             if reason is not None and not self.retry_failed:
                 return reason
             micro_batch = smaller or 1
-        return self._job(cell, now, resources, micro_batch)
+        return dataclasses.replace(
+            self._job(cell, now, resources, micro_batch), awaits=self._awaited(cell, states.get(cell.parent or ""))
+        )
+
+    def _awaited(self, cell: Cell, trunk: CellNow | None) -> BranchPoint | None:
+        """Return what a branch has to wait for; None if the checkpoint to start from is there, its own or the trunk's.
+
+        Args:
+            cell: The cell.
+            trunk: The state of its trunk; None for a cell that is no branch.
+        """
+        if cell.parent is None or cell.branch_step is None or trunk is None:
+            return None
+        has_own = checkpoint_steps(run_directory(self.sweep_dir, cell.cell_id))
+        if has_own or cell.branch_step in checkpoint_steps(run_directory(self.sweep_dir, cell.parent)):
+            return None
+        job_id = trunk.record.job_id if trunk.job is not None and trunk.job.is_live else None
+        return BranchPoint(trunk=cell.parent, step=cell.branch_step, job_id=job_id)
 
     def _can_be_waited_for(self, now: CellNow, cell_id: str) -> bool:
         """Whether a process runs the cell and the cluster waits for this process before it decides about the cell."""

@@ -22,10 +22,11 @@ class Event:
     """An event in the life of a job on this machine.
 
     A job is "started" or "ended"; it is "deferred" while another process runs its cell, and "skipped" if another
-    process has finished the cell or if the cell was cancelled.
+    process has finished the cell or if the cell was cancelled. It is "alone" if it starts from nothing, because its
+    trunk has ended without the checkpoint that it was to start from.
     """
 
-    kind: Literal["started", "ended", "deferred", "skipped"]
+    kind: Literal["started", "ended", "deferred", "skipped", "alone"]
     job: Job
     pid: int | None = None
     exit_code: int | None = None  # negative if a signal ended the process: -9 for SIGKILL

@@ -39,6 +39,16 @@ class Job:
     steps: int | None = None  # the planned last step, which the result must have; None accepts any step
     was: CellNow | None = None  # the previous state of a cell that is started again; None for a first start
     micro_batch: int | None = None  # the smaller micro-batch in ``overrides`` after the cell ran out of memory
+    awaits: BranchPoint | None = None  # the checkpoint that the cell starts from, if it is still to be written
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPoint:
+    """The checkpoint of a trunk from which a cell starts. Without it, the cell trains from nothing."""
+
+    trunk: str  # the cell id of the trunk
+    step: int
+    job_id: str | None = None  # the id of the trunk's job in the queue of the cluster; None if it has none
 
 
 _MAY_BE_0 = ("gpus_per_node", "signal_delay_s")  # every other integer setting must be at least 1

@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from types import FrameType
 
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
-from dlm.record.outcomes import State
-from dlm.record.run import read_result
+from dlm.record.outcomes import State, goes_on
+from dlm.record.run import has_checkpoint, read_result
 from dlm.submit.cell_now import LOCAL
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.forks import Forked, ForkServer
@@ -89,6 +90,15 @@ class _Running:
     was_told_to_end: bool = False
 
 
+class Trunk(Enum):
+    """What a branch can expect of its trunk."""
+
+    READY = auto()  # the checkpoint is there
+    COMING = auto()  # the trunk waits or runs
+    INTERRUPTED = auto()  # the trunk has ended too early, and the next submission continues it
+    GONE = auto()  # the trunk will not write the checkpoint
+
+
 class _PoolRun:
     """One submission to a LocalPool while it runs."""
 
@@ -97,6 +107,7 @@ class _PoolRun:
         self.waiting, self.running = list(request.jobs), list[_Running]()
         self.deferred: set[str] = set()  # ids of cells that were found to be run by another process
         self.endings: dict[str, tuple[State, str | None]] = {}
+        self.skipped: dict[str, str] = {}
         self.exit_codes: dict[str, int] = {}
         self.num_signals = 0
         self.server: ForkServer | None = None  # started for the first job that is forked
@@ -117,6 +128,7 @@ class _PoolRun:
                     self.server.close()
         return Submission(
             submitted=tuple(job.name for job in self.request.jobs),
+            skipped=self.skipped,
             endings=self.endings,
             exit_codes=self.exit_codes,
             interrupted=self.num_signals > 0,
@@ -130,6 +142,9 @@ class _PoolRun:
             if live_holder(job.run_dir) is not None and not self._is_cancelled(job):
                 self._defer(job)
                 continue
+            trunk = self._trunk_of(job)
+            if trunk is Trunk.COMING:
+                continue
             if not self._is_ready(job):
                 return
             self.waiting.remove(job)
@@ -137,8 +152,30 @@ class _PoolRun:
             if is_done or self._is_cancelled(job):
                 self.request.on_event(Event(kind="skipped", job=job))
                 continue
+            if trunk is Trunk.INTERRUPTED and job.awaits is not None:
+                state, reason = self.endings[job.awaits.trunk]
+                self.skipped[job.name] = f"its trunk {job.awaits.trunk} is {state} ({reason}) and has to go on first"
+                continue
+            if trunk is Trunk.GONE:
+                self.request.on_event(Event(kind="alone", job=job))
             self.running.append(self._start(job))
             self.request.on_event(Event(kind="started", job=job, pid=self.running[-1].process.pid))
+
+    def _trunk_of(self, job: Job) -> Trunk | None:
+        """Return what a branch can expect of its trunk; None for a job that waits for no checkpoint."""
+        at = job.awaits
+        if at is None:
+            return None
+        run_dir = job.run_dir.with_name(at.trunk)
+        if has_checkpoint(run_dir, at.step):
+            return Trunk.READY
+        here = (*self.waiting, *(running.job for running in self.running))
+        if any(other.name == at.trunk for other in here) or live_holder(run_dir) is not None:
+            return Trunk.COMING
+        ending = self.endings.get(at.trunk)
+        if ending is not None and goes_on(ending[0]) and at.trunk not in self.request.ledger.cancelled_now():
+            return Trunk.INTERRUPTED
+        return Trunk.GONE
 
     def _fits(self, job: Job) -> bool:
         """Whether there is capacity for a job now. A job that needs more cores than may be used runs alone."""

@@ -24,11 +24,13 @@ LONGEST_DELAY_S = 65535  # the longest delay that sbatch --signal accepts
 def arrays(request: Request, *, max_size: int) -> list[Request]:
     """Divide a request into one request for each job array; job i of such a request becomes task i of the array.
 
-    The jobs of an array need the same resources and keep their order; an array has at most ``max_size`` jobs.
+    The jobs of an array need the same resources, wait for the same trunk and keep their order; an array has at most
+    ``max_size`` jobs.
     """
-    classes: dict[Resources, list[Job]] = {}
+    classes: dict[tuple[Resources, str | None], list[Job]] = {}
     for job in request.jobs:
-        classes.setdefault(job.resources, []).append(job)
+        trunk = None if job.awaits is None else job.awaits.trunk
+        classes.setdefault((job.resources, trunk), []).append(job)
     found: list[Request] = []
     for members in classes.values():
         for start in range(0, len(members), max_size):
@@ -62,8 +64,14 @@ REQUEUE = (
 )
 
 
-def sbatch_script(array: Request, settings: SlurmSettings) -> str:
-    """Return the text of the batch script of one job array, that is of one of the requests that ``arrays`` returns."""
+def sbatch_script(array: Request, settings: SlurmSettings, *, after: str | None = None) -> str:
+    """Return the text of the batch script of one job array.
+
+    Args:
+        array: The array, one of the requests that ``arrays`` returns.
+        settings: The launcher's keys.
+        after: The id of a job that must have ended, in whatever way, before the array starts.
+    """
     folder, num_cpus = array.ledger.folder.absolute(), array.jobs[0].resources.cpus_per_task
     jobs_file = shlex.quote(f"{folder}/{array.submission}.jobs")
     error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
@@ -72,7 +80,7 @@ def sbatch_script(array: Request, settings: SlurmSettings) -> str:
         "#!/bin/bash",
         f"# Written by dlm: {len(array.jobs)} cells of {array.ledger.title}, submission {array.submission}.",
         "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
-        *(f"#SBATCH {option}" for option in _options(array, settings)),
+        *(f"#SBATCH {option}" for option in _options(array, settings, after)),
         "",
         "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
@@ -101,11 +109,14 @@ def sbatch_script(array: Request, settings: SlurmSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _options(array: Request, settings: SlurmSettings) -> list[str]:
+def _options(array: Request, settings: SlurmSettings, after: str | None) -> list[str]:
     """Return the options of sbatch for a job array, as in `--nodes=1`."""
     need = array.jobs[0].resources
     limit_s = math.inf if need.time_min is None else need.time_min * 60
     delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # leave a short job time to train
+    more = dict(settings.additional_parameters)
+    if after is not None:
+        more["dependency"] = ",".join(filter(None, (more.get("dependency"), f"afterany:{after}")))
     values: dict[str, Any] = {  # None omits an option; True marks an option that takes no value
         "job-name": job_name(array.ledger.title, array.submission),
         "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
@@ -121,7 +132,7 @@ def _options(array: Request, settings: SlurmSettings) -> list[str]:
         **{key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint", "exclude", "gres")},
         "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal only the batch shell
         "requeue" if settings.requeue else "no-requeue": True,
-        **{key: True if value is None else value for key, value in settings.additional_parameters.items()},
+        **{key: True if value is None else value for key, value in more.items()},
     }
     given = {name: value for name, value in values.items() if value is not None}
     return [f"--{name}" if value is True else f"--{name}={_word(str(value))}" for name, value in given.items()]
@@ -135,9 +146,12 @@ def _word(text: str) -> str:
     return f'"{escaped}"'
 
 
-def write_script(array: Request, settings: SlurmSettings) -> Path:
-    """Write the jobs file and the batch script of a job array, and return the path of the script."""
+def write_script(array: Request, settings: SlurmSettings, *, after: str | None = None) -> Path:
+    """Write the jobs file and the batch script of a job array, and return the path of the script.
+
+    The arguments are those of ``sbatch_script``.
+    """
     script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
     write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
-    write_atomic(script, sbatch_script(array, settings))
+    write_atomic(script, sbatch_script(array, settings, after=after))
     return script

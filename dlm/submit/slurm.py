@@ -55,10 +55,15 @@ class Slurm(Cluster):
         return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
 
     def submit(self, request: Request) -> Submission:
-        """Submit the jobs as arrays, one or more for each resource class; see ``Cluster``."""
+        """Submit the jobs as arrays, one or more for each resource class; see ``Cluster``.
+
+        Branches start when their trunk has ended, so the jobs of trunks must come before those of branches.
+        """
         job_ids, times = dict[str, str](), list[float]()
         for array in arrays(request, max_size=self.max_array_size()):
-            script = write_script(array, self.settings)
+            awaited = array.jobs[0].awaits
+            after = None if awaited is None else job_ids.get(awaited.trunk, awaited.job_id)
+            script = write_script(array, self.settings, after=after)
             for job in array.jobs:  # when a plan is extended, it keeps the cells that have a directory
                 job.run_dir.mkdir(parents=True, exist_ok=True)
             keep_pace(times, self.settings.sbatch_per_min)
@@ -172,6 +177,8 @@ _BEHIND = (
 
 def key_behind(words: str) -> str:
     """Return the keys of the launcher that may be the cause of an error message of sbatch."""
+    if re.search("dependency", words, re.IGNORECASE):
+        return "branches of the definition to false, because branches wait for their trunk by --dependency"
     for pattern, keys in _BEHIND:
         if re.search(pattern, words, re.IGNORECASE):
             return " or ".join(f"hydra.launcher.{key}" for key in keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlm.core import schedule
 from dlm.core.errors import UserError
+from dlm.core.schedule import Rates
 from dlm.core.shape import ModelShape
 
 Group = dict[str, Any]
@@ -121,55 +121,43 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
 
-def multiplier_of(config: Mapping[str, Any], steps: int) -> Callable[[int], float]:
-    """Return the function that maps an optimiser step to the factor on the peak learning rate.
-
-    Args:
-        config: The config node ``scheduler``.
-        steps: Length of the run, in optimiser steps.
-    """
-    shape = {key: config[key] for key in ("name", "min_ratio", "decay_fraction") if key in config}
-    warmup = schedule.warmup_steps(steps, fraction=config["warmup_fraction"], minimum=config["warmup_min_steps"])
-    return functools.partial(schedule.multiplier, steps=steps, warmup=warmup, **shape)
-
-
-def check_branch(config: Mapping[str, Any], steps: int, *, trunk: Mapping[str, Any], trunk_steps: int, at: int) -> None:
+def check_branch(run: Rates, *, trunk: Rates, at: int) -> None:
     """Check that a wsd run may start from a checkpoint of another run.
 
-    At the step of the checkpoint, both runs must be at the peak learning rate. The run that starts there (the cooldown
-    branch) counts the steps of the run that wrote the checkpoint (the trunk) as its own, so it ends at the same step as
-    a run from scratch with as many steps. A run that resumes from its own checkpoint passes, and so
-    does a run with another schedule.
+    The run that starts there (the cooldown branch) counts the steps of the run that wrote the checkpoint (the trunk) as
+    its own. Up to the step of the checkpoint, both runs must have the same learning rates, so the branch ends with the
+    same losses as a run from scratch of its length. A run with the same schedule as the trunk passes, and so does a run
+    with another schedule than wsd.
 
     Args:
-        config: The config node ``scheduler`` of this run.
-        steps: Optimiser steps of this run.
-        trunk: The config node ``scheduler`` of the trunk.
-        trunk_steps: Optimiser steps of the trunk.
+        run: The schedule of this run.
+        trunk: The schedule of the trunk.
         at: The step of the checkpoint.
 
     Raises:
-        UserError: At step ``at``, one of the two runs is not in the constant part of a wsd schedule.
+        UserError: The two warm-ups differ, or at step ``at`` one of the two runs is not in the constant part of a wsd
+            schedule.
     """
-    if config["name"] != "wsd" or (dict(config), steps) == (dict(trunk), trunk_steps):
+    if run.config["name"] != "wsd" or (dict(run.config), run.steps) == (dict(trunk.config), trunk.steps):
         return
-    if trunk["name"] != "wsd" or not _holds(trunk, trunk_steps, at):
+    if not trunk.holds(at):
         raise UserError(
             f"the checkpoint at step {at} is not from the constant part of a wsd run: choose another ckpt_path"
         )
-    if not _holds(config, steps, at):
+    if run.warmup != trunk.warmup:
         raise UserError(
-            f"the checkpoint at step {at} lies outside the constant part of a run of {steps} steps: choose another "
-            f"ckpt_path or training.steps={_shortest_branch(config, at)}"
+            f"the run of the checkpoint warmed up for {trunk.warmup} steps, this run warms up for {run.warmup}, so it "
+            "would not end as it would from nothing: set the same scheduler.warmup_tokens_per_param for both runs"
+        )
+    if not run.holds(at):
+        raise UserError(
+            f"the checkpoint at step {at} lies outside the constant part of a run of {run.steps} steps: choose another "
+            f"ckpt_path or training.steps={_shortest_branch(run, at)}"
         )
 
 
-def _holds(config: Mapping[str, Any], steps: int, at: int) -> bool:
-    return multiplier_of(config, steps)(at) > 1 - 1e-6
-
-
-def _shortest_branch(config: Mapping[str, Any], at: int) -> int:
+def _shortest_branch(run: Rates, at: int) -> int:
     """Return the smallest number of steps of a run that is still at its peak learning rate at step ``at``."""
-    warmup, cooldown = config["warmup_min_steps"], min(config["decay_fraction"], 0.99)
-    enough = max(at + 1, math.floor((at - warmup) / (1 - cooldown)))
-    return next(steps for steps in itertools.count(enough) if _holds(config, steps, at))
+    cooldown = min(run.config["decay_fraction"], 0.99)
+    enough = max(at + 1, math.floor((at - run.warmup) / (1 - cooldown)))
+    return next(steps for steps in itertools.count(enough) if dataclasses.replace(run, steps=steps).holds(at))

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.core import signals
+from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import write_atomic
 from dlm.core.lease import Lease
@@ -27,6 +28,7 @@ from dlm.record.outcomes import State
 from dlm.record.run import (
     Result,
     Status,
+    checkpoint_folder,
     finished,
     read_result,
     read_status,
@@ -40,7 +42,7 @@ from dlm.train.batches import PackedDataModule
 from dlm.train.callbacks import callbacks_of
 from dlm.train.callbacks.preemption import Preemption
 from dlm.train.callbacks.record_writer import RecordWriter
-from dlm.train.checkpoint_files import latest_whole, state_file
+from dlm.train.checkpoint_files import damage, latest_whole, state_file
 from dlm.train.endings import DONE, STOPPED, Ending, disk_full, ending_of
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 from dlm.train.objectives import make_objective
@@ -186,7 +188,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     attempt = write_environment(run_dir, trainer) if run_dir is not None and trainer.is_global_zero else {}
     start = _start_from(config, run_dir)
     if start is not None:
-        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True))
+        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True), data_hash=data_set.hash)
     preemptions = [callback for callback in callbacks_of(trainer) if isinstance(callback, Preemption)]
     for preemption in preemptions:
         preemption.take_signals()
@@ -217,13 +219,37 @@ def _set_up_torch(config: Mapping[str, Any]) -> None:
 
 
 def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
-    """Return the checkpoint to start from: the newest complete one of this run, else ``ckpt_path``, else None."""
+    """Return the checkpoint to start from; None to start from nothing.
+
+    This is the newest complete checkpoint of this run, else ``ckpt_path``, else that of the trunk, if it is complete.
+    """
     own = None if run_dir is None else latest_whole(run_dir)
     if own is not None:
         if not _rank():
             print(f"going on from {own.name}")
         return state_file(own)
-    return None if config["ckpt_path"] is None else state_file(Path(config["ckpt_path"]))
+    if config["ckpt_path"] is not None:
+        return state_file(Path(config["ckpt_path"]))
+    return None if run_dir is None or config.get("parent") is None else _branch_point(config, run_dir)
+
+
+def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
+    """Return the checkpoint of the trunk to start from; None if it is missing or damaged.
+
+    From nothing, a branch takes longer and ends with the same losses. Raises UserError for another schedule than wsd.
+    """
+    if config["scheduler"]["name"] != "wsd":
+        raise UserError(
+            f"parent is {config['parent']} and scheduler.name is {config['scheduler']['name']}: only a wsd run can "
+            "start from a checkpoint of a longer run and end as it would from nothing; set parent=null"
+        )
+    trunk, step = run_dir.with_name(config["parent"]), whole("branch_step", config["branch_step"])
+    checkpoint = checkpoint_folder(trunk, step)
+    reason = damage(checkpoint) if checkpoint.is_dir() else "it does not exist"
+    if not _rank():
+        what = f"the checkpoint of its trunk {trunk.name} at step {step}"
+        print(f"starting from {what}" if reason is None else f"starting from nothing instead of {what}: {reason}")
+    return state_file(checkpoint) if reason is None else None
 
 
 def _write_result(

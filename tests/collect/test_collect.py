@@ -9,7 +9,7 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from support.by_hand import LOSS, final_rows, finish, reasons, started
+from support.by_hand import LOSS, final_rows, finish, planned, reasons, started
 from support.stub_cell import result, status
 from support.wandb_runs import log_to_wandb
 
@@ -20,6 +20,7 @@ from dlm.collect.wandb_file import wandb_files
 from dlm.core.errors import UserError
 from dlm.core.files import append_jsonl
 from dlm.core.lease import Lease
+from dlm.fit.table import fit_runs
 from dlm.plan.grid import cell_config, make_plan
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 from dlm.record.outcomes import OUTCOMES, State
@@ -64,6 +65,22 @@ def test_a_finished_cell_becomes_a_row_of_what_was_planned_and_measured(sweep):
     assert {key: row[key] for key in expected} == expected
     assert row["parent"] is None or pd.isna(row["parent"])
     assert len(collected.excluded) == 5 and set(reasons(collected).values()) == {"planned: submit it"}
+
+
+def test_a_branch_names_its_trunk_so_that_the_fit_knows_of_their_common_noise(tmp_path, monkeypatch):
+    shared = {"scheduler.warmup_tokens_per_param": 0.2, "optimizer.lr": 5e-3}
+    sweep_dir, plan = planned(
+        tmp_path, monkeypatch, branches=True, groups={"scheduler": "wsd"}, set=shared, budgets=(2e10, 4e10, 8e10)
+    )
+    for cell in plan.cells:
+        finish(sweep_dir, plan, cell, loss=1.5 + 20 / cell.num_params**0.3 + 20 / cell.tokens**0.3)
+    runs = collect(sweep_dir).runs
+    trunks = [cell.cell_id for cell in plan.cells if cell.budget_flops == 8e10]
+    assert list(runs.parent.dropna()) == [*trunks, *trunks] and list(runs.run_id[runs.parent.isna()]) == trunks
+    fitted = fit_runs(sweep_dir / "runs.csv", bootstrap=20)
+    assert fitted.interval_method == "nested" and any("9 points of 3 runs" in line for line in fitted.warnings)
+    apart = fit_runs(runs.drop(columns="parent"), bootstrap=20)
+    assert apart.interval_method == "residuals"
 
 
 def test_the_files_hold_what_was_returned_and_a_second_time_changes_nothing(sweep):

@@ -80,7 +80,8 @@ DECIDING = [
     ("objective", "weight"),
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
     ("optimizer", "decay"),
-    ("scheduler", "warmup_fraction"), ("scheduler", "min_ratio"), ("data", "batch_size"), ("data", "block_size"),
+    ("scheduler", "warmup_fraction"), ("scheduler", "warmup_tokens_per_param"), ("scheduler", "min_ratio"),
+    ("data", "batch_size"), ("data", "block_size"),
     ("data", "stride"), ("validation", "seed"), ("validation", "draws"), ("validation", "num_sequences"),
     ("validation", "estimator"),
     ("training", "budget"), ("training", "convention"), ("trainer", "precision"), ("seed",), ("ckpt_path",),
@@ -106,6 +107,14 @@ def test_every_key_of_the_deciding_groups_is_known_to_decide_or_not():
             for key in set(values) - unchecked.get(node, set()):
                 assert (node, key) in known, f"{node}.{key} is neither in the id nor known not to matter"
     assert set(load_base()) == {"recipe", "training", "validation", "seed"}
+
+
+def test_the_id_knows_the_warm_up_that_counts():
+    without = {key: value for key, value in CONFIG["scheduler"].items() if key != "warmup_tokens_per_param"}
+    assert the_id({**CONFIG, "scheduler": without}) == the_id(CONFIG)  # null, as in configs of earlier versions
+    own = changed(CONFIG, "scheduler", "warmup_tokens_per_param", to=3)
+    assert the_id(changed(own, "scheduler", "warmup_fraction", to=0.5)) == the_id(own) != the_id(CONFIG)
+    assert the_id(changed(own, "scheduler", "warmup_min_steps", to=7)) == the_id(own)
 
 
 def test_steps_and_data_change_the_id():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm.core.errors import UserError
-from dlm.core.schedule import SHAPES, multiplier, warmup_steps
+from dlm.core.schedule import SHAPES, Rates, multiplier, rates_of, warmup_steps
 
 names = st.sampled_from(sorted(SHAPES))
 
@@ -36,6 +36,18 @@ def test_the_warm_up_is_that_of_smdm():
     assert warmup_steps(40, fraction=0.01, minimum=100) == 20  # a short run still decays
 
 
+def test_a_warm_up_in_tokens_per_parameter_depends_on_the_model_and_not_on_the_length():
+    relative = {"warmup_fraction": 0.01, "warmup_min_steps": 100}
+    per_param = {**relative, "warmup_tokens_per_param": 2}
+    sizes = {"num_params": 33_000, "tokens_per_step": 1024}
+    assert {rates_of(per_param, steps=steps, **sizes).warmup for steps in (1000, 18710, 10**6)} == {65}  # 66,000 tokens
+    assert rates_of(per_param, steps=10**6, num_params=330_000, tokens_per_step=1024).warmup == 645
+    assert rates_of(per_param, steps=40, **sizes).warmup == 20  # a short run still decays
+    assert rates_of({**per_param, "warmup_tokens_per_param": 0}, steps=1000, **sizes).warmup == 0
+    for scheduler in (relative, {**relative, "warmup_tokens_per_param": None}):
+        assert rates_of(scheduler, steps=18710, **sizes).warmup == 188
+
+
 def test_the_cosine_of_smdm_is_that_of_pytorch():
     steps, warmup, peak = 400, 40, 2e-4
     parameter = torch.nn.Parameter(torch.zeros(()))
@@ -53,6 +65,15 @@ def test_wsd_is_constant_and_then_falls_as_one_minus_a_root():
     assert rates[:800] == [1.0] * 800
     for into in (0.25, 0.5, 0.75):
         assert rates[800 + round(200 * into)] == pytest.approx(1 - math.sqrt(into))
+
+
+@given(steps=st.integers(20, 10**6), warmup=st.floats(0, 0.5), decay=st.floats(1e-3, 1), min_ratio=st.floats(0, 0.9))
+def test_the_last_constant_step_of_wsd_is_found(steps, warmup, decay, min_ratio):
+    shape = {"name": "wsd", "min_ratio": min_ratio, "decay_fraction": decay}
+    rates = Rates(config=shape, steps=steps, warmup=int(warmup * steps))
+    last = rates.last_held()
+    assert rates.warmup <= last < steps - 1 and rates.multiplier(last) == 1 > rates.multiplier(last + 1)
+    assert not Rates(config={**shape, "name": "cosine"}, steps=steps, warmup=0).holds(last)
 
 
 def test_the_linear_schedule_is_a_straight_line():

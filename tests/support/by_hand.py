@@ -17,8 +17,11 @@ from support.stub_cell import result, status
 LOSS = 2.5
 
 
-def planned(tmp_path: Path, monkeypatch) -> tuple[Path, Plan]:
-    """Plan a sweep of six cells, none of them started, on dummy data. Returns its folder and its plan."""
+def planned(tmp_path: Path, monkeypatch, **changes) -> tuple[Path, Plan]:
+    """Plan a sweep of six cells, none of them started, on dummy data. Returns its folder and its plan.
+
+    ``changes`` replace keys of the definition.
+    """
     monkeypatch.setenv("DLM_DATA", str(tmp_path / "data"))
     folder = tmp_path / "data/stdlib"
     folder.mkdir(parents=True)
@@ -26,16 +29,16 @@ def planned(tmp_path: Path, monkeypatch) -> tuple[Path, Plan]:
     files = (PackedFile(name="x.bin", tokens=10**9, bytes=4, sha256="0"),)
     splits = {"train": files, "validation": files}
     write_manifest(folder, Manifest(name="stdlib", tokenizer="bytes", vocab_size=256, bos_id=0, splits=splits))
-    spec = SweepSpec(
-        name="s",
-        budgets=(1e10, 2e10),
-        convention="full_masked_head",
-        models=("4k", "8k", "19k"),
-        set={"optimizer.lr": 5e-3, "validation.num_sequences": 64},
-        hardware={"device": "cpu", "gpus_per_node": 0},
-    )
+    definition = {
+        "name": "s",
+        "budgets": (1e10, 2e10),
+        "convention": "full_masked_head",
+        "models": ("4k", "8k", "19k"),
+        "set": {"optimizer.lr": 5e-3, "validation.num_sequences": 64},
+        "hardware": {"device": "cpu", "gpus_per_node": 0},
+    }
     sweep_dir = tmp_path / "work/s"
-    return sweep_dir, write_plan(sweep_dir, make_plan(spec))
+    return sweep_dir, write_plan(sweep_dir, make_plan(SweepSpec(**{**definition, **changes})))
 
 
 def final_rows(cell, loss: float = LOSS) -> list[dict]:

@@ -10,10 +10,11 @@ from support.modules import make_module
 from support.reference_model import TINY
 
 from dlm.core.errors import UserError
+from dlm.core.schedule import Rates
 from dlm.core.shape import ModelShape
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion
-from dlm.train.optim import check_branch, factors, kind_of, make_optimizer, multiplier_of
+from dlm.train.optim import check_branch, factors, kind_of, make_optimizer
 
 ADAMW = {"name": "adamw", "lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3, "weight_decay": 0.1, "decay": "all"}
 MUON = {**ADAMW, "name": "muon", "momentum": 0.95}
@@ -196,7 +197,7 @@ def test_the_schedule_moves_every_group(config):
     optimizer = make_optimizer(model, config, shape)
     first = [group["lr"] for group in optimizer.param_groups]
     linear = {"name": "linear", "warmup_fraction": 0, "warmup_min_steps": 0, "min_ratio": 0.5}
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier_of(linear, 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Rates(config=linear, steps=10, warmup=0).multiplier)
     for step in range(1, 10):
         train(model, optimizer, shape, 1)
         schedule.step()
@@ -214,19 +215,26 @@ WSD = {"name": "wsd", "warmup_fraction": 0.01, "warmup_min_steps": 100, "min_rat
 
 
 def test_a_branch_starts_where_trunk_and_branch_are_at_their_peak_rate():
-    def check(config, steps, at, trunk=WSD, trunk_steps=5000):
-        check_branch(config, steps, trunk=trunk, trunk_steps=trunk_steps, at=at)
+    def rates(config, steps, warmup=100):
+        return Rates(config=config, steps=steps, warmup=warmup)
+
+    def check(config, steps, at, trunk=WSD, trunk_steps=5000, warmup=100):
+        check_branch(rates(config, steps, warmup), trunk=rates(trunk, trunk_steps), at=at)
 
     check(WSD, 5000, 4999)  # an interrupted run, in its own cooldown
     check({**WSD, "name": "cosine"}, 3000, 2000)  # not a branch: the user's own business
     check(WSD, 2213, 2000)
-    assert multiplier_of(WSD, 2213)(2000) > 1 - 1e-6 > multiplier_of(WSD, 2213)(2003)
+    assert rates(WSD, 2213).multiplier(2000) == 1 > rates(WSD, 2213).multiplier(2003)
     with pytest.raises(UserError, match=r"step 4900 is not from the constant part of a wsd run"):
         check(WSD, 6000, 4900)
     with pytest.raises(UserError, match=r"step 50 is not from the constant part"):
         check(WSD, 6000, 50)
     with pytest.raises(UserError, match=r"step 2000 is not from the constant part of a wsd run"):
         check(WSD, 2212, 2000, trunk={**WSD, "name": "linear"})
+    with pytest.raises(
+        UserError, match=r"warmed up for 100 steps, this run warms up for 22, .*warmup_tokens_per_param"
+    ):
+        check(WSD, 2213, 2000, warmup=22)
     with pytest.raises(UserError, match="outside the constant part of a run of 2100 steps: choose another") as no:
         check(WSD, 2100, 2000)
     named = int(str(no.value).rpartition("=")[2])

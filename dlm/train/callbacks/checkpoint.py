@@ -24,6 +24,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from dlm.core.errors import unknown
 from dlm.core.files import sync_directory, write_atomic, write_json
+from dlm.record.run import checkpoint_folder
 from dlm.train.callbacks import StepCallback, callbacks_of, evenly
 from dlm.train.callbacks.preemption import Preemption
 from dlm.train.checkpoint_files import LATEST, MANIFEST, STATE, damage, seal
@@ -43,7 +44,8 @@ class Copying(TorchCheckpointIO):
 class Checkpoint(StepCallback, LightningCheckpoint):
     """Saves checkpoints evenly over the run, before every validation, at the last step and on preemption.
 
-    The last two checkpoints and the best ``save_top_k`` are kept.
+    The last two checkpoints and the best ``save_top_k`` are kept. In addition, a trunk saves and keeps a checkpoint at
+    each of the steps ``keep_steps`` of the config of the run, from which its branches start.
 
     Args:
         run_dir: The folder of the run.
@@ -75,13 +77,20 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
         self.thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self.writing: Future[None] | None = None
+        self.branch_points: frozenset[Path] = frozenset()  # the folders of the checkpoints at keep_steps
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Read at which steps branches start from this run."""
+        assert isinstance(module, DiffusionLMLightningModule)
+        self.branch_points = frozenset(self._folder(step) for step in module.config.get("keep_steps") or ())
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
         """Save a checkpoint if one is due. One is always due before a validation, so that the best model is saved."""
         every = self.every_n_steps or evenly(module.recipe.steps, self.times)
         step = trainer.global_step
         preempted = any(isinstance(other, Preemption) and other.requested for other in callbacks_of(trainer))
-        if step % every == 0 or validates or step == module.recipe.steps or preempted:
+        is_branch_point = self._folder(step) in self.branch_points
+        if step % every == 0 or validates or step == module.recipe.steps or preempted or is_branch_point:
             self._save(trainer, step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -103,7 +112,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self._wait()
 
     def _folder(self, step: int) -> Path:
-        return self.run_dir / "checkpoints" / f"step_{step:08d}"
+        return checkpoint_folder(self.run_dir, step)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
         """Write one checkpoint, or start writing it in the thread."""
@@ -160,7 +169,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         saved = [path for path in sorted(folder.glob("step_*")) if damage(path, contents=False) is None]
         scores = {path: json.loads((path / MANIFEST).read_text())["score"] for path in saved}
         scored = sorted((path for path in saved if scores[path] is not None), key=lambda path: self.sign * scores[path])
-        keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k]}
+        keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k], *self.branch_points}
         for path in saved:
             if path not in keep:
                 shutil.rmtree(path)

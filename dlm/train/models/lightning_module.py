@@ -14,12 +14,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dlm.core.errors import UserError
+from dlm.core.identity import shared_identity
 from dlm.core.recipe import Recipe
+from dlm.core.schedule import rates_of
 from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention import kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
-from dlm.train.optim import check_branch, make_optimizer, multiplier_of
+from dlm.train.optim import check_branch, make_optimizer
 
 FORMAT = 1  # version of the entry `dlm` in checkpoints and weights files
 
@@ -135,7 +137,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and the schedule, which advances at every optimiser step."""
         optimizer = make_optimizer(self.model, self.config["optimizer"], self.recipe.shape)
-        schedule = LambdaLR(optimizer, multiplier_of(self.config["scheduler"], self.recipe.steps))
+        schedule = LambdaLR(optimizer, self.recipe.rates.multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,11 +153,17 @@ class DiffusionLMLightningModule(L.LightningModule):
             "optimizer": dict(self.config["optimizer"]),
             "scheduler": dict(self.config["scheduler"]),
             "steps": self.recipe.steps,
+            "shared": self._shared(),
             "loss_sum": self.trainer.strategy.reduce(self.loss_sum, reduce_op="mean").item(),
             "loss_count": self.loss_count,
         }
         for state in checkpoint["optimizer_states"]:
             self._name_parameters(state)
+
+    def _shared(self) -> dict[str, Any]:
+        """Return what a branch must share with this run; ``dlm.core.identity.shared_identity`` lists the values."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return shared_identity(self.config, data_hash=data.data_set.hash)
 
     def _name_parameters(self, state: dict[str, Any]) -> None:
         """Replace the numbers of parameters in an optimiser's state by names, which do not depend on the strategy.
@@ -174,11 +182,16 @@ class DiffusionLMLightningModule(L.LightningModule):
         for group in state["param_groups"]:
             group["params"] = [order[number] for number in group["params"]]
 
-    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+    def check_checkpoint(self, checkpoint: Mapping[str, Any], *, data_hash: str) -> None:
         """Raise UserError if this run cannot start from the checkpoint.
 
         The checkpoint must not have a newer format, another model, objective or optimiser, or a step after the last
-        step of this run. For wsd, ``check_branch`` must pass too.
+        step of this run. A wsd run that starts from the checkpoint of another run must also end as it would from
+        nothing: everything that decides the losses up to the checkpoint must be the same for both runs.
+
+        Args:
+            checkpoint: The checkpoint.
+            data_hash: The hash of this run's data.
         """
         stated = checkpoint.get("dlm", {})
         check_format("the checkpoint", stated.get("format", FORMAT), readable=FORMAT)
@@ -202,13 +215,26 @@ class DiffusionLMLightningModule(L.LightningModule):
                 f"the checkpoint is at step {step}, this run ends at {self.recipe.steps}: change ckpt_path, or raise "
                 "training.budget or training.steps"
             )
-        check_branch(
-            self.config["scheduler"],
-            self.recipe.steps,
-            trunk=stated["scheduler"],
-            trunk_steps=stated["steps"],
-            at=step,
-        )
+        if self.config["scheduler"]["name"] == "wsd" and stated.get("cell_id") != self.config["cell_id"]:
+            self._check_shared(stated, data_hash)
+        sizes = {"num_params": self.recipe.shape.num_params, "tokens_per_step": self.recipe.tokens_per_step}
+        trunk = rates_of(stated["scheduler"], steps=stated["steps"], **sizes)
+        check_branch(self.recipe.rates, trunk=trunk, at=step)
+
+    def _check_shared(self, stated: Mapping[str, Any], data_hash: str) -> None:
+        """Raise UserError if this run and the run of a checkpoint differ in a value that decides the losses of both."""
+        ours = _flat(shared_identity(self.config, data_hash=data_hash))
+        theirs = _flat(stated["shared"]) if "shared" in stated else ours  # earlier versions of dlm did not store it
+        differing = [
+            f"{name} {theirs.get(name)} is not {ours.get(name)}"
+            for name in theirs | ours
+            if theirs.get(name) != ours.get(name)
+        ]
+        if differing:
+            raise UserError(
+                f"the run of the checkpoint had other values ({'; '.join(differing)}), so this wsd run would not end "
+                "as it would from nothing: change ckpt_path or these values"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the loss not yet logged, and convert Lightning's progress to the micro-batches of this run.
@@ -221,3 +247,11 @@ class DiffusionLMLightningModule(L.LightningModule):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for span in ("total", "current"):
             progress[span].update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values under dotted names, one level deep: {"data": {"hash": 1}} -> {"data.hash": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
