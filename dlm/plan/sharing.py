@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dlm.plan.cells import Cell
+if TYPE_CHECKING:
+    from dlm.plan.cells import Cell
 
 # The share of the noise variance of a branch that is also that of its trunk: the correlation of their losses over nine
 # seeds was 0.93 and 0.89 for branches of two thirds and one third of the trunk's length (BENCHMARKS.md).

@@ -73,13 +73,13 @@ def test_a_branch_names_its_trunk_so_that_the_fit_knows_of_their_common_noise(tm
         tmp_path, monkeypatch, branches=True, groups={"scheduler": "wsd"}, set=shared, budgets=(2e10, 4e10, 8e10)
     )
     for cell in plan.cells:
-        finish(sweep_dir, plan, cell, loss=1.5 + 20 / cell.num_params**0.3 + 20 / cell.tokens**0.3)
+        finish(sweep_dir, plan, cell, loss=1.5 + 8 / cell.num_params**0.3 + 8 / cell.tokens**0.3)
     runs = collect(sweep_dir).runs
     trunks = [cell.cell_id for cell in plan.cells if cell.budget_flops == 8e10]
     assert list(runs.parent.dropna()) == [*trunks, *trunks] and list(runs.run_id[runs.parent.isna()]) == trunks
-    fitted = fit_runs(sweep_dir / "runs.csv", bootstrap=20)
+    fitted = fit_runs(sweep_dir / "runs.csv", bootstrap=100)
     assert fitted.interval_method == "nested" and any("9 points of 3 runs" in line for line in fitted.warnings)
-    apart = fit_runs(runs.drop(columns="parent"), bootstrap=20)
+    apart = fit_runs(runs.drop(columns="parent"), bootstrap=100)
     assert apart.interval_method == "residuals"
 
 
