@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
 
@@ -94,8 +95,6 @@ def _plan_row(cell: Cell) -> dict[str, str]:
 
 def _sharing_line(plan: Plan) -> str:
     """Return what shared trunks save and cost."""
-    from dlm.plan.sharing import sharing
-
     found = sharing(plan.cells)
     if not found.branches:
         return "shared trunks: none, because no two cells differ in their budget alone"
@@ -114,8 +113,6 @@ def _sharing_line(plan: Plan) -> str:
 
 
 def _cost_line(plan: Plan) -> str:
-    from dlm.plan.sharing import own_flops  # here, because a definition needs pydantic, which is slow to import
-
     line = f"{len(plan.cells)} cells, {text.flops(own_flops(plan.cells))} FLOPs ({plan.convention})"
     first = plan.cells[0].estimate
     if first.hours is None:
