@@ -60,7 +60,7 @@ def build_proof(plan: Plan, *, objective: str, best: float, varied: Mapping[str,
     sizes = [best] if spec.proof.sizes == 1 else [best / 2, best, 2 * best]
     cells, notes = dict[str, Cell](), list[str]()
     for size in sizes:
-        shape = shape_near(size, _shapes(spec, varied))
+        shape = shape_near(size, _shapes(spec, varied, size))
         if abs(shape.num_params / size - 1) > NEAR:
             reached = text.count(shape.num_params)
             notes.append(f"no shape between the sizes of configs/model has {text.count(size)} parameters: {reached} do")
@@ -91,15 +91,21 @@ def expected_proof(plan: Plan) -> list[Cell]:
     return cells
 
 
-def _shapes(spec: SweepSpec, varied: Mapping[str, Any]) -> list[ModelShape]:
-    """Return the sizes of configs/model that have the vocabulary of the sweep, with the ``model`` keys of its cells."""
+def _shapes(spec: SweepSpec, varied: Mapping[str, Any], size: float) -> list[ModelShape]:
+    """Return the sizes to build a proof run between, with the ``model`` keys of the cells of the sweep.
+
+    They are the models of the sweep, because its law holds for their manner of growing. If ``size`` lies outside them,
+    they are all sizes of configs/model that have the vocabulary of the sweep.
+    """
     given = {**spec.set, **varied}
     keys = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
     keys = {key: value for key, value in keys.items() if key not in (*BUILT, "name")}
     own = load_shape(spec.models[0])
+    ends = sorted(load_shape(name).num_params for name in spec.models)
+    names = spec.models if ends[0] <= size <= ends[-1] else choices("model")
     same = [
         shape
-        for shape in (dataclasses.replace(load_shape(name), name=name) for name in choices("model"))
+        for shape in (dataclasses.replace(load_shape(name), name=name) for name in names)
         if (shape.vocab_size, shape.block_size) == (own.vocab_size, own.block_size)
         and shape.n_head % (keys.get("n_query_groups") or 1) == 0
     ]
