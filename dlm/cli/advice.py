@@ -74,7 +74,10 @@ def _for_budget(sweep: Sweep, runs: pd.DataFrame, minimum: Minimum) -> tuple[str
 
 
 def _next_sizes(spec: SweepSpec, runs: pd.DataFrame, reason: str) -> list[str]:
-    """Return the names of the next sizes of configs/model on the sides of a budget's runs where its minimum may lie."""
+    """Return the names of the next sizes on the sides of a budget's runs where its minimum may lie.
+
+    They are models of the definition that the budget lacks, or sizes of configs/model if it has none on that side.
+    """
     vocabulary = load_shape(spec.models[0]).vocab_size
     shapes = sorted(
         (shape.num_params, name) for name in choices("model") if (shape := load_shape(name)).vocab_size == vocabulary
@@ -85,7 +88,11 @@ def _next_sizes(spec: SweepSpec, runs: pd.DataFrame, reason: str) -> list[str]:
     sides = [SMALLER if is_low else LARGER] if reason in ("edge", "outside_grid") else [SMALLER, LARGER]
     below = [name for size, name in shapes if size < tried[0]]
     above = [name for size, name in shapes if size > tried[-1]]
-    return [*(below[-1:] if SMALLER in sides else []), *(above[:1] if LARGER in sides else [])]
+    own_below, own_above = ([name for name in names if name in spec.models] for names in (below, above))
+    return [
+        *((own_below or below)[-1:] if SMALLER in sides else []),
+        *((own_above or above)[:1] if LARGER in sides else []),
+    ]
 
 
 def _settings(spec: SweepSpec, budget: float, names: Sequence[str]) -> list[str] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlm.collect.wandb_server import Project
 
 PAGE = "report/report.html"
+FIGURES = "report/figures"
 MEMORY = "report/source.json"  # what the last report was made from and what it said
 SOURCES = ("plan.json", "runs.csv", "excluded.csv", "proof.json")
 LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "jinja2")
@@ -109,12 +110,11 @@ def report(sweep: Sweep, *, anew: bool = True) -> None:
     show_collected(collected, folder)
     if collected.runs.empty:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
-    sources = _sources(folder)
-    said = None if anew else _said_before(folder, sources)
+    said = None if anew else said_before(folder)
     if said is None:
         print("fitting ...", flush=True)
         said = _fit_and_write(sweep, collected)
-        write_json(folder / MEMORY, {"sources": sources, "said": said})
+        write_json(folder / MEMORY, {"sources": _sources(folder), "said": said})
     print(*said, sep="\n")
     print(f"report: {folder / PAGE}")
 
@@ -127,13 +127,15 @@ def _sources(folder: Path) -> dict[str, str]:
     return {**files, **code, **{name: version(name) for name in LIBRARIES}}
 
 
-def _said_before(folder: Path, sources: Mapping[str, str]) -> list[str] | None:
-    """Return the lines that the last report printed; None if there is none that was made from these sources."""
-    if not all((folder / name).is_file() for name in (MEMORY, PAGE, "fits.json")):
+def said_before(folder: Path) -> list[str] | None:
+    """Return the lines that the last report printed; None if there is none that was made from the present sources."""
+    if not all((folder / name).exists() for name in (MEMORY, PAGE, FIGURES, "fits.json")):
         return None
-    memory = read_json(folder / MEMORY)
-    said: list[str] = memory["said"]
-    return said if memory["sources"] == sources else None
+    with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged memory is made anew
+        memory = read_json(folder / MEMORY)
+        if memory["sources"] == _sources(folder):
+            return list(memory["said"])
+    return None
 
 
 def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from dlm.cli.targets import Sweep
 from dlm.core import text
+from dlm.core.errors import UserError
 from dlm.plan.proof import (
     PROOF_FILE,
     build_proof,
@@ -18,6 +21,7 @@ from dlm.plan.proof import (
 )
 from dlm.plan.store import write_plan
 from dlm.record.outcomes import State
+from dlm.record.run import read_result, run_directory
 from dlm.submit.retry import why_not
 
 if TYPE_CHECKING:
@@ -40,8 +44,13 @@ def waits_for(sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = 
         cell.cell_id
         for cell in sweep.plan.grid
         if (one := now[cell.cell_id]).state is not State.DONE
-        and (one.is_live or why_not(one, retry_failed=retry_failed) is None)
+        and (one.is_live or (why_not(one, retry_failed=retry_failed) is None and not _is_too_large(one)))
     ]
+
+
+def _is_too_large(now: CellNow) -> bool:
+    """Whether a cell has run out of memory with one sequence at a time, so that it is not started again."""
+    return now.state is State.OUT_OF_MEMORY and now.record.micro_batch == 1
 
 
 def missing_forecasts(sweep: Sweep) -> list[str]:
@@ -62,46 +71,72 @@ def with_proof(sweep: Sweep, now: Mapping[str, CellNow]) -> Sweep:
         sweep: The sweep.
         now: The current states of its cells.
     """
+    from dlm.fit.frozen import checked
+
     frozen, missing = read_forecasts(sweep.folder), missing_forecasts(sweep)
     if not missing:
         return sweep
-    sweep = Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))
-    failed = [cell.cell_id for cell in sweep.plan.grid if cell.cell_id in now and now[cell.cell_id].result is None]
+    for one in frozen:
+        checked(one, sweep.folder / PROOF_FILE)
+    failed = [cell.cell_id for cell in sweep.plan.grid if now[cell.cell_id].result is None]
     made = _forecasts(sweep, missing, failed)
     if not made:
         return sweep
-    write_forecasts(sweep.folder, [*frozen, *made])
-    for one in made:
-        print(f"frozen in {sweep.folder / PROOF_FILE}: sha256 {one['sha256']}, made {one['made']}")
+    try:
+        write_forecasts(sweep.folder, [*frozen, *made], before=len(frozen))
+    except FileExistsError:
+        print(f"another command has frozen {sweep.folder / PROOF_FILE} meanwhile: its forecast counts")
+    else:
+        for one in made:
+            print(f"frozen in {sweep.folder / PROOF_FILE}: sha256 {one['sha256']}, made {one['made']}")
     return Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))
 
 
 def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -> list[dict[str, Any]]:
     """Collect the runs, fit them, and return a forecast for each objective whose fits determine N*."""
     from dlm.cli.fits import fits_of
+    from dlm.cli.gather import said_before
     from dlm.collect.tables import collect
-    from dlm.fit.proof import best_size, freeze_proof, open_budgets
+    from dlm.fit.proof import best_size, freeze_proof
 
     runs, flops = collect(sweep.folder).runs, proof_budget(sweep.plan.spec)
+    if said_before(sweep.folder) is not None:  # the report of the same runs states why there is no forecast
+        return []
     print("fitting, to predict the proof run ...", flush=True)
     fits = {} if runs.empty else fits_of(runs)
     made = []
     for objective in objectives:
         own = [fit for fit in fits.values() if fit.label == objective]
         best, why = best_size(own, flops)
-        unusable = open_budgets(own)
-        if failed and unusable:
-            why = f"{len(failed)} cells have failed ({failed[0]} is the first), and {unusable[0]}"
+        why = _failure(own, failed) or why
         if why or best is None:
             print(f"no proof run of {objective}: {why}")
             continue
         varied = _best_varied(sweep, runs, objective)
-        cells, notes = build_proof(sweep.plan, objective=objective, best=best.N, varied=varied)
+        try:
+            cells, notes = build_proof(sweep.plan, objective=objective, best=best.N, varied=varied)
+        except UserError as error:  # the other objectives and the report do not depend on it
+            print(f"no proof run of {objective}: {error}")
+            continue
+        known = [cell.cell_id for cell in cells if read_result(run_directory(sweep.folder, cell.cell_id)) is not None]
+        if known:
+            print(f"no proof run of {objective}: {known[0]} was trained before there was a forecast of it")
+            continue
         assert sweep.plan.spec.proof is not None
         asked, notes = sweep.plan.spec.proof.sizes, [*notes, *_notes(sweep, varied)]
         decisions = [cell.decisions() for cell in cells]
         made.append(freeze_proof(own, flops, decisions, asked_sizes=asked, notes=notes))
     return made
+
+
+def _failure(fits: Sequence[FitResult], failed: Sequence[str]) -> str:
+    """Return why cells without a result leave no proof run; empty if every budget has a usable minimum without them."""
+    from dlm.fit.proof import open_budgets
+
+    unusable = open_budgets(fits)
+    if not failed or not unusable:
+        return ""
+    return f"{len(failed)} of the cells have no result ({failed[0]} is the first), and {unusable[0]}"
 
 
 def _notes(sweep: Sweep, varied: Mapping[str, Any]) -> list[str]:
@@ -135,12 +170,12 @@ def outcomes(
         fits: The fits of its runs.
 
     Raises:
-        UserError: proof.json has been changed since it was written.
+        UserError: proof.json is no file of forecasts.
     """
-    from dlm.fit.frozen import checked
     from dlm.fit.proof import Proof, best_size
 
-    frozen = {one["label"]: checked(one, sweep.folder / PROOF_FILE) for one in read_forecasts(sweep.folder)}
+    frozen = {one["label"]: one for one in read_forecasts(sweep.folder)}
+    failed = [cell.cell_id for cell in sweep.plan.grid if cell.cell_id not in set(runs["run_id"])]
     asked = () if sweep.plan.spec.proof is None else sweep.plan.spec.objectives
     found = {}
     for label in dict.fromkeys([*asked, *frozen]):
@@ -148,7 +183,7 @@ def outcomes(
         if label in frozen:
             found[label] = _scored(sweep, frozen[label], runs, excluded, own)
         else:
-            why = best_size(own, proof_budget(sweep.plan.spec))[1]
+            why = _failure(own, failed) or best_size(own, proof_budget(sweep.plan.spec))[1]
             found[label] = Proof(label=label, why=why or "it follows when the other cells are done")
     return found
 
@@ -156,10 +191,21 @@ def outcomes(
 def _scored(
     sweep: Sweep, forecast: Mapping[str, Any], runs: pd.DataFrame, excluded: pd.DataFrame, fits: Sequence[FitResult]
 ) -> Proof:
+    from dlm.fit.frozen import checked
     from dlm.fit.proof import NOT_YET, Proof
     from dlm.fit.table import score_forecast
 
+    try:
+        checked(forecast, sweep.folder / PROOF_FILE)
+    except UserError as error:
+        return Proof(label=forecast["label"], why=str(error))
     names = [cell["cell_id"] for cell in forecast["proof"]["cells"]]
+    for name in names:
+        config = run_directory(sweep.folder, name) / "config.yaml"
+        tested = yaml.safe_load(config.read_text()).get("forecast") if config.is_file() else forecast["sha256"]
+        if tested != forecast["sha256"]:
+            why = f"{name} was started under another forecast (SHA-256 {str(tested)[:12]}), so it tests nothing"
+            return Proof(label=forecast["label"], forecast=forecast, why=why)
     own = runs[runs["run_id"].isin(names)]
     notes = [*forecast["proof"]["notes"], *_changes(sweep, forecast, fits)]
     proof = Proof(label=forecast["label"], forecast=forecast, why=NOT_YET, notes=notes)

@@ -125,14 +125,14 @@ def _cost_line(plan: Plan) -> str:
 
 def _proof_line(proof: Sequence[Cell]) -> str:
     """State what the proof run will cost; its size follows from the law, so all of this is approximate."""
-    sizes = " and ".join(dict.fromkeys(text.count(cell.num_params, digits=2) for cell in proof))
+    sizes = text.listed(list(dict.fromkeys(text.count(cell.num_params, digits=2) for cell in proof)))
     hours = [cell.estimate.hours for cell in proof]
     gpu_hours = sum(cell.estimate.gpu_hours or 0.0 for cell in proof)
     seconds = None if None in hours else 3600 * sum(hour or 0.0 for hour in hours)
     price = f"{gpu_hours:,.3g} GPU-hours" if gpu_hours else text.duration(seconds)
     about = "" if price == "-" else f", about {price}"
     flops = text.flops(sum(cell.budget_flops for cell in proof))
-    return f"then the proof run: {flops} FLOPs at about {sizes} parameters, which the law will tell{about}"
+    return f"then the proof run: {flops} FLOPs{about}; the law decides its size (expected: {sizes} parameters)"
 
 
 def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
@@ -218,7 +218,7 @@ class LocalProgress:
         elif event.kind == "alone" and event.job.awaits is not None:
             at = event.job.awaits
             self._say(
-                f"{name} trains from nothing: its trunk {at.trunk} ended without the checkpoint of step {at.step}"
+                f"{name} trains from nothing: its trunk {at.trunk} will not write the checkpoint of step {at.step}"
             )
         elif event.kind == "ended":
             self._show_ended(event)

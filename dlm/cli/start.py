@@ -51,6 +51,8 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     is_local = _is_local(options.launcher)
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
+    if (sweep.folder / "plan.json").is_file():
+        sweep = Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))  # with the cells of an earlier plan
     now = _look(sweep)
     is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed))  # other cells come before the proof run
     if not is_first:
@@ -78,12 +80,12 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
         return sweep, True, code
     now = _look(sweep)
     if waiting := waits_for(sweep, now):
-        print(f"the proof run waits for {len(waiting)} cells that are not done: run the same command again")
+        print(f"the proof run waits for {waiting[0]} and other cells that are not done: run the same command again")
         return sweep, True, code
     sweep = with_proof(sweep, now)
     now |= _look(sweep, known=now)
     if any(cell.is_proof for cell in sweep.plan.cells):
-        code = _run_here(sweep, now, submit) or code
+        code = _run_here(sweep, now, functools.partial(submit, retry_failed=False)) or code
     return sweep, True, code
 
 

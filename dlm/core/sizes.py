@@ -12,7 +12,7 @@ from dlm.core.shape import ModelShape
 
 MLP_RANGE = 2.0  # the ratio of intermediate_size to n_embd stays within this factor of the neighbours' ratio
 NEAR = 0.01  # a shape whose N is within this share of the target reaches the target
-FINE = 0.005  # intermediate_size is a multiple of a power of two that is at most this share of N
+FINE = 0.005  # intermediate_size is a multiple of a power of two; one step of it adds at most this share of N
 WIDE_HEAD = 32  # head sizes from here on are multiples of 8, which attention kernels need; smaller ones are even
 LARGEST_UNIT = 64  # of these multiples; a GPU multiplies such matrices fastest
 

@@ -68,7 +68,6 @@ class Verdict:
     n: Interval  # the interval of N* over all methods
     forms: Mapping[str, Fitted] = field(default_factory=dict, repr=False)  # both forms, by name
     methods: Sequence[Fitted] = field(default_factory=tuple, repr=False)  # all fits that give an N*
-    undetermined: Sequence[str] = ()  # laws that the runs do not determine; they do not enter the intervals
 
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
@@ -85,8 +84,6 @@ class Verdict:
             at += f", the forms' L* by {self.differ_l:.1%}"
         if np.isfinite(self.regret):
             at += f", and any size within {text.interval(self.n, 'count')} loses at most {self.regret:.2g} nats/token"
-        if self.undetermined:
-            at += f"; the runs do not determine {text.listed(self.undetermined)}, so no interval covers this form"
         return "; ".join([*said, at]) + "."
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def predict_from(
     log_n, log_d = (np.log(np.atleast_1d(np.asarray(v, dtype=np.float64))) for v in (params, tokens))
     points, intervals = (np.stack(v) for v in zip(*(_of_form(f, log_n, log_d, level) for f in forms), strict=True))
     more = SHARE * np.log(points.max(axis=0) / points.min(axis=0)) + np.log1p(np.nan_to_num(missed))
-    low = np.log(np.fmin.reduce(intervals[:, :, 0])) - more  # a form without an interval does not enter
-    high = np.log(np.fmax.reduce(intervals[:, :, 1])) + more
+    low = np.log(intervals[:, :, 0].min(axis=0)) - more
+    high = np.log(intervals[:, :, 1].max(axis=0)) + more
     middle, main, tail = np.log(points[0]), forms[0], (1 - level) / 2
     noise = main.noise.residual * stretch(max(main.n - len(main.params), 1), tail) * float(ndtri(1 - tail))
     below, above = np.hypot(middle - low, noise), np.hypot(high - middle, noise)

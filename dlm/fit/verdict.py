@@ -76,7 +76,6 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         n=n,
         forms=forms,
         methods=tuple(methods),
-        undetermined=[f.law for f, o in zip(methods, said, strict=True) if not np.isfinite(o.ci["N"]).all()],
     )
     judged = replace(result, verdict=verdict)
     return replace(judged, at=optima(judged, judged.at, level=level))

@@ -40,7 +40,7 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
-NEW_FIELDS = ("proof", "replicates", "branches")  # they came later, and stand in plan.json only if they are set
+NEW_FIELDS = ("proof", "replicates", "branches")  # earlier versions lack them; plan.json has them only if they are set
 
 
 class _Frozen(BaseModel):
@@ -118,9 +118,17 @@ class SweepSpec(_Frozen):
         """Return the fields that all definitions of one sweep must share.
 
         The fields that only select which cells exist may grow, and the description, the limits on the cost, the
-        hardware and the proof run may change.
+        hardware, the proof run and the sharing of trunks may change.
         """
-        changing = {"budget_fractions", "description", "max_gpu_hours", "max_local_hours", "hardware", "proof"}
+        changing = {
+            "budget_fractions",
+            "description",
+            "max_gpu_hours",
+            "max_local_hours",
+            "hardware",
+            "proof",
+            "branches",
+        }
         without = {*changing, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
         return {key: value for key, value in self.plain().items() if key not in without}
 

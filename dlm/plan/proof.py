@@ -7,6 +7,7 @@ frozen in proof.json before the run starts.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,16 @@ def _shapes(spec: SweepSpec, varied: Mapping[str, Any], size: float) -> list[Mod
     """
     given = {**spec.set, **varied}
     keys = {key.removeprefix("model."): value for key, value in given.items() if key.startswith("model.")}
-    keys = {key: value for key, value in keys.items() if key not in (*BUILT, "name")}
-    own = load_shape(spec.models[0])
-    ends = sorted(load_shape(name).num_params for name in spec.models)
-    names = spec.models if ends[0] <= size <= ends[-1] else choices("model")
-    same = [
-        shape
-        for shape in (dataclasses.replace(load_shape(name), name=name) for name in names)
-        if (shape.vocab_size, shape.block_size) == (own.vocab_size, own.block_size)
+    keys.pop("name", None)
+    own = [dataclasses.replace(load_shape(name), **keys, name=name) for name in spec.models]
+    if min(shape.num_params for shape in own) <= size <= max(shape.num_params for shape in own):
+        return own
+    return [
+        dataclasses.replace(shape, **keys, name=name)
+        for name, shape in ((name, load_shape(name)) for name in choices("model"))
+        if (shape.vocab_size, shape.block_size) == (own[0].vocab_size, own[0].block_size)
         and shape.n_head % (keys.get("n_query_groups") or 1) == 0
     ]
-    return [dataclasses.replace(shape, **keys) for shape in same]
 
 
 def _cell(plan: Plan, objective: str, varied: Mapping[str, Any], shape: ModelShape) -> Cell:
@@ -141,16 +141,35 @@ def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return list(read_json(path)["forecasts"])
+        found = list(read_json(path)["forecasts"])
+        for one in found:
+            _ = one["label"], one["sha256"], one["proof"]["cells"]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} holds no forecasts ({error}): move it away, and the next start freezes new ones"
-        ) from error
+        raise UserError(f"{path} is no file of forecasts ({error}): restore it from a copy") from error
+    return found
 
 
-def write_forecasts(sweep_dir: Path, forecasts: Sequence[Mapping[str, Any]]) -> None:
-    """Write proof.json."""
-    write_json(sweep_dir / PROOF_FILE, {"forecasts": list(forecasts)})
+def write_forecasts(sweep_dir: Path, forecasts: Sequence[Mapping[str, Any]], *, before: int) -> None:
+    """Write proof.json.
+
+    Args:
+        sweep_dir: The folder of the sweep.
+        forecasts: All forecasts of the sweep.
+        before: How many of them the file holds already.
+
+    Raises:
+        FileExistsError: The file was to be new, and another process has written it meanwhile.
+    """
+    path = sweep_dir / PROOF_FILE
+    if before:
+        write_json(path, {"forecasts": list(forecasts)})
+        return
+    own = path.with_name(f".{PROOF_FILE}.{os.getpid()}")
+    write_json(own, {"forecasts": list(forecasts)})
+    try:
+        os.link(own, path)  # unlike a rename, this never replaces a file
+    finally:
+        own.unlink()
 
 
 def proof_cells(sweep_dir: Path) -> list[Cell]:

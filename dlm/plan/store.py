@@ -88,8 +88,7 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
         one, other = list(getattr(before.spec, key)), list(getattr(plan.spec, key))
         if not (set(one) <= set(other) or set(other) <= set(one)):
             old, new = {**old, key: one}, {**new, key: other}
-    keys = {**new, **old}  # the key branches is there only where it is true
-    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
     if not changed and before.data_hash not in (None, plan.data_hash):
         changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
     if changed:

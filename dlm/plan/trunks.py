@@ -29,7 +29,7 @@ def share_trunks(cells: Sequence[Cell], configs: Sequence[Mapping[str, Any]]) ->
         configs: The config of each cell, as ``grid.cell_config`` returns it.
 
     Raises:
-        UserError: A cell has another schedule than wsd, or a warm-up that depends on its length or is too long.
+        UserError: A cell has a schedule other than wsd, or a warm-up that depends on its length or is too long.
     """
     _check(cells, configs)
     families: dict[str, list[int]] = {}

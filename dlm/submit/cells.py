@@ -156,6 +156,8 @@ class _Starter:
         is_chosen = any(item.lstrip("+~").startswith("trainer=") for item in self.extra)
         trainer = () if is_chosen else trainer_overrides(resources, str(cell.groups.get("trainer", "cpu")))
         words = [*trainer, *self.extra]
+        if cell.parent is not None:  # the plan may give the cell another trunk before the job starts
+            words += [f"parent={cell.parent}", f"branch_step={cell.branch_step}"]
         if micro_batch is not None:  # the number of devices may differ from that of the job that ran out of memory
             micro_batch = dividing_micro_batch(cell, resources, at_most=micro_batch)
             words.append(f"data.micro_batch_size={micro_batch}")

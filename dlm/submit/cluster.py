@@ -23,7 +23,7 @@ class Event:
 
     A job is "started" or "ended"; it is "deferred" while another process runs its cell, and "skipped" if another
     process has finished the cell or if the cell was cancelled. It is "alone" if it starts from nothing, because its
-    trunk has ended without the checkpoint that it was to start from.
+    trunk will not write the checkpoint that it was to start from.
     """
 
     kind: Literal["started", "ended", "deferred", "skipped", "alone"]

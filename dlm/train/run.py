@@ -236,7 +236,7 @@ def _start_from(config: Mapping[str, Any], run_dir: Path | None) -> Path | None:
 def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
     """Return the checkpoint of the trunk to start from; None if it is missing or damaged.
 
-    From nothing, a branch takes longer and ends with the same losses. Raises UserError for another schedule than wsd.
+    From nothing, a branch takes longer and ends with the same losses. Raises UserError for a schedule other than wsd.
     """
     if config["scheduler"]["name"] != "wsd":
         raise UserError(

@@ -38,7 +38,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three starts of a sweep; tests/cli/test_proof_runs.py kills in this process, without training
 def test_a_proof_run_killed_twice_tests_the_same_forecast_and_ends_with_the_same_loss(stdlib_data, workdir, tmp_path):
     folder, other = settled_sweep().folder, tmp_path / "other" / "smoke"
     shutil.copytree(folder, other)

@@ -32,18 +32,23 @@ def test_the_imports_start_no_thread_and_make_no_tensor():
     assert done.stdout.split() == ["1", "[]", "False", "True"]
 
 
-@pytest.mark.slow
-def test_forked_runs_import_nothing_again_and_give_the_same_losses(stdlib_data, workdir, tmp_path, start, monkeypatch):
-    kinds = {"two": ("trainer.devices=2", "trainer.strategy=ddp"), "one": ("trainer.threads=2",)}
+TWO = {"two": ("trainer.devices=2", "trainer.strategy=ddp")}
+
+
+@pytest.mark.parametrize("more", [{}, pytest.param(TWO, marks=pytest.mark.long)], ids=["one", "two"])
+def test_forked_runs_import_nothing_again_and_give_the_same_losses(
+    more, stdlib_data, workdir, tmp_path, start, monkeypatch
+):
+    kinds = {**more, "one": ("trainer.threads=2",)}
     jobs = [
-        Job(name=name, overrides=(*SHORT, *more, f"sweep={name}"), run_dir=tmp_path / name)
-        for name, more in kinds.items()
+        Job(name=name, overrides=(*SHORT, *own, f"sweep={name}"), run_dir=tmp_path / name)
+        for name, own in kinds.items()
     ]
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     pool = LocalPool(cores=1, poll_sec=0.02)
     request = Request(submission="s", jobs=jobs, ledger=Ledger(tmp_path), code=PACKAGE.parent, environment={})
     logs = {job.name: job.run_dir / "log.txt" for job in jobs}
-    assert pool.submit(request).exit_codes == {"one": 0, "two": 0}, [log.read_text() for log in logs.values()]
+    assert pool.submit(request).exit_codes == dict.fromkeys(kinds, 0), [log.read_text() for log in logs.values()]
     imported = {line.rpartition("|")[2].strip() for line in logs["one"].read_text().splitlines()}
     monkeypatch.delenv("PYTHONPROFILEIMPORTTIME")
     assert imported and not imported & {"torch", "lightning", "wandb", "dlm.train.run"}

@@ -95,7 +95,8 @@ def main() -> int:
             "seed": options.seed,
         }
     print(json.dumps(outcome, indent=1))
-    return 0 if outcome["same"] and outcome["cells"] == 6 else 1
+    has_shared = outcome["killed"] > 0 and outcome["started_from_a_trunk"] > 0 and outcome["went_on"] > 0
+    return 0 if outcome["same"] and outcome["cells"] == 6 and has_shared else 1
 
 
 if __name__ == "__main__":

@@ -107,13 +107,12 @@ def test_a_sweep_that_grows_gets_longer_trunks(stdlib_data, tmp_path):
             assert path.read_bytes() == (tmp_path / "at once/cell" / path.name).read_bytes()
 
 
-def test_a_sweep_does_not_turn_its_branches_on_or_off(stdlib_data, tmp_path):
-    write_plan(tmp_path / "on", make_plan(spec()))
-    write_plan(tmp_path / "off", make_plan(spec(branches=False)))
-    with pytest.raises(UserError, match=r"another definition \(branches was True, is None"):
-        write_plan(tmp_path / "on", make_plan(spec(branches=False)))
-    with pytest.raises(UserError, match=r"another definition \(branches was None, is True"):
-        write_plan(tmp_path / "off", make_plan(spec()))
+def test_a_sweep_may_turn_its_branches_on_and_off_because_no_id_depends_on_them(stdlib_data, tmp_path):
+    on = write_plan(tmp_path, make_plan(spec()))
+    off = write_plan(tmp_path, make_plan(spec(branches=False)))
+    assert [cell.cell_id for cell in on.cells] == [cell.cell_id for cell in off.cells]
+    assert any(cell.parent for cell in on.cells) and not any(cell.parent for cell in off.cells)
+    assert write_plan(tmp_path, make_plan(spec())) == on
 
 
 def test_a_definition_that_cannot_share_trunks_is_refused(stdlib_data):

@@ -193,7 +193,7 @@ def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm
          "hydra.launcher.poll_sec=0.2", "hydra.launcher.allow_dirty=true"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (slurm / "1001_2").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
@@ -203,7 +203,7 @@ def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm
     (slurm / "accounted").write_text("1001_0|COMPLETED|0:0\n1001_1|FAILED|4:0\n1001_2|NODE_FAIL|0:0\n")
     for task in slurm.glob("1001_*"):
         task.unlink()
-    said = waiting.communicate(timeout=20)[1]
+    said = waiting.communicate(timeout=120)[1]
     assert "b failed with exit code 4" in said and "c failed with exit code 1" in said and "a failed" not in said
     assert waiting.returncode == 4  # the first that failed
 

@@ -134,7 +134,7 @@ def test_a_branch_with_checkpoints_of_its_own_goes_on_from_them(launch, once, tr
     assert outcome(branch) == outcome(once[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/train/test_interruptions.py kills ordinary runs
 def test_trunk_and_branch_that_are_killed_end_with_the_same_losses(start, launch, tmp_path, workdir):
     """Both are killed with -9 at a random step and go on."""
     wsd = (*WSD, "scheduler.decay_fraction=0.5")

@@ -221,8 +221,6 @@ def test_a_branch_starts_where_trunk_and_branch_are_at_their_peak_rate():
     def check(config, steps, at, trunk=WSD, trunk_steps=5000, warmup=100):
         check_branch(rates(config, steps, warmup), trunk=rates(trunk, trunk_steps), at=at)
 
-    check(WSD, 5000, 4999)  # an interrupted run, in its own cooldown
-    check({**WSD, "name": "cosine"}, 3000, 2000)  # not a branch: the user's own business
     check(WSD, 2213, 2000)
     assert rates(WSD, 2213).multiplier(2000) == 1 > rates(WSD, 2213).multiplier(2003)
     with pytest.raises(UserError, match=r"step 4900 is not from the constant part of a wsd run"):

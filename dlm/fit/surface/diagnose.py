@@ -31,8 +31,7 @@ FEW = 3  # with fewer budgets, the form of the law is not checked
 def surface(points: Points, found: Solution) -> tuple[list[str], tuple[int, ...]]:
     """Find all problems that show without refitting: the warnings, and the indices of outliers among the points."""
     residual = noise.relative_residual(points, found.problem, found.theta)
-    through = 0 if found.problem.how.norm == "mse" else len(found.problem.free)
-    outliers = _outliers(residual, points, through)
+    outliers = _outliers(residual, points)
     warnings = [
         *_fit(points, found),
         *_design(points),
@@ -122,19 +121,8 @@ def standard_errors(points: Points, found: Solution, residual: Array) -> Array:
     return errors
 
 
-def _outliers(residual: Array, points: Points, through: int) -> npt.NDArray[np.int64]:
-    """The indices of points far from the law.
-
-    Args:
-        residual: The residual of each point, (n,).
-        points: The points.
-        through: The number of points that the law passes through because it was fitted to them. They say nothing about
-            the scatter of the others.
-    """
-    others = np.delete(residual, np.argsort(np.abs(residual))[:through])
-    if not len(others):
-        return np.zeros(0, dtype=np.int64)
-    scale = 1.4826 * float(np.median(np.abs(others - np.median(others))))
+def _outliers(residual: Array, points: Points) -> npt.NDArray[np.int64]:
+    scale = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
     far = np.abs(residual) > FAR * max(scale, 1e-9)
     return np.flatnonzero(far & (points.weight > 0)) if scale > 1e-9 else np.zeros(0, dtype=np.int64)
 

@@ -215,8 +215,9 @@ class DiffusionLMLightningModule(L.LightningModule):
                 f"the checkpoint is at step {step}, this run ends at {self.recipe.steps}: change ckpt_path, or raise "
                 "training.budget or training.steps"
             )
-        if self.config["scheduler"]["name"] == "wsd" and stated.get("cell_id") != self.config["cell_id"]:
-            self._check_shared(stated, data_hash)
+        if stated.get("cell_id") == self.config["cell_id"] or self.config["scheduler"]["name"] != "wsd":
+            return  # only a wsd run that goes on from another run has to end as it would from nothing
+        self._check_shared(stated, data_hash)
         sizes = {"num_params": self.recipe.shape.num_params, "tokens_per_step": self.recipe.tokens_per_step}
         trunk = rates_of(stated["scheduler"], steps=stated["steps"], **sizes)
         check_branch(self.recipe.rates, trunk=trunk, at=step)
