@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlm.cli.memory import PAGE, remember, said_before
 from dlm.cli.targets import Sweep, run_folder, warn
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, write_json
-from dlm.core.paths import PACKAGE, configs_dir
-from dlm.submit.snapshot import content_hash_of
 
 if TYPE_CHECKING:
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
-
-PAGE = "report/report.html"
-FIGURES = "report/figures"
-MEMORY = "report/source.json"  # what the last report was made from and what it said
-SOURCES = ("plan.json", "runs.csv", "excluded.csv", "proof.json")
-LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "jinja2")
 
 
 def collect(options: CollectOptions) -> tuple[Path, Collected]:
@@ -114,28 +103,9 @@ def report(sweep: Sweep, *, anew: bool = True) -> None:
     if said is None:
         print("fitting ...", flush=True)
         said = _fit_and_write(sweep, collected)
-        write_json(folder / MEMORY, {"sources": _sources(folder), "said": said})
+        remember(folder, said)
     print(*said, sep="\n")
     print(f"report: {folder / PAGE}")
-
-
-def _sources(folder: Path) -> dict[str, str]:
-    """Return what decides the content of a report: the hashes of its tables, of its plan and of dlm, and versions."""
-    here = [name for name in SOURCES if (folder / name).is_file()]
-    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in here}
-    code = {"dlm": content_hash_of(PACKAGE), "configs": content_hash_of(configs_dir())}
-    return {**files, **code, **{name: version(name) for name in LIBRARIES}}
-
-
-def said_before(folder: Path) -> list[str] | None:
-    """Return the lines that the last report printed; None if there is none that was made from the present sources."""
-    if not all((folder / name).exists() for name in (MEMORY, PAGE, FIGURES, "fits.json")):
-        return None
-    with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged memory is made anew
-        memory = read_json(folder / MEMORY)
-        if memory["sources"] == _sources(folder):
-            return list(memory["said"])
-    return None
 
 
 def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:

@@ -95,7 +95,7 @@ def with_proof(sweep: Sweep, now: Mapping[str, CellNow]) -> Sweep:
 def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -> list[dict[str, Any]]:
     """Collect the runs, fit them, and return a forecast for each objective whose fits determine N*."""
     from dlm.cli.fits import fits_of
-    from dlm.cli.gather import said_before
+    from dlm.cli.memory import said_before
     from dlm.collect.tables import collect
     from dlm.fit.proof import best_size, freeze_proof
 

@@ -42,8 +42,6 @@ def best_size(fits: Sequence[FitResult], flops: float) -> tuple[Optimum | None, 
     if main.draws is None or main.verdict is None:
         said = main.warnings[0] if main.warnings else "its form could not be checked"
         return None, f"the law has no intervals: {said}"
-    if not math.isfinite(sum(own_optimum(main, flops, LEVEL).ci["L"])):
-        return None, f"resampled runs do not bound the loss at {text.flops(flops)} FLOPs"
     best = optima(main, [flops])[flops]
     low, high = best.ci["N"]
     if not math.isfinite(low + high):
@@ -54,6 +52,8 @@ def best_size(fits: Sequence[FitResult], flops: float) -> tuple[Optimum | None, 
             None,
             f"the interval of the best size at {text.flops(flops)} FLOPs ({span}) spans a factor above {WIDE:g}",
         )
+    if not math.isfinite(sum(own_optimum(main, flops, LEVEL).ci["L"])):
+        return None, f"resampled runs do not bound the loss at {text.flops(flops)} FLOPs"
     return best, ""
 
 

@@ -25,7 +25,7 @@ from types import FrameType
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State, goes_on
-from dlm.record.run import has_checkpoint, read_result, read_status
+from dlm.record.run import has_checkpoint, read_result
 from dlm.submit.cell_now import LOCAL
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.forks import Forked, ForkServer
@@ -169,9 +169,6 @@ class _PoolRun:
         run_dir = job.run_dir.with_name(at.trunk)
         if has_checkpoint(run_dir, at.step):
             return Trunk.READY
-        status = read_status(run_dir)
-        if status is not None and status.step > at.step:  # the trunk has passed this step and will not come back to it
-            return Trunk.GONE
         here = (*self.waiting, *(running.job for running in self.running))
         if any(other.name == at.trunk for other in here) or live_holder(run_dir) is not None:
             return Trunk.COMING

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support import by_hand
 
-from dlm.cli import gather
+from dlm.cli import gather, memory
 from dlm.cli.targets import Sweep
 from dlm.core.files import write_json
 
@@ -22,7 +22,7 @@ def made(tmp_path, monkeypatch):
     def fit_and_write(sweep, collected):
         made.append(len(collected.runs))
         (sweep.folder / "report").mkdir(exist_ok=True)
-        (sweep.folder / gather.PAGE).write_text("page")
+        (sweep.folder / memory.PAGE).write_text("page")
         write_json(sweep.folder / "fits.json", [])
         return [f"verdict number {len(made)}", "  warning: few runs"]
 
@@ -75,15 +75,15 @@ def another_title(sweep, monkeypatch):
 
 
 def another_code(sweep, monkeypatch):
-    monkeypatch.setattr(gather, "content_hash_of", lambda folder: "another")
+    monkeypatch.setattr(memory, "content_hash_of", lambda folder: "another")
 
 
 def another_library(sweep, monkeypatch):
-    monkeypatch.setattr(gather, "version", lambda name: "99")
+    monkeypatch.setattr(memory, "version", lambda name: "99")
 
 
 def no_page(sweep, monkeypatch):
-    (sweep.folder / gather.PAGE).unlink()
+    (sweep.folder / memory.PAGE).unlink()
 
 
 def no_fits(sweep, monkeypatch):

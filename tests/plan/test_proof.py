@@ -32,7 +32,7 @@ def frozen(folder, plan, **kwargs):
     cells, _ = built(plan, **kwargs)
     write_plan(folder, plan)
     rows = json.loads(json.dumps([cell.decisions() for cell in cells]))
-    write_forecasts(folder, [{"label": OBJECTIVE, "sha256": "abc", "proof": {"cells": rows}}])
+    write_forecasts(folder, [{"label": OBJECTIVE, "sha256": "abc", "proof": {"cells": rows}}], before=0)
     return write_plan(folder, plan)
 
 
@@ -148,5 +148,5 @@ def test_a_sweep_grows_in_sizes_and_seeds_and_keeps_what_has_started(stdlib_data
 
 def test_a_damaged_proof_file_is_named(tmp_path):
     (tmp_path / "proof.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match="holds no forecasts"):
+    with pytest.raises(UserError, match="is no file of forecasts"):
         read_forecasts(tmp_path)
