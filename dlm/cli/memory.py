@@ -1,4 +1,4 @@
-"""Remember what the last report of a sweep was made from and what it said, so that the same report is not made twice."""
+"""Remember what the last report of a sweep was made from and what it said, to print it again if nothing changed."""
 
 from __future__ import annotations
 
