@@ -82,7 +82,7 @@ def submit_plan(
         )
         found = {cell.cell_id: starter.job_or_reason(cell, known) for cell in plan.cells}
         jobs = [job for job in found.values() if isinstance(job, Job)]
-        if any(job.awaits for job in jobs):
+        if any(cell.parent is not None for cell in plan.cells):
             jobs = _trunks_first(jobs, plan)
         done = submit_jobs(jobs, cluster=cluster, sweep_dir=sweep_dir, on_event=on_event, on_tick=on_tick)
     not_worth = {name: why for name, why in found.items() if isinstance(why, str)}

@@ -2,8 +2,9 @@
 
     python tests/long/kills_sweep.py [--kills 10] [--seed 0]
 
-Both sweeps train six tiny cells on this machine. The second has no shared trunks and is not disturbed. The exit code is
-1 when the loss of a cell differs by one bit.
+Both sweeps train six tiny cells on this machine. The first is killed when its cells together have reached a random
+step, again and again. The second has no shared trunks and is not disturbed. The exit code is 1 when the loss of a cell
+differs by one bit.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ def start(folder: Path, **changes: object) -> subprocess.Popen[bytes]:
                                 env={**os.environ, "DLM_WORKDIR": str(folder)})  # fmt: skip
 
 
+def steps_of(folder: Path) -> dict[str, int]:
+    """The step that each cell has reached. A branch begins at its branch point."""
+    found = {path.parent.name: read_status(path.parent) for path in folder.glob("killed/runs/*/status.json")}
+    return {name: status.step for name, status in found.items() if status is not None}
+
+
 def outcomes(runs: Path) -> Mapping[str, tuple[float, float, list[float]]]:
     """The final loss of every finished cell, its error, and the loss of every validation sequence."""
     found = {run_dir.name: read_result(run_dir) for run_dir in sorted(runs.iterdir())}
@@ -66,16 +73,15 @@ def main() -> int:
         calm, killed = Path(folder) / "calm", Path(folder) / "killed"
         calm.mkdir()
         killed.mkdir()
-        began = time.monotonic()
         if code := start(calm, branches=False).wait():
             raise SystemExit(f"the undisturbed sweep ended with {code}: {(calm / 'log.txt').read_text()[-2000:]}")
-        whole_sec = time.monotonic() - began
+        total = sum(cell["steps"] for cell in json.loads((calm / "killed/plan.json").read_text())["cells"])
         moments = []
-        for _ in range(options.kills):
+        for wanted in sorted(drawn.sample(range(1, total - total // 20), options.kills)):
             process = start(killed)
-            time.sleep(drawn.uniform(0.2, 0.6) * whole_sec)
-            steps = {path.parent.name: status.step for path in killed.glob("killed/runs/*/status.json")
-                     if (status := read_status(path.parent)) is not None}  # fmt: skip
+            while process.poll() is None and sum(steps_of(killed).values()) < wanted:
+                time.sleep(0.01)
+            steps = steps_of(killed)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             moments.append({"exit_code": process.wait(), "steps": steps})

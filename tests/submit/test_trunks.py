@@ -195,3 +195,10 @@ def test_a_cluster_without_dependencies_is_named_as_the_cause(slurm, sweep_dir, 
     with pytest.raises(UserError, match="change branches of the definition to false"):
         submit(make_plan(make_family("a")), sweep_dir, Slurm())
     assert Ledger(sweep_dir).read()["trunk"].job_id == "1001_0"  # the trunk stays submitted
+
+
+def test_a_trunk_that_is_continued_goes_before_branches_that_wait_for_nothing(sweep_dir):
+    write_checkpoint(sweep_dir, "trunk")
+    watch = Watch()
+    submit(make_plan(make_family("a", "b")), sweep_dir, make_pool(cores=1), on_event=watch)
+    assert watch.names("started") == ["trunk", "a", "b"]
