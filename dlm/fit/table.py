@@ -29,6 +29,7 @@ __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs",
 
 LAWS = (*laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
+MOST_TO_JUDGE = 1000  # replicates of each form that checks a law, at most
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 
@@ -89,7 +90,8 @@ def fit_runs(
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
     if not bootstrap:
         return result
-    return judge(add_intervals(result, replicates=bootstrap, seed=seed), seed=seed)
+    few = min(bootstrap, MOST_TO_JUDGE)
+    return judge(add_intervals(result, replicates=bootstrap, seed=seed), replicates=few, seed=seed)
 
 
 def fit_sweep(

@@ -17,9 +17,8 @@ from dlm.record.run import read_result, run_directory
 
 # The command with few bootstrap replicates.
 QUICK = (
-    "import functools; from dlm.fit import table; fit = table.fit_sweep; "
+    "from dlm.fit import table; fit = table.fit_sweep; "
     "table.fit_sweep = lambda runs: fit(runs, bootstrap=100); "
-    "table.judge = functools.partial(table.judge, replicates=100); "
     "from dlm.cli.verbs import main; main()"
 )
 

@@ -40,7 +40,6 @@ def quick(stdlib_data, workdir, monkeypatch):
     monkeypatch.setattr(cli_fits, "_fitted", FITTED)
     fit_sweep = table.fit_sweep
     monkeypatch.setattr(table, "fit_sweep", lambda runs: fit_sweep(runs, bootstrap=100))
-    monkeypatch.setattr(table, "judge", functools.partial(table.judge, replicates=100))
     monkeypatch.setattr(cost, "measure_flops_per_sec", lambda models, **_: dict.fromkeys(models, 1e10))
     monkeypatch.setattr("dlm.report.figures.save", lambda figure, folder, name: None)
 
