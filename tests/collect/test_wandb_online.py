@@ -55,13 +55,10 @@ def train(server, workdir: Path, *overrides: str, **environ: str) -> subprocess.
                           timeout=600, check=False)  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a server that is away at the start, and one that refuses for a while, are tested always
 @pytest.mark.parametrize(
     ("status", "words"),
-    [
-        pytest.param(500, "W&B has not taken everything within 2 s: `dlm sync`", marks=pytest.mark.long),
-        (403, "Fatal error while uploading data"),
-    ],
+    [(500, "W&B has not taken everything within 2 s: `dlm sync`"), (403, "Fatal error while uploading data")],
 )
 def test_a_server_that_fails_stops_no_run_and_sync_mends_it(server, tmp_path, stdlib_data, status, words):
     server.fail("file_stream", times=10**6, status=status)

@@ -91,6 +91,8 @@ def test_a_group_that_plans_read_is_plain_and_is_what_hydra_composes(group, comp
         interpolated = [key for key, value in read.items() if "${" in str(value)]
         folders = ["sources" if "sources" in read else "data_dir"]
         assert interpolated == (folders if group == "data" else [])
+        if choice not in [*choices(group)[:12], *choices(group)[12::4]]:  # there are many models; composing takes 0.2 s
+            continue
         config = compose(f"{group}={choice}", "training.budget=1e22")
         assert OmegaConf.to_container(config[group], resolve=False) == read  # numbers as numbers: 1e-3 is no text
         assert config[group].name == choice

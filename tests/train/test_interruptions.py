@@ -60,7 +60,7 @@ def test_a_signal_ends_a_run_with_exit_code_75_and_it_goes_on_bit_for_bit(start,
     assert result is not None and result.steps_redone == 0  # nothing was computed twice
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the tests above send one signal to one process
 def test_many_signals_change_no_exit_code_of_two_processes(stdlib_data, workdir):
     """A scheduler, a pool and a user may each send one, also while the interpreter ends.
 

@@ -27,33 +27,31 @@ ROUNDING = {"train/loss": 1e-6, "val/loss": 1e-6, "grad_norm": 1e-5}  # relative
 pytestmark = pytest.mark.slow
 
 
+def arguments(folder, name, *overrides, start=None):
+    where = (f"paths.run_dir={folder}/{name}", f"paths.workdir={folder}")
+    first = () if start is None else (f"ckpt_path={folder}/{start[0]}/checkpoints/step_{start[1]:08d}",)
+    return [*CELL, *where, *first, *overrides]
+
+
 @pytest.fixture(scope="module")
 def folder(stdlib_data, tmp_path_factory):
     """A folder with the runs of the cell, in folders of their own.
 
-    `one` and `back-...` are trained by one process, all others by two. `two-ddp` starts its second process itself.
-    `again` is resumed by new processes; the remaining ones are trained one after the other by the same two processes.
+    `one` and `back-...` are trained by one process, all others by two. `two-ddp` starts its second process itself; the
+    others are trained one after the other by the same two processes.
     """
     folder = tmp_path_factory.mktemp("topology")
-
-    def arguments(name, *overrides, start=None):
-        where = (f"paths.run_dir={folder}/{name}", f"paths.workdir={folder}")
-        first = () if start is None else (f"ckpt_path={folder}/{start[0]}/checkpoints/step_{start[1]:08d}",)
-        return [*CELL, *where, *first, *overrides]
-
-    launch_here(folder, *arguments("one"))
-    command = [sys.executable, "-m", "dlm.launch", *arguments("two-ddp", *TWO["ddp"])]
+    launch_here(folder, *arguments(folder, "one"))
+    command = [sys.executable, "-m", "dlm.launch", *arguments(folder, "two-ddp", *TWO["ddp"])]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     train_on_two(
-        arguments("two-fsdp2", *TWO["fsdp2"]),
-        arguments("there-fsdp2", *TWO["fsdp2"], start=("one", 20)),
-        arguments("there-ddp", *TWO["ddp"], start=("one", 20)),
-        arguments("other", *TWO["ddp"], start=("two-fsdp2", 30)),
+        arguments(folder, "two-fsdp2", *TWO["fsdp2"]),
+        arguments(folder, "there-fsdp2", *TWO["fsdp2"], start=("one", 20)),
+        arguments(folder, "there-ddp", *TWO["ddp"], start=("one", 20)),
     )
-    train_on_two(arguments("again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=("two-fsdp2", 30)))
     for strategy in TWO:
-        launch_here(folder, *arguments(f"back-{strategy}", start=(f"there-{strategy}", 30)))
+        launch_here(folder, *arguments(folder, f"back-{strategy}", start=(f"there-{strategy}", 30)))
     return folder
 
 
@@ -76,7 +74,12 @@ def test_two_processes_compute_what_one_does_and_each_goes_on_from_the_other(str
     assert min(assert_equal_but_for_rounding(folder / f"back-{strategy}", one)) == 31
 
 
+@pytest.mark.long  # two more starts of two processes
 def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(folder):
+    start = ("two-fsdp2", 30)
+    train_on_two(arguments(folder, "other", *TWO["ddp"], start=start))
+    again = arguments(folder, "again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=start)
+    train_on_two(again)
     whole, again = folder / "two-fsdp2", folder / "again"
     rows = losses(whole, tuple(ROUNDING))
     assert losses(again, tuple(ROUNDING)) == {step: rows[step] for step in range(31, 41)}
