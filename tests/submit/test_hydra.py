@@ -19,6 +19,7 @@ from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
 from dlm.submit.hydra import job_resources
 from dlm.submit.job import Resources, SlurmSettings, slurm_settings
+from dlm.submit.ledger import Ledger
 
 # Stands where dlm.launch stands; its jobs are stub_cell processes instead of trainings.
 APPLICATION = """
@@ -198,8 +199,9 @@ def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm
         time.sleep(0.05)
     time.sleep(0.5)
     assert waiting.poll() is None
+    submission = Ledger(tmp_path / "adhoc").read()["a"].submission
     write_result(tmp_path / "adhoc/runs/a", result("a"))
-    write_status(tmp_path / "adhoc/runs/a", status(State.DONE, exit_code=0))
+    write_status(tmp_path / "adhoc/runs/a", status(State.DONE, exit_code=0, submission=submission))
     (slurm / "accounted").write_text("1001_0|COMPLETED|0:0\n1001_1|FAILED|4:0\n1001_2|NODE_FAIL|0:0\n")
     for task in slurm.glob("1001_*"):
         task.unlink()
