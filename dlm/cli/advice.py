@@ -82,7 +82,8 @@ def _next_sizes(spec: SweepSpec, runs: pd.DataFrame, reason: str) -> list[str]:
     shapes = sorted(
         (shape.num_params, name) for name in choices("model") if (shape := load_shape(name)).vocab_size == vocabulary
     )
-    means = {int(size): float(loss) for size, loss in runs.groupby("params")["loss"].mean().items()}  # type: ignore[call-overload]
+    averaged = runs.groupby("params")["loss"].mean()
+    means = dict(zip(averaged.index.tolist(), averaged.tolist(), strict=True))
     tried = sorted(means)
     is_low = min(tried, key=means.__getitem__) <= tried[len(tried) // 2]
     sides = [SMALLER if is_low else LARGER] if reason in ("edge", "outside_grid") else [SMALLER, LARGER]

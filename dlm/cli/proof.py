@@ -95,13 +95,10 @@ def with_proof(sweep: Sweep, now: Mapping[str, CellNow]) -> Sweep:
 def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -> list[dict[str, Any]]:
     """Collect the runs, fit them, and return a forecast for each objective whose fits determine N*."""
     from dlm.cli.fits import fits_of
-    from dlm.cli.memory import said_before
     from dlm.collect.tables import collect
     from dlm.fit.proof import best_size, freeze_proof
 
     runs, flops = collect(sweep.folder).runs, proof_budget(sweep.plan.spec)
-    if said_before(sweep.folder) is not None:  # the report of the same runs states why there is no forecast
-        return []
     print("fitting, to predict the proof run ...", flush=True)
     fits = {} if runs.empty else fits_of(runs)
     made = []

@@ -25,7 +25,7 @@ from dlm.plan import cost, grid
 from dlm.plan.cells import Plan
 from dlm.plan.grid import DECIDING
 from dlm.plan.proof import expected_proof
-from dlm.plan.store import with_proof_cells, write_plan
+from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
@@ -51,8 +51,7 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     is_local = _is_local(options.launcher)
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
-    if (sweep.folder / "plan.json").is_file():
-        sweep = Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))  # with the cells of an earlier plan
+    sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
     now = _look(sweep)
     is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed))  # other cells come before the proof run
     if not is_first:
@@ -80,7 +79,7 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
         return sweep, True, code
     now = _look(sweep)
     if waiting := waits_for(sweep, now):
-        print(f"the proof run waits for {waiting[0]} and other cells that are not done: run the same command again")
+        print(f"the proof run waits for cells that are not done ({', '.join(waiting)}): run the same command again")
         return sweep, True, code
     sweep = with_proof(sweep, now)
     now |= _look(sweep, known=now)

@@ -59,14 +59,14 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
         data_hash: The hash of the data; None if the data is not prepared yet. Preparing it changes the id.
     """
     precision = config.get("trainer", {}).get("precision")
-    not_read = dict(_DECIDING)
+    left_out = dict(_DECIDING)
     if config["scheduler"].get("warmup_tokens_per_param") is not None:
-        not_read["scheduler"] = ("warmup_fraction", "warmup_min_steps")
+        left_out["scheduler"] = ("warmup_fraction", "warmup_min_steps")
     return {
         "version": VERSION,
         **{
             name: {key: value for key, value in config[name].items() if key not in without}
-            for name, without in not_read.items()
+            for name, without in left_out.items()
         },
         "data": {"hash": data_hash, **{key: config["data"].get(key) for key in ("block_size", "stride", "batch_size")}},
         "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},

@@ -9,14 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.errors import UserError, unknown
@@ -105,7 +98,7 @@ class SweepSpec(_Frozen):
     replicates: Replicates | None = None  # further runs of the cells at the lower budgets
 
     def plain(self) -> dict[str, Any]:
-        """Return the definition as plain values, as plan.json holds it. A key that came later is absent if not set."""
+        """Return the definition as plain values, as plan.json holds it. A key of NEW_FIELDS is absent if not set."""
         return self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if not getattr(self, key)})
 
     def seeds_at(self, budget: float) -> tuple[int, ...]:
@@ -120,16 +113,9 @@ class SweepSpec(_Frozen):
         The fields that only select which cells exist may grow, and the description, the limits on the cost, the
         hardware, the proof run and the sharing of trunks may change.
         """
-        changing = {
-            "budget_fractions",
-            "description",
-            "max_gpu_hours",
-            "max_local_hours",
-            "hardware",
-            "proof",
-            "branches",
-        }
-        without = {*changing, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
+        cost = {"max_gpu_hours", "max_local_hours", "hardware"}
+        others = {"budget_fractions", "description", "proof", "branches"}
+        without = {*cost, *others, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
         return {key: value for key, value in self.plain().items() if key not in without}
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:

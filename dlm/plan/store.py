@@ -21,16 +21,10 @@ from dlm.plan.proof import proof_cells
 from dlm.plan.trunks import kept_steps
 
 
-def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
-    """Write plan.json, estimate.json and cell/*.yaml.
+def with_earlier_cells(sweep_dir: Path, plan: Plan) -> Plan:
+    """Return the plan with the cells of the folder's earlier plan that have been started, and with its proof runs.
 
-    A sweep may grow: cells of the earlier plan in the folder that have been started are kept.
-
-    Returns:
-        The plan that was written, including the cells that were kept.
-
-    Raises:
-        UserError: The earlier plan came from another definition or other data.
+    Raises UserError if the earlier plan came from another definition or other data.
     """
     before = read_plan(sweep_dir) if (sweep_dir / "plan.json").is_file() else None
     if before is not None:
@@ -43,7 +37,19 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
             cells = sorted([*plan.grid, *kept], key=lambda cell: place.get(cell.cell_id, len(place)))
             cells = list(with_shared_trunks(cells)) if plan.spec.branches else cells
             plan = dataclasses.replace(plan, spec=whole.spec, cells=tuple(cells), dropped=whole.dropped)
-    plan = with_proof_cells(sweep_dir, plan)
+    return with_proof_cells(sweep_dir, plan)
+
+
+def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
+    """Write plan.json, estimate.json and cell/*.yaml.
+
+    Returns:
+        The plan that was written: that of ``with_earlier_cells``.
+
+    Raises:
+        UserError: The earlier plan in the folder came from another definition or other data.
+    """
+    plan = with_earlier_cells(sweep_dir, plan)
     keep = kept_steps(plan.cells)
     for cell in plan.cells:
         content = cell_yaml(plan.spec.name, cell, keep_steps=keep.get(cell.cell_id, ()))

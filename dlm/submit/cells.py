@@ -90,9 +90,9 @@ def submit_plan(
 
 
 def _trunks_first(jobs: Sequence[Job], plan: Plan) -> list[Job]:
-    """Return the jobs in the order in which they start: the cells that wait for no other one, the longest first.
+    """Return the jobs in the order in which they start: first the cells that wait for no trunk, then the branches.
 
-    Nothing else is left to do while the last of the long cells trains, so they begin early.
+    Among each of these, the longest comes first. A long cell that begins last would leave the other cores idle.
     """
     flops = {cell.cell_id: cell.flops["full_masked_head"] * cell.own_share for cell in plan.cells}
     return sorted(jobs, key=lambda job: (job.awaits is not None, -flops[job.name]))

@@ -24,7 +24,7 @@ from dlm.cli.verbs import app
 from dlm.core.errors import UserError
 from dlm.fit import table
 from dlm.plan import cost
-from dlm.plan.store import read_plan
+from dlm.plan.store import read_plan, write_plan
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory, write_status
 from dlm.submit import cells, submission
@@ -93,6 +93,27 @@ def test_a_settled_sweep_freezes_trains_and_scores_its_proof_run(trained, capsys
     runs = pd.read_csv(sweep.folder / "runs.csv")
     assert list(runs["role"].dropna()) == ["proof"] and runs["role"].iloc[-1] == "proof"
     assert json.loads((sweep.folder / "fits.json").read_text())[f"{OBJECTIVE}/chinchilla"]["n"] == len(runs) - 1
+
+
+def test_a_report_before_the_forecast_does_not_hinder_the_proof_run(trained):
+    sweep = settled_sweep()
+    gather.report(sweep)
+    started, _, _ = start(sweep.folder)
+    assert trained == [started.plan.cells[-1].cell_id] and started.plan.cells[-1].is_proof
+
+
+def test_started_cells_of_a_grown_sweep_come_before_the_proof_run(trained):
+    sweep = settled_sweep()
+    grown = planned(StartOptions(target=str(sweep.folder), settings=["seeds=[0,1]"]))
+    begun = next(cell for cell in grown.plan.cells if cell.seed == 1)
+    write_plan(sweep.folder, grown.plan)
+    write_status(run_directory(sweep.folder, begun.cell_id), status(State.LOST, step=3, steps=begun.steps))
+    estimates = (sweep.folder / "estimate.json").read_bytes()
+    with pytest.raises(UserError, match="max_local_hours"):  # a refused start changes no file
+        start(sweep.folder, settings=["seeds=[0]", "max_local_hours=1e-9"])
+    assert (sweep.folder / "estimate.json").read_bytes() == estimates and not (sweep.folder / "proof.json").exists()
+    start(sweep.folder, settings=["seeds=[0]"])
+    assert trained[0] == begun.cell_id and len(trained) == 2
 
 
 def test_a_forecast_is_frozen_once_and_what_has_changed_since_is_said(trained, capsys):
