@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -31,9 +32,10 @@ WITHHELD_FAR = "beyond the reach of these runs"
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
-REACH_NATS, STEP_NATS = 7.0, 0.05  # half-width and step of the grid of log N about the optimum under 6 N D = C
+REACH_NATS, STEP_NATS = 7.0, 0.5  # half-width and step of the grid of log N about the optimum under 6 N D = C
 WIDEST_NATS = 40.0  # width of the grid if that optimum is not known: from 1 to e^40 parameters
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+HALVINGS = 35  # steps of golden section: they leave 5e-8 nats of log N
 
 F = TypeVar("F", bound=Fitted)
 
@@ -73,6 +75,7 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     return replace(best, ci=ci, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
 
 
+@lru_cache(maxsize=1024)  # a verdict and its figures ask for the same optima many times
 def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
     """The optimum at C, even far beyond the runs, with intervals that assume that the form of the law is right."""
     point = best(result.surface, as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
@@ -200,7 +203,7 @@ def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | Non
         offsets = np.arange(-REACH_NATS, REACH_NATS + STEP_NATS, STEP_NATS)
     middle = around + offsets[loss(around[:, None] + offsets).argmin(axis=1)]
     low, high = middle - STEP_NATS, middle + STEP_NATS
-    for _ in range(30):
+    for _ in range(HALVINGS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         down = loss(left) < loss(right)
         low, high = np.where(down, low, left), np.where(down, right, high)

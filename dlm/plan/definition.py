@@ -66,8 +66,13 @@ class Proof(_Frozen):
 class Replicates(_Frozen):
     """Further runs of the cells at the lower budgets, whose losses vary more between seeds and cost less."""
 
-    below: Share  # a share of the top budget: cells at lower budgets are trained several times
-    runs: int = Field(ge=2)  # how often, each time with another seed
+    below: Annotated[Number, Field(gt=0)]  # a multiple of the top budget: cells at lower budgets are trained ...
+    runs: int = Field(ge=2)  # ... so many times, each time with another seed
+
+
+def _rules(value: object) -> object:
+    """Convert null to no rule, and one rule to a list of rules."""
+    return () if value is None else (value,) if isinstance(value, dict | Replicates) else value
 
 
 SEED_STEP = 1000  # the further runs of a cell with seed s have the seeds s + 1000, s + 2000, ...
@@ -95,16 +100,19 @@ class SweepSpec(_Frozen):
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
-    replicates: Replicates | None = None  # further runs of the cells at the lower budgets
+    replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # one rule, or several
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it. A key of NEW_FIELDS is absent if not set."""
-        return self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if not getattr(self, key)})
+        plain = self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if not getattr(self, key)})
+        if len(self.replicates) == 1:  # as earlier versions read it
+            (plain["replicates"],) = plain["replicates"]
+        return plain
 
     def seeds_at(self, budget: float) -> tuple[int, ...]:
-        """Return the seeds of the cells at a budget, with those of ``replicates``."""
-        several = self.replicates
-        runs = several.runs if several is not None and budget < several.below * max(self.budgets) else 1
+        """Return the seeds of the cells at a budget, with those that the rules of ``replicates`` add."""
+        top = max(self.budgets)
+        runs = max((rule.runs for rule in self.replicates if budget < rule.below * top), default=1)
         return tuple(seed + SEED_STEP * k for k in range(runs) for seed in self.seeds)
 
     def identity(self) -> dict[str, Any]:
@@ -170,6 +178,8 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
+    if top == "replicates" and rest and isinstance(content.get(top), list):
+        raise UserError(f"--set {setting}: this definition has several replicates: set the list, replicates=[...]")
     if top in ("set", "vary", "groups", "hardware", "proof", "replicates") and rest:
         content[top] = {**(content.get(top) or {}), rest: value}
     elif top in SweepSpec.model_fields:
@@ -200,7 +210,7 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
 def _explain(error: ValidationError) -> str:
     """Describe the first mistake that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
-    *groups, key = (str(part) for part in first["loc"])
+    *groups, key = (str(part) for part in first["loc"] if first["loc"][0] != "replicates" or isinstance(part, str))
     name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
         nodes = {kind.__name__.lower(): kind.model_fields for kind in (Hardware, Proof, Replicates)}

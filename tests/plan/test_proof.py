@@ -80,10 +80,10 @@ def test_three_sizes_are_half_and_twice_the_best(stdlib_data):
 
 
 def test_the_proof_run_is_built_in_the_manner_of_the_models_of_the_sweep(stdlib_data):
-    demo = make_plan(load_sweep(sweeps_dir() / "demo.yaml"))  # all its models have one layer, other sizes have more
+    demo = make_plan(load_sweep(sweeps_dir() / "demo.yaml"))  # its models have one layer and one head, others more
     (cell,), notes = build_proof(demo, objective="masked_diffusion", best=24_000, varied={})
     shape = shape_of(cell)
-    assert (shape.n_layer, shape.n_head) == (1, 2) and not notes
+    assert (shape.n_layer, shape.n_head) == (1, 1) and not notes
     assert abs(cell.num_params / 24_000 - 1) < 0.01
     beyond, _ = build_proof(demo, objective="masked_diffusion", best=350_000, varied={})
     assert abs(beyond[0].num_params / 350_000 - 1) < 0.01
@@ -91,7 +91,7 @@ def test_the_proof_run_is_built_in_the_manner_of_the_models_of_the_sweep(stdlib_
 
 def test_a_size_that_no_shape_reaches_is_the_nearest_and_said(stdlib_data):
     (cell,), notes = built(plan(), best=100.0)
-    assert cell.num_params > 1000 and "no shape between the sizes of configs/model has 100 parameters" in notes[0]
+    assert cell.num_params > 500 and "no shape between the sizes of configs/model has 100 parameters" in notes[0]
 
 
 def test_a_proof_run_that_cannot_be_trained_is_refused_with_what_to_do(stdlib_data):
