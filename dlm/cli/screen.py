@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
@@ -44,13 +44,15 @@ def console() -> Console:
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
 
+    Cells that differ in their seed alone share a row, which has the id of the first and how many they are.
+
     Args:
         plan: The plan.
         proof: The expected proof runs, with estimates; their cost is printed on a line of its own.
     """
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
-    rows, missing = _fitting([_plan_row(cell) for cell in plan.cells], out.width)
+    rows, missing = _fitting(_plan_rows(plan.cells), out.width)
     show_table(rows)
     if missing:
         out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm plan --json` has all columns[/]")
@@ -74,6 +76,17 @@ def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str
         missing.append(EXPENDABLE[len(missing)])
         rows = [{head: value for head, value in row.items() if head not in missing} for row in rows]
     return rows, missing
+
+
+def _plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
+    alike: dict[str, list[Cell]] = {}
+    for cell in cells:
+        others = {key: value for key, value in cell.overrides.items() if key != "seed"}
+        alike.setdefault(repr((sorted(cell.groups.items()), sorted(others.items(), key=str))), []).append(cell)
+    rows = [_plan_row(same[0]) for same in alike.values()]
+    if all(len(same) == 1 for same in alike.values()):
+        return rows
+    return [row | {"runs": str(len(same))} for row, same in zip(rows, alike.values(), strict=True)]
 
 
 def _plan_row(cell: Cell) -> dict[str, str]:

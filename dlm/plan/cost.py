@@ -136,18 +136,21 @@ def memory_gib(cell: Cell, devices: int) -> float:
     return (state + activations + logits) / GIB
 
 
-def measure_flops_per_sec(models: list[str], *, block_size: int, seconds: float = 1.0) -> dict[str, float]:
+def measure_flops_per_sec(
+    models: list[str], *, block_size: int, batch_size: int, seconds: float = 1.0
+) -> dict[str, float]:
     """Measure the training FLOP/s (full_masked_head) of one process with one thread on this machine.
 
     Args:
         models: The model sizes to measure.
         block_size: Tokens per sequence.
+        batch_size: Sequences per step; fewer are measured if they take longer.
         seconds: The duration of each measurement.
 
     Returns:
         Model -> FLOP/s.
     """
-    request = {"models": models, "block_size": block_size, "seconds": seconds}
+    request = {"models": models, "block_size": block_size, "batch_size": batch_size, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
     )

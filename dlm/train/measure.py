@@ -21,12 +21,13 @@ from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 STEP_FLOPS = 2e9  # target for one measured step, about as many as in a real micro-batch
 
 
-def measure(model: str, *, block_size: int, seconds: float) -> float:
+def measure(model: str, *, block_size: int, batch_size: int, seconds: float) -> float:
     """Measure the speed of forward pass, backward pass and AdamW on random tokens with one thread.
 
     Args:
         model: The name of a model in configs/model.
         block_size: Tokens of a sequence; at most 512 are used, because longer sequences only take longer.
+        batch_size: Sequences of a step; fewer are used if they have more than STEP_FLOPS.
         seconds: How long to measure; at least three steps are measured.
 
     Returns:
@@ -39,7 +40,7 @@ def measure(model: str, *, block_size: int, seconds: float) -> float:
     per_token = float(
         flops_per_token(shape, convention="full_masked_head", block_size=length, objective=objective.info)
     )
-    batch = int(min(max(STEP_FLOPS / (per_token * length), 1), 8))
+    batch = int(min(max(STEP_FLOPS / (per_token * length), 1), batch_size))
     network = TransEncoder(shape, causal=objective.info.causal)
     network.init_weights(torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
@@ -62,7 +63,7 @@ def measure(model: str, *, block_size: int, seconds: float) -> float:
 
 
 def main() -> None:
-    """Read {models, block_size, seconds} from the command line and print {model: FLOP/s}."""
+    """Read {models, block_size, batch_size, seconds} from the command line and print {model: FLOP/s}."""
     request = json.loads(sys.argv[1])
     models = request.pop("models")
     print(json.dumps({model: measure(model, **request) for model in models}))

@@ -36,12 +36,13 @@ FITTED = functools.cache(cli_fits._fitted.__wrapped__)  # equal runs of several 
 
 @pytest.fixture(autouse=True)
 def quick(stdlib_data, workdir, monkeypatch):
-    """Few bootstrap replicates, one fit of equal runs, no measurement of this machine, no files of figures."""
+    """Few bootstrap replicates, one fit of equal runs, no measurement of this machine, no drawn figures."""
     monkeypatch.setattr(cli_fits, "_fitted", FITTED)
     fit_sweep = table.fit_sweep
     monkeypatch.setattr(table, "fit_sweep", lambda runs: fit_sweep(runs, bootstrap=100))
     monkeypatch.setattr(cost, "measure_flops_per_sec", lambda models, **_: dict.fromkeys(models, 1e10))
     monkeypatch.setattr("dlm.report.figures.save", lambda figure, folder, name: None)
+    monkeypatch.setattr("dlm.report.figures.inline_svg", lambda figure, name, description: "<svg></svg>")
 
 
 @pytest.fixture

@@ -66,8 +66,20 @@ def test_a_plan_on_80_columns_shows_whole_values_and_says_which_columns_are_miss
     screen.show_plan(with_estimates(plan, rates={"8k": 1e9}))
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert "…" not in out and max(map(len, out.splitlines())) <= 80
-    assert all(f"{cell.cell_id} " in out and f" {cell.steps:,} " in out for cell in plan.cells)
+    first = {(cell.model, cell.budget_flops): cell for cell in reversed(plan.cells)}.values()
+    assert all(f"{cell.cell_id} " in out and f" {cell.steps:,} " in out for cell in first)
     assert "too narrow for error %, epochs" in out
+
+
+def test_cells_that_differ_in_their_seed_alone_share_a_row_of_a_plan(workdir, stdlib_data, capsys):
+    settings = ["seeds=[0,1]", "models=[4k]", "objectives=[masked_diffusion]", "replicates={below: 0.9, runs: 2}"]
+    plan = planned(PlanOptions(target="smoke", settings=[*settings, "budgets=[1e10,2e10]"])).plan
+    screen.show_plan(with_estimates(plan, rates={"4k": 1e9}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-1] for line in lines if line[0] == "cell" or line[0].startswith("mdm-4k-")] == ["runs", "4", "2"]
+    once = planned(PlanOptions(target="smoke", settings=["seeds=[0]"])).plan
+    screen.show_plan(with_estimates(once, rates={"4k": 1e9}))
+    assert "runs" not in capsys.readouterr().out.splitlines()[1]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ TWO = {"two": ("trainer.devices=2", "trainer.strategy=ddp")}
 def test_forked_runs_import_nothing_again_and_give_the_same_losses(
     more, stdlib_data, workdir, tmp_path, start, monkeypatch
 ):
-    kinds = {"first": (), **more, "one": ("trainer.threads=2",)}
+    kinds = {"first": (), **more, "one": ("trainer.threads=2",)}  # the imports are in the log of the first
     jobs = [
         Job(name=name, overrides=(*SHORT, *own, f"sweep={name}"), run_dir=tmp_path / name)
         for name, own in kinds.items()

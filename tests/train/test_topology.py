@@ -37,7 +37,7 @@ def arguments(folder, name, *overrides, start=None):
 def folder(stdlib_data, tmp_path_factory):
     """A folder with the runs of the cell, in folders of their own.
 
-    `one` and `back-...` are trained by one process, all others by two. `two-ddp` starts its second process itself; the
+    `one` and `back` are trained by one process, all others by two. `two-ddp` starts its second process itself; the
     others are trained one after the other by the same two processes.
     """
     folder = tmp_path_factory.mktemp("topology")
@@ -47,11 +47,9 @@ def folder(stdlib_data, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     train_on_two(
         arguments(folder, "two-fsdp2", *TWO["fsdp2"]),
-        arguments(folder, "there-fsdp2", *TWO["fsdp2"], start=("one", 20)),
-        arguments(folder, "there-ddp", *TWO["ddp"], start=("one", 20)),
+        arguments(folder, "there", *TWO["fsdp2"], start=("one", 20)),
     )
-    for strategy in TWO:
-        launch_here(folder, *arguments(folder, f"back-{strategy}", start=(f"there-{strategy}", 30)))
+    launch_here(folder, *arguments(folder, "back", start=("there", 30)))
     return folder
 
 
@@ -65,19 +63,28 @@ def assert_equal_but_for_rounding(run_dir, truth):
 
 
 @pytest.mark.parametrize("strategy", TWO)
-def test_two_processes_compute_what_one_does_and_each_goes_on_from_the_other(strategy, folder):
-    one, two = folder / "one", folder / f"two-{strategy}"
-    assert assert_equal_but_for_rounding(two, one) == list(range(1, 41))
+def test_two_processes_compute_what_one_does(strategy, folder):
+    two = folder / f"two-{strategy}"
+    assert assert_equal_but_for_rounding(two, folder / "one") == list(range(1, 41))
     result = read_result(two)
     assert result is not None and result.num_devices == 2
-    assert min(assert_equal_but_for_rounding(folder / f"there-{strategy}", one)) == 21
-    assert min(assert_equal_but_for_rounding(folder / f"back-{strategy}", one)) == 31
 
 
-@pytest.mark.long  # two more starts of two processes
+def test_a_sharded_run_goes_on_from_one_process_and_one_process_from_it(folder):
+    assert min(assert_equal_but_for_rounding(folder / "there", folder / "one")) == 21
+    assert min(assert_equal_but_for_rounding(folder / "back", folder / "one")) == 31
+
+
+@pytest.mark.long  # more starts of two processes
 def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(folder):
     start = ("two-fsdp2", 30)
-    train_on_two(arguments(folder, "other", *TWO["ddp"], start=start))
+    train_on_two(
+        arguments(folder, "other", *TWO["ddp"], start=start),
+        arguments(folder, "there-ddp", *TWO["ddp"], start=("one", 20)),
+    )
+    launch_here(folder, *arguments(folder, "back-ddp", start=("there-ddp", 30)))
+    assert min(assert_equal_but_for_rounding(folder / "there-ddp", folder / "one")) == 21
+    assert min(assert_equal_but_for_rounding(folder / "back-ddp", folder / "one")) == 31
     again = arguments(folder, "again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=start)
     train_on_two(again)
     whole, again = folder / "two-fsdp2", folder / "again"
