@@ -55,7 +55,7 @@ def _of_objective(sweep: Sweep, runs: pd.DataFrame, fits: Sequence[FitResult]) -
     if why and not found:
         seed = max([*spec.seeds, *(cell.seed for cell in sweep.plan.cells)]) + 1
         seeds = ",".join(str(one) for one in (*spec.seeds, seed))
-        lead = f"The runs do not determine the best size ({why}). A second run of every cell would lower the noise"
+        lead = f"The runs do not determine the best size ({why}). Another run of every cell would lower the noise"
         found.append(_suggested(sweep, own, lead, [f"seeds=[{seeds}]"]))
     return found
 

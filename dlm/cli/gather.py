@@ -125,7 +125,7 @@ def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
         collected.excluded,
         fits,
         title=plan.spec.description or plan.spec.name,
-        facts={"budgets": len(plan.spec.budgets), "cells": len(plan.cells), "data": plan.data},
+        facts={"budgets": len(plan.spec.budgets), "cells": len(plan.grid), "data": plan.data},
         proofs=proofs,
         advice=settling,
     )

@@ -89,11 +89,7 @@ def _measured_rates(plan: Plan) -> dict[str, float]:
     """Measure the training speed of one core of this machine. Returns model name -> FLOP/s."""
     print("measuring the speed of this machine ...", flush=True)
     models = cost.measured_models([cell.model for cell in plan.grid])
-    rates = cost.measure_flops_per_sec(
-        models,
-        block_size=max(cell.block_size for cell in plan.cells),
-        batch_size=max(cell.global_batch_size for cell in plan.cells),
-    )
+    rates = cost.measure_flops_per_sec(models, like=max(plan.grid, key=lambda cell: cell.num_params))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
     print(f"measured here, one core: {shown} GFLOP/s", flush=True)
     return rates

@@ -44,7 +44,7 @@ def console() -> Console:
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
 
-    Cells that differ in their seed alone share a row, which has the id of the first and how many they are.
+    Cells that differ in their seed alone share a row. It shows the id and the time of the first, and how many they are.
 
     Args:
         plan: The plan.
@@ -83,10 +83,8 @@ def _plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
     for cell in cells:
         others = {key: value for key, value in cell.overrides.items() if key != "seed"}
         alike.setdefault(repr((sorted(cell.groups.items()), sorted(others.items(), key=str))), []).append(cell)
-    rows = [_plan_row(same[0]) for same in alike.values()]
-    if all(len(same) == 1 for same in alike.values()):
-        return rows
-    return [row | {"runs": str(len(same))} for row, same in zip(rows, alike.values(), strict=True)]
+    several = any(len(same) > 1 for same in alike.values())
+    return [_plan_row(same[0]) | ({"runs": str(len(same))} if several else {}) for same in alike.values()]
 
 
 def _plan_row(cell: Cell) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
-RARE = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
+LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
 
 
@@ -47,7 +47,7 @@ class Noise:
 
     def warnings(self) -> list[str]:
         """A warning if runs of the same N and D show that the law does not fit."""
-        if not self.lack_of_fit_p < RARE:
+        if not self.lack_of_fit_p < LACK_OF_FIT_P:
             return []
         test = f"F = {self.lack_of_fit:.2g}, p = {self.lack_of_fit_p:.2g}"
         return [f"the law misses the points by more than runs of one cell differ ({test})"]

@@ -33,9 +33,9 @@ WITHHELD_FAR = "beyond the reach of these runs"
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
 REACH_NATS, STEP_NATS = 7.0, 0.5  # half-width and step of the grid of log N about the optimum under 6 N D = C
+NEAR_NATS, FINE_NATS = 1.0, 0.05  # of a second grid: an interpolated cost has corners, and minima beside each other
 WIDEST_NATS = 40.0  # width of the grid if that optimum is not known: from 1 to e^40 parameters
-GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
-HALVINGS = 35  # steps of golden section: they leave 5e-8 nats of log N
+GOLDEN, GOLDEN_STEPS = (np.sqrt(5.0) - 1.0) / 2.0, 30
 
 F = TypeVar("F", bound=Fitted)
 
@@ -70,12 +70,12 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     if result.verdict is not None:
         return _judged(result, best, result.verdict, flops, level)
     if best.reach <= TOP:
-        return best
+        return replace(best, ci={**best.ci})  # the one that is kept must not change
     ci = {**best.ci, "L": UNBOUNDED} if best.ci else {}
     return replace(best, ci=ci, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
 
 
-@lru_cache(maxsize=1024)  # a verdict and its figures ask for the same optima many times
+@lru_cache(maxsize=256)  # a verdict and its figures ask for the same optima many times
 def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
     """The optimum at C, even far beyond the runs, with intervals that assume that the form of the law is right."""
     point = best(result.surface, as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
@@ -192,7 +192,7 @@ def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
 
 
 def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
-    """log N* under cost(N) D = C, (R,): the best point of a grid, then golden section between its neighbours."""
+    """log N* under cost(N) D = C, (R,): the best point of two grids, then golden section between its neighbours."""
 
     def loss(log_n: Array) -> Array:
         return law.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n))
@@ -201,9 +201,10 @@ def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | Non
         offsets, around = np.arange(0.0, WIDEST_NATS, STEP_NATS), np.zeros(len(rows))
     else:
         offsets = np.arange(-REACH_NATS, REACH_NATS + STEP_NATS, STEP_NATS)
-    middle = around + offsets[loss(around[:, None] + offsets).argmin(axis=1)]
-    low, high = middle - STEP_NATS, middle + STEP_NATS
-    for _ in range(HALVINGS):
+    for grid in (offsets, np.arange(-NEAR_NATS, NEAR_NATS + FINE_NATS, FINE_NATS)):
+        around = around + grid[loss(around[:, None] + grid).argmin(axis=1)]
+    low, high = around - FINE_NATS, around + FINE_NATS
+    for _ in range(GOLDEN_STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         down = loss(left) < loss(right)
         low, high = np.where(down, low, left), np.where(down, right, high)

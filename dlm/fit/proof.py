@@ -15,7 +15,7 @@ from dlm.core import text
 from dlm.fit.fitted import Optimum
 from dlm.fit.frozen import extended, forecast, predicted
 from dlm.fit.laws import LAW_NAMES
-from dlm.fit.optimum import LEVEL, optima, own_optimum
+from dlm.fit.optimum import LEVEL, TOP, optima, own_optimum
 from dlm.fit.resample import WIDE
 from dlm.fit.result import FitResult
 
@@ -82,7 +82,15 @@ def freeze_proof(
     content = forecast(main, [flops])
     runs = predicted(content, *([cell[key] for cell in cells] for key in ("num_params", "tokens")))
     proof = {"budget": flops, **more, "cells": list(cells), "runs": runs, "line": _line(fits, flops)}
+    proof["lowest"] = _lowest(main)
     return extended(content, proof={**proof, "holdouts": _holdouts(fits)})
+
+
+def _lowest(main: FitResult) -> dict[str, float]:
+    """The lowest loss of the runs with the highest C, and this C."""
+    assert main.points is not None
+    top = main.points.top_flops
+    return {"flops": top, "loss": float(main.points.loss[main.points.flops >= top / TOP].min())}
 
 
 def _line(fits: Iterable[FitResult], flops: float) -> dict[str, float] | None:
@@ -147,6 +155,23 @@ class Proof:
         flops, n = text.flops(self.forecast["proof"]["budget"]), text.count(self.planned["params"])
         return f"Proof run at {flops} FLOPs with {n} parameters: {self.sentence()}"
 
+    def meaning(self) -> list[str]:
+        """Whether the forecast held, and whether it could have failed, as sentences; empty without a result."""
+        if self.forecast is None or self.measured is None:
+            return []
+        run, low, high = self.measured, self.planned["low"], self.planned["high"]
+        held = low <= run["loss"] <= high
+        where = "inside its interval" if held else f"{'above' if run['loss'] > high else 'below'} its interval"
+        said = [f"The forecast {'held' if held else 'missed'}: the run lies {where}."]
+        lowest = self.forecast["proof"].get("lowest")  # earlier versions did not keep it
+        if lowest is not None:
+            as_good = f"a loss as high as the lowest one at {text.flops(lowest['flops'])} FLOPs ({lowest['loss']:.3f})"
+            if lowest["loss"] > high:
+                said.append(f"It could have failed: {as_good} would have been outside.")
+            else:
+                said.append(f"This is a weak test, because {as_good} would have been inside too.")
+        return said
+
     def comparisons(self) -> list[tuple[str, float | None, float | None]]:
         """The straight line and the earlier hold-outs: (name, predicted loss, its relative error); None if unknown.
 
@@ -186,4 +211,5 @@ class Proof:
             loss = "" if value is None else f" {value:.3f}"
             off = "" if error is None else f"{',' if loss else ''} off by {error:+.1%}"
             lines.append(f"  {what}:{loss}{off}" if loss or off else f"  {what}: none, too few budgets have a minimum")
-        return "\n".join([*lines, *(f"  {line}" for line in (*self.tests_of_size(), *self.notes))])
+        more = (*self.meaning(), *self.tests_of_size(), *self.notes)
+        return "\n".join([*lines, *(f"  {line}" for line in more)])

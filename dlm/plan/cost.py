@@ -13,6 +13,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from dlm.core.configs import load_base, load_choice
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
@@ -64,8 +65,11 @@ def _all_flops(cell: Cell) -> float:
 
 def shape_of(cell: Cell) -> ModelShape:
     """Return the shape of the model of a cell: that of its choice in configs/model with the keys that the cell sets."""
-    keys = {key.removeprefix("model."): value for key, value in cell.overrides.items() if key.startswith("model.")}
-    return shape_from_config({**load_choice("model", cell.groups["model"]), **keys})
+    return shape_from_config({**load_choice("model", cell.groups["model"]), **_model_keys(cell)})
+
+
+def _model_keys(cell: Cell) -> dict[str, Any]:
+    return {key.removeprefix("model."): value for key, value in cell.overrides.items() if key.startswith("model.")}
 
 
 def validation_flops(cell: Cell) -> float:
@@ -136,21 +140,25 @@ def memory_gib(cell: Cell, devices: int) -> float:
     return (state + activations + logits) / GIB
 
 
-def measure_flops_per_sec(
-    models: list[str], *, block_size: int, batch_size: int, seconds: float = 1.0
-) -> dict[str, float]:
+def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0) -> dict[str, float]:
     """Measure the training FLOP/s (full_masked_head) of one process with one thread on this machine.
 
     Args:
         models: The model sizes to measure.
-        block_size: Tokens per sequence.
-        batch_size: Sequences per step; fewer are measured if they take longer.
+        like: The cell whose sequences, micro-batch and keys of the model the measured models have.
         seconds: The duration of each measurement.
 
     Returns:
         Model -> FLOP/s.
     """
-    request = {"models": models, "block_size": block_size, "batch_size": batch_size, "seconds": seconds}
+    micro, _ = accumulation(
+        batch_size=like.global_batch_size,
+        micro_batch_size=like.overrides.get("data.micro_batch_size"),
+        world_size=1,
+        num_params=like.num_params,
+    )
+    sizes = {"block_size": like.block_size, "batch_size": micro}
+    request = {"models": models, "keys": _model_keys(like), **sizes, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
     )

@@ -64,15 +64,19 @@ class Proof(_Frozen):
 
 
 class Replicates(_Frozen):
-    """Further runs of the cells at the lower budgets, whose losses vary more between seeds and cost less."""
+    """A rule for further runs of cells. Short runs vary more between seeds than long ones, and cost less."""
 
-    below: Annotated[Number, Field(gt=0)]  # a multiple of the top budget: cells at lower budgets are trained ...
-    runs: int = Field(ge=2)  # ... so many times, each time with another seed
+    below: Annotated[Number, Field(gt=0, allow_inf_nan=False)]  # the rule holds below this multiple of the top budget
+    runs: int = Field(ge=2)  # how often each of these cells is trained, each time with another seed
 
 
 def _rules(value: object) -> object:
     """Convert null to no rule, and one rule to a list of rules."""
-    return () if value is None else (value,) if isinstance(value, dict | Replicates) else value
+    if value is None or isinstance(value, dict | Replicates):
+        return () if value is None else (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError("give {below: 1/2, runs: 2}, or a list of such rules")
+    return value
 
 
 SEED_STEP = 1000  # the further runs of a cell with seed s have the seeds s + 1000, s + 2000, ...
@@ -100,7 +104,7 @@ class SweepSpec(_Frozen):
     max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
-    replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # one rule, or several
+    replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # a rule, or a list of rules
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it. A key of NEW_FIELDS is absent if not set."""
@@ -178,10 +182,13 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
-    if top == "replicates" and rest and isinstance(content.get(top), list):
-        raise UserError(f"--set {setting}: this definition has several replicates: set the list, replicates=[...]")
     if top in ("set", "vary", "groups", "hardware", "proof", "replicates") and rest:
-        content[top] = {**(content.get(top) or {}), rest: value}
+        node = content.get(top) or {}
+        if isinstance(node, list) and len(node) == 1:  # a list of one rule is that rule
+            (node,) = node
+        if not isinstance(node, dict):
+            raise UserError(f"--set {setting}: {top} is {node}: set all of it, --set {top}=...")
+        content[top] = {**node, rest: value}
     elif top in SweepSpec.model_fields:
         content[key] = value
     elif "." not in key and key not in load_base():
@@ -210,10 +217,14 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
 def _explain(error: ValidationError) -> str:
     """Describe the first mistake that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
-    *groups, key = (str(part) for part in first["loc"] if first["loc"][0] != "replicates" or isinstance(part, str))
+    *groups, key = map(str, first["loc"])
     name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
         nodes = {kind.__name__.lower(): kind.model_fields for kind in (Hardware, Proof, Replicates)}
-        where, fields = (f"key of {groups[0]}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
+        where, fields = (f"key of {'.'.join(groups)}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
         return str(unknown(where, key, fields))
-    return f"{name} is missing" if first["type"] == "missing" else f"{name} is {first['input']!r}: {first['msg']}"
+    return (
+        f"{name} is missing"
+        if first["type"] == "missing"
+        else f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    )

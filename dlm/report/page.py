@@ -5,6 +5,7 @@ pandas, matplotlib and jinja2 are imported by the functions that need them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,8 @@ def _section(
         "checks": _checks(fits),
         "reservations": words.reservations(fits),
         "methods": [words.method(fit) for fit in fits if fit.params],
+        "has_open_curves": any(not minimum.usable for fit in fits for minimum in fit.minima),
+        "scatter": next((f"{fit.noise.residual:.1%}" for fit in fits if math.isfinite(fit.noise.residual)), ""),
     }
 
 

@@ -59,13 +59,18 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # table of runs: he
     "flops": ("FLOPs spent", text.flops),
     "loss": ("loss ± s.e.", "{:.4f}".format),
     "steps": ("steps", str),
+    "learning_rate": ("learning rate", text.number),
+    "schedule": ("schedule", str),
+    "global_batch_size": ("batch (sequences)", str),
+    "block_size": ("block (tokens)", str),
     "time": ("training time", text.duration),
     "attempts": ("attempts", str),
     "role": ("role", str),
     "device": ("device", str),
 }
-WORD_COLUMNS = ("run_id", "objective", "model", "device", "role")
-CAPTION_COLUMNS = ("objective", "attempts", "device", "epochs")  # in the caption if all runs have the same value
+WORD_COLUMNS = ("run_id", "objective", "model", "schedule", "device", "role")
+RECIPE = ("learning_rate", "schedule", "global_batch_size", "block_size")
+CAPTION_COLUMNS = ("objective", *RECIPE, "attempts", "device", "epochs")  # in the caption if equal for all runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +212,7 @@ def _growth(main: FitResult) -> str:
     a, b, ends = main.allocation.a, main.allocation.b, main.ci.get("a")
     within = f", {ends[0]:.2f} to {ends[1]:.2f}" if ends and all(math.isfinite(end) for end in ends) else ""
     return (
-        f"Ten times the compute calls for {10**a:.1f} times the parameters (a = {a:.2f}{within}) "
+        f"Within these budgets, ten times the compute calls for {10**a:.1f} times the parameters (a = {a:.2f}{within}) "
         f"and {10**b:.1f} times the tokens."
     )
 
@@ -246,10 +251,11 @@ def untuned(runs: pd.DataFrame) -> str:
     if not {*needed} <= {*runs} or runs[needed].isna().any(axis=None):
         return ""
     ends = (runs["budget"].min(), runs["budget"].max())
-    if all(_is_tuned(runs[runs["budget"] == end]) for end in ends):
+    tuned = [text.flops(end) for end in ends if _is_tuned(runs[runs["budget"] == end])]
+    if len(tuned) == len(ends):
         return ""
-    said = "its learning rate was not tuned at both ends of the budgets"
-    return f"Untuned: these exponents describe this recipe; {said}."
+    where = f"at {tuned[0]} FLOPs only" if tuned else "neither at the lowest nor at the highest budget"
+    return f"Untuned: these exponents describe this recipe; its learning rate was tuned {where}."
 
 
 def _is_tuned(runs: pd.DataFrame) -> bool:
@@ -269,7 +275,7 @@ def method(fit: FitResult) -> str:
     delta = f", delta {fit.delta:g}" if math.isfinite(fit.delta) else ""
     intervals = "no intervals"
     if fit.draws is not None and len(fit.draws):
-        failed = f" ({fit.failed} found no law)" if fit.failed else ""
+        failed = f" ({fit.failed} of them found no law)" if fit.failed else ""
         intervals = f"intervals from {len(fit.draws)} draws by {fit.interval_method}{failed}"
     return f"{LAW_NAMES[fit.law]}: {fit.n} runs, {norm}{delta}; {fit.allocation.how}; {intervals}."
 

@@ -8,33 +8,38 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from dlm.core.configs import load_choice
 from dlm.core.flops import flops_per_token
-from dlm.core.shape import load_shape
+from dlm.core.shape import shape_from_config
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 
-STEP_FLOPS = 2e9  # target for one measured step, about as many as in a real micro-batch
+STEP_FLOPS = 2e9  # most FLOPs of a measured step, because a longer one only takes longer
 
 
-def measure(model: str, *, block_size: int, batch_size: int, seconds: float) -> float:
+def measure(
+    model: str, *, block_size: int, batch_size: int, seconds: float, keys: Mapping[str, Any] | None = None
+) -> float:
     """Measure the speed of forward pass, backward pass and AdamW on random tokens with one thread.
 
     Args:
         model: The name of a model in configs/model.
         block_size: Tokens of a sequence; at most 512 are used, because longer sequences only take longer.
-        batch_size: Sequences of a step; fewer are used if they have more than STEP_FLOPS.
+        batch_size: Sequences of a step; fewer are used if these would take more than STEP_FLOPS.
         seconds: How long to measure; at least three steps are measured.
+        keys: Keys of the model with other values than in configs/model.
 
     Returns:
         The speed in FLOP/s, counted by the convention full_masked_head.
     """
     torch.set_num_threads(1)
-    shape = load_shape(model)
+    shape = shape_from_config({**load_choice("model", model), **(keys or {})})
     objective = MaskedDiffusion(vocab_size=shape.vocab_size)
     length = min(block_size, shape.block_size, 512)
     per_token = float(
@@ -63,7 +68,7 @@ def measure(model: str, *, block_size: int, batch_size: int, seconds: float) -> 
 
 
 def main() -> None:
-    """Read {models, block_size, batch_size, seconds} from the command line and print {model: FLOP/s}."""
+    """Read {models, keys, block_size, batch_size, seconds} from the command line and print {model: FLOP/s}."""
     request = json.loads(sys.argv[1])
     models = request.pop("models")
     print(json.dumps({model: measure(model, **request) for model in models}))

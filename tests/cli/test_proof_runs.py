@@ -36,7 +36,7 @@ FITTED = functools.cache(cli_fits._fitted.__wrapped__)  # equal runs of several 
 
 @pytest.fixture(autouse=True)
 def quick(stdlib_data, workdir, monkeypatch):
-    """Few bootstrap replicates, one fit of equal runs, no measurement of this machine, no drawn figures."""
+    """Few bootstrap replicates, one fit of equal runs, no measurement of this machine, no files of figures."""
     monkeypatch.setattr(cli_fits, "_fitted", FITTED)
     fit_sweep = table.fit_sweep
     monkeypatch.setattr(table, "fit_sweep", lambda runs: fit_sweep(runs, bootstrap=100))

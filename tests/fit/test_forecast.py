@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,27 @@ def test_the_outcome_is_one_sentence_beside_the_line_and_the_hold_outs(forecast)
     waiting = Proof(label="", forecast=forecast, why=NOT_YET)
     assert waiting.sentence().endswith(NOT_YET) and waiting.measured is None
     assert Proof(label="", why="no law").report() == "No proof run: no law"
+
+
+def test_the_outcome_says_whether_the_forecast_held_and_whether_it_could_have_failed(forecast):
+    def meaning(loss_above_the_interval, *, off=0.0):
+        lowest = {"flops": 3e12, "loss": forecast["proof"]["runs"][0]["high"] + loss_above_the_interval}
+        rows = proof_of(forecast, with_proofs(demo_runs(), off=off)).rows
+        changed = {**forecast, "proof": {**forecast["proof"], "lowest": lowest}}
+        return Proof(label="", forecast=changed, rows=rows).meaning()
+
+    held, strong = meaning(0.01)
+    assert held == "The forecast held: the run lies inside its interval."
+    assert re.fullmatch(
+        r"It could have failed: a loss as high as .* at 3e12 FLOPs \(\d\.\d+\) would have been outside.", strong
+    )
+    assert meaning(-0.001)[1].startswith("This is a weak test, because")
+    assert meaning(0.01, off=0.5)[0] == "The forecast missed: the run lies above its interval."
+    assert meaning(0.01, off=-0.5)[0] == "The forecast missed: the run lies below its interval."
+    runs = demo_runs()
+    lowest = forecast["proof"]["lowest"]
+    assert lowest["loss"] == runs[runs.flops >= 0.9 * runs.flops.max()].loss.min()
+    assert Proof(label="", forecast=forecast, why=NOT_YET).meaning() == []
 
 
 def test_three_sizes_test_the_best_size_itself(fits):

@@ -3,10 +3,15 @@ import pytest
 import scipy.optimize
 
 from dlm.core.errors import UserError
+from dlm.core.flops import flops_per_token
+from dlm.core.objectives import objective_info
+from dlm.core.paths import sweeps_dir
+from dlm.core.shape import load_shape
 from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge, optima, optimum
 from dlm.fit.draws import hull
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.points import Cost, as_points, cost_of
+from dlm.plan.definition import load_sweep
 
 
 def row(world):
@@ -96,6 +101,29 @@ def test_every_result_reports_what_optima_gives(world):
             assert result.at[1e23].withheld and not result.at[1e20].withheld
     with pytest.raises(UserError, match=r"at is -1\.0: give compute in FLOPs"):
         optima(fitted, [-1])
+
+
+def test_of_two_minima_beside_each_other_the_lower_is_found():
+    """The cost per token is interpolated between the sizes that were run, so that it has a corner at each of them."""
+    info = objective_info("masked_diffusion")
+    shapes = [load_shape(name) for name in load_sweep(sweeps_dir() / "mdm_vs_ar.yaml").models]
+    sizes = np.array([shape.num_params for shape in shapes], dtype=float)
+    per_token = [
+        float(flops_per_token(shape, convention="full_masked_head", block_size=128, objective=info)) for shape in shapes
+    ]
+    cost = cost_of(
+        as_points(sizes, 1e9 / sizes, np.linspace(2, 1, len(sizes)), flops=np.array(per_token) * 1e9 / sizes)
+    )
+    rng, law = np.random.default_rng(0), Chinchilla()
+    log_n = np.linspace(6.0, 16.0, 20_001)
+    # In the first law, 40k parameters and 60k differ by 8e-5 nats.
+    worlds = [(1.5, 8.7026, 171.63, 0.25719, 0.45887)]
+    worlds += [(1.5, *rng.uniform(5, 50, 1), *rng.uniform(50, 500, 1), *rng.uniform(0.2, 0.5, 2)) for _ in range(100)]
+    for values in worlds:
+        one = optimum.as_rows(law, dict(zip(law.params, values, strict=True)))
+        along = law.predict(one, log_n[None], np.log(3e11) - cost.log_per_token(log_n)[None])[0]
+        lowest = optimum.best(law, one, 3e11, cost)[0, 2]
+        assert lowest <= along.min() + 1e-9
 
 
 def test_a_hull_is_unknown_where_one_of_its_intervals_is():

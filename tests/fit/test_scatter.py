@@ -6,6 +6,7 @@ from support.worlds import worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_envelope, fit_isoflop, fit_surface
+from dlm.fit.fitted import Noise
 
 BUDGETS = np.geomspace(1e18, 1e20, 5)
 
@@ -35,6 +36,11 @@ def test_seeds_show_the_noise_and_whether_the_law_fits(world):
     assert wrong.noise.lack_of_fit_p < 1e-3 and wrong.noise.lack_of_fit > 2
     assert warned(wrong, "the law misses the points by more than runs of one cell differ")
     assert np.isnan(fit_surface(*world.grid(BUDGETS, sizes=6, sigma=0.004)[:3]).noise.seed)
+
+
+def test_a_lack_of_fit_is_a_warning_only_if_chance_makes_it_in_less_than_one_law_of_a_hundred():
+    assert Noise(lack_of_fit=2.0, lack_of_fit_p=0.02).warnings() == []
+    assert "F = 3, p = 0.005" in Noise(lack_of_fit=3.0, lack_of_fit_p=0.005).warnings()[0]
 
 
 @worlds(20, 60)

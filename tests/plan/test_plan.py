@@ -114,8 +114,11 @@ def test_cells_at_the_lower_budgets_are_planned_several_times(stdlib_data, tmp_p
     rules = [{"below": "1/2", "runs": 3}, {"below": 2, "runs": 2}]
     all_twice = spec(**changes, replicates=rules)
     assert [all_twice.seeds_at(budget) for budget in all_twice.budgets] == [tuple(seeds[1e10]), (7, 8, 1007, 1008)]
-    with pytest.raises(UserError, match="set the list"):
+    with pytest.raises(UserError, match="set all of it"):
         with_settings(all_twice, ["replicates.runs=4"])
+    assert with_settings(several, ["replicates.runs=4"]).replicates[0].runs == 4
+    assert with_settings(several, ["replicates=[{below: 0.5, runs: 9}]", "replicates.runs=5"]).replicates[0].runs == 5
+    assert with_settings(several, ["replicates=null"]).replicates == ()
     once = write_plan(tmp_path, make_plan(spec(**changes)))
     assert "replicates" not in (tmp_path / "plan.json").read_text()
     for cell in once.cells:
@@ -123,15 +126,19 @@ def test_cells_at_the_lower_budgets_are_planned_several_times(stdlib_data, tmp_p
     grown = write_plan(tmp_path, make_plan(several))  # a sweep may grow by them, and keeps its cells
     assert {cell.cell_id for cell in once.cells} < {cell.cell_id for cell in grown.cells}
     assert read_plan(tmp_path).spec == several
+    write_plan(tmp_path, make_plan(all_twice))
+    assert read_plan(tmp_path).spec == all_twice
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"below": 0.5, "runs": 1}, ["replicates.runs is 1", "2"]),
-        ({"below": 0, "runs": 2}, ["replicates.below is 0", "0"]),
-        ([{"below": 0.5, "runs": 2}, {"below": 0.2}], ["replicates.runs is missing"]),
-        ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates 'times'"]),
+        ({"below": 0.5, "runs": 1}, ["replicates.0.runs is 1", "2"]),
+        ({"below": 0, "runs": 2}, ["replicates.0.below is 0", "0"]),
+        ({"below": float("inf"), "runs": 2}, ["replicates.0.below is inf"]),
+        ([{"below": 0.5, "runs": 2}, {"below": 0.2}], ["replicates.1.runs is missing"]),
+        (3, ["replicates is 3: give {below: 1/2, runs: 2}, or a list of such rules"]),
+        ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates.0 'times'"]),
     ],
 )
 def test_a_mistake_in_replicates_is_one_line(wrong, words):
@@ -334,6 +341,7 @@ def in_a_new_process(arguments: list[str], code: str) -> subprocess.CompletedPro
     )
 
 
+SLOWER = 1.5  # factor by which other work on the same caches makes a core slower
 QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--help"], 0.5)}
 
 
@@ -341,7 +349,7 @@ QUICK = {"plan": (["plan", "sweeps/smdm.yaml", "--json"], 1.0), "help": (["--hel
 def test_planning_feels_instant(name, stdlib_data, workdir):
     """The best of three by the clock on the wall or, where other work holds the cores, by processor time.
 
-    Other work also makes each core slower, because it takes caches and clock rate.
+    Other work also makes each core slower, by SLOWER: 0.57 s of processor time instead of 0.40 s were seen.
     """
     arguments, limit_sec = QUICK[name]
     seconds = []
@@ -353,7 +361,7 @@ def test_planning_feels_instant(name, stdlib_data, workdir):
         assert done.returncode == 0, done.stderr
         busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
         processor = now.children_user + now.children_system - used.children_user - used.children_system
-        seconds.append(processor / 1.5 if busy else wall)
+        seconds.append(processor / SLOWER if busy else wall)
     assert min(seconds) <= limit_sec, seconds
 
 

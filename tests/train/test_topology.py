@@ -1,4 +1,7 @@
-"""A cell on one process and on two, ddp and FSDP2 over gloo: the same losses, and checkpoints that fit all of them."""
+"""A cell on one process and on two, ddp and FSDP2 over gloo: the same losses, and checkpoints that fit all of them.
+
+That ddp goes on from one process and one process from ddp is tested in `make test-long` only.
+"""
 
 import subprocess
 import sys
