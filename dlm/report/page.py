@@ -174,6 +174,7 @@ def _section(
         "checks": _checks(fits),
         "reservations": words.reservations(fits),
         "methods": [words.method(fit) for fit in fits if fit.params],
+        "notes": words.notes(fits),
         "has_open_curves": any(not minimum.usable for fit in fits for minimum in fit.minima),
         "scatter": next((f"{fit.noise.residual:.1%}" for fit in fits if math.isfinite(fit.noise.residual)), ""),
     }

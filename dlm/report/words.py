@@ -229,11 +229,19 @@ def _extrapolation(usable: Sequence[FitResult], main: FitResult, top: float) -> 
 
 def reservations(fits: Iterable[FitResult]) -> list[str]:
     """Return every warning once, prefixed with the name of the method if only one method gives the warning."""
+    return _once((fit.law, warning) for fit in fits for warning in fit.warnings)
+
+
+def notes(fits: Iterable[FitResult]) -> list[str]:
+    """Return every note once, prefixed with the name of the method if only one method gives the note."""
+    return _once((fit.law, note) for fit in fits for note in fit.notes)
+
+
+def _once(said: Iterable[tuple[str, str]]) -> list[str]:
     methods: dict[str, list[str]] = {}
-    for fit in fits:
-        for warning in fit.warnings:
-            methods.setdefault(warning, []).append(LAW_NAMES[fit.law])
-    return [_sentence(warning if len(names) > 1 else f"{names[0]}: {warning}") for warning, names in methods.items()]
+    for law, line in said:
+        methods.setdefault(line, []).append(LAW_NAMES[law])
+    return [_sentence(line if len(names) > 1 else f"{names[0]}: {line}") for line, names in methods.items()]
 
 
 def _sentence(words: str) -> str:

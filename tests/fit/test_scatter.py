@@ -103,11 +103,17 @@ def test_the_slopes_say_what_is_not_identified(world):
 
 def test_outliers_are_shown_and_kept(world):
     n, d, loss, _ = world.grid(BUDGETS, sizes=7, sigma=0.002)
+    clean = fit_surface(n, d, loss)
+    assert clean.outliers == () and clean.notes == ()
     loss[17] *= 1.05
-    result = fit_surface(n, d, loss)
-    assert result.outliers == (17,) and result.n == 35
-    assert warned(result, "1 run lies far from the law, and still count") and warned(result, "% above the law")
-    assert fit_surface(*world.grid(BUDGETS, sizes=7, sigma=0.002)[:3]).outliers == ()
+    few = fit_surface(n, d, loss)
+    assert few.outliers == (17,) and few.n == 35 and few.status == "ok"
+    assert "1 run lies far from the law, and still counts" in few.notes[0] and "% above the law" in few.notes[0]
+    assert few.allocation.a == pytest.approx(clean.allocation.a, abs=0.01)  # which is why it is a note
+    squares = fit_surface(n, d, loss, norm="mse")
+    assert warned(squares, "1 run lies far from the law") and squares.allocation.a != pytest.approx(few.allocation.a)
+    loss[[3, 30]] *= 0.93
+    assert warned(fit_surface(n, d, loss), "3 runs lie far from the law, and still count")
 
 
 def test_rounded_losses_are_noticed(world):

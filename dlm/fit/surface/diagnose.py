@@ -24,23 +24,29 @@ ZERO = 1e-3  # E below this share of the lowest loss counts as zero
 COLLINEAR = 0.97  # correlation of log N and log D above which the effects of N and D cannot be separated
 LOOSE = 0.5  # ratio of standard error to exponent above which the points do not determine the exponent
 FAR = 4.5  # robust standard deviations from the law beyond which a point is an outlier
+FEW_OUTLIERS = 0.05  # share of the points up to which outliers hardly move a law under the Huber norm
 SHOWN = 3  # how many outliers or rivals a warning describes
 FEW = 3  # with fewer budgets, the form of the law is not checked
 
 
-def surface(points: Points, found: Solution) -> tuple[list[str], tuple[int, ...]]:
-    """Find all problems that show without refitting: the warnings, and the indices of outliers among the points."""
+def surface(points: Points, found: Solution) -> tuple[list[str], list[str], tuple[int, ...]]:
+    """Find all problems that show without refitting: warnings, notes, and the indices of outliers among the points.
+
+    A few outliers are a note under the Huber norm, because each of them pulls at the law no more than a near point.
+    """
     residual = noise.relative_residual(points, found.problem, found.theta)
     outliers = _outliers(residual, points)
+    told = _told(outliers, residual, points)
+    is_robust = found.problem.how.norm == "huber" and len(outliers) <= FEW_OUTLIERS * len(points)
     warnings = [
         *_fit(points, found),
         *_design(points),
         *_determined(points, found, residual),
-        *_told(outliers, residual, points),
+        *([] if is_robust else told),
         *_quantised(points.loss, residual, found.problem.how.space),
         *_correlated(points),
     ]
-    return warnings, tuple(outliers.tolist())
+    return warnings, told if is_robust else [], tuple(outliers.tolist())
 
 
 def _fit(points: Points, found: Solution) -> list[str]:

@@ -97,7 +97,7 @@ def fit_points(
     found = solve(points, surface, how, fixed)
     if isinstance(surface, DataConstrained) and not set(Chinchilla.params) <= set(fixed):
         surface, found = _consistent(points, surface, found, how, fixed)
-    seen, outliers = diagnose.surface(points, found)
+    seen, notes, outliers = diagnose.surface(points, found)
     scatter, cost = noise.parts(points, found.problem, found.theta), cost_of(points)
     warnings = (*seen, *scatter.warnings())
     return FitResult(
@@ -110,6 +110,7 @@ def fit_points(
         holdout=leave_future_out(points, surface, how, fixed) if holdout else {},
         status="warned" if warnings else "ok",
         warnings=warnings,
+        notes=tuple(notes),
         points=points,
         cost=cost,
         surface=surface,
