@@ -56,11 +56,13 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     show_table(rows)
     if missing:
         out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm plan --json` has all columns[/]")
-    for dropped in plan.dropped[:SHOWN_DROPPED]:
-        cell = f"{dropped['model']} at {text.flops(dropped['budget_flops'])}"
-        out.print(f"[dim]dropped {cell}: {dropped['reason']}[/]")
-    if len(plan.dropped) > SHOWN_DROPPED:
-        more = len(plan.dropped) - SHOWN_DROPPED
+    dropped = list(
+        dict.fromkeys(f"{one['model']} at {text.flops(one['budget_flops'])}: {one['reason']}" for one in plan.dropped)
+    )  # once for all seeds
+    for line in dropped[:SHOWN_DROPPED]:
+        out.print(f"[dim]dropped {line}[/]")
+    if len(dropped) > SHOWN_DROPPED:
+        more = len(dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
     if plan.spec.branches:
         out.print(_sharing_line(plan))

@@ -160,9 +160,11 @@ class Proof:
         if self.forecast is None or self.measured is None:
             return []
         run, low, high = self.measured, self.planned["low"], self.planned["high"]
-        held = low <= run["loss"] <= high
-        where = "inside its interval" if held else f"{'above' if run['loss'] > high else 'below'} its interval"
-        said = [f"The forecast {'held' if held else 'missed'}: the run lies {where}."]
+        held, off = low <= run["loss"] <= high, self.planned["predicted"] / run["loss"] - 1
+        where = "inside" if held else "above" if run["loss"] > high else "below"
+        missed_by = f"{abs(off):.1%} too {'high' if off > 0 else 'low'}"
+        outcome = "held" if held else "missed"
+        said = [f"The forecast {outcome}: it was {missed_by}, and the run lies {where} its interval."]
         lowest = self.forecast["proof"].get("lowest")  # earlier versions did not keep it
         if lowest is not None:
             as_good = f"a loss as high as the lowest one at {text.flops(lowest['flops'])} FLOPs ({lowest['loss']:.3f})"

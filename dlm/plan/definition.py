@@ -67,7 +67,7 @@ class Replicates(_Frozen):
     """A rule for further runs of cells. Short runs vary more between seeds than long ones, and cost less."""
 
     below: Annotated[Number, Field(gt=0, allow_inf_nan=False)]  # the rule holds below this multiple of the top budget
-    runs: int = Field(ge=2)  # how often each of these cells is trained, each time with another seed
+    runs: int = Field(ge=2, le=100)  # how often each of these cells is trained, each time with another seed
 
 
 def _rules(value: object) -> object:

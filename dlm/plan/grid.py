@@ -23,7 +23,7 @@ from dlm.core.paths import configs_dir
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
-from dlm.plan.definition import SweepSpec
+from dlm.plan.definition import SEED_STEP, SweepSpec
 from dlm.plan.trunks import share_trunks
 
 # The groups that determine the result of a run. The other groups do not enter the identity of a cell.
@@ -81,7 +81,10 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         cells = list(with_shared_trunks(cells))
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
     if times > 1:
-        raise UserError(f"the definition names {name} {times} times: remove repeated values of models, vary or seeds")
+        raise UserError(
+            f"the definition names {name} {times} times: remove repeated values of models, vary or seeds "
+            f"(and seeds that are {SEED_STEP} apart, if there are replicates)"
+        )
     return Plan(
         spec=spec,
         convention=spec.convention,

@@ -143,13 +143,16 @@ def test_the_outcome_says_whether_the_forecast_held_and_whether_it_could_have_fa
         return Proof(label="", forecast=changed, rows=rows).meaning()
 
     held, strong = meaning(0.01)
-    assert held == "The forecast held: the run lies inside its interval."
+    assert re.fullmatch(
+        r"The forecast held: it was 0\.\d% too (high|low), and the run lies inside its interval\.", held
+    )
     assert re.fullmatch(
         r"It could have failed: a loss as high as .* at 3e12 FLOPs \(\d\.\d+\) would have been outside.", strong
     )
     assert meaning(-0.001)[1].startswith("This is a weak test, because")
-    assert meaning(0.01, off=0.5)[0] == "The forecast missed: the run lies above its interval."
-    assert meaning(0.01, off=-0.5)[0] == "The forecast missed: the run lies below its interval."
+    missed = r"The forecast missed: it was \d+\.\d% too {}, and the run lies {} its interval\."
+    assert re.fullmatch(missed.format("low", "above"), meaning(0.01, off=0.5)[0])
+    assert re.fullmatch(missed.format("high", "below"), meaning(0.01, off=-0.5)[0])
     runs = demo_runs()
     lowest = forecast["proof"]["lowest"]
     assert lowest["loss"] == runs[runs.flops >= 0.9 * runs.flops.max()].loss.min()
