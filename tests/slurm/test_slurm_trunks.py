@@ -23,6 +23,10 @@ def test_branches_start_when_their_trunk_has_ended_and_have_the_losses_of_their_
         assert ours.name == theirs.name
         assert read_result(ours).loss == read_result(theirs).loss
         here, there = curve(ours), curve(theirs)
+        first = min(here)
+        if first > min(there):
+            branches += 1
+            for rows in (here, there):  # the mean over the steps since the row before, which are fewer in a branch
+                rows[first].pop("train/loss")
         assert here == {step: there[step] for step in here}
-        branches += min(here) > 1
     assert branches == 2
