@@ -168,7 +168,7 @@ class Proof:
         lowest = self.forecast["proof"].get("lowest")  # earlier versions did not keep it
         if lowest is not None:
             as_good = f"a loss as high as the lowest one at {text.flops(lowest['flops'])} FLOPs ({lowest['loss']:.3f})"
-            if lowest["loss"] > high:
+            if not low <= lowest["loss"] <= high:
                 said.append(f"It could have failed: {as_good} would have been outside.")
             else:
                 said.append(f"This is a weak test, because {as_good} would have been inside too.")

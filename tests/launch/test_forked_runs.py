@@ -23,6 +23,7 @@ print(len(os.listdir("/proc/self/task")), tensors, torch.cuda.is_initialized(), 
 """
 
 
+@pytest.mark.long  # the server itself refuses to fork once it has a second thread
 def test_the_imports_start_no_thread_and_make_no_tensor():
     """A fork copies one thread only: what another one holds or does would be lost. torchmetrics makes a constant."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
