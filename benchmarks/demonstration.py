@@ -86,7 +86,10 @@ def column_of(folder: Path) -> dict[str, str]:
         column[f"{name} is"] = "; ".join([fit.status, *fit.warnings])
     if line.params and surface.params:
         for budget, (value, low, high) in agreement(line, surface).items():
-            column[f"ln ratio at {text.flops(budget)}"] = f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+            ends_of_it = (
+                f"({low:+.2f} to {high:+.2f})" if np.isfinite(low + high) else "(too many samples without a minimum)"
+            )
+            column[f"ln ratio at {text.flops(budget)}"] = f"{value:+.2f} {ends_of_it}"
     path = folder / "proof.json"
     for forecast in json.loads(path.read_text())["forecasts"] if path.exists() else ():
         proof = forecast["proof"]

@@ -141,7 +141,7 @@ def sweep_hours(workdir, stdlib_data, core):
     return float(value.replace(",", "")) * {"s": 1, "min": 60, "h": 3600}[unit]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_rate_of_this_machine_is_measured(workdir, stdlib_data):
     assert sweep_hours(workdir, stdlib_data, min(os.sched_getaffinity(0))) > 1
 

@@ -233,6 +233,7 @@ def test_a_file_of_another_run_is_left_out_and_without_a_file_the_run_is_empty(r
     assert run.history == [] and "is of run s-a, not s-z" in run.warnings[0]
 
 
+@pytest.mark.long  # tests/long/kills_history.py repeats it fifty times
 def test_killed_without_warning_a_run_keeps_its_config_and_all_but_the_last_second(tmp_path):
     kill = kill_logging_run(
         tmp_path / "run", 2.5, every_sec=0.1
