@@ -223,8 +223,6 @@ def _explain(error: ValidationError) -> str:
         nodes = {kind.__name__.lower(): kind.model_fields for kind in (Hardware, Proof, Replicates)}
         where, fields = (f"key of {'.'.join(groups)}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
         return str(unknown(where, key, fields))
-    return (
-        f"{name} is missing"
-        if first["type"] == "missing"
-        else f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
-    )
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
