@@ -32,10 +32,9 @@ WITHHELD_FAR = "beyond the reach of these runs"
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
-REACH_NATS, STEP_NATS = 7.0, 0.5  # half-width and step of the grid of log N about the optimum under 6 N D = C
-NEAR_NATS, FINE_NATS = 1.0, 0.05  # of a second grid: an interpolated cost has corners, and minima beside each other
-WIDEST_NATS = 40.0  # width of the grid if that optimum is not known: from 1 to e^40 parameters
-GOLDEN, GOLDEN_STEPS = (np.sqrt(5.0) - 1.0) / 2.0, 30
+REACH_NATS = 7.0  # N* is searched within this distance of the optimum under 6 N D = C
+WIDEST_NATS = 40.0  # or, if that optimum is not known, from 1 to e^40 parameters
+GOLDEN, GOLDEN_STEPS = (np.sqrt(5.0) - 1.0) / 2.0, 42  # from 40 nats to 7e-8, where rounding hides what is left
 
 F = TypeVar("F", bound=Fitted)
 
@@ -192,22 +191,24 @@ def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
 
 
 def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
-    """log N* under cost(N) D = C, (R,): the best point of two grids, then golden section between its neighbours."""
+    """log N* under cost(N) D = C, (R,), by golden section: under a `Cost`, the loss has one minimum over N."""
 
     def loss(log_n: Array) -> Array:
         return law.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n))
 
     if around is None:
-        offsets, around = np.arange(0.0, WIDEST_NATS, STEP_NATS), np.zeros(len(rows))
+        low, high = np.zeros(len(rows)), np.full(len(rows), WIDEST_NATS)
     else:
-        offsets = np.arange(-REACH_NATS, REACH_NATS + STEP_NATS, STEP_NATS)
-    for grid in (offsets, np.arange(-NEAR_NATS, NEAR_NATS + FINE_NATS, FINE_NATS)):
-        around = around + grid[loss(around[:, None] + grid).argmin(axis=1)]
-    low, high = around - FINE_NATS, around + FINE_NATS
+        low, high = around - REACH_NATS, around + REACH_NATS
+    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_left, at_right = loss(left), loss(right)
     for _ in range(GOLDEN_STEPS):
-        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        down = loss(left) < loss(right)
+        down = at_left <= at_right
         low, high = np.where(down, low, left), np.where(down, right, high)
+        new = np.where(down, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
+        at_new = loss(new)
+        left, right = np.where(down, new, right), np.where(down, left, new)
+        at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
     found = np.asarray((low + high) / 2.0, dtype=np.float64)
     return np.where(np.isfinite(rows).all(axis=1), found, np.nan)
 

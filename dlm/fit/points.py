@@ -21,6 +21,7 @@ NAN = float("nan")
 UNBOUNDED: Interval = (NAN, NAN)  # the interval of a number for which the data give no interval
 
 REACH_NATS = 60.0  # log N is searched within this distance of log(FLOPs per token), wide enough for any unit of N
+POWERS = np.array([0.0, 1 / 3, 1 / 2, 2 / 3])  # of 1/N in the cost; the first is for costs that are a multiple of 6 N
 SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
@@ -178,34 +179,34 @@ def _check_length(column: npt.NDArray[np.generic], name: str, size: int | None) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cost:
-    """FLOPs per token as a function of the model size: 6 N (base + extra(N)).
+    """FLOPs per token as a function of the model size: 6 N (base + the sum of w N^-p over the `POWERS` p), each w >= 0.
 
-    `extra` is the cost that 6 N leaves out (head, attention). It is close to a power of N, so it is interpolated
-    linearly in log-log; outside the sizes that were run, it continues with its mean slope.
+    6 N leaves out the head, whose cost grows with the width, and attention, whose cost grows with width times depth.
+    Relative to 6 N, both fall as N^-1/2 if models differ in width alone. If depth grows with the width, the head falls
+    as N^-2/3 and attention as N^-1/3.
+
+    The cost is a smooth fit to the sizes that were run. A curve through them would have wiggles where their proportions
+    change, at which N* sticks to a size and D* falls as C rises. Where alpha A N^-alpha = beta B D^-beta e, the
+    condition of the optimum, N* and D* both rise with C if the elasticity e = d log cost / d log N never falls as N
+    grows. Here it rises and stays between 1/3 and 1, because the cost is a sum of such powers of N.
     """
 
-    log_params: Array = field(default_factory=lambda: np.zeros(0))  # log N, rising, (m,)
-    log_extra: Array = field(default_factory=lambda: np.zeros(0))  # log extra(N), (m,); empty where C = 6 N D
+    weights: Array = field(default_factory=lambda: np.zeros(0))  # w, one for each of `POWERS`; empty where C = 6 N D
     base: float = 1.0
-    slope: float = 0.0
+    over_6n: float = 1.0  # the ratio of the FLOPs per token to 6 N, in the middle of the sizes that were run
 
     @property
     def is_6nd(self) -> bool:
         """Whether C = 6 N D, so that the optimum of most laws has a closed form."""
-        return not len(self.log_extra)
-
-    @property
-    def over_6n(self) -> float:
-        """The ratio of the FLOPs per token to 6 N, in the middle of the sizes that were run."""
-        return 1.0 if self.is_6nd else float(self.base + np.exp(np.median(self.log_extra)))
+        return not len(self.weights)
 
     def log_per_token(self, log_params: Array) -> Array:
         """The log of the FLOPs per token at each log N, in the shape of `log_params`."""
+        log_6n = np.log(6.0) + log_params
         if self.is_6nd:
-            return np.asarray(np.log(6.0) + log_params, dtype=np.float64)
-        outside = log_params - np.clip(log_params, self.log_params[0], self.log_params[-1])
-        extra = np.interp(log_params, self.log_params, self.log_extra) + self.slope * outside
-        return np.asarray(np.log(6.0) + log_params + np.log(self.base + np.exp(extra)), dtype=np.float64)
+            return np.asarray(log_6n, dtype=np.float64)
+        ratio = self.base + np.exp(-np.multiply.outer(log_params, POWERS)) @ self.weights
+        return np.asarray(log_6n + np.log(ratio), dtype=np.float64)
 
     def log_size(self, log_per_token: Array) -> Array:
         """Invert the function `log_per_token` by bisection: log N for each log of the FLOPs per token."""
@@ -220,13 +221,19 @@ class Cost:
 
 
 def cost_of(points: Points) -> Cost:
-    """Estimate the cost of a token from the runs: the median of C / D at each size."""
+    """Estimate the cost of a token from the runs, by least squares of the relative errors of the median C / D per size.
+
+    If every size costs 6 N or more, as under all conventions of dlm, the cost is at least 6 N beyond these sizes too.
+    """
     ratio = points.flops / (6.0 * points.params * points.tokens)
     if np.abs(ratio - 1.0).max() <= SIX_ND_TOLERANCE:
         return Cost()
+    from scipy.optimize import nnls  # takes a while to load
+
     sizes, place = np.unique(points.params, return_inverse=True)
     medians = np.array([float(np.median(ratio[place == k])) for k in range(len(sizes))])
-    base = min(1.0, 0.99 * float(medians.min()))
-    log_params, log_extra = np.log(sizes), np.log(np.maximum(medians - base, 1e-6))
-    slope = float(np.polyfit(log_params, log_extra, 1)[0]) if len(sizes) > 1 else 0.0
-    return Cost(log_params=log_params, log_extra=log_extra, base=base, slope=min(0.0, slope))
+    base = 1.0 if medians.min() >= 1.0 else 0.0
+    middle = np.log(sizes).mean()  # as the unit of N, it keeps the columns alike
+    columns = np.exp(-np.multiply.outer(np.log(sizes) - middle, POWERS))
+    found = nnls(columns / medians[:, None], 1.0 - base / medians)[0]
+    return Cost(weights=found * np.exp(middle * POWERS), base=base, over_6n=float(np.median(medians)))
