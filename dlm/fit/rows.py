@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from dlm.core.errors import UserError, hint
+from dlm.fit.known import IDENTITY, RunTable, as_text
 
 REQUIRED = ("params", "tokens", "loss")
 POSITIVE = (*REQUIRED, "flops", "budget")
@@ -54,6 +55,13 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
     frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
     frame.attrs["notes"] = notes
     return frame
+
+
+def run_table(frame: pd.DataFrame) -> RunTable:
+    """What tells the runs apart, and their losses; columns without any value are left out."""
+    names = [name for name in IDENTITY if name in frame and frame[name].notna().any()]
+    texts = {name: ["" if pd.isna(v) else as_text(v, name) for v in frame[name].tolist()] for name in names}
+    return {**texts, "loss": frame["loss"].tolist()}
 
 
 def _load(source: Runs) -> tuple[pd.DataFrame, str]:

@@ -21,7 +21,7 @@ from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
-from dlm.fit.rows import Runs, read_runs
+from dlm.fit.rows import Runs, read_runs, run_table
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
@@ -88,6 +88,7 @@ def fit_runs(
         weight = frame.get("weight") if weights is None else weights
         result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
+    result = replace(result, runs=run_table(frame))
     if not bootstrap:
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
@@ -137,11 +138,17 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
     """Warn if the runs differ in a property that no law models. Mixed conventions of FLOPs raise a UserError."""
-    if "convention" in frame and frame["convention"].nunique() > 1:
-        names = text.listed(sorted(frame["convention"].astype(str).unique()))
-        raise UserError(f"the runs count FLOPs in several conventions ({names}): fit one at a time")
+    _check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+
+
+def _check_convention(frame: pd.DataFrame) -> None:
+    if "convention" in frame and frame["convention"].nunique() > 1:
+        names = text.listed(sorted(frame["convention"].dropna().astype(str).unique()))
+        raise UserError(
+            f"the runs count FLOPs in several conventions ({names}): one law needs one, so keep the rows of one"
+        )
 
 
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
@@ -270,9 +277,10 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     label = forecast["label"]
     if label and "objective" in frame:
         frame = _one_objective(frame, label)
+    _check_convention(frame)
     columns = _columns(frame)
     del columns["label"]
-    return frozen.grade(forecast, as_points(**columns))
+    return frozen.grade(forecast, as_points(**columns), run_table(frame))
 
 
 def compare_runs(
