@@ -107,6 +107,9 @@ class LawOptions:
     seed: Seed = 0
     objective: Annotated[str | None, typer.Option(help="Fit runs of this training objective only.")] = None
     pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold fixed, as in E=1.7. Repeatable.")] = None
+    budget_tolerance: Annotated[
+        float, typer.Option(help="Budgets that differ by at most this share are one; 0: only equal ones.")
+    ] = 0.05
     as_json: AsJson = False
 
     def keywords(self) -> dict[str, Any]:
@@ -135,7 +138,9 @@ class PredictOptions(LawOptions):
     """The options of `dlm predict`."""
 
     at: Annotated[list[float], typer.Option(help="FLOPs at which to predict N*, D* and L*. Repeatable.")]
-    freeze: Annotated[Path | None, typer.Option(help="A new file for the predictions, dated and hashed.")] = None
+    freeze: Annotated[
+        Path | None, typer.Option(help="A new file for the predictions; commit it to version control.")
+    ] = None
 
 
 def _pinned(word: str) -> tuple[str, float]:

@@ -220,7 +220,7 @@ def _scored(
 
 def _changes(sweep: Sweep, forecast: Mapping[str, Any], fits: Sequence[FitResult]) -> list[str]:
     """State what has changed since the forecast was frozen: the definition, or the runs that it was made from."""
-    from dlm.fit.frozen import run_hashes
+    from dlm.fit.frozen import matched
     from dlm.fit.proof import headline
 
     changes, proof = [], forecast["proof"]
@@ -233,8 +233,10 @@ def _changes(sweep: Sweep, forecast: Mapping[str, Any], fits: Sequence[FitResult
     elif asked.sizes != proof["asked_sizes"]:
         changes.append(f"the definition now asks for proof runs of {asked.sizes} sizes")
     main = headline(fits)
-    if main is not None and main.points is not None and set(run_hashes(main.points)) != set(forecast["runs"]["cells"]):
-        changes.append("the runs that the law is fitted to have changed")
+    if main is not None and main.runs:
+        found = matched(forecast, main.runs)
+        if found.new.any() or found.lost or found.changes:
+            changes.append("the runs that the law is fitted to have changed")
     made = forecast["made"]
     return [
         f"{change}; the forecast of {made} stands, because a frozen forecast is never replaced" for change in changes

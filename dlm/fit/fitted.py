@@ -165,6 +165,9 @@ class Fitted:
     curve: str = ""  # isoflop only: 'parabola', 'cubic' or 'akima'
     axis: str = ""  # isoflop only: 'params' if the curves run over log N, 'tokens' if over log D
     label: str = ""  # name of the objective or group of runs, shown in reports
+    runs: Mapping[str, Sequence[Any]] = field(
+        default_factory=dict, repr=False
+    )  # what tells the runs apart: `fit.known`
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
     draws: Array | None = field(default=None, repr=False)  # refitted params, (replicates, params); failed rows are NaN

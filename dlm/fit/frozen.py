@@ -1,7 +1,8 @@
 """Write predictions down before the runs exist, and grade them afterwards.
 
 The file holds all that is needed to predict the loss at any N and D: the forms of the law, each with some of its draws.
-It is dated and hashed, to show afterwards that the predictions were made before the outcome was known.
+It also holds a date and hashes, which show a change by mistake. They prove no date, because anyone can compute them
+anew: for that, the file has to be published, or committed to a repository that others have.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy.typing as npt
 from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
+from dlm.core.git import running_code
+from dlm.fit import known
 from dlm.fit.fitted import Fitted, Noise, plain
 from dlm.fit.isoflop.curves import polynomial, turning
 from dlm.fit.laws import LAWS
@@ -31,7 +34,8 @@ from dlm.fit.optimum import as_rows, optima
 from dlm.fit.points import NAN, Points
 from dlm.fit.predict import forms_of, missed_by, predict_from
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, FORMAT)  # the formats that can be read; format 1 knows the runs by hashes that include the loss
 KEPT = 400  # draws of each form that the file holds
 SAME = 0.1  # a run whose C differs from a frozen C by a smaller share counts as a run at that C
 LEAST_SIZES = 3  # with fewer sizes, the best size does not bound N*
@@ -65,12 +69,15 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
         raise UserError(f"{result.law} gives no prediction: freeze a surface ({', '.join(LAWS)}) with its bootstrap")
     if isinstance(result.surface, DataConstrained):
         raise UserError("data-constrained predictions need the unique tokens of each run: not frozen yet")
+    code, runs = running_code(), result.runs or known.of_points(result.points)
     content: dict[str, Any] = plain(
         {
             "format": FORMAT,
             "dlm": version("dlm"),
+            "git_sha": None if code is None else code.sha,
+            "git_dirty": None if code is None else bool(code.changed),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "runs": {"n": result.n, "top": result.points.top_flops, "cells": run_hashes(result.points)},
+            "runs": {"n": result.n, "top": result.points.top_flops, "sha256": known.hash_of(runs), "table": runs},
             "convention": result.points.convention,
             "label": result.label,
             "law": result.law,
@@ -93,74 +100,117 @@ def extended(content: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """New runs compared with their predictions."""
+    """New runs compared with their predictions.
+
+    `inside` of a run or a size is None if it has no interval, and `why` then says the reason, if it is known.
+    """
 
     made: str  # when the predictions were made
     sha256: str  # hash of the predictions
     level: float
-    rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside, z
+    rows: tuple[dict[str, Any], ...]  # per new run: params, tokens, loss, predicted, error, low, high, inside, z, why
     sizes: tuple[
         dict[str, Any], ...
-    ]  # per frozen C that was run: N of the best run, vertex, between, low, high, inside
+    ]  # per frozen C that was run: N of the best run, vertex, between, low, high, inside, why
     known: int  # number of runs in the table that the predictions were made from
+    notes: tuple[str, ...] = ()  # what a reader has to know of the known runs
 
     @property
     def inside(self) -> int:
         """The number of new runs that lie inside their intervals."""
-        return sum(row["inside"] for row in self.rows)
+        return sum(row["inside"] is True for row in self.rows)
+
+    @property
+    def no_interval(self) -> int:
+        """The number of new runs without an interval, which lie neither inside nor outside."""
+        return sum(row["inside"] is None for row in self.rows)
 
     def sentence(self) -> str:
         """A summary of the grades in words."""
         if not self.rows:
             return f"no new run: all {self.known} were there when the predictions were made ({self.made})"
-        errors = np.array([row["error"] for row in self.rows])
-        said = f"{self.inside} of {len(self.rows)} new runs lie inside their {self.level:.0%} interval"
-        return f"{said}; the law was off by {errors.mean():+.2%} in the mean, {np.sqrt((errors**2).mean()):.2%} rms"
+        errors, without = np.array([row["error"] for row in self.rows]), self.no_interval
+        graded = len(self.rows) - without
+        said = [f"{self.inside} of {graded} new runs lie inside their {self.level:.0%} interval"] if graded else []
+        said += [f"{without} new run{' has' if without == 1 else 's have'} no interval"] if without else []
+        off = f"the law was off by {errors.mean():+.2%} in the mean, {np.sqrt((errors**2).mean()):.2%} rms"
+        return "; ".join([*said, off])
 
     def report(self) -> str:
         """The summary, every new run and every best size, as text."""
         lines = [f"predictions of {self.made} ({self.sha256[:12]}): {self.sentence()}"]
-        lines += [
-            f"  N {text.count(r['params'])}, D {text.count(r['tokens'])}: {r['loss']:.4g}, predicted "
-            f"{r['predicted']:.4g} ({r['low']:.4g} to {r['high']:.4g}), off by {r['error']:+.2%}"
-            f", z = {r['z']:+.2f}{'' if r['inside'] else ': outside'}"
-            for r in self.rows
-        ]
+        lines += [_of_run(r) for r in self.rows]
         lines += [_of_size(s) for s in self.sizes]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `dlm score --json` prints."""
-        return {**plain(vars(self)), "inside": self.inside, "sentence": self.sentence()}
+        counts = {"inside": self.inside, "no_interval": self.no_interval}
+        return {**plain(vars(self)), **counts, "sentence": self.sentence()}
 
 
-def _of_size(s: dict[str, Any]) -> str:
+def _of_run(r: Mapping[str, Any]) -> str:
+    ends = f"{r['low']:.4g} to {r['high']:.4g}"
+    grade = f", z = {r['z']:+.2f}{'' if r['inside'] else ': outside'}"
+    if r["inside"] is None:
+        ends, grade = "no interval", _reason(r)
+    return (
+        f"  N {text.count(r['params'])}, D {text.count(r['tokens'])}: {r['loss']:.4g}, predicted "
+        f"{r['predicted']:.4g} ({ends}), off by {r['error']:+.2%}{grade}"
+    )
+
+
+def _of_size(s: Mapping[str, Any]) -> str:
     between, said = text.interval(s["between"], "count"), text.interval((s["low"], s["high"]), "count")
     best = f"the best of {s['runs']} runs has {text.count(s['N'])} parameters, so N* lies within {between}"
     if s["vertex"] is not None:
         best += f" (a parabola through the runs has its minimum at {text.count(s['vertex'])})"
-    return f"  at {text.flops(s['flops'])} FLOPs {best}: predicted {said}{'' if s['inside'] else ': outside'}"
+    grade = _reason(s) if s["inside"] is None else "" if s["inside"] else ": outside"
+    return f"  at {text.flops(s['flops'])} FLOPs {best}: predicted {said}{grade}"
 
 
-def grade(frozen: Mapping[str, Any], points: Points) -> Score:
+def _reason(graded: Mapping[str, Any]) -> str:
+    return f": {graded['why']}" if graded["why"] else ""
+
+
+def grade(frozen: Mapping[str, Any], points: Points, runs: known.RunTable) -> Score:
     """Grade frozen predictions (the content of a file) on the runs that they were not made from.
+
+    Args:
+        frozen: The content of a file of frozen predictions.
+        points: The runs.
+        runs: What tells these runs apart, row by row.
 
     Raises:
         UserError: For runs whose FLOPs are counted by another convention.
     """
-    known = set(frozen["runs"]["cells"])
-    new = np.array([cell not in known for cell in run_hashes(points)], dtype=bool)
     if points.convention != frozen["convention"] and "as given" not in (points.convention, frozen["convention"]):
-        raise UserError(f"the runs count FLOPs as {points.convention}, the predictions as {frozen['convention']}")
-    held = points.take(new)
+        ours, theirs = points.convention, frozen["convention"]
+        raise UserError(
+            f"the runs count FLOPs as {ours}, the predictions as {theirs}: give runs that count as {theirs}"
+        )
+    found = matched(frozen, runs)
+    held = points.take(found.new)
+    notes = [found.note()] if found.note() else []
+    if frozen["format"] == 1 and len(held):
+        notes.append("this file has format 1: a run that it was made from counts as new if its loss was evaluated anew")
     return Score(
         made=frozen["made"],
         sha256=frozen["sha256"],
         level=frozen["level"],
         rows=tuple(_graded_runs(frozen, held)) if len(held) else (),
         sizes=tuple(_graded_sizes(frozen, held)),
-        known=int((~new).sum()),
+        known=int((~found.new).sum()),
+        notes=tuple(notes),
     )
+
+
+def matched(frozen: Mapping[str, Any], runs: known.RunTable) -> known.Match:
+    """Find the runs that the predictions were made from among `runs`."""
+    if frozen["format"] == 1:
+        return known.match_hashes(frozen["runs"]["cells"], runs)
+    return known.match(frozen["runs"]["table"], runs)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -172,7 +222,10 @@ def load(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
     if isinstance(content, dict) and "forecasts" in content:  # the proof.json of a sweep, with one for each objective
-        content, *others = content["forecasts"]
+        forecasts = content["forecasts"]
+        if not isinstance(forecasts, list) or not forecasts:
+            raise UserError(f"{path} holds no forecast: give a file that `dlm predict --freeze` or a sweep wrote")
+        content, *others = forecasts
         if others:
             raise UserError(f"{path} holds the forecasts of several objectives: `dlm report` grades each of them")
     return checked(content, path)
@@ -180,11 +233,19 @@ def load(path: Path) -> dict[str, Any]:
 
 def checked(content: Any, path: Path) -> dict[str, Any]:
     """Return frozen predictions that were read from `path`, after a check of their format and hash."""
-    said = content.get("format") if isinstance(content, dict) else None
-    if said != FORMAT:
-        raise UserError(f"{path} is no file of frozen predictions of format {FORMAT} (it says {said})")
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is no file of frozen predictions: give one that `dlm predict --freeze` wrote")
+    if content["format"] not in READ:
+        can = text.listed([str(one) for one in READ])
+        raise UserError(
+            f"{path} has format {content['format']}, and this dlm ({version('dlm')}) reads formats {can}: use the dlm "
+            f"that wrote it ({content.get('dlm', 'not named')}) or a later one"
+        )
     if content.get("sha256") != _hash(content):
-        raise UserError(f"{path} has been changed since it was written: its hash does not fit, so nothing is graded")
+        raise UserError(
+            f"{path} has been changed since it was written: its hash does not fit, so nothing is graded; restore it, "
+            "for example from version control"
+        )
     return dict(content)
 
 
@@ -207,7 +268,7 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
 
 
 def _graded_runs(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]]:
-    rows = predicted(frozen, held.params, held.tokens)
+    rows, why = predicted(frozen, held.params, held.tokens), _why_none(frozen)
     return [
         {
             "params": row["params"],
@@ -215,15 +276,33 @@ def _graded_runs(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]
             "loss": loss,
             **row,
             "error": row["predicted"] / loss - 1,
-            "inside": row["low"] <= loss <= row["high"],
+            "inside": _is_inside(row, loss, loss),
             "z": z_of(row, loss, frozen["level"]),
+            "why": "" if _is_inside(row, loss, loss) is not None else why,
         }
         for row, loss in zip(rows, held.loss.tolist(), strict=True)
     ]
 
 
+def _is_inside(row: Mapping[str, float], low: float, high: float) -> bool | None:
+    """Whether some number from `low` to `high` lies inside the interval of `row`; None if `row` has no interval."""
+    if not math.isfinite(row["low"] + row["high"]):
+        return None
+    return low <= row["high"] and row["low"] <= high
+
+
+def _why_none(frozen: Mapping[str, Any]) -> str:
+    """Why the predictions have no interval: too many resampled fits of a form failed. Empty if none did."""
+    for form in frozen["forms"]:
+        draws = form["draws"]
+        failed = sum(None in row for row in draws)
+        if failed > (1 - frozen["level"]) / 2 * len(draws):
+            return f"{failed} of {len(draws)} resampled fits of {form['law']} found no law"
+    return ""
+
+
 def z_of(row: Mapping[str, float], loss: float, level: float) -> float:
-    """How many standard deviations of a run its log loss lies above its prediction; negative if it lies below.
+    """How many standard deviations of a run its log loss lies above its prediction; NaN without an interval.
 
     The standard deviation is that of the interval of the run: the distance in log L from the prediction to the end of
     the interval on the side of the measured loss, over the normal quantile of `level` (1.96 for 95 %). So |z| is above
@@ -245,10 +324,12 @@ def _graded_sizes(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any
         place = int(np.searchsorted(sizes, n))
         # The best of the sizes that were run shows only that N* lies between the neighbours of this size.
         ends = float(sizes[max(place - 1, 0)]), float(sizes[min(place + 1, len(sizes) - 1)])
-        low, high = best["ci"]["N"]
-        inside = low is not None and high is not None and ends[0] <= high and low <= ends[1]
+        # The file has null for an end that is not known.
+        said = dict(zip(("low", "high"), (NAN if end is None else end for end in best["ci"]["N"]), strict=True))
+        inside = _is_inside(said, *ends)
         between = {"N": n, "vertex": _vertex(near), "between": ends}
-        found.append({"flops": float(c), "runs": len(near), **between, "low": low, "high": high, "inside": inside})
+        why = "" if inside is not None else _why_none(frozen)
+        found.append({"flops": float(c), "runs": len(near), **between, **said, "inside": inside, "why": why})
     return found
 
 
@@ -277,12 +358,6 @@ def _form_from_dict(content: Mapping[str, Any], frozen: Mapping[str, Any]) -> Fi
         dof=content["dof"],
         noise=Noise(residual=frozen["residual"]),
     )
-
-
-def run_hashes(points: Points) -> list[str]:
-    """A short hash of each run, by which new runs are recognised in a table that has grown."""
-    rows = zip(points.params.tolist(), points.tokens.tolist(), points.loss.tolist(), strict=True)
-    return [hashlib.sha256(f"{n:.9g},{d:.9g},{loss:.9g}".encode()).hexdigest()[:12] for n, d, loss in rows]
 
 
 def _hash(content: Mapping[str, Any]) -> str:

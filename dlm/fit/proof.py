@@ -16,6 +16,7 @@ from dlm.fit.fitted import Optimum
 from dlm.fit.frozen import extended, forecast, predicted
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.optimum import LEVEL, TOP, optima, own_optimum
+from dlm.fit.points import NAN
 from dlm.fit.resample import WIDE
 from dlm.fit.result import FitResult
 
@@ -128,7 +129,7 @@ class Proof:
         """The prediction of the run at N*, as `predicted` returns it."""
         assert self.forecast is not None
         runs = self.forecast["proof"]["runs"]
-        return dict(runs[len(runs) // 2])
+        return {key: NAN if value is None else value for key, value in runs[len(runs) // 2].items()}
 
     @property
     def measured(self) -> Mapping[str, Any] | None:
@@ -143,10 +144,12 @@ class Proof:
     def sentence(self) -> str:
         """'predicted 2.031 (2.012 to 2.051), measured 2.038, z = 0.4', or why the run has no result yet."""
         one, run = self.planned, self.measured
-        said = f"predicted {one['predicted']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        has_ends = math.isfinite(one["low"] + one["high"])
+        ends = f"{one['low']:.3f} to {one['high']:.3f}" if has_ends else "no interval"
+        said = f"predicted {one['predicted']:.3f} ({ends})"
         if run is None:
             return f"{said}; {self.why}"
-        return f"{said}, measured {run['loss']:.3f}, z = {round(run['z'], 1) + 0.0:.1f}"
+        return f"{said}, measured {run['loss']:.3f}" + (f", z = {round(run['z'], 1) + 0.0:.1f}" if has_ends else "")
 
     def statement(self) -> str:
         """'Proof run at 9e12 FLOPs with 57.1k parameters: predicted ...', or why there is no proof run."""
@@ -163,6 +166,8 @@ class Proof:
         held, off = low <= run["loss"] <= high, self.planned["predicted"] / run["loss"] - 1
         where = "inside" if held else "above" if run["loss"] > high else "below"
         missed_by = f"{abs(off):.1%} too {'high' if off > 0 else 'low'}"
+        if not math.isfinite(low + high):
+            return [f"The forecast was {missed_by}. It has no interval, so it neither held nor missed."]
         outcome = "held" if held else "missed"
         said = [f"The forecast {outcome}: it was {missed_by}, and the run lies {where} its interval."]
         lowest = self.forecast["proof"].get("lowest")  # earlier versions did not keep it

@@ -1,4 +1,4 @@
-"""Read the finished runs of a CSV file or DataFrame, and check every number.
+"""Read the finished runs of a CSV file or DataFrame, check every number, and group the runs by budget.
 
 Columns: params, tokens, loss; optional: flops, budget, weight, run_id, parent, loss_se, loss_se_own, unique_tokens,
 objective, convention, status, role.
@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from dlm.core import text
 from dlm.core.errors import UserError, hint
+from dlm.fit import budgets
+from dlm.fit.known import IDENTITY, RunTable, as_text
+from dlm.fit.points import Array
 
 REQUIRED = ("params", "tokens", "loss")
 POSITIVE = (*REQUIRED, "flops", "budget")
@@ -35,11 +40,14 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
             the last case, the message names the row.
     """
     frame, where = _load(source)
-    for name in REQUIRED:
-        if name not in frame:
-            columns = [str(column) for column in frame.columns]
-            has = hint(name, columns, otherwise=f"it has {', '.join(columns) or 'none'}")
-            raise UserError(f"{where} has no column '{name}': {has}; needed are {', '.join(REQUIRED)}")
+    lacking = [name for name in REQUIRED if name not in frame]
+    if lacking:
+        columns = [str(column) for column in frame.columns]
+        has = hint(lacking[0], columns, otherwise=f"it has {', '.join(columns) or 'none'}")
+        names = text.listed([f"'{name}'" for name in lacking])
+        raise UserError(
+            f"{where} has no column{'s' if len(lacking) > 1 else ''} {names}: {has}; needed are {', '.join(REQUIRED)}"
+        )
     frame = frame.assign(row=[*range(2, len(frame) + 2)])  # the line in the file, whose header is line 1
     notes: list[str] = []
     if "role" in frame and not proofs:
@@ -54,6 +62,83 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
     frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
     frame.attrs["notes"] = notes
     return frame
+
+
+def run_table(frame: pd.DataFrame) -> RunTable:
+    """What tells the runs apart, and their losses; columns without any value are left out."""
+    names = [name for name in IDENTITY if name in frame and frame[name].notna().any()]
+    texts = {name: ["" if pd.isna(v) else as_text(v, name) for v in frame[name].tolist()] for name in names}
+    return {**texts, "loss": frame["loss"].tolist()}
+
+
+def spent_flops(frame: pd.DataFrame) -> pd.Series[float]:
+    """C of each run, FLOPs; 6 N D if the table does not say."""
+    return frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
+
+
+def checkpoints(frame: pd.DataFrame) -> list[str]:
+    """Warn if the rows look like checkpoints of a few runs, and nothing names the run of each row."""
+    if "run_id" in frame and frame["run_id"].notna().any():
+        return []
+    settings = [name for name in (*IDENTITY, "budget") if name in frame and name != "tokens"]
+    labels = [*frame[settings].itertuples(index=False, name=None)]
+    columns = (frame["tokens"], frame["loss"], spent_flops(frame))
+    tokens, loss, flops = (np.array(column, dtype=np.float64) for column in columns)
+    rows, runs = budgets.checkpoint_rows(labels, tokens, loss, flops)
+    if not rows:
+        return []
+    return [
+        f"{rows} of {len(frame)} rows look like checkpoints of {runs} runs, one for each size and setting: the rows of "
+        "a run share its noise, so the intervals are too narrow; add a column run_id that names the run of each row"
+    ]
+
+
+def with_budgets(frame: pd.DataFrame, law: str, tolerance: float) -> pd.DataFrame:
+    """The rows with their budgets, where those within `tolerance` are one. A note says so if there are such.
+
+    Without budgets, the FLOPs are the budgets of isoFLOP curves, and other laws need none.
+    """
+    if not 0 <= tolerance < 1:
+        raise UserError(f"budget_tolerance is {tolerance}: give a share from 0 (only equal budgets are one) to below 1")
+    known = frame["budget"].notna() if "budget" in frame else pd.Series(False, index=frame.index)
+    name = "budget" if known.any() else "flops"
+    if name == "flops":
+        if law != "isoflop":
+            return frame
+        frame, known = frame.assign(budget=spent_flops(frame)), ~known
+    given = frame.loc[known, "budget"].to_numpy(dtype=float)
+    grouped = budgets.group(given, tolerance)
+    if law == "isoflop":
+        _check_groups(grouped, name, tolerance)
+    before, after = set(given.tolist()), set(grouped.tolist())
+    if len(after) == len(before):
+        return frame
+    frame = frame.copy()
+    frame.loc[known, "budget"] = grouped
+    levels = "1 budget" if len(after) == 1 else f"{len(after)} budgets"
+    said = (
+        f"{len(before)} values of {name} count as {levels}, because those within {_percent(tolerance)} are one budget"
+    )
+    frame.attrs["notes"].append(f"{said} (--budget-tolerance)")
+    return frame
+
+
+def _check_groups(grouped: Array, name: str, tolerance: float) -> None:
+    """Raise a UserError if these budgets of the runs, (n,), do not repeat, so that there are no isoFLOP curves."""
+    levels, rows = len(set(grouped.tolist())), len(grouped)
+    near = f", where those within {_percent(tolerance)} count as one" if tolerance else ""
+    change = "raise --budget-tolerance, or fit chinchilla, which needs no budgets"
+    if name == "budget" and levels == rows > 1:
+        raise UserError(f"isoFLOP curves need several sizes at a budget: all {rows} budgets differ{near}; {change}")
+    if name == "flops" and not budgets.are_groups(grouped):
+        raise UserError(
+            f"isoFLOP curves need a column 'budget': {levels} distinct flops in {rows} rows are no groups{near}; add "
+            f"the FLOPs that each run aimed at, {change}"
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
 
 
 def _load(source: Runs) -> tuple[pd.DataFrame, str]:

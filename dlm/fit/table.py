@@ -12,6 +12,7 @@ import pandas as pd
 from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import frozen, laws
+from dlm.fit.budgets import TOLERANCE
 from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
@@ -21,7 +22,7 @@ from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
-from dlm.fit.rows import Runs, read_runs
+from dlm.fit.rows import Runs, checkpoints, read_runs, run_table, spent_flops, with_budgets
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
@@ -50,6 +51,7 @@ def fit_runs(
     weights: str | None = None,
     curve: str = "parabola",
     axis: str = "params",
+    budget_tolerance: float = TOLERANCE,
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with intervals and the verdict of `judge`.
 
@@ -69,6 +71,8 @@ def fit_runs(
         weights: 'compute' as in `fit_surface`, or None to use the column `weight` if the table has it.
         curve: As in `fit_isoflop`.
         axis: As in `fit_isoflop`.
+        budget_tolerance: Budgets that differ by at most this share count as one; 0 keeps all apart that are not equal.
+            For isoFLOP curves of a table without budgets, FLOPs are grouped in this manner.
 
     Raises:
         UserError: For runs that cannot be fitted, and for an option that the law does not have.
@@ -77,7 +81,10 @@ def fit_runs(
         raise unknown("law", law, LAWS)
     how = Norm(norm=loss, delta=delta, space=space, under_tuned=under_tuned)
     frame = _one_objective(read_runs(source), objective)
-    frame.attrs["warnings"] += _mixtures(frame)
+    if frame.empty:
+        raise UserError("there are no runs: give at least one row of params, tokens and loss")
+    frame.attrs["warnings"] += [*_mixtures(frame), *checkpoints(frame)]
+    frame = with_budgets(frame, law, budget_tolerance)
     places = _places(frame, at)
     _check_options(law, how, fixed, weights, curve, axis)
     if law == "isoflop":
@@ -88,6 +95,7 @@ def fit_runs(
         weight = frame.get("weight") if weights is None else weights
         result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
+    result = replace(result, runs=run_table(frame))
     if not bootstrap:
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
@@ -137,11 +145,17 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
     """Warn if the runs differ in a property that no law models. Mixed conventions of FLOPs raise a UserError."""
-    if "convention" in frame and frame["convention"].nunique() > 1:
-        names = text.listed(sorted(frame["convention"].astype(str).unique()))
-        raise UserError(f"the runs count FLOPs in several conventions ({names}): fit one at a time")
+    _check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+
+
+def _check_convention(frame: pd.DataFrame) -> None:
+    if "convention" in frame and frame["convention"].nunique() > 1:
+        names = text.listed(sorted(frame["convention"].dropna().astype(str).unique()))
+        raise UserError(
+            f"the runs count FLOPs in several conventions ({names}): one law needs one, so keep the rows of one"
+        )
 
 
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
@@ -149,15 +163,11 @@ def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
     for value in at:
         if not 0 < value < float("inf"):
             raise UserError(f"at is {value}: give compute in FLOPs, above 0")
-    spent = _spent(frame)
+    spent = spent_flops(frame)
     budgets = frame["budget"].dropna() if "budget" in frame else spent
     levels = sorted(budgets.unique().tolist()) or [float(spent.max())]
     own = levels if len(levels) <= FEW_BUDGETS else levels[-1:]
     return sorted({*own, *(map(float, at) if at else [FURTHER * levels[-1]])})
-
-
-def _spent(frame: pd.DataFrame) -> pd.Series[float]:
-    return frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
 
 
 def _check_options(
@@ -191,12 +201,16 @@ def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
 
 def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
     """Fit a surface to the columns that it reads; `options` are the other arguments of `fit_surface`."""
+    unique = frame.get("unique_tokens") if law == "data-constrained" else None
+    if unique is not None and unique.isna().any():
+        empty = int(unique.isna().sum())
+        raise UserError(f"data-constrained needs the unique tokens of every run: {empty} rows have no unique_tokens")
     return fit_surface(
         **_columns(frame),
         **_known(frame, "budget", "loss_se", "loss_se_own"),
         **options,
         law=law,
-        unique_tokens=frame.get("unique_tokens") if law == "data-constrained" else None,
+        unique_tokens=unique,
         cluster=_clusters(frame),
     )
 
@@ -211,29 +225,12 @@ def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
 
 def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
     """Fit isoFLOP curves to the columns that they read; `options` are the other arguments of `fit_isoflop`."""
-    frame = _with_budget(frame)
-    columns = {**_columns(frame), **_known(frame, "loss_se", "loss_se_own")}
-    return fit_isoflop(**columns, budget=frame["budget"], weights=frame.get("weight"), **options)
-
-
-def _with_budget(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a budget. Without a column `budget`, groups of rows with equal FLOPs are the budgets."""
-    if "budget" not in frame:
-        if "flops" not in frame:
-            raise UserError("isoFLOP curves need a column 'budget' (or 'flops' with exactly equal values per budget)")
-        groups = frame["flops"].value_counts()
-        if groups.max() < 2 or len(groups) > len(frame) / 3:
-            raise UserError(
-                f"isoFLOP curves need a column 'budget': {len(groups)} distinct flops in {len(frame)} rows "
-                "are no groups"
-            )
-        return frame.assign(budget=frame["flops"])
     known = frame["budget"].notna()
-    if not known.any():
-        raise UserError("isoFLOP curves need a budget, and no row has one")
     if not known.all():
         frame.attrs["warnings"].append(f"{int((~known).sum())} rows without a budget are in no isoFLOP curve")
-    return frame[known]
+    frame = frame[known]
+    columns = {**_columns(frame), **_known(frame, "loss_se", "loss_se_own")}
+    return fit_isoflop(**columns, budget=frame["budget"], weights=frame.get("weight"), **options)
 
 
 def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
@@ -270,9 +267,10 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     label = forecast["label"]
     if label and "objective" in frame:
         frame = _one_objective(frame, label)
+    _check_convention(frame)
     columns = _columns(frame)
     del columns["label"]
-    return frozen.grade(forecast, as_points(**columns))
+    return frozen.grade(forecast, as_points(**columns), run_table(frame))
 
 
 def compare_runs(
@@ -303,7 +301,7 @@ def compare_runs(
     tables = (source, source if other is None else other)
     fits = []
     for k, (table, name) in enumerate(zip(tables, names, strict=True)):
-        top = float(_spent(read_runs(table)).max())  # no optimum is needed beyond the runs
+        top = float(spent_flops(read_runs(table)).max())  # no optimum is needed beyond the runs
         fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, at=[top]))
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))

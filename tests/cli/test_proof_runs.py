@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import slurm_stand_in
+from support.format_1 import as_format_1
 from support.settled_sweep import finish, settled_sweep, true_loss
 from support.stub_cell import status
 from support.submissions import prepend_to_path
@@ -133,6 +134,23 @@ def test_a_forecast_is_frozen_once_and_what_has_changed_since_is_said(trained, c
     path.write_text(path.read_text().replace('"made": "20', '"made": "19', 1))
     gather.report(started)  # the laws do not depend on it
     assert "has been changed since it was written" in capsys.readouterr().out
+
+
+def test_a_proof_of_an_earlier_format_is_scored_and_its_runs_are_the_same(trained, capsys):
+    sweep = settled_sweep()
+    started, _, _ = start(sweep.folder)
+    assert proof_of(sweep.folder)["runs"]["table"].keys() >= {"objective", "params", "tokens", "seed", "loss"}
+    content = as_format_1(proof_of(sweep.folder))
+    for forecast in (proof_of(sweep.folder), content):
+        (sweep.folder / "proof.json").write_text(json.dumps({"forecasts": [forecast]}))
+        capsys.readouterr()
+        gather.report(started)
+        said = capsys.readouterr().out
+        assert re.search(r"measured \S+, z = ", said) and "have changed" not in said
+    cell = started.plan.grid[0]
+    finish(sweep.folder, cell, true_loss(cell.num_params, cell.tokens) * 1.01)
+    gather.report(started)
+    assert "the runs that the law is fitted to have changed" in capsys.readouterr().out
 
 
 def test_a_run_that_was_killed_after_the_freezing_tests_the_same_forecast(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """What the verbs of `dlm` take and say, in this process."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from dlm.cli import gather, verbs
 from dlm.cli.options import CollectOptions, FitOptions, PredictOptions
 from dlm.core.errors import TryAgainError, UserError
 from dlm.fit import table
+from dlm.fit.budgets import TOLERANCE
+from dlm.fit.frozen import extended
 
 VERBS = [command.callback.__name__ for command in verbs.app.registered_commands]
 
@@ -54,6 +57,58 @@ def test_the_options_of_fit_reach_the_fit(tmp_path, monkeypatch):
     shown = dlm("fit", str(tmp_path / "runs.csv"), "--law", "isoflop", "--curve", "cubic", "--bootstrap", "0", "--json")
     assert shown.exit_code == 0, shown.output
     assert seen[0]["curve"] == "cubic" and json.loads(shown.output)["curve"] == "cubic"
+
+
+def frozen_file(path, **changes):
+    """A small file of frozen predictions that fits its hash, then changed."""
+    content = extended({"format": 2, "dlm": "9.9", "made": "2026"})
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+BAD_INPUT = {
+    "an edited file": (["score", "edited.json", "runs.csv"], "edited.json has been changed since it was written"),
+    "a newer format": (["score", "newer.json", "runs.csv"], "newer.json has format 3, and this dlm"),
+    "two conventions": (["fit", "mixed.csv"], r"several conventions \(6n and full\)"),
+    "no unique tokens": (["fit", "runs.csv", "--law", "data-constrained"], "add a column unique_tokens"),
+    "no loss": (["fit", "lossless.csv"], "lossless.csv has no column 'loss'"),
+    "all budgets differ": (
+        ["fit", "single.csv", "--law", "isoflop"],
+        "all 24 budgets differ.* raise --budget-tolerance",
+    ),
+    "a bad tolerance": (["fit", "runs.csv", "--budget-tolerance", "2"], "budget_tolerance is 2.0: give a share"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_of_fits_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    runs = demo_runs().drop(columns="unique_tokens")
+    tables = {"runs": runs, "lossless": runs.drop(columns="loss")}
+    tables["mixed"] = runs.assign(convention=["6n", "full"] * (len(runs) // 2))
+    tables["single"] = runs.assign(budget=[1e12 * 2.0**k for k in range(len(runs))])
+    for stem, frame in tables.items():
+        frame.to_csv(f"{stem}.csv", index=False)
+    frozen_file(tmp_path / "edited.json", made="2025")
+    frozen_file(tmp_path / "newer.json", format=3)
+    words, said = BAD_INPUT[name]
+    monkeypatch.setattr(sys, "argv", ["dlm", *words])
+    with pytest.raises(SystemExit) as stop:
+        verbs.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("dlm: ") and re.search(said, line), line
+
+
+def test_a_tolerance_reaches_the_fit(tmp_path):
+    assert FitOptions(runs=tmp_path).budget_tolerance == TOLERANCE
+    runs = demo_runs()
+    runs.assign(budget=runs["budget"] * ([1.0, 1.02] * (len(runs) // 2))).to_csv(tmp_path / "runs.csv", index=False)
+    common = [str(tmp_path / "runs.csv"), "--bootstrap", "0", "--json"]
+    for verb, more in (("fit", ["--law", "isoflop"]), ("predict", ["--at", "1e13"])):
+        near, apart = (json.loads(dlm(verb, *common, *more, *tolerance).output)["notes"]
+                       for tolerance in ([], ["--budget-tolerance", "0"]))  # fmt: skip
+        assert any("6 values of budget count as 3 budgets" in note for note in near)
+        assert not any("count as" in note for note in apart)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,23 @@ def test_the_outcome_says_whether_the_forecast_held_and_whether_it_could_have_fa
     assert Proof(label="", forecast=forecast, why=NOT_YET).meaning() == []
 
 
+def test_a_forecast_without_an_interval_neither_holds_nor_misses(forecast):
+    (run,) = forecast["proof"]["runs"]
+    empty = {"low": None, "high": None}
+    lost = {**forecast, "proof": {**forecast["proof"], "runs": [{**run, **empty}]}}
+    lost["forms"] = [
+        {**form, "draws": [[None] * len(row) if k % 10 == 0 else row for k, row in enumerate(form["draws"])]}
+        for form in forecast["forms"]
+    ]
+    proof = proof_of(lost, with_proofs(demo_runs()))
+    assert proof.measured["inside"] is None and math.isnan(proof.measured["z"])
+    loss = proof.measured["loss"]
+    assert proof.sentence() == f"predicted {run['predicted']:.3f} (no interval), measured {loss:.3f}"
+    (said,) = proof.meaning()
+    assert said.endswith("It has no interval, so it neither held nor missed.")
+    assert "(no interval); the proof run has not" in Proof(label="", forecast=lost, why=NOT_YET).sentence()
+
+
 def test_three_sizes_test_the_best_size_itself(fits):
     three = freeze_proof(fits, C, cells(SIZES))
     proof = proof_of(three, with_proofs(demo_runs(), SIZES))

@@ -1,17 +1,24 @@
 """Predictions, frozen ones and their grades, profiles."""
 
+import hashlib
 import json
+import re
+from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import pytest
+from support.format_1 import as_format_1
 from support.worlds import worlds
 
 from dlm.core.errors import UserError
-from dlm.fit import bootstrap, fit_isoflop, fit_surface, judge
+from dlm.fit import bootstrap, fit_isoflop, fit_surface, frozen, judge
 from dlm.fit.frozen import freeze
+from dlm.fit.known import match
 from dlm.fit.predict import predict
 from dlm.fit.profile import profile
+from dlm.fit.rows import run_table
 from dlm.fit.table import predict_runs, score_runs
 
 BUDGETS = [1e18, 3e18, 1e19, 3e19]
@@ -89,9 +96,19 @@ def test_frozen_predictions_cannot_be_changed(world, bootstrapped, tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="is no file of frozen predictions"):
         score_runs(path, old)
-    path.write_text('{"format": 9}')
-    with pytest.raises(UserError, match="of format 1"):
+    path.write_text('{"format": 9, "dlm": "7.1"}')
+    with pytest.raises(
+        UserError, match=r"format 9, and this dlm \(.*\) reads formats 1 and 2: use .* wrote it \(7.1\)"
+    ):
         score_runs(path, old)
+    for content_of_another_file in ("[]", "3", "{}", '{"forecasts": [3]}'):
+        path.write_text(content_of_another_file)
+        with pytest.raises(UserError, match="is no file of frozen predictions: give one that"):
+            score_runs(path, old)
+    for no_forecast in ('{"forecasts": []}', '{"forecasts": 3}'):
+        path.write_text(no_forecast)
+        with pytest.raises(UserError, match="holds no forecast"):
+            score_runs(path, old)
     with pytest.raises(UserError, match="no file"):
         score_runs(tmp_path / "none.json", old)
     with pytest.raises(UserError, match="isoflop gives no prediction: freeze a surface"):
@@ -99,6 +116,119 @@ def test_frozen_predictions_cannot_be_changed(world, bootstrapped, tmp_path):
     path.write_text(content)
     with pytest.raises(UserError, match="the runs count FLOPs as full, the predictions as 6n"):
         score_runs(path, old.assign(convention="full"))
+    with pytest.raises(UserError, match=r"several conventions \(6n and full\)"):
+        score_runs(path, old.assign(convention=["6n", "full"] * (len(old) // 2)))
+
+
+@pytest.fixture
+def unbounded(world, bootstrapped, tmp_path):
+    """A file of predictions of which too many resampled fits found no law, so that there is no interval."""
+    lost = np.arange(len(bootstrapped.draws)) % 10 == 0
+    path = tmp_path / "unbounded.json"
+    freeze(replace(bootstrapped, draws=np.where(lost[:, None], np.nan, bootstrapped.draws)), [1e20], path)
+    return path
+
+
+def test_runs_without_an_interval_are_neither_inside_nor_outside(world, unbounded):
+    graded = score_runs(unbounded, table(world, [*BUDGETS, 1e20]))
+    why = "20 of 200 resampled fits of chinchilla found no law"
+    assert [(row["inside"], row["why"]) for row in graded.rows] == [(None, why)] * 6
+    assert [(size["inside"], size["why"]) for size in graded.sizes] == [(None, why)]
+    assert (graded.inside, graded.no_interval) == (0, 6)
+    assert graded.sentence().startswith("6 new runs have no interval; the law was off by")
+    first, *_, of_size = graded.report().splitlines()[1:]
+    assert f"(no interval), off by {graded.rows[0]['error']:+.2%}: {why}" in first and "outside" not in graded.report()
+    assert of_size.endswith(f"predicted no interval: {why}")
+    said = json.loads(json.dumps(graded.to_dict(), allow_nan=False))
+    assert (said["inside"], said["no_interval"]) == (0, 6)
+    assert {(row["inside"], row["z"], row["low"], row["high"]) for row in said["rows"]} == {(None, None, None, None)}
+    assert said["sizes"][0]["inside"] is None
+
+
+def test_runs_with_and_without_an_interval_are_counted_apart(world, tmp_path, bootstrapped):
+    freeze(bootstrapped, [1e20], tmp_path / "law.json")
+    graded = score_runs(tmp_path / "law.json", table(world, [*BUDGETS, 1e20]))
+    assert graded.no_interval == 0 and "no interval" not in graded.report() and graded.rows[0]["why"] == ""
+    one, *others = graded.rows
+    mixed = replace(graded, rows=({**one, "inside": None, "why": ""}, *others))
+    assert re.match(r"\d of 5 new runs lie inside their 95% interval; 1 new run has no interval; the", mixed.sentence())
+
+
+def test_a_run_is_known_by_what_was_trained_and_not_by_its_loss(world, bootstrapped, tmp_path):
+    old, path = table(world, BUDGETS), tmp_path / "law.json"
+    freeze(bootstrapped, [1e20], path)
+    rounded = old.assign(loss=old["loss"] * (1 + 3e-9))
+    graded = score_runs(path, rounded)
+    assert (len(graded.rows), graded.known, graded.notes) == (0, len(old), ())
+    worse = old.assign(loss=old["loss"] * np.where(old.index < 2, 1.012, 1.0))
+    graded = score_runs(path, worse)
+    assert graded.rows == () and graded.notes == (
+        "2 known runs have another loss than when the predictions were made (by up to +1.2%): not graded",
+    )
+    assert graded.report().endswith(f"note: {graded.notes[0]}") and graded.to_dict()["notes"] == list(graded.notes)
+
+
+@pytest.mark.parametrize(
+    ("column", "before", "after"),
+    [
+        ("seed", 2025113001, 2025113002),  # they agree to nine digits
+        ("objective", "ar", "mdm"),
+        ("model", "33k", "34k"),
+        ("global_batch_size", 32, 64),
+        ("learning_rate", 3e-3, 1e-3),
+        ("schedule", "wsd", "cosine"),
+        ("data_hash", "ab", "cd"),
+        ("unique_tokens", 1e9, 2e9),
+    ],
+)
+def test_runs_that_differ_in_a_setting_are_new(world, column, before, after):
+    old = table(world, BUDGETS[:1]).assign(**{column: before})
+    other = old.assign(**{column: after})
+    found = match(run_table(old), run_table(other))
+    assert found.new.all() and found.lost == len(old)
+    assert not match(run_table(old), run_table(old)).new.any()
+    # A table that lacks the column knows the runs by the other columns.
+    assert not match(run_table(old), run_table(other.drop(columns=column))).new.any()
+    assert not match(run_table(old.assign(**{column: None})), run_table(other)).new.any()
+
+
+def test_of_replicates_each_known_run_stands_for_the_row_with_the_nearest_loss(world):
+    old = table(world, BUDGETS[:1], sizes=3)
+    replicate = old.iloc[[1]].assign(loss=old["loss"][1] * 0.99)
+    found = match(run_table(old), run_table(pd.concat([replicate, old])))
+    assert found.new.tolist() == [True, False, False, False] and found.changes == ()
+    found = match(run_table(pd.concat([old, replicate])), run_table(old))
+    assert not found.new.any() and found.lost == 1
+    both = pd.concat([old, replicate])
+    assert not match(run_table(both), run_table(both.iloc[::-1])).new.any()
+
+
+def test_files_of_format_1_are_read(world, bootstrapped, tmp_path):
+    old, path = table(world, BUDGETS), tmp_path / "law.json"
+    content = freeze(bootstrapped, [1e20], path)
+    path.write_text(json.dumps(as_format_1(content)))
+    grown = table(world, [*BUDGETS, 1e20])
+    grown["loss"] = [*old["loss"], *grown["loss"][len(old) :]]
+    graded = score_runs(path, grown)
+    assert (len(graded.rows), graded.known) == (6, len(old))
+    assert graded.notes == (
+        "this file has format 1: a run that it was made from counts as new if its loss was evaluated anew",
+    )
+    assert score_runs(path, old).notes == ()
+    assert score_runs(path, old.assign(loss=old["loss"] * 1.001)).known == 0
+
+
+def test_a_frozen_file_names_its_code_and_its_runs(world, bootstrapped, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLM_GIT_SHA", "0" * 40)
+    monkeypatch.setenv("DLM_GIT_DIRTY", "1")
+    content = freeze(bootstrapped, [1e20], tmp_path / "a.json")
+    assert (content["git_sha"], content["git_dirty"]) == ("0" * 40, True) and content["dlm"] == version("dlm")
+    runs = content["runs"]
+    assert runs["sha256"] == hashlib.sha256(json.dumps(runs["table"], sort_keys=True).encode()).hexdigest()
+    assert runs["table"]["loss"] == bootstrapped.points.loss.tolist()
+    monkeypatch.setattr(frozen, "running_code", lambda: None)  # dlm is not in a repository
+    content = freeze(bootstrapped, [1e20], tmp_path / "b.json")
+    assert content["git_sha"] is None and content["git_dirty"] is None
 
 
 @pytest.mark.parametrize("norm", ["mse", "huber"])

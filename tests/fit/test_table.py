@@ -4,7 +4,8 @@ import pytest
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface
-from dlm.fit.rows import read_runs
+from dlm.fit.budgets import group
+from dlm.fit.rows import checkpoints, read_runs
 from dlm.fit.table import fit_runs, fit_sweep
 
 
@@ -45,6 +46,14 @@ def test_a_file_that_is_missing_or_no_table_is_refused(tmp_path):
 def test_a_missing_column_is_reported_with_the_likely_one(runs):
     with pytest.raises(UserError, match="no column 'params': did you mean param_s"):
         read_runs(runs.rename(columns={"params": "param_s"}))
+    with pytest.raises(
+        UserError, match="no columns 'params' and 'loss': it has tokens; needed are params, tokens, loss"
+    ):
+        read_runs(runs[["tokens"]])
+    with pytest.raises(UserError, match="add a column unique_tokens"):
+        fit_runs(runs, law="data-constrained")
+    with pytest.raises(UserError, match="unique tokens of every run: 9 rows have no unique_tokens"):
+        fit_runs(runs.assign(unique_tokens=[1e9, None] * 9), law="data-constrained")
     with pytest.raises(UserError, match="no column 'loss': it has params, tokens, x"):
         read_runs(runs[["params", "tokens"]].assign(x=1))
 
@@ -75,12 +84,131 @@ def test_repeated_rows_count_once(runs):
 def test_isoflop_needs_groups(runs):
     loose = runs.drop(columns="budget").assign(flops=runs["flops"] * np.linspace(1, 1.01, len(runs)))
     with pytest.raises(UserError, match="isoFLOP curves need a column 'budget': 18 distinct flops in 18 rows"):
-        fit_runs(loose, law="isoflop")
+        fit_runs(loose, law="isoflop", budget_tolerance=0)
     pairs = runs.drop(columns="budget").assign(flops=1e18 * (1 + np.arange(18) // 2))
-    with pytest.raises(UserError, match="9 distinct flops in 18 rows are no groups"):
+    with pytest.raises(
+        UserError, match=r"9 distinct flops in 18 rows are no groups, where those within 5 % .*; add the"
+    ):
         fit_runs(pairs, law="isoflop")
     runs.loc[0, "budget"] = np.nan
     assert any("1 rows without a budget" in w for w in fit_runs(runs, law="isoflop", bootstrap=0).warnings)
+    differing = runs.assign(budget=1e18 * 1.1 ** np.arange(len(runs)))
+    with pytest.raises(
+        UserError, match=r"all 18 budgets differ, where those within 5 % count as one; raise --budget-t"
+    ):
+        fit_runs(differing, law="isoflop")
+    with pytest.raises(UserError, match=r"all 18 budgets differ; raise --budget-tolerance, or fit chinchilla"):
+        fit_runs(differing, law="isoflop", budget_tolerance=0)
+
+
+def test_budgets_within_the_tolerance_are_one(runs):
+    """Each budget is missed by up to 1 %, as where tokens come in whole steps."""
+    spent = runs["flops"] * np.tile([0.99, 1.0, 1.01], 6)
+    exact = fit_runs(runs, law="isoflop", bootstrap=0)
+    assert exact.notes == fit_runs(runs, law="isoflop", bootstrap=0, budget_tolerance=0).notes
+    for name, near in (
+        ("flops", runs.assign(flops=spent).drop(columns="budget")),
+        ("budget", runs.assign(budget=spent)),
+    ):
+        found = fit_runs(near, law="isoflop", bootstrap=0)
+        assert [m.num_points for m in found.minima] == [6, 6, 6]
+        assert [m.budget for m in found.minima] == pytest.approx([1e18, 1e19, 1e20], rel=1e-3)
+        assert found.params["a"] == pytest.approx(exact.params["a"], abs=0.01)
+        said = f"9 values of {name} count as 3 budgets, because those within 5 % are one budget (--budget-tolerance)"
+        assert said in found.notes
+    apart = fit_runs(runs.assign(budget=spent), law="isoflop", bootstrap=0, budget_tolerance=0)
+    assert len(apart.minima) == 9 and said not in apart.notes
+    surface = fit_runs(runs.assign(budget=spent), bootstrap=0)
+    assert said in surface.notes and surface.holdout["without_top_1"]["num_held_out"] == 6
+    without = runs.drop(columns=["budget", "flops"]).assign(tokens=runs["tokens"] * np.tile([0.99, 1.0, 1.01], 6))
+    assert [m.num_points for m in fit_runs(without, law="isoflop", bootstrap=0).minima] == [6, 6, 6]
+    empty = fit_runs(runs.assign(budget=np.nan), law="isoflop", bootstrap=0)
+    assert empty.params == pytest.approx(exact.params)
+    for wrong in (-0.1, 1.0, np.nan):
+        with pytest.raises(UserError, match=f"budget_tolerance is {wrong}: give a share from 0"):
+            fit_runs(runs, budget_tolerance=wrong)
+
+
+def test_a_chain_of_near_budgets_joins_no_far_ones():
+    chain = 1e18 * 1.02 ** np.arange(40.0)
+    budgets = group(chain, 0.05)
+    for level in np.unique(budgets):
+        own = chain[budgets == level]
+        assert own.max() <= 1.05 * own.min() and level == pytest.approx(np.exp(np.log(own).mean()))
+    assert len(np.unique(budgets)) <= 30
+    # The nearest are joined first, not the lowest.
+    assert len(set(group(np.array([1.0, 1.048, 1.051, 1.054]), 0.05)[1:])) == 1
+
+
+def checkpoints_of(world, tokens, *, sizes=22, seed=0):
+    """Rows of a run of each size at these tokens, with the noise of the run in all of its rows."""
+    rng, rows = np.random.default_rng(seed), []
+    for n in np.geomspace(1e7, 1e9, sizes):
+        d = tokens(n)
+        loss = world.loss(n, d) * (1 + 0.003 * rng.standard_normal() + 2e-4 * rng.standard_normal(len(d)))
+        rows.append(pd.DataFrame({"params": n, "tokens": d, "loss": loss}))
+    return pd.concat(rows, ignore_index=True)
+
+
+CHECKPOINTS = {
+    "220 rows of 22 sizes": ({}, lambda n: 2 * n * np.arange(1.0, 11)),
+    "the same tokens for every size": ({}, lambda n: 1e9 * np.arange(1.0, 11)),
+    "sizes and tokens that double": ({"sizes": 8}, lambda n: 1e9 * np.arange(1.0, 17)),
+    "in steps of equal ratio": ({"sizes": 6}, lambda n: 1e8 * 1.5 ** np.arange(10)),
+    "few sizes, many rows": ({"sizes": 3}, lambda n: 1e7 * np.arange(1.0, 201)),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_without_a_run_id_are_noticed(world, name):
+    how, tokens = CHECKPOINTS[name]
+    rows = checkpoints_of(world, tokens, **how)
+    (said,) = checkpoints(rows)
+    count = rows["params"].nunique()
+    assert f"{len(rows)} of {len(rows)} rows look like checkpoints of {count} runs" in said and "run_id" in said
+    assert checkpoints(rows.assign(run_id=rows["params"].astype(str))) == []
+    if count == 22:
+        assert said in fit_runs(rows, bootstrap=0).warnings
+        overfitted = rows.assign(loss=rows["loss"] + 0.2 * (rows["tokens"] > rows["params"] * 12))
+        assert len(checkpoints(overfitted)) == 1
+        halves = pd.concat([rows.assign(seed=0), rows.assign(seed=1)])
+        assert "checkpoints of 44 runs" in checkpoints(halves)[0]
+
+
+@pytest.mark.parametrize("ratio", [1.3, 1.5, 2.0, 10.0])
+@pytest.mark.parametrize("budgets", [6, 12])
+@pytest.mark.parametrize("sizes", [4, 16])
+def test_isoflop_tables_of_few_sizes_are_no_checkpoints(world, ratio, budgets, sizes):
+    n = np.tile(np.geomspace(1e7, 1e9, sizes), budgets)
+    c = np.repeat(1e18 * ratio ** np.arange(budgets), sizes) * np.random.default_rng(0).uniform(0.99, 1.01, len(n))
+    d = c / 6 / n
+    runs = pd.DataFrame({"params": n, "tokens": d, "loss": world.loss(n, d)})
+    assert checkpoints(runs) == [] and checkpoints(runs.assign(flops=c)) == []
+
+
+def test_grids_of_few_rows_are_no_checkpoints(world):
+    doubling = checkpoints_of(world, lambda n: 1e9 * 2.0 ** np.arange(10), sizes=6)
+    assert checkpoints(doubling) == []
+    assert checkpoints(pd.concat([doubling, doubling.assign(loss=doubling["loss"] * 0.999)])) == []  # of two seeds
+    assert checkpoints(checkpoints_of(world, lambda n: 1e9 * np.arange(1.0, 6))) == []
+
+
+ISOFLOP_LIKE = ["porian_main", "gadre_overtraining", "isoflop_ml_scalefit", "isoflop_llama_3_raw_loss"]
+ISOFLOP_LIKE += ["mdm_prime_v2_isoflop", "quokka_isoflop_masked", "epoch_chinchilla", "datablations_182"]
+
+
+@pytest.mark.parametrize("name", ISOFLOP_LIKE)
+def test_published_tables_of_separate_runs_are_no_checkpoints(reference, name):
+    table = reference(f"{name}.csv")
+    parts = [part for _, part in table.groupby("run_id")] if name == "porian_main" else [table]
+    assert [checkpoints(part.drop(columns="run_id", errors="ignore")) for part in [table, *parts]] == [[]] * (
+        1 + len(parts)
+    )
+
+
+def test_published_training_curves_are_checkpoints(reference):
+    table = reference("quokka_data_constrained_masked.csv")
+    assert "checkpoints of 31 runs, one for each size and setting" in checkpoints(table)[0]
 
 
 def test_objectives_are_not_mixed(runs):
