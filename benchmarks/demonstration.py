@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dlm.cli.fits import fits_of
 from dlm.core import text
 from dlm.fit import optimum
 from dlm.fit.draws import ends
@@ -25,7 +24,8 @@ from dlm.fit.engine import newton
 from dlm.fit.isoflop import curves
 from dlm.fit.points import Array
 from dlm.fit.result import FitResult
-from dlm.fit.surface.resample import _begin
+from dlm.fit.surface.resample import starts
+from dlm.fit.table import fit_runs
 
 RESAMPLES = 1000
 
@@ -55,7 +55,7 @@ def agreement(line: FitResult, surface: FitResult) -> dict[float, tuple[float, f
     problem, weight = newton.problem_of(points, law, surface.how, surface.fixed), points.weight[None]
     theta = law.theta(optimum.as_rows(law, surface.params), problem.centre)
     residual = newton.target_of(problem, points.loss) - newton.predict(problem, theta)[0]
-    found, _, done = newton.minimise(problem, _begin(problem, theta, residual, drawn, weight), drawn, weight)
+    found, _, done = newton.minimise(problem, starts(problem, theta, residual, drawn, weight), drawn, weight)
     rows = np.where(done[:, None], law.rows(found, problem.centre), np.nan)
     result = {}
     for minimum in line.usable:
@@ -71,14 +71,13 @@ def agreement(line: FitResult, surface: FitResult) -> dict[float, tuple[float, f
 def column_of(folder: Path) -> dict[str, str]:
     """One column of the table. A law that was refused shows as its reason."""
     runs = pd.read_csv(folder / "runs.csv")
-    fits = fits_of(runs)
-    line, surface = (next(fit for fit in fits.values() if fit.law == law) for law in ("isoflop", "chinchilla"))
+    line, surface, combined = (fit_runs(runs, law=law) for law in ("isoflop", "chinchilla", "combined"))
     column = {"seed": str(runs[runs.role.isna()].seed.min()), "cells": str(int(runs.role.isna().sum()))}
     for minimum in line.minima:
         column[f"N* at {text.flops(minimum.budget)}"] = (
             f"{text.count(minimum.N)} ({text.interval(minimum.ci['N'], 'count')})" if minimum.usable else minimum.reason
         )
-    for name, fit in (("isoFLOP", line), ("surface", surface)):
+    for name, fit in (("isoFLOP", line), ("surface", surface), ("combined", combined)):
         for exponent in ("a", "b"):
             low, high = fit.ci.get(exponent, (np.nan, np.nan))
             value = getattr(fit.allocation, exponent) if fit.params else np.nan

@@ -97,9 +97,9 @@ class LawOptions:
     """The options that `dlm fit` and `dlm predict` share: the runs, the law, and how it is fitted."""
 
     runs: RunsFile
-    law: Annotated[str, typer.Option(help="chinchilla, skaling, tied, data-constrained, isoflop or envelope.")] = (
-        "chinchilla"
-    )
+    law: Annotated[
+        str, typer.Option(help="combined, chinchilla, skaling, tied, data-constrained, isoflop or envelope.")
+    ] = "combined"
     loss: Annotated[str, typer.Option(help="The norm of a surface fit: huber, mse or l1.")] = "huber"
     delta: Annotated[float, typer.Option(help="The residual at which the Huber norm turns linear.")] = 1e-3
     space: Annotated[str, typer.Option(help="Residuals of the log or of the raw loss.")] = "log"
@@ -107,6 +107,12 @@ class LawOptions:
     seed: Seed = 0
     objective: Annotated[str | None, typer.Option(help="Fit runs of this training objective only.")] = None
     pin: Annotated[list[str] | None, typer.Option(help="A parameter to hold fixed, as in E=1.7. Repeatable.")] = None
+    holdout: Annotated[
+        bool, typer.Option("--holdout/--no-holdout", help="Hold out the top budgets, to check and to weight the law.")
+    ] = True
+    drop_outliers: Annotated[
+        bool, typer.Option("--drop-outliers", help="Fit again without the runs that lie far from the law.")
+    ] = False
     budget_tolerance: Annotated[
         float, typer.Option(help="Budgets that differ by at most this share are one; 0: only equal ones.")
     ] = 0.05

@@ -19,6 +19,8 @@ from dlm.record.outcomes import State
 if TYPE_CHECKING:
     from dlm.collect.upload import Arrival
 
+MOST_REASONS = 4  # of a refused fit that the error names
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -196,7 +198,9 @@ def fit(given: options.FitOptions) -> None:
 
     result = fit_runs(given.runs, **given.keywords())
     if result.status == "refused":
-        raise UserError(f"{given.law}: {'; '.join(result.warnings)}")
+        more = len(result.warnings) - MOST_REASONS
+        reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
+        raise UserError(f"{given.law}: {'; '.join(reasons)}")
     _show_result(result, as_json=given.as_json)
 
 

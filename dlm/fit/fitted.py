@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlm.core import text
 from dlm.fit.engine.newton import Norm
-from dlm.fit.laws.law import Law
+from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
+
+if TYPE_CHECKING:
+    from dlm.fit.combined.error import FormError
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
@@ -67,11 +70,14 @@ class Verdict:
     differ_l: float  # relative difference between the L* of the forms
     regret: float  # largest excess loss of a size inside the interval of N*, nats/token
     n: Interval  # the interval of N* over all methods
+    words: tuple[str, ...] = ()  # the verdict of a combined law, in sentences
     forms: Mapping[str, Fitted] = field(default_factory=dict, repr=False)  # both forms, by name
     methods: Sequence[Fitted] = field(default_factory=tuple, repr=False)  # all fits that give an N*
 
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
+        if self.words:
+            return " ".join(self.words)
         far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.3g} times the highest)"
         inside = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
         said = [f"L* may be read {far if self.reach > self.top else inside}: {self.limit}"]
@@ -80,6 +86,8 @@ class Verdict:
         if len(self.aicc) > 1:
             low, high = sorted(self.aicc, key=self.aicc.__getitem__)
             said.append(f"AICc prefers {low} to {high} by {self.aicc[high] - self.aicc[low]:.1f}")
+        if not np.isfinite(self.differ_n):
+            return "; ".join(said) + "."
         at = f"at {text.flops(self.target)} FLOPs the methods' N* differ by a factor of {self.differ_n:.2f}"
         if np.isfinite(self.differ_l):
             at += f", the forms' L* by {self.differ_l:.1%}"
@@ -146,6 +154,20 @@ class Minimum:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Combination:
+    """What a combined law consists of, besides the weights of its parts, which are those of its surface."""
+
+    parts: Mapping[str, Fitted]  # fits of all runs, by name; their points carry the weights of the fit
+    line: Fitted | None  # the isoFLOP line that gives half of N*; None if its minima do not bound it
+    error: FormError  # the error of the law's form beyond the runs
+
+    def shown(self, weights: Mapping[str, float]) -> dict[str, Any]:
+        """The weights of the parts, the parameters of the line and the error of the form, for JSON."""
+        line = None if self.line is None else self.line.params
+        return {"weights": weights, "line": line, "error": vars(self.error)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
     """A fitted law. `status` is 'ok', 'warned' (read `warnings`) or 'refused' (the data do not support the law)."""
 
@@ -172,7 +194,8 @@ class Fitted:
     cost: Cost = field(default_factory=Cost, repr=False)
     draws: Array | None = field(default=None, repr=False)  # refitted params, (replicates, params); failed rows are NaN
     interval_method: str = ""
-    surface: Law | None = field(default=None, repr=False)  # the surface; None for the lines of isoflop and envelope
+    surface: Surface | None = field(default=None, repr=False)  # None for the lines of isoflop and envelope
+    combination: Combination | None = field(default=None, repr=False)  # of a combined law only
     fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were held fixed, and their values
     rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 % of the lowest: params and 'objective'
     noise: Noise = field(default_factory=Noise)
@@ -185,6 +208,12 @@ class Fitted:
     def usable(self) -> list[Minimum]:
         """The minima through which lines may be fitted."""
         return [m for m in self.minima if m.usable]
+
+    @property
+    def fitted_law(self) -> Law:
+        """The surface of a result that was fitted directly: not of lines, and not of a combined law."""
+        assert isinstance(self.surface, Law), f"{self.law} was not fitted directly"
+        return self.surface
 
     @property
     def norm(self) -> str:

@@ -26,13 +26,16 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.core.git import running_code
 from dlm.fit import known
+from dlm.fit.combined.error import FormError
 from dlm.fit.fitted import Fitted, Noise, plain
 from dlm.fit.isoflop.curves import polynomial, turning
 from dlm.fit.laws import LAWS
+from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.law import Surface
 from dlm.fit.optimum import as_rows, optima
 from dlm.fit.points import NAN, Points
-from dlm.fit.predict import forms_of, missed_by, predict_from
+from dlm.fit.predict import error_of, forms_of, missed_by, predict_from
 
 FORMAT = 2
 READ = (1, FORMAT)  # the formats that can be read; format 1 knows the runs by hashes that include the loss
@@ -48,8 +51,7 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
         UserError: If the law is data-constrained or not a surface with draws, if the file exists (it is never
             overwritten), or if it cannot be written.
     """
-    if path.exists():
-        raise UserError(f"{path} exists: frozen predictions are never overwritten, give another name")
+    check_free(path)
     content = forecast(result, at, level=level)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,12 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): give another name") from error
     return content
+
+
+def check_free(path: Path) -> None:
+    """Raise a UserError if `path` exists: frozen predictions are never overwritten."""
+    if path.exists():
+        raise UserError(f"{path} exists: frozen predictions are never overwritten, give another name")
 
 
 def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dict[str, Any]:
@@ -84,6 +92,7 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
             "level": level,
             "forms": [_form_to_dict(form) for form in forms_of(result)],
             "missed": missed_by(result),
+            "error": None if (error := error_of(result)) is None else vars(error),
             "residual": result.noise.residual,
             "verdict": None if result.verdict is None else result.verdict.sentence(),
             "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
@@ -261,7 +270,8 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
     """
     forms = [_form_from_dict(form, frozen) for form in frozen["forms"]]
     missed = NAN if frozen["missed"] is None else frozen["missed"]
-    seen = predict_from(forms, missed, params, tokens, frozen["level"])
+    error = FormError(**frozen["error"]) if frozen.get("error") else None
+    seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error)
     columns = (np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64), seen.loss, *seen.pi.T)
     names = ("params", "tokens", "predicted", "low", "high")
     return [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]
@@ -294,8 +304,9 @@ def _is_inside(row: Mapping[str, float], low: float, high: float) -> bool | None
 def _why_none(frozen: Mapping[str, Any]) -> str:
     """Why the predictions have no interval: too many resampled fits of a form failed. Empty if none did."""
     for form in frozen["forms"]:
-        draws = form["draws"]
-        failed = sum(None in row for row in draws)
+        fit = _form_from_dict(form, frozen)
+        assert fit.surface is not None and fit.draws is not None
+        draws, failed = fit.draws, int(np.sum(~fit.surface.found(fit.draws)))
         if failed > (1 - frozen["level"]) / 2 * len(draws):
             return f"{failed} of {len(draws)} resampled fits of {form['law']} found no law"
     return ""
@@ -344,11 +355,21 @@ def _form_to_dict(form: Fitted) -> dict[str, Any]:
     """A form and its first `KEPT` draws as plain data. Failed draws stay, so that too many withhold an interval."""
     assert form.surface is not None and form.draws is not None
     draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
-    return {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
+    content = {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
+    if isinstance(form.surface, Combined):
+        parts = form.surface.parts.items()
+        content["parts"] = {name: {"law": law.name, "weight": form.surface.weights[name]} for name, law in parts}
+    return content
 
 
 def _form_from_dict(content: Mapping[str, Any], frozen: Mapping[str, Any]) -> Fitted:
-    law = LAWS[content["law"]]()
+    law: Surface
+    if "parts" in content:
+        parts = content["parts"].items()
+        laws, weights = {k: LAWS[part["law"]]() for k, part in parts}, {k: part["weight"] for k, part in parts}
+        law = Combined(laws, weights)
+    else:
+        law = LAWS[content["law"]]()
     return Fitted(
         law=law.name,
         n=frozen["runs"]["n"],

@@ -1,8 +1,8 @@
 """Find the best use of C FLOPs under a fitted law: N*, D* and L*, their intervals, and the exponents a and b.
 
 `names` and all functions below it take rows of parameters, (R, k), one row per bootstrap replicate. The parameters are
-in the order of `Law.params` for a surface, and in the order of `LINE` for the log-log lines of isoflop and envelope,
-for which `law` is None.
+in the order of `Surface.params` for a surface, and in the order of `LINE` for the log-log lines of isoflop and
+envelope, for which `law` is None.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import numpy as np
 
 from dlm.core import text
 from dlm.core.errors import UserError
+from dlm.fit.combined.error import half_of_size
 from dlm.fit.draws import ends, hull
-from dlm.fit.fitted import Allocation, Fitted, Optimum, Verdict
+from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
+from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
-from dlm.fit.laws.law import Law
-from dlm.fit.points import UNBOUNDED, Array, Cost, Interval, Points
+from dlm.fit.laws.law import Surface
+from dlm.fit.points import NAN, UNBOUNDED, Array, Cost, Interval, Points
 
 LEVEL = 0.95
 TOP = 1.05  # a C up to this multiple of the highest C counts as within the runs
@@ -28,7 +30,14 @@ SHARE = 0.5  # share of the difference between the forms by which the interval o
 
 WITHHELD_LINE = "a straight line has no floor"
 WITHHELD_FORM = "one form alone does not say how far it holds"
+WITHHELD_NOISE = "without resampled runs, nothing shows its noise"
 WITHHELD_FAR = "beyond the reach of these runs"
+
+MOST_REACH = 100.0  # multiple of the highest C up to which intervals were tested; nothing is given beyond
+LEAST_WEIGHT = 0.05  # parts of a combined law that weigh less have no say in the regret
+MOST_SPREAD = 10.0  # ratio of the ends of the interval of N* above which N* is not given beyond the runs
+UNTESTED = f"C is over {MOST_REACH:g} times the highest of the runs, further than any interval was tested"
+TOO_WIDE = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
@@ -42,9 +51,9 @@ F = TypeVar("F", bound=Fitted)
 def optima(result: Fitted, at: Iterable[float], *, level: float = LEVEL) -> dict[float, Optimum]:
     """Find the optimum at each C, with intervals.
 
-    After `judge`, the intervals hold under both forms of the law, and L* is withheld beyond the reach of the verdict.
-    Before `judge`, the intervals assume that the form of the law is right, and the interval of L* is withheld beyond
-    the runs.
+    After `judge`, the intervals hold under both forms of the law, or include the error of the form of a combined law,
+    and L* is withheld beyond the reach of the verdict. Before `judge`, the intervals of other laws assume that their
+    form is right, and the interval of L* is withheld beyond the runs.
 
     Args:
         result: Any fit; a fit without a law has no optima.
@@ -66,17 +75,29 @@ def optima(result: Fitted, at: Iterable[float], *, level: float = LEVEL) -> dict
 
 def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     best = own_optimum(result, flops, level)
+    if result.draws is not None and best.reach > TOP * MOST_REACH:
+        return _without(best, UNTESTED)
     if result.verdict is not None:
-        return _judged(result, best, result.verdict, flops, level)
+        best = _judged(result, best, result.verdict, flops, level)
+        low, high = best.ci["N"]
+        return _without(best, TOO_WIDE) if best.reach > TOP and high > MOST_SPREAD * low else best
     if best.reach <= TOP:
         return replace(best, ci={**best.ci})  # the one that is kept must not change
     ci = {**best.ci, "L": UNBOUNDED} if best.ci else {}
-    return replace(best, ci=ci, withheld=WITHHELD_LINE if result.surface is None else WITHHELD_FORM)
+    why = WITHHELD_LINE if result.surface is None else WITHHELD_FORM if result.combination is None else WITHHELD_NOISE
+    return replace(best, ci=ci, withheld=why)
+
+
+def _without(best: Optimum, why: str) -> Optimum:
+    """The optimum without any of its numbers, for the reason `why`."""
+    return replace(best, N=NAN, D=NAN, L=NAN, regret=NAN, ci=dict.fromkeys(best.ci, UNBOUNDED), withheld=why)
 
 
 @lru_cache(maxsize=256)  # a verdict and its figures ask for the same optima many times
 def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
     """The optimum at C, even far beyond the runs, with intervals that assume that the form of the law is right."""
+    if result.combination is not None:
+        return _combined(result, result.combination, flops, level)
     point = best(result.surface, as_rows(result.surface, result.params), flops, result.cost)[0].tolist()
     found = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
     if result.draws is None:
@@ -88,8 +109,78 @@ def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
     return replace(found, ci=ci, regret=regret(result, flops, found.N, ci["N"]))
 
 
+def _combined(result: Fitted, combination: Combination, flops: float, level: float) -> Optimum:
+    """The optimum of a combined law, with intervals that include the error of its form.
+
+    N* is the geometric mean of that of the surface and, if there is one, that of the line through the isoFLOP minima.
+    L* is the loss of the surface at this size. The interval of N* includes half of the difference between the two.
+    """
+    surface, cost, line = result.surface, result.cost, combination.line
+    assert surface is not None
+    rows = [as_rows(surface, result.params)] + ([] if result.draws is None else [result.draws])
+    log_n = [np.log(best(surface, row, flops, cost)[:, 0]) for row in rows]
+    apart = 0.0
+    if line is not None:
+        lines = [as_rows(None, line.params)] + ([] if line.draws is None else [line.draws])
+        other = [np.log(best(None, row, flops, cost)[:, 0]) for row in lines]
+        apart = SHARE * abs(float(other[0][0] - log_n[0][0]))
+        log_n = [(one + two) / 2 for one, two in zip(log_n, other, strict=True)]
+    log_d = [np.log(flops) - cost.log_per_token(log) for log in log_n]
+    loss = [surface.predict(row, n, d) for row, n, d in zip(rows, log_n, log_d, strict=True)]
+    n, d = (float(np.exp(v[0][0])) for v in (log_n, log_d))
+    found = Optimum(N=n, D=d, L=float(loss[0][0]), reach=flops / top_of(result))
+    if result.draws is None:
+        return found
+    far = max(float(np.log10(found.reach)), 0.0)
+    more = float(np.hypot(half_of_size(far, level), apart))
+    size = _widened(n, ends(n, np.exp(log_n[1]), result.dof, level, log=True), more)
+    tokens = np.exp(np.log(flops) - cost.log_per_token(np.log(size[::-1])))
+    half = float(combination.error.half(far, level))
+    ci = {
+        "N": size,
+        "D": (float(tokens[0]), float(tokens[1])),
+        "L": _widened(found.L, ends(found.L, loss[1], result.dof, level, log=True), half),
+        "tokens_per_param": (float(tokens[0] / size[1]), float(tokens[1] / size[0])),
+    }
+    return replace(found, ci=ci)
+
+
+def _widened(point: float, interval: Interval, half: float) -> Interval:
+    """The interval with an independent error of half-width `half` in the log added on both sides."""
+    below, above = (float(np.hypot(np.log(end / point), half)) for end in interval)
+    return point * float(np.exp(-below)), point * float(np.exp(above))
+
+
+def _regret_of_draws(result: Fitted, combination: Combination, flops: float, sizes: Interval, level: float) -> float:
+    """The excess loss, nats/token, of the worse end of the interval of N*: an upper bound over the draws and the parts.
+
+    It is the larger of the quantile `level` over the draws and the worst of the parts.
+    """
+    assert result.surface is not None and result.draws is not None
+    cost, surfaces = result.cost, [(result.surface, result.draws)]
+    assert isinstance(result.surface, Combined)
+    weights = result.surface.weights
+    surfaces += [
+        (part.fitted_law, as_rows(part.surface, part.params))
+        for name, part in combination.parts.items()
+        if weights[name] >= LEAST_WEIGHT
+    ]
+    lost = []
+    for surface, rows in surfaces:
+        lowest = best(surface, rows, flops, cost)[:, 2]
+        log_n = np.tile(np.log(sizes), (len(rows), 1))
+        loss = surface.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n)).max(axis=1) - lowest
+        lost.append(ends(0.0, loss, 0, 2 * level - 1)[1])
+    return float(np.max(lost))
+
+
 def _judged(result: Fitted, own: Optimum, verdict: Verdict, flops: float, level: float) -> Optimum:
-    """The optimum with the hulls of the intervals of all methods, and without L* beyond the reach of the verdict."""
+    """The optimum without L* beyond the reach of the verdict. Intervals of a single law become hulls of all methods."""
+    if result.combination is not None:
+        own = replace(own, regret=_regret_of_draws(result, result.combination, flops, own.ci["N"], level))
+        if flops <= TOP * verdict.reach:
+            return own
+        return replace(own, L=NAN, ci={**own.ci, "L": UNBOUNDED}, withheld=WITHHELD_FAR)
     methods = [own_optimum(f, flops, level) for f in verdict.methods]
     ci = {k: hull([o.ci[k] for o in methods]) for k in ("N", "D", "tokens_per_param")}
     main = main_form(result, verdict.forms)
@@ -97,7 +188,7 @@ def _judged(result: Fitted, own: Optimum, verdict: Verdict, flops: float, level:
     is_line = result.law == "isoflop"
     if flops > TOP * verdict.reach or (is_line and own.reach > TOP):
         why = WITHHELD_LINE if is_line else WITHHELD_FAR
-        return replace(own, L=UNBOUNDED[0], ci={**ci, "L": UNBOUNDED}, regret=lost, withheld=why)
+        return replace(own, L=NAN, ci={**ci, "L": UNBOUNDED}, regret=lost, withheld=why)
     ci["L"] = loss_interval(result, verdict.forms, verdict.missed, flops, level)
     return replace(own, ci=ci, regret=lost, withheld="")
 
@@ -122,7 +213,8 @@ def main_form(result: Fitted, forms: Mapping[str, Fitted]) -> Fitted:
 
 def log_spread(values: Sequence[float]) -> float:
     """The log of the ratio of the largest to the smallest value."""
-    return float(np.log(max(values) / min(values)))
+    with np.errstate(all="ignore"):
+        return float(np.log(np.max(values) / np.min(values)))
 
 
 def top_of(result: Fitted) -> float:
@@ -167,30 +259,30 @@ def _reach_notes(result: Fitted, at: Iterable[float]) -> list[str]:
     return notes
 
 
-def names(law: Law | None) -> tuple[str, ...]:
+def names(law: Surface | None) -> tuple[str, ...]:
     """The names of the parameters in a row, in order."""
     return LINE if law is None else law.params
 
 
-def as_rows(law: Law | None, params: Mapping[str, float]) -> Array:
+def as_rows(law: Surface | None, params: Mapping[str, float]) -> Array:
     """Arrange named parameters as one row, (1, k)."""
     return np.array([[params[name] for name in names(law)]], dtype=np.float64)
 
 
-def best(law: Law | None, rows: Array, flops: float, cost: Cost) -> Array:
+def best(law: Surface | None, rows: Array, flops: float, cost: Cost) -> Array:
     """N*, D* and L* of every row at C FLOPs, (R, 3); NaN for rows that are NaN."""
     with np.errstate(all="ignore"):
         if law is None:
             logs = np.log(rows[:, 0::2]) + np.log(flops) * rows[:, 1::2]
             return np.asarray(np.exp(logs), dtype=np.float64)
-        log_n = law.optimum_at_6nd(rows, flops / cost.over_6n)
-        if log_n is None or not cost.is_6nd:
-            log_n = _search(law, rows, flops, cost, log_n)
+        log_n = law.optimum_at_6nd(rows, flops) if cost.is_6nd else None
+        if log_n is None:
+            log_n = _search(law, rows, flops, cost, law.near_optimum(rows, flops / cost.over_6n))
         log_d = np.log(flops) - cost.log_per_token(log_n)
         return np.stack([np.exp(log_n), np.exp(log_d), law.predict(rows, log_n, log_d)], axis=1)
 
 
-def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
+def _search(law: Surface, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
     """log N* under cost(N) D = C, (R,), by golden section: under a `Cost`, the loss has one minimum over N."""
 
     def loss(log_n: Array) -> Array:
@@ -210,7 +302,7 @@ def _search(law: Law, rows: Array, flops: float, cost: Cost, around: Array | Non
         left, right = np.where(down, new, right), np.where(down, left, new)
         at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
     found = np.asarray((low + high) / 2.0, dtype=np.float64)
-    return np.where(np.isfinite(rows).all(axis=1), found, np.nan)
+    return np.where(law.found(rows), found, np.nan)
 
 
 def span_of(points: Points) -> tuple[float, float]:
@@ -219,7 +311,7 @@ def span_of(points: Points) -> tuple[float, float]:
     return (low, high) if high >= 4.0 * low else (low / 2.0, high * 2.0)
 
 
-def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cost) -> Array:
+def exponents(law: Surface | None, rows: Array, span: tuple[float, float], cost: Cost) -> Array:
     """a and b of N* ~ C^a and D* ~ C^b, (R, 2): in closed form, or as mean slopes over `span` (FLOPs)."""
     if law is None:
         return rows[:, [1, 3]]
@@ -230,7 +322,7 @@ def exponents(law: Law | None, rows: Array, span: tuple[float, float], cost: Cos
     return np.asarray((high - low) / np.log(span[1] / span[0]), dtype=np.float64)
 
 
-def allocation(law: Law, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
+def allocation(law: Surface, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
     """The exponents of a surface, and a text on how they were found and for how many unique tokens they hold."""
     rows, span = as_rows(law, params), span_of(points)
     a, b = (float(v) for v in exponents(law, rows, span, cost)[0])

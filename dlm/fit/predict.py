@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.core.errors import UserError
+from dlm.fit.combined.error import FormError
 from dlm.fit.draws import ends, stretch
 from dlm.fit.fitted import Fitted
+from dlm.fit.laws.combined import Combined
 from dlm.fit.optimum import SHARE, as_rows
 from dlm.fit.points import NAN, Array
 
@@ -40,23 +42,36 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
             raise UserError(f"{name} must be finite numbers above 0")
     if np.size(params) != np.size(tokens):
         raise UserError(f"params has {np.size(params)} values and tokens {np.size(tokens)}: they must be equally long")
-    return predict_from(forms_of(result), missed_by(result), params, tokens, level)
+    return predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result))
 
 
 def forms_of(result: Fitted) -> list[Fitted]:
     """The result and, after `judge`, the other form of the law, which checks it."""
-    others = [] if result.verdict is None else result.verdict.forms.values()
+    if result.combination is not None or result.verdict is None:
+        return [result]
+    others = result.verdict.forms.values()
     return [result, *(f for f in others if f.law != result.law)]
 
 
 def missed_by(result: Fitted) -> float:
-    """The relative error on held-out budgets that `judge` found; NaN before `judge`."""
-    return NAN if result.verdict is None else result.verdict.missed
+    """The relative error on held-out budgets by which `judge` widens intervals; NaN where it does not."""
+    return NAN if result.verdict is None or result.combination is not None else result.verdict.missed
+
+
+def error_of(result: Fitted) -> FormError | None:
+    """The error of the form of a combined law; None for another law."""
+    return None if result.combination is None else result.combination.error
 
 
 @np.errstate(all="ignore")
 def predict_from(
-    forms: Sequence[Fitted], missed: float, params: npt.ArrayLike, tokens: npt.ArrayLike, level: float
+    forms: Sequence[Fitted],
+    missed: float,
+    params: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    level: float,
+    *,
+    error: FormError | None = None,
 ) -> Prediction:
     """Predict the loss under the first of `forms`, with intervals over all of them.
 
@@ -69,6 +84,7 @@ def predict_from(
         params: N, (m,).
         tokens: D, (m,).
         level: Nominal coverage of the intervals.
+        error: The error of the form of a combined law, which adds to the interval of the law in quadrature.
     """
     from scipy.special import ndtri
 
@@ -78,13 +94,23 @@ def predict_from(
     low = np.log(intervals[:, :, 0].min(axis=0)) - more
     high = np.log(intervals[:, :, 1].max(axis=0)) + more
     middle, main, tail = np.log(points[0]), forms[0], (1 - level) / 2
-    noise = main.noise.residual * stretch(max(main.n - len(main.params), 1), tail) * float(ndtri(1 - tail))
+    if error is not None:
+        half = error.half_of_run(np.exp(log_n), np.exp(log_d), level)
+        low, high = middle - np.hypot(middle - low, half), middle + np.hypot(high - middle, half)
+    noise = main.noise.residual * stretch(max(main.n - free_of(main), 1), tail) * float(ndtri(1 - tail))
     below, above = np.hypot(middle - low, noise), np.hypot(high - middle, noise)
     return Prediction(
         loss=points[0],
         ci=np.exp(np.stack([low, high], axis=1)),
         pi=np.exp(np.stack([middle - below, middle + above], axis=1)),
     )
+
+
+def free_of(result: Fitted) -> int:
+    """The number of fitted parameters; of a combined law, that of its largest part."""
+    if isinstance(result.surface, Combined):
+        return max(len(law.params) for law in result.surface.parts.values())
+    return len(result.params)
 
 
 def _of_form(form: Fitted, log_n: Array, log_d: Array, level: float) -> tuple[Array, Array]:

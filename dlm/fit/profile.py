@@ -13,6 +13,7 @@ import numpy as np
 from dlm.core.errors import UserError, unknown
 from dlm.fit.engine import newton
 from dlm.fit.fitted import Fitted
+from dlm.fit.laws.law import Law
 from dlm.fit.optimum import as_rows
 from dlm.fit.points import Array
 
@@ -52,9 +53,10 @@ def profile(result: Fitted, name: str, *, low: float, high: float, places: int =
     Raises:
         UserError: For a result that is not a surface, an unknown or pinned parameter, or a range that is not allowed.
     """
-    law, points, how = result.surface, result.points, result.how
-    if law is None or points is None:
-        raise UserError(f"{result.law} has no profile: only surfaces do")
+    points, how = result.points, result.how
+    if not isinstance(result.surface, Law) or points is None:
+        raise UserError(f"{result.law} has no profile: only a surface that is fitted directly has one")
+    law = result.surface
     scaled = name in law.scales
     _check(name, [p for p in law.params if p not in result.fixed], scaled or name == "E", low, high, places)
     column = law.params.index(name)

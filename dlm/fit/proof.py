@@ -26,12 +26,12 @@ HOLDOUT_NAMES = {"without_top_1": "without the top budget", "without_top_2": "wi
 
 
 def headline(fits: Iterable[FitResult]) -> FitResult | None:
-    """The fit that a proof run tests: the Chinchilla surface, whose verdict also covers the Skaling form.
+    """The fit that a proof run tests: the combined law.
 
     Its N* at the budget of the proof run is the size that is trained, and its interval of a run is the forecast. None
     if there is no such fit.
     """
-    return next((fit for fit in fits if fit.law == "chinchilla"), None)
+    return next((fit for fit in fits if fit.law == "combined"), None)
 
 
 def best_size(fits: Sequence[FitResult], flops: float) -> tuple[Optimum | None, str]:
@@ -46,7 +46,8 @@ def best_size(fits: Sequence[FitResult], flops: float) -> tuple[Optimum | None, 
     best = optima(main, [flops])[flops]
     low, high = best.ci["N"]
     if not math.isfinite(low + high):
-        return None, f"resampled runs do not bound the best size at {text.flops(flops)} FLOPs"
+        why = best.withheld if math.isnan(best.N) else "resampled runs do not bound it"
+        return None, f"the best size at {text.flops(flops)} FLOPs is not known: {why}"
     if high > WIDE * low:
         span = text.interval((low, high), "count")
         return (

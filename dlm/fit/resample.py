@@ -15,9 +15,12 @@ import numpy as np
 from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
+from dlm.fit.combined import resample as combined_resample
+from dlm.fit.combined.fit import with_line
 from dlm.fit.draws import Draws, ends
 from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import resample as isoflop_resample
+from dlm.fit.isoflop.fit import LEAST_BUDGETS, without
 from dlm.fit.points import Array, Interval
 from dlm.fit.result import FitResult
 from dlm.fit.surface import resample as surface_resample
@@ -67,10 +70,38 @@ def bootstrap(
     if result.surface is not None and result.points.num_clusters == 1 < len(result.points):
         said = "no interval: all points are of one run or trunk, and nothing shows how another would differ"
         return optimum.with_warnings(result, [said])
-    rng, room = np.random.default_rng(seed), isoflop_resample if result.surface is None else surface_resample
+    rng = np.random.default_rng(seed)
+    if result.combination is not None:
+        draws, line = combined_resample.draw(result, replicates, method, rng)
+        rows = _with_shared_noise(draws.rows, result, rng)
+        result = with_line(result, _bounded(result, line, draws.dof, level))
+        return _with_intervals(result, replace(draws, rows=rows), level)
+    room = isoflop_resample if result.surface is None else surface_resample
     draws = room.draw(result, replicates, method, rng)
-    rows = _with_shared_noise(draws.rows, result, rng)
-    return _with_intervals(result, replace(draws, rows=rows), level)
+    lost = _unbounded(result, draws)
+    if lost and len(result.usable) - len(lost) >= LEAST_BUDGETS:
+        bounded = without(result, lost, "resampled runs do not bound the place of its minimum")
+        return bootstrap(bounded, replicates=replicates, seed=seed, method=method, level=level)
+    return _with_intervals(result, replace(draws, rows=_with_shared_noise(draws.rows, result, rng)), level)
+
+
+def _unbounded(result: Fitted, draws: Draws) -> list[float]:
+    """The budgets of isoFLOP minima that too many draws do not have, FLOPs."""
+    if draws.vertices is None:
+        return []
+    return [
+        m.budget for m, place in zip(result.usable, draws.vertices[:, :, 0].T, strict=True) if np.isnan(place).any()
+    ]
+
+
+def _bounded(result: Fitted, rows: Array | None, dof: int, level: float) -> Fitted | None:
+    """The isoFLOP line with its draws; None if they do not bound N* at the highest C of the runs."""
+    assert result.combination is not None and result.points is not None
+    if rows is None or result.combination.line is None:
+        return None
+    line = replace(result.combination.line, draws=rows, dof=dof)
+    low, high = optimum.own_optimum(line, result.points.top_flops, level).ci["N"]
+    return line if high <= WIDE * low else None
 
 
 def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) -> Array:
@@ -83,8 +114,8 @@ def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) ->
     if result.surface is None:
         rows[:, optimum.LINE.index("L0")] *= np.exp(shift / np.median(result.points.loss))
     elif "E" not in result.fixed:
-        floor = result.surface.params.index("E")
-        rows[:, floor] = np.maximum(rows[:, floor] + shift, 0.0)
+        floors = [k for k, name in enumerate(result.surface.params) if name.rpartition(".")[2] == "E"]
+        rows[:, floors] = np.maximum(rows[:, floors] + shift[:, None], 0.0)
     return rows
 
 
@@ -96,7 +127,9 @@ def _with_intervals(result: FitResult, draws: Draws, level: float) -> FitResult:
     result = replace(result, minima=_minima(result.minima, draws, level))
     if not result.params:  # there are minima, but too few for a line
         return result
-    failed = int(np.sum(~np.isfinite(draws.rows).all(axis=1)))
+    law = result.surface
+    found = np.isfinite(draws.rows).all(axis=1) if law is None else law.found(draws.rows)
+    failed = int(np.sum(~found))
     result = replace(result, draws=draws.rows, dof=draws.dof, interval_method=draws.method, failed=failed, verdict=None)
     best = optimum.optima(result, result.at, level=level)
     result = replace(result, ci=_parameters(result, draws, level), at=best)
@@ -109,13 +142,20 @@ def _parameters(result: Fitted, draws: Draws, level: float) -> dict[str, Interva
     law = result.surface
     scales = LINE_SCALES if law is None else law.scales
     slopes = optimum.exponents(law, draws.rows, optimum.span_of(result.points), result.cost)
+    line, apart = None if result.combination is None else result.combination.line, np.zeros(2)
+    if line is not None and line.draws is not None:
+        slopes = (slopes + line.draws[:, [1, 3]]) / 2
+        own, other = result.allocation, line.allocation
+        apart = np.abs([own.a - other.a, own.b - other.b])  # half of the difference, because `own` is the mean
     ci = {
         name: ends(result.params[name], draws.rows[:, k], draws.dof, level, log=name in scales)
         for k, name in enumerate(optimum.names(law))
         if name not in result.fixed
     }
-    ci["a"] = ends(result.allocation.a, slopes[:, 0], draws.dof, level)
-    ci["b"] = ends(result.allocation.b, slopes[:, 1], draws.dof, level)
+    for k, name in enumerate("ab"):
+        value = getattr(result.allocation, name)
+        low, high = ends(value, slopes[:, k], draws.dof, level)
+        ci[name] = (value - float(np.hypot(value - low, apart[k])), value + float(np.hypot(high - value, apart[k])))
     return ci
 
 
@@ -138,7 +178,7 @@ def _warnings(result: Fitted, level: float) -> list[str]:
         warned.append(f"{result.failed} of {len(result.draws)} resampled fits found no law")
     if share > (1 - level) / 2:
         warned[0] += ": the data do not bound it, so no interval is given"
-    elif result.surface is not None:
+    elif result.surface is not None and result.combination is None:
         warned += _undetermined(result)
     warned += [
         f"budget {text.flops(m.budget)}: the place of the minimum is not bounded by its points"

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.fit.fitted import Fitted, Optimum, plain, shown
+from dlm.fit.laws import FORMULAS
+from dlm.fit.laws.combined import Combined
 from dlm.fit.layout import html_list, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+HELD_OUT = {"N_error": "N*", "D_error": "D*", "L_error": "L"}
+WITHOUT = {
+    f"without_top_{k}": f"the top {many}" for k, many in ((1, "budget"), (2, "two budgets"), (3, "three budgets"))
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,16 +56,23 @@ class FitResult(Fitted):
             "noise": vars(self.noise),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
+            "combination": self._combination(),
             "intervals": {"method": self.interval_method, "replicates": replicates, "failed": self.failed},
         }
         return {key: plain(value) for key, value in values.items()}
 
+    def _combination(self) -> dict[str, Any] | None:
+        if self.combination is None or not isinstance(self.surface, Combined):
+            return None
+        return self.combination.shown(self.surface.weights)
+
     def report(self) -> str:
         """The result as a page of text."""
         rows = [f"{_head(self)}: {self.status}"]
+        rows += [f"  {formula(self)}"] if self.surface is not None else []
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _numbers(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
-        rows += [f"  {name}: {_errors(errors)}" for name, errors in self.holdout.items()]
+        rows += [f"  {_held_out(name, errors)}" for name, errors in self.holdout.items()]
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
@@ -84,12 +99,23 @@ class FitResult(Fitted):
 
 def sentence(best: Optimum) -> str:
     """An optimum in words: 'N = 1.2M (1M to 1.4M), D = ..., L = ...'."""
+    if math.isnan(best.N):
+        return f"withheld: {best.withheld}"
     sizes = (f"{k} = {text.count(getattr(best, k))} ({text.interval(best.ci.get(k), 'count')})" for k in "ND")
     loss = f"L = {text.number(best.L)} ({text.interval(best.ci.get('L'))})"
     if best.withheld:
         loss = f"L withheld: {best.withheld}" if math.isnan(best.L) else f"{loss}: {best.withheld}"
     ratio = text.number(best.tokens_per_param, digits=3)
     return f"{', '.join(sizes)}, D/N = {ratio} ({text.interval(best.ci.get('tokens_per_param'))}), {loss}"
+
+
+def formula(result: Fitted) -> str:
+    """The formula of a surface; of a combined law, the parts with their weights."""
+    if not isinstance(result.surface, Combined):
+        return FORMULAS[result.law]
+    weights = sorted(result.surface.weights.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{weight:.0%} {name}" for name, weight in weights)
+    return f"log L = mean of the log L of its parts, by weight: {parts}"
 
 
 def _head(result: Fitted) -> str:
@@ -101,10 +127,14 @@ def _head(result: Fitted) -> str:
 
 def _numbers(result: Fitted) -> list[tuple[str, str, str]]:
     """The name, value and interval of every parameter and of a and b, as text."""
-    values = {**result.params, "a": result.allocation.a, "b": result.allocation.b}
+    shown = {} if result.combination is not None else result.params  # a combined law has 30 and more
+    values = {**shown, "a": result.allocation.a, "b": result.allocation.b}
     return [(name, text.number(v, digits=6), text.interval(result.ci.get(name))) for name, v in values.items()]
 
 
-def _errors(errors: Mapping[str, float]) -> str:
-    shown = (f"{k} {v:+.2%}" if k.endswith("error") else f"{k} {text.number(v)}" for k, v in errors.items())
-    return ", ".join(shown)
+def _held_out(name: str, errors: Mapping[str, float]) -> str:
+    """'fitted without the top budget, at 3e11 FLOPs and above: L off by +0.44% (0.65% root mean square)'."""
+    left_out = WITHOUT.get(name, name)
+    said = ", ".join(f"{what} off by {errors[key]:+.2%}" for key, what in HELD_OUT.items() if key in errors)
+    rms = f" ({errors['L_rms_error']:.2%} root mean square)" if "L_rms_error" in errors else ""
+    return f"fitted without {left_out}, at {text.flops(errors['from_flops'])} FLOPs and above: {said}{rms}"

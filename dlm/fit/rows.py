@@ -96,16 +96,19 @@ def checkpoints(frame: pd.DataFrame) -> list[str]:
 def with_budgets(frame: pd.DataFrame, law: str, tolerance: float) -> pd.DataFrame:
     """The rows with their budgets, where those within `tolerance` are one. A note says so if there are such.
 
-    Without budgets, the FLOPs are the budgets of isoFLOP curves, and other laws need none.
+    Without budgets, the FLOPs are the budgets of isoFLOP curves, and of a combined law if several runs share them.
+    Other laws need none.
     """
     if not 0 <= tolerance < 1:
         raise UserError(f"budget_tolerance is {tolerance}: give a share from 0 (only equal budgets are one) to below 1")
     known = frame["budget"].notna() if "budget" in frame else pd.Series(False, index=frame.index)
     name = "budget" if known.any() else "flops"
     if name == "flops":
-        if law != "isoflop":
+        spent = spent_flops(frame)
+        repeat = budgets.are_groups(budgets.group(np.array(spent.tolist()), tolerance))
+        if law != "isoflop" and not (law == "combined" and repeat):
             return frame
-        frame, known = frame.assign(budget=spent_flops(frame)), ~known
+        frame, known = frame.assign(budget=spent), ~known
     given = frame.loc[known, "budget"].to_numpy(dtype=float)
     grouped = budgets.group(given, tolerance)
     if law == "isoflop":
@@ -127,7 +130,7 @@ def _check_groups(grouped: Array, name: str, tolerance: float) -> None:
     """Raise a UserError if these budgets of the runs, (n,), do not repeat, so that there are no isoFLOP curves."""
     levels, rows = len(set(grouped.tolist())), len(grouped)
     near = f", where those within {_percent(tolerance)} count as one" if tolerance else ""
-    change = "raise --budget-tolerance, or fit chinchilla, which needs no budgets"
+    change = "raise --budget-tolerance, or fit another law, which needs no budgets"
     if name == "budget" and levels == rows > 1:
         raise UserError(f"isoFLOP curves need several sizes at a budget: all {rows} budgets differ{near}; {change}")
     if name == "flops" and not budgets.are_groups(grouped):

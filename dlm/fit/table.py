@@ -13,6 +13,7 @@ from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
+from dlm.fit.combined.fit import fit_combined
 from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
@@ -28,9 +29,12 @@ from dlm.fit.verdict import judge
 
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_forecast", "score_runs"]
 
-LAWS = (*laws.LAWS, "isoflop", "envelope")
+COMBINED = "combined"
+LAWS = (COMBINED, *laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
-MOST_TO_JUDGE = 1000  # replicates of each form that checks a law, at most
+MOST_TO_JUDGE = 1000  # replicates of each part of the combined law, and of each form that checks a law, at most
+MOST_RESAMPLED = 1_000_000  # rows that are resampled for a combined law: more rows are resampled less often
+LEAST_RESAMPLES = 200
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 
@@ -38,7 +42,7 @@ MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be
 def fit_runs(
     source: Runs,
     *,
-    law: str = "chinchilla",
+    law: str = COMBINED,
     loss: str = "huber",
     delta: float = 1e-3,
     space: str = "log",
@@ -52,12 +56,14 @@ def fit_runs(
     curve: str = "parabola",
     axis: str = "params",
     budget_tolerance: float = TOLERANCE,
+    holdout: bool = True,
+    drop_outliers: bool = False,
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with intervals and the verdict of `judge`.
 
     Args:
         source: A CSV file or DataFrame with the columns that `dlm.fit.rows` lists.
-        law: A surface of `dlm.fit.laws.LAWS`, or 'isoflop' or 'envelope', which are plain least squares.
+        law: 'combined', a surface of `dlm.fit.laws.LAWS`, or 'isoflop' or 'envelope', which are plain least squares.
         loss: The norm of the residuals of a surface, as `norm` in `fit_surface`.
         delta: As in `fit_surface`.
         space: As in `fit_surface`.
@@ -73,6 +79,8 @@ def fit_runs(
         axis: As in `fit_isoflop`.
         budget_tolerance: Budgets that differ by at most this share count as one; 0 keeps all apart that are not equal.
             For isoFLOP curves of a table without budgets, FLOPs are grouped in this manner.
+        holdout: Whether the top budgets are held out to check a surface and to weight the parts of the combined law.
+        drop_outliers: Whether a surface is fitted again without the runs that lie far from it. A warning names them.
 
     Raises:
         UserError: For runs that cannot be fitted, and for an option that the law does not have.
@@ -86,24 +94,29 @@ def fit_runs(
     frame.attrs["warnings"] += [*_mixtures(frame), *checkpoints(frame)]
     frame = with_budgets(frame, law, budget_tolerance)
     places = _places(frame, at)
-    _check_options(law, how, fixed, weights, curve, axis)
+    _check_options(law, how, fixed, weights, curve, axis, drop_outliers=drop_outliers)
     if law == "isoflop":
         result = _isoflop(frame, at=places, curve=curve, axis=axis)
     elif law == "envelope":
         result = _envelope(frame, places)
     else:
         weight = frame.get("weight") if weights is None else weights
-        result = _surface(frame, law, at=places, fixed=fixed, weights=weight, **vars(how))
+        options: dict[str, Any] = {"fixed": fixed, "weights": weight, **vars(how)}
+        if drop_outliers:
+            frame = _without_outliers(frame, _surface(frame, law, holdout=False, **options), weights)
+            options["weights"] = frame.get("weight") if weights is None else weights
+        result = _surface(frame, law, at=places, holdout=holdout, **options)
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
     result = replace(result, runs=run_table(frame))
     if not bootstrap:
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
-    return judge(add_intervals(result, replicates=bootstrap, seed=seed), replicates=few, seed=seed)
+    many = min(few, max(LEAST_RESAMPLES, MOST_RESAMPLED // len(frame))) if law == COMBINED else bootstrap
+    return judge(add_intervals(result, replicates=many, seed=seed), replicates=few, seed=seed)
 
 
 def fit_sweep(
-    source: Runs, *, laws: Sequence[str] = ("isoflop", "chinchilla"), bootstrap: int = 4000, seed: int = 0
+    source: Runs, *, laws: Sequence[str] = ("isoflop", COMBINED), bootstrap: int = 4000, seed: int = 0
 ) -> dict[str, FitResult]:
     """Fit every law to every objective.
 
@@ -171,16 +184,24 @@ def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
 
 
 def _check_options(
-    law: str, how: Norm, fixed: Mapping[str, float] | None, weights: str | None, curve: str, axis: str
+    law: str,
+    how: Norm,
+    fixed: Mapping[str, float] | None,
+    weights: str | None,
+    curve: str,
+    axis: str,
+    *,
+    drop_outliers: bool,
 ) -> None:
     """Refuse an option that the law does not have, rather than ignore it."""
     if law != "isoflop" and (curve, axis) != ("parabola", "params"):
         raise UserError(f"{law} has no curve or axis: only isoflop has them")
-    if law in laws.LAWS:
+    if law == COMBINED or law in laws.LAWS:
         return
     odd = ["loss" if name == "norm" else name for name, usual in vars(Norm()).items() if getattr(how, name) != usual]
     odd += ["fixed parameters"] if fixed else []
     odd += ["weights from compute"] if weights is not None else []
+    odd += ["outliers to drop"] if drop_outliers else []
     if odd:
         raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
 
@@ -205,14 +226,29 @@ def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
     if unique is not None and unique.isna().any():
         empty = int(unique.isna().sum())
         raise UserError(f"data-constrained needs the unique tokens of every run: {empty} rows have no unique_tokens")
-    return fit_surface(
-        **_columns(frame),
-        **_known(frame, "budget", "loss_se", "loss_se_own"),
-        **options,
-        law=law,
-        unique_tokens=unique,
-        cluster=_clusters(frame),
-    )
+    columns = {**_columns(frame), **_known(frame, "budget", "loss_se", "loss_se_own"), "cluster": _clusters(frame)}
+    if law == COMBINED:
+        return fit_combined(**columns, **options)
+    return fit_surface(**columns, **options, law=law, unique_tokens=unique)
+
+
+def _without_outliers(frame: pd.DataFrame, result: FitResult, weights: str | None) -> pd.DataFrame:
+    """The rows without those that lie far from a fitted surface, and a warning that names these."""
+    used = frame[frame["weight"] > 0] if "weight" in frame and weights is None else frame
+    far = used.iloc[list(result.outliers)]
+    if far.empty:
+        return frame
+    names = [
+        str(row["run_id"])
+        if "run_id" in far
+        else f"N {text.count(row['params'])}, D {text.count(row['tokens'])}, loss {text.number(row['loss'])}"
+        for row in far.to_dict("records")
+    ]
+    kept = frame.drop(index=far.index).reset_index(drop=True)
+    kept.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
+    count = "1 run" if len(far) == 1 else f"{len(far)} runs"
+    kept.attrs["warnings"].append(f"dropped {count} far from the law: {'; '.join(names)}")
+    return kept
 
 
 def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
@@ -252,6 +288,8 @@ def predict_runs(
         The fit, and the content that was written to the new file `freeze` (see `frozen.freeze`), or None without
         `freeze`.
     """
+    if freeze is not None:
+        frozen.check_free(freeze)
     result = fit_runs(source, at=at, **how)
     return result, None if freeze is None else frozen.freeze(result, at, freeze)
 

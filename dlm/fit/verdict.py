@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from dlm.core.errors import UserError
+from dlm.fit.combined.verdict import judge_combined
 from dlm.fit.draws import hull
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import solve
@@ -22,14 +23,13 @@ from dlm.fit.fitted import Fitted, Verdict
 from dlm.fit.isoflop.fit import fit_groups
 from dlm.fit.laws import LAWS
 from dlm.fit.layout import two_digits
-from dlm.fit.optimum import LEVEL, SHARE, log_spread, loss_interval, main_form, optima, own_optimum, regret
+from dlm.fit.optimum import LEVEL, MOST_REACH, SHARE, log_spread, loss_interval, main_form, optima, own_optimum, regret
 from dlm.fit.points import NAN, Points
 from dlm.fit.resample import bootstrap
 from dlm.fit.result import FitResult
 from dlm.fit.surface.fit import fit_points
 
 FORMS = ("chinchilla", "skaling")
-MOST_REACH = 100.0  # multiple of the highest C up to which these intervals were tested on simulated worlds
 WIDEST = 0.10  # relative width of the interval of L* beyond which L* is withheld
 TINY = 1e-9  # a relative change of C that is only a rounding error
 GRID = 41  # values of C tried between the highest C and MOST_REACH times it
@@ -46,6 +46,10 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         seed: Seed of the bootstraps.
         level: Nominal coverage of the intervals.
     """
+    if result.combination is not None:
+        if result.draws is None:
+            result = bootstrap(result, replicates=replicates, seed=seed, level=level)
+        return judge_combined(result, level=level) if result.draws is not None else result
     points = result.points
     has_forms = result.law in (*FORMS, "isoflop") and not set(result.fixed) - {"E"}
     if points is None or not result.params or not has_forms:
@@ -60,7 +64,7 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         reach, limit = top, why or "no budget can be held out to check it"
     else:
         reach, limit = _reach(result, forms, missed, top, level)
-    methods, target = _methods(result, points, forms, replicates, seed), max((*result.at, top))
+    methods, target = _methods(result, points, forms, replicates, seed), min(max((*result.at, top)), MOST_REACH * top)
     said = [own_optimum(f, target, level) for f in methods]
     n, main = hull([o.ci["N"] for o in said]), main_form(result, forms)
     verdict = Verdict(
@@ -157,9 +161,8 @@ def _aicc(points: Points, forms: Mapping[str, Fitted]) -> dict[str, float]:
     """
     found = {}
     for name, form in forms.items():
-        assert form.surface is not None
-        squares = solve(points, form.surface, Norm(norm="mse"), form.fixed).value
-        n, k = len(points), len(form.surface.params) - len(form.fixed) + 1
+        squares = solve(points, form.fitted_law, Norm(norm="mse"), form.fixed).value
+        n, k = len(points), len(form.fitted_law.params) - len(form.fixed) + 1
         if n > k + 1 and squares > 0:
             found[name] = float(n * np.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
     return found

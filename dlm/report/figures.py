@@ -37,6 +37,7 @@ BUDGET_ANCHORS = ("#3f6fb5", "#8561b8", "#c4508f", "#dd7630")  # from the lowest
 
 LAW_COLOURS = {
     "isoflop": "#c4513b",
+    "combined": "#3f6fb5",
     "chinchilla": "#3f6fb5",
     "envelope": "#2a9d8f",
     "skaling": "#7a5195",
@@ -228,7 +229,7 @@ def _legend(axes: Axes, *, curve: str, has_surface: bool) -> None:
         Line2D([], [], marker="D", color=INK, mfc=FAINT, mew=1.4, ms=7, lw=1.4, label="minimum, 95 % interval"),
     ]
     if has_surface:
-        handles.append(Line2D([], [], color=FAINT, lw=1.2, ls=(0, (1, 2)), label="fitted surface"))
+        handles.append(Line2D([], [], color=FAINT, lw=1.2, ls=(0, (1, 2)), label="combined law"))
     axes.figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
@@ -237,7 +238,7 @@ def _law(axes: Axes, fit: FitResult, key: str, line: Mapping[float, Optimum]) ->
     colour, name = LAW_COLOURS[fit.law], LAW_NAMES[fit.law]
     if line:
         values, ends = _values(line.values(), key)
-        axes.plot(list(line), values, color=colour, lw=1.8, label=name, ls="-" if fit.law == "chinchilla" else "--")
+        axes.plot(list(line), values, color=colour, lw=1.8, label=name, ls="-" if fit.law == "combined" else "--")
         axes.fill_between(list(line), ends[:, 0], ends[:, 1], color=colour, alpha=0.15, lw=0)
     if fit.usable:
         values, ends = _values(fit.usable, key)

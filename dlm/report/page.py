@@ -186,7 +186,7 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
     isoflop = fits.get("isoflop")
     if isoflop is not None and isoflop.points is not None:
         loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and len(runs) == isoflop.n else None
-        drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("chinchilla"), loss_se=loss_se)
+        drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("combined"), loss_se=loss_se)
     if any(fit.params for fit in fits.values()):
         drawn["allocation"] = figures.allocation_figure(fits)
     for name, figure in drawn.items():
@@ -242,12 +242,15 @@ def _minimum(minimum: Minimum) -> tuple[str, ...]:
 
 
 def _parameter_table(fits: Iterable[FitResult]) -> Table:
-    rows = [
-        (LAW_NAMES[fit.law], name, text.number(value), text.interval(fit.ci.get(name)), words.PARAMETERS[name])
-        for fit in fits
-        if fit.params
-        for name, value in _parameters(fit).items()
-    ]
+    """Tabulate the parameters of each fit; of a combined law, those of the parts that are fitted to all runs alike."""
+    rows = []
+    for fit in fits:
+        for key, value in _parameters(fit).items() if fit.params else ():
+            part, _, name = key.rpartition(".")
+            form, _, emphasis = part.partition("_")
+            if not part or emphasis == "0":
+                law = f"{LAW_NAMES[fit.law]}, {form} part" if part else LAW_NAMES[fit.law]
+                rows.append((law, name, text.number(value), text.interval(fit.ci.get(key)), words.PARAMETERS[name]))
     heads = ("fit", "parameter", "value", "95 % interval", "meaning")
     return Table(heads=heads, rows=rows, words=("fit", "parameter", "meaning"))
 

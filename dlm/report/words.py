@@ -93,11 +93,11 @@ def conclude(fits: Sequence[FitResult]) -> Conclusion:
         more = [*_minima(fits), *(_sentence(reason) for reason in reasons)]
         return Conclusion(lead="The data do not support a law yet.", more=more, is_refusal=True)
     top = _highest_run(usable)
-    main = max(usable, key=lambda fit: (_is_bounded(fit, top), fit.law == "chinchilla"))
+    main = max(usable, key=lambda fit: (_is_bounded(fit, top), fit.law == "combined"))
     if main.draws is not None and not _is_bounded(main, top):
         return _undetermined(fits, main, top)
     more = [
-        _interval(usable, top),
+        _interval(main, top),
         _comparison(usable, main, top),
         _open_minimum(fits, top),
         _growth(main),
@@ -162,22 +162,16 @@ def _minima(fits: Iterable[FitResult]) -> list[str]:
     ]
 
 
-def _interval(usable: Sequence[FitResult], top: float) -> str:
-    """State the union of the intervals of all methods, which holds whichever method is right."""
-    best = [fit.at[top] for fit in usable if top in fit.at]
-    best = [one for one in best if math.isfinite(sum(one.ci.get("N", UNBOUNDED)))]
-    if not best:
+def _interval(main: FitResult, top: float) -> str:
+    """State the interval of the answer, and what the worst size inside it costs."""
+    best = main.at[top]
+    if not math.isfinite(sum(best.ci.get("N", UNBOUNDED))):
         return ""
-    size, tokens = (
-        text.interval((min(one.ci[key][0] for one in best), max(one.ci[key][1] for one in best)), "count")
-        for key in ("N", "D")
-    )
-    over = " over both methods" if len(best) > 1 else ""
-    said = f"The 95 % interval{over} is {size} for the parameters and {tokens} for the tokens."
-    lost = max(one.regret for one in best)
-    if not math.isfinite(lost):
+    size, tokens = (text.interval(best.ci[key], "count") for key in ("N", "D"))
+    said = f"The 95 % interval is {size} for the parameters and {tokens} for the tokens."
+    if not math.isfinite(best.regret):
         return said
-    return f"{said} Any size in that range costs at most {text.number(lost, digits=1)} nats/token."
+    return f"{said} Any size in that range costs at most {text.number(best.regret, digits=1)} nats/token."
 
 
 def _comparison(usable: Sequence[FitResult], main: FitResult, top: float) -> str:
@@ -185,7 +179,7 @@ def _comparison(usable: Sequence[FitResult], main: FitResult, top: float) -> str
     name = LAW_NAMES[main.law]
     other = next((fit for fit in usable if fit is not main and top in fit.at), None)
     if other is None:
-        missing = LAW_NAMES["isoflop" if main.law == "chinchilla" else "chinchilla"]
+        missing = LAW_NAMES["isoflop" if main.law == "combined" else "combined"]
         return f"This answer rests on the {name} alone: there is no law from the {missing} to check it."
     second, size, ratio = LAW_NAMES[other.law], _rough(other.at[top].N), other.at[top].N / main.at[top].N
     beyond = ", by extrapolation" if other.at[top].reach > INSIDE else ""
@@ -222,7 +216,9 @@ def _extrapolation(usable: Sequence[FitResult], main: FitResult, top: float) -> 
     beyond = min((flops for flops in main.at if flops > INSIDE * top), default=None)
     if beyond is None:
         return ""
-    sizes = sorted(fit.at[beyond].N for fit in usable if beyond in fit.at)
+    sizes = sorted(fit.at[beyond].N for fit in usable if beyond in fit.at and math.isfinite(fit.at[beyond].N))
+    if not sizes:
+        return f"At {text.flops(beyond)} FLOPs no size is given: {main.at[beyond].withheld}."
     shown = " to ".join(dict.fromkeys(_rough(size) for size in (sizes[0], sizes[-1])))
     return f"At {text.flops(beyond)} FLOPs it would be {shown} parameters, if the law keeps its form that far."
 

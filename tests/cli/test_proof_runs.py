@@ -94,7 +94,7 @@ def test_a_settled_sweep_freezes_trains_and_scores_its_proof_run(trained, capsys
     assert "the proof run has seed 1" in said and "straight log-log line" in page
     runs = pd.read_csv(sweep.folder / "runs.csv")
     assert list(runs["role"].dropna()) == ["proof"] and runs["role"].iloc[-1] == "proof"
-    assert json.loads((sweep.folder / "fits.json").read_text())[f"{OBJECTIVE}/chinchilla"]["n"] == len(runs) - 1
+    assert json.loads((sweep.folder / "fits.json").read_text())[f"{OBJECTIVE}/combined"]["n"] == len(runs) - 1
 
 
 def test_a_report_before_the_forecast_does_not_hinder_the_proof_run(trained):

@@ -47,10 +47,10 @@ def with_proofs(runs, sizes=(48_000,), off=0.0):
 
 def test_the_headline_is_the_judged_surface(fits):
     main = headline(fits)
-    assert main.law == "chinchilla" and main.verdict is not None
+    assert main.law == "combined" and main.verdict is not None
     best, why = best_size(fits, C)
     assert why == "" and pytest.approx(optima(main, [C])[C].N) == best.N
-    assert headline([fit for fit in fits if fit.law != "chinchilla"]) is None
+    assert headline([fit for fit in fits if fit.law != "combined"]) is None
 
 
 def test_fits_that_do_not_determine_the_best_size_give_the_reason(fits):
@@ -60,8 +60,7 @@ def test_fits_that_do_not_determine_the_best_size_give_the_reason(fits):
     assert "no intervals" in best_size([replace(main, draws=None, verdict=None)], C)[1]
     draws = main.draws * np.where(np.arange(len(main.draws)) % 3 == 0, np.nan, 1.0)[:, None]
     lost = replace(main, draws=draws)
-    unbounded = replace(lost, verdict=replace(main.verdict, methods=[lost]))
-    assert "do not bound the best size at 9e12 FLOPs" in best_size([unbounded], C)[1]
+    assert "best size at 9e12 FLOPs is not known: resampled runs do not bound it" in best_size([lost], C)[1]
     noisy = list(fit_sweep(demo_runs(sigma=0.08, seed=3), bootstrap=100).values())
     assert best_size(noisy, C)[1] != ""
 
@@ -73,7 +72,7 @@ def test_a_forecast_holds_the_prediction_of_the_run_the_line_and_the_hold_outs(f
     line = next(fit for fit in fits if fit.law == "isoflop")
     assert forecast["proof"]["line"]["L"] == pytest.approx(line.params["L0"] * C ** line.params["c"])
     held = {(one["law"], one["name"]): one["L_error"] for one in forecast["proof"]["holdouts"]}
-    assert held["chinchilla", "without_top_1"] == headline(fits).holdout["without_top_1"]["L_error"]
+    assert held["combined", "without_top_1"] == headline(fits).holdout["without_top_1"]["L_error"]
     checked(forecast, "proof.json")
     with pytest.raises(UserError, match="has been changed since it was written"):
         checked({**forecast, "proof": {**forecast["proof"], "line": None}}, "proof.json")
@@ -129,7 +128,7 @@ def test_the_outcome_is_one_sentence_beside_the_line_and_the_hold_outs(forecast)
     report = proof.report()
     assert f"{forecast['proof']['line']['L']:.3f}, off by {line:+.1%}" in report and "a note" in report
     assert report.startswith("masked_diffusion: Proof run at 9e12 FLOPs with 48k parameters: predicted")
-    assert "hold-out: fitted surface without the top budget: off by" in report
+    assert "hold-out: combined law without the top budget: off by" in report
     waiting = Proof(label="", forecast=forecast, why=NOT_YET)
     assert waiting.sentence().endswith(NOT_YET) and waiting.measured is None
     assert Proof(label="", why="no law").report() == "No proof run: no law"

@@ -19,7 +19,7 @@ def test_a_table_gives_the_numbers_of_its_arrays(runs, tmp_path):
     path = tmp_path / "runs.csv"
     runs.to_csv(path, index=False)
     columns = [runs[k] for k in ("params", "tokens", "loss")]
-    surface = fit_runs(path, bootstrap=0, at=[1e21])
+    surface = fit_runs(path, law="chinchilla", bootstrap=0, at=[1e21])
     assert surface.params == pytest.approx(fit_surface(*columns, budget=runs["budget"]).params, rel=1e-9)
     assert list(surface.at) == [1e18, 1e19, 1e20, 1e21]
     isoflop = fit_runs(str(path), law="isoflop", bootstrap=100)
@@ -97,7 +97,7 @@ def test_isoflop_needs_groups(runs):
         UserError, match=r"all 18 budgets differ, where those within 5 % count as one; raise --budget-t"
     ):
         fit_runs(differing, law="isoflop")
-    with pytest.raises(UserError, match=r"all 18 budgets differ; raise --budget-tolerance, or fit chinchilla"):
+    with pytest.raises(UserError, match=r"all 18 budgets differ; raise --budget-tolerance, or fit another law"):
         fit_runs(differing, law="isoflop", budget_tolerance=0)
 
 
@@ -218,8 +218,8 @@ def test_objectives_are_not_mixed(runs):
     with pytest.raises(UserError, match="unknown objective 'mdm'"):
         fit_runs(both, objective="mdm")
     fits = fit_sweep(both, bootstrap=0)
-    assert fits["masked_diffusion/chinchilla"].params == fit_runs(runs, bootstrap=0).params
-    flat = fits["autoregressive/chinchilla"]
+    assert fits["masked_diffusion/combined"].params == fit_runs(runs, bootstrap=0).params
+    flat = fits["autoregressive/combined"]
     assert (flat.status, flat.label) == ("refused", "autoregressive")
     assert flat.warnings == ("every loss is 2: nothing to fit",)
 
@@ -251,7 +251,9 @@ def test_units_with_flops_of_their_own_change_nothing(runs):
 
 def test_losses_may_have_any_unit(runs):
     plain, large = (
-        bootstrap(fit_runs(runs.assign(loss=runs["loss"] * unit), loss="mse", bootstrap=0), replicates=200)
+        bootstrap(
+            fit_runs(runs.assign(loss=runs["loss"] * unit), law="chinchilla", loss="mse", bootstrap=0), replicates=200
+        )
         for unit in (1.0, 1e6)
     )
     assert large.params["alpha"] == pytest.approx(plain.params["alpha"], rel=1e-4)
@@ -303,3 +305,25 @@ def test_an_envelope_leaves_out_rows_without_weight(world):
     runs = pd.DataFrame({"params": n, "tokens": d, "loss": world.loss(n, d), "flops": c, "weight": [1.0] * 6 + [0.0]})
     result = fit_runs(runs, law="envelope")
     assert result.n == 6 and any("knows no weights" in w for w in result.warnings)
+
+
+def test_outliers_are_dropped_only_if_asked_and_named(runs):
+    broken = runs.assign(run_id=[f"run-{k}" for k in range(len(runs))])
+    broken.loc[[3, 11], "loss"] *= [1.3, 1.2]
+    plain, dropped = (fit_runs(broken, drop_outliers=drop, bootstrap=0) for drop in (False, True))
+    assert (plain.n, dropped.n) == (len(runs), len(runs) - 2)
+    assert any("dropped 2 runs far from the law: run-3; run-11" in w for w in dropped.warnings)
+    rest = fit_runs(broken.drop(index=[3, 11]), bootstrap=0)
+    assert dropped.params == pytest.approx(rest.params, rel=1e-6)
+    some = broken.assign(weight=np.where(broken.index == 2, 0.0, 1.0))
+    for weights, n in ((None, len(runs) - 3), ("compute", len(runs) - 2)):
+        again = fit_runs(some, law="chinchilla", drop_outliers=True, weights=weights, bootstrap=0)
+        assert again.n == n and any("run-3; run-11" in w for w in again.warnings)
+    with pytest.raises(UserError, match="isoflop has no outliers to drop"):
+        fit_runs(broken, law="isoflop", drop_outliers=True)
+
+
+def test_without_hold_outs_the_parts_weigh_the_same(runs):
+    result = fit_runs(runs, holdout=False, bootstrap=0)
+    assert result.holdout == {} and len({*np.round(list(result.surface.weights.values()), 12)}) == 1
+    assert fit_runs(runs, law="chinchilla", holdout=False, bootstrap=0).holdout == {}

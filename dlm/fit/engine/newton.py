@@ -18,7 +18,7 @@ from dlm.fit.points import Array, Mask, Points
 NORMS = ("huber", "mse", "l1")
 SPACES = ("log", "raw")
 
-CHUNK = 250  # replicates that are minimised together, so that they fit the processor's cache
+CHUNK = 60_000  # entries of the arrays (R, n) that are minimised together, so that they fit the processor's cache
 STEEPEST = 1e8  # bound on an entry of a scaled Hessian: with larger entries, the eigenvalues may not converge
 GOOD_ENOUGH = 1e-3  # a row that runs out of steps has converged if it could gain less than this share of its objective
 LEAST_PIVOT = 1e-10  # smallest pivot of a scaled Hessian that counts as positive definite
@@ -82,7 +82,12 @@ def problem_of(points: Points, law: Law, how: Norm, fixed: Mapping[str, float] |
 
 def target_of(problem: Problem, loss: Array) -> Array:
     """Transform the loss to the space of the residuals: its log in space 'log', the loss itself in space 'raw'."""
-    return np.log(loss) if problem.how.space == "log" else loss
+    return in_space(loss, problem.how)
+
+
+def in_space(loss: Array, how: Norm) -> Array:
+    """The log of the loss in space 'log', the loss itself in space 'raw'."""
+    return np.log(loss) if how.space == "log" else loss
 
 
 def predict(problem: Problem, theta: Array) -> Array:
@@ -138,13 +143,19 @@ def minimise(
         theta (R, p), its objective (R,), and whether each row converged (R,).
     """
     theta, is_l1 = problem.pinned(theta), problem.how.norm == "l1"
-    chunks = [slice(i, i + CHUNK) for i in range(0, len(theta), CHUNK)]
+    parts = chunks(len(theta), len(problem.x[0]))
     for smooth in [huber(problem, delta) for delta in L1_DELTAS] if is_l1 else [problem]:
-        found = [_newton(smooth, theta[c], take(target, c), take(weight, c), max_steps, tolerance) for c in chunks]
+        found = [_newton(smooth, theta[c], take(target, c), take(weight, c), max_steps, tolerance) for c in parts]
         theta, values, done = (np.concatenate(part) for part in zip(*found, strict=True))
     if is_l1:
         values = value(problem, theta, target, weight)
     return theta, values, done
+
+
+def chunks(replicates: int, points: int) -> list[slice]:
+    """Divide replicates into parts that fit the cache."""
+    rows = max(CHUNK // points, 1)
+    return [slice(i, i + rows) for i in range(0, replicates, rows)]
 
 
 def huber(problem: Problem, delta: float) -> Problem:

@@ -22,6 +22,7 @@ NEAR = 1.01  # a minimum below this multiple of the lowest objective is a rival
 APART = 0.1  # least relative difference between rivals in an exponent, in k, in R_D or in R_N
 NO_BOUND = 1e3  # values of k, R_D or R_N beyond this count as equal, because the law no longer changes
 MOST_STARTS = 96
+MOST_SEARCHED = 1000  # of twice as many points and more, only a part is searched for starts
 SAME = 1 + 1e-6  # minima within this multiple of the lowest objective count as the same minimum
 HOPEFUL = 1.02  # a start below this multiple of the lowest objective after some steps may still become the lowest
 
@@ -83,6 +84,12 @@ def solve(
         )
     problem = newton.problem_of(points, law, how, fixed)
     target, weight = newton.target_of(problem, points.loss)[None], points.weight[None]
+    if begin is None and len(points) >= 2 * MOST_SEARCHED:
+        # The minima of a part of the points lie in the basins of those of all points.
+        part = np.zeros(len(points), dtype=bool)
+        part[np.random.default_rng(0).permutation(len(points))[:MOST_SEARCHED]] = True
+        found = solve(points.take(part), law, how, fixed)
+        begin = np.array([[row[name] for name in law.params] for row in (found.params, *found.rivals)])
     if begin is None:
         thetas, values, done = _search(problem, points, target, weight)
     else:

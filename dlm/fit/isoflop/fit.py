@@ -7,13 +7,14 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
+from dlm.core import text
 from dlm.core.errors import unknown
 from dlm.fit import optimum
 from dlm.fit.engine.newton import Norm
@@ -78,8 +79,6 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
     cost = cost_of(points)
     groups = [points.at_budget(level) for level in points.budgets()]
     minima = tuple(minimum(g, cost, curve=curve, axis=axis) for g in groups)
-    usable = [m for m in minima if m.usable]
-    refused = [m.detail for m in minima if m.reason]
     result = FitResult(
         law="isoflop",
         how=Norm(norm="mse", space=curves.SPACE[curve]),
@@ -91,6 +90,25 @@ def fit_groups(points: Points, *, curve: str = "parabola", axis: str = "params")
         cost=cost,
         value=sum(_squares(g, m, curve, axis) for g, m in zip(groups, minima, strict=True)),
     )
+    return _with_line(result)
+
+
+def without(result: FitResult, budgets: Collection[float], why: str) -> FitResult:
+    """The fit with lines that leave out the minima of some budgets (FLOPs), for the reason `why`."""
+    minima = tuple(
+        replace(m, reason="not_bounded", why=why, detail=f"budget {text.flops(m.budget)}: {why}")
+        if m.budget in budgets
+        else m
+        for m in result.minima
+    )
+    return _with_line(replace(result, minima=minima))
+
+
+def _with_line(result: FitResult) -> FitResult:
+    """The fit with lines through its usable minima, or refused if there are too few."""
+    points, usable, curve, axis = result.points, result.usable, result.curve, result.axis
+    assert points is not None
+    refused = [m.detail for m in result.minima if m.reason]
     if len(usable) < LEAST_BUDGETS:
         has = f"there {'is' if len(usable) == 1 else 'are'} {len(usable) or 'none'}"
         why = f"no law: a line needs {LEAST_BUDGETS} budgets with an interior minimum, and {has}"

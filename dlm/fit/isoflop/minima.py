@@ -54,7 +54,8 @@ def minimum(points: Points, cost: Cost, *, curve: str, axis: str) -> Minimum:
     sizes, means = mean_losses(points, curve, axis)
     least = curves.LEAST_SIZES[curve]
     if len(sizes) < least:
-        why = f"{len(sizes)} {AXES[axis].many}, and {ARTICLES[curve]} needs {least} or more"
+        many = AXES[axis].one if len(sizes) == 1 else AXES[axis].many
+        why = f"{len(sizes)} {many}, and {ARTICLES[curve]} needs {least} or more"
         return replace(blank, reason="too_few_points", why=why, detail=f"{head}: {why}")
     centre = float(sizes.mean())
     place, lowest, coefficients = _lowest(curve, along(points, axis) - centre, sizes - centre, means, points)

@@ -105,7 +105,7 @@ def _pairs(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.ra
         x, weight = along(group, result.axis), draws.cluster_counts(group, replicates, rng)
         coefficients = curves.polynomial(x - x.mean(), group.loss[None], weight, curves.DEGREE[result.curve])
         place, loss = curves.turning(coefficients)
-        found.append(_kept(np.stack([x.mean() + place, loss], axis=1), x, rng))
+        found.append(kept(np.stack([x.mean() + place, loss], axis=1), x, rng))
     return found
 
 
@@ -116,7 +116,7 @@ def _student(result: Fitted, groups: Sequence[Points], replicates: int, rng: np.
     variance = sum(b.squares() for b in budgets) / dof
     spread = np.sqrt(variance * dof / rng.chisquare(dof, size=replicates))
     one = _akima if result.curve == "akima" else _polynomial
-    return [_kept(one(b, spread, rng), b.x, rng) for b in budgets]
+    return [kept(one(b, spread, rng), b.x, rng) for b in budgets]
 
 
 def _budget(result: Fitted, points: Points, minimum: Minimum) -> _Budget:
@@ -162,7 +162,7 @@ def _akima(budget: _Budget, spread: Array, rng: np.random.Generator) -> Array:
     return np.stack([budget.place + (place[1:] - place[0]), budget.minimum.L * np.exp(loss[0] - loss[1:])], axis=1)
 
 
-def _kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
+def kept(found: Array, x: Array, rng: np.random.Generator) -> Array:
     """Replace draws (R, 2) without a minimum inside the sizes: by other draws, or by NaN if too many lack a minimum."""
     inside = (found[:, 0] > x.min()) & (found[:, 0] < x.max())
     found = np.where(inside[:, None], found, np.nan)

@@ -10,12 +10,20 @@ from dlm.fit.laws.tied import Tied
 
 LAWS: dict[str, type[Law]] = {law.name: law for law in (Chinchilla, Skaling, Tied, DataConstrained)}
 
-# The name of each law in the report. "isoflop" and "envelope" are not surfaces, so they are not in LAWS.
+# The name of each law in the report. Those that are no surfaces, or are made of several, are not in LAWS.
 LAW_NAMES = {
+    "combined": "combined law",
     "isoflop": "isoFLOP curves",
     "chinchilla": "fitted surface",
     "envelope": "envelope",
     "skaling": "Skaling surface",
     "tied": "surface of one exponent",
     "data-constrained": "data-constrained surface",
+}
+
+FORMULAS = {
+    "chinchilla": "L = E + A/N^alpha + B/D^beta",
+    "skaling": "L = E + A (N^-alpha + R D^-beta)^k",
+    "tied": "L = E + A/N^alpha + B/D^alpha",
+    "data-constrained": "L = E + A/N'^alpha + B/D'^beta, with N' and D' reduced by repetition",
 }

@@ -12,20 +12,45 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from dlm.fit.points import Array, Points
+from dlm.fit.points import Array, Mask, Points
 
 STEP = 1e-20  # length of the complex step; it can be tiny, because no difference is taken and nothing cancels
 
 Features = tuple[Array, ...]  # the variables that L depends on, each (n,)
 
 
-class Law(ABC):
-    """A loss surface. To add one, write a subclass in a file of its own and name it in `laws.LAWS`."""
+class Surface(ABC):
+    """A function L(N, D). Its parameters are rows (R, p), in the order of `params`, one for each replicate."""
 
-    name: ClassVar[str]  # the name that `--law` takes
-    params: ClassVar[tuple[str, ...]]  # the columns of `rows`
-    scales: ClassVar[tuple[str, ...]] = ("A", "B")  # multiplicative params; their intervals are taken in logs
-    exponents: ClassVar[tuple[str, ...]] = ("alpha", "beta")  # params that are powers of N and D
+    name: str  # the name that `--law` takes
+    params: tuple[str, ...]  # the columns of `rows`
+    scales: tuple[str, ...] = ("A", "B")  # multiplicative params; their intervals are taken in logs
+    exponents: tuple[str, ...] = ("alpha", "beta")  # params that are powers of N and D
+
+    @abstractmethod
+    def predict(self, rows: Array, log_n: Array, log_d: Array) -> Array:
+        """L of every row in nats/token, at log N and log D that are both (R,) or both (R, m)."""
+
+    def found(self, rows: Array) -> Mask:
+        """Which rows hold a law, (R,): a replicate without a fit is NaN."""
+        return np.asarray(np.isfinite(rows).all(axis=1))
+
+    def exponents_at_6nd(self, rows: Array) -> Array | None:
+        """The exponent a of N* ~ C^a for C = 6 N D, (R,); None if the exponent depends on C."""
+        return None
+
+    def optimum_at_6nd(self, rows: Array, flops: float) -> Array | None:
+        """log N* at `flops` for C = 6 N D, (R,); None if there is no closed form."""
+        return None
+
+    def near_optimum(self, rows: Array, flops: float) -> Array | None:
+        """A guess of log N* at `flops` for C = 6 N D, (R,), from which a search starts; None if there is none."""
+        return self.optimum_at_6nd(rows, flops)
+
+
+class Law(Surface):
+    """A surface that can be fitted. To add one, write a subclass in a file of its own and name it in `laws.LAWS`."""
+
     pins: ClassVar[dict[str, int]] = {}  # params that may be fixed, and their columns of theta
     floor: ClassVar[int] = 4  # the column of theta that is E, which must not fall below 0
 
@@ -87,14 +112,6 @@ class Law(ABC):
         x = tuple(v[:, None] if flat else v for v in self.along(log_n, log_d))
         found = self.loss(self.theta(rows, np.zeros(len(x))), x)
         return found[:, 0] if flat else found
-
-    def exponents_at_6nd(self, rows: Array) -> Array | None:
-        """The exponent a of N* ~ C^a for C = 6 N D, (R,); None if the exponent depends on C."""
-        return None
-
-    def optimum_at_6nd(self, rows: Array, flops: float) -> Array | None:
-        """log N* at `flops` for C = 6 N D, (R,); None if there is no closed form."""
-        return None
 
 
 def two_term_optimum(log_ratio: Array, alpha: Array, beta: Array, flops: float) -> Array:

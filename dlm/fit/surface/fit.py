@@ -80,14 +80,20 @@ def fit_surface(
     Raises:
         UserError: For an argument that is not allowed, and for points that do not support the law.
     """
-    _check(law, norm, space, delta, under_tuned)
-    points = as_points(params, tokens, loss, **columns)
+    if law not in LAWS:
+        raise unknown("law", law, tuple(LAWS))
+    how = checked_norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
+    points = with_two_budgets(as_points(params, tokens, loss, **columns))
+    pinned = dict(fixed or {})
+    result = fit_points(points, law_of(law, points, how, pinned), how, pinned, holdout=holdout)
+    return optimum.with_optima(replace(result, label=label), at)
+
+
+def with_two_budgets(points: Points) -> Points:
+    """Return the points, after a check that they have two budgets or more."""
     if points.top_flops < ONE_BUDGET * points.flops.min():
         raise UserError("all runs cost nearly the same C: a surface needs runs at two budgets or more")
-    how = Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
-    pinned = dict(fixed or {})
-    result = fit_points(points, _law(law, points, how, pinned), how, pinned, holdout=holdout)
-    return optimum.with_optima(replace(result, label=label), at)
+    return points
 
 
 def fit_points(
@@ -121,7 +127,7 @@ def fit_points(
     )
 
 
-def _law(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:
+def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:
     """Create the law called `name`, after a check of the values in `fixed`."""
     law = LAWS[name]
     odd = [key for key in fixed if key not in law.pins]
@@ -169,12 +175,13 @@ def _consistent(
     return law, replace(found, converged=False)
 
 
-def _check(law: str, norm: str, space: str, delta: float, under_tuned: float) -> None:
-    allowed = (("law", law, tuple(LAWS)), ("loss norm", norm, newton.NORMS), ("space", space, newton.SPACES))
-    for what, value, choices in allowed:
+def checked_norm(*, norm: str, delta: float, space: str, under_tuned: float) -> Norm:
+    """How residuals count, after a check of each value."""
+    for what, value, choices in (("loss norm", norm, newton.NORMS), ("space", space, newton.SPACES)):
         if value not in choices:
             raise unknown(what, value, choices)
     if not (np.isfinite(delta) and delta > 0):
         raise UserError(f"delta is {delta}: Huber's corner must be a finite number above 0 (1e-3 is usual)")
     if not 0 < under_tuned <= 1:
         raise UserError(f"under_tuned is {under_tuned}: give a factor in (0, 1] for points above the law")
+    return Norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)

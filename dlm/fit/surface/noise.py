@@ -119,8 +119,8 @@ def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[A
 
 
 def _replicates(points: Points) -> tuple[float, float, int]:
-    """The relative sd between runs of equal N and D, its sum of squares, and its degrees of freedom."""
-    keys = np.stack([points.params, points.tokens], axis=1)
+    """The relative sd between runs of equal N, D and unique tokens, its sum of squares, and its degrees of freedom."""
+    keys = np.stack([points.params, points.tokens, *([] if points.unique is None else [points.unique])], axis=1)
     _, place = np.unique(keys, axis=0, return_inverse=True)
     dof = int((np.bincount(place) - 1).sum())
     if not dof:

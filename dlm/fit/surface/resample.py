@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from dlm.core.errors import UserError
@@ -34,33 +37,79 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
     Raises:
         UserError: If the points do not permit the method.
     """
-    law, points, how = result.surface, result.points, result.how
-    assert law is not None and points is not None
-    method = _method(method, points, how)
-    problem = newton.problem_of(points, law, how, result.fixed)
-    known = np.array([[params[name] for name in law.params] for params in (result.params, *result.rivals)])
-    thetas = law.theta(known, problem.centre)  # the fit, then its rivals
-    fitted, target = newton.predict(problem, thetas[:1])[0], newton.target_of(problem, points.loss)
-    residual, dof = target - fitted, len(points) - len(problem.free)
-    weight, targets = points.weight[None], target[None]
+    points = result.points
+    assert points is not None
+    problem, thetas = known(result)
+    method = method_of(method, points, result.how)
+    fitted = newton.predict(problem, thetas[:1])[0]
+    nested = partial(noise.draw_nested, points, problem, thetas[:1], replicates, rng)
+    free = len(problem.free)
+    targets, weight = samples(points, result.how, fitted, free, nested, replicates, method, rng)
+    dof = len(points) - free if method == "residuals" else 0
+    return draws.Draws(rows=refit(result, targets, weight), method=method, dof=dof)
+
+
+def samples(
+    points: Points,
+    how: Norm,
+    fitted: Array,
+    free: int,
+    nested: Callable[[], Array],
+    replicates: int,
+    method: str,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Resample the points.
+
+    Args:
+        points: The points.
+        how: The space of the residuals and their norm.
+        fitted: What the law predicts in this space, (n,).
+        free: Number of fitted parameters.
+        nested: Draws noise of trunks and points, (R, n), for the method 'nested'.
+        replicates: Number of samples, R.
+        method: 'pairs', 'residuals' or 'nested'.
+        rng: The source of random numbers.
+
+    Returns:
+        The targets and the weights of the points in each sample, each (R, n) or, if all samples share them, (1, n).
+    """
+    target = newton.in_space(points.loss, how)
     if method == "pairs":
-        weight = draws.cluster_counts(points, replicates, rng)
-    elif method == "nested":
-        targets = fitted + noise.draw_nested(points, problem, thetas[:1], replicates, rng)
-    else:
-        pool = _pool(residual * np.sqrt(points.weight), len(problem.free), how.norm)
-        drawn = pool[rng.integers(len(pool), size=(replicates, len(points)))]
-        targets = fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300))
+        return target[None], draws.cluster_counts(points, replicates, rng)
+    if method == "nested":
+        return fitted + nested(), points.weight[None]
+    pool = _pool((target - fitted) * np.sqrt(points.weight), free, how.norm)
+    drawn = pool[rng.integers(len(pool), size=(replicates, len(points)))]
+    return fitted + drawn / np.sqrt(np.maximum(points.weight, 1e-300)), points.weight[None]
+
+
+def refit(result: Fitted, targets: Array, weight: Array) -> Array:
+    """Refit a surface to resampled targets and weights: rows of parameters, (R, p), NaN for a sample without a fit."""
+    law, points = result.fitted_law, result.points
+    assert points is not None
+    problem, thetas = known(result)
+    residual = newton.target_of(problem, points.loss) - newton.predict(problem, thetas[:1])[0]
+    replicates = max(len(targets), len(weight))
     # The starts are found in chunks, because the scan needs much memory.
-    chunks = [slice(i, i + newton.CHUNK) for i in range(0, replicates, newton.CHUNK)]
-    begin = [_begin(problem, thetas, residual, newton.take(targets, c), newton.take(weight, c)) for c in chunks]
+    chunks = newton.chunks(replicates, len(points))
+    begin = [starts(problem, thetas, residual, newton.take(targets, c), newton.take(weight, c)) for c in chunks]
     found, _, done = newton.minimise(problem, np.concatenate(begin), targets, weight)
     rows = law.rows(found, problem.centre)
     rows[~(done & np.isfinite(rows).all(axis=1))] = np.nan
-    return draws.Draws(rows=rows, method=method, dof=dof if method == "residuals" else 0)
+    return rows
 
 
-def _method(method: str, points: Points, how: Norm) -> str:
+def known(result: Fitted) -> tuple[newton.Problem, Array]:
+    """The problem of a fitted surface, and theta of the fit and of its rivals, (1 + rivals, p)."""
+    law, points = result.fitted_law, result.points
+    assert points is not None
+    problem = newton.problem_of(points, law, result.how, result.fixed)
+    known = np.array([[params[name] for name in law.params] for params in (result.params, *result.rivals)])
+    return problem, law.theta(known, problem.centre)
+
+
+def method_of(method: str, points: Points, how: Norm) -> str:
     """Return 'pairs', 'residuals' or 'nested': the requested method or, for 'auto', the one that suits the points."""
     even = how.under_tuned == 1.0
     if not even and method in ("nested", "residuals"):
@@ -92,7 +141,7 @@ def _pool(residual: Array, free: int, norm: str) -> Array:
     return np.asarray(pool - pool.mean())
 
 
-def _begin(problem: newton.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
+def starts(problem: newton.Problem, thetas: Array, residual: Array, targets: Array, weight: Array) -> Array:
     """The start of each replicate, (R, p): the fit, a rival or a start from its own scan, whichever is best."""
     begin = np.repeat(thetas[:1], max(len(targets), len(weight)), axis=0)
     lowest = newton.value(problem, thetas[:1], targets, weight)

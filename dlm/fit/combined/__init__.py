@@ -1,0 +1,1 @@
+"""The law that dlm answers with if none is named: several fits of two forms, weighted by how well they predict."""

@@ -1,0 +1,68 @@
+"""Estimate by how much a prediction beyond the runs is wrong because the form of the law is.
+
+The log error of a prediction is taken to grow in proportion to the distance, log10 of C over the highest C of the runs,
+and to follow Student's t. Its scale at one decade starts from what the same rule missed on published sets of runs
+whose top budgets were hidden, and moves towards what it misses when the top budgets of these runs are held out.
+`benchmarks/predict.py` measures both, and how often the intervals hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlm.fit.points import Array, Points
+
+if TYPE_CHECKING:
+    from dlm.fit.combined.origins import Origin
+
+# The published sets: scale and degrees of freedom of the log error of L at one decade.
+PRIOR_SCALE = 0.011
+PRIOR_DOF = 2.5
+WORTH = 0.25  # degrees of freedom that an origin adds: its errors and those of the next origin are much alike
+NEAR = 0.1  # decades; nearer to the runs and within them, the error is that at this distance
+PRIOR_N = 0.21  # standard deviation of log N* at one decade on the same sets; it grows with the root of the distance
+BIAS_N = 0.03  # of log N* within the runs: a parabola over a factor of 25 to 64 in size is off by 1 to 3 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormError:
+    """The error of a law's form: Student's t with a scale that grows with the distance."""
+
+    scale: float  # of log L at one decade beyond the runs
+    dof: float
+    most: float  # the highest N D of the runs, from which the distance of a single run is measured
+
+    def half(self, distance: Array | float, level: float) -> Array:
+        """The half-width of the interval of log L that has the coverage `level`, at a distance in decades."""
+        from scipy.special import stdtrit
+
+        return np.asarray(stdtrit(self.dof, (1 + level) / 2) * self.scale * np.maximum(distance, NEAR))
+
+    def half_of_run(self, params: Array, tokens: Array, level: float) -> Array:
+        """The half-width for single runs with N = `params` and D = `tokens`, each (m,)."""
+        return self.half(np.log10(params * tokens / self.most), level)
+
+
+def error_of(points: Points, origins: Sequence[Origin], weights: Mapping[str, float]) -> FormError:
+    """Estimate the error of the weighted geometric mean of the parts from what it misses at each origin."""
+    squares = [
+        float(np.mean((error / np.maximum(distance, NEAR)) ** 2)) for distance, error in _levels(origins, weights)
+    ]
+    dof = PRIOR_DOF + WORTH * len(squares)
+    scale = float(np.sqrt((PRIOR_DOF * PRIOR_SCALE**2 + WORTH * sum(squares)) / dof))
+    return FormError(scale=scale, dof=dof, most=float((points.params * points.tokens).max()))
+
+
+def _levels(origins: Sequence[Origin], weights: Mapping[str, float]) -> list[tuple[Array, Array]]:
+    return [origin.by_level(origin.of(weights)) for origin in origins]
+
+
+def half_of_size(distance: float, level: float) -> float:
+    """The half-width of the interval of log N* that the form of the law causes, at a distance in decades."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + level) / 2) * np.sqrt(BIAS_N**2 + PRIOR_N**2 * max(distance, 0.0)))

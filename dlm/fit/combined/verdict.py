@@ -1,0 +1,155 @@
+"""State how far a combined law may be extrapolated, how it did on held-out budgets, and where its numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dlm.core import text
+from dlm.fit.combined.fit import FORMS
+from dlm.fit.engine import newton
+from dlm.fit.fitted import Combination, Fitted, Optimum, Verdict
+from dlm.fit.isoflop.fit import fit_groups, line_through
+from dlm.fit.layout import two_digits
+from dlm.fit.optimum import LEVEL, MOST_REACH, MOST_SPREAD, TOP, as_rows, best, log_spread, optima, own_optimum
+from dlm.fit.points import NAN
+from dlm.fit.result import FitResult
+from dlm.fit.surface.resample import refit
+
+WIDEST = 0.20  # relative width of the interval of L* beyond which L* is withheld
+HALVINGS = 7  # of the range of log C in which the reach is searched
+UNDERTUNED = 0.01  # the excess loss of the largest size, for which the change of N* is stated
+SMALLEST_MOVE = 0.01  # smaller changes of log N* are not stated
+SAME_SIZE = 1.05  # sizes within this factor of the largest count as the largest
+
+
+@np.errstate(all="ignore")
+def judge_combined(result: FitResult, *, level: float = LEVEL) -> FitResult:
+    """Add a verdict to a combined law with draws. L* is withheld beyond `verdict.reach`."""
+    points, combination = result.points, result.combination
+    assert points is not None and combination is not None
+    top = points.top_flops
+    reach, limit = _reach(result, top, level)
+    target = max([top, *(flops for flops in result.at if flops <= TOP * reach)])
+    here = own_optimum(result, target, level)
+    forms = {name: part for name in FORMS if (part := combination.parts.get(f"{name}_0")) is not None}
+    asked = [*forms.values(), *([] if combination.line is None else [combination.line])]
+    said = [own_optimum(replace(fit, draws=None), target, level) for fit in asked]
+    verdict = Verdict(
+        top=top,
+        reach=reach,
+        limit=limit,
+        missed=result.holdout.get("without_top_1", {}).get("L_rms_error", NAN),
+        aicc={},
+        target=target,
+        differ_n=float(np.exp(log_spread([o.N for o in said]))),
+        differ_l=float(np.expm1(log_spread([o.L for o in said[: len(forms)]]))),
+        regret=NAN,
+        n=here.ci["N"],
+    )
+    judged = replace(result, verdict=verdict)
+    lost = optima(judged, [target], level=level)[target].regret
+    words = _words(result, combination, reach, limit, target)
+    words += [*_regret(here, target, lost), *_sensitivity(result, combination, target)]
+    judged = replace(result, verdict=replace(verdict, regret=lost, words=tuple(words)))
+    return replace(judged, at=optima(judged, judged.at, level=level))
+
+
+def _reach(result: Fitted, top: float, level: float) -> tuple[float, str]:
+    """The highest C, rounded down to two digits, up to which the interval of L* is narrow enough, and its limit."""
+
+    def is_narrow(flops: float) -> bool:
+        ci = own_optimum(result, flops, level).ci
+        is_bounded = flops <= TOP * top or ci["N"][1] <= MOST_SPREAD * ci["N"][0]
+        return is_bounded and ci["L"][1] / ci["L"][0] - 1 <= WIDEST
+
+    if is_narrow(MOST_REACH * top):
+        return MOST_REACH * top, "intervals were not tested further"
+    low, high = 0.0, float(np.log(MOST_REACH))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_narrow(top * float(np.exp(middle))) else (low, middle)
+    ci = own_optimum(result, top * float(np.exp(high)), level).ci
+    if not np.isfinite([*ci["L"], *ci["N"]]).all():
+        why = "resampled runs do not bound it"
+    elif ci["L"][1] / ci["L"][0] - 1 > WIDEST:
+        why = f"its interval is wider than {WIDEST:.0%}"
+    else:
+        why = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
+    return max(float(two_digits(top * np.exp(low), np.floor)), top), f"beyond, {why}"
+
+
+def _words(result: Fitted, combination: Combination, reach: float, limit: str, target: float) -> list[str]:
+    """The verdict in at most five short sentences."""
+    assert result.points is not None
+    top = result.points.top_flops
+    far = f"up to {text.flops(reach)} FLOPs, {reach / top:.3g} times the highest C of the runs"
+    low, high = own_optimum(result, top, LEVEL).ci["L"]
+    if not high / low - 1 <= WIDEST:
+        said = [
+            f"These runs do not determine L*, not even at {text.flops(top)} FLOPs: {limit.removeprefix('beyond, ')}."
+        ]
+    else:
+        said = [f"L* is given {far if reach > TOP * top else 'within the runs only'}: {limit}."]
+    held = result.holdout.get("without_top_1")
+    if held is None:
+        said.append("No budget could be held out, so the error of the form is that of other published runs.")
+    else:
+        what = f"the runs from {text.flops(held['from_flops'])} FLOPs"
+        error = f"{held['L_rms_error']:.2%} (root mean square)"
+        said.append(f"Fitted without them, the law predicts {what} with an error of {error}.")
+    said.append(_source(result, combination, target))
+    return said
+
+
+def _regret(best: Optimum, target: float, lost: float) -> list[str]:
+    low, high = best.ci["N"]
+    if not (np.isfinite(lost) and high <= MOST_SPREAD * low):
+        return []
+    sizes = text.interval(best.ci["N"], "count")
+    return [
+        f"At {text.flops(target)} FLOPs, any size from {sizes} loses at most {text.number(lost, digits=2)} nats/token."
+    ]
+
+
+def _sensitivity(result: Fitted, combination: Combination, target: float) -> list[str]:
+    """By how much N* would change if the largest size had been trained with a worse recipe than the others.
+
+    Nothing in the runs shows this fault, so the reader has to judge it.
+    """
+    points, surface, line = result.points, result.surface, combination.line
+    assert points is not None and surface is not None
+    largest = points.params >= points.params.max() / SAME_SIZE
+    better = replace(points, loss=np.where(largest, points.loss / (1 + UNDERTUNED), points.loss))
+    losses = newton.in_space(better.loss, result.how)[None]
+    rows = [refit(part, losses, part.points.weight[None]) for part in combination.parts.values() if part.points]
+    before, after = (
+        float(np.log(best(surface, row, target, result.cost)[0, 0]))
+        for row in (as_rows(surface, result.params), np.concatenate(rows, axis=1))
+    )
+    moved = after - before
+    if line is not None:
+        budgets = {m.budget for m in line.usable}
+        minima = [m for m in fit_groups(better).usable if m.budget in budgets]
+        if len(minima) < len(budgets):
+            return []
+        lines = [as_rows(None, params) for params in (line.params, line_through(minima))]
+        before, after = (float(np.log(best(None, row, target, result.cost)[0, 0])) for row in lines)
+        moved = (moved + after - before) / 2
+    if not abs(moved) >= SMALLEST_MOVE:
+        return []
+    size, more = text.count(float(points.params.max())), np.expm1(moved)
+    change = f"{abs(more):.0%} {'larger' if more > 0 else 'smaller'}"
+    return [f"If {size}, the largest size, is undertuned by {UNDERTUNED:.0%}, N* at {text.flops(target)} is {change}."]
+
+
+def _source(result: Fitted, combination: Combination, target: float) -> str:
+    """Where N* comes from."""
+    if combination.line is None:
+        return "N* is that of the surface alone, because no isoFLOP minima bound it."
+    assert result.surface is not None
+    alone = own_optimum(replace(result, combination=replace(combination, line=None), draws=None), target, LEVEL).N
+    other = own_optimum(replace(combination.line, draws=None), target, LEVEL).N
+    both = f"{text.count(alone)} and {text.count(other)} at {text.flops(target)} FLOPs"
+    return f"N* is the geometric mean of that of the surface and that of the isoFLOP minima ({both})."
