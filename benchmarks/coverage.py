@@ -1,6 +1,6 @@
 """Measure how often the intervals hold the truth, in simulated worlds whose seeds are fixed beforehand.
 
-    python benchmarks/coverage.py [--rows surface,gate] [--worlds 4000] [--seed 2] [--write]
+    python benchmarks/coverage.py [--rows surface,gate,faults] [--worlds 4000] [--seed 2] [--write]
 
 surface: 95 % intervals of one form, which is the true one (Chinchilla's published law, with noise of 1 % for each
 run), for n = 35 and 20 runs.
@@ -8,6 +8,9 @@ gate: intervals after `judge`, in worlds where the form is wrong (Skaling laws a
 diffusion k = 0.30, autoregressive k = 0.31, Prime k = 0.42), where small runs are under-tuned (their loss is too high
 by 3 % at the lowest budget, falling with the root of C; or by 2 %, falling in a straight line over log C to nothing
 at the top budget), and where branches of one trunk share noise.
+faults: intervals of the combined law in worlds with a fault that no law knows (6 budgets, 7 sizes, noise of 0.5 %):
+sizes above 300M mistuned by 2 % per decade; the top two budgets mistuned by 1 and 2 %; a floor of 2.15 that the runs
+hardly see; 3B unique tokens that longer runs repeat; 4 % of the runs diverged, with a loss 10 to 50 % too high.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from dlm.fit import bootstrap, fit_surface, judge, optima, optimum
+from dlm.fit.combined.fit import fit_combined
 from dlm.fit.laws import LAWS
 from dlm.fit.points import Array, Cost
 
@@ -35,6 +39,8 @@ TRUTHS = {
     "autoregressive": ("skaling", (0.6707, 24.23, 14.69, 0.4111, 0.4708, 0.3131)),
     "prime": ("skaling", (1.011, 56.48, 93.29, 0.4967, 0.5816, 0.422)),
 }
+TRUTHS["floor"] = ("chinchilla", (2.15, 60.0, 60.0, 0.17, 0.15))
+UNIQUE, WORTH = 3e9, 15.4  # unique tokens of the fault 'epochs', and how many repetitions count (2305.16264)
 TOP, LOWEST = 1e20, 1e18
 BEYOND = 10.0  # times the top budget, or the reach if that is nearer
 Hits = dict[str, list[float]]
@@ -127,6 +133,66 @@ def gate(worlds: int, seed: int, truth: str, **how: Any) -> Hits:
     return hits
 
 
+Fault = Callable[[dict[str, Array], World, np.random.Generator], Array]
+
+
+def _mistuned_sizes(runs: dict[str, Array], world: World, rng: np.random.Generator) -> Array:
+    return np.asarray(runs["loss"] * (1 + 0.02 * np.maximum(np.log10(runs["params"] / 3e8), 0.0)))
+
+
+def _mistuned_budgets(runs: dict[str, Array], world: World, rng: np.random.Generator) -> Array:
+    levels = np.unique(runs["budget"])
+    excess = 0.02 * (runs["budget"] == levels[-1]) + 0.01 * (runs["budget"] == levels[-2])
+    return np.asarray(runs["loss"] * (1 + excess))
+
+
+def _epochs(runs: dict[str, Array], world: World, rng: np.random.Generator) -> Array:
+    repeated = np.maximum(runs["tokens"] / UNIQUE - 1, 0.0)
+    worth = np.minimum(runs["tokens"], UNIQUE) + UNIQUE * WORTH * (1 - np.exp(-repeated / WORTH))
+    row, log_n = world.row, np.log(runs["params"])[None]
+    one, other = (world.law.predict(row, log_n, np.log(v)[None])[0] for v in (worth, runs["tokens"]))
+    return np.asarray(runs["loss"] * one / other)
+
+
+def _diverged(runs: dict[str, Array], world: World, rng: np.random.Generator) -> Array:
+    lost = rng.permutation(len(runs["loss"])) < round(0.04 * len(runs["loss"]))
+    return np.asarray(runs["loss"] * np.where(lost, rng.uniform(1.1, 1.5, len(runs["loss"])), 1.0))
+
+
+def _none(runs: dict[str, Array], world: World, rng: np.random.Generator) -> Array:
+    return runs["loss"]
+
+
+FAULTS: dict[str, tuple[str, Fault]] = {
+    "none": ("chinchilla", _none),
+    "none, diffusion": ("diffusion", _none),
+    "large sizes mistuned": ("chinchilla", _mistuned_sizes),
+    "top budgets mistuned": ("chinchilla", _mistuned_budgets),
+    "floor hardly seen": ("floor", _none),
+    "hidden epochs": ("chinchilla", _epochs),
+    "diverged runs": ("chinchilla", _diverged),
+}
+
+
+def faults(worlds: int, seed: int, name: str) -> Hits:
+    """Intervals of the combined law, of N* and L* at the top budget, at three and at ten times it."""
+    truth, spoil = FAULTS[name]
+    world, hits = World(truth), {}
+    for k in range(worlds):
+        rng = np.random.default_rng((seed, k))
+        runs = world.runs(rng, budgets=6, sizes=7, width=5.0, own=0.005)
+        runs["loss"] = spoil(runs, world, rng)
+        result = judge(bootstrap(fit_combined(**runs), replicates=300, seed=k), replicates=300)
+        assert result.verdict is not None
+        for times in (1.0, 3.0, 10.0):
+            found, best = optimum.own_optimum(result, times * TOP, 0.95), world.best(times * TOP)
+            _count(hits, {f"{key}* x{times:g}": (best[j], found.ci[key]) for key, j in (("N", 0), ("L", 2))})
+        hits.setdefault("reach / top", []).append(result.verdict.reach / TOP)
+        ten = optimum.own_optimum(result, BEYOND * TOP, 0.95)
+        hits.setdefault("width of L*", []).append(float(np.ptp(np.log(ten.ci["L"]))))
+    return hits
+
+
 def _count(hits: Hits, truth: dict[str, tuple[float, tuple[float, float]]]) -> None:
     """1 if the interval holds the truth, 0 if not, NaN if there is no interval."""
     for name, (value, (low, high)) in truth.items():
@@ -150,13 +216,16 @@ def rows(names: list[str], worlds: int, seed: int) -> Iterator[tuple[str, Hits]]
             yield f"gate, {truth}, under-tuned unseen", gate(few, seed, truth, **plain, under_tuned=straight)
             yield f"gate, {truth}, trunks", gate(few, seed, truth, **trunks)
             yield f"gate, {truth}, under-tuned, trunks", gate(few, seed, truth, **trunks, under_tuned=falling)
+    if "faults" in names:
+        for fault in FAULTS:
+            yield f"faults, {fault}", faults(max(worlds // 20, 1), seed, fault)
 
 
 def main() -> None:
     """Print the table row by row; with --write also store it in benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="surface,gate", help="which, with commas between")
-    parser.add_argument("--worlds", type=int, default=4000, help="a twentieth of them for each row of gate")
+    parser.add_argument("--worlds", type=int, default=4000, help="a twentieth of them for each row of gate and faults")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results")
     args = parser.parse_args()
