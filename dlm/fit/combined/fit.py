@@ -60,7 +60,7 @@ def fit_combined(
     """
     pinned = dict(fixed or {})
     if odd := sorted({*pinned} - {"E"}):
-        raise UserError(f"the combined law cannot hold {odd[0]} fixed, only E: name one law, such as law='chinchilla'")
+        raise UserError(f"the combined law cannot hold {odd[0]} fixed, only E: name one law, such as chinchilla")
     how = checked_norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
     points = with_two_budgets(as_points(params, tokens, loss, **columns))
     law_of(FORMS[0], points, how, pinned)  # checks the value of E
