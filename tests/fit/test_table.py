@@ -310,10 +310,10 @@ def test_an_envelope_leaves_out_rows_without_weight(world):
 def test_outliers_are_dropped_only_if_asked_and_named(runs):
     broken = runs.assign(run_id=[f"run-{k}" for k in range(len(runs))])
     broken.loc[[3, 11], "loss"] *= [1.3, 1.2]
-    plain, dropped = (fit_runs(broken, drop_outliers=drop, bootstrap=0) for drop in (False, True))
+    plain, dropped = (fit_runs(broken, law="chinchilla", drop_outliers=drop, bootstrap=0) for drop in (False, True))
     assert (plain.n, dropped.n) == (len(runs), len(runs) - 2)
     assert any("dropped 2 runs far from the law: run-3; run-11" in w for w in dropped.warnings)
-    rest = fit_runs(broken.drop(index=[3, 11]), bootstrap=0)
+    rest = fit_runs(broken.drop(index=[3, 11]), law="chinchilla", bootstrap=0)
     assert dropped.params == pytest.approx(rest.params, rel=1e-6)
     some = broken.assign(weight=np.where(broken.index == 2, 0.0, 1.0))
     for weights, n in ((None, len(runs) - 3), ("compute", len(runs) - 2)):

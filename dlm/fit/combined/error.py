@@ -8,21 +8,16 @@ whose top budgets were hidden, and moves towards what it misses when the top bud
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlm.fit.points import Array, Points
-
-if TYPE_CHECKING:
-    from dlm.fit.combined.origins import Origin
+from dlm.fit.points import Array
 
 # The published sets: scale and degrees of freedom of the log error of L at one decade.
-PRIOR_SCALE = 0.011
+PRIOR_SCALE = 0.013
 PRIOR_DOF = 2.5
-WORTH = 0.25  # degrees of freedom that an origin adds: its errors and those of the next origin are much alike
+WORTH = 1.0  # degrees of freedom that an origin adds
 NEAR = 0.1  # decades; nearer to the runs and within them, the error is that at this distance
 PRIOR_N = 0.21  # standard deviation of log N* at one decade on the same sets; it grows with the root of the distance
 BIAS_N = 0.03  # of log N* within the runs: a parabola over a factor of 25 to 64 in size is off by 1 to 3 %
@@ -45,20 +40,6 @@ class FormError:
     def half_of_run(self, params: Array, tokens: Array, level: float) -> Array:
         """The half-width for single runs with N = `params` and D = `tokens`, each (m,)."""
         return self.half(np.log10(params * tokens / self.most), level)
-
-
-def error_of(points: Points, origins: Sequence[Origin], weights: Mapping[str, float]) -> FormError:
-    """Estimate the error of the weighted geometric mean of the parts from what it misses at each origin."""
-    squares = [
-        float(np.mean((error / np.maximum(distance, NEAR)) ** 2)) for distance, error in _levels(origins, weights)
-    ]
-    dof = PRIOR_DOF + WORTH * len(squares)
-    scale = float(np.sqrt((PRIOR_DOF * PRIOR_SCALE**2 + WORTH * sum(squares)) / dof))
-    return FormError(scale=scale, dof=dof, most=float((points.params * points.tokens).max()))
-
-
-def _levels(origins: Sequence[Origin], weights: Mapping[str, float]) -> list[tuple[Array, Array]]:
-    return [origin.by_level(origin.of(weights)) for origin in origins]
 
 
 def half_of_size(distance: float, level: float) -> float:

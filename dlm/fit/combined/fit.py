@@ -17,8 +17,7 @@ import numpy.typing as npt
 from dlm.core.errors import UserError
 from dlm.fit import optimum
 from dlm.fit.budgets import are_groups
-from dlm.fit.combined.error import error_of
-from dlm.fit.combined.origins import Origin, origins
+from dlm.fit.combined.origins import Origin, error_of, origins
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Allocation, Combination, Fitted

@@ -6,13 +6,14 @@ predicts. This is the only check of an extrapolation that the runs themselves al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.fit.budgets import are_groups
+from dlm.fit.combined.error import NEAR, PRIOR_DOF, PRIOR_SCALE, WORTH, FormError
 from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Fitted
 from dlm.fit.optimum import as_rows
@@ -73,6 +74,15 @@ def origins(points: Points, parts: Mapping[str, Fitted]) -> list[Origin]:
             origin = Origin(start=float(spent.min()), level=levels_of(points)[~kept], distance=distance, errors=errors)
             found.append(origin)
     return found
+
+
+def error_of(points: Points, held: Sequence[Origin], weights: Mapping[str, float]) -> FormError:
+    """Estimate the error of the weighted geometric mean of the parts from what it misses at each origin."""
+    levels = [origin.by_level(origin.of(weights)) for origin in held]
+    squares = [float(np.mean((error / np.maximum(distance, NEAR)) ** 2)) for distance, error in levels]
+    dof = PRIOR_DOF + WORTH * len(squares)
+    scale = float(np.sqrt((PRIOR_DOF * PRIOR_SCALE**2 + WORTH * sum(squares)) / dof))
+    return FormError(scale=scale, dof=dof, most=float((points.params * points.tokens).max()))
 
 
 def _divisions(points: Points) -> Iterator[Mask]:
