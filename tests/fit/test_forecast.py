@@ -61,8 +61,10 @@ def test_fits_that_do_not_determine_the_best_size_give_the_reason(fits):
     draws = main.draws * np.where(np.arange(len(main.draws)) % 3 == 0, np.nan, 1.0)[:, None]
     lost = replace(main, draws=draws)
     assert "best size at 9e12 FLOPs is not known: resampled runs do not bound it" in best_size([lost], C)[1]
-    noisy = list(fit_sweep(demo_runs(sigma=0.08, seed=3), bootstrap=100).values())
-    assert best_size(noisy, C)[1] != ""
+    spread = np.exp(8 * np.random.default_rng(0).standard_normal(len(main.draws)))
+    is_size = [name.endswith(".A") for name in main.surface.params]
+    wide = replace(main, draws=np.where(is_size, main.draws * spread[:, None], main.draws))
+    assert "the interval of N* spans a factor above 10" in best_size([wide], C)[1]
 
 
 def test_a_forecast_holds_the_prediction_of_the_run_the_line_and_the_hold_outs(fits, forecast):
