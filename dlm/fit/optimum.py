@@ -37,6 +37,7 @@ MOST_REACH = 100.0  # multiple of the highest C up to which intervals were teste
 LEAST_WEIGHT = 0.05  # parts of a combined law that weigh less have no say in the regret
 MOST_SPREAD = 10.0  # ratio of the ends of the interval of N* above which N* is not given beyond the runs
 UNTESTED = f"C is over {MOST_REACH:g} times the highest of the runs, further than any interval was tested"
+NOT_BOUNDED = "resampled runs do not bound it"
 TOO_WIDE = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
@@ -80,7 +81,9 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     if result.verdict is not None:
         best = _judged(result, best, result.verdict, flops, level)
         low, high = best.ci["N"]
-        return _without(best, TOO_WIDE) if best.reach > TOP and high > MOST_SPREAD * low else best
+        if best.reach <= TOP or high <= MOST_SPREAD * low:
+            return best
+        return _without(best, TOO_WIDE if np.isfinite(high) else NOT_BOUNDED)
     if best.reach <= TOP:
         return replace(best, ci={**best.ci})  # the one that is kept must not change
     ci = {**best.ci, "L": UNBOUNDED} if best.ci else {}
