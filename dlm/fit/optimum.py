@@ -286,7 +286,11 @@ def best(law: Surface | None, rows: Array, flops: float, cost: Cost) -> Array:
 
 
 def _search(law: Surface, rows: Array, flops: float, cost: Cost, around: Array | None) -> Array:
-    """log N* under cost(N) D = C, (R,), by golden section: under a `Cost`, the loss has one minimum over N."""
+    """log N* under cost(N) D = C, (R,), by golden section.
+
+    Under a `Cost`, the loss of every law that can be fitted has one minimum over N. The mean of such laws in a combined
+    law is taken to have one minimum too.
+    """
 
     def loss(log_n: Array) -> Array:
         return law.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.fit.fitted import Fitted, Optimum, plain, shown
-from dlm.fit.laws import FORMULAS
 from dlm.fit.laws.combined import Combined
 from dlm.fit.layout import html_list, html_table
 
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
 
 HELD_OUT = {"N_error": "N*", "D_error": "D*", "L_error": "L"}
 WITHOUT = {
-    f"without_top_{k}": f"the top {many}" for k, many in ((1, "budget"), (2, "two budgets"), (3, "three budgets"))
+    "without_top_1": "the top budget",
+    "without_top_2": "the top two budgets",
+    "without_top_3": "the top three budgets",
 }
 
 
@@ -69,7 +70,7 @@ class FitResult(Fitted):
     def report(self) -> str:
         """The result as a page of text."""
         rows = [f"{_head(self)}: {self.status}"]
-        rows += [f"  {formula(self)}"] if self.surface is not None else []
+        rows += [f"  {self.surface.formula}"] if self.surface is not None else []
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _numbers(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += [f"  {_held_out(name, errors)}" for name, errors in self.holdout.items()]
@@ -107,15 +108,6 @@ def sentence(best: Optimum) -> str:
         loss = f"L withheld: {best.withheld}" if math.isnan(best.L) else f"{loss}: {best.withheld}"
     ratio = text.number(best.tokens_per_param, digits=3)
     return f"{', '.join(sizes)}, D/N = {ratio} ({text.interval(best.ci.get('tokens_per_param'))}), {loss}"
-
-
-def formula(result: Fitted) -> str:
-    """The formula of a surface; of a combined law, the parts with their weights."""
-    if not isinstance(result.surface, Combined):
-        return FORMULAS[result.law]
-    weights = sorted(result.surface.weights.items(), key=lambda part: -part[1])
-    parts = ", ".join(f"{weight:.0%} {name}" for name, weight in weights)
-    return f"log L = mean of the log L of its parts, by weight: {parts}"
 
 
 def _head(result: Fitted) -> str:

@@ -94,7 +94,7 @@ def fit_runs(
     frame.attrs["warnings"] += [*_mixtures(frame), *checkpoints(frame)]
     frame = with_budgets(frame, law, budget_tolerance)
     places = _places(frame, at)
-    _check_options(law, how, fixed, weights, curve, axis, drop_outliers=drop_outliers)
+    _check_options(law, how, fixed, weights, curve, axis, drop_outliers=drop_outliers, holdout=holdout)
     if law == "isoflop":
         result = _isoflop(frame, at=places, curve=curve, axis=axis)
     elif law == "envelope":
@@ -192,6 +192,7 @@ def _check_options(
     axis: str,
     *,
     drop_outliers: bool,
+    holdout: bool,
 ) -> None:
     """Refuse an option that the law does not have, rather than ignore it."""
     if law != "isoflop" and (curve, axis) != ("parabola", "params"):
@@ -202,6 +203,7 @@ def _check_options(
     odd += ["fixed parameters"] if fixed else []
     odd += ["weights from compute"] if weights is not None else []
     odd += ["outliers to drop"] if drop_outliers else []
+    odd += ["hold-outs to leave out"] if not holdout else []
     if odd:
         raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
 

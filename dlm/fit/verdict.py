@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from dlm.core.errors import UserError
+from dlm.fit.combined.fit import FORMS
 from dlm.fit.combined.verdict import judge_combined
 from dlm.fit.draws import hull
 from dlm.fit.engine.newton import Norm
@@ -29,7 +30,6 @@ from dlm.fit.resample import bootstrap
 from dlm.fit.result import FitResult
 from dlm.fit.surface.fit import fit_points
 
-FORMS = ("chinchilla", "skaling")
 WIDEST = 0.10  # relative width of the interval of L* beyond which L* is withheld
 TINY = 1e-9  # a relative change of C that is only a rounding error
 GRID = 41  # values of C tried between the highest C and MOST_REACH times it

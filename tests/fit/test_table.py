@@ -327,3 +327,5 @@ def test_without_hold_outs_the_parts_weigh_the_same(runs):
     result = fit_runs(runs, holdout=False, bootstrap=0)
     assert result.holdout == {} and len({*np.round(list(result.surface.weights.values()), 12)}) == 1
     assert fit_runs(runs, law="chinchilla", holdout=False, bootstrap=0).holdout == {}
+    with pytest.raises(UserError, match="isoflop has no hold-outs to leave out"):
+        fit_runs(runs, law="isoflop", holdout=False)

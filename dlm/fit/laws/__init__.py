@@ -20,10 +20,3 @@ LAW_NAMES = {
     "tied": "surface of one exponent",
     "data-constrained": "data-constrained surface",
 }
-
-FORMULAS = {
-    "chinchilla": "L = E + A/N^alpha + B/D^beta",
-    "skaling": "L = E + A (N^-alpha + R D^-beta)^k",
-    "tied": "L = E + A/N^alpha + B/D^alpha",
-    "data-constrained": "L = E + A/N'^alpha + B/D'^beta, with N' and D' reduced by repetition",
-}

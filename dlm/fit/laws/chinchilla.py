@@ -18,6 +18,7 @@ class Chinchilla(Law):
     """The sum of a power law of N, a power law of D, and a floor E."""
 
     name = "chinchilla"
+    formula = "L = E + A/N^alpha + B/D^beta"
     params = ("E", "A", "B", "alpha", "beta")
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4}
 

@@ -21,6 +21,8 @@ class Combined(Surface):
     def __init__(self, parts: Mapping[str, Law], weights: Mapping[str, float]) -> None:
         """Combine `parts`, by name, with `weights` that sum to 1. A parameter is called 'PART.NAME'."""
         self.parts, self.weights = dict(parts), {name: weights[name] for name in parts}
+        shares = ", ".join(f"{w:.0%} {name}" for name, w in sorted(self.weights.items(), key=lambda part: -part[1]))
+        self.formula = f"log L = mean of the log L of its parts, by weight: {shares}"
         self.params, self.scales, self.exponents = (
             tuple(f"{part}.{name}" for part, law in self.parts.items() for name in getattr(law, kind))
             for kind in ("params", "scales", "exponents")

@@ -25,6 +25,7 @@ class DataConstrained(Law):
     """The law of N, D and unique tokens; predictions assume `unique` unique tokens."""
 
     name = "data-constrained"
+    formula = "L = E + A/N'^alpha + B/D'^beta, with N' and D' reduced by repetition"
     params = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
     scales = ("A", "B", "R_D", "R_N")
     pins: ClassVar[dict[str, int]] = {"alpha": 1, "beta": 3, "E": 4, "R_D": 5, "R_N": 6, "A": 0, "B": 2}

@@ -23,6 +23,7 @@ class Surface(ABC):
     """A function L(N, D). Its parameters are rows (R, p), in the order of `params`, one for each replicate."""
 
     name: str  # the name that `--law` takes
+    formula: str  # as reports show it
     params: tuple[str, ...]  # the columns of `rows`
     scales: tuple[str, ...] = ("A", "B")  # multiplicative params; their intervals are taken in logs
     exponents: tuple[str, ...] = ("alpha", "beta")  # params that are powers of N and D

@@ -20,6 +20,7 @@ class Skaling(Law):
     """The k-th power of a sum of two power laws, plus a floor E."""
 
     name = "skaling"
+    formula = "L = E + A (N^-alpha + R D^-beta)^k"
     params = ("E", "A", "R", "alpha", "beta", "k")
     scales = ("A", "R", "k")
     pins: ClassVar[dict[str, int]] = {"E": 4, "k": 5}

@@ -19,6 +19,7 @@ class Tied(Law):
     """Chinchilla's law with alpha = beta."""
 
     name = "tied"
+    formula = "L = E + A/N^alpha + B/D^alpha"
     params = ("E", "A", "B", "alpha")
     exponents = ("alpha",)
     pins: ClassVar[dict[str, int]] = {"alpha": 2, "E": 3}
