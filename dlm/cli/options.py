@@ -19,7 +19,12 @@ Target = Annotated[str, typer.Argument(help="A definition (sweeps/demo.yaml, or 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 RunsFile = Annotated[Path, typer.Argument(help="A CSV file of runs: params, tokens, loss (and flops, budget, ...).")]
-Replicates = Annotated[int, typer.Option(help="Bootstrap replicates for the intervals; 0 gives no intervals.")]
+Replicates = Annotated[
+    int,
+    typer.Option(
+        help="Bootstrap replicates for the intervals; 0 gives no intervals. The combined law takes 1000 at most."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The random seed of the bootstrap.")]
 
 

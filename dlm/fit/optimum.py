@@ -37,6 +37,9 @@ MOST_REACH = 100.0  # multiple of the highest C up to which intervals were teste
 LEAST_WEIGHT = 0.05  # parts of a combined law that weigh less have no say in the regret
 MOST_SPREAD = 10.0  # ratio of the ends of the interval of N* above which N* is not given beyond the runs
 UNTESTED = f"C is over {MOST_REACH:g} times the highest of the runs, further than any interval was tested"
+UNTESTED_BELOW = (
+    f"C is below the lowest of the runs by a factor above {MOST_REACH:g}, further than any interval was tested"
+)
 NOT_BOUNDED = "resampled runs do not bound it"
 TOO_WIDE = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
 
@@ -78,9 +81,13 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     best = own_optimum(result, flops, level)
     if result.draws is not None and best.reach > TOP * MOST_REACH:
         return _without(best, UNTESTED)
+    if result.draws is not None and bottom_of(result) > TOP * MOST_REACH * flops:
+        return _without(best, UNTESTED_BELOW)
     if result.verdict is not None:
         best = _judged(result, best, result.verdict, flops, level)
         low, high = best.ci["N"]
+        if result.combination is not None and not np.isfinite(low + high):
+            return _without(best, NOT_BOUNDED)
         if best.reach <= TOP or high <= MOST_SPREAD * low:
             return best
         return _without(best, TOO_WIDE if np.isfinite(high) else NOT_BOUNDED)
@@ -134,7 +141,7 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
     found = Optimum(N=n, D=d, L=float(loss[0][0]), reach=flops / top_of(result))
     if result.draws is None:
         return found
-    far = max(float(np.log10(found.reach)), 0.0)
+    far = max(float(np.log10(found.reach)), float(np.log10(bottom_of(result) / flops)), 0.0)
     more = float(np.hypot(half_of_size(far, level), apart))
     size = _widened(n, ends(n, np.exp(log_n[1]), result.dof, level, log=True), more)
     tokens = np.exp(np.log(flops) - cost.log_per_token(np.log(size[::-1])))
@@ -224,6 +231,12 @@ def top_of(result: Fitted) -> float:
     """The highest C that the law rests on, FLOPs; for isoFLOP lines, the highest budget with a minimum."""
     assert result.points is not None
     return max(m.budget for m in result.usable) if result.law == "isoflop" else result.points.top_flops
+
+
+def bottom_of(result: Fitted) -> float:
+    """The lowest C of the runs, FLOPs."""
+    assert result.points is not None
+    return float(result.points.flops.min())
 
 
 def regret(result: Fitted, flops: float, best_n: float, ends_n: Interval) -> float:

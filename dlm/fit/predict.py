@@ -13,7 +13,7 @@ from dlm.fit.combined.error import FormError
 from dlm.fit.draws import ends, stretch
 from dlm.fit.fitted import Fitted
 from dlm.fit.laws.combined import Combined
-from dlm.fit.optimum import SHARE, as_rows
+from dlm.fit.optimum import MOST_REACH, SHARE, as_rows
 from dlm.fit.points import NAN, Array
 
 
@@ -29,7 +29,8 @@ class Prediction:
 def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, level: float = 0.95) -> Prediction:
     """Predict the loss of runs with N = `params` and D = `tokens`, each (m,).
 
-    After `judge`, the intervals hold under both forms of the law.
+    After `judge`, the intervals hold under both forms of the law. A run has no interval (NaN) if its N D is over
+    `MOST_REACH` times that of every fitted run, or below that of every fitted run by a factor above `MOST_REACH`.
 
     Raises:
         UserError: If the result is not a surface or has no draws (see `bootstrap`), if an N or D is not a finite number
@@ -42,7 +43,13 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
             raise UserError(f"{name} must be finite numbers above 0")
     if np.size(params) != np.size(tokens):
         raise UserError(f"params has {np.size(params)} values and tokens {np.size(tokens)}: they must be equally long")
-    return predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result))
+    seen = predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result))
+    assert result.points is not None
+    own = result.points.params * result.points.tokens
+    asked = np.atleast_1d(np.asarray(params, dtype=np.float64) * np.asarray(tokens, dtype=np.float64))
+    known = (own.min() / MOST_REACH <= asked) & (asked <= own.max() * MOST_REACH)
+    ci, pi = (np.where(known[:, None], pair, NAN) for pair in (seen.ci, seen.pi))
+    return Prediction(loss=seen.loss, ci=ci, pi=pi)
 
 
 def forms_of(result: Fitted) -> list[Fitted]:

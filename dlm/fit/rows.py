@@ -100,7 +100,7 @@ def with_budgets(frame: pd.DataFrame, law: str, tolerance: float) -> pd.DataFram
     Other laws need none.
     """
     if not 0 <= tolerance < 1:
-        raise UserError(f"budget_tolerance is {tolerance}: give a share from 0 (only equal budgets are one) to below 1")
+        raise UserError(f"budget tolerance is {tolerance}: give a share from 0 (only equal budgets are one) to below 1")
     known = frame["budget"].notna() if "budget" in frame else pd.Series(False, index=frame.index)
     name = "budget" if known.any() else "flops"
     if name == "flops":

@@ -150,7 +150,9 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
     if objective is not None and objective not in names:
         raise unknown("objective", objective, names)
     if objective is None and len(names) > 1:
-        raise UserError(f"the runs have several objectives ({text.listed(names)}): choose one with objective=")
+        raise UserError(
+            f"the runs have several objectives ({text.listed(names)}): choose one with --objective, or objective="
+        )
     chosen = frame if objective is None else frame[frame["objective"] == objective].reset_index(drop=True)
     chosen.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
     return chosen

@@ -58,7 +58,7 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         result = bootstrap(result, replicates=replicates, seed=seed, level=level)
     forms, why = _forms(result, points, replicates, seed)
     if not forms:
-        return result
+        return replace(result, notes=(*result.notes, why))
     top, missed = points.top_flops, _missed(forms)
     if why or not np.isfinite(missed):
         reach, limit = top, why or "no budget can be held out to check it"
@@ -97,8 +97,13 @@ def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tup
             fit = fit_points(points, LAWS[name](), how, dict(result.fixed))
         except UserError as error:
             why = f"{name} cannot be fitted to check the form ({error})"
+            continue
+        drawn = bootstrap(fit, replicates=replicates, seed=seed)
+        ci = own_optimum(drawn, points.top_flops, LEVEL).ci
+        if np.isfinite([*ci["N"], *ci["L"]]).all():
+            found[name] = drawn
         else:
-            found[name] = bootstrap(fit, replicates=replicates, seed=seed)
+            why = f"{name} cannot check the form, because resampled runs do not bound it"
     return found, why
 
 

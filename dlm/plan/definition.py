@@ -9,7 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.errors import UserError, unknown
@@ -64,10 +73,21 @@ class Proof(_Frozen):
 
 
 class Replicates(_Frozen):
-    """A rule for further runs of cells. Short runs vary more between seeds than long ones, and cost less."""
+    """A rule for further runs of cells.
+
+    Short runs vary more between seeds than long ones, and cost less. The smallest and the largest size of a budget say
+    most about where its minimum lies.
+    """
 
     below: Annotated[Number, Field(gt=0, allow_inf_nan=False)]  # the rule holds below this multiple of the top budget
     runs: int = Field(ge=2, le=100)  # how often each of these cells is trained, each time with another seed
+    sizes: Literal["all", "ends"] = "all"  # ends: only the smallest and the largest size of each budget
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the rule as plain values, without `sizes` if it is the default, which earlier versions do not know."""
+        plain: dict[str, Any] = dump(self)
+        return plain if self.sizes == "ends" else {key: value for key, value in plain.items() if key != "sizes"}
 
 
 def _rules(value: object) -> object:
@@ -113,10 +133,16 @@ class SweepSpec(_Frozen):
             (plain["replicates"],) = plain["replicates"]
         return plain
 
-    def seeds_at(self, budget: float) -> tuple[int, ...]:
-        """Return the seeds of the cells at a budget, with those that the rules of ``replicates`` add."""
+    def seeds_at(self, budget: float, *, is_end: bool = True) -> tuple[int, ...]:
+        """Return the seeds of the cells at a budget, with those that the rules of ``replicates`` add.
+
+        Args:
+            budget: FLOPs.
+            is_end: Whether the size of the cells is the smallest or the largest of the budget.
+        """
         top = max(self.budgets)
-        runs = max((rule.runs for rule in self.replicates if budget < rule.below * top), default=1)
+        rules = [rule for rule in self.replicates if budget < rule.below * top and (is_end or rule.sizes == "all")]
+        runs = max((rule.runs for rule in rules), default=1)
         return tuple(seed + SEED_STEP * k for k in range(runs) for seed in self.seeds)
 
     def identity(self) -> dict[str, Any]:

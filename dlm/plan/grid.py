@@ -71,6 +71,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
             dropped.append(point.dropped(cell))
     cells, thinned = _thin(spec, cells)
     dropped += thinned
+    cells, dropped = _at_ends(spec, cells, dropped)
     if not cells:
         first = dropped[0]
         raise UserError(
@@ -278,6 +279,27 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
     if epochs is not None and epochs > spec.max_epochs:
         return f"{epochs:.2f} epochs of the data, above max_epochs {spec.max_epochs:g}"
     return None
+
+
+def _at_ends(
+    spec: SweepSpec, cells: list[Cell], dropped: list[dict[str, Any]]
+) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """Leave out the further runs that only the smallest and the largest size of a budget have, from all other sizes."""
+
+    def curve(cell: Cell) -> str:
+        keys = {key: value for key, value in cell.overrides.items() if key != "seed"}
+        return canonical_json([cell.budget_flops, {**cell.groups, "model": ""}, keys])
+
+    sizes: dict[str, list[int]] = {}
+    for cell in cells:
+        sizes.setdefault(curve(cell), []).append(cell.num_params)
+
+    def is_planned(cell: Cell) -> bool:
+        own = sizes[curve(cell)]
+        return cell.seed in spec.seeds_at(cell.budget_flops, is_end=cell.num_params in (min(own), max(own)))
+
+    rows = [row for row in dropped if row["seed"] in spec.seeds_at(row["budget_flops"], is_end=False)]
+    return [cell for cell in cells if is_planned(cell)], rows
 
 
 def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:

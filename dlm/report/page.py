@@ -187,7 +187,7 @@ def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folde
     if isoflop is not None and isoflop.points is not None:
         loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and len(runs) == isoflop.n else None
         drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("combined"), loss_se=loss_se)
-    if any(fit.params for fit in fits.values()):
+    if any(math.isfinite(best.N) for fit in fits.values() for best in fit.at.values()):
         drawn["allocation"] = figures.allocation_figure(fits)
     for name, figure in drawn.items():
         figures.save(figure, folder, f"{name}-{slug}")
@@ -268,7 +268,7 @@ def _checks(fits: Iterable[FitResult]) -> Table:
 
 def _proof(proof: Proof) -> Table:
     """Tabulate the forecast of the proof run and its result, next to the predictions without a law."""
-    heads = ("prediction", "parameters N", "predicted loss", "measured", "off by", "z")
+    heads = ("prediction", "parameters N", "predicted loss", "measured", "prediction off by", "z of the measured loss")
     rows = []
     if proof.forecast is not None:
         for run in proof.forecast["proof"]["runs"]:

@@ -200,6 +200,25 @@ def test_nothing_is_given_further_than_intervals_were_tested(found):
     assert json.loads(json.dumps(found[0].to_dict(), allow_nan=False))["at"]["1e+30"]["N"] is None
 
 
+def test_below_the_runs_intervals_grow_until_nothing_is_given(found):
+    result, _ = found
+    low = BUDGETS[0]
+    near, far, beyond = (optima(result, [c])[c] for c in (low, low / 30, low / 110))
+    assert near.ci["L"][1] / near.ci["L"][0] < far.ci["L"][1] / far.ci["L"][0]
+    assert np.isnan([beyond.N, beyond.D, beyond.L]).all() and "below the lowest" in beyond.withheld
+
+
+def test_sizes_that_no_resampled_run_bounds_are_withheld_within_the_runs_too():
+    budgets, sizes = np.repeat([2e10, 4e10, 8e10], 3), np.tile([4e3, 8e3, 19e3], 3)
+    loss = np.array([3.05, 3.18, 3.23, 2.91, 3.14, 3.06, 2.81, 2.99, 2.95])  # the smallest size is always the best
+    result = combined(sizes, budgets / 6 / sizes, loss, budgets, at=[8e10])
+    best = result.at[8e10]
+    assert np.isnan([best.N, best.D, best.L]).all() and best.withheld == optimum.NOT_BOUNDED
+    assert np.isnan([result.allocation.a, result.allocation.b]).all()
+    report = result.report()
+    assert "best at 8e10 FLOPs: withheld" in report and "undertuned" not in report and "N* is" not in report
+
+
 def test_the_loss_is_given_up_to_the_reach_and_not_beyond(mistuned):
     result, reach = mistuned, mistuned.verdict.reach
     assert TOP < reach < 0.8 * optimum.MOST_REACH * TOP

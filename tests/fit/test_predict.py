@@ -51,8 +51,13 @@ def test_a_judged_prediction_is_wider(world):
     n, d, loss, c = world.grid(BUDGETS, sizes=7, sigma=0.004)
     alone = bootstrap(fit_surface(n, d, loss, norm="mse", budget=c), replicates=300)
     both = judge(alone, replicates=300)
-    narrow, wide = (predict(r, [1e9], [1e12]).ci[0] for r in (alone, both))
+    narrow, wide = (predict(r, [1e9], [1e11]).ci[0] for r in (alone, both))
     assert wide[0] < narrow[0] and narrow[1] < wide[1]
+    size, most, least = np.median(n), (n * d).max(), (n * d).min()
+    asked = np.array([99 * most, 101 * most, least / 99, least / 101]) / size
+    seen = predict(both, np.full(4, size), asked)
+    assert np.isfinite(seen.loss).all()
+    assert np.isfinite(seen.ci).all(axis=1).tolist() == np.isfinite(seen.pi).all(axis=1).tolist() == [True, False] * 2
     with pytest.raises(UserError, match="isoflop gives no prediction"):
         predict(fit_isoflop(n, d, loss, c), [1e9], [1e10])
 

@@ -1,6 +1,7 @@
 """The verdict: what it gives where the form is right, where it is wrong, and where it cannot be checked."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,26 @@ def test_what_cannot_be_checked_is_not_extrapolated(world):
     n, d, loss, c = world.grid([1e18, 1e19], sizes=3, sigma=0.002)
     few = judged(n, d, loss, c, at=[1e19])
     assert "skaling cannot be fitted to check the form (6 points" in few.verdict.limit
+
+
+def test_a_form_that_is_not_bounded_does_not_take_the_intervals_of_the_other(world, monkeypatch):
+    n, d, loss, c = world.grid(BUDGETS, sizes=6, sigma=0.002)
+    real = verdict.bootstrap
+
+    def unbounded(fit, **options):
+        drawn = real(fit, **options)
+        return drawn if fit.law != "skaling" else replace(drawn, draws=np.full_like(drawn.draws, np.nan))
+
+    monkeypatch.setattr(verdict, "bootstrap", unbounded)
+    for law in ("chinchilla", "isoflop"):
+        fitted = (
+            fit_isoflop(n, d, loss, c, at=[c.max()])
+            if law == "isoflop"
+            else fit_surface(n, d, loss, budget=c, at=[c.max()])
+        )
+        result = judge(bootstrap(fitted, replicates=200), replicates=200)
+        assert np.isfinite([*result.at[c.max()].ci["N"], *result.at[c.max()].ci["L"]]).all()
+        assert "skaling cannot check the form" in result.verdict.limit
 
 
 def test_laws_without_a_second_form_come_back_as_they_are(world):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import hydra
@@ -130,9 +131,26 @@ def test_cells_at_the_lower_budgets_are_planned_several_times(stdlib_data, tmp_p
     assert read_plan(tmp_path).spec == all_twice
 
 
+def test_only_the_ends_of_a_budget_are_repeated(stdlib_data, tmp_path):
+    rules = [{"below": 2, "runs": 2}, {"below": "1/2", "runs": 4, "sizes": "ends"}]
+    ends = spec(models=["4k", "8k", "19k", "33k"], budgets=[1e10, 3e10], tokens_per_param=[5, 1000], replicates=rules)
+    plan = make_plan(ends)
+    runs = Counter((cell.budget_flops, cell.model) for cell in plan.cells)
+    low = {"4k": 4, "8k": 4} if (1e10, "19k") not in runs else {"4k": 4, "8k": 2, "19k": 4}
+    assert runs == {(1e10, model): count for model, count in low.items()} | {
+        (3e10, model): 2 for model in ("4k", "8k", "19k", "33k") if (3e10, model) in runs
+    }
+    assert Counter((row["budget_flops"], row["model"]) for row in plan.dropped)[1e10, "33k"] == 2
+    write_plan(tmp_path, plan)
+    assert read_plan(tmp_path).spec == ends
+    plain = ends.plain()["replicates"]
+    assert plain[0] == {"below": 2, "runs": 2} and plain[1]["sizes"] == "ends"
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"below": 0.5, "runs": 2, "sizes": "some"}, ["replicates.0.sizes is 'some'", "all", "ends"]),
         ({"below": 0.5, "runs": 1}, ["replicates.0.runs is 1", "2"]),
         ({"below": 0, "runs": 2}, ["replicates.0.below is 0", "0"]),
         ({"below": float("inf"), "runs": 2}, ["replicates.0.below is inf"]),

@@ -9,7 +9,7 @@ import numpy as np
 from dlm.core import text
 from dlm.fit.combined.fit import FORMS
 from dlm.fit.engine import newton
-from dlm.fit.fitted import Combination, Fitted, Optimum, Verdict
+from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.isoflop.fit import fit_groups, line_through
 from dlm.fit.layout import two_digits
 from dlm.fit.optimum import LEVEL, MOST_REACH, MOST_SPREAD, TOP, as_rows, best, log_spread, optima, own_optimum
@@ -33,6 +33,9 @@ def judge_combined(result: FitResult, *, level: float = LEVEL) -> FitResult:
     reach, limit = _reach(result, top, level)
     target = max([top, *(flops for flops in result.at if flops <= TOP * reach)])
     here = own_optimum(result, target, level)
+    is_bounded = bool(np.isfinite(own_optimum(result, top, level).ci["N"]).all())
+    if not is_bounded:
+        result = replace(result, allocation=Allocation(how="withheld, because resampled runs do not bound N*"))
     forms = {name: part for name in FORMS if (part := combination.parts.get(f"{name}_0")) is not None}
     asked = [*forms.values(), *([] if combination.line is None else [combination.line])]
     said = [own_optimum(replace(fit, draws=None), target, level) for fit in asked]
@@ -50,8 +53,10 @@ def judge_combined(result: FitResult, *, level: float = LEVEL) -> FitResult:
     )
     judged = replace(result, verdict=verdict)
     lost = optima(judged, [target], level=level)[target].regret
-    words = _words(result, combination, reach, limit, target)
-    words += [*_regret(here, target, lost), *_sensitivity(result, combination, target)]
+    words = _words(result, reach, limit)
+    if is_bounded:
+        words.append(_source(result, combination, target))
+        words += [*_regret(here, target, lost), *_sensitivity(result, combination, target)]
     judged = replace(result, verdict=replace(verdict, regret=lost, words=tuple(words)))
     return replace(judged, at=optima(judged, judged.at, level=level))
 
@@ -80,8 +85,8 @@ def _reach(result: Fitted, top: float, level: float) -> tuple[float, str]:
     return max(float(two_digits(top * np.exp(low), np.floor)), top), f"beyond, {why}"
 
 
-def _words(result: Fitted, combination: Combination, reach: float, limit: str, target: float) -> list[str]:
-    """The verdict in at most five short sentences."""
+def _words(result: Fitted, reach: float, limit: str) -> list[str]:
+    """How far L* is given, and the error at held-out budgets, in sentences."""
     assert result.points is not None
     top = result.points.top_flops
     far = f"up to {text.flops(reach)} FLOPs, {reach / top:.3g} times the highest C of the runs"
@@ -99,7 +104,6 @@ def _words(result: Fitted, combination: Combination, reach: float, limit: str, t
         what = f"the runs from {text.flops(held['from_flops'])} FLOPs"
         error = f"{held['L_rms_error']:.2%} (root mean square)"
         said.append(f"Fitted without them, the law predicts {what} with an error of {error}.")
-    said.append(_source(result, combination, target))
     return said
 
 
