@@ -8,8 +8,11 @@ thirtieth of the highest C. A set with fewer than three budgets or ten runs belo
 
 `error` is the mean over the hidden runs of |predicted / measured - 1| and `bias` that of the signed error. `best` is
 the error of the run with the lowest loss at each hidden budget. `compute` is the median of |log of the C at which the
-law reaches this lowest loss, over the real C|. `inside` is the share of the hidden budgets whose mean log error lies
-inside the 95 % interval of the law, `runs` that of the hidden runs inside the interval of a run, and `width` the median
+law reaches this lowest loss, over the real C|. `inside` is the share of the hidden budgets whose mean log error
+lies inside the 95 % interval of the law, with the 95 % interval of Clopper and Pearson for this share among the hidden
+budgets of all sets. `score` is the mean interval score (Gneiting and Raftery, J. Am. Stat. Assoc. 102, 359, 2007) of
+the log loss: the width, and 40 times the distance to the interval if the budget lies outside. `runs` is the share
+of the hidden runs inside the interval of a run, and `width` the median
 width of the interval of the law at the highest hidden budget. `skill` is 1 - error of L* / that of the straight
 log-log line through the isoFLOP minima, over the sets that have such a line.
 """
@@ -30,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface, judge, optimum
@@ -40,6 +44,7 @@ from dlm.fit.points import Points, as_points
 from dlm.fit.predict import predict
 from dlm.fit.result import FitResult
 
+LEVEL = 0.95  # nominal coverage of the intervals
 CUTS: dict[str, float | None] = {"top": None, "x10": 10.0, "x30": 30.0}
 LEAST_LEVELS, LEAST_RUNS, ONE_EPOCH = 3, 10, 1.05
 METHODS = ("combined", "chinchilla", "skaling")
@@ -99,11 +104,12 @@ def measure(fit: FitResult, hidden: Points) -> dict[str, float]:
     seen = predict(fit, hidden.params, hidden.tokens)
     error, level = seen.loss / hidden.loss - 1, levels_of(hidden)
     lowest = np.array([np.flatnonzero(level == c)[hidden.loss[level == c].argmin()] for c in np.unique(level)])
-    inside = []
+    inside, scores = [], []
     for c in np.unique(level):
         at, off = level == c, np.log(hidden.loss / seen.loss)[level == c].mean()
         low, high = (np.log(seen.ci[at, k] / seen.loss[at]).mean() for k in (0, 1))
         inside.append(float(low <= off <= high) if np.isfinite(low + high) else np.nan)
+        scores.append(high - low + 2 / (1 - LEVEL) * max(low - off, off - high, 0.0))
     top = hidden.flops >= hidden.top_flops * (1 - 1e-9)
     given = np.isfinite(seen.pi).all(axis=1)
     held = (seen.pi[:, 0] <= hidden.loss) & (hidden.loss <= seen.pi[:, 1])
@@ -113,6 +119,8 @@ def measure(fit: FitResult, hidden: Points) -> dict[str, float]:
         "best": float(np.abs(error[lowest]).mean()),
         "compute": float(np.median([abs(_equivalent(fit, hidden.flops[k], hidden.loss[k])) for k in lowest])),
         "inside": float(np.mean(inside)),
+        "budgets": float(len(inside)),
+        "score": float(np.mean(scores)),
         "runs": float(held[given].mean()) if given.any() else np.nan,
         "width": float(np.median(np.log(seen.ci[top, 1] / seen.ci[top, 0]))),
     }
@@ -138,7 +146,7 @@ def at_minima(fits: dict[str, FitResult], kept: Points, hidden: Points) -> dict[
         return {}
     found = {}
     for name, fit in {**fits, "line": line}.items():
-        best = [optimum.own_optimum(fit, m.budget, 0.95) for m in truth]
+        best = [optimum.own_optimum(fit, m.budget, LEVEL) for m in truth]
         found[name] = {
             "N*": float(np.mean([abs(np.log(o.N / m.N)) for o, m in zip(best, truth, strict=True)])),
             "L*": float(np.mean([abs(o.L / m.L - 1) for o, m in zip(best, truth, strict=True)])),
@@ -177,9 +185,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (cut, method), rows in table.groupby(["cut", "method"], sort=False):
         line: dict[str, Any] = {"cut": cut, "method": method, "sets": rows["set"].nunique()}
-        for name in ("error", "bias", "best", "inside", "runs", "N*", "L*"):
+        for name in ("error", "bias", "best", "inside", "score", "runs", "N*", "L*"):
             line[name] = rows[name].mean()
         line |= {name: rows[name].median() for name in ("compute", "width")}
+        given = rows[rows["inside"].notna()]
+        line["inside, 95 %"] = share_between(float((given["inside"] * given["budgets"]).sum()), given["budgets"].sum())
         line["no interval"] = int(rows["inside"].isna().sum())
         straight = table[(table["cut"] == cut) & (table["method"] == "line")].set_index("set")["L*"]
         own = rows.set_index("set")["L*"].dropna()
@@ -187,6 +197,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         line["skill"] = 1 - own[shared].mean() / straight[shared].mean() if len(shared) else np.nan
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def share_between(held: float, count: float) -> str:
+    """The interval of Clopper and Pearson (Biometrika 26, 404, 1934) for a share, from `held` of `count`."""
+    if not count:
+        return "-"
+    tail = (1 - LEVEL) / 2
+    low = beta.ppf(tail, held, count - held + 1) if held > 0 else 0.0
+    high = beta.ppf(1 - tail, held + 1, count - held) if held < count else 1.0
+    return f"{low:.2f} to {high:.2f}"
 
 
 def main() -> None:

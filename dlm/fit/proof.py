@@ -178,6 +178,11 @@ class Proof:
                 said.append(f"It could have failed: {as_good} would have been outside.")
             else:
                 said.append(f"This is a weak test, because {as_good} would have been inside too.")
+        line = self.forecast["proof"]["line"]
+        if line is not None and low <= line["L"] <= high:
+            said.append(
+                "The loss that the straight line predicts lies inside too, so the run does not choose between them."
+            )
         return said
 
     def comparisons(self) -> list[tuple[str, float | None, float | None]]:

@@ -22,6 +22,7 @@ from dlm.core.recipe import accumulation
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.plan.cells import Cell, Estimate, Plan
 from dlm.plan.definition import Hardware
+from dlm.plan.grid import cell_config
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
@@ -145,7 +146,7 @@ def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0
 
     Args:
         models: The model sizes to measure.
-        like: The cell whose sequences, micro-batch and keys of the model the measured models have.
+        like: The cell whose sequences, micro-batch, optimiser and keys of the model the measured models have.
         seconds: The duration of each measurement.
 
     Returns:
@@ -158,7 +159,8 @@ def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0
         num_params=like.num_params,
     )
     sizes = {"block_size": like.block_size, "batch_size": micro}
-    request = {"models": models, "keys": _model_keys(like), **sizes, "seconds": seconds}
+    optimizer = cell_config(like.groups, like.overrides)["optimizer"]
+    request = {"models": models, "keys": _model_keys(like), "optimizer": optimizer, **sizes, "seconds": seconds}
     done = subprocess.run(
         [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
     )

@@ -19,20 +19,28 @@ from dlm.core.flops import flops_per_token
 from dlm.core.shape import shape_from_config
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives.masked_diffusion import MaskedDiffusion
+from dlm.train.optim import make_optimizer
 
 STEP_FLOPS = 2e9  # most FLOPs of a measured step, because a longer one only takes longer
 
 
 def measure(
-    model: str, *, block_size: int, batch_size: int, seconds: float, keys: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    block_size: int,
+    batch_size: int,
+    seconds: float,
+    optimizer: Mapping[str, Any],
+    keys: Mapping[str, Any] | None = None,
 ) -> float:
-    """Measure the speed of forward pass, backward pass and AdamW on random tokens with one thread.
+    """Measure the speed of forward pass, backward pass and optimiser on random tokens with one thread.
 
     Args:
         model: The name of a model in configs/model.
         block_size: Tokens of a sequence; at most 512 are used, because longer sequences only take longer.
         batch_size: Sequences of a step; fewer are used if these would take more than STEP_FLOPS.
         seconds: How long to measure; at least three steps are measured.
+        optimizer: The config node ``optimizer``.
         keys: Keys of the model with other values than in configs/model.
 
     Returns:
@@ -48,16 +56,17 @@ def measure(
     batch = int(min(max(STEP_FLOPS / (per_token * length), 1), batch_size))
     network = TransEncoder(shape, causal=objective.info.causal)
     network.init_weights(torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    stepper = make_optimizer(network, optimizer, shape)
     noise = np.random.default_rng(0)
     tokens = noise.integers(0, shape.vocab_size, (batch, length))
     arrays = objective.corrupt(tokens, noise.random(batch), noise.random((batch, length)))
     tensors: dict[str, Any] = {key: torch.as_tensor(value) for key, value in arrays.items()}
 
     def step() -> None:
-        optimizer.zero_grad()
+        stepper.zero_grad()
         objective.loss(network, tensors).mean().backward()
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=True)
+        stepper.step()
 
     step()
     steps, started = 0, time.perf_counter()
@@ -68,7 +77,7 @@ def measure(
 
 
 def main() -> None:
-    """Read {models, keys, block_size, batch_size, seconds} from the command line and print {model: FLOP/s}."""
+    """Read the arguments of `measure`, with a list of models, from the command line; print {model: FLOP/s}."""
     request = json.loads(sys.argv[1])
     models = request.pop("models")
     print(json.dumps({model: measure(model, **request) for model in models}))

@@ -137,10 +137,10 @@ def test_the_outcome_is_one_sentence_beside_the_line_and_the_hold_outs(forecast)
 
 
 def test_the_outcome_says_whether_the_forecast_held_and_whether_it_could_have_failed(forecast):
-    def meaning(loss_above_the_interval, *, off=0.0):
+    def meaning(loss_above_the_interval, *, off=0.0, line=forecast["proof"]["line"]):
         lowest = {"flops": 3e12, "loss": forecast["proof"]["runs"][0]["high"] + loss_above_the_interval}
         rows = proof_of(forecast, with_proofs(demo_runs(), off=off)).rows
-        changed = {**forecast, "proof": {**forecast["proof"], "lowest": lowest}}
+        changed = {**forecast, "proof": {**forecast["proof"], "lowest": lowest, "line": line}}
         return Proof(label="", forecast=changed, rows=rows).meaning()
 
     held, strong = meaning(0.01)
@@ -151,6 +151,8 @@ def test_the_outcome_says_whether_the_forecast_held_and_whether_it_could_have_fa
         r"It could have failed: a loss as high as .* at 3e12 FLOPs \(\d\.\d+\) would have been outside.", strong
     )
     assert meaning(-0.001)[1].startswith("This is a weak test, because")
+    undecided = meaning(0.01, line={"N": 1e4, "L": forecast["proof"]["runs"][0]["predicted"]})
+    assert undecided[:2] == [held, strong] and "does not choose between them" in undecided[2]
     missed = r"The forecast missed: it was \d+\.\d% too {}, and the run lies {} its interval\."
     assert re.fullmatch(missed.format("low", "above"), meaning(0.01, off=0.5)[0])
     assert re.fullmatch(missed.format("high", "below"), meaning(0.01, off=-0.5)[0])

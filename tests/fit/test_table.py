@@ -125,7 +125,7 @@ def test_budgets_within_the_tolerance_are_one(runs):
     empty = fit_runs(runs.assign(budget=np.nan), law="isoflop", bootstrap=0)
     assert empty.params == pytest.approx(exact.params)
     for wrong in (-0.1, 1.0, np.nan):
-        with pytest.raises(UserError, match=f"budget_tolerance is {wrong}: give a share from 0"):
+        with pytest.raises(UserError, match=f"budget tolerance is {wrong}: give a share from 0"):
             fit_runs(runs, budget_tolerance=wrong)
 
 

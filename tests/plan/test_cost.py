@@ -51,6 +51,7 @@ def test_the_measured_models_are_those_of_the_cells_with_their_batch(stdlib_data
     measure_flops_per_sec(["4k"], like=smoke.cells[0])
     of_demo, of_smoke = asked
     assert (of_demo["keys"], of_demo["block_size"], of_demo["batch_size"]) == ({"n_head": 1}, 32, 64)
+    assert (of_demo["optimizer"]["name"], of_smoke["optimizer"]["name"]) == ("muon", "adamw")
     assert (of_smoke["keys"], of_smoke["batch_size"]) == ({}, 20)  # 80 sequences in four equal micro-batches
 
 

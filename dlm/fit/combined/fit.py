@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dlm.core.errors import UserError
 from dlm.fit import optimum
 from dlm.fit.budgets import are_groups
+from dlm.fit.combined.error import FAR
 from dlm.fit.combined.origins import Origin, error_of, origins
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import solve
@@ -31,7 +32,6 @@ from dlm.fit.surface.fit import checked_norm, fit_points, law_of, with_two_budge
 FORMS = ("chinchilla", "skaling")
 EMPHASES = (0.0, 0.5, 1.0)  # the weight of a run is proportional to C to this power
 TOLD = 2  # origins whose errors decide the weights: those that hold out the fewest runs
-FAR = 0.3  # decades; the errors of nearer runs count as if they were at this distance
 SMALL = 0.003  # a smaller error per decade tells nothing about a part
 NEAR_TOP = 4.0  # a line is used if the highest budget with a minimum is within this factor of the highest C
 SHARP = 2.0  # the weight of a part falls with its mean squared error to this power

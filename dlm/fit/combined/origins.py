@@ -13,7 +13,7 @@ import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.fit.budgets import are_groups
-from dlm.fit.combined.error import NEAR, PRIOR_DOF, PRIOR_SCALE, WORTH, FormError
+from dlm.fit.combined.error import FAR, GROWTH, NEAR, PRIOR_DOF, PRIOR_SCALE, WORTH, FormError
 from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Fitted
 from dlm.fit.optimum import as_rows
@@ -79,10 +79,12 @@ def origins(points: Points, parts: Mapping[str, Fitted]) -> list[Origin]:
 def error_of(points: Points, held: Sequence[Origin], weights: Mapping[str, float]) -> FormError:
     """Estimate the error of the weighted geometric mean of the parts from what it misses at each origin."""
     levels = [origin.by_level(origin.of(weights)) for origin in held]
-    squares = [float(np.mean((error / np.maximum(distance, NEAR)) ** 2)) for distance, error in levels]
+    squares = [float(np.mean((error / np.maximum(distance, FAR) ** GROWTH) ** 2)) for distance, error in levels]
     dof = PRIOR_DOF + WORTH * len(squares)
     scale = float(np.sqrt((PRIOR_DOF * PRIOR_SCALE**2 + WORTH * sum(squares)) / dof))
-    return FormError(scale=scale, dof=dof, most=float((points.params * points.tokens).max()))
+    product = points.params * points.tokens
+    ends = {"most": float(product.max()), "least": float(product.min())}
+    return FormError(scale=scale, dof=dof, growth=GROWTH, near=NEAR, **ends)
 
 
 def _divisions(points: Points) -> Iterator[Mask]:

@@ -103,7 +103,7 @@ def _words(result: Fitted, reach: float, limit: str) -> list[str]:
     else:
         what = f"the runs from {text.flops(held['from_flops'])} FLOPs"
         error = f"{held['L_rms_error']:.2%} (root mean square)"
-        said.append(f"Fitted without them, the law predicts {what} with an error of {error}.")
+        said.append(f"Fitted without {what}, the law predicts them with an error of {error}.")
     return said
 
 
@@ -145,7 +145,10 @@ def _sensitivity(result: Fitted, combination: Combination, target: float) -> lis
         return []
     size, more = text.count(float(points.params.max())), np.expm1(moved)
     change = f"{abs(more):.0%} {'larger' if more > 0 else 'smaller'}"
-    return [f"If {size}, the largest size, is undertuned by {UNDERTUNED:.0%}, N* at {text.flops(target)} is {change}."]
+    return [
+        f"If better tuning lowered the losses of {size}, the largest size, by {UNDERTUNED:.0%}, N* at "
+        f"{text.flops(target)} would be {change}."
+    ]
 
 
 def _source(result: Fitted, combination: Combination, target: float) -> str:
