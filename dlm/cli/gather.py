@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm.cli.memory import PAGE, remember, said_before
-from dlm.cli.targets import Sweep, run_folder, warn
+from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
     plan, fits = sweep.plan, fits_of(collected.runs)
     write_fits(sweep.folder, fits)
     proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
-    settling = advice(sweep, collected.runs, fits)
+    settling = advice(sweep, collected.runs, fits) if is_sweep_dir(sweep.folder) else {}  # it changes a definition
     write_report(
         sweep.folder,
         collected.runs,

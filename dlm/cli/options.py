@@ -65,6 +65,17 @@ class StartOptions(DefinitionOptions):
     allow_dirty: Annotated[
         bool, typer.Option("--allow-dirty", help="Submit uncommitted code to SLURM; the sweep keeps its diff.")
     ] = False
+    then: Annotated[
+        str | None,
+        typer.Option(
+            metavar="report",
+            help="On SLURM, a small job submits cells again if need be, and writes the report at the end. "
+            "The default of `dlm sweep`.",
+        ),
+    ] = None
+    no_then: Annotated[bool, typer.Option("--no-then", help="With `dlm sweep` on SLURM: no such job.")] = False
+    mail: Annotated[str | None, typer.Option(help="With --then: SLURM mails to this address at the end.")] = None
+    webhook: Annotated[str | None, typer.Option(help="With --then: this URL gets a POST with the verdict.")] = None
     max_gpu_hours: Annotated[
         float | None,
         typer.Option(

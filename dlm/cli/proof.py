@@ -32,19 +32,25 @@ if TYPE_CHECKING:
     from dlm.submit.cell_now import CellNow
 
 
-def waits_for(sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = False) -> list[str]:
+def waits_for(
+    sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = False, by_itself: bool = False
+) -> list[str]:
     """Return the cells that have to end before the proof run: those that are not done and are started again.
 
     Args:
         sweep: The sweep.
         now: The current states of its cells.
         retry_failed: Whether failed cells are started again whatever the cause.
+        by_itself: As in ``why_not``.
     """
     return [
         cell.cell_id
         for cell in sweep.plan.grid
         if (one := now[cell.cell_id]).state is not State.DONE
-        and (one.is_live or (why_not(one, retry_failed=retry_failed) is None and not _is_too_large(one)))
+        and (
+            one.is_live
+            or (why_not(one, retry_failed=retry_failed, by_itself=by_itself) is None and not _is_too_large(one))
+        )
     ]
 
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
-WORDS = ("cell", "state", "reason")  # left-aligned columns of text; all other columns hold numbers
-EXPENDABLE = ("error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")  # a narrow terminal lacks the first of these
+WORDS = ("cell", "state", "reason", "job")  # left-aligned columns of text; all other columns hold numbers
+# A narrow terminal lacks the first of these columns: of a plan, and of the states of a sweep.
+EXPENDABLE = ("error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")
+LESS_URGENT = ("redone", "attempts", "tokens/s")
 STATE_COLOURS = {
     State.DONE: "green",
     State.RUNNING: "cyan",
@@ -52,7 +54,7 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     """
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
-    rows, missing = _fitting(_plan_rows(plan.cells), out.width)
+    rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
     show_table(rows)
     if missing:
         out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm plan --json` has all columns[/]")
@@ -71,11 +73,14 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
         out.print(_proof_line(proof))
 
 
-def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str]], list[str]]:
-    """Return (the rows of a plan without the columns of EXPENDABLE that do not fit into ``width``, these columns)."""
+def _fitting(
+    rows: list[dict[str, str]], width: int, expendable: Sequence[str]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return (the rows without those columns of ``expendable`` that do not fit into ``width``, these columns)."""
     missing: list[str] = []
-    while len(plain_lines(rows)[0]) > width and len(missing) < len(EXPENDABLE):
-        missing.append(EXPENDABLE[len(missing)])
+    left = [head for head in expendable if head in rows[0]]
+    while len(plain_lines(rows)[0]) > width and left:
+        missing.append(left.pop(0))
         rows = [{head: value for head, value in row.items() if head not in missing} for row in rows]
     return rows, missing
 
@@ -149,9 +154,24 @@ def _proof_line(proof: Sequence[Cell]) -> str:
 
 
 def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
-    """Print the table of ``status_rows`` with one line for each cell, then a summary line."""
-    show_table([{head: "-" if value is None else str(value) for head, value in row.items()} for row in rows])
-    console().print(summary, markup=False)
+    """Print the table of ``status_rows`` with one line for each cell, then a summary line.
+
+    Columns without any value are left out. If the reasons do not fit beside the other columns, they follow below, and
+    the columns that still do not fit are left out.
+    """
+    out = console()
+    filled = [head for head in rows[0] if head in WORDS[:2] or any(row[head] for row in rows)]
+    shown = [{head: "-" if row[head] is None else str(row[head]) for head in filled} for row in rows]
+    below: list[str] = []
+    if "reason" in filled and len(rows) <= MANY_ROWS and max(map(len, plain_lines(shown))) > out.width:
+        below = [f"{row['cell']}: {row['reason']}" for row in rows if row["reason"]]
+        shown = [{head: value for head, value in row.items() if head != "reason"} for row in shown]
+    shown, missing = _fitting(shown, out.width, LESS_URGENT)
+    show_table(shown)
+    if missing:
+        out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm status --json` has all columns[/]")
+    for line in (*below, summary):
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
@@ -164,7 +184,7 @@ def show_table(rows: Sequence[Mapping[str, str]]) -> None:
 
     table = Table(header_style="bold", box=None, pad_edge=False)
     for head in rows[0]:
-        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap="reason" not in rows[0])
+        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
     for row in rows:
         cells = {head: Text(value) for head, value in row.items()}
         if "state" in row:

@@ -39,11 +39,15 @@ LAUNCHER_KEY = "hydra.launcher."
 HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_dir")
 
 
-def start(options: StartOptions) -> tuple[Sweep, bool, int]:
+def start(options: StartOptions, *, by_itself: bool = False) -> tuple[Sweep, bool, int]:
     """Plan a sweep, show its cost, ask for confirmation, and start the cells that are not done.
 
     When the other cells are done, the forecast of the proof run is frozen and the proof run is started, on this machine
     at once, and through SLURM at the next start.
+
+    Args:
+        options: The options of the command.
+        by_itself: The follower of the sweep starts it, and nobody has asked for it now; see ``retry.why_not``.
 
     Returns:
         (the sweep, whether its cells ran on this machine, the exit code with which the command must end).
@@ -52,23 +56,25 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     overrides, settings = _split(options.override or (), is_local)
     sweep = _planned_with_data(options)
     sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
-    now = _look(sweep)
-    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed))  # other cells come before the proof run
+    now = look(sweep)
+    # Other cells come before the proof run.
+    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed, by_itself=by_itself))
     if not is_first:
         sweep = with_proof(sweep, now)
-        now |= _look(sweep, known=now)
+        now |= look(sweep, known=now)
     plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
-    now |= _look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
+    now |= look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
         submit_plan,
         data_dir=paths.data_dir(),
         extra=[*more, *overrides],
         retry_failed=options.retry_failed,
+        by_itself=by_itself,
         max_gpu_hours=max_gpu_hours,
     )
     if not is_local:
-        cluster = _slurm(settings, allow_dirty=options.allow_dirty)
+        cluster = slurm_of(settings, allow_dirty=options.allow_dirty)
         done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now)
         _show_submitted(done, sweep.folder)
         if is_first and missing_forecasts(sweep):
@@ -77,12 +83,12 @@ def start(options: StartOptions) -> tuple[Sweep, bool, int]:
     code = _run_here(sweep, now, submit)
     if not is_first or not missing_forecasts(sweep):
         return sweep, True, code
-    now = _look(sweep)
+    now = look(sweep)
     if waiting := waits_for(sweep, now):
         print(f"the proof run waits for cells that are not done ({', '.join(waiting)}): run the same command again")
         return sweep, True, code
     sweep = with_proof(sweep, now)
-    now |= _look(sweep, known=now)
+    now |= look(sweep, known=now)
     if any(cell.is_proof for cell in sweep.plan.cells):
         code = _run_here(sweep, now, functools.partial(submit, retry_failed=False)) or code
     return sweep, True, code
@@ -167,7 +173,7 @@ def _planned_with_data(options: StartOptions) -> Sweep:
     return Sweep(sweep.folder, with_proof_cells(sweep.folder, sweep.plan))
 
 
-def _look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:
+def look(sweep: Sweep, known: Iterable[str] = ()) -> dict[str, CellNow]:
     """Return the current states of the cells of a sweep by cell id, without the cells that are ``known``."""
     asked = [(cell.cell_id, cell.steps) for cell in sweep.plan.cells if cell.cell_id not in known]
     return cells_now(asked, sweep.folder)[0]
@@ -203,11 +209,11 @@ def _show_submitted(done: Submission, folder: Path) -> None:
     print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")
 
 
-def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
+def slurm_of(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
     """Return the SLURM cluster with the settings of configs/hydra/launcher/submitit_slurm.yaml.
 
     Args:
-        words: Settings that take precedence, in the form ``hydra.launcher.KEY=VALUE``.
+        words: Settings that take precedence, in the form ``hydra.launcher.KEY=VALUE``; other words are passed over.
         allow_dirty: Allow jobs with uncommitted code.
 
     Raises:
@@ -216,8 +222,9 @@ def _slurm(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    words = [word.lstrip("+") for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
     try:
-        overrides = OverridesParser.create().parse_overrides(list(words))
+        overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
         raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
     given = nest({one.key_or_group.removeprefix(LAUNCHER_KEY): one.value() for one in overrides})

@@ -76,10 +76,24 @@ def changes_definition(options: DefinitionOptions) -> bool:
 
 
 def existing(target: str) -> Sweep:
-    """Return the sweep that a target names, for the verbs that need a plan. Raises UserError if it has no plan."""
+    """Return the sweep that a target names, for the verbs that need a plan.
+
+    The plan of a folder of runs that no definition planned, such as workdir/adhoc, is made from these runs.
+
+    Raises:
+        UserError: There is neither a plan nor a run.
+    """
     from dlm.plan.store import read_plan
 
     folder = Path(by_name(target))
+    if not folder.is_dir() and (paths.workdir() / target / "runs").is_dir():
+        folder = paths.workdir() / target
+    if folder.is_dir() and not is_sweep_dir(folder):
+        from dlm.plan.adhoc import plan_of_runs
+        from dlm.submit.ledger import Ledger
+
+        started = [path.name for path in (folder / "runs").glob("*/")]
+        return Sweep(folder, plan_of_runs(folder, {*started, *Ledger(folder).read()}))
     if not folder.is_dir():
         folder = paths.workdir() / _definition(target).name
     return Sweep(folder, read_plan(folder))
@@ -91,6 +105,8 @@ def run_folder(target: str) -> Path:
     A folder with runs needs no plan.json: runs that were started with `python -m dlm.launch` have none.
     """
     folder = Path(by_name(target))
+    if not folder.is_dir() and (paths.workdir() / target / "runs").is_dir():
+        folder = paths.workdir() / target
     return folder if (folder / "runs").is_dir() else existing(target).folder
 
 

@@ -14,6 +14,7 @@ import typer
 from dlm.cli import gather, options, screen, targets
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
+from dlm.core.files import explain_os_error
 from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
@@ -62,10 +63,20 @@ def plan(given: options.PlanOptions) -> None:
 def submit(given: options.StartOptions) -> None:
     """Start the cells that are not done. On SLURM the command returns at once; on this machine it waits for them."""
     print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
+    _, _, code = _started(given, then=given.then is not None)
+    raise typer.Exit(code)
+
+
+def _started(given: options.StartOptions, *, then: bool) -> tuple[targets.Sweep, bool, int]:
+    """Start a sweep; if it was submitted to SLURM, and with ``then``, have it looked after until its report."""
+    from dlm.cli import follow
     from dlm.cli.start import start
 
-    _, _, code = start(given)
-    raise typer.Exit(code)
+    follow.check(given, then=then)
+    sweep, ran_here, code = start(given)
+    if then and not ran_here:
+        follow.arrange(sweep, given)
+    return sweep, ran_here, code
 
 
 @app.command()
@@ -73,9 +84,7 @@ def submit(given: options.StartOptions) -> None:
 def sweep(given: options.StartOptions) -> None:
     """Plan and submit; on this machine also train, collect, fit and report. When run again, it continues."""
     print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
-    from dlm.cli.start import start
-
-    started, ran_here, code = start(given)
+    started, ran_here, code = _started(given, then=not given.no_then)
     if ran_here:
         gather.report(started, anew=False)
     raise typer.Exit(code)
@@ -88,6 +97,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no cell runs or waits.")] = False,
 ) -> None:
     """Show the state, step, loss, speed and time left of every cell, and why it failed."""
+    from dlm.submit.follower import follower_line
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
     sweep = targets.existing(target)
@@ -97,6 +107,8 @@ def status(
             print(json.dumps(status_values(cells), indent=2, allow_nan=False))
         else:
             screen.show_status(status_rows(cells), summary_line(cells, sweep.plan))
+            if looked_after := follower_line(sweep.folder):
+                print(looked_after)
             for warning in warnings:
                 targets.warn(warning)
         if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
@@ -116,6 +128,7 @@ def cancel(
 ) -> None:
     """Stop cells that run or wait. Their checkpoints are kept, and `dlm submit` continues them."""
     from dlm.submit.cells import cancel as cancel_cells
+    from dlm.submit.follower import stop_following
 
     sweep = targets.existing(target)
     names = [planned.cell_id for planned in sweep.plan.cells]
@@ -125,10 +138,22 @@ def cancel(
                 raise unknown(what, name, allowed)
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Stop what runs or waits of {sweep.folder}?", abort=True)
+    if not cell and not state and (stopped := stop_following(sweep.folder)):
+        print(stopped)
     done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
     for name, what in done.items():
         print(f"{name}: {what}")
     print(f"stopped {len(done)} cells" if done else "nothing runs or waits")
+
+
+@app.command(hidden=True)
+def follow(
+    folder: Annotated[Path, typer.Argument(help="The folder of a sweep that was submitted with --then.")],
+) -> None:
+    """Look after a sweep on SLURM once; the job that `--then report` puts into the queue calls this."""
+    from dlm.cli.follow import follow as follow_sweep
+
+    follow_sweep(folder)
 
 
 @app.command()
@@ -293,3 +318,9 @@ def main() -> None:
     except UserError as error:
         print(f"dlm: {error}", file=sys.stderr)
         sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)
+    except OSError as error:
+        line = explain_os_error(error)
+        if line is None:
+            raise
+        print(f"dlm: {line}", file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)

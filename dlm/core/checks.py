@@ -10,6 +10,8 @@ from dlm.core import schedule
 from dlm.core.errors import UserError, unknown
 from dlm.core.objectives import OBJECTIVES
 
+SHARDED = ("fsdp", "fsdp2")  # names of one strategy, PyTorch's FSDP2
+
 # The lowest and the highest allowed value of each number.
 RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (1e-12, math.inf),
@@ -32,7 +34,8 @@ NAMES = {
     "scheduler.name": tuple(schedule.SHAPES),
     "objective.weight": ("elbo", "low_var", "realised_fraction"),
     "validation.estimator": ("mc", "exact_count"),
-    "trainer.strategy": ("auto", "ddp", "fsdp2"),
+    "trainer.strategy": ("auto", "ddp", *SHARDED),
+    "trainer.fsdp_wrap": ("block", "model"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
     "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa4"),
     "callbacks.checkpoint.mode": ("min", "max"),
@@ -48,6 +51,7 @@ WHOLE = {
     "validation.times": 1,
     "data.stride": 1,
     "trainer.threads": 1,
+    "trainer.process_group_timeout": 1,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
     "callbacks.checkpoint.times": 1,
@@ -83,10 +87,11 @@ KEYS = {
     "validation": ("num_sequences", "estimator", "draws", "seed", "times"),
     "paths": ("workdir", "data_dir", "run_dir"),
     "trainer": (  # dlm's own keys, and the arguments of lightning.Trainer
-        "threads", "attention", "compile", "activation_checkpointing", "accelerator", "strategy", "devices",
-        "num_nodes", "precision", "logger", "callbacks", "fast_dev_run", "max_epochs", "min_epochs", "max_steps",
-        "min_steps", "max_time", "limit_train_batches", "limit_val_batches", "limit_test_batches",
-        "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+        "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
+        "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "fast_dev_run",
+        "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time",
+        "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
+        "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
         "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
         "enable_model_summary", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
         "deterministic", "benchmark", "inference_mode", "use_distributed_sampler", "profiler", "detect_anomaly",

@@ -10,14 +10,54 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dlm.core.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the disk is full or the quota is exhausted
+# The numbers of an OSError while a network file system is away.
+AWAY = (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+PATIENCE_SEC = 60.0
+
+T = TypeVar("T")
+
+
+def patiently(folder: Path, write: Callable[[], T], *, patience_sec: float = PATIENCE_SEC) -> T:
+    """Call `write`, which writes into an existing `folder`, and try again while the file system of `folder` is away.
+
+    A folder that is missing counts as away, so nothing is written to the empty folder of an unmounted file system.
+
+    Raises:
+        OSError: The file system was away for longer than `patience_sec`, or something else is wrong.
+    """
+    deadline = time.monotonic() + patience_sec
+    while True:
+        try:
+            folder.stat()
+            return write()
+        except OSError as error:
+            if error.errno not in AWAY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """Describe in one line an error of the file system that the user can mend; None for any other error."""
+    if error.errno in DISK_FULL and not error.filename:  # a write to an open file does not name it
+        return f"{(error.strerror or 'no space left').lower()}: make room, and run the same command again"
+    path = Path(str(error.filename)) if error.filename else None
+    if path is None or not isinstance(error.filename, str | os.PathLike):
+        return None
+    has_vanished = error.errno == errno.ENOENT and not path.absolute().parent.is_dir()
+    if error.errno in (*DENIED, *DISK_FULL) or (error.errno in AWAY and error.errno != errno.ENOENT) or has_vanished:
+        why = "its folder does not exist" if has_vanished else (error.strerror or "no reason given").lower()
+        return f"cannot read or write {path}: {why} (DLM_WORKDIR names the folder of all sweeps)"
+    return None
 
 
 def sync_directory(path: Path) -> None:
@@ -37,12 +77,12 @@ def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
     exists by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    # The umask decides who may read the file; tempfile would reserve it to its owner.
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         yield temporary
         os.fsync(handle)
-        temporary.chmod(0o644)
         if replaces:
             os.replace(temporary, path)
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +39,18 @@ def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | 
     paths = [path for path in (package, configs_dir(), root / "pyproject.toml") if path.resolve().is_relative_to(root)]
     deciding = ("--", *map(str, paths))
     try:
-        # This fails for a package that is installed inside another repository.
+        # The next line fails for a package that is installed inside another repository.
         _git(root, "ls-files", "--error-unmatch", str(package / "__init__.py"))
         sha = _git(root, "rev-parse", "HEAD")
         status = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *deciding)
-    except (OSError, subprocess.CalledProcessError):
+    except OSError:
+        return None
+    except subprocess.CalledProcessError as error:
+        if "dubious ownership" in str(error.stderr):
+            _warn_once(
+                f"dlm: warning: {root} belongs to somebody else, so git does not read it: the runs will not name their "
+                f"commit, and changed code is not noticed (git config --global --add safe.directory {root})"
+            )
         return None
     lines = [line for line in status.split("\0") if line]
     changed = tuple(line[3:] for line in lines)
@@ -52,6 +61,11 @@ def code_origin(package: Path = PACKAGE, *, with_diff: bool = True) -> Origin | 
     diffs = [_git(root, "diff", "HEAD", *whole, *deciding)] if changed else []
     diffs += [_git(root, "diff", "--no-index", *whole, "/dev/null", name, differs=True) for name in new]
     return Origin(sha=sha, changed=changed, diff="\n".join(filter(None, diffs)))
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def running_code() -> Origin | None:
@@ -67,7 +81,8 @@ def running_code() -> Origin | None:
 
 def _git(folder: Path, *arguments: str, differs: bool = False) -> str:
     """Run git and return its output. With ``differs``, exit code 1 is no error: the compared files differ."""
-    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False)
+    env = {**os.environ, "LC_ALL": "C"}  # messages are compared with their English words
+    done = subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=False, env=env)
     if done.returncode not in ((0, 1) if differs else (0,)):
-        raise subprocess.CalledProcessError(done.returncode, done.args)
+        raise subprocess.CalledProcessError(done.returncode, done.args, stderr=done.stderr)
     return done.stdout.rstrip("\n")

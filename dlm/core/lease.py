@@ -113,7 +113,8 @@ class Lease:
             lock.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        """Write the lease file; its modification time is the heartbeat."""
+        """Write the lease file; its modification time is the heartbeat. Raises OSError if its folder is missing."""
+        self.path.parent.stat()  # a file system that is away must not get a folder in its place
         pid = os.getpid()
         write_json(self.path, {"host": socket.gethostname(), "pid": pid, "started": process_started(pid)})
 

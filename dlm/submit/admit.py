@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 from dlm.core.errors import NOTHING_TO_DO, ExitCode
+from dlm.core.files import read_json, write_json
 from dlm.core.lease import STALE_SEC, live_holder
-from dlm.record.run import finished, gpu_hours_used
+from dlm.record.run import checkpoint_steps, finished, gpu_hours_used
 from dlm.submit.cell_now import CellRecord
-from dlm.submit.ledger import Ledger, read_max_gpu_hours, refuse
+from dlm.submit.ledger import RESTARTS, Ledger, read_max_gpu_hours, refuse
 
+MOST_FRUITLESS = 3  # requeues in a row that gain no step; then the cell is not started again by itself
 PATIENCE_SEC = 1.5 * STALE_SEC  # long enough for the lease of a process that died with its node to become stale
 
 
@@ -51,10 +53,32 @@ def admit(run_dir: Path, *, submission: str | None, patience_sec: float = PATIEN
     limit = read_max_gpu_hours(sweep_dir)
     if limit is not None and (used := gpu_hours_used(sweep_dir)) >= limit:
         reason = f"the sweep has used {used:.4g} of its {limit:g} GPU-hours: submit with more --max-gpu-hours"
-        refuse(run_dir, submission, reason)
-        print(f"dlm: {run_dir.name} is not started: {reason}")
-        return NOTHING_TO_DO
+        return _refused(run_dir, submission, reason)
+    step, fruitless = _count_restart(run_dir, submission)
+    if fruitless >= MOST_FRUITLESS:
+        reason = f"{fruitless} times in a row it was requeued and gained no step since step {step}: see its log"
+        return _refused(run_dir, submission, reason)
     return 0
+
+
+def _refused(run_dir: Path, submission: str | None, reason: str) -> int:
+    refuse(run_dir, submission, reason)
+    print(f"dlm: {run_dir.name} is not started: {reason}")
+    return NOTHING_TO_DO
+
+
+def _count_restart(run_dir: Path, submission: str | None) -> tuple[int, int]:
+    """Note that a job of the submission starts the cell.
+
+    Returns:
+        (the step of its newest checkpoint, how many starts in a row have gained no step since the one before).
+    """
+    path, step = run_dir / RESTARTS, max(checkpoint_steps(run_dir), default=0)
+    before = read_json(path) if path.is_file() else {}
+    is_again = before.get("submission") == submission and step <= before.get("step", -1)
+    fruitless = before["fruitless"] + 1 if is_again else 0
+    write_json(path, {"submission": submission, "step": step, "fruitless": fruitless})
+    return step, fruitless
 
 
 if __name__ == "__main__":

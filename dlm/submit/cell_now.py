@@ -19,6 +19,7 @@ class JobState:
     exit_code: int | None = None  # None while the job runs, and if a signal ended it
     has_failed: bool = False  # the job ended by itself, with an error; the exit code, if known, indicates the cause
     is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
+    is_suspended: bool = False  # the cluster has stopped its processes, and will let them go on
 
     @property
     def is_live(self) -> bool:

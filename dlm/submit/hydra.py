@@ -115,7 +115,7 @@ class CoreLauncher(Launcher):
         finally:
             HydraConfig.instance().cfg = before
         hydra_overrides = [item for item in config.hydra.overrides.hydra if not _NOT_FOR_JOBS.match(item)]
-        resources = job_resources(self.cluster.settings, config.get("trainer") or {})
+        resources = job_resources(self.cluster.settings, config)
         return Job(name=name, overrides=(*hydra_overrides, *overrides), run_dir=run_dir, resources=resources), config
 
 
@@ -164,8 +164,9 @@ def _wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict
         time.sleep(poll_sec)
 
 
-def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resources:
-    """Return the resources that a job requests: the launcher's keys where they are set, else what its trainer uses."""
+def job_resources(settings: SlurmSettings, config: Mapping[str, Any]) -> Resources:
+    """Return the resources that a job requests: the launcher's keys where they are set, else what its config uses."""
+    trainer, data = (config.get(group) or {} for group in ("trainer", "data"))
     devices = trainer.get("devices")
     devices = devices if isinstance(devices, int) else 1
     on_gpu = trainer.get("accelerator") in ("gpu", "cuda")
@@ -174,7 +175,7 @@ def job_resources(settings: SlurmSettings, trainer: Mapping[str, Any]) -> Resour
         nodes=settings.nodes or trainer.get("num_nodes") or 1,
         tasks_per_node=settings.tasks_per_node or devices,
         gpus_per_node=gpus,
-        cpus_per_task=settings.cpus_per_task or 1,
+        cpus_per_task=settings.cpus_per_task or 1 + (data.get("num_workers") or 0),
         mem_gib=settings.mem_gb,
         time_min=settings.timeout_min,
     )

@@ -82,6 +82,10 @@ class SlurmSettings:
     requeue: bool = True
     stderr_to_stdout: bool = True
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
+    follower: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # options of sbatch for the job that looks after the sweep
+    follow_min: int = 10  # the most minutes between two looks of that job
     setup: Sequence[str] = ()  # shell lines before srun, for instance `module load` or `source activate`
     wait: bool = True  # with `-m` only: return only when every job has ended
     poll_sec: float = 15.0  # with `-m` only: the time between two queries of squeue and sacct
@@ -105,7 +109,8 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
             raise unknown("key of hydra.launcher", key, allowed)
     known = {key: values[key] for key in allowed if key in values}
     known["setup"] = tuple(known.get("setup") or ())
-    known["additional_parameters"] = dict(known.get("additional_parameters") or {})
+    for key in ("additional_parameters", "follower"):
+        known[key] = dict(known.get(key) or {})
     return SlurmSettings(**known)
 
 

@@ -20,6 +20,7 @@ from dlm.submit.cell_now import CellRecord, Ending
 from dlm.submit.job import Job
 
 BY_CANCEL = "by dlm cancel"
+RESTARTS = "restarts.json"  # a file in a run directory: which submission started the cell, and how often for nothing
 NOT_STARTED = "not_started.json"  # a file in a run directory that states why ``admit`` did not start the cell
 
 
@@ -152,6 +153,12 @@ def not_started(run_dir: Path, submission: str | None) -> str | None:
         return str(refusal["reason"]) if refusal["submission"] == submission else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def last_start(run_dir: Path) -> str | None:
+    """Return the submission whose job was the last to start a cell; None if no job has started it."""
+    path = run_dir / RESTARTS
+    return read_json(path)["submission"] if path.is_file() else None
 
 
 def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:

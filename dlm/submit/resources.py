@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import accumulation
 from dlm.plan.cost import GIB
+from dlm.plan.grid import cell_config
 from dlm.submit.job import Resources, SlurmSettings
 
 if TYPE_CHECKING:
@@ -19,7 +21,11 @@ HOST_GIB = {False: 2, True: 8}
 
 
 def cell_resources(
-    cell: Cell, settings: SlurmSettings = SlurmSettings(), *, max_time_min: int | None = None
+    cell: Cell,
+    settings: SlurmSettings = SlurmSettings(),
+    *,
+    max_time_min: int | None = None,
+    workers: Sequence[int] = (),
 ) -> Resources:
     """Return the resources that the job of a planned cell requests.
 
@@ -28,6 +34,7 @@ def cell_resources(
         settings: The launcher's keys.
         max_time_min: The longest time limit in minutes that the cluster allows; None if there is no limit. A cell that
             needs more time continues in another job.
+        workers: The value of data.num_workers among the overrides of the submission; empty if it is not among them.
 
     Raises:
         UserError: hydra.launcher.timeout_min is above ``max_time_min``.
@@ -38,10 +45,15 @@ def cell_resources(
         nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.estimate.nodes,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
-        cpus_per_task=settings.cpus_per_task or 1,
+        cpus_per_task=settings.cpus_per_task or 1 + (workers[0] if workers else num_workers(cell)),
         mem_gib=settings.mem_gb or host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0),
         time_min=_time_limit(settings, time_limit_min(cell.estimate.hours), max_time_min),
     )
+
+
+def num_workers(cell: Cell) -> int:
+    """Return the number of processes that load the data of a task, besides the one that trains."""
+    return int(cell_config(cell.groups, cell.overrides)["data"].get("num_workers") or 0)
 
 
 def _time_limit(settings: SlurmSettings, planned: int | None, allowed: int | None) -> int | None:

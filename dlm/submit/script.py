@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def sbatch_script(array: Request, settings: SlurmSettings, *, after: str | None 
     """
     folder, num_cpus = array.ledger.folder.absolute(), array.jobs[0].resources.cpus_per_task
     jobs_file = shlex.quote(f"{folder}/{array.submission}.jobs")
-    error = "" if settings.stderr_to_stdout else ' --error="$run_dir/err.txt"'
+    error = "" if settings.stderr_to_stdout else ' --error="$logs/err.txt"'
     python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
         "#!/bin/bash",
@@ -82,24 +83,29 @@ def sbatch_script(array: Request, settings: SlurmSettings, *, after: str | None 
         "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
         *(f"#SBATCH {option}" for option in _options(array, settings, after)),
         "",
-        "set -u",
         "unset DLM_CONFIGS  # the snapshot's configs count",
         f"export PYTHONPATH={shlex.quote(str(array.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export DLM_SUBMISSION={array.submission}",
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
         *(f"export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
         *(f"export {name}={num_cpus}" for name in THREAD_VARIABLES),
-        *settings.setup,
+        *settings.setup,  # before `set -u`, because the startup files of shells and of conda read unset variables
+        "set -u",
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
         "run_dir=$1",
         "shift",
+        "logs=${run_dir//%/%%}  # srun replaces patterns such as %t in the names of logs",
         'mkdir -p "$run_dir"',
         "code=0",
+        "began=$(date +%s)",
         f'{python} dlm.submit.admit "$run_dir" || code=$?',
         'if [ "$code" -eq 0 ]; then',
         "    srun --kill-on-bad-exit=1 --open-mode=append \\",
-        f'        --cpus-per-task={num_cpus} --output="$run_dir/log.txt"{error} \\',
+        f'        --cpus-per-task={num_cpus} --output="$logs/log.txt"{error} \\',
         f'        {python} dlm.launch "$@" || code=$?',
+        f'    if [ "$code" -ne 0 ] && {python} dlm.submit.stopped "$run_dir" "$began"; then',
+        f"        code={ExitCode.PREEMPTED:d}  # srun may report a rank that it killed because the others had left",
+        "    fi",
         f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
         "    code=0  # admit has printed why",
         "fi",
@@ -117,10 +123,10 @@ def _options(array: Request, settings: SlurmSettings, after: str | None) -> list
     more = dict(settings.additional_parameters)
     if after is not None:
         more["dependency"] = ",".join(filter(None, (more.get("dependency"), f"afterany:{after}")))
-    values: dict[str, Any] = {  # None omits an option; True marks an option that takes no value
+    values: dict[str, Any] = {
         "job-name": job_name(array.ledger.title, array.submission),
         "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
-        "output": f"{array.ledger.folder.absolute()}/slurm-%A_%a.txt",
+        "output": f"{array.ledger.folder.absolute()}".replace("%", "%%") + "/slurm-%A_%a.txt",
         "open-mode": "append",
         "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
         "nodes": need.nodes,
@@ -134,13 +140,18 @@ def _options(array: Request, settings: SlurmSettings, after: str | None) -> list
         "requeue" if settings.requeue else "no-requeue": True,
         **{key: True if value is None else value for key, value in more.items()},
     }
+    return option_lines(values)
+
+
+def option_lines(values: Mapping[str, Any]) -> list[str]:
+    """Return options of sbatch, as in `--nodes=1`. None omits an option; True marks an option that takes no value."""
     given = {name: value for name, value in values.items() if value is not None}
     return [f"--{name}" if value is True else f"--{name}={_word(str(value))}" for name, value in given.items()]
 
 
 def _word(text: str) -> str:
     """Return ``text`` as one word of an #SBATCH line, with double quotes and backslashes where necessary."""
-    if re.fullmatch(r"[\w@%+=:,./&|*\[\]-]+", text):
+    if re.fullmatch(r"[\w@%+=:,./&|*?\[\]-]+", text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

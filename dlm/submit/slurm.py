@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from dlm.core.errors import UserError
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
 from dlm.submit.script import arrays, write_script
+from dlm.submit.slurm_environment import clean, sbatch_environment
 from dlm.submit.slurm_tasks import ACCOUNT_COLUMNS, QUEUE_COLUMNS, Task, minutes, parse_tasks
 
 ANSWER_TIMEOUT_SEC = 30.0  # for squeue and sacct, without whose answers dlm can still continue
@@ -99,9 +101,12 @@ class Slurm(Cluster):
             UserError: SLURM refuses; the message quotes SLURM and names the keys that may be the cause.
             NoAnswerError: The controller did not answer.
         """
-        done = _run(["sbatch", "--parsable", str(script)])
+        done = _run(["sbatch", "--parsable", str(script)], environment=sbatch_environment(script, os.environ))
         if done.returncode == 0:
-            return done.stdout.strip().split(";")[0]
+            ids = re.findall(r"^(\d+)(?:;.*)?$", done.stdout, re.MULTILINE)  # a site may print a banner around the id
+            if not ids:
+                raise NoAnswerError(f"sbatch printed no job id: {' '.join(done.stdout.split())[:200]!r}")
+            return str(ids[-1])
         words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         error = NoAnswerError if re.search("timed out|Unable to contact", words) else UserError
         if re.search("configuration source|contact slurm controller", words):
@@ -195,9 +200,13 @@ def slurm_answers(timeout_sec: float = 5.0) -> bool:
         return False
 
 
-def _run(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC, *, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM, by default in an environment without any of the variables that change what it does."""
+    env = clean(os.environ) if environment is None else environment
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_sec, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_sec, check=False, env=env)
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} is not on PATH") from error
     except subprocess.TimeoutExpired as error:

@@ -14,7 +14,8 @@ ACCOUNT_COLUMNS = "JobID,State,ExitCode,Reason,JobName"  # sacct --format
 CANNOT_START = 53  # the "signal" reported for a job that slurmd could not set up (observed with SLURM 22.05)
 
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-_STARTED = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED", "SUSPENDED")
+_SUSPENDED = ("STOPPED", "SUSPENDED")
+_STARTED = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", *_SUSPENDED)
 # Job state in SLURM -> state of the cell. Any state that is not listed, such as FAILED, means that the job has ended
 # for a reason that SLURM does not know. States of ended jobs describe only how the job ended; what the cell achieved is
 # recorded in the run directory.
@@ -62,6 +63,7 @@ class Task:
             exit_code=None if self.signal else self.exit_code,
             has_failed=self.word == "FAILED",
             is_host_oom=self.word == "OUT_OF_MEMORY",
+            is_suspended=self.word in _SUSPENDED,
         )
 
     def __str__(self) -> str:

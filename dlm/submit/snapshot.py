@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 from dlm.core.errors import UserError
@@ -37,7 +37,8 @@ def snapshot_code(
     """
     code = sweep_dir.absolute() / "code"
     code.mkdir(parents=True, exist_ok=True)
-    copy = Path(tempfile.mkdtemp(dir=code, prefix=".copying-"))
+    copy = code / f".copying-{uuid.uuid4().hex[:8]}"
+    copy.mkdir()
     try:
         # An installed wheel has configs/ and sweeps/ inside the package.
         shutil.copytree(package, copy / "dlm", ignore=shutil.ignore_patterns(*_LEFT_OUT, "configs", "sweeps"))
@@ -45,7 +46,6 @@ def snapshot_code(
         target = code / content_hash_of(copy)[:8]
         if not target.exists():
             copy.rename(target)
-            target.chmod(0o755)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     if not content_hash_of(target).startswith(target.name):

@@ -14,7 +14,7 @@ from dlm.submit.cell_now import CellNow, CellRecord, JobState
 from dlm.submit.cluster import Answer, Cluster
 from dlm.submit.job import job_name
 from dlm.submit.job_endings import exit_words, last_line
-from dlm.submit.ledger import Ledger, not_started
+from dlm.submit.ledger import Ledger, last_start, not_started
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
@@ -79,7 +79,8 @@ def cell_now(
     job = answer.states.get(record.job_id or "")
     known = CellNow(state=State.PLANNED, status=status, record=record, job=job, is_silent=answer.silent)
     if holder is not None:
-        now = CellNow(state=State.RUNNING, reason=f"process {holder['pid']} on {holder['host']}")
+        suspended = "suspended: " if job is not None and job.is_suspended else ""
+        now = CellNow(state=State.RUNNING, reason=f"{suspended}process {holder['pid']} on {holder['host']}")
     elif job is not None and job.is_live:
         now = CellNow(state=job.state, reason=job.words)
     else:
@@ -135,11 +136,23 @@ def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
     if job is None:
         return CellNow(state=State.LOST, reason=f"the scheduler does not know job {job_id} any more")
     if job.has_failed and job.exit_code:
+        has_begun = last_start(run_dir) in (None, record.submission)
         is_ours = job.exit_code == ExitCode.BUG or names_cause(job.exit_code)
-        line = last_line(run_dir / "log.txt") if is_ours else None
+        line = _last_line(run_dir, str(job_id), has_begun=has_begun) if is_ours else None
         words = f"job {job_id} {exit_words(job.exit_code)}"
         return CellNow(state=state_of_exit(job.exit_code), reason=f"{words}: {line}" if line else words)
     return CellNow(state=job.state, reason=f"job {job_id}: {job.words}", is_host_oom=job.is_host_oom)
+
+
+def _last_line(run_dir: Path, job_id: str, *, has_begun: bool) -> str | None:
+    """Return the last line that a run has printed in its latest job, or that of the batch script if there is none."""
+    own = last_line(run_dir / "log.txt") if has_begun else None  # else the log is that of an earlier job
+    return own or last_line(_batch_log(run_dir, job_id))
+
+
+def _batch_log(run_dir: Path, job_id: str) -> Path:
+    """Return the log that the batch script of a job writes."""
+    return run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt"
 
 
 def _is_newer(run_dir: Path, job_id: str) -> bool:
@@ -148,7 +161,7 @@ def _is_newer(run_dir: Path, job_id: str) -> bool:
     Compares the modification times of status.json and of the job's log, both by the clock of the file server.
     """
     try:
-        began = (run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt").stat().st_mtime
+        began = _batch_log(run_dir, job_id).stat().st_mtime
         return (run_dir / "status.json").stat().st_mtime > began
     except OSError:
         return False

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dlm.core.git import code_origin
+from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.job import Job
@@ -56,7 +56,7 @@ def submit_jobs(
     """
     if not jobs:
         return Submission()
-    origin = code_origin()
+    origin = code_origin() or running_code()  # a follower runs from a snapshot, and its environment names the commit
     if not cluster.settings.allow_dirty:
         check_clean(origin)
     cluster.check(jobs)

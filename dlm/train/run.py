@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dlm.core import signals
 from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
-from dlm.core.files import write_atomic
+from dlm.core.files import patiently, write_atomic
 from dlm.core.lease import Lease
 from dlm.core.recipe import MIN_STEPS, Recipe, derive
 from dlm.data.manifest import DataSet
@@ -79,9 +80,20 @@ def run(config: Mapping[str, Any]) -> ExitCode:
         print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
     if _rank():
-        return _beside_the_first(config, recipe, data_set, run_dir, started)
-    with Lease(run_dir):
-        return _recorded(config, recipe, data_set, run_dir, started)
+        code = _beside_the_first(config, recipe, data_set, run_dir, started)
+    else:
+        with Lease(run_dir):
+            code = _recorded(config, recipe, data_set, run_dir, started)
+    if code is ExitCode.PREEMPTED:
+        _wait_for_all()
+    return code
+
+
+def _wait_for_all() -> None:
+    """Wait until every rank has come here, because srun kills the other ranks once one has left with an exit code."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a rank that has gone already cannot be waited for
+            torch.distributed.barrier()
 
 
 def _rank() -> int:
@@ -142,7 +154,7 @@ def _beside_the_first(
     outcome itself.
     """
     try:
-        _fit(config, recipe, data_set, run_dir)
+        is_stopped = _fit(config, recipe, data_set, run_dir)
     except Exception as error:
         ending = ending_of(error, run_dir)
         if ending.state is State.OUT_OF_MEMORY:
@@ -150,7 +162,8 @@ def _beside_the_first(
             return ending.exit_code
         if ending.state is not State.DIVERGED:
             raise
-    return ExitCode.DONE
+        is_stopped = False
+    return STOPPED.exit_code if is_stopped else ExitCode.DONE
 
 
 def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float) -> None:
@@ -173,7 +186,7 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
         updated=now,
     )
     try:
-        write_status(run_dir, status)
+        patiently(run_dir, lambda: write_status(run_dir, status))
     except OSError as error:  # the exit code still states the outcome
         print(f"dlm: {run_dir / 'status.json'} cannot be written ({error})", file=sys.stderr)
 
@@ -263,7 +276,7 @@ def _write_result(
     loss, error = module.validation_loss
     print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {recipe.steps} steps, {record.wall_sec:.0f} s")
     seen = recipe.steps * recipe.global_batch_size
-    write_validation(run_dir, *module.validation_terms.T.tolist())
+    patiently(run_dir, lambda: write_validation(run_dir, *module.validation_terms.T.tolist()))
     result = Result(
         cell_id=module.config["cell_id"],
         step=recipe.steps,
@@ -284,7 +297,7 @@ def _write_result(
         unigram_entropy=data.unigram_entropy(),
         finished=time.time(),
     )
-    write_result(run_dir, result)
+    patiently(run_dir, lambda: write_result(run_dir, result))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_result(dataclasses.asdict(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from dlm.core.checks import whole
+from dlm.core.checks import SHARDED, whole
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
@@ -35,7 +36,9 @@ COMPUTED = {  # arguments of lightning.Trainer that dlm computes, and what to se
     "limit_train_batches": "set training.steps",
     "overfit_batches": "set training.steps",
 }
-OURS = ("threads", "attention", "compile", "activation_checkpointing")  # trainer keys that Lightning does not know
+OURS = (  # trainer keys that Lightning does not know
+    "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
+)  # fmt: skip
 IGNORED_WARNINGS = (
     "isinstance.treespec, LeafSpec",
     "dataloader is not resumable",  # dlm's is resumable: FromOffset starts at the current step
@@ -81,7 +84,8 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         world_size=world_size,
         num_params=recipe.shape.num_params,
     )
-    options["strategy"] = _strategy(options["strategy"], world_size)
+    seconds = config["trainer"].get("process_group_timeout")
+    options["strategy"] = _strategy(options["strategy"], world_size, seconds)
     options["precision"] = resolved_precision(options["precision"], options["accelerator"])
     options["log_every_n_steps"] = options["log_every_n_steps"] or evenly(recipe.steps, 100)
     logger = run_dir is not None and _logger(config)
@@ -109,13 +113,20 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         raise UserError(f"Lightning refuses the trainer: {' '.join(str(error).split())}") from error
 
 
-def _strategy(name: str, world_size: int) -> Any:
-    """Return the argument ``strategy`` of Lightning's Trainer for ``name``, the value of ``trainer.strategy``."""
+def _strategy(name: str, world_size: int, timeout_sec: int | None) -> Any:
+    """Return the argument ``strategy`` of Lightning's Trainer.
+
+    Args:
+        name: The value of ``trainer.strategy``.
+        world_size: The number of processes.
+        timeout_sec: How long the processes wait for one another, in seconds; None for PyTorch's default.
+    """
+    timeout: Any = {} if timeout_sec is None else {"timeout": timedelta(seconds=timeout_sec)}
     if name == "ddp":  # the only buffers are the rotary tables, which are the same in every process
-        return DDPStrategy(broadcast_buffers=False)
-    if name == "fsdp2":  # the checkpoint is a single file, which any strategy and world size can load
+        return DDPStrategy(broadcast_buffers=False, **timeout)
+    if name in SHARDED:  # the checkpoint is a single file, which any strategy and world size can load
         return ModelParallelStrategy(
-            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False, **timeout
         )
     return name
 

@@ -287,7 +287,7 @@ def test_gpu_hours_of_the_proof_run_count_against_the_limit():
         sweep = planned(StartOptions(target="smoke", settings=[*settings, "tokens_per_param=null"]))
         plan = cost.with_estimates(sweep.plan)
         options = StartOptions(target="smoke", max_gpu_hours=0.0)
-        now = start_module._look(Sweep(Path("none"), plan))
+        now = start_module.look(Sweep(Path("none"), plan))
         with pytest.raises(UserError, match="GPU-hours to go") as error:
             price.agree_on_cost(plan, sweep.folder, options, left=now)
         totals[proof] = float(str(error.value).split()[0])

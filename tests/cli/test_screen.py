@@ -14,6 +14,7 @@ from dlm.plan.cost import with_estimates
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory, write_result, write_status
 from dlm.submit.cell_now import CellNow
+from dlm.submit.table import CellStatus, status_rows
 
 
 def row(cell, state=State.RUNNING, **values):
@@ -43,7 +44,7 @@ def test_a_long_table_shows_the_same_cells_as_plain_lines(capsys):
     screen.show_status(rows, "all of them")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) + 2 and lines[-1] == "all of them"
-    assert lines[12].split() == ["cell-11", "running", "1.1", "-"]
+    assert lines[12].split() == ["cell-11", "running", "1.1"]  # no cell has a reason
     assert len({line.index("running") for line in lines[1:-1]}) == 1
 
 
@@ -136,3 +137,27 @@ def test_a_terminal_of_80_columns_shows_step_and_loss_of_each_running_cell(run, 
     assert "15 % of the FLOPs" in lines[whole]
     assert lines[whole + 1].startswith("a ") and "step 3/10  loss 2.500" in lines[whole + 1]
     assert lines[whole + 2].startswith("b ") and "starts" in lines[whole + 2]
+
+
+def test_the_status_keeps_cell_ids_whole_at_80_columns(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["mdm-110k-1.25e16-0a1b2c3d", "mdm-4k-2e10-00000000"]
+    why = "job 1001_0: SLURM says PENDING (ReqNodeNotAvail, UnavailableNodes:n1)"
+    cells = [
+        CellStatus(cell_id=names[0], state=State.SUBMITTED, job="1001_0", steps=20000, reason=why),
+        CellStatus(
+            cell_id=names[1], state=State.RUNNING, job="1001_1", step=10, steps=20000, loss=2.5, tokens_per_sec=12345.0,
+            eta_sec=99.0, attempts=2,
+        ),
+    ]  # fmt: skip
+    screen.show_status(status_rows(cells), "2 cells")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == names and "1001_1" in lines[2]
+    assert "redone" not in lines[0] and "reason" not in lines[0]
+    assert "the terminal is too narrow for attempts; `dlm status --json` has all columns" in lines[3]
+    assert lines[4:] == [f"{names[0]}: {why}", "2 cells"]
+    monkeypatch.setenv("COLUMNS", "200")
+    screen.show_status(status_rows(cells), "2 cells")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(why) and len(lines) == 4

@@ -1,11 +1,13 @@
 """Files that survive crashes: whole or old, logs by whole lines, one process per run directory."""
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from dlm.core.errors import UserError
 from dlm.core.files import (
     append_jsonl,
+    explain_os_error,
+    patiently,
     read_json,
     read_jsonl,
     write_atomic,
@@ -31,6 +35,54 @@ def python(code: str, *arguments: object) -> subprocess.Popen:
         [sys.executable, "-c", code, *map(str, arguments)], cwd=PACKAGE.parent,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_the_umask_decides_who_may_read_a_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_write_waits_while_its_folder_is_away(tmp_path):
+    folder, away = tmp_path / "run", tmp_path / "away"
+    folder.mkdir()
+    folder.rename(away)
+    threading.Timer(0.7, lambda: away.rename(folder)).start()
+    patiently(folder, lambda: write_json(folder / "a.json", {}))
+    assert (folder / "a.json").is_file()
+    with pytest.raises(FileNotFoundError):
+        patiently(away, lambda: write_json(away / "a.json", {}), patience_sec=0)
+    assert not away.exists()  # nothing was put in its place
+    calls = []
+    with pytest.raises(PermissionError):
+        patiently(folder, lambda: calls.append(1) or write_to_forbidden(folder))
+    assert calls == [1]  # waiting does not help here
+
+
+def write_to_forbidden(folder):
+    raise PermissionError(errno.EACCES, "Permission denied", str(folder / "a.json"))
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "words"),
+    [
+        (errno.EACCES, "/w/a", "cannot read or write /w/a: permission denied"),
+        (errno.EROFS, "/w/a", "cannot read or write /w/a: read-only file system"),
+        (errno.ESTALE, "/w/a", "cannot read or write /w/a: stale file handle"),
+        (errno.ENOENT, "/nowhere/a/b", "cannot read or write /nowhere/a/b: its folder does not exist"),
+        (errno.ENOENT, "/nowhere", None),  # the folder / is there: a bug of dlm
+        (errno.EISDIR, "/w/a", None),
+    ],
+)
+def test_what_the_user_can_mend_on_a_disk_is_one_line(number, path, words):
+    said = explain_os_error(OSError(number, os.strerror(number), path))
+    assert said == (words and f"{words} (DLM_WORKDIR names the folder of all sweeps)")
+    assert explain_os_error(OSError(number, os.strerror(number))) is None  # no path to name
+    full = explain_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert full == "no space left on device: make room, and run the same command again"
 
 
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync"])

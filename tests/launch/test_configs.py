@@ -3,6 +3,7 @@
 import hydra
 import pytest
 import yaml
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
 
 from dlm import launch
@@ -10,6 +11,7 @@ from dlm.core.configs import choices, load_base, load_choice
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import Recipe, derive, fill
 from dlm.plan.grid import DECIDING
+from dlm.train.trainer import make_trainer
 
 
 @pytest.fixture
@@ -104,3 +106,12 @@ def test_the_base_that_plan_reads_is_what_hydra_composes(compose):
     composed = OmegaConf.to_container(compose(), resolve=False)
     for key, value in load_base().items():
         assert composed[key] == value
+
+
+def test_several_gpus_shard_the_model_and_wait_as_long_as_asked(compose):
+    words = ("experiment=debug", "trainer=multi_gpu", "trainer.accelerator=cpu", "trainer.devices=2")
+    config = compose(*words, "trainer.process_group_timeout=90")
+    plain = fill(OmegaConf.to_container(config, resolve=True))
+    strategy = make_trainer(plain, recipe_of(config), None).strategy
+    assert isinstance(strategy, ModelParallelStrategy)
+    assert strategy._timeout.total_seconds() == 90

@@ -133,13 +133,16 @@ def test_cells_at_the_lower_budgets_are_planned_several_times(stdlib_data, tmp_p
 
 def test_only_the_ends_of_a_budget_are_repeated(stdlib_data, tmp_path):
     rules = [{"below": 2, "runs": 2}, {"below": "1/2", "runs": 4, "sizes": "ends"}]
-    ends = spec(models=["4k", "8k", "19k", "33k"], budgets=[1e10, 3e10], tokens_per_param=[5, 1000], replicates=rules)
+    sizes = {"models": ["4k", "8k", "19k", "33k"], "budgets": [1e10, 3e10], "replicates": rules}
+    whole = Counter((cell.budget_flops, cell.model) for cell in make_plan(spec(**sizes, tokens_per_param=None)).cells)
+    assert whole == {(c, m): 2 for c in (1e10, 3e10) for m in ("4k", "8k", "19k", "33k")} | {
+        (1e10, "4k"): 4,
+        (1e10, "33k"): 4,
+    }
+    ends = spec(**sizes, tokens_per_param=[5, 1000])  # leaves two sizes at 1e10, and both are ends
     plan = make_plan(ends)
     runs = Counter((cell.budget_flops, cell.model) for cell in plan.cells)
-    low = {"4k": 4, "8k": 4} if (1e10, "19k") not in runs else {"4k": 4, "8k": 2, "19k": 4}
-    assert runs == {(1e10, model): count for model, count in low.items()} | {
-        (3e10, model): 2 for model in ("4k", "8k", "19k", "33k") if (3e10, model) in runs
-    }
+    assert (runs[1e10, "4k"], runs[1e10, "8k"], runs[1e10, "19k"], runs[3e10, "4k"]) == (4, 4, 0, 2)
     assert Counter((row["budget_flops"], row["model"]) for row in plan.dropped)[1e10, "33k"] == 2
     write_plan(tmp_path, plan)
     assert read_plan(tmp_path).spec == ends

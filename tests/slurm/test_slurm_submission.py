@@ -83,7 +83,14 @@ def test_multirun_through_the_launcher_waits_or_does_not(cluster, command, stdli
     assert (
         at_once.code == 0 and len(list((workdir / "adhoc/runs").glob("mdm-*"))) == 3
     )  # 3e-3 is the default, that was wrong
-    cluster("scancel", "--user=root")
+    cells = json.loads(command("dlm.cli", "status", "adhoc", "--json").out)  # no definition planned these runs
+    assert sorted(cell["state"] for cell in cells)[:2] == ["done", "done"] and len(cells) == 3
+    assert {cell["steps"] for cell in cells if cell["state"] == "done"} == {40} and all(cell["job"] for cell in cells)
+    cancelled = command("dlm.cli", "cancel", "adhoc", "--yes")
+    assert cancelled.code == 0 and "cancelled job" in cancelled.out, cancelled.out
+    wait_for(lambda: "1 cancelled" in (said := command("dlm.cli", "status", "adhoc").out) and "2 done" in said)
+    reported = command("dlm.cli", "report", "adhoc")
+    assert reported.code == 0 and (workdir / "adhoc/report/report.html").is_file(), reported.err
 
 
 @pytest.mark.parametrize(

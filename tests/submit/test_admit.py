@@ -13,7 +13,7 @@ from dlm.core.errors import NOTHING_TO_DO, ExitCode
 from dlm.core.lease import Lease
 from dlm.core.paths import PACKAGE
 from dlm.record.outcomes import State
-from dlm.record.run import gpu_hours_used, write_result, write_status
+from dlm.record.run import checkpoint_folder, gpu_hours_used, write_result, write_status
 from dlm.submit.admit import admit
 from dlm.submit.cell_now import JobState
 from dlm.submit.cluster import Answer
@@ -45,6 +45,27 @@ def test_a_live_cell_is_waited_for_then_left_for_later(run_dir):
 def test_a_cell_that_is_done_is_not_run_again(run_dir, capsys):
     write_result(run_dir, result(run_dir.name))
     assert admit(run_dir, submission=None) == NOTHING_TO_DO and "is done" in capsys.readouterr().out
+
+
+def test_requeues_that_gain_no_step_end_after_three(run_dir, capsys):
+    def checkpoint(step):
+        folder = checkpoint_folder(run_dir, step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+
+    write_submitted(run_dir.parents[1], run_dir.name, "s", "12_0")
+    assert [admit(run_dir, submission="s") for _ in range(3)] == [0, 0, 0]  # the start, and two requeues for nothing
+    checkpoint(50)
+    assert [admit(run_dir, submission="s") for _ in range(3)] == [0, 0, 0]
+    assert admit(run_dir, submission="s") == NOTHING_TO_DO
+    reason = "3 times in a row it was requeued and gained no step since step 50: see its log"
+    assert reason in capsys.readouterr().out
+    job = JobState(state=State.LOST, words="SLURM says COMPLETED", exit_code=0)
+    answer = Answer(states={"12_0": job})
+    now = cell_now(run_dir, record=Ledger(run_dir.parents[1]).read()[run_dir.name], steps=None, answer=answer)
+    assert (now.state, now.reason) == (State.CANCELLED, reason)
+    write_submitted(run_dir.parents[1], run_dir.name, "t", "13_0")
+    assert admit(run_dir, submission="t") == 0  # submitted anew, it starts anew
 
 
 def test_a_sweep_that_has_used_its_gpu_hours_starts_no_more(run_dir, monkeypatch):

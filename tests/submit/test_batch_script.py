@@ -1,23 +1,30 @@
 """Job arrays, and the batch script of each, run by a real bash."""
 
+import dataclasses
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import TESTS
+from support.stub_cell import status
 from support.submissions import make_job, write_command
 
 from dlm.core.errors import UserError
+from dlm.core.paths import PACKAGE
+from dlm.record.outcomes import State
+from dlm.record.run import write_status
 from dlm.submit.cluster import Request
 from dlm.submit.job import Job, SlurmSettings, slurm_settings
 from dlm.submit.ledger import Ledger
 from dlm.submit.script import arrays, job_line, sbatch_script, write_script
+from dlm.submit.stopped import has_stopped
 
 
 def request(sweep_dir: Path, jobs, *, code: Path = Path("/w/code/ab"), environment=None) -> Request:
@@ -111,6 +118,40 @@ def test_the_script_runs_its_line_with_exact_words_and_tells_the_cells_exit_code
     assert "DLM_GIT_SHA=abc\n" in ran_in
     beyond = {**environment, "SLURM_ARRAY_TASK_ID": "7"}  # a line that is not there is no success
     assert subprocess.run(["bash", str(script)], env=beyond, cwd=tmp_path, capture_output=True).returncode != 0
+
+
+def test_the_script_asks_the_record_of_the_cell_whether_it_is_to_be_continued(tmp_path, bin_dir, monkeypatch):
+    """srun reports the rank that it killed, not the ranks that left to be continued."""
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{PACKAGE.parent}")
+    sweep, calls = tmp_path / "100% mine", tmp_path / "calls.txt"
+    asked = request(sweep, [Job(name="a", overrides=("+cell=a",), run_dir=sweep / "runs" / "a")], code=tmp_path)
+    lines = ["unset PS1", 'prompt="$PS1 "', "export MINE=1"]  # as in ~/.bashrc, which reads variables that are not set
+    script = write_script(arrays(asked, max_size=10)[0], SlurmSettings(setup=lines))
+    assert f'#SBATCH --output="{tmp_path}/100%% mine/ledger/slurm-%A_%a.txt"' in script.read_text()
+    write_command(bin_dir, "squeue", "echo RUNNING")
+    write_command(bin_dir, "scontrol", f'echo "$@" >> {calls}')
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}
+
+    def ended(state: State, submission: str | None) -> tuple[int, bool]:
+        calls.unlink(missing_ok=True)
+        said = dataclasses.replace(status(state, exit_code=75), submission=submission, updated=time.time() + 5)
+        write_status(tmp_path, said)
+        srun = f'echo "$@" > {tmp_path}/srun.txt; cp {tmp_path}/status.json "{sweep}/runs/a/"; exit 143'
+        write_command(bin_dir, "srun", srun)
+        done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True)
+        assert "unbound variable" not in done.stderr
+        return done.returncode, calls.exists()
+
+    assert ended(State.PREEMPTED, "s-0") == (75, True)
+    assert f"--output={tmp_path}/100%% mine/runs/a/log.txt" in (tmp_path / "srun.txt").read_text()
+    assert ended(State.PREEMPTED, "another") == (143, False)  # the ending of an earlier submission
+    assert ended(State.RUNNING, "s-0") == (143, False)
+
+
+def test_an_ending_from_before_the_job_does_not_count(tmp_path):
+    write_status(tmp_path, dataclasses.replace(status(State.PREEMPTED, exit_code=75), submission="s", updated=100.0))
+    assert has_stopped(tmp_path, submission="s", began=99) and not has_stopped(tmp_path, submission="s", began=101)
+    assert not has_stopped(tmp_path / "nothing", submission="s", began=0)
 
 
 def test_one_array_for_each_resource_class_within_the_array_limit(tmp_path):

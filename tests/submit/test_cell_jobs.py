@@ -48,6 +48,8 @@ def test_resources_come_from_the_plan_unless_the_launcher_says(tmp_path):
     need = cell_resources(cell, SlurmSettings(nodes=1, gpus_per_node=4, timeout_min=30, mem_gb=64, cpus_per_task=6))
     assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (1, 4, 4, 30)
     assert (need.mem_gib, need.cpus_per_task) == (64, 6)
+    loading = make_cell("a", overrides={"data.num_workers": 3})  # processes that load data need cores of their own
+    assert cell_resources(loading).cpus_per_task == 4
     need = cell_resources(make_cell("a"))  # nothing was estimated
     assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (1, 0, 1, None)
 

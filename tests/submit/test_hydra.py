@@ -219,9 +219,13 @@ def test_the_shipped_launcher_files_hold_exactly_the_known_keys():
 
 
 def test_resources_follow_the_trainer_where_the_launcher_is_silent():
-    gpus = OmegaConf.create({"accelerator": "gpu", "devices": 8, "num_nodes": 2})
-    assert job_resources(SlurmSettings(), gpus) == Resources(nodes=2, tasks_per_node=8, gpus_per_node=8)
-    cpus = OmegaConf.create({"accelerator": "cpu", "devices": 2, "num_nodes": 1})
+    gpus = OmegaConf.create(
+        {"trainer": {"accelerator": "gpu", "devices": 8, "num_nodes": 2}, "data": {"num_workers": 3}}
+    )
+    assert job_resources(SlurmSettings(), gpus) == Resources(
+        nodes=2, tasks_per_node=8, gpus_per_node=8, cpus_per_task=4
+    )
+    cpus = OmegaConf.create({"trainer": {"accelerator": "cpu", "devices": 2, "num_nodes": 1}})
     assert job_resources(SlurmSettings(), cpus) == Resources(tasks_per_node=2)
     settings = SlurmSettings(nodes=1, gpus_per_node=1, tasks_per_node=1, cpus_per_task=4, timeout_min=5, mem_gb=2)
     expected = Resources(gpus_per_node=1, cpus_per_task=4, mem_gib=2, time_min=5)

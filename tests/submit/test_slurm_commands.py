@@ -12,18 +12,65 @@ from dlm.core.errors import UserError
 from dlm.record.outcomes import State
 from dlm.submit.cell_now import JobState
 from dlm.submit.job import SlurmSettings
-from dlm.submit.slurm import Slurm, keep_pace, key_behind, slurm_answers
+from dlm.submit.slurm import NoAnswerError, Slurm, keep_pace, key_behind, slurm_answers
 from dlm.submit.slurm_tasks import Task, expand_task, minutes, parse_tasks
 
 
 def test_sbatch_gives_the_id_or_its_own_words(tmp_path, bin_dir, monkeypatch):
     write_command(bin_dir, "sbatch", 'echo "$@" > args.txt; echo "1001;cluster"')
     monkeypatch.chdir(tmp_path)
+    Path("x.sbatch").write_text("#!/bin/bash\n#SBATCH --partition=low\n#SBATCH --mem=4G\n#SBATCH --no-requeue\n")
     assert Slurm().sbatch(Path("x.sbatch")) == "1001"
     assert (tmp_path / "args.txt").read_text() == "--parsable x.sbatch\n"
     write_command(bin_dir, "sbatch", 'echo "sbatch: error: invalid partition specified: gpuu" >&2; exit 1')
     with pytest.raises(UserError, match="invalid partition specified: gpuu"):
         Slurm().sbatch(Path("x.sbatch"))
+
+
+def test_a_banner_around_the_job_id_is_passed_over(tmp_path, bin_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.sbatch").write_text("#!/bin/bash\n")
+    write_command(bin_dir, "sbatch", 'echo "Welcome, 2 jobs of yours wait"; echo 77; echo "29;here"; echo "Bye"')
+    assert Slurm().sbatch(Path("x.sbatch")) == "29"
+    write_command(bin_dir, "sbatch", 'echo "Welcome"')
+    with pytest.raises(NoAnswerError, match="sbatch printed no job id: 'Welcome'"):
+        Slurm().sbatch(Path("x.sbatch"))
+
+
+def test_sbatch_gets_a_clean_environment(tmp_path, bin_dir, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = "#!/bin/bash\n#SBATCH --partition=low\n#SBATCH --mem=4G\n#SBATCH --no-requeue\n#SBATCH --array=0-3%2\n"
+    Path("x.sbatch").write_text(script)
+    leaked = {
+        "SLURM_MEM_PER_CPU": "500",
+        "SLURM_CPU_BIND": "quiet",
+        "SRUN_DEBUG": "3",
+        "SQUEUE_FORMAT": "%i",
+        "SBATCH_PARTITION": "other",
+        "SBATCH_MEM_PER_CPU": "1G",
+        "SBATCH_REQUEUE": "1",
+        "SBATCH_ARRAY_INX": "7",
+        "SBATCH_WAIT": "1",
+        "SBATCH_GRES": "gpu:1",
+    }
+    kept = {
+        "SLURM_CONF": "/etc/here.conf",
+        "SLURM_CLUSTERS": "here",
+        "SBATCH_ACCOUNT": "lab",
+        "SBATCH_TIMELIMIT": "10",
+        "HOME": str(tmp_path),
+    }
+    for name, value in {**leaked, **kept}.items():
+        monkeypatch.setenv(name, value)
+    write_command(bin_dir, "sbatch", "env > env.txt; echo 1")
+    Slurm().sbatch(Path("x.sbatch"))
+    seen = dict(line.split("=", 1) for line in Path("env.txt").read_text().splitlines() if "=" in line)
+    assert not seen.keys() & leaked.keys() and {name: seen[name] for name in kept} == kept
+    said = "dlm: sbatch also obeys SBATCH_ACCOUNT=lab, SBATCH_TIMELIMIT=10, from your environment\n"
+    assert capsys.readouterr().err == said
+    write_command(bin_dir, "squeue", "env > env.txt")
+    Slurm().states({}, names=["x"])
+    assert "SQUEUE_FORMAT" not in Path("env.txt").read_text() and "SBATCH_ACCOUNT" not in Path("env.txt").read_text()
 
 
 def test_a_missing_sbatch_is_one_line(monkeypatch):
@@ -192,3 +239,11 @@ def test_submissions_keep_the_pace_that_a_site_allows(monkeypatch):
         keep_pace(times, 3)
         now[0] += 1
     assert all(later - earlier >= 60 for earlier, later in zip(times, times[3:], strict=False)) and times[2] == 102
+
+
+def test_a_suspended_job_is_told_from_a_running_one():
+    states = {word: next(parse_tasks(f"1001_0|{word}|0|None|x")).job_state for word in ("RUNNING", "SUSPENDED")}
+    assert {word: (job.state, job.is_suspended) for word, job in states.items()} == {
+        "RUNNING": (State.RUNNING, False),
+        "SUSPENDED": (State.RUNNING, True),
+    }

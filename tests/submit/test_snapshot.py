@@ -1,5 +1,6 @@
 """The copy of the code that jobs run, and changes that no commit holds."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,6 +36,21 @@ def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_pat
 def git(folder: Path, *arguments: str) -> None:
     who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_a_repository_of_somebody_else_is_named(tmp_path, capsys):
+    root = tmp_path / "repository"
+    (root / "dlm").mkdir(parents=True)
+    (root / "dlm/__init__.py").touch()
+    git(root, "init")
+    git(root, "add", "-A")
+    git(root, "commit", "-m", "all")
+    for path in (root, *root.rglob("*")):
+        os.chown(path, 12345, 12345)
+    assert [code_origin(root / "dlm") for _ in range(2)] == [None, None]
+    said = capsys.readouterr().err
+    assert said.count("belongs to somebody else") == 1 and f"safe.directory {root}" in said
 
 
 def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_path, monkeypatch):

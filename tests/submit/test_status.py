@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from dlm.submit.table import (
     summary_line,
     sweep_now,
     sweep_status,
+    time_left_sec,
 )
 
 STEPS = 10
@@ -102,18 +104,31 @@ def test_progress_stays_within_zero_and_one_and_is_one_when_all_is_done(cells):
 
 def test_rows_for_people_and_values_for_programs():
     running = CellStatus(
-        cell_id="a", state=State.RUNNING, step=1234, steps=20000, loss=2.71828, tokens_per_sec=98765.4, eta_sec=12345.0,
-        attempts=2, steps_redone=7, reason="process 1 on host",
+        cell_id="a", state=State.RUNNING, job="12_0", step=1234, steps=20000, loss=2.71828, tokens_per_sec=98765.4,
+        eta_sec=12345.0, attempts=2, steps_redone=7, reason="process 1 on host",
     )  # fmt: skip
     planned = CellStatus(cell_id="b", state=State.PLANNED, step=0, steps=10)
     assert status_rows([running, planned]) == [
-        {"cell": "a", "state": State.RUNNING, "step": "1,234/20,000", "loss": "2.7183", "tokens/s": "98,765",
-         "ETA": "3.4 h", "attempts": 2, "redone": 7, "reason": "process 1 on host"},
-        {"cell": "b", "state": State.PLANNED, "step": "0/10", "loss": None, "tokens/s": None, "ETA": None,
+        {"cell": "a", "state": State.RUNNING, "job": "12_0", "step": "1,234/20,000", "loss": "2.7183",
+         "tokens/s": "98,765", "ETA": "3.4 h", "attempts": 2, "redone": 7, "reason": "process 1 on host"},
+        {"cell": "b", "state": State.PLANNED, "job": None, "step": "0/10", "loss": None, "tokens/s": None, "ETA": None,
          "attempts": 0, "redone": None, "reason": None},
     ]  # fmt: skip
     values = json.loads(json.dumps(status_values([running]), allow_nan=False))
     assert values[0]["eta_sec"] == 12345.0 and values[0]["state"] == "running"
+
+
+def test_the_time_left_of_a_sweep_follows_from_the_cells_that_train():
+    plan = make_plan(a=100.0, b=300.0, c=100.0)  # FLOPs in the convention of the plan; 10240 tokens each
+    rate = 10240 / 50  # a whole cell in 50 s
+    a = CellStatus(cell_id="a", state=State.RUNNING, step=5, steps=10, tokens_per_sec=rate, eta_sec=25.0)
+    b = CellStatus(cell_id="b", state=State.SUBMITTED, steps=10)
+    c = CellStatus(cell_id="c", state=State.DONE, step=10, steps=10)
+    assert time_left_sec([a, b, c], plan) == pytest.approx((50 + 300) / (100 / 50))
+    assert time_left_sec([replace(a, eta_sec=999.0), b, c], plan) == 999.0
+    assert time_left_sec([b, c], plan) is None
+    assert time_left_sec([a, replace(b, state=State.CANCELLED), c], plan) == pytest.approx(25)
+    assert "at this rate, the sweep ends in 175 s" in summary_line([a, b, c], plan).replace("2.9 min", "175 s")
 
 
 def test_a_silent_slurm_is_a_warning_and_no_cell_is_called_lost(tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ from support.stub_cell import STEPS, status
 from support.submissions import make_cell, make_plan, run_dir, state_of, submission_of, submit
 
 from dlm.core.errors import UserError
+from dlm.core.files import write_json
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
 from dlm.submit.job import SlurmSettings
-from dlm.submit.ledger import Ledger
+from dlm.submit.ledger import RESTARTS, Ledger
 from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 
@@ -93,6 +94,18 @@ def test_a_cell_that_is_tried_again_says_why_its_last_try_failed(slurm, sweep_di
     submit(make_plan("a"), sweep_dir, Slurm())
     now, _ = cells_now([("a", STEPS)], sweep_dir)
     assert (now["a"].state, now["a"].record.before) == (State.SUBMITTED, "failed: job 1001_0 ended with exit code 1")
+
+
+def test_a_job_that_ends_before_its_cell_speaks_gives_the_words_of_its_batch_script(slurm, sweep_dir):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    (sweep_dir / "ledger" / "slurm-1001_0.txt").write_text("hello\nmodule: cuda is unknown here\n")
+    end(slurm, "1001_0", "FAILED|1:0")
+    reason = "job 1001_0 ended with exit code 1: module: cuda is unknown here"
+    assert state_of(sweep_dir, "a") == (State.FAILED, reason)
+    (run_dir(sweep_dir, "a") / "log.txt").write_text("KeyError: x\n")
+    assert state_of(sweep_dir, "a")[1] == "job 1001_0 ended with exit code 1: KeyError: x"
+    write_json(run_dir(sweep_dir, "a") / RESTARTS, {"submission": "an earlier one", "step": 0, "fruitless": 0})
+    assert state_of(sweep_dir, "a")[1] == reason  # the log is that of an earlier job
 
 
 def test_jobs_that_a_node_failed_to_launch_are_released(slurm, sweep_dir, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from dlm.core.paths import PACKAGE
 from dlm.plan.cells import Estimate
+from dlm.plan.grid import DEFAULT_GROUPS
 from dlm.record.outcomes import State
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Request, Submission
@@ -18,6 +19,7 @@ from dlm.submit.local import LocalPool
 from dlm.submit.state import cells_now
 from support.stub_cell import STEPS
 
+GROUPS = {**DEFAULT_GROUPS, "model": "4k", "objective": "masked_diffusion"}
 ESTIMATED = {field.name for field in fields(Estimate)}
 
 
@@ -26,7 +28,7 @@ def make_cell(name: str, **changes) -> SimpleNamespace:
     estimate = {name: changes.pop(name) for name in ESTIMATED & changes.keys()}
     values = {
         "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "steps": STEPS,
-        "groups": {"trainer": "cpu"}, "overrides": {}, "estimate": Estimate(**estimate), "parent": None,
+        "groups": GROUPS, "overrides": {}, "estimate": Estimate(**estimate), "parent": None,
         "branch_step": None, "own_share": 1.0, "flops": {"full_masked_head": 1e9},
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})

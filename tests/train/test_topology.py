@@ -23,7 +23,7 @@ CELL = ("experiment=debug", "logger=none", "model=4k", "model.qk_norm=true", "da
         "callbacks.checkpoint.save_top_k=9")  # fmt: skip
 TWO = {
     name: ("trainer.devices=2", f"trainer.strategy={name}", "data.micro_batch_size=2")  # accumulated twice on each
-    for name in ("ddp", "fsdp2")
+    for name in ("ddp", "fsdp")
 }
 ROUNDING = {"train/loss": 1e-6, "val/loss": 1e-6, "grad_norm": 1e-5}  # relative, over 40 steps; seen: 3e-7
 
@@ -49,8 +49,8 @@ def folder(stdlib_data, tmp_path_factory):
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     train_on_two(
-        arguments(folder, "two-fsdp2", *TWO["fsdp2"]),
-        arguments(folder, "there", *TWO["fsdp2"], start=("one", 20)),
+        arguments(folder, "two-fsdp", *TWO["fsdp"]),
+        arguments(folder, "there", *TWO["fsdp"], start=("one", 20)),
     )
     launch_here(folder, *arguments(folder, "back", start=("there", 30)))
     return folder
@@ -80,20 +80,24 @@ def test_a_sharded_run_goes_on_from_one_process_and_one_process_from_it(folder):
 
 @pytest.mark.long  # more starts of two processes
 def test_a_sharded_run_goes_on_bit_for_bit_and_also_under_ddp(folder):
-    start = ("two-fsdp2", 30)
+    start = ("two-fsdp", 30)
     train_on_two(
         arguments(folder, "other", *TWO["ddp"], start=start),
+        arguments(
+            folder, "whole-model", *TWO["fsdp"], "trainer.strategy=fsdp2", "trainer.fsdp_wrap=model", start=start
+        ),
         arguments(folder, "there-ddp", *TWO["ddp"], start=("one", 20)),
     )
     launch_here(folder, *arguments(folder, "back-ddp", start=("there-ddp", 30)))
     assert min(assert_equal_but_for_rounding(folder / "there-ddp", folder / "one")) == 21
     assert min(assert_equal_but_for_rounding(folder / "back-ddp", folder / "one")) == 31
-    again = arguments(folder, "again", *TWO["fsdp2"], "callbacks.checkpoint.asynchronous=true", start=start)
+    again = arguments(folder, "again", *TWO["fsdp"], "callbacks.checkpoint.asynchronous=true", start=start)
     train_on_two(again)
-    whole, again = folder / "two-fsdp2", folder / "again"
+    whole, again = folder / "two-fsdp", folder / "again"
     rows = losses(whole, tuple(ROUNDING))
     assert losses(again, tuple(ROUNDING)) == {step: rows[step] for step in range(31, 41)}
     states = [torch.load(state_file(run / "checkpoints/step_00000040"), weights_only=True) for run in (whole, again)]
     parts = [(state["state_dict"], state["optimizer_states"][0]["state"]) for state in states]
     torch.testing.assert_close(*parts, rtol=0, atol=0)  # parameters and moments of the optimiser
-    assert_equal_but_for_rounding(folder / "other", whole)
+    for name in ("other", "whole-model"):
+        assert_equal_but_for_rounding(folder / name, whole)

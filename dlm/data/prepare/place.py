@@ -25,7 +25,6 @@ def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:
     Raises:
         UserError: ``data_dir`` holds other files.
     """
-    building.chmod(0o755)
     if data_dir.is_dir() and not any(data_dir.iterdir()):
         data_dir.rmdir()
     there = undamaged(data_dir)

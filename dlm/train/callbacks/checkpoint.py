@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from dlm.core.errors import unknown
-from dlm.core.files import sync_directory, write_atomic, write_json
+from dlm.core.files import patiently, sync_directory, write_atomic, write_json
 from dlm.record.run import checkpoint_folder
 from dlm.train.callbacks import StepCallback, callbacks_of, evenly
 from dlm.train.callbacks.preemption import Preemption
@@ -120,8 +120,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         folder = self._folder(step)
         building = folder.with_name(f".{folder.name}.building")
         if trainer.is_global_zero:
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir(parents=True)
+            patiently(self.run_dir, lambda: _made_anew(building))
         if self.thread is not None:
             self._save_in_thread(trainer, step, building, self.thread)
             return
@@ -173,6 +172,11 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         for path in saved:
             if path not in keep:
                 shutil.rmtree(path)
+
+
+def _made_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 @contextlib.contextmanager

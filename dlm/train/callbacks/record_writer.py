@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from dlm.core.errors import DivergedError
-from dlm.core.files import append_jsonl
+from dlm.core.files import append_jsonl, patiently
 from dlm.record.outcomes import State
 from dlm.record.run import Status, metrics_row, read_status, write_status
 from dlm.train.callbacks import StepCallback, is_logged
@@ -138,7 +138,7 @@ class RecordWriter(StepCallback):
         numbers = {name: number for name, value in values.items() if math.isfinite(number := float(value))}
         tokens = step * module.recipe.tokens_per_step
         row = metrics_row(step=step, tokens=tokens, attempt=self.attempts, **numbers)
-        append_jsonl(self.run_dir / "metrics.jsonl", row)
+        patiently(self.run_dir, lambda: append_jsonl(self.run_dir / "metrics.jsonl", row))
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)
 
@@ -159,7 +159,7 @@ class RecordWriter(StepCallback):
             started=self._started,
             updated=time.time(),
         )
-        write_status(self.run_dir, status)
+        patiently(self.run_dir, lambda: write_status(self.run_dir, status))
 
 
 def earlier_attempts(run_dir: Path, step: int) -> tuple[int, int, float]:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from dlm.core.checks import SHARDED
 from dlm.core.errors import UserError
 from dlm.core.identity import shared_identity
 from dlm.core.recipe import Recipe
@@ -91,15 +92,16 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
 
     def configure_model(self) -> None:
-        """Compile the loss if trainer.compile is set. Under fsdp2, shard the model with each block as a unit.
+        """Compile the loss if trainer.compile is set. Under fsdp, shard the model in units of trainer.fsdp_wrap.
 
-        Under fsdp2, the blocks are compiled instead of the loss. Lightning calls this method several times.
+        Under fsdp, the blocks are compiled instead of the loss. Lightning calls this method several times.
         """
         if self.configured:
             return
         self.configured = True
-        compiled = self.config["trainer"]["compile"]
-        if self.config["trainer"]["strategy"] != "fsdp2":
+        how = self.config["trainer"]
+        compiled = how["compile"]
+        if how["strategy"] not in SHARDED:
             if compiled:
                 self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
             return
@@ -107,7 +109,8 @@ class DiffusionLMLightningModule(L.LightningModule):
         for block in self.model.blocks:
             if compiled:  # each block alone, so that gathering the next block's parameters is not compiled
                 block.compile(dynamic=False)
-            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+            if how.get("fsdp_wrap", "block") == "block":
+                fully_shard(block, mesh=self.device_mesh["data_parallel"])
         fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
     def on_validation_epoch_start(self) -> None:
@@ -168,7 +171,7 @@ class DiffusionLMLightningModule(L.LightningModule):
     def _name_parameters(self, state: dict[str, Any]) -> None:
         """Replace the numbers of parameters in an optimiser's state by names, which do not depend on the strategy.
 
-        PyTorch numbers parameters in the order of the optimiser's groups; under fsdp2, in the order of the model. For a
+        PyTorch numbers parameters in the order of the optimiser's groups; under fsdp, in the order of the model. For a
         sharded model, only rank 0 holds the state.
         """
         if not state.get("state"):

@@ -1,0 +1,245 @@
+"""Look after a sweep on SLURM until its cells have ended, then write its report: `--then report` and `dlm follow`."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import os
+import re
+import time
+import traceback
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm.cli import gather
+from dlm.cli.memory import PAGE, said_before
+from dlm.cli.options import StartOptions
+from dlm.cli.start import look, slurm_of, start
+from dlm.cli.targets import Sweep, existing, warn
+from dlm.core.errors import UserError
+from dlm.core.files import write_atomic
+from dlm.core.git import code_origin, running_code
+from dlm.core.lease import Lease
+from dlm.submit.cell_now import CellNow
+from dlm.submit.follower import Following, is_in_queue, read_following, submit_follower, write_following
+from dlm.submit.script import option_lines
+from dlm.submit.slurm import NoAnswerError, Slurm
+from dlm.submit.snapshot import snapshot_code
+from dlm.submit.submission import PATIENCE_SEC
+
+WEBHOOK_TIMEOUT_SEC = 20.0
+MOST_FAILURES = 3  # looks in a row that could submit nothing; then the sweep ends as it is
+MOST_TRIES = 4  # of putting the next follower into the queue; the controller may be restarting
+TRY_AGAIN_SEC = 60.0
+
+
+def arrange(sweep: Sweep, options: StartOptions) -> None:
+    """Have a sweep looked after that was just submitted. If nothing of it waits or runs, end it at once.
+
+    A follower that is in the queue already goes on, as it is now asked for.
+    """
+    slurm = slurm_of(options.override or (), allow_dirty=options.allow_dirty)
+    asked = Following(
+        override=tuple(options.override or ()),
+        allow_dirty=options.allow_dirty,
+        mail=options.mail,
+        webhook=options.webhook,
+    )
+    with _alone(sweep.folder):
+        before = read_following(sweep.folder)
+        if before is not None and before.trouble is None and is_in_queue(before, slurm):
+            write_following(sweep.folder, dataclasses.replace(before, **asked.options))
+            print(f"job {before.job_id} looks after the sweep already")
+            return
+        now = look(sweep)
+        if _is_live(now):
+            try:
+                made = _next(asked, sweep.folder, slurm, now)
+            except UserError as error:
+                _note(sweep.folder, trouble=str(error))
+                warn(f"the cells are submitted, but nothing looks after them: {error}; see hydra.launcher.follower")
+                return
+            print(f"job {made.job_id} looks after the sweep: it submits cells again if need be, and writes the report")
+            return
+        write_following(sweep.folder, asked)
+    _end(asked, sweep, slurm, now)
+
+
+def check(options: StartOptions, *, then: bool) -> None:
+    """Raise UserError for a --then, --mail or --webhook that is not allowed."""
+    if options.then not in (None, "report"):
+        raise UserError(f"--then {options.then}: only report is known")
+    for name, value in (("--webhook", options.webhook), ("--mail", options.mail)):
+        if value is not None and not then:
+            raise UserError(f"{name} {value}: nothing would send it; add --then report")
+    if options.webhook is not None and not re.fullmatch(r"https?://[^/\s]+\S*", options.webhook):
+        raise UserError(f"--webhook {options.webhook}: give a URL that begins with http:// or https://")
+    if options.mail is not None and "@" not in options.mail:
+        raise UserError(f"--mail {options.mail}: give an address, as in me@example.org")
+
+
+def follow(folder: Path) -> None:
+    """Look at a sweep once: submit what should run, then either put the next follower into the queue or end."""
+    following = read_following(folder)
+    if following is None or following.ended is not None:
+        print(f"nobody asked for {folder} to be looked after")
+        return
+    own = os.environ.get("DLM_FOLLOWER")
+    if own is not None and following.job_id is not None and own != following.job_id:
+        print(f"job {following.job_id} looks after {folder}, so this one ends")
+        return
+    sweep = existing(str(folder))
+    slurm = slurm_of(following.override, allow_dirty=following.allow_dirty)
+    failures = 0
+    try:
+        sweep, _, _ = start(_as_options(following, folder), by_itself=True)
+    except UserError as error:
+        failures = following.failures + 1
+        warn(str(error))
+    with _alone(folder):
+        following = read_following(folder)
+        if following is None or following.ended is not None:
+            return  # it was cancelled meanwhile
+        now = look(sweep)
+        if _is_live(now) or 0 < failures < MOST_FAILURES:
+            _go_on(dataclasses.replace(following, failures=failures), folder, slurm, now)
+            return
+    _end(following, sweep, slurm, now)
+
+
+def _alone(folder: Path) -> Lease:
+    """Return the context in which nobody else submits cells of a sweep, or changes how it is looked after."""
+    return Lease(folder, doing="submitted", patience_sec=PATIENCE_SEC)
+
+
+def _is_live(now: Mapping[str, CellNow]) -> bool:
+    return any(cell.is_live for cell in now.values())
+
+
+def _note(folder: Path, **changes: Any) -> None:
+    """Change the record of how a sweep is looked after."""
+    following = read_following(folder)
+    assert following is not None
+    write_following(folder, dataclasses.replace(following, **changes))
+
+
+def _as_options(following: Following, folder: Path) -> StartOptions:
+    return StartOptions(
+        target=str(folder),
+        launcher="submitit_slurm",
+        yes=True,
+        allow_dirty=following.allow_dirty,
+        override=list(following.override),
+    )
+
+
+def _next(following: Following, folder: Path, slurm: Slurm, now: Mapping[str, CellNow]) -> Following:
+    """Put the next follower into the queue."""
+    origin = code_origin() or running_code()
+    code = snapshot_code(folder, origin=origin)
+    live = (cell.record.job_id for cell in now.values() if cell.is_live and cell.record.job_id is not None)
+    arrays = sorted({job_id.split("_")[0] for job_id in live})
+    environment = {"DLM_CODE": code.name, **(origin.environment() if origin else {})}
+    return submit_follower(following, folder, slurm, code=code, environment=environment, arrays=arrays)
+
+
+def _go_on(following: Following, folder: Path, slurm: Slurm, now: Mapping[str, CellNow]) -> None:
+    """Put the next follower into the queue. If SLURM refuses, its words are kept for `dlm status`, and sent."""
+    for tried in range(1, MOST_TRIES + 1):
+        try:
+            made = _next(following, folder, slurm, now)
+        except UserError as error:
+            warn(f"the next follower: {error}")
+            may_pass = isinstance(error, NoAnswerError) or re.search("limit|temporar", str(error), re.IGNORECASE)
+            if tried == MOST_TRIES or not may_pass:
+                _note(folder, trouble=str(error))
+                _tell(following, folder, now, slurm, f"nothing looks after the sweep any more: {error}", [])
+                return
+            time.sleep(TRY_AGAIN_SEC)
+        else:
+            print(f"job {made.job_id} looks next")
+            return
+
+
+def _end(following: Following, sweep: Sweep, slurm: Slurm, now: Mapping[str, CellNow]) -> None:
+    """Write the report, tell whoever asked for it, and note the outcome. If cells were submitted meanwhile, go on."""
+    folder, verdict = sweep.folder, list[str]()
+    try:
+        gather.report(sweep)
+    except UserError as error:
+        outcome = f"no report: {error}"
+    except Exception as error:  # whoever waits for the end is told, and the traceback is in the log
+        traceback.print_exc()
+        outcome = f"no report, because of a bug of dlm: {error!r}"
+    else:
+        outcome, verdict = f"report: {folder / PAGE}", said_before(folder) or []
+    with _alone(folder):
+        now = look(sweep)
+        following = read_following(folder) or following
+        if _is_live(now) and following.ended is None:
+            _go_on(following, folder, slurm, now)
+            return
+        said = "; ".join([outcome, *_tell(following, folder, now, slurm, outcome, verdict)])
+        _note(folder, ended=said)
+    print(said)
+
+
+def _tell(
+    following: Following, folder: Path, now: Mapping[str, CellNow], slurm: Slurm, outcome: str, verdict: Sequence[str]
+) -> list[str]:
+    """Send the outcome to whoever asked for it, and return what went wrong with that."""
+    went_wrong = []
+    if following.webhook is not None:
+        went_wrong.append(_post(following.webhook, _message(folder, now, outcome, verdict)))
+    if following.mail is not None:
+        went_wrong.append(_mail(following.mail, folder, slurm))
+    return [*filter(None, went_wrong)]
+
+
+def _message(folder: Path, now: Mapping[str, CellNow], outcome: str, verdict: Sequence[str]) -> dict[str, Any]:
+    """Return what a webhook gets; `text` is the key that chat programs show."""
+    counts = Counter(str(cell.state) for cell in now.values())
+    cells = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return {
+        "text": f"{folder.name}: {cells}; {outcome}",
+        "sweep": folder.name,
+        "cells": dict(counts),
+        "outcome": outcome,
+        "verdict": "\n".join(verdict),
+    }
+
+
+def _post(url: str, message: Mapping[str, Any]) -> str:
+    """Send a message to a webhook, once. Return what went wrong; empty if nothing did."""
+    try:
+        request = urllib.request.Request(
+            url, data=json.dumps(message).encode(), headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_SEC):
+            return ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"the webhook did not take the message ({error})"
+
+
+def _mail(address: str, folder: Path, slurm: Slurm) -> str:
+    """Have SLURM send a mail, by an empty job that asks for one. Return what went wrong; empty if nothing did."""
+    script = folder.absolute() / "ledger" / "mail.sbatch"
+    values = {
+        "job-name": f"{folder.name}-has-ended",
+        "output": "/dev/null",
+        "time": 1,
+        **{key: getattr(slurm.settings, key) for key in ("partition", "account", "qos")},
+        **slurm.settings.follower,
+        "mail-type": "END",
+        "mail-user": address,
+    }
+    write_atomic(script, "\n".join(["#!/bin/bash", *(f"#SBATCH {one}" for one in option_lines(values)), "true", ""]))
+    try:
+        slurm.sbatch(script)
+    except UserError as error:
+        return f"no mail was sent ({error})"
+    return ""
