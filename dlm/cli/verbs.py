@@ -76,6 +76,8 @@ def _started(given: options.StartOptions, *, then: bool) -> tuple[targets.Sweep,
     sweep, ran_here, code = start(given)
     if then and not ran_here:
         follow.arrange(sweep, given)
+    elif given.webhook or given.mail:
+        targets.warn("nothing is sent to --webhook or --mail, because the cells ran on this machine")
     return sweep, ran_here, code
 
 

@@ -170,7 +170,10 @@ def stop_following(folder: Path) -> str | None:
 
 def follower_line(folder: Path) -> str | None:
     """Return how a sweep is looked after, for `dlm status`; None if nobody has asked for it."""
-    following = read_following(folder)
+    try:
+        following = read_following(folder)
+    except PermissionError:  # see `write_following`
+        return f"only {(folder / RECORD).owner()} can see how the sweep is looked after"
     if following is None:
         return None
     again = f"dlm submit {folder} --launcher submitit_slurm --then report"

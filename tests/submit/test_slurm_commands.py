@@ -68,6 +68,7 @@ def test_sbatch_gets_a_clean_environment(tmp_path, bin_dir, monkeypatch, capsys)
     assert not seen.keys() & leaked.keys() and {name: seen[name] for name in kept} == kept
     said = "dlm: sbatch also obeys SBATCH_ACCOUNT=lab, SBATCH_TIMELIMIT=10, from your environment\n"
     assert capsys.readouterr().err == said
+    write_command(bin_dir, "sacct", "true")  # the real one would wait for its daemon
     write_command(bin_dir, "squeue", "env > env.txt")
     Slurm().states({}, names=["x"])
     assert "SQUEUE_FORMAT" not in Path("env.txt").read_text() and "SBATCH_ACCOUNT" not in Path("env.txt").read_text()

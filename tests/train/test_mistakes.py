@@ -38,7 +38,7 @@ from dlm.data.prepare.command import index_packed
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
         ((*SHORT, "optimizer.decay=some"), ("optimizer.decay 'some'", "allowed: all, matrices")),
         ((*SHORT, "trainer.attention=flesh"), ("trainer.attention 'flesh'", "did you mean flash")),
-        ((*SHORT, "trainer.strategy=fsdp3"), ("trainer.strategy 'fsdp3'", "did you mean fsdp2 or fsdp")),
+        ((*SHORT, "trainer.strategy=fsdp3"), ("trainer.strategy 'fsdp3'", "did you mean fsdp or fsdp2")),
         ((*SHORT, "trainer.devices=auto"), ("trainer.devices is 'auto'", "at least 1")),
         ((*SHORT, "trainer.devices=null"), ("trainer.devices is None", "at least 1")),
         ((*SHORT, "trainer.attention=null"), ("trainer.attention 'None'", "allowed: ")),
