@@ -90,7 +90,7 @@ def test_multirun_through_the_launcher_waits_or_does_not(cluster, command, stdli
     assert cancelled.code == 0 and "cancelled job" in cancelled.out, cancelled.out
     wait_for(lambda: "1 cancelled" in (said := command("dlm.cli", "status", "adhoc").out) and "2 done" in said)
     reported = command("dlm.cli", "report", "adhoc")
-    assert reported.code == 0 and (workdir / "adhoc/report/report.html").is_file(), reported.err
+    assert reported.out.count("did not learn") == 2 and "no run of" in reported.complaint  # in 40 steps
 
 
 @pytest.mark.parametrize(
