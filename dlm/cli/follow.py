@@ -96,7 +96,7 @@ def follow(folder: Path) -> None:
     slurm = slurm_of(following.override, allow_dirty=following.allow_dirty)
     failures = 0
     try:
-        sweep, _, _ = start(_as_options(following, folder), by_itself=True)
+        sweep, _, _ = start(_as_options(following, folder), unattended=True)
     except UserError as error:
         failures = following.failures + 1
         warn(str(error))

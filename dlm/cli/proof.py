@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def waits_for(
-    sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = False, by_itself: bool = False
+    sweep: Sweep, now: Mapping[str, CellNow], *, retry_failed: bool = False, unattended: bool = False
 ) -> list[str]:
     """Return the cells that have to end before the proof run: those that are not done and are started again.
 
@@ -41,7 +41,7 @@ def waits_for(
         sweep: The sweep.
         now: The current states of its cells.
         retry_failed: Whether failed cells are started again whatever the cause.
-        by_itself: As in ``why_not``.
+        unattended: As in ``why_not``.
     """
     return [
         cell.cell_id
@@ -49,7 +49,7 @@ def waits_for(
         if (one := now[cell.cell_id]).state is not State.DONE
         and (
             one.is_live
-            or (why_not(one, retry_failed=retry_failed, by_itself=by_itself) is None and not _is_too_large(one))
+            or (why_not(one, retry_failed=retry_failed, unattended=unattended) is None and not _is_too_large(one))
         )
     ]
 

@@ -39,7 +39,7 @@ LAUNCHER_KEY = "hydra.launcher."
 HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_dir")
 
 
-def start(options: StartOptions, *, by_itself: bool = False) -> tuple[Sweep, bool, int]:
+def start(options: StartOptions, *, unattended: bool = False) -> tuple[Sweep, bool, int]:
     """Plan a sweep, show its cost, ask for confirmation, and start the cells that are not done.
 
     When the other cells are done, the forecast of the proof run is frozen and the proof run is started, on this machine
@@ -47,7 +47,7 @@ def start(options: StartOptions, *, by_itself: bool = False) -> tuple[Sweep, boo
 
     Args:
         options: The options of the command.
-        by_itself: The follower of the sweep starts it, and nobody has asked for it now; see ``retry.why_not``.
+        unattended: The follower of the sweep starts it, and nobody has asked for it now; see ``retry.why_not``.
 
     Returns:
         (the sweep, whether its cells ran on this machine, the exit code with which the command must end).
@@ -58,7 +58,7 @@ def start(options: StartOptions, *, by_itself: bool = False) -> tuple[Sweep, boo
     sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
     now = look(sweep)
     # Other cells come before the proof run.
-    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed, by_itself=by_itself))
+    is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed, unattended=unattended))
     if not is_first:
         sweep = with_proof(sweep, now)
         now |= look(sweep, known=now)
@@ -70,7 +70,7 @@ def start(options: StartOptions, *, by_itself: bool = False) -> tuple[Sweep, boo
         data_dir=paths.data_dir(),
         extra=[*more, *overrides],
         retry_failed=options.retry_failed,
-        by_itself=by_itself,
+        unattended=unattended,
         max_gpu_hours=max_gpu_hours,
     )
     if not is_local:

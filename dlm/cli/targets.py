@@ -35,7 +35,7 @@ def by_name(target: str) -> str:
     """
     folder = paths.workdir() / target
     is_name = Path(target).name == target and not (paths.sweeps_dir() / f"{target}.yaml").is_file()
-    return str(folder) if is_name and is_sweep_dir(folder) else target
+    return str(folder) if is_name and (is_sweep_dir(folder) or (folder / "runs").is_dir()) else target
 
 
 def is_sweep_dir(folder: str | Path) -> bool:
@@ -86,8 +86,6 @@ def existing(target: str) -> Sweep:
     from dlm.plan.store import read_plan
 
     folder = Path(by_name(target))
-    if not folder.is_dir() and (paths.workdir() / target / "runs").is_dir():
-        folder = paths.workdir() / target
     if folder.is_dir() and not is_sweep_dir(folder):
         from dlm.plan.adhoc import plan_of_runs
         from dlm.submit.ledger import Ledger
@@ -105,8 +103,6 @@ def run_folder(target: str) -> Path:
     A folder with runs needs no plan.json: runs that were started with `python -m dlm.launch` have none.
     """
     folder = Path(by_name(target))
-    if not folder.is_dir() and (paths.workdir() / target / "runs").is_dir():
-        folder = paths.workdir() / target
     return folder if (folder / "runs").is_dir() else existing(target).folder
 
 

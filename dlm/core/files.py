@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dlm.core import paths
 from dlm.core.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the disk is full or the quota is exhausted
@@ -56,7 +57,8 @@ def explain_os_error(error: OSError) -> str | None:
     has_vanished = error.errno == errno.ENOENT and not path.absolute().parent.is_dir()
     if error.errno in (*DENIED, *DISK_FULL) or (error.errno in AWAY and error.errno != errno.ENOENT) or has_vanished:
         why = "its folder does not exist" if has_vanished else (error.strerror or "no reason given").lower()
-        return f"cannot read or write {path}: {why} (DLM_WORKDIR names the folder of all sweeps)"
+        is_ours = path.absolute().is_relative_to(paths.workdir())
+        return f"cannot read or write {path}: {why}{' (DLM_WORKDIR names the folder of all sweeps)' if is_ours else ''}"
     return None
 
 

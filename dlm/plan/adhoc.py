@@ -11,6 +11,7 @@ from dlm.core.errors import UserError
 from dlm.core.recipe import derive
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
+from dlm.plan.grid import described
 from dlm.record.run import run_directory
 
 
@@ -27,7 +28,7 @@ def plan_of_runs(folder: Path, names: Iterable[str]) -> Plan:
     cells = tuple(_cell(folder, name) for name in sorted(names))
     if not cells:
         raise UserError(f"{folder} holds neither a plan nor runs: plan a sweep, or start runs with `dlm.launch`")
-    budgets = sorted({cell.budget_flops for cell in cells if cell.budget_flops}) or [1.0]
+    budgets = sorted({cell.budget_flops for cell in cells if cell.budget_flops})
     models = tuple(dict.fromkeys(cell.model for cell in cells))
     spec = SweepSpec.model_construct(name=folder.name, budgets=tuple(budgets), models=models, seeds=(0,), proof=None)
     return Plan(spec=spec, convention=cells[0].convention, data="-", data_hash=None, cells=cells, dropped=())
@@ -47,27 +48,13 @@ def _cell(folder: Path, name: str) -> Cell:
             schedule="-", flops={"6n": 0.0}, budget_error_pct=0.0, tokens_per_param=0.0, epochs=None, groups={},
             overrides={},
         )  # fmt: skip
-    flops = {str(key): value for key, value in recipe.flops.items()}
-    return Cell(
-        cell_id=name,
-        model=recipe.shape.name,
-        objective=config["objective"]["name"],
-        seed=config["seed"],
-        num_params=recipe.shape.num_params,
-        num_params_total=recipe.shape.num_params_total(causal=recipe.causal),
-        budget_flops=recipe.budget_flops or flops[recipe.convention],
-        convention=recipe.convention,
-        tokens=recipe.tokens,
-        steps=recipe.steps,
-        warmup_steps=recipe.warmup_steps,
-        global_batch_size=recipe.global_batch_size,
-        block_size=recipe.block_size,
-        learning_rate=config["optimizer"]["lr"],
-        schedule=config["scheduler"]["name"],
-        flops=flops,
-        budget_error_pct=recipe.budget_error_pct or 0.0,
-        tokens_per_param=recipe.tokens / recipe.shape.num_params,
-        epochs=None,
-        groups={},
-        overrides={},
-    )
+    budget = recipe.budget_flops or recipe.flops[recipe.convention]
+    error = recipe.budget_error_pct or 0.0  # without a budget, the FLOPs of the run are taken for it
+    own: dict[str, Any] = {
+        "budget_flops": budget,
+        "budget_error_pct": error,
+        "epochs": None,
+        "groups": {},
+        "overrides": {},
+    }
+    return described(config, recipe, cell_id=name, **own)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlm.core.configs import load_base, load_choice
+from dlm.core.errors import ExitCode, UserError
 from dlm.core.flops import PEAK_FLOPS, flops_per_token
 from dlm.core.objectives import OBJECTIVES
 from dlm.core.recipe import accumulation
@@ -164,6 +165,8 @@ def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0
     done = subprocess.run(
         [sys.executable, "-m", "dlm.train.measure", json.dumps(request)], capture_output=True, text=True, check=False
     )
+    if done.returncode == ExitCode.USER_ERROR:
+        raise UserError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
         raise RuntimeError(f"measuring this machine failed:\n{done.stderr}")
     rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -228,14 +228,26 @@ def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: Data
     if reason is not None:
         return reason
     assert recipe.budget_flops is not None and recipe.budget_error_pct is not None
-    return Cell(
+    return described(
+        config,
+        recipe,
         cell_id=cell_id(config, steps=recipe.steps, data_hash=None if data is None else data.hash),
+        budget_flops=recipe.budget_flops,
+        budget_error_pct=recipe.budget_error_pct,
+        epochs=epochs,
+        groups=point.groups,
+        overrides=point.overrides,
+    )
+
+
+def described(config: Mapping[str, Any], recipe: Recipe, **others: Any) -> Cell:
+    """Return the cell that a config and its recipe describe; ``others`` are the fields that do not follow from them."""
+    return Cell(
         model=recipe.shape.name,
         objective=config["objective"]["name"],
         seed=config["seed"],
         num_params=recipe.shape.num_params,
         num_params_total=recipe.shape.num_params_total(causal=recipe.causal),
-        budget_flops=recipe.budget_flops,
         convention=recipe.convention,
         tokens=recipe.tokens,
         steps=recipe.steps,
@@ -245,11 +257,8 @@ def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: Data
         learning_rate=config["optimizer"]["lr"],
         schedule=config["scheduler"]["name"],
         flops={str(name): value for name, value in recipe.flops.items()},
-        budget_error_pct=recipe.budget_error_pct,
         tokens_per_param=recipe.tokens / recipe.shape.num_params,
-        epochs=epochs,
-        groups=point.groups,
-        overrides=point.overrides,
+        **others,
     )
 
 
@@ -284,7 +293,7 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
 def _at_ends(
     spec: SweepSpec, cells: list[Cell], dropped: list[dict[str, Any]]
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Leave out the further runs that only the smallest and the largest size of a budget have, from all other sizes."""
+    """Remove the runs that the rules grant to the ends of a budget only, wherever a size is no end."""
 
     def curve(cell: Cell) -> str:
         keys = {key: value for key, value in cell.overrides.items() if key != "seed"}

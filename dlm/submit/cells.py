@@ -42,7 +42,7 @@ def submit_plan(
     data_dir: Path,
     extra: Sequence[str] = (),
     retry_failed: bool = False,
-    by_itself: bool = False,
+    unattended: bool = False,
     max_gpu_hours: float | None = None,
     now: Mapping[str, CellNow] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -57,7 +57,7 @@ def submit_plan(
         data_dir: The folder with the prepared data.
         extra: Hydra overrides for every job.
         retry_failed: Start failed cells again, whatever the cause of the failure.
-        by_itself: The follower of the sweep submits, and nobody has asked for it now; see ``why_not``.
+        unattended: The follower of the sweep submits, and nobody has asked for it now; see ``why_not``.
         max_gpu_hours: The limit on the GPU-hours of the sweep. A queued job, also one that was queued earlier, ends at
             once if the sweep has used this many GPU-hours when the job begins.
         now: The cells as the caller has read them with ``cells_now``, so that no result is read twice. Only the
@@ -69,7 +69,7 @@ def submit_plan(
         UserError: The cluster refuses the jobs, or a cell cannot run on the cluster.
     """
     with submitting(cluster, sweep_dir):
-        if cluster.queues and not by_itself:
+        if cluster.queues and not unattended:
             write_max_gpu_hours(sweep_dir, max_gpu_hours)
         known = {name: cell for name, cell in (now or {}).items() if cell.state is State.DONE}
         unknown = [(cell.cell_id, cell.steps) for cell in plan.cells if cell.cell_id not in known]
@@ -81,7 +81,7 @@ def submit_plan(
             max_time_min=cluster.max_time_min(),
             extra=extra,
             retry_failed=retry_failed,
-            by_itself=by_itself,
+            unattended=unattended,
         )
         found = {cell.cell_id: starter.job_or_reason(cell, known) for cell in plan.cells}
         jobs = [job for job in found.values() if isinstance(job, Job)]
@@ -111,17 +111,16 @@ class _Starter:
     max_time_min: int | None
     extra: Sequence[str]
     retry_failed: bool
-    by_itself: bool
+    unattended: bool
 
     def job_or_reason(self, cell: Cell, states: Mapping[str, CellNow]) -> Job | str:
         """Return the job of a cell, or the reason why the cell is not started; ``states`` are those of all cells."""
         now = states[cell.cell_id]
-        reason = why_not(now, retry_failed=self.retry_failed, by_itself=self.by_itself)
+        reason = why_not(now, retry_failed=self.retry_failed, unattended=self.unattended)
         if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
             return reason
         settings, micro_batch = self.cluster.settings, now.record.micro_batch
-        workers = [int(word.partition("=")[2]) for word in self.extra if word.startswith("data.num_workers=")]
-        resources = cell_resources(cell, settings, max_time_min=self.max_time_min, workers=workers[-1:])
+        resources = cell_resources(cell, settings, max_time_min=self.max_time_min, extra=self.extra)
         if OUTCOMES[now.state].retry is Retry.HALVE:
             smaller = smaller_micro_batch(cell, resources, micro_batch)
             reason = why_memory_stays_short(now, resources, settings, micro_batch=smaller)

@@ -82,9 +82,8 @@ class SlurmSettings:
     requeue: bool = True
     stderr_to_stdout: bool = True
     additional_parameters: Mapping[str, Any] = field(default_factory=dict)
-    follower: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # options of sbatch for the job that looks after the sweep
+    # Options of sbatch for the job that looks after the sweep.
+    follower: Mapping[str, Any] = field(default_factory=dict)
     follow_min: int = 10  # the most minutes between two looks of that job
     setup: Sequence[str] = ()  # shell lines before srun, for instance `module load` or `source activate`
     wait: bool = True  # with `-m` only: return only when every job has ended

@@ -25,7 +25,7 @@ def cell_resources(
     settings: SlurmSettings = SlurmSettings(),
     *,
     max_time_min: int | None = None,
-    workers: Sequence[int] = (),
+    extra: Sequence[str] = (),
 ) -> Resources:
     """Return the resources that the job of a planned cell requests.
 
@@ -34,7 +34,7 @@ def cell_resources(
         settings: The launcher's keys.
         max_time_min: The longest time limit in minutes that the cluster allows; None if there is no limit. A cell that
             needs more time continues in another job.
-        workers: The value of data.num_workers among the overrides of the submission; empty if it is not among them.
+        extra: Hydra overrides for the job, of which data.num_workers counts here.
 
     Raises:
         UserError: hydra.launcher.timeout_min is above ``max_time_min``.
@@ -45,14 +45,23 @@ def cell_resources(
         nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.estimate.nodes,
         tasks_per_node=tasks,
         gpus_per_node=gpus,
-        cpus_per_task=settings.cpus_per_task or 1 + (workers[0] if workers else num_workers(cell)),
+        cpus_per_task=settings.cpus_per_task or 1 + num_workers(cell, extra),
         mem_gib=settings.mem_gb or host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0),
         time_min=_time_limit(settings, time_limit_min(cell.estimate.hours), max_time_min),
     )
 
 
-def num_workers(cell: Cell) -> int:
-    """Return the number of processes that load the data of a task, besides the one that trains."""
+def num_workers(cell: Cell, extra: Sequence[str] = ()) -> int:
+    """Return the number of processes that load the data of a task, besides the one that trains.
+
+    Raises UserError if an override in ``extra`` gives no whole number.
+    """
+    given = [word for word in extra if word.lstrip("+").startswith("data.num_workers=")]
+    if given:
+        value = given[-1].partition("=")[2]
+        if not value.isdecimal():
+            raise UserError(f"--override {given[-1]}: give a whole number, 0 or above")
+        return int(value)
     return int(cell_config(cell.groups, cell.overrides)["data"].get("num_workers") or 0)
 
 

@@ -9,16 +9,16 @@ from dlm.submit.job import Resources, SlurmSettings
 MAX_FAILURES = 3  # consecutive failures of unknown cause after which a cell is left alone
 
 
-MAX_BY_ITSELF = 10  # submissions of a cell after which the follower of a sweep leaves it alone
+MAX_UNATTENDED = 10  # submissions of a cell after which the follower of a sweep leaves it alone
 
 
-def why_not(now: CellNow, *, retry_failed: bool, by_itself: bool = False) -> str | None:
+def why_not(now: CellNow, *, retry_failed: bool, unattended: bool = False) -> str | None:
     """Return the reason why a cell is not started; None if it is to be started.
 
     Args:
         now: The current state of the cell.
         retry_failed: Start a failed cell whatever the cause of the failure.
-        by_itself: Nobody has asked to start this cell now: one that somebody cancelled stays so, and one that was
+        unattended: Nobody has asked to start this cell now: one that somebody cancelled stays so, and one that was
             submitted many times is left alone.
     """
     outcome = OUTCOMES[now.state]
@@ -26,9 +26,9 @@ def why_not(now: CellNow, *, retry_failed: bool, by_itself: bool = False) -> str
         return "done"
     if outcome.retry is Retry.LEAVE:
         return f"{now.state}: {now.reason}"
-    if by_itself and now.state is State.CANCELLED:
+    if unattended and now.state is State.CANCELLED:
         return f"{now.state}: {now.reason}"
-    if by_itself and now.record.submissions >= MAX_BY_ITSELF:
+    if unattended and now.record.submissions >= MAX_UNATTENDED:
         return f"it was submitted {now.record.submissions} times and is not done ({now.reason}): submit it by hand"
     if retry_failed:
         return None

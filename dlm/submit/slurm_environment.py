@@ -34,7 +34,7 @@ _NEVER = ("WAIT", "TEST_ONLY", "JOBID", "DEBUG")  # sbatch would block, submit n
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `environment` without the variables of SLURM, except the one that names the cluster."""
+    """Return `environment` without the variables of SLURM, except those in KEPT."""
     return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(FOREIGN)}
 
 

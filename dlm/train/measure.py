@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dlm.core.configs import load_choice
+from dlm.core.errors import ExitCode, UserError
 from dlm.core.flops import flops_per_token
 from dlm.core.shape import shape_from_config
 from dlm.train.models.encoder import TransEncoder
@@ -80,7 +81,11 @@ def main() -> None:
     """Read the arguments of `measure`, with a list of models, from the command line; print {model: FLOP/s}."""
     request = json.loads(sys.argv[1])
     models = request.pop("models")
-    print(json.dumps({model: measure(model, **request) for model in models}))
+    try:
+        print(json.dumps({model: measure(model, **request) for model in models}))
+    except UserError as error:  # the definition combines what cannot be trained
+        print(error, file=sys.stderr)
+        sys.exit(ExitCode.USER_ERROR)
 
 
 if __name__ == "__main__":

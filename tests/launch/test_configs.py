@@ -3,7 +3,7 @@
 import hydra
 import pytest
 import yaml
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from omegaconf import OmegaConf
 
 from dlm import launch
@@ -110,8 +110,9 @@ def test_the_base_that_plan_reads_is_what_hydra_composes(compose):
 
 def test_several_gpus_shard_the_model_and_wait_as_long_as_asked(compose):
     words = ("experiment=debug", "trainer=multi_gpu", "trainer.accelerator=cpu", "trainer.devices=2")
-    config = compose(*words, "trainer.process_group_timeout=90")
-    plain = fill(OmegaConf.to_container(config, resolve=True))
-    strategy = make_trainer(plain, recipe_of(config), None).strategy
-    assert isinstance(strategy, ModelParallelStrategy)
-    assert strategy._timeout.total_seconds() == 90
+    for name, kind in {"fsdp": ModelParallelStrategy, "fsdp2": ModelParallelStrategy, "auto": DDPStrategy}.items():
+        config = compose(*words, "trainer.process_group_timeout=90", f"trainer.strategy={name}")
+        plain = fill(OmegaConf.to_container(config, resolve=True))
+        strategy = make_trainer(plain, recipe_of(config), None).strategy
+        assert isinstance(strategy, kind) and strategy._timeout.total_seconds() == 90
+    assert compose(*words).trainer.strategy == "fsdp"

@@ -50,6 +50,9 @@ def test_resources_come_from_the_plan_unless_the_launcher_says(tmp_path):
     assert (need.mem_gib, need.cpus_per_task) == (64, 6)
     loading = make_cell("a", overrides={"data.num_workers": 3})  # processes that load data need cores of their own
     assert cell_resources(loading).cpus_per_task == 4
+    assert cell_resources(loading, extra=["data.num_workers=7"]).cpus_per_task == 8
+    with pytest.raises(UserError, match=r"--override data.num_workers=x: give a whole number"):
+        cell_resources(loading, extra=["data.num_workers=x"])
     need = cell_resources(make_cell("a"))  # nothing was estimated
     assert (need.nodes, need.gpus_per_node, need.tasks_per_node, need.time_min) == (1, 0, 1, None)
 

@@ -128,7 +128,7 @@ def test_the_time_left_of_a_sweep_follows_from_the_cells_that_train():
     assert time_left_sec([replace(a, eta_sec=999.0), b, c], plan) == 999.0
     assert time_left_sec([b, c], plan) is None
     assert time_left_sec([a, replace(b, state=State.CANCELLED), c], plan) == pytest.approx(25)
-    assert "at this rate, the sweep ends in 175 s" in summary_line([a, b, c], plan).replace("2.9 min", "175 s")
+    assert "at this rate, the sweep ends in 2.9 min" in summary_line([a, b, c], plan)
 
 
 def test_a_silent_slurm_is_a_warning_and_no_cell_is_called_lost(tmp_path, monkeypatch):

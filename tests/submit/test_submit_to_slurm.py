@@ -14,8 +14,10 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
+from dlm.submit.cell_now import CellNow, CellRecord
 from dlm.submit.job import SlurmSettings
 from dlm.submit.ledger import RESTARTS, Ledger
+from dlm.submit.retry import MAX_UNATTENDED, why_not
 from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 
@@ -77,6 +79,18 @@ def test_a_gpu_cell_that_ran_out_of_host_memory_is_tried_again_only_with_mem_gb(
     end(slurm, "1001_0", "OUT_OF_MEMORY|0:125")
     assert "raise hydra.launcher.mem_gb" in submit(plan, sweep_dir, Slurm()).skipped["a"]
     assert submit(plan, sweep_dir, Slurm(SlurmSettings(mem_gb=64))).submitted
+
+
+def test_what_nobody_asked_to_start_now_is_left_if_it_was_cancelled_or_submitted_often():
+    def reason(state, submissions, *, unattended):
+        now = CellNow(state=state, reason="x", record=CellRecord(submissions=submissions))
+        return why_not(now, retry_failed=False, unattended=unattended)
+
+    assert reason(State.CANCELLED, 1, unattended=False) is None
+    assert reason(State.CANCELLED, 1, unattended=True) == "cancelled: x"
+    assert reason(State.LOST, MAX_UNATTENDED - 1, unattended=True) is None
+    assert "it was submitted 10 times" in reason(State.LOST, MAX_UNATTENDED, unattended=True)
+    assert reason(State.LOST, MAX_UNATTENDED, unattended=False) is None
 
 
 def test_a_failure_counts_only_where_the_cell_got_no_further(slurm, sweep_dir):

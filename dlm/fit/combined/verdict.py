@@ -12,7 +12,19 @@ from dlm.fit.engine import newton
 from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.isoflop.fit import fit_groups, line_through
 from dlm.fit.layout import two_digits
-from dlm.fit.optimum import LEVEL, MOST_REACH, MOST_SPREAD, TOP, as_rows, best, log_spread, optima, own_optimum
+from dlm.fit.optimum import (
+    LEVEL,
+    MOST_REACH,
+    MOST_SPREAD,
+    NOT_BOUNDED,
+    TOO_WIDE,
+    TOP,
+    as_rows,
+    best,
+    log_spread,
+    optima,
+    own_optimum,
+)
 from dlm.fit.points import NAN
 from dlm.fit.result import FitResult
 from dlm.fit.surface.resample import refit
@@ -77,11 +89,11 @@ def _reach(result: Fitted, top: float, level: float) -> tuple[float, str]:
         low, high = (middle, high) if is_narrow(top * float(np.exp(middle))) else (low, middle)
     ci = own_optimum(result, top * float(np.exp(high)), level).ci
     if not np.isfinite([*ci["L"], *ci["N"]]).all():
-        why = "resampled runs do not bound it"
+        why = NOT_BOUNDED
     elif ci["L"][1] / ci["L"][0] - 1 > WIDEST:
         why = f"its interval is wider than {WIDEST:.0%}"
     else:
-        why = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
+        why = TOO_WIDE
     return max(float(two_digits(top * np.exp(low), np.floor)), top), f"beyond, {why}"
 
 
