@@ -33,9 +33,9 @@ from dlm.fit.laws import LAWS
 from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.law import Surface
-from dlm.fit.optimum import as_rows, optima
+from dlm.fit.optimum import UNTESTED, UNTESTED_BELOW, as_rows, optima
 from dlm.fit.points import NAN, Points
-from dlm.fit.predict import error_of, forms_of, missed_by, predict_from
+from dlm.fit.predict import error_of, forms_of, missed_by, predict_from, too_high, too_low
 
 FORMAT = 2
 READ = (1, FORMAT)  # the formats that can be read; format 1 knows the runs by hashes that include the loss
@@ -261,7 +261,7 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
 def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.ArrayLike) -> list[dict[str, float]]:
     """The frozen prediction of new runs: a dict per run with params, tokens, predicted, low and high.
 
-    The interval from low to high is that of a run (`Prediction.pi`).
+    The interval from low to high is that of a run (`Prediction.pi`); NaN where `predict` gives none.
 
     Args:
         frozen: The content of a file of frozen predictions.
@@ -272,13 +272,16 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
     missed = NAN if frozen["missed"] is None else frozen["missed"]
     error = FormError(**frozen["error"]) if frozen.get("error") else None
     seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error)
-    columns = (np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64), seen.loss, *seen.pi.T)
+    tested = np.array([not why for why in _why_untested(frozen, params, tokens)])
+    ends = np.where(tested, seen.pi.T, NAN)
+    columns = (np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64), seen.loss, *ends)
     names = ("params", "tokens", "predicted", "low", "high")
     return [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]
 
 
 def _graded_runs(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]]:
-    rows, why = predicted(frozen, held.params, held.tokens), _why_none(frozen)
+    rows, unbounded = predicted(frozen, held.params, held.tokens), _why_none(frozen)
+    reasons = _why_untested(frozen, held.params, held.tokens)
     return [
         {
             "params": row["params"],
@@ -288,9 +291,9 @@ def _graded_runs(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any]
             "error": row["predicted"] / loss - 1,
             "inside": _is_inside(row, loss, loss),
             "z": z_of(row, loss, frozen["level"]),
-            "why": "" if _is_inside(row, loss, loss) is not None else why,
+            "why": "" if _is_inside(row, loss, loss) is not None else untested or unbounded,
         }
-        for row, loss in zip(rows, held.loss.tolist(), strict=True)
+        for row, loss, untested in zip(rows, held.loss.tolist(), reasons, strict=True)
     ]
 
 
@@ -310,6 +313,18 @@ def _why_none(frozen: Mapping[str, Any]) -> str:
         if failed > (1 - frozen["level"]) / 2 * len(draws):
             return f"{failed} of {len(draws)} resampled fits of {form['law']} found no law"
     return ""
+
+
+def _why_untested(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.ArrayLike) -> list[str]:
+    """Why each of m runs has no interval: it lies further from the fitted runs than any was tested. Empty if not."""
+    table = frozen["runs"].get("table")
+    if table is None:  # format 1 holds hashes of the runs, and their highest C
+        least, most = 0.0, frozen["runs"]["top"] / 6
+    else:
+        product = np.array(table["params"], dtype=np.float64) * np.array(table["tokens"], dtype=np.float64)
+        least, most = product.min(), product.max()
+    high, low = too_high(params, tokens, most), too_low(params, tokens, least)
+    return [UNTESTED if above else UNTESTED_BELOW if below else "" for above, below in zip(high, low, strict=True)]
 
 
 def z_of(row: Mapping[str, float], loss: float, level: float) -> float:
@@ -339,7 +354,7 @@ def _graded_sizes(frozen: Mapping[str, Any], held: Points) -> list[dict[str, Any
         said = dict(zip(("low", "high"), (NAN if end is None else end for end in best["ci"]["N"]), strict=True))
         inside = _is_inside(said, *ends)
         between = {"N": n, "vertex": _vertex(near), "between": ends}
-        why = "" if inside is not None else _why_none(frozen)
+        why = "" if inside is not None else _why_none(frozen) or best["withheld"]
         found.append({"flops": float(c), "runs": len(near), **between, **said, "inside": inside, "why": why})
     return found
 
@@ -355,7 +370,8 @@ def _form_to_dict(form: Fitted) -> dict[str, Any]:
     """A form and its first `KEPT` draws as plain data. Failed draws stay, so that too many withhold an interval."""
     assert form.surface is not None and form.draws is not None
     draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
-    content = {"law": form.law, "row": as_rows(form.surface, form.params)[0].tolist(), "dof": form.dof, "draws": draws}
+    row = as_rows(form.surface, form.params)[0].tolist()
+    content = {"law": form.law, "row": row, "fixed": form.fixed, "dof": form.dof, "draws": draws}
     if isinstance(form.surface, Combined):
         parts = form.surface.parts.items()
         content["parts"] = {name: {"law": law.name, "weight": form.surface.weights[name]} for name, law in parts}
@@ -374,6 +390,7 @@ def _form_from_dict(content: Mapping[str, Any], frozen: Mapping[str, Any]) -> Fi
         law=law.name,
         n=frozen["runs"]["n"],
         params=dict(zip(law.params, content["row"], strict=True)),
+        fixed=content.get("fixed", {}),  # earlier versions did not write it
         surface=law,
         draws=np.array(content["draws"], dtype=np.float64),
         dof=content["dof"],

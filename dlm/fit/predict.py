@@ -14,7 +14,7 @@ from dlm.fit.draws import ends, stretch
 from dlm.fit.fitted import Fitted
 from dlm.fit.laws.combined import Combined
 from dlm.fit.optimum import MOST_REACH, SHARE, as_rows
-from dlm.fit.points import NAN, Array
+from dlm.fit.points import NAN, Array, Mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,10 +46,19 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
     seen = predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result))
     assert result.points is not None
     own = result.points.params * result.points.tokens
-    asked = np.atleast_1d(np.asarray(params, dtype=np.float64) * np.asarray(tokens, dtype=np.float64))
-    known = (own.min() / MOST_REACH <= asked) & (asked <= own.max() * MOST_REACH)
-    ci, pi = (np.where(known[:, None], pair, NAN) for pair in (seen.ci, seen.pi))
+    near = ~(too_high(params, tokens, own.max()) | too_low(params, tokens, own.min()))
+    ci, pi = (np.where(near[:, None], pair, NAN) for pair in (seen.ci, seen.pi))
     return Prediction(loss=seen.loss, ci=ci, pi=pi)
+
+
+def too_high(params: npt.ArrayLike, tokens: npt.ArrayLike, most: float) -> Mask:
+    """Which runs, (m,), lie further above `most`, the highest N D of the fitted runs, than any interval was tested."""
+    return np.atleast_1d(np.multiply(params, tokens, dtype=np.float64) > MOST_REACH * most)
+
+
+def too_low(params: npt.ArrayLike, tokens: npt.ArrayLike, least: float) -> Mask:
+    """Which runs, (m,), lie further below `least`, the lowest N D of the fitted runs, than any interval was tested."""
+    return np.atleast_1d(MOST_REACH * np.multiply(params, tokens, dtype=np.float64) < least)
 
 
 def forms_of(result: Fitted) -> list[Fitted]:
@@ -114,10 +123,11 @@ def predict_from(
 
 
 def free_of(result: Fitted) -> int:
-    """The number of fitted parameters; of a combined law, that of its largest part."""
+    """The number of fitted parameters, without those held fixed; of a combined law, that of its largest part."""
+    many = len(result.params)
     if isinstance(result.surface, Combined):
-        return max(len(law.params) for law in result.surface.parts.values())
-    return len(result.params)
+        many = max(len(law.params) for law in result.surface.parts.values())
+    return many - len(result.fixed)
 
 
 def _of_form(form: Fitted, log_n: Array, log_d: Array, level: float) -> tuple[Array, Array]:

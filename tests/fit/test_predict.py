@@ -14,9 +14,10 @@ from support.worlds import worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface, frozen, judge
+from dlm.fit.combined.fit import fit_combined
 from dlm.fit.frozen import freeze
 from dlm.fit.known import match
-from dlm.fit.predict import predict
+from dlm.fit.predict import free_of, predict
 from dlm.fit.profile import profile
 from dlm.fit.rows import run_table
 from dlm.fit.table import predict_runs, score_runs
@@ -123,6 +124,42 @@ def test_frozen_predictions_cannot_be_changed(world, bootstrapped, tmp_path):
         score_runs(path, old.assign(convention="full"))
     with pytest.raises(UserError, match=r"several conventions \(6n and full\)"):
         score_runs(path, old.assign(convention=["6n", "full"] * (len(old) // 2)))
+
+
+def test_a_frozen_file_gives_no_interval_where_predict_gives_none(world, bootstrapped, tmp_path):
+    path, product = tmp_path / "law.json", bootstrapped.points.params * bootstrapped.points.tokens
+    content = freeze(bootstrapped, [1e20], path)
+    n = float(np.median(bootstrapped.points.params))
+    d = np.array([99 * product.max(), 101 * product.max(), product.min() / 99, product.min() / 101]) / n
+    asked = np.full(4, n)
+    seen, rows = predict(bootstrapped, asked, d), frozen.predicted(content, asked, d)
+    given = [True, False, True, False]
+    assert [bool(np.isfinite(row["low"] + row["high"])) for row in rows] == given
+    assert np.isfinite(seen.pi).all(axis=1).tolist() == given
+    assert [row["predicted"] for row in rows] == pytest.approx(seen.loss.tolist(), rel=1e-9)
+    new = pd.DataFrame({"params": asked, "tokens": d, "loss": seen.loss, "flops": 6 * asked * d, "objective": "ar"})
+    graded = score_runs(path, new)
+    why = ["", frozen.UNTESTED, "", frozen.UNTESTED_BELOW]
+    assert [(row["inside"], row["why"]) for row in graded.rows] == list(zip([True, None] * 2, why, strict=True))
+    path.write_text(json.dumps(as_format_1(content)))  # it knows the highest C of its runs only
+    assert [row["inside"] for row in score_runs(path, new).rows] == [True, None, True, True]
+
+
+def test_a_size_far_beyond_the_runs_is_not_graded_and_the_reason_is_given(world, bootstrapped, tmp_path):
+    freeze(bootstrapped, [1e23], tmp_path / "law.json")
+    (size,) = score_runs(tmp_path / "law.json", table(world, [1e23])).sizes
+    assert (size["inside"], size["why"]) == (None, frozen.UNTESTED)
+
+
+def test_a_pinned_parameter_is_not_free(world, tmp_path):
+    n, d, loss, c = world.grid(BUDGETS, sizes=3, sigma=0.004)
+    for law, free in (("chinchilla", 4), ("combined", 5)):
+        fit = fit_combined if law == "combined" else fit_surface
+        result = bootstrap(fit(n, d, loss, budget=c, fixed={"E": 1.69}, holdout=False), replicates=200)
+        assert free_of(result) == free
+        content = freeze(result, [1e20], tmp_path / f"{law}.json")
+        (row,), seen = frozen.predicted(content, [1e9], [1e10]), predict(result, [1e9], [1e10])
+        assert (row["low"], row["high"]) == pytest.approx(seen.pi[0].tolist(), rel=1e-8)
 
 
 @pytest.fixture
