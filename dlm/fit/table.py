@@ -112,7 +112,7 @@ def fit_runs(
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
     many = min(few, max(LEAST_RESAMPLES, MOST_RESAMPLED // len(frame))) if law == COMBINED else bootstrap
-    return judge(add_intervals(result, replicates=many, seed=seed), replicates=few, seed=seed)
+    return judge(add_intervals(result, replicates=many, seed=seed), replicates=few, seed=seed, holdout=holdout)
 
 
 def fit_sweep(

@@ -36,7 +36,9 @@ GRID = 41  # values of C tried between the highest C and MOST_REACH times it
 
 
 @np.errstate(all="ignore")
-def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL) -> FitResult:
+def judge(
+    result: FitResult, *, replicates: int = 1000, seed: int = 0, level: float = LEVEL, holdout: bool = True
+) -> FitResult:
     """Add a verdict, and intervals at each C that hold under both forms. L* is withheld beyond `verdict.reach`.
 
     Args:
@@ -45,6 +47,8 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         replicates: Number of bootstrap replicates of each form.
         seed: Seed of the bootstraps.
         level: Nominal coverage of the intervals.
+        holdout: Whether the other form is refitted without the top budgets. Where nothing was held out, L* is withheld
+            beyond the runs.
     """
     if result.combination is not None:
         if result.draws is None:
@@ -56,12 +60,13 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
         return result
     if result.draws is None:
         result = bootstrap(result, replicates=replicates, seed=seed, level=level)
-    forms, why = _forms(result, points, replicates, seed)
+    forms, why = _forms(result, points, replicates, seed, holdout=holdout)
     if not forms:
         return replace(result, notes=(*result.notes, why))
     top, missed = points.top_flops, _missed(forms)
     if why or not np.isfinite(missed):
-        reach, limit = top, why or "no budget can be held out to check it"
+        unchecked = "no budget can be held out to check it" if holdout else "no budget was held out to check it"
+        reach, limit = top, why or unchecked
     else:
         reach, limit = _reach(result, forms, missed, top, level)
     methods, target = _methods(result, points, forms, replicates, seed), min(max((*result.at, top)), MOST_REACH * top)
@@ -85,7 +90,9 @@ def judge(result: FitResult, *, replicates: int = 1000, seed: int = 0, level: fl
     return replace(judged, at=optima(judged, judged.at, level=level))
 
 
-def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tuple[dict[str, FitResult], str]:
+def _forms(
+    result: FitResult, points: Points, replicates: int, seed: int, *, holdout: bool
+) -> tuple[dict[str, FitResult], str]:
     """Both forms with draws, by name, and the reason if one of them is missing."""
     how = Norm() if result.surface is None else result.how
     found, why = {}, ""
@@ -94,7 +101,7 @@ def _forms(result: FitResult, points: Points, replicates: int, seed: int) -> tup
             found[name] = result
             continue
         try:
-            fit = fit_points(points, LAWS[name](), how, dict(result.fixed))
+            fit = fit_points(points, LAWS[name](), how, dict(result.fixed), holdout=holdout)
         except UserError as error:
             why = f"{name} cannot be fitted to check the form ({error})"
             continue

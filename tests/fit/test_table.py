@@ -326,6 +326,9 @@ def test_outliers_are_dropped_only_if_asked_and_named(runs):
 def test_without_hold_outs_the_parts_weigh_the_same(runs):
     result = fit_runs(runs, holdout=False, bootstrap=0)
     assert result.holdout == {} and len({*np.round(list(result.surface.weights.values()), 12)}) == 1
-    assert fit_runs(runs, law="chinchilla", holdout=False, bootstrap=0).holdout == {}
+    alone = fit_runs(runs, law="chinchilla", holdout=False, bootstrap=100)
+    assert alone.holdout == {} and [form.holdout for form in alone.verdict.forms.values()] == [{}, {}]
+    assert np.isnan(alone.verdict.missed) and alone.verdict.limit == "no budget was held out to check it"
+    assert alone.verdict.reach == alone.verdict.top
     with pytest.raises(UserError, match="isoflop has no hold-outs to leave out"):
         fit_runs(runs, law="isoflop", holdout=False)
