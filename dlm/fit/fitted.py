@@ -11,6 +11,7 @@ import numpy as np
 
 from dlm.core import text
 from dlm.fit.combined.error import FormError
+from dlm.fit.combined.floor import FloorLaw
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
@@ -157,12 +158,13 @@ class Combination:
 
     parts: Mapping[str, Fitted]  # fits of all runs, by name; their points carry the weights of the fit
     line: Fitted | None  # the isoFLOP line that gives half of N*; None if its minima do not bound it
+    floor: FloorLaw | None  # the law that L* beyond the runs follows in part; None with fewer than three minima
     error: FormError  # the error of the law's form beyond the runs
 
     def shown(self, weights: Mapping[str, float]) -> dict[str, Any]:
-        """The weights of the parts, the parameters of the line and the error of the form, for JSON."""
-        line = None if self.line is None else self.line.params
-        return {"weights": weights, "line": line, "error": vars(self.error)}
+        """The weights of the parts, the laws through the minima and the error of the form, for JSON."""
+        line, floor = (None if law is None else law.params for law in (self.line, self.floor))
+        return {"weights": weights, "line": line, "floor": floor, "error": vars(self.error)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

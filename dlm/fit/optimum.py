@@ -17,6 +17,7 @@ import numpy as np
 from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.fit.combined.error import half_of_size
+from dlm.fit.combined.floor import FloorLaw, share_at
 from dlm.fit.draws import ends, hull
 from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.laws.combined import Combined
@@ -123,7 +124,8 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
     """The optimum of a combined law, with intervals that include the error of its form.
 
     N* is the geometric mean of that of the surface and, if there is one, that of the line through the isoFLOP minima.
-    L* is the loss of the surface at this size. The interval of N* includes half of the difference between the two.
+    L* is the loss of the surface at this size; beyond the runs, it is the weighted geometric mean of this loss and that
+    of the floor law. The interval of N* includes half of the difference between surface and line.
     """
     surface, cost, line = result.surface, result.cost, combination.line
     assert surface is not None
@@ -137,11 +139,14 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
         log_n = [(one + two) / 2 for one, two in zip(log_n, other, strict=True)]
     log_d = [np.log(flops) - cost.log_per_token(log) for log in log_n]
     loss = [surface.predict(row, n, d) for row, n, d in zip(rows, log_n, log_d, strict=True)]
+    reach = flops / top_of(result)
+    if combination.floor is not None:
+        loss = _with_floor(loss, combination.floor, flops, reach)
     n, d = (float(np.exp(v[0][0])) for v in (log_n, log_d))
-    found = Optimum(N=n, D=d, L=float(loss[0][0]), reach=flops / top_of(result))
+    found = Optimum(N=n, D=d, L=float(loss[0][0]), reach=reach)
     if result.draws is None:
         return found
-    far = max(float(np.log10(found.reach)), float(np.log10(bottom_of(result) / flops)), 0.0)
+    far = max(float(np.log10(reach)), float(np.log10(bottom_of(result) / flops)), 0.0)
     more = float(np.hypot(half_of_size(far, level), apart))
     size = _widened(n, ends(n, np.exp(log_n[1]), result.dof, level, log=True), more)
     tokens = np.exp(np.log(flops) - cost.log_per_token(np.log(size[::-1])))
@@ -153,6 +158,16 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
         "tokens_per_param": (float(tokens[0] / size[1]), float(tokens[1] / size[0])),
     }
     return replace(found, ci=ci)
+
+
+def _with_floor(losses: list[Array], floor: FloorLaw, flops: float, reach: float) -> list[Array]:
+    """The losses of the surface at C and of its draws, if there are any, each moved towards those of the floor law."""
+    share = share_at(float(np.log10(reach)))
+    if not share:
+        return losses
+    lowest = [floor.losses[None]] + ([] if floor.draws is None or len(losses) == 1 else [floor.draws])
+    laws = [floor.at(flops, rows) for rows in lowest]
+    return [own ** (1 - share) * law**share for own, law in zip(losses, laws, strict=True)]
 
 
 def _widened(point: float, interval: Interval, half: float) -> Interval:

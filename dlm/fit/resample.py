@@ -16,7 +16,7 @@ from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
 from dlm.fit.combined import resample as combined_resample
-from dlm.fit.combined.fit import with_line
+from dlm.fit.combined.fit import with_minima
 from dlm.fit.draws import Draws, ends
 from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import resample as isoflop_resample
@@ -72,17 +72,28 @@ def bootstrap(
         return optimum.with_warnings(result, [said])
     rng = np.random.default_rng(seed)
     if result.combination is not None:
-        draws, line = combined_resample.draw(result, replicates, method, rng)
-        rows = _with_shared_noise(draws.rows, result, rng)
-        result = with_line(result, _bounded(result, line, draws.dof, level))
-        return _with_intervals(result, replace(draws, rows=rows), level)
+        return _combined(result, combined_resample.draw(result, replicates, method, rng), level, rng)
     room = isoflop_resample if result.surface is None else surface_resample
     draws = room.draw(result, replicates, method, rng)
     lost = _unbounded(result, draws)
     if lost and len(result.usable) - len(lost) >= LEAST_BUDGETS:
         bounded = without(result, lost, "resampled runs do not bound the place of its minimum")
         return bootstrap(bounded, replicates=replicates, seed=seed, method=method, level=level)
-    return _with_intervals(result, replace(draws, rows=_with_shared_noise(draws.rows, result, rng)), level)
+    rows = _shifted(draws.rows, result, _shared_errors(result, len(draws.rows), rng))
+    return _with_intervals(result, replace(draws, rows=rows), level)
+
+
+def _combined(
+    result: FitResult, drawn: combined_resample.Resampled, level: float, rng: np.random.Generator
+) -> FitResult:
+    """A combined law with the intervals of its resampled parts, line and floor law."""
+    assert result.combination is not None
+    shift, floor = _shared_errors(result, len(drawn.parts.rows), rng), result.combination.floor
+    if floor is not None and drawn.lowest is not None:
+        floor = replace(floor, draws=drawn.lowest + shift[:, None])
+    result = with_minima(result, _bounded(result, drawn.line, drawn.parts.dof, level), floor)
+    rows = _shifted(drawn.parts.rows, result, shift)
+    return _with_intervals(result, replace(drawn.parts, rows=rows), level)
 
 
 def _unbounded(result: Fitted, draws: Draws) -> list[float]:
@@ -104,13 +115,19 @@ def _bounded(result: Fitted, rows: Array | None, dof: int, level: float) -> Fitt
     return line if high <= WIDE * low else None
 
 
-def _with_shared_noise(rows: Array, result: Fitted, rng: np.random.Generator) -> Array:
-    """Shift E, or the whole line of L, by the Monte Carlo error that all losses share; no other parameter changes."""
+def _shared_errors(result: Fitted, count: int, rng: np.random.Generator) -> Array:
+    """Draws of the Monte Carlo error that all losses share, nats/token, (count,)."""
     assert result.points is not None
     error = shared_se(result.points)
-    if not error or not rows.size:
+    return error * rng.standard_normal(count) if error else np.zeros(count)
+
+
+def _shifted(rows: Array, result: Fitted, shift: Array) -> Array:
+    """Shift E, or the whole line of L, by `shift`, (R,); no other parameter changes."""
+    assert result.points is not None
+    if not shift.any() or not rows.size:
         return rows
-    rows, shift = rows.copy(), error * rng.standard_normal(len(rows))
+    rows = rows.copy()
     if result.surface is None:
         rows[:, optimum.LINE.index("L0")] *= np.exp(shift / np.median(result.points.loss))
     elif "E" not in result.fixed:

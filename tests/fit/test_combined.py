@@ -12,7 +12,7 @@ from support.worlds import worlds
 
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface, judge, optima, optimum
-from dlm.fit.combined import error
+from dlm.fit.combined import error, floor
 from dlm.fit.combined.fit import EMPHASES, FORMS, fit_combined, weights_of
 from dlm.fit.combined.origins import error_of, levels_of, origins
 from dlm.fit.engine import search
@@ -82,6 +82,76 @@ def test_the_best_size_is_the_geometric_mean_of_surface_and_isoflop_line(found):
     assert pytest.approx(predict(result, [best.N], [best.D]).loss[0], rel=1e-9) == best.L
     assert alone[2] <= best.L < 1.001 * alone[2]
     assert "N* is the geometric mean of that of the surface and that of the isoFLOP minima" in result.report()
+
+
+def test_a_floor_law_through_exact_minima_returns_their_law():
+    budgets = np.geomspace(1e18, 1e20, 4)
+    losses = 1.5 + 300 * budgets**-floor.EXPONENT
+    law = floor.FloorLaw(budgets=budgets, losses=losses)
+    assert law.params == pytest.approx({"E": 1.5, "k": 300, "g": floor.EXPONENT}, rel=1e-9)
+    assert law.at(1e21, np.stack([losses, 2 * losses])) == pytest.approx(
+        np.array([1, 2]) * (1.5 + 300 * 1e21**-floor.EXPONENT), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("times", [1.0, np.sqrt(10), 10.0, 50.0])
+def test_beyond_the_runs_the_loss_moves_towards_the_floor_law(found, times):
+    result, law = found[0], found[0].combination.floor
+    own = optimum.own_optimum(result, times * TOP, 0.95)
+    surface = predict(result, [own.N], [own.D]).loss[0]
+    share = {1.0: 0.0, np.sqrt(10): 0.15}.get(times, 0.3)
+    below = law.params["E"] + law.params["k"] * (times * TOP) ** -law.params["g"]
+    assert pytest.approx(surface ** (1 - share) * below**share, rel=1e-9) == own.L
+    minima = {m.budget: m.L for m in result.combination.line.usable}
+    assert dict(zip(law.budgets, law.losses, strict=True)) == minima
+    assert result.to_dict()["combination"]["floor"] == law.params
+
+
+def test_the_verdict_says_which_candidate_gives_the_loss(found):
+    assert "L* is to 70% the loss of the surface at N* (2." in found[0].report()
+    assert "and to 30% that of a floor law through the minima (" in found[0].report()
+    n, d, loss, c, _ = diffusion(3, budgets=BUDGETS[[2, 5]], sizes=6)
+    two = combined(n, d, loss, c, at=[10 * BUDGETS[5]])
+    assert two.combination.line is not None and two.combination.floor is None  # two minima always fit
+    assert "L* is the loss of the surface at N*." in two.report()
+    best = optimum.own_optimum(two, 10 * BUDGETS[5], 0.95)
+    assert pytest.approx(predict(two, [best.N], [best.D]).loss[0], rel=1e-9) == best.L
+
+
+def test_the_floor_law_is_drawn_from_the_samples_of_the_surface(found):
+    result, law = found[0], found[0].combination.floor
+    surface = optimum.best(result.surface, result.draws, TOP, result.cost)[:, 2]
+    drawn = law.at(TOP, law.draws)
+    assert np.corrcoef(surface, drawn)[0, 1] > 0.4
+    assert np.median(drawn) == pytest.approx(law.at(TOP, law.losses[None])[0], rel=0.002)
+    alone = replace(result, combination=replace(result.combination, floor=replace(law, draws=law.draws * 1.1)))
+    higher, plain = (optimum.own_optimum(r, 10 * TOP, 0.95).ci["L"] for r in (alone, result))
+    assert higher[1] > plain[1]
+
+
+def test_minima_whose_places_are_not_bounded_still_have_losses():
+    n, d, loss, c, _ = diffusion(4, sigma=0.02)
+    fitted = fit_combined(n, d, loss, budget=c, holdout=False)
+    result = bootstrap(fitted, replicates=200)
+    assert fitted.combination.line is not None and result.combination.line is None
+    law = result.combination.floor
+    assert law.draws.mean(axis=0) == pytest.approx(law.losses, rel=0.01)
+    spread = law.draws.std(axis=0) / law.losses
+    assert (0.02 / np.sqrt(5) < spread).all() and (spread < 0.02).all()
+    assert (law.draws > 0.94 * law.losses).all()  # the vertex of a nearly straight curve lies far away and far below
+
+
+def test_an_error_that_all_losses_share_moves_the_floor_law_as_a_whole():
+    n, d, loss, c, _ = diffusion(3)
+    plain, shared = (
+        bootstrap(fit_combined(n, d, loss, budget=c, holdout=False, loss_se=se), replicates=200)
+        for se in (None, np.full(len(n), 0.03))
+    )
+    moved = shared.combination.floor.draws - plain.combination.floor.draws
+    assert moved == pytest.approx(np.repeat(moved[:, :1], moved.shape[1], axis=1), abs=1e-9)
+    assert moved[:, 0].std() == pytest.approx(0.03, rel=0.2)
+    place = plain.surface.params.index("chinchilla_0.E")
+    assert (shared.draws - plain.draws)[:, place] == pytest.approx(moved[:, 0], abs=1e-9)  # as it moves the surface
 
 
 def test_a_replicate_counts_while_one_of_its_parts_found_a_law(found):

@@ -18,6 +18,7 @@ from dlm.core.errors import UserError
 from dlm.fit import optimum
 from dlm.fit.budgets import are_groups
 from dlm.fit.combined.error import FAR
+from dlm.fit.combined.floor import LEAST_MINIMA, FloorLaw
 from dlm.fit.combined.origins import Origin, error_of, origins
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import solve
@@ -102,7 +103,7 @@ def combine(points: Points, how: Norm, fixed: Mapping[str, float], *, holdout: b
         fixed=fixed,
         outliers=best.outliers,
         noise=best.noise,
-        combination=Combination(parts=parts, line=line, error=error_of(points, held, weights)),
+        combination=Combination(parts=parts, line=line, floor=_floor(line), error=error_of(points, held, weights)),
     )
 
 
@@ -150,11 +151,11 @@ def _emphasised(form: FitResult, emphasis: float) -> Fitted | None:
     return replace(form, points=heavy, params=found.params, rivals=found.rivals, value=found.value)
 
 
-def with_line(result: FitResult, line: Fitted | None) -> FitResult:
-    """The combined law with another isoFLOP line, or with none, and with the exponents that follow."""
+def with_minima(result: FitResult, line: Fitted | None, floor: FloorLaw | None) -> FitResult:
+    """The combined law with another isoFLOP line and floor law, or with none, and with the exponents that follow."""
     assert isinstance(result.surface, Combined) and result.points is not None and result.combination is not None
     share = _allocation(result.surface, result.params, result.points, result.cost, line)
-    return replace(result, allocation=share, combination=replace(result.combination, line=line))
+    return replace(result, allocation=share, combination=replace(result.combination, line=line, floor=floor))
 
 
 def _allocation(
@@ -174,6 +175,14 @@ def _line(points: Points) -> FitResult | None:
         return None
     line = fit_groups(points)
     return line if line.params and optimum.top_of(line) >= points.top_flops / NEAR_TOP else None
+
+
+def _floor(line: Fitted | None) -> FloorLaw | None:
+    """The floor law through the minima of the line; None if there are too few."""
+    if line is None or len(line.usable) < LEAST_MINIMA:
+        return None
+    budgets, losses = np.array([(m.budget, m.L) for m in line.usable]).T
+    return FloorLaw(budgets=budgets, losses=losses)
 
 
 def _missed(origin: Origin, weights: Mapping[str, float]) -> dict[str, float]:

@@ -1,15 +1,17 @@
 """Sample combined laws that are compatible with the noise of the runs.
 
-All parts and the isoFLOP line are refitted to the same samples, because they rest on the same runs: what noise does to
-the one, it mostly does to the others.
+All parts, the isoFLOP line and the floor law are refitted to the same samples, because they rest on the same runs: what
+noise does to the one, it mostly does to the others.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from dlm.fit.combined.floor import FloorLaw
 from dlm.fit.draws import Draws
 from dlm.fit.engine import newton
 from dlm.fit.fitted import Fitted
@@ -22,8 +24,17 @@ from dlm.fit.surface import noise
 from dlm.fit.surface.resample import known, method_of, refit, samples
 
 
-def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator) -> tuple[Draws, Array | None]:
-    """Refit every part and the line to the same resampled points.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampled:
+    """What was refitted to R samples of the points."""
+
+    parts: Draws
+    line: Array | None  # the isoFLOP lines, (R, 6); None without a line
+    lowest: Array | None  # the lowest loss at each budget of the floor law, nats/token, (R, m); None without one
+
+
+def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator) -> Resampled:
+    """Refit every part, the line and the floor law to the same resampled points.
 
     The noise of single points is that about the combined law. The shares of trunks and points in nested noise are those
     about the first part.
@@ -33,9 +44,6 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
         replicates: Number of samples to refit.
         method: As in `bootstrap`.
         rng: The source of random numbers.
-
-    Returns:
-        The draws of the parts, and the rows of the line, (R, 6), or None without a line.
 
     Raises:
         UserError: If the points do not permit the method.
@@ -53,8 +61,12 @@ def draw(result: Fitted, replicates: int, method: str, rng: np.random.Generator)
     rows = [refit(part, targets, weight * _emphasis(part, result)) for part in parts]
     dof = len(points) - free if method == "residuals" else 0
     centre = newton.in_space(points.loss, result.how) if method == "pairs" else fitted
-    line = None if combination.line is None else _line(combination.line, result, centre, targets, weight, rng)
-    return Draws(rows=np.concatenate(rows, axis=1), method=method, dof=dof), line
+    resampled = (centre, targets, weight, rng)
+    return Resampled(
+        parts=Draws(rows=np.concatenate(rows, axis=1), method=method, dof=dof),
+        line=None if combination.line is None else _line(combination.line, result, *resampled),
+        lowest=None if combination.floor is None else _lowest(combination.floor, result, *resampled),
+    )
 
 
 def _line(
@@ -81,9 +93,44 @@ def _line(
 
 def _vertex(x: Array, losses: Array, weight: Array, result: Fitted) -> Array:
     """log N and log L of the minima of parabolas, (R, 2), from losses in the space of the residuals."""
-    loss = np.exp(losses) if result.how.space == "log" else losses
-    place, lowest = curves.turning(curves.polynomial(x - x.mean(), loss, weight, curves.DEGREE["parabola"]))
+    place, lowest = curves.turning(_parabola(x, losses, weight, result))
     return np.stack([x.mean() + place, np.log(lowest)], axis=1)
+
+
+def _lowest(
+    floor: FloorLaw, result: Fitted, centre: Array, targets: Array, weight: Array, rng: np.random.Generator
+) -> Array:
+    """The lowest losses of resampled points at each budget of the floor law, (R, m), moved as those of the line.
+
+    A minimum whose place is not bounded still has a loss, because the curve is flat there.
+    """
+    points, found = result.points, []
+    assert points is not None
+    for budget, lowest in zip(floor.budgets, floor.losses, strict=True):
+        here = points.budget == budget
+        x = np.log(points.params[here])
+        before = _within(x, centre[None, here], points.weight[None, here], result)
+        after = _within(x, targets[:, here], weight[:, here], result)
+        lost = np.isnan(after)
+        if not lost.all():
+            after[lost] = rng.choice(after[~lost], size=int(lost.sum()))
+        found.append(lowest * np.exp(after - before))
+    return np.stack(found, axis=1)
+
+
+def _within(x: Array, losses: Array, weight: Array, result: Fitted) -> Array:
+    """The log of the lowest loss of parabolas within the sizes, (R,); NaN if the sizes do not determine them."""
+    curve, z = _parabola(x, losses, weight, result), x - x.mean()
+    place = curves.turning(curve)[0]
+    inside = np.where(np.isnan(place), z.min(), np.clip(place, z.min(), z.max()))
+    ends = np.full((2, len(curve)), [[z.min()], [z.max()]])
+    return np.asarray(np.log(curves.value(curve, np.stack([inside, *ends], axis=1)).min(axis=1)), dtype=np.float64)
+
+
+def _parabola(x: Array, losses: Array, weight: Array, result: Fitted) -> Array:
+    """The coefficients, (R, 3), of parabolas over x less its mean, from losses in the space of the residuals."""
+    loss = np.exp(losses) if result.how.space == "log" else losses
+    return curves.polynomial(x - x.mean(), loss, weight, curves.DEGREE["parabola"])
 
 
 def _emphasis(part: Fitted, result: Fitted) -> Array:

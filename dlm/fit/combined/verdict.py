@@ -8,6 +8,7 @@ import numpy as np
 
 from dlm.core import text
 from dlm.fit.combined.fit import FORMS
+from dlm.fit.combined.floor import share_at
 from dlm.fit.engine import newton
 from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.isoflop.fit import fit_groups, line_through
@@ -24,6 +25,7 @@ from dlm.fit.optimum import (
     log_spread,
     optima,
     own_optimum,
+    top_of,
 )
 from dlm.fit.points import NAN
 from dlm.fit.result import FitResult
@@ -164,11 +166,25 @@ def _sensitivity(result: Fitted, combination: Combination, target: float) -> lis
 
 
 def _source(result: Fitted, combination: Combination, target: float) -> str:
-    """Where N* comes from."""
+    """Where N* and L* come from."""
     if combination.line is None:
-        return "N* is that of the surface alone, because no isoFLOP minima bound it."
-    assert result.surface is not None
-    alone = own_optimum(replace(result, combination=replace(combination, line=None), draws=None), target, LEVEL).N
-    other = own_optimum(replace(combination.line, draws=None), target, LEVEL).N
-    both = f"{text.count(alone)} and {text.count(other)} at {text.flops(target)} FLOPs"
-    return f"N* is the geometric mean of that of the surface and that of the isoFLOP minima ({both})."
+        size = "N* is that of the surface alone, because no isoFLOP minima bound it"
+    else:
+        assert result.surface is not None
+        alone = own_optimum(replace(result, combination=replace(combination, line=None), draws=None), target, LEVEL).N
+        other = own_optimum(replace(combination.line, draws=None), target, LEVEL).N
+        both = f"{text.count(alone)} and {text.count(other)} at {text.flops(target)} FLOPs"
+        size = f"N* is the geometric mean of that of the surface and that of the isoFLOP minima ({both})"
+    return f"{size}; {_source_of_loss(result, combination, target)}."
+
+
+def _source_of_loss(result: Fitted, combination: Combination, target: float) -> str:
+    floor, share = combination.floor, share_at(float(np.log10(target / top_of(result))))
+    if floor is None or not share:
+        return "L* is the loss of the surface at N*"
+    alone = own_optimum(replace(result, combination=replace(combination, floor=None)), target, LEVEL).L
+    law = float(floor.at(target, floor.losses[None])[0])
+    return (
+        f"L* is to {1 - share:.0%} the loss of the surface at N* ({text.number(alone, digits=4)}) and to {share:.0%} "
+        f"that of a floor law through the minima ({text.number(law, digits=4)})"
+    )
