@@ -92,6 +92,8 @@ def test_a_floor_law_through_exact_minima_returns_their_law():
     assert law.at(1e21, np.stack([losses, 2 * losses])) == pytest.approx(
         np.array([1, 2]) * (1.5 + 300 * 1e21**-floor.EXPONENT), rel=1e-9
     )
+    steep = floor.FloorLaw(budgets=budgets, losses=3e4 * budgets**-0.2)  # the best E would be negative
+    assert steep.params["E"] == 0 and steep.params["k"] * budgets[0] ** -floor.EXPONENT < steep.losses[0]
 
 
 @pytest.mark.parametrize("times", [1.0, np.sqrt(10), 10.0, 50.0])

@@ -33,9 +33,10 @@ class FloorLaw:
         return {"E": floor, "k": factor, "g": EXPONENT}
 
     def rows(self, losses: Array) -> Array:
-        """E and k, (R, 2), by least squares of the relative residuals, from lowest losses (R, m)."""
+        """E and k, (R, 2), by least squares of the relative residuals, from lowest losses (R, m); E is 0 or above."""
         basis = np.stack([np.ones_like(self.budgets), self.budgets**-EXPONENT], axis=1) / self.losses[:, None]
-        return np.asarray(losses / self.losses @ np.linalg.pinv(basis).T, dtype=np.float64)
+        both, alone = (losses / self.losses @ np.linalg.pinv(columns).T for columns in (basis, basis[:, 1:]))
+        return np.asarray(np.where(both[:, :1] < 0, np.pad(alone, ((0, 0), (1, 0))), both), dtype=np.float64)
 
     def at(self, flops: float, losses: Array) -> Array:
         """L* at C under the laws through lowest losses (R, m), (R,)."""
