@@ -69,7 +69,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(paths.data_dir()), replace=True)
     OmegaConf.register_new_resolver("dlm.sweep_name", check_sweep_name, replace=True)
     OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
-    submit_hydra.register()
+    submit_hydra.register(sys.argv[1:])
 
 
 def check_cell(config: dict[str, Any]) -> None:
@@ -104,6 +104,10 @@ def explain(error: Exception) -> str | None:
 
 def _unknown_key(key: str) -> str:
     """Return the message for an override of a key that the config does not have."""
+    if key.startswith("hydra.launcher."):
+        from dlm.submit.job import SETTING_NAMES
+
+        return str(unknown("key of hydra.launcher", key.removeprefix("hydra.launcher."), SETTING_NAMES))
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)

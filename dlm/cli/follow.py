@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from dlm.cli import gather
+from dlm.cli.launcher import chosen, slurm_of
 from dlm.cli.memory import PAGE, said_before
 from dlm.cli.options import StartOptions
-from dlm.cli.start import look, slurm_of, start
+from dlm.cli.start import look, start
 from dlm.cli.targets import Sweep, existing, warn
 from dlm.core.errors import UserError
-from dlm.core.files import write_atomic
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
 from dlm.submit.cell_now import CellNow
-from dlm.submit.follower import Following, is_in_queue, read_following, submit_follower, write_following
-from dlm.submit.script import option_lines
-from dlm.submit.slurm import NoAnswerError, Slurm
+from dlm.submit.follower import Following, is_in_queue, read_following, submit_follower, submit_mail, write_following
+from dlm.submit.slurm import Slurm
+from dlm.submit.slurm_commands import JobLimitError, NoAnswerError
 from dlm.submit.snapshot import snapshot_code
 from dlm.submit.submission import PATIENCE_SEC
 
@@ -37,36 +38,57 @@ MOST_TRIES = 4  # of putting the next follower into the queue; the controller ma
 TRY_AGAIN_SEC = 60.0
 
 
+def reserve(options: StartOptions, folder: Path) -> None:
+    """Put the follower into the queue before the cells, because a limit on submitted jobs may leave no room for it.
+
+    If SLURM refuses it, ``arrange`` tries again and says why.
+    """
+    asked = _asked(options)
+    slurm, before = _slurm(asked, folder), read_following(folder)
+    if before is None or before.trouble is not None or not is_in_queue(before, slurm):
+        with contextlib.suppress(UserError):
+            _next(asked, folder, slurm, {})
+
+
 def arrange(sweep: Sweep, options: StartOptions) -> None:
     """Have a sweep looked after that was just submitted. If nothing of it waits or runs, end it at once.
 
     A follower that is in the queue already goes on, as it is now asked for.
     """
-    slurm = slurm_of(options.override or (), allow_dirty=options.allow_dirty)
-    asked = Following(
-        override=tuple(options.override or ()),
-        allow_dirty=options.allow_dirty,
-        mail=options.mail,
-        webhook=options.webhook,
-    )
+    asked = _asked(options)
+    slurm = _slurm(asked, sweep.folder)
     with _alone(sweep.folder):
-        before = read_following(sweep.folder)
+        before, now = read_following(sweep.folder), look(sweep)
         if before is not None and before.trouble is None and is_in_queue(before, slurm):
-            write_following(sweep.folder, dataclasses.replace(before, **asked.options))
-            print(f"job {before.job_id} looks after the sweep already")
-            return
-        now = look(sweep)
-        if _is_live(now):
+            made = dataclasses.replace(before, **asked.options)
+            write_following(sweep.folder, made)
+        elif _is_live(now):
             try:
                 made = _next(asked, sweep.folder, slurm, now)
             except UserError as error:
                 _note(sweep.folder, trouble=str(error))
                 warn(f"the cells are submitted, but nothing looks after them: {error}; see hydra.launcher.follower")
                 return
-            print(f"job {made.job_id} looks after the sweep: it submits cells again if need be, and writes the report")
-            return
-        write_following(sweep.folder, asked)
-    _end(asked, sweep, slurm, now)
+        else:
+            write_following(sweep.folder, asked)
+            made = None
+    if made is None:
+        _end(asked, sweep, slurm, now)
+    else:
+        print(f"job {made.job_id} looks after the sweep: it submits cells again if need be, and writes the report")
+
+
+def _asked(options: StartOptions) -> Following:
+    """Return how the user asks for the sweep to be looked after."""
+    return Following(
+        launcher=chosen(options.launcher),
+        override=tuple(options.overrides),
+        cell=tuple(options.cell or ()),
+        pilot=options.pilot,
+        allow_dirty=options.allow_dirty,
+        mail=options.mail,
+        webhook=options.webhook,
+    )
 
 
 def check(options: StartOptions, *, then: bool) -> None:
@@ -93,10 +115,11 @@ def follow(folder: Path) -> None:
         print(f"job {following.job_id} looks after {folder}, so this one ends")
         return
     sweep = existing(str(folder))
-    slurm = slurm_of(following.override, allow_dirty=following.allow_dirty)
-    failures = 0
+    slurm = _slurm(following, folder)
+    failures, is_postponed = 0, False
     try:
-        sweep, _, _ = start(_as_options(following, folder), unattended=True)
+        started = start(_as_options(following, folder), unattended=True)
+        sweep, is_postponed = started.sweep, started.postponed
     except UserError as error:
         failures = following.failures + 1
         warn(str(error))
@@ -105,10 +128,15 @@ def follow(folder: Path) -> None:
         if following is None or following.ended is not None:
             return  # it was cancelled meanwhile
         now = look(sweep)
-        if _is_live(now) or 0 < failures < MOST_FAILURES:
+        if _is_live(now) or is_postponed or 0 < failures < MOST_FAILURES:
             _go_on(dataclasses.replace(following, failures=failures), folder, slurm, now)
             return
     _end(following, sweep, slurm, now)
+
+
+def _slurm(following: Following, folder: Path) -> Slurm:
+    """Return the cluster on which the sweep is looked after."""
+    return slurm_of(following.override, allow_dirty=following.allow_dirty, launcher=following.launcher, sweep=folder)
 
 
 def _alone(folder: Path) -> Lease:
@@ -130,10 +158,12 @@ def _note(folder: Path, **changes: Any) -> None:
 def _as_options(following: Following, folder: Path) -> StartOptions:
     return StartOptions(
         target=str(folder),
-        launcher="submitit_slurm",
+        launcher=following.launcher,
         yes=True,
         allow_dirty=following.allow_dirty,
         override=list(following.override),
+        cell=list(following.cell),
+        pilot=following.pilot,
     )
 
 
@@ -153,8 +183,14 @@ def _go_on(following: Following, folder: Path, slurm: Slurm, now: Mapping[str, C
         try:
             made = _next(following, folder, slurm, now)
         except UserError as error:
+            own = os.environ.get("DLM_FOLLOWER")
+            if own is not None and isinstance(error, JobLimitError):  # no room for another job: this one looks again
+                write_following(folder, dataclasses.replace(following, job_id=own))
+                print(f"SLURM takes no further job, so job {own} is requeued", flush=True)
+                slurm.requeue(own)
+                return
             warn(f"the next follower: {error}")
-            may_pass = isinstance(error, NoAnswerError) or re.search("limit|temporar", str(error), re.IGNORECASE)
+            may_pass = isinstance(error, NoAnswerError) or re.search("temporar", str(error), re.IGNORECASE)
             if tried == MOST_TRIES or not may_pass:
                 _note(folder, trouble=str(error))
                 _tell(following, folder, now, slurm, f"nothing looks after the sweep any more: {error}", [])
@@ -192,11 +228,14 @@ def _tell(
     following: Following, folder: Path, now: Mapping[str, CellNow], slurm: Slurm, outcome: str, verdict: Sequence[str]
 ) -> list[str]:
     """Send the outcome to whoever asked for it, and return what went wrong with that."""
-    went_wrong = []
+    went_wrong = list[str]()
     if following.webhook is not None:
         went_wrong.append(_post(following.webhook, _message(folder, now, outcome, verdict)))
     if following.mail is not None:
-        went_wrong.append(_mail(following.mail, folder, slurm))
+        try:
+            submit_mail(following.mail, folder, slurm)
+        except UserError as error:
+            went_wrong.append(f"no mail was sent ({error})")
     return [*filter(None, went_wrong)]
 
 
@@ -223,23 +262,3 @@ def _post(url: str, message: Mapping[str, Any]) -> str:
             return ""
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"the webhook did not take the message ({error})"
-
-
-def _mail(address: str, folder: Path, slurm: Slurm) -> str:
-    """Have SLURM send a mail, by an empty job that asks for one. Return what went wrong; empty if nothing did."""
-    script = folder.absolute() / "ledger" / "mail.sbatch"
-    values = {
-        "job-name": f"{folder.name}-has-ended",
-        "output": "/dev/null",
-        "time": 1,
-        **{key: getattr(slurm.settings, key) for key in ("partition", "account", "qos")},
-        **slurm.settings.follower,
-        "mail-type": "END",
-        "mail-user": address,
-    }
-    write_atomic(script, "\n".join(["#!/bin/bash", *(f"#SBATCH {one}" for one in option_lines(values)), "true", ""]))
-    try:
-        slurm.sbatch(script)
-    except UserError as error:
-        return f"no mail was sent ({error})"
-    return ""

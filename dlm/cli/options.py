@@ -76,6 +76,15 @@ class StartOptions(DefinitionOptions):
     no_then: Annotated[bool, typer.Option("--no-then", help="With `dlm sweep` on SLURM: no such job.")] = False
     mail: Annotated[str | None, typer.Option(help="With --then: SLURM mails to this address at the end.")] = None
     webhook: Annotated[str | None, typer.Option(help="With --then: this URL gets a POST with the verdict.")] = None
+    cell: Annotated[
+        list[str] | None, typer.Option(help="Start only this cell: its id, or a part that no other has. Repeatable.")
+    ] = None
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="Start the cheapest cell first, and the others when a cell is done.")
+    ] = False
+    max_gpus: Annotated[
+        int | None, typer.Option(min=1, help="On SLURM, the most GPUs that the sweep uses at once.")
+    ] = None
     max_gpu_hours: Annotated[
         float | None,
         typer.Option(
@@ -88,6 +97,12 @@ class StartOptions(DefinitionOptions):
             help="A Hydra override of all jobs that changes no result, or hydra.launcher.KEY=VALUE. Repeatable."
         ),
     ] = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The words of --override, and the limit of --max-gpus as one of them."""
+        limit = [] if self.max_gpus is None else [f"hydra.launcher.max_gpus={self.max_gpus}"]
+        return [*(self.override or ()), *limit]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, slurm_of
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import LocalProgress, show_plan
 from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths
-from dlm.core.configs import load_choice, merge, nest
 from dlm.core.errors import ExitCode, UserError, unknown
 from dlm.data.prepare.command import ensure_data
 from dlm.plan import cost, grid
@@ -29,17 +31,25 @@ from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
-from dlm.submit.job import slurm_settings
 from dlm.submit.local import LocalPool
-from dlm.submit.slurm import Slurm, slurm_answers
 from dlm.submit.state import cells_now
 
-LAUNCHERS = ("auto", "submitit_slurm", "submitit_local")
-LAUNCHER_KEY = "hydra.launcher."
 HARMLESS_DATA_KEYS = ("data.micro_batch_size", "data.num_workers", "data.data_dir")
 
 
-def start(options: StartOptions, *, unattended: bool = False) -> tuple[Sweep, bool, int]:
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What a command has started."""
+
+    sweep: Sweep
+    ran_here: bool  # on this machine, to the end
+    code: int  # the exit code with which the command must end
+    postponed: bool = False  # cells wait for something before they can be submitted
+
+
+def start(
+    options: StartOptions, *, unattended: bool = False, before_first: Callable[[Path], None] = lambda folder: None
+) -> Started:
     """Plan a sweep, show its cost, ask for confirmation, and start the cells that are not done.
 
     When the other cells are done, the forecast of the proof run is frozen and the proof run is started, on this machine
@@ -48,12 +58,11 @@ def start(options: StartOptions, *, unattended: bool = False) -> tuple[Sweep, bo
     Args:
         options: The options of the command.
         unattended: The follower of the sweep starts it, and nobody has asked for it now; see ``retry.why_not``.
-
-    Returns:
-        (the sweep, whether its cells ran on this machine, the exit code with which the command must end).
+        before_first: Called with the folder of the sweep before its first job is put into a queue.
     """
-    is_local = _is_local(options.launcher)
-    overrides, settings = _split(options.override or (), is_local)
+    launcher = chosen(options.launcher)
+    is_here = is_local(launcher)
+    overrides, settings = _split(options.overrides, is_here)
     sweep = _planned_with_data(options)
     sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
     now = look(sweep)
@@ -62,7 +71,8 @@ def start(options: StartOptions, *, unattended: bool = False) -> tuple[Sweep, bo
     if not is_first:
         sweep = with_proof(sweep, now)
         now |= look(sweep, known=now)
-    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_local)
+    only = _cells_of(options, sweep.plan)
+    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_here)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
     now |= look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
@@ -71,45 +81,70 @@ def start(options: StartOptions, *, unattended: bool = False) -> tuple[Sweep, bo
         extra=[*more, *overrides],
         retry_failed=options.retry_failed,
         unattended=unattended,
+        only=only,
+        pilot=options.pilot,
         max_gpu_hours=max_gpu_hours,
     )
-    if not is_local:
-        cluster = slurm_of(settings, allow_dirty=options.allow_dirty)
-        done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now)
+    if not is_here:
+        cluster = slurm_of(settings, allow_dirty=options.allow_dirty, launcher=launcher, sweep=sweep.folder)
+        announce = functools.partial(before_first, sweep.folder)
+        done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now, before_first=announce)
         _show_submitted(done, sweep.folder)
         if is_first and missing_forecasts(sweep):
             print("the proof run follows: run the same command again when these cells are done")
-        return sweep, False, ExitCode.DONE
+        return Started(sweep=sweep, ran_here=False, code=ExitCode.DONE, postponed=bool(done.postponed))
     code = _run_here(sweep, now, submit)
     if not is_first or not missing_forecasts(sweep):
-        return sweep, True, code
+        return Started(sweep=sweep, ran_here=True, code=code)
     now = look(sweep)
     if waiting := waits_for(sweep, now):
         print(f"the proof run waits for cells that are not done ({', '.join(waiting)}): run the same command again")
-        return sweep, True, code
+        return Started(sweep=sweep, ran_here=True, code=code)
     sweep = with_proof(sweep, now)
     now |= look(sweep, known=now)
     if any(cell.is_proof for cell in sweep.plan.cells):
         code = _run_here(sweep, now, functools.partial(submit, retry_failed=False)) or code
-    return sweep, True, code
+    return Started(sweep=sweep, ran_here=True, code=code)
+
+
+def _cells_of(options: StartOptions, plan: Plan) -> set[str]:
+    """Return the ids of the cells that --cell names, and of the trunks they branch from; empty for all cells.
+
+    Raises UserError for a word that names no cell, or several.
+    """
+    found = set[str]()
+    for word in options.cell or ():
+        cells = [cell for cell in plan.cells if word == cell.cell_id] or [c for c in plan.cells if word in c.cell_id]
+        if len(cells) != 1:
+            ids = [cell.cell_id for cell in plan.cells]
+            if not cells:
+                raise unknown("cell", word, ids)
+            some = ", ".join(cell.cell_id for cell in cells[:3])
+            raise UserError(f"--cell {word} names {len(cells)} cells ({some}, ...): give more of the id")
+        found |= {name for name in (cells[0].cell_id, cells[0].parent) if name is not None}
+    return found
 
 
 def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Submission]) -> int:
     """Run the cells of a sweep that are not done on this machine, and return the exit code of the command."""
-    with LocalProgress(sweep, now) as progress:
-        done = submit(
-            sweep.plan,
-            sweep.folder,
-            cluster=LocalPool(),
-            now=now,
-            on_event=progress.on_event,
-            on_tick=progress.on_tick,
-        )
-    return _exit_code(done)
+    while True:
+        with LocalProgress(sweep, now) as progress:
+            done = submit(
+                sweep.plan,
+                sweep.folder,
+                cluster=LocalPool(),
+                now=now,
+                on_event=progress.on_event,
+                on_tick=progress.on_tick,
+            )
+        code = _exit_code(done)
+        if code or not done.postponed or not done.submitted:
+            return code
+        now = look(sweep)  # the pilot is done
 
 
 def _agreed(
-    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_local: bool
+    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_here: bool
 ) -> tuple[Plan, list[str], float | None]:
     """Show the cost of the cells that are not done on the chosen launcher, and ask whether to start them.
 
@@ -122,7 +157,7 @@ def _agreed(
         print(f"every cell of {sweep.folder} is done: nothing to train")
         return cost.with_estimates(sweep.plan), [], None
     hours = None
-    if is_local:
+    if is_here:
         plan, overrides, hours = price_here(sweep.plan, left=left)
     else:
         plan, overrides = cost.with_estimates(sweep.plan), []
@@ -144,7 +179,7 @@ def check_overrides(words: Sequence[str]) -> None:
             raise UserError(f"--override {word} would change the result of planned cells: use --set {word.lstrip('+')}")
 
 
-def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
+def _split(words: Sequence[str], is_here: bool) -> tuple[list[str], list[str]]:
     """Divide the words of --override into (overrides for the jobs, settings of the SLURM launcher).
 
     Raises UserError for an override that ``check_overrides`` refuses, and for a setting of SLURM if the cells run on
@@ -152,16 +187,9 @@ def _split(words: Sequence[str], is_local: bool) -> tuple[list[str], list[str]]:
     """
     check_overrides(words)
     settings = [word.lstrip("+") for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
-    if is_local and settings:
+    if is_here and settings:
         raise UserError(f"{settings[0]} is for SLURM, and this would run here: set the launcher to submitit_slurm")
     return [word for word in words if not word.lstrip("+").startswith(LAUNCHER_KEY)], settings
-
-
-def _is_local(launcher: str) -> bool:
-    """Whether the cells run on this machine; for ``auto``, this is the case if no SLURM controller answers."""
-    if launcher not in LAUNCHERS:
-        raise unknown("launcher", launcher, LAUNCHERS)
-    return launcher == "submitit_local" or (launcher == "auto" and not slurm_answers())
 
 
 def _planned_with_data(options: StartOptions) -> Sweep:
@@ -203,31 +231,8 @@ def _show_submitted(done: Submission, folder: Path) -> None:
     """Print how many cells were submitted to SLURM, which cells were not and why, and what to do next."""
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
-    arrays = sorted({int(job_id.split("_")[0]) for job_id in done.job_ids.values()})
-    as_arrays = f" as arrays {', '.join(str(array) for array in arrays)}" if arrays else ""
+    for reason, count in Counter(done.postponed.values()).items():
+        print(f"{count} cells are submitted later, by the same command or --then report: {reason}")
+    as_arrays = f" as arrays {', '.join(done.arrays)}" if done.arrays else ""
     print(f"submitted {len(done.submitted)} cells{as_arrays}")
     print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")
-
-
-def slurm_of(words: Sequence[str], *, allow_dirty: bool) -> Slurm:
-    """Return the SLURM cluster with the settings of configs/hydra/launcher/submitit_slurm.yaml.
-
-    Args:
-        words: Settings that take precedence, in the form ``hydra.launcher.KEY=VALUE``; other words are passed over.
-        allow_dirty: Allow jobs with uncommitted code.
-
-    Raises:
-        UserError: A setting is not in Hydra's grammar, its key is unknown, or its value is not allowed.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    words = [word.lstrip("+") for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except HydraException as error:
-        raise UserError(f"{' '.join(words)} is not in Hydra's grammar: {' '.join(str(error).split())}") from error
-    given = nest({one.key_or_group.removeprefix(LAUNCHER_KEY): one.value() for one in overrides})
-    if allow_dirty:
-        given["allow_dirty"] = True
-    return Slurm(slurm_settings(merge(load_choice("hydra/launcher", "submitit_slurm"), given)))

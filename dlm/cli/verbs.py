@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from dlm.core.files import explain_os_error
 from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
+    from dlm.cli.start import Started
     from dlm.collect.upload import Arrival
 
+LONGEST_WAIT_SEC = 30.0  # between two looks of `dlm status --watch`, which begins with 5 seconds
 MOST_REASONS = 4  # of a refused fit that the error names
 
 app = typer.Typer(
@@ -63,22 +66,21 @@ def plan(given: options.PlanOptions) -> None:
 def submit(given: options.StartOptions) -> None:
     """Start the cells that are not done. On SLURM the command returns at once; on this machine it waits for them."""
     print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
-    _, _, code = _started(given, then=given.then is not None)
-    raise typer.Exit(code)
+    raise typer.Exit(_started(given, then=given.then is not None).code)
 
 
-def _started(given: options.StartOptions, *, then: bool) -> tuple[targets.Sweep, bool, int]:
+def _started(given: options.StartOptions, *, then: bool) -> Started:
     """Start a sweep; if it was submitted to SLURM, and with ``then``, have it looked after until its report."""
     from dlm.cli import follow
     from dlm.cli.start import start
 
     follow.check(given, then=then)
-    sweep, ran_here, code = start(given)
-    if then and not ran_here:
-        follow.arrange(sweep, given)
+    started = start(given, before_first=functools.partial(follow.reserve, given) if then else lambda folder: None)
+    if then and not started.ran_here:
+        follow.arrange(started.sweep, given)
     elif given.webhook or given.mail:
         targets.warn("nothing is sent to --webhook or --mail, because the cells ran on this machine")
-    return sweep, ran_here, code
+    return started
 
 
 @app.command()
@@ -86,10 +88,10 @@ def _started(given: options.StartOptions, *, then: bool) -> tuple[targets.Sweep,
 def sweep(given: options.StartOptions) -> None:
     """Plan and submit; on this machine also train, collect, fit and report. When run again, it continues."""
     print(f"planning {given.target} ...", flush=True)  # at once: the imports of a start take a second
-    started, ran_here, code = _started(given, then=not given.no_then)
-    if ran_here:
-        gather.report(started, anew=False)
-    raise typer.Exit(code)
+    started = _started(given, then=not given.no_then)
+    if started.ran_here:
+        gather.report(started.sweep, anew=False)
+    raise typer.Exit(started.code)
 
 
 @app.command()
@@ -103,6 +105,7 @@ def status(
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
     sweep = targets.existing(target)
+    wait_sec = 5.0
     while True:
         cells, warnings = sweep_now(sweep.folder, sweep.plan)
         if as_json:
@@ -115,7 +118,8 @@ def status(
                 targets.warn(warning)
         if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
             return
-        time.sleep(5)
+        time.sleep(wait_sec)
+        wait_sec = min(1.2 * wait_sec, LONGEST_WAIT_SEC)
         screen.console().clear()  # on a terminal only
 
 

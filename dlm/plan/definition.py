@@ -42,7 +42,12 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
-NEW_FIELDS = ("proof", "replicates", "branches")  # earlier versions lack them; plan.json has them only if they are set
+NEW_FIELDS = (
+    "proof",
+    "replicates",
+    "branches",
+    "launcher",
+)  # earlier versions lack them; plan.json has them only if they are set
 
 
 class _Frozen(BaseModel):
@@ -90,12 +95,30 @@ class Replicates(_Frozen):
         return plain if self.sizes == "ends" else {key: value for key, value in plain.items() if key != "sizes"}
 
 
+class LauncherRule(_Frozen):
+    """Keys of hydra.launcher for the jobs of some cells, such as another partition for large models."""
+
+    at_least: Annotated[Number, Field(ge=0)] = 0.0  # N; the rule holds for models from this size
+    below: Annotated[Number, Field(gt=0)] = math.inf  # N; and for models smaller than this
+    set: dict[str, Any] = Field(min_length=1)  # key of hydra.launcher -> value
+
+    def holds_for(self, num_params: int) -> bool:
+        """Whether the rule holds for a model with ``num_params`` parameters, embeddings not counted."""
+        return self.at_least <= num_params < self.below
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the rule as plain values, without an infinite size, which JSON cannot hold."""
+        plain: dict[str, Any] = dump(self)
+        return {key: value for key, value in plain.items() if key != "below" or self.below < math.inf}
+
+
 def _rules(value: object) -> object:
     """Convert null to no rule, and one rule to a list of rules."""
-    if value is None or isinstance(value, dict | Replicates):
+    if value is None or isinstance(value, dict | Replicates | LauncherRule):
         return () if value is None else (value,)
     if not isinstance(value, list | tuple):
-        raise ValueError("give {below: 1/2, runs: 2}, or a list of such rules")
+        raise ValueError("give a rule, {KEY: VALUE, ...}, or a list of rules")
     return value
 
 
@@ -125,6 +148,7 @@ class SweepSpec(_Frozen):
     hardware: Hardware = Hardware()
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
     replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # a rule, or a list of rules
+    launcher: Annotated[tuple[LauncherRule, ...], BeforeValidator(_rules)] = ()  # later rules take precedence
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it. A key of NEW_FIELDS is absent if not set."""
@@ -149,10 +173,10 @@ class SweepSpec(_Frozen):
         """Return the fields that all definitions of one sweep must share.
 
         The fields that only select which cells exist may grow, and the description, the limits on the cost, the
-        hardware, the proof run and the sharing of trunks may change.
+        hardware, the proof run, the sharing of trunks and the rules for the launcher may change.
         """
         cost = {"max_gpu_hours", "max_local_hours", "hardware"}
-        others = {"budget_fractions", "description", "proof", "branches"}
+        others = {"budget_fractions", "description", "proof", "branches", "launcher"}
         without = {*cost, *others, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
         return {key: value for key, value in self.plain().items() if key not in without}
 
@@ -246,7 +270,13 @@ def _explain(error: ValidationError) -> str:
     *groups, key = map(str, first["loc"])
     name = ".".join([*groups, key])
     if first["type"] == "extra_forbidden":
-        nodes = {kind.__name__.lower(): kind.model_fields for kind in (Hardware, Proof, Replicates)}
+        kinds: dict[str, type[BaseModel]] = {
+            "hardware": Hardware,
+            "proof": Proof,
+            "replicates": Replicates,
+            "launcher": LauncherRule,
+        }
+        nodes = {name: kind.model_fields for name, kind in kinds.items()}
         where, fields = (f"key of {'.'.join(groups)}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
         return str(unknown(where, key, fields))
     if first["type"] == "missing":

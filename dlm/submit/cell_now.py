@@ -49,12 +49,18 @@ class CellRecord:
     place: int = 0  # the index of the cell in its submission, which is the number of its task in the job array
     cluster: str = LOCAL
     job_id: str | None = None  # the id of its job in the queue of the cluster
+    array_name: str | None = None  # the name of its job array in the cluster; None in ledgers that do not say it
+    logs: str | None = None  # the folder of the log of its batch script; None in ledgers that do not say it
+    at_once: int | None = None  # how many tasks of its array may run at once; None: not recorded
+    gpus: int | None = None  # the number of its GPUs on all nodes; None: not recorded
+    user: int | None = None  # the id of the user who submitted it; None in ledgers that do not say it
     cancelled: str | None = None  # the reason why the cell must not run
     ending: Ending | None = None
     failures: int = 0  # consecutive submissions of the failed cell without progress since the previous failure
     failed_at: int = -1  # the furthest step at which the cell has failed
     micro_batch: int | None = None  # the smaller micro-batch that was chosen after the cell ran out of memory
     before: str | None = None  # the state and reason of the last failure after which the cell was started again
+    previous: CellRecord | None = None  # the record before the latest submission, which counts again if that is refused
 
     @property
     def waits_here(self) -> bool:

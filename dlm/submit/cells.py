@@ -11,8 +11,8 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import checkpoint_steps, run_directory
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event, Submission
-from dlm.submit.job import BranchPoint, Job, Resources
+from dlm.submit.job import BranchPoint, Job, Resources, SlurmSettings, with_changes
 from dlm.submit.ledger import Ledger, write_max_gpu_hours
 from dlm.submit.overrides import cell_overrides, trainer_overrides
 from dlm.submit.resources import cell_resources, dividing_micro_batch, largest_micro_batch, smaller_micro_batch
@@ -32,6 +32,7 @@ from dlm.submit.submission import submit_jobs, submitting
 
 if TYPE_CHECKING:
     from dlm.plan.cells import Cell, Plan
+    from dlm.plan.definition import LauncherRule
 
 
 def submit_plan(
@@ -43,8 +44,11 @@ def submit_plan(
     extra: Sequence[str] = (),
     retry_failed: bool = False,
     unattended: bool = False,
+    only: Collection[str] = (),
+    pilot: bool = False,
     max_gpu_hours: float | None = None,
     now: Mapping[str, CellNow] | None = None,
+    before_first: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
@@ -58,10 +62,13 @@ def submit_plan(
         extra: Hydra overrides for every job.
         retry_failed: Start failed cells again, whatever the cause of the failure.
         unattended: The follower of the sweep submits, and nobody has asked for it now; see ``why_not``.
+        only: The ids of the cells to start; if empty, all cells.
+        pilot: As long as no cell is done, start only the cheapest; the others are postponed.
         max_gpu_hours: The limit on the GPU-hours of the sweep. A queued job, also one that was queued earlier, ends at
             once if the sweep has used this many GPU-hours when the job begins.
         now: The cells as the caller has read them with ``cells_now``, so that no result is read twice. Only the
             finished cells count, because another command may have started the others in the meantime.
+        before_first: Called before the first job is put into a queue.
         on_event: Called when a job on this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
@@ -78,18 +85,47 @@ def submit_plan(
             sweep_dir=sweep_dir,
             data_dir=data_dir,
             cluster=cluster,
-            max_time_min=cluster.max_time_min(),
             extra=extra,
             retry_failed=retry_failed,
             unattended=unattended,
         )
-        found = {cell.cell_id: starter.job_or_reason(cell, known) for cell in plan.cells}
+        chosen = [cell for cell in plan.cells if not only or cell.cell_id in only]
+        found = {cell.cell_id: starter.job_or_reason(cell, plan.spec.launcher, known) for cell in chosen}
         jobs = [job for job in found.values() if isinstance(job, Job)]
         if any(cell.parent is not None for cell in plan.cells):
             jobs = _trunks_first(jobs, plan)
-        done = submit_jobs(jobs, cluster=cluster, sweep_dir=sweep_dir, on_event=on_event, on_tick=on_tick)
+        jobs, postponed = _pilot_first(jobs, plan, known) if pilot else (jobs, dict[str, str]())
+        live = [cell for cell in known.values() if cell.is_live]
+        done = submit_jobs(
+            jobs,
+            cluster=cluster,
+            sweep_dir=sweep_dir,
+            live=live,
+            before_first=before_first,
+            on_event=on_event,
+            on_tick=on_tick,
+        )
     not_worth = {name: why for name, why in found.items() if isinstance(why, str)}
-    return dataclasses.replace(done, skipped={**not_worth, **done.skipped})
+    return dataclasses.replace(done, skipped={**not_worth, **done.skipped}, postponed={**postponed, **done.postponed})
+
+
+def _pilot_first(jobs: Sequence[Job], plan: Plan, states: Mapping[str, CellNow]) -> tuple[list[Job], dict[str, str]]:
+    """Return (the jobs to start now, why each of the others is postponed); once a cell is done, all start.
+
+    The pilot is the cheapest cell that starts from nothing. While it waits or runs, no other cell starts.
+    """
+    if not jobs or any(cell.state is State.DONE for cell in states.values()):
+        return list(jobs), {}
+    live = [name for name, cell in states.items() if cell.is_live]
+    pilot = live[0] if live else min((job for job in jobs if job.awaits is None), key=_cost_in(plan)).name
+    first = [job for job in jobs if job.name == pilot]
+    return first, {job.name: f"the pilot {pilot} comes first" for job in jobs if job.name != pilot}
+
+
+def _cost_in(plan: Plan) -> Callable[[Job], float]:
+    """Return a function that gives the FLOPs of a job of the plan."""
+    flops = {cell.cell_id: cell.flops["full_masked_head"] * cell.own_share for cell in plan.cells}
+    return lambda job: flops[job.name]
 
 
 def _trunks_first(jobs: Sequence[Job], plan: Plan) -> list[Job]:
@@ -97,8 +133,8 @@ def _trunks_first(jobs: Sequence[Job], plan: Plan) -> list[Job]:
 
     Among each of these, the longest comes first. A long cell that begins last would leave the other cores idle.
     """
-    flops = {cell.cell_id: cell.flops["full_masked_head"] * cell.own_share for cell in plan.cells}
-    return sorted(jobs, key=lambda job: (job.awaits is not None, -flops[job.name]))
+    cost = _cost_in(plan)
+    return sorted(jobs, key=lambda job: (job.awaits is not None, -cost(job)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +144,28 @@ class _Starter:
     sweep_dir: Path
     data_dir: Path
     cluster: Cluster
-    max_time_min: int | None
     extra: Sequence[str]
     retry_failed: bool
     unattended: bool
+    time_limits: dict[str | None, int | None] = field(default_factory=dict)  # by partition, in minutes
 
-    def job_or_reason(self, cell: Cell, states: Mapping[str, CellNow]) -> Job | str:
-        """Return the job of a cell, or the reason why the cell is not started; ``states`` are those of all cells."""
+    def job_or_reason(self, cell: Cell, rules: Sequence[LauncherRule], states: Mapping[str, CellNow]) -> Job | str:
+        """Return the job of a cell, or the reason why the cell is not started.
+
+        Args:
+            cell: The cell.
+            rules: The rules of the definition for the launcher's keys.
+            states: The states of all cells.
+        """
         now = states[cell.cell_id]
         reason = why_not(now, retry_failed=self.retry_failed, unattended=self.unattended)
         if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
             return reason
-        settings, micro_batch = self.cluster.settings, now.record.micro_batch
-        resources = cell_resources(cell, settings, max_time_min=self.max_time_min, extra=self.extra)
+        changes = {key: value for rule in rules if rule.holds_for(cell.num_params) for key, value in rule.set.items()}
+        settings = with_changes(self.cluster.settings, changes) if changes else self.cluster.settings
+        micro_batch = now.record.micro_batch
+        max_time_min = self._max_time_min(settings)
+        resources = cell_resources(cell, settings, max_time_min=max_time_min, extra=self.extra)
         if OUTCOMES[now.state].retry is Retry.HALVE:
             smaller = smaller_micro_batch(cell, resources, micro_batch)
             reason = why_memory_stays_short(now, resources, settings, micro_batch=smaller)
@@ -128,8 +173,16 @@ class _Starter:
                 return reason
             micro_batch = smaller or 1
         return dataclasses.replace(
-            self._job(cell, now, resources, micro_batch), awaits=self._awaited(cell, states.get(cell.parent or ""))
+            self._job(cell, now, resources, micro_batch),
+            awaits=self._awaited(cell, states.get(cell.parent or "")),
+            settings=settings if changes else None,
         )
+
+    def _max_time_min(self, settings: SlurmSettings) -> int | None:
+        """Return the longest time limit of a job with these settings, and ask the cluster once for each partition."""
+        if settings.partition not in self.time_limits:
+            self.time_limits[settings.partition] = self.cluster.max_time_min(settings)
+        return self.time_limits[settings.partition]
 
     def _awaited(self, cell: Cell, trunk: CellNow | None) -> BranchPoint | None:
         """Return what a branch has to wait for; None if the checkpoint to start from is there, its own or the trunk's.

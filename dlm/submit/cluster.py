@@ -6,15 +6,18 @@ To add a back end, write one file with a class that follows ``Cluster``, and add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dlm.record.outcomes import OUTCOMES, State
-from dlm.submit.cell_now import JobState
+from dlm.submit.cell_now import CellNow, JobState
 from dlm.submit.job import Job, SlurmSettings
 from dlm.submit.ledger import Ledger
+
+if TYPE_CHECKING:
+    import submitit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Request:
     ledger: Ledger
     code: Path  # the snapshot of dlm/ and configs/ that the jobs import
     environment: Mapping[str, str]  # variables to add to the environment of every job
+    live: Sequence[CellNow] = ()  # the other cells of the sweep that wait or run
+    before_first: Callable[[], None] = lambda: None  # called once, before the first job is put into a queue
     on_event: Callable[[Event], None] = lambda event: None
     on_tick: Callable[[], None] = lambda: None  # called several times a second while jobs run on this machine
 
@@ -52,11 +57,18 @@ class Submission:
 
     submitted: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)  # cell id -> reason why no job was submitted
+    postponed: Mapping[str, str] = field(default_factory=dict)  # cell id -> what the cell waits for before it is queued
     job_ids: Mapping[str, str] = field(default_factory=dict)  # cell id -> job id, for jobs in a queue
+    jobs: Mapping[str, submitit.Job[float]] = field(default_factory=dict)  # cell id -> job, for jobs of submitit
     # For processes on this machine: cell id -> (state, reason), and cell id -> exit code (-9 for SIGKILL).
     endings: Mapping[str, tuple[State, str | None]] = field(default_factory=dict)
     exit_codes: Mapping[str, int] = field(default_factory=dict)
     interrupted: bool = False  # Ctrl-C or SIGTERM ended the submission: some cells may not have been started
+
+    @property
+    def arrays(self) -> list[str]:
+        """The ids of the job arrays in the queue, in order."""
+        return sorted({job_id.split("_")[0] for job_id in self.job_ids.values()}, key=lambda name: (len(name), name))
 
     @property
     def failed(self) -> dict[str, tuple[State, str | None]]:
@@ -87,24 +99,32 @@ class Cluster(Protocol):
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError if the cluster is not available or cannot run one of the jobs."""
 
-    def max_time_min(self) -> int | None:
-        """Return the longest time limit that a job may request, in minutes; None if there is no such limit."""
+    def max_time_min(self, settings: SlurmSettings) -> int | None:
+        """Return the longest time limit in minutes that a job with these settings may request; None for no limit."""
         return None
 
     def submit(self, request: Request) -> Submission:
         """Write the intent into the ledger, start or queue the jobs, then write their ids or endings.
 
         A cluster with a queue records each job array in the ledger as a submission of its own. The array is named
-        ``job_name(sweep, submission)``, and its task j is the j-th cell of that submission. Raises UserError if the
-        cluster refuses the jobs.
+        ``job_name(sweep, submission)`` unless the intent says otherwise, and its task j is the j-th cell of that
+        submission. Raises UserError if the cluster refuses the jobs.
         """
 
-    def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
+    def states(
+        self,
+        jobs: Mapping[str, str],
+        *,
+        names: Iterable[str] = (),
+        users: Collection[int] = (),
+        release: bool = False,
+    ) -> Answer:
         """Query the states of queued jobs.
 
         Args:
             jobs: Job id -> name of the job array.
             names: The names of arrays whose ids are unknown because their submission was interrupted.
+            users: The ids of the users who submitted the jobs; if empty, anybody may have submitted them.
             release: Whether to release the jobs that the cluster holds because a node failed to launch them.
         """
         return Answer()

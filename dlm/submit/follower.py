@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core import paths
-from dlm.core.files import read_json, write_atomic, write_json
+from dlm.core.files import read_json, write_json
 from dlm.core.lease import Lease
 from dlm.submit.job import SlurmSettings
-from dlm.submit.script import option_lines
+from dlm.submit.script import exports, in_header
 from dlm.submit.slurm import Slurm
 from dlm.submit.submission import PATIENCE_SEC
 
-RECORD, LOG = "ledger/follower.json", "ledger/follower.txt"
+RECORD, LOG = "ledger/follower.json", "follower.txt"
 TIME_MIN, MEM_GIB = 30, 4  # what a follower asks for; fitting and drawing take a minute and less than 2 GiB
 
 
@@ -32,7 +32,10 @@ TIME_MIN, MEM_GIB = 30, 4  # what a follower asks for; fitting and drawing take 
 class Following:
     """How a sweep is looked after: what its followers do, and which of them is the latest."""
 
+    launcher: str = "submitit_slurm"
     override: tuple[str, ...] = ()  # the words of --override of the submission
+    cell: tuple[str, ...] = ()  # the words of --cell
+    pilot: bool = False
     allow_dirty: bool = False
     mail: str | None = None  # who gets a mail of SLURM at the end
     webhook: str | None = None  # the URL that gets a POST at the end
@@ -45,7 +48,10 @@ class Following:
     @property
     def options(self) -> dict[str, Any]:
         """What the user asks for, without what has happened since."""
-        return {name: getattr(self, name) for name in ("override", "allow_dirty", "mail", "webhook")}
+        return {
+            name: getattr(self, name)
+            for name in ("launcher", "override", "cell", "pilot", "allow_dirty", "mail", "webhook")
+        }
 
 
 def read_following(sweep_dir: Path) -> Following | None:
@@ -54,7 +60,8 @@ def read_following(sweep_dir: Path) -> Following | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    return Following(**{**content, "override": tuple(content["override"])})
+    words = {key: tuple(content.get(key, ())) for key in ("override", "cell")}
+    return Following(**{**content, **words})
 
 
 def write_following(sweep_dir: Path, following: Following) -> None:
@@ -95,51 +102,74 @@ def submit_follower(
     Raises:
         UserError: SLURM refuses the job, or does not answer.
     """
+    from dlm.submit.executor import Executor, log_pattern  # submitit is slow to import
+
     name = f"{sweep_dir.absolute().name}-follower-{uuid.uuid4().hex[:6]}"
     following = dataclasses.replace(following, name=name, job_id=None, trouble=None, ended=None)
     write_following(sweep_dir, following)  # before sbatch, so that its job is found by its name
     script = sweep_dir.absolute() / "ledger" / "follower.sbatch"
-    write_atomic(script, _script(following, sweep_dir, slurm.settings, code, environment, arrays))
-    following = dataclasses.replace(following, job_id=slurm.sbatch(script))
+    values = _requests(slurm.settings, name=name, log=log_pattern(script.parent, LOG), arrays=arrays)
+    executor = Executor(script.parent, values)
+    executor.write(_body(sweep_dir.absolute(), slurm.settings, code, environment), script)
+    following = dataclasses.replace(following, job_id=executor.send(script))
     write_following(sweep_dir, following)
     return following
 
 
-def _script(
-    following: Following,
-    sweep_dir: Path,
-    settings: SlurmSettings,
-    code: Path,
-    environment: Mapping[str, str],
-    arrays: Sequence[str],
-) -> str:
-    """Return the batch script of a follower."""
-    folder = sweep_dir.absolute()
-    values = {
-        "job-name": following.name,
-        "output": f"{folder}/{LOG}".replace("%", "%%"),
-        "open-mode": "append",
-        "ntasks": 1,
-        "cpus-per-task": 1,
-        "mem": f"{MEM_GIB}G",
-        "time": TIME_MIN,
-        **{key: getattr(settings, key) for key in ("partition", "account", "qos")},
-        **_begin(arrays, settings.follow_min),
-        **settings.follower,
+def submit_mail(address: str, sweep_dir: Path, slurm: Slurm) -> None:
+    """Have SLURM send a mail that says that a sweep has ended, by an empty job that asks for one.
+
+    Raises:
+        UserError: SLURM refuses the job, or does not answer.
+    """
+    from dlm.submit.executor import Executor
+
+    script = sweep_dir.absolute() / "ledger" / "mail.sbatch"
+    values = _requests(slurm.settings, name=f"{sweep_dir.absolute().name}-has-ended", log="/dev/null", arrays=None)
+    executor = Executor(script.parent, {**values, "timeout_min": 1, "mail_type": "END", "mail_user": address})
+    executor.write("true", script)
+    executor.send(script)
+
+
+def _requests(settings: SlurmSettings, *, name: str | None, log: str, arrays: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a follower requests, as parameters of submitit's executor.
+
+    Args:
+        settings: The launcher's keys.
+        name: The name of the job.
+        log: The file for what it prints, with the patterns of sbatch.
+        arrays: The arrays of the sweep that wait or run; None for a job that starts at once.
+    """
+    chosen = {key: getattr(settings, key) for key in ("partition", "account", "qos")}
+    return {
+        **{key: value for key, value in chosen.items() if value is not None},
+        "name": name,
+        "tasks_per_node": 1,
+        "cpus_per_task": 1,
+        "mem_gb": MEM_GIB,
+        "timeout_min": TIME_MIN,
+        "wckey": settings.wckey,
+        "signal_delay_s": 0,
+        "stderr_to_stdout": True,
+        "use_srun": False,
+        "additional_parameters": {
+            "output": log,
+            **({} if arrays is None else _begin(arrays, settings.follow_min)),
+            **in_header(settings.follower),
+        },
     }
+
+
+def _body(folder: Path, settings: SlurmSettings, code: Path, environment: Mapping[str, str]) -> str:
+    """Return what the batch script of a follower does, in bash."""
     exported = {"DLM_WORKDIR": str(folder.parent), "DLM_DATA": str(paths.data_dir()), **environment}
     lines = [
-        "#!/bin/bash",
         f"# Written by dlm: the job that looks after {folder.name}.",
-        *(f"#SBATCH {option}" for option in option_lines(values)),
-        "",
-        "unset DLM_CONFIGS  # the snapshot's configs count",
-        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        *(f"export {name}={shlex.quote(value)}" for name, value in exported.items()),
+        *exports(code, exported),
         *settings.setup,
         f'DLM_FOLLOWER="$SLURM_JOB_ID" {shlex.quote(sys.executable)} -P -m dlm.cli follow {shlex.quote(str(folder))}',
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _begin(arrays: Sequence[str], minutes: int) -> dict[str, str]:

@@ -1,15 +1,17 @@
 """Provide the launchers submitit_local and submitit_slurm for Hydra's `-m`; they submit jobs as `dlm submit` does.
 
-Hydra creates the launchers from configs/hydra/launcher, after ``register`` has registered them. A job composes its
-config where it runs, so only its list of overrides is passed to it. hydra-submitit-launcher is not needed. Where this
-plugin is installed, it registers configs of the same two names, and the configs of dlm replace them.
+They are subclasses of the launchers of hydra-submitit-launcher and take their place, also where a config file names
+those. `hydra.launcher._target_=...` on the command line selects the original. A job composes its config where it runs,
+so only its list of overrides is passed to it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import time
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher import config as plugin_config
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dlm.core.errors import ExitCode, unknown
+from dlm.core.errors import ExitCode, UserError, unknown
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished
+from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event
 from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
 from dlm.submit.local import LocalPool
@@ -34,29 +37,113 @@ from dlm.submit.submission import submit_jobs, submitting
 
 # Overrides for the submitting Hydra process that must not be passed to a job: a job runs one cell in its own process.
 _NOT_FOR_JOBS = re.compile(r"[+~]*hydra([/.]launcher|[/.]sweeper|\.sweep|\.mode)\b")
+_ASKS_FOR_ORIGINAL = re.compile(r"[+~]*hydra\.launcher\._target_=")
 
 
-def register() -> None:
-    """Register both launchers with Hydra, so that Hydra takes their configs from dlm."""
+def _config_node(name: str, base: type[Any], settings: type[Any], target: str) -> type[Any]:
+    """Return a config node of the plugin with the keys of dlm's settings, whose defaults take precedence.
+
+    The fields that the plugin types as int, such as ``nodes``, become optional: null leaves them to the plan.
+    """
+    types = typing.get_type_hints(settings)
+    members: list[Any] = [("_target_", str, target)]
+    for item in dataclasses.fields(settings):
+        kind = _IN_CONFIGS.get(str(types[item.name]), types[item.name])
+        has_factory = item.default is dataclasses.MISSING
+        default = dataclasses.field(default_factory=dict) if has_factory else _list_or(item.default)
+        members.append((item.name, kind, default))
+    return dataclasses.make_dataclass(name, members, bases=(base,))
+
+
+_IN_CONFIGS: dict[str, Any] = {
+    str(Mapping[str, Any]): dict[str, Any],
+    str(Sequence[str]): list[str],
+    str(typing.Any): typing.Any,
+}
+
+
+def _list_or(default: Any) -> Any:
+    return dataclasses.field(default_factory=list) if default == () else default
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """The keys of configs/hydra/launcher/submitit_local.yaml: those of the plugin, and dlm's own."""
+
+    timeout_min: int | None = None  # a job that takes longer is told to stop and writes a checkpoint
+    nodes: int | None = None
+    tasks_per_node: int | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: int | None = None  # as in submitit, nothing enforces it on this machine
+    name: str | None = None  # this and the next keys have no effect: jobs are named by their cells, and log there
+    submitit_folder: str | None = None
+    stderr_to_stdout: bool = True
+    cores: int | None = None
+    grace_sec: float = 120.0
+
+
+SlurmConf = _config_node("SlurmConf", plugin_config.SlurmQueueConf, SlurmSettings, "hydra_plugins.dlm.SlurmLauncher")
+LocalConf = _config_node("LocalConf", plugin_config.LocalQueueConf, LocalSettings, "hydra_plugins.dlm.LocalLauncher")
+
+
+def register(arguments: Sequence[str] = ()) -> None:
+    """Register both launchers and their config nodes with Hydra.
+
+    Args:
+        arguments: The command line. If it names the class of a launcher, the launchers of the plugin stay as they are.
+    """
+    wants_original = any(_ASKS_FOR_ORIGINAL.match(word) for word in arguments)
     plugins = Plugins.instance()  # loads the installed plugins and their configs
-    for launcher in (LocalLauncher, SlurmLauncher):
+    for name, own, original in (
+        ("LocalLauncher", LocalLauncher, OriginalLocalLauncher),
+        ("SlurmLauncher", SlurmLauncher, OriginalSlurmLauncher),
+    ):
         # Hydra 1.3 accepts plugins only from the package hydra_plugins, so each launcher gets a name in that package.
-        plugins.class_name_to_class[f"hydra_plugins.dlm.{launcher.__name__}"] = launcher
-    stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    # Without the next lines, Hydra would check the files of dlm against the schema of an installed launcher.
-    for name in ("submitit_local", "submitit_slurm"):
-        stored.pop(f"{name}.yaml", None)
+        plugins.class_name_to_class[f"hydra_plugins.dlm.{name}"] = own
+        plugins.class_name_to_class[f"{plugin.__name__}.{name}"] = original if wants_original else own
+    store = ConfigStore.instance()
+    for name, node in (("local", LocalConf), ("slurm", SlurmConf)):
+        store.repo.get("hydra", {}).get("launcher", {}).pop(f"submitit_{name}.yaml", None)  # else it checks dlm's files
+        store.store(group="hydra/launcher", name=f"dlm_{name}", node=node, provider="dlm")
 
 
-class CoreLauncher(Launcher):
-    """The base class of both launchers: compose each job, submit the jobs, wait, and report how each job ended."""
+class _Original:
+    """A launcher of the plugin as it is, with its own defaults for the keys that dlm leaves open."""
+
+    conf: type[Any]
+    params: dict[str, Any]
 
     def __init__(self, **params: Any) -> None:
-        self.params = {key: _plain(value) for key, value in params.items()}
+        defaults = {key: value for key, value in vars(self.conf()).items() if key != "_target_"}
+        given = {key: value for key, value in params.items() if key in defaults and value is not None}
+        super().__init__(**{**defaults, **given})
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store what is needed to compose jobs, and create the cluster. Hydra calls this method."""
-        self.config, self.hydra_context, self.cluster = config, hydra_context, self.make_cluster()
+    def setup(self, *, config: DictConfig, **others: Any) -> None:
+        super().setup(config=config, **others)  # type: ignore[misc]
+        with open_dict(config.hydra.launcher):  # the defaults of the plugin refer to other keys of the config
+            config.hydra.launcher = self.params
+        self.params = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
+
+
+class OriginalLocalLauncher(_Original, plugin.LocalLauncher):
+    """The plugin's launcher for this machine."""
+
+    conf = plugin_config.LocalQueueConf
+
+
+class OriginalSlurmLauncher(_Original, plugin.SlurmLauncher):
+    """The plugin's launcher for SLURM."""
+
+    conf = plugin_config.SlurmQueueConf
+
+
+class CoreLauncher(plugin.BaseSubmititLauncher):
+    """What both launchers do: compose each job, submit the jobs, wait, and report how each job ended.
+
+    The launchers of the plugin wait for all jobs by sacct alone, take a failed job for a completed one, and give all
+    jobs the same resources.
+    """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs, and print a line on stderr for each job that failed. Hydra calls this method.
@@ -68,6 +155,7 @@ class CoreLauncher(Launcher):
         Returns:
             For each job a JobReturn with its loss, or with the exit code with which the submitting process must end.
         """
+        self.cluster = self.make_cluster()
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         jobs = {job.name: job for job, _ in composed}
         codes = self._run(jobs, composed[0][0].run_dir.parents[1])
@@ -82,22 +170,27 @@ class CoreLauncher(Launcher):
 
     def _run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
         """Submit the jobs that are worth starting, and wait for all jobs; return the known exit codes by job name."""
-        cluster = self.cluster
-        with submitting(cluster, sweep_dir):
-            starting = _worth_starting(jobs, sweep_dir, cluster)
-            done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, on_event=_show)
-        if not cluster.queues:
-            not_run = (job.name for job in starting if done.interrupted)
-            return dict.fromkeys(not_run, int(ExitCode.PREEMPTED)) | dict(done.exit_codes)
-        arrays = sorted({job_id.split("_")[0] for job_id in done.job_ids.values()})
-        _say(f"submitted {len(done.job_ids)} jobs" + (f" as {', '.join(arrays)}" if arrays else ""))
-        if not cluster.settings.wait:
-            return {}
-        try:
-            return _wait_for(list(jobs), sweep_dir, poll_sec=cluster.settings.poll_sec)
-        except KeyboardInterrupt:
-            _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
-            raise SystemExit(130) from None
+        cluster, codes, left = self.cluster, dict[str, int](), dict(jobs)
+        while True:
+            with submitting(cluster, sweep_dir):
+                starting, live = _worth_starting(left, sweep_dir, cluster)
+                done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, live=live, on_event=_show)
+            if not cluster.queues:
+                not_run = (job.name for job in starting if done.interrupted)
+                return dict.fromkeys(not_run, int(ExitCode.PREEMPTED)) | dict(done.exit_codes)
+            _say(f"submitted {len(done.job_ids)} jobs" + (f" as {', '.join(done.arrays)}" if done.arrays else ""))
+            for name, why in done.postponed.items():
+                _say(f"{name} is not submitted yet: {why}")
+            if not cluster.settings.wait:
+                return {}
+            try:
+                codes |= _wait_for(list(left.keys() - done.postponed), sweep_dir, poll_sec=cluster.settings.poll_sec)
+            except KeyboardInterrupt:
+                _say(f"the jobs go on in {sweep_dir / 'runs'}; the same command waits for them again")
+                raise SystemExit(130) from None
+            if not done.postponed:
+                return codes
+            left = {name: job for name, job in left.items() if name in done.postponed}
 
     def _compose(self, overrides: Sequence[str], index: int) -> tuple[Job, DictConfig]:
         """Return a job and its config.
@@ -119,23 +212,26 @@ class CoreLauncher(Launcher):
         return Job(name=name, overrides=(*hydra_overrides, *overrides), run_dir=run_dir, resources=resources), config
 
 
-class LocalLauncher(CoreLauncher):
+class LocalLauncher(CoreLauncher, plugin.LocalLauncher):
     """hydra/launcher=submitit_local: run jobs as processes on this machine, as many as its cores and GPUs allow."""
 
     def make_cluster(self) -> Cluster:
-        """Return this machine as the cluster. The only resource that the launcher's keys set is the cores of a job."""
-        allowed = ("cpus_per_task", "cores", "grace_sec")
-        for key in self.params:
-            if key not in allowed:
-                raise unknown("key of hydra.launcher", key, allowed)
+        """Return this machine as the cluster."""
+        keys = local_settings(self.params)
         return LocalPool(
-            cores=self.params.get("cores"),
-            grace_sec=self.params.get("grace_sec") or 120.0,
-            settings=SlurmSettings(cpus_per_task=self.params.get("cpus_per_task"), tasks_per_node=1, allow_dirty=True),
+            cores=keys.cores,
+            grace_sec=keys.grace_sec,
+            timeout_min=keys.timeout_min,
+            settings=SlurmSettings(
+                cpus_per_task=keys.cpus_per_task,
+                tasks_per_node=keys.tasks_per_node or 1,
+                gpus_per_node=keys.gpus_per_node,
+                allow_dirty=True,
+            ),
         )
 
 
-class SlurmLauncher(CoreLauncher):
+class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
     """hydra/launcher=submitit_slurm: submit job arrays, and wait for them unless hydra.launcher.wait=false."""
 
     def make_cluster(self) -> Cluster:
@@ -143,13 +239,25 @@ class SlurmLauncher(CoreLauncher):
         return Slurm(slurm_settings(self.params))
 
 
-def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> list[Job]:
-    """Return the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run."""
+def local_settings(values: Mapping[str, Any]) -> LocalSettings:
+    """Make LocalSettings from plain values. Raises UserError for an unknown key, and for more than one node."""
+    allowed = [item.name for item in dataclasses.fields(LocalSettings)]
+    for key in values:
+        if key not in allowed:
+            raise unknown("key of hydra.launcher", key, allowed)
+    if (values.get("nodes") or 1) > 1:
+        raise UserError(f"hydra.launcher.nodes is {values['nodes']}: this machine is one node; use submitit_slurm")
+    return LocalSettings(**{key: value for key, value in values.items() if value is not None})
+
+
+def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> tuple[list[Job], list[CellNow]]:
+    """Return the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run, and the others."""
     now, _ = cells_now([(name, None) for name in jobs], sweep_dir, repair=cluster.queues)
     skip = {name for name, cell in now.items() if cell.state is State.DONE or (cluster.queues and cell.is_live)}
     for name in sorted(skip):
         _say(f"{name} is {now[name].state}: not started again")
-    return [job for name, job in jobs.items() if name not in skip]
+    live = [cell for cell in now.values() if cell.is_live]
+    return [job for name, job in jobs.items() if name not in skip], live
 
 
 def _wait_for(names: Sequence[str], sweep_dir: Path, *, poll_sec: float) -> dict[str, int]:
@@ -199,10 +307,6 @@ def _job_return(job: Job, config: DictConfig, exit_code: int) -> JobReturn:
     shell_code = exit_code if exit_code >= 0 else 128 - exit_code
     answer.return_value = SystemExit(shell_code) if exit_code else (result.loss if result else None)
     return answer
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _show(event: Event) -> None:

@@ -7,6 +7,7 @@ started, then the ids of the queued jobs, then how each process on this machine 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,17 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.path, {"event": event, "time": time.time(), **values})
 
-    def intent(self, submission: str, jobs: Sequence[Job], *, cluster: str, code: Path) -> None:
+    def intent(
+        self,
+        submission: str,
+        jobs: Sequence[Job],
+        *,
+        cluster: str,
+        code: Path,
+        name: str | None = None,
+        logs: Path | None = None,
+        at_once: int | None = None,
+    ) -> None:
         """Record the jobs that are about to be submitted to the ``Cluster`` with the name ``cluster``.
 
         Args:
@@ -49,6 +60,9 @@ class Ledger:
             jobs: Its jobs.
             cluster: The name of the cluster.
             code: The snapshot of the code that the jobs import.
+            name: The name of the job array in the cluster; None for ``job_name`` of the sweep.
+            logs: The folder of the logs of batch scripts; None if there are none.
+            at_once: How many of the jobs may run at once; None if there is no limit.
         """
         again = {job.name: job.was for job in jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
@@ -57,6 +71,11 @@ class Ledger:
             submission=submission,
             cluster=cluster,
             code=code.name,
+            user=os.getuid(),
+            name=name,
+            at_once=at_once,
+            gpus={job.name: gpus for job in jobs if (gpus := job.resources.num_gpus)},
+            logs=None if logs is None else str(logs),
             cells=[job.name for job in jobs],
             was={name: now.state for name, now in again.items()},
             reasons={name: f"{now.state}: {now.reason}" for name, now in failed.items()},
@@ -107,7 +126,7 @@ def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[s
         case "submitted" | "refused" as event:
             latest = {name: record for name, record in cells.items() if record.submission == line["submission"]}
             if event == "refused":
-                return {name: replace(record, submission=None) for name, record in latest.items()}
+                return {name: record.previous or CellRecord() for name, record in latest.items()}
             ids = line["ids"]
             return {name: replace(record, job_id=ids[name]) for name, record in latest.items() if name in ids}
         case "cancelled":
@@ -126,10 +145,16 @@ def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRec
         failures = failures + 1 if step <= failed_at else 1
         failed_at = max(step, failed_at)
     return CellRecord(
+        previous=replace(before, previous=None),
         submissions=before.submissions + 1,
         submission=line["submission"],
         place=place,
         cluster=line["cluster"],
+        array_name=line.get("name"),
+        logs=line.get("logs"),
+        at_once=line.get("at_once"),
+        gpus=line.get("gpus", {}).get(cell_id),
+        user=line.get("user"),
         failures=failures,
         failed_at=failed_at,
         before=line.get("reasons", {}).get(cell_id, before.before),
@@ -147,9 +172,12 @@ def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
 
 
 def not_started(run_dir: Path, submission: str | None) -> str | None:
-    """Return why the job of a submission did not start its cell; None if the job started the cell or has not begun."""
+    """Return why the job of a submission did not start its cell, at first or when it was requeued; None if it did."""
+    path, status = run_dir / NOT_STARTED, run_dir / "status.json"
     try:
-        refusal = json.loads((run_dir / NOT_STARTED).read_text())
+        refusal = json.loads(path.read_text())
+        if status.is_file() and status.stat().st_mtime > path.stat().st_mtime:  # the cell was started since
+            return None
         return str(refusal["reason"]) if refusal["submission"] == submission else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -44,6 +44,7 @@ class LocalPool(Cluster):
         gpus: The GPUs that may be used, named as in CUDA_VISIBLE_DEVICES; by default ``visible_gpus``.
         module: The module that each job runs: `python -P -m module overrides`.
         grace_sec: The time for the children to end after an interruption before they are killed.
+        timeout_min: The time after which a job is told to stop; None sets no limit.
         poll_sec: The time between two checks of the children.
         settings: What every job requests; with ``allow_dirty``, jobs may run code that is not committed.
     """
@@ -55,6 +56,7 @@ class LocalPool(Cluster):
     gpus: Sequence[str] | None = None  # None until a job needs a GPU
     module: str = "dlm.launch"
     grace_sec: float = 120.0
+    timeout_min: float | None = None
     poll_sec: float = 0.1
     settings: SlurmSettings = field(default_factory=lambda: SlurmSettings(allow_dirty=True))
 
@@ -118,7 +120,7 @@ class _PoolRun:
             try:
                 while (self.waiting or self.running) and not self.num_signals:
                     self._start_what_fits()
-                    self._end_cancelled()
+                    self._end_what_must()
                     self._reap()
                     self.request.on_tick()
                     time.sleep(self.pool.poll_sec)
@@ -192,9 +194,12 @@ class _PoolRun:
     def _is_cancelled(self, job: Job) -> bool:
         return job.name in self.request.ledger.cancelled_now()
 
-    def _end_cancelled(self) -> None:
+    def _end_what_must(self) -> None:
+        """Tell the jobs to stop that were cancelled or have used up their time."""
+        limit_sec = float("inf") if self.pool.timeout_min is None else self.pool.timeout_min * 60
         for running in self.running:
-            if not running.was_told_to_end and self._is_cancelled(running.job):
+            is_late = time.monotonic() - running.started > limit_sec
+            if not running.was_told_to_end and (is_late or self._is_cancelled(running.job)):
                 running.process.terminate()
                 running.was_told_to_end = True
 

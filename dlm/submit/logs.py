@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlm.core import paths
 from dlm.core.errors import UserError, hint
-from dlm.submit.state import cells_now
+from dlm.submit.state import batch_log, cells_now
 
 
 def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
@@ -42,7 +42,7 @@ def logs_of(run_dir: Path) -> list[Path]:
     now = cells_now([(run_dir.name, None)], run_dir.parents[1])[0][run_dir.name]
     logs = [run_dir / "log.txt", run_dir / "err.txt"]
     if now.record.job_id is not None:
-        logs.append(run_dir.parents[1] / "ledger" / f"slurm-{now.record.job_id}.txt")
+        logs.append(batch_log(run_dir, now.record))
     written = [path for path in logs if path.is_file() and path.stat().st_size]
     if not written:
         reason = f" ({now.reason})" if now.reason else ""

@@ -1,23 +1,22 @@
-"""Group jobs into job arrays, and write a batch script for each array.
+"""Group jobs into job arrays, and say what the batch script of an array requests and does.
 
-Jobs that need the same resources share an array. A user can read a script, edit it and submit it by hand.
+Jobs that need the same resources share an array. submitit writes the header of the script (``executor.py``). A user can
+read a script, edit it and submit it by hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
-from dlm.core.files import write_atomic
 from dlm.submit.cluster import Request
-from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings, job_name
+from dlm.submit.job import THREAD_VARIABLES, Job, Resources, SlurmSettings
 
 LONGEST_DELAY_S = 65535  # the longest delay that sbatch --signal accepts
 
@@ -25,19 +24,26 @@ LONGEST_DELAY_S = 65535  # the longest delay that sbatch --signal accepts
 def arrays(request: Request, *, max_size: int) -> list[Request]:
     """Divide a request into one request for each job array; job i of such a request becomes task i of the array.
 
-    The jobs of an array need the same resources, wait for the same trunk and keep their order; an array has at most
-    ``max_size`` jobs.
+    The jobs of an array need the same resources and settings, wait for the same trunk and keep their order; an array
+    has at most ``max_size`` jobs.
     """
-    classes: dict[tuple[Resources, str | None], list[Job]] = {}
+    classes: dict[tuple[Resources, str | None, str], list[Job]] = {}
     for job in request.jobs:
         trunk = None if job.awaits is None else job.awaits.trunk
-        classes.setdefault((job.resources, trunk), []).append(job)
+        classes.setdefault((job.resources, trunk, repr(job.settings)), []).append(job)
     found: list[Request] = []
     for members in classes.values():
         for start in range(0, len(members), max_size):
             name, jobs = f"{request.submission}-{len(found)}", members[start : start + max_size]
             found.append(dataclasses.replace(request, submission=name, jobs=jobs))
     return found
+
+
+def halves(array: Request) -> list[Request]:
+    """Return the array as two, with about half the jobs each."""
+    middle = len(array.jobs) // 2
+    parts = (array.jobs[:middle], array.jobs[middle:])
+    return [dataclasses.replace(array, submission=f"{array.submission}-{i}", jobs=jobs) for i, jobs in enumerate(parts)]
 
 
 def job_line(job: Job) -> str:
@@ -59,110 +65,161 @@ REQUEUE = (
     "# The cell is to be continued: it was told to stop and wrote a checkpoint, or another process still runs it.",
     "# Array and task together name the task: one task of each array has the id of the array, which means all tasks.",
     'task="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then',
+    f'if [ "$code" -eq {ExitCode.PREEMPTED:d} ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]{{and_may}}; then',
     '    scontrol requeue "$task"',
     "fi",
 )
+# Without srun, SLURM tells the batch script alone that the job is to stop, so the script passes this on.
+WITHOUT_SRUN = (
+    '    {python} dlm.launch "$@" >> "$run_dir/log.txt" 2>> "$run_dir/{errors}" &',
+    "    cell=$!",
+    "    trap 'kill -USR2 \"$cell\"' USR2 TERM",
+    '    while kill -0 "$cell" 2> /dev/null; do code=0; wait "$cell" || code=$?; done  # a signal interrupts wait',
+)
 
 
-def sbatch_script(array: Request, settings: SlurmSettings, *, after: str | None = None) -> str:
-    """Return the text of the batch script of one job array.
+def body_of(array: Request, settings: SlurmSettings) -> str:
+    """Return what the batch script of a job array does, in bash.
 
     Args:
         array: The array, one of the requests that ``arrays`` returns.
         settings: The launcher's keys.
-        after: The id of a job that must have ended, in whatever way, before the array starts.
     """
-    folder, num_cpus = array.ledger.folder.absolute(), array.jobs[0].resources.cpus_per_task
-    jobs_file = shlex.quote(f"{folder}/{array.submission}.jobs")
-    error = "" if settings.stderr_to_stdout else ' --error="$logs/err.txt"'
+    need = array.jobs[0].resources
+    jobs_file = shlex.quote(f"{array.ledger.folder.absolute()}/{array.submission}.jobs")
     python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
-        "#!/bin/bash",
         f"# Written by dlm: {len(array.jobs)} cells of {array.ledger.title}, submission {array.submission}.",
         "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
-        *(f"#SBATCH {option}" for option in _options(array, settings, after)),
-        "",
-        "unset DLM_CONFIGS  # the snapshot's configs count",
-        f"export PYTHONPATH={shlex.quote(str(array.code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"export DLM_SUBMISSION={array.submission}",
+        *exports(array.code, {"DLM_SUBMISSION": array.submission, **array.environment}),
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
-        *(f"export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
-        *(f"export {name}={num_cpus}" for name in THREAD_VARIABLES),
+        *(f"export {name}={need.cpus_per_task}" for name in THREAD_VARIABLES),
         *settings.setup,  # before `set -u`, because the startup files of shells and of conda read unset variables
         "set -u",
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
         "run_dir=$1",
         "shift",
-        "logs=${run_dir//%/%%}  # srun replaces patterns such as %t in the names of logs",
         'mkdir -p "$run_dir"',
         "code=0",
         "began=$(date +%s)",
         f'{python} dlm.submit.admit "$run_dir" || code=$?',
         'if [ "$code" -eq 0 ]; then',
-        "    srun --kill-on-bad-exit=1 --open-mode=append \\",
-        f'        --cpus-per-task={num_cpus} --output="$logs/log.txt"{error} \\',
-        f'        {python} dlm.launch "$@" || code=$?',
+        *_cell_lines(need, settings, python),
         f'    if [ "$code" -ne 0 ] && {python} dlm.submit.stopped "$run_dir" "$began"; then',
         f"        code={ExitCode.PREEMPTED:d}  # srun may report a rank that it killed because the others had left",
         "    fi",
         f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
         "    code=0  # admit has printed why",
         "fi",
-        *(REQUEUE if settings.requeue else ()),
+        *settings.teardown,
+        *(_requeue_lines(need, settings, python) if settings.requeue else ()),
         'exit "$code"  # the exit code of the task is that of the cell',
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def _options(array: Request, settings: SlurmSettings, after: str | None) -> list[str]:
-    """Return the options of sbatch for a job array, as in `--nodes=1`."""
-    need = array.jobs[0].resources
-    limit_s = math.inf if need.time_min is None else need.time_min * 60
-    delay_s = min(settings.signal_delay_s, int(min(limit_s / 4, LONGEST_DELAY_S)))  # leave a short job time to train
-    more = dict(settings.additional_parameters)
-    if after is not None:
-        more["dependency"] = ",".join(filter(None, (more.get("dependency"), f"afterany:{after}")))
-    values: dict[str, Any] = {
-        "job-name": job_name(array.ledger.title, array.submission),
-        "array": f"0-{len(array.jobs) - 1}%{settings.array_parallelism}",
-        "output": f"{array.ledger.folder.absolute()}".replace("%", "%%") + "/slurm-%A_%a.txt",
-        "open-mode": "append",
-        "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
-        "nodes": need.nodes,
-        "ntasks-per-node": need.tasks_per_node,
-        "cpus-per-task": need.cpus_per_task,
-        "gpus-per-node": need.gpus_per_node if need.gpus_per_node and settings.gres is None else None,
-        "mem": None if need.mem_gib is None else f"{need.mem_gib}G",
-        "time": need.time_min,
-        **{key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint", "exclude", "gres")},
-        "signal": f"USR1@{delay_s}" if settings.signal_delay_s else None,  # "B:" would signal only the batch shell
-        "requeue" if settings.requeue else "no-requeue": True,
-        **{key: True if value is None else value for key, value in more.items()},
-    }
-    return option_lines(values)
+def exports(code: Path, environment: Mapping[str, str]) -> list[str]:
+    """Return the lines that make a job import the snapshot ``code`` and set the variables of its environment."""
+    return [
+        "unset DLM_CONFIGS  # the snapshot's configs count",
+        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
+    ]
 
 
-def option_lines(values: Mapping[str, Any]) -> list[str]:
-    """Return options of sbatch, as in `--nodes=1`. None omits an option; True marks an option that takes no value."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [f"--{name}" if value is True else f"--{name}={_word(str(value))}" for name, value in given.items()]
+def _cell_lines(need: Resources, settings: SlurmSettings, python: str) -> Sequence[str]:
+    """Return the lines that run a cell, and set `code` to its exit code if it fails."""
+    if not settings.use_srun:
+        errors = "log.txt" if settings.stderr_to_stdout else "err.txt"
+        return [line.format(python=python, errors=errors) for line in WITHOUT_SRUN]
+    error = "" if settings.stderr_to_stdout else ' --error="$logs/err.txt"'
+    cpus = f"--cpus-per-task={need.cpus_per_task} " if settings.cpus_per_gpu is None else ""
+    more = "".join(f"{shlex.quote(word)} " for word in settings.srun_args)
+    return [
+        "    logs=${run_dir//%/%%}  # srun replaces patterns such as %t in the names of logs",
+        "    srun --unbuffered --kill-on-bad-exit=1 --open-mode=append \\",
+        f'        {cpus}--output="$logs/log.txt"{error} {more}\\',
+        f'        {python} dlm.launch "$@" || code=$?',
+    ]
 
 
-def _word(text: str) -> str:
-    """Return ``text`` as one word of an #SBATCH line, with double quotes and backslashes where necessary."""
-    if re.fullmatch(r"[\w@%+=:,./&|*?\[\]-]+", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+def _requeue_lines(need: Resources, settings: SlurmSettings, python: str) -> list[str]:
+    """Return the lines that put a cell that is to be continued into the queue again."""
+    and_may = ""
+    if settings.max_num_timeout is not None and need.time_min is not None:
+        # SLURM may send the signal up to a minute early.
+        at = max(0, need.time_min * 60 - _delay_sec(need, settings) - 60)
+        count = f'{python} dlm.submit.timeouts "$run_dir" {settings.max_num_timeout}'
+        and_may = f' &&\n    {{ [ "$SECONDS" -lt {at} ] || {count}; }}'
+    return [line.replace("{and_may}", and_may) for line in REQUEUE]
 
 
-def write_script(array: Request, settings: SlurmSettings, *, after: str | None = None) -> Path:
-    """Write the jobs file and the batch script of a job array, and return the path of the script.
+def _delay_sec(need: Resources, settings: SlurmSettings) -> int:
+    """Return how long before its time limit a cell is told to stop: at most a quarter of the limit."""
+    limit_sec = math.inf if need.time_min is None else need.time_min * 60
+    return min(settings.signal_delay_s, int(min(limit_sec / 4, LONGEST_DELAY_S)))
 
-    The arguments are those of ``sbatch_script``.
+
+# Settings that are passed to sbatch as they are, if they are given.
+PASSED_ON = (
+    "partition", "account", "qos", "constraint", "exclude", "nodelist", "exclusive", "gres", "cpus_per_gpu",
+    "gpus_per_task", "mem_per_cpu", "mem_per_gpu", "mail_type", "mail_user",
+)  # fmt: skip
+
+
+def parameters_of(
+    array: Request, settings: SlurmSettings, *, name: str, log: str, at_once: int, after: str | None = None
+) -> dict[str, Any]:
+    """Return what a job array requests, as parameters of submitit's executor.
+
+    Args:
+        array: The array, one of the requests that ``arrays`` returns.
+        settings: The launcher's keys.
+        name: The name of the array in SLURM.
+        log: The file for what the batch script prints, with the patterns of sbatch.
+        at_once: How many tasks of the array may run at once.
+        after: The id of a job that must have ended, in whatever way, before the array starts.
     """
-    script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
-    write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
-    write_atomic(script, sbatch_script(array, settings, after=after))
-    return script
+    need = array.jobs[0].resources
+    num_tasks = need.nodes * need.tasks_per_node
+    if not settings.use_srun and num_tasks > 1:
+        raise UserError(
+            f"hydra.launcher.use_srun is false, and {array.jobs[0].name} needs {num_tasks} tasks: set it to true"
+        )
+    has_own_memory = settings.mem_per_cpu is not None or settings.mem_per_gpu is not None
+    has_own_gpus = settings.gres is not None or settings.gpus_per_task is not None
+    more = in_header(settings.additional_parameters)
+    waits_for = [more.pop("dependency", None), settings.dependency, None if after is None else f"afterany:{after}"]
+    delay_sec = _delay_sec(need, settings)
+    values = {
+        "nodes": need.nodes,
+        "tasks_per_node": need.tasks_per_node,
+        "cpus_per_task": need.cpus_per_task if settings.cpus_per_gpu is None else None,
+        "gpus_per_node": need.gpus_per_node if need.gpus_per_node and not has_own_gpus else None,
+        "mem_gb": None if has_own_memory else need.mem_gib,
+        "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
+        "dependency": ",".join(filter(None, waits_for)) or None,
+        **{key: getattr(settings, key) for key in PASSED_ON},
+    }
+    without_srun = {} if settings.use_srun else {"signal": f"B:USR2@{delay_sec}"}
+    return {
+        **{key: value for key, value in values.items() if value is not None},
+        "name": name,
+        "timeout_min": need.time_min,  # given even if None, because submitit would ask for five minutes
+        "wckey": settings.wckey,  # submitit's own default would be refused where wckeys are checked
+        "array_parallelism": at_once,
+        "signal_delay_s": delay_sec,
+        "stderr_to_stdout": True,  # of the batch script; the body divides the output of the cell
+        "use_srun": False,  # the body calls srun between its checks
+        "additional_parameters": {
+            "output": log,
+            "requeue" if settings.requeue else "no-requeue": True,
+            **without_srun,
+            **more,
+        },
+    }
+
+
+def in_header(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of sbatch in submitit's form: with underscores, and True for an option that takes no value."""
+    return {key.replace("-", "_"): True if value is None else value for key, value in options.items()}

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlm.core.errors import UserError
+from dlm.core.files import write_atomic
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
-from dlm.submit.script import arrays, write_script
-from dlm.submit.slurm_environment import clean, sbatch_environment
-from dlm.submit.slurm_tasks import ACCOUNT_COLUMNS, QUEUE_COLUMNS, Task, minutes, parse_tasks
+from dlm.submit.limits import room_left, shares
+from dlm.submit.script import arrays, body_of, halves, job_line, parameters_of
+from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, output, printed, run
+from dlm.submit.slurm_tasks import minutes
 
-ANSWER_TIMEOUT_SEC = 30.0  # for squeue and sacct, without whose answers dlm can still continue
-COMMAND_TIMEOUT_SEC = 60.0  # for the other commands: a busy controller answers late
-LONGEST_ARGUMENT = 100_000  # characters of one command-line argument; Linux allows 128 KiB
-LOOK_BACK = "30days"  # sacct looks up interrupted submissions that are at most this old
+if TYPE_CHECKING:
+    from dlm.submit.executor import CellJob, Executor
+
 CANCEL_AT_ONCE = 500  # the most ids in one call of scancel
-LAUNCHER_CONFIG = "configs/hydra/launcher/submitit_slurm.yaml"
-
-
-class NoAnswerError(UserError):
-    """The SLURM controller did not answer a command. It may have carried out the request all the same."""
+NO_ROOM = "the sweep may not use more at once (hydra.launcher.max_running, max_gpus)"
+NO_MORE_JOBS = "SLURM takes no more of your jobs for now"
 
 
 @dataclass
@@ -43,17 +41,17 @@ class Slurm(Cluster):
         if shutil.which("sbatch") is None:
             raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
 
-    def max_time_min(self) -> int | None:
+    def max_time_min(self, settings: SlurmSettings) -> int | None:
         """Return the time limit of the partition in minutes, the shortest of several; None if sinfo shows no limit."""
-        chosen = self.settings.partition
+        chosen = settings.partition
         only = [] if chosen is None else [f"--partition={chosen}"]
-        rows = [line.split("|") for line in _printed(["sinfo", "--noheader", "--format=%P|%l", *only]).splitlines()]
+        rows = [line.split("|") for line in printed(["sinfo", "--noheader", "--format=%P|%l", *only]).splitlines()]
         limits = [minutes(row[1]) for row in rows if len(row) == 2 and (chosen or row[0].endswith("*"))]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def max_array_size(self) -> int:
         """Return the most tasks in one array: the value of the settings, but at most the limit of the controller."""
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", _printed(["scontrol", "show", "config"]))
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", printed(["scontrol", "show", "config"]))
         return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
 
     def submit(self, request: Request) -> Submission:
@@ -61,59 +59,97 @@ class Slurm(Cluster):
 
         Branches start when their trunk has ended, so the jobs of trunks must come before those of branches.
         """
-        job_ids, times = dict[str, str](), list[float]()
-        for array in arrays(request, max_size=self.max_array_size()):
+        every = arrays(request, max_size=self.max_array_size())
+        waiting = deque(zip(every, shares(every, room_left(self.settings, request.live), self.settings), strict=True))
+        jobs: dict[str, CellJob] = {}
+        postponed, times = dict[str, str](), list[float]()
+        request.before_first()
+        while waiting:
+            array, at_once = waiting.popleft()
             awaited = array.jobs[0].awaits
-            after = None if awaited is None else job_ids.get(awaited.trunk, awaited.job_id)
-            script = write_script(array, self.settings, after=after)
-            for job in array.jobs:  # when a plan is extended, it keeps the cells that have a directory
-                job.run_dir.mkdir(parents=True, exist_ok=True)
+            if not at_once or (awaited is not None and awaited.trunk in postponed):
+                postponed |= dict.fromkeys((job.name for job in array.jobs), NO_ROOM)
+                continue
+            trunk = None if awaited is None else jobs.get(awaited.trunk)
+            before = None if awaited is None else awaited.job_id
             keep_pace(times, self.settings.sbatch_per_min)
-            array.ledger.intent(array.submission, array.jobs, cluster=self.name, code=array.code)
-            array_id = self._submit_array(array, script, num_before=len(job_ids))
-            ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
-            array.ledger.submitted(array.submission, ids)
-            job_ids |= ids
-        return Submission(submitted=tuple(job_ids), job_ids=job_ids)
+            try:
+                jobs |= self._submit_array(
+                    array, at_once=at_once, after=before if trunk is None else trunk.job_id, num_before=len(jobs)
+                )
+            except JobLimitError as error:
+                if len(array.jobs) > 1:
+                    waiting.extendleft((half, at_once) for half in reversed(halves(array)))
+                elif jobs or request.live:
+                    left = [array, *(array for array, _ in waiting)]
+                    postponed |= {job.name: f"{NO_MORE_JOBS} ({error})" for array in left for job in array.jobs}
+                    break
+                else:
+                    raise
+        ids = {name: job.job_id for name, job in jobs.items()}
+        return Submission(submitted=tuple(jobs), job_ids=ids, jobs=jobs, postponed=postponed)
 
-    def _submit_array(self, array: Request, script: Path, *, num_before: int) -> str:
-        """Submit a job array and return its id.
+    def _submit_array(self, array: Request, *, at_once: int, after: str | None, num_before: int) -> dict[str, CellJob]:
+        """Submit a job array, and return the jobs of its cells.
+
+        Args:
+            array: The array.
+            at_once: How many of its tasks may run at once.
+            after: The id of a job that must have ended before.
+            num_before: The number of cells of the same request that are submitted already, for messages.
+        """
+        from dlm.submit.executor import CellJob, Executor, log_folder, log_pattern  # submitit is slow to import
+
+        settings = array.jobs[0].settings or self.settings
+        name = job_name(settings.name or array.ledger.title, array.submission)
+        logs = log_folder(settings.submitit_folder, array.ledger.folder)
+        log = log_pattern(logs)
+        parameters = parameters_of(array, settings, name=name, log=log, at_once=at_once, after=after)
+        executor = Executor(logs, parameters, num_jobs=len(array.jobs))
+        script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
+        write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
+        executor.write(body_of(array, settings), script)
+        for folder in (logs, *(job.run_dir for job in array.jobs)):  # an extended plan keeps cells with a directory
+            folder.mkdir(parents=True, exist_ok=True)
+        array.ledger.intent(
+            array.submission,
+            array.jobs,
+            cluster=self.name,
+            code=array.code,
+            name=name,
+            logs=logs,
+            at_once=at_once,
+        )
+        array_id = self._send(array, executor, script, name=name, num_before=num_before)
+        ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}
+        array.ledger.submitted(array.submission, ids)
+        return {job.name: CellJob(logs, ids[job.name], run_dir=job.run_dir) for job in array.jobs}
+
+    def _send(self, array: Request, executor: Executor, script: Path, *, name: str, num_before: int) -> str:
+        """Call sbatch, and return the id of the array.
 
         If sbatch fails, SLURM may have the array nevertheless. The ledger records a refusal only if SLURM certainly
         does not have the array.
         """
         try:
-            return self.sbatch(script)
+            return executor.send(script)
         except UserError as error:
-            name = job_name(array.ledger.title, array.submission)
             answer = self.states({}, names=[name])
             if name in answer.arrays:
                 return answer.arrays[name]
             if not (answer.silent and isinstance(error, NoAnswerError)):  # else the next submission looks it up
                 array.ledger.refused(array.submission, str(error))
             so_far = f"; {num_before} cells were taken before, and the same command submits the rest"
-            raise UserError(f"{error}{so_far if num_before else ''}") from error
+            raise type(error)(f"{error}{so_far if num_before else ''}") from error
 
-    def sbatch(self, script: Path) -> str:
-        """Submit a batch script and return the id of its array.
-
-        Raises:
-            UserError: SLURM refuses; the message quotes SLURM and names the keys that may be the cause.
-            NoAnswerError: The controller did not answer.
-        """
-        done = _run(["sbatch", "--parsable", str(script)], environment=sbatch_environment(script, os.environ))
-        if done.returncode == 0:
-            ids = re.findall(r"^(\d+)(?:;.*)?$", done.stdout, re.MULTILINE)  # a site may print a banner around the id
-            if not ids:
-                raise NoAnswerError(f"sbatch printed no job id: {' '.join(done.stdout.split())[:200]!r}")
-            return str(ids[-1])
-        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        error = NoAnswerError if re.search("timed out|Unable to contact", words) else UserError
-        if re.search("configuration source|contact slurm controller", words):
-            raise error(f"sbatch finds no SLURM controller: {words} (SLURM_CONF says where one is)")
-        raise error(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
-
-    def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
+    def states(
+        self,
+        jobs: Mapping[str, str],
+        *,
+        names: Iterable[str] = (),
+        users: Collection[int] = (),
+        release: bool = False,
+    ) -> Answer:
         """Query squeue and sacct for the states of tasks and the ids of arrays; see ``Cluster``.
 
         squeue lists the tasks that wait or run and, for some minutes, those that have ended; sacct lists those that
@@ -124,16 +160,14 @@ class Slurm(Cluster):
         all_names = looked_up | set(jobs.values())
         if not all_names:
             return Answer()
-        joined = f"--name={','.join(sorted(all_names))}"
-        queue = ["squeue", "--noheader", "--array", "--states=all", f"--Format={QUEUE_COLUMNS}"]
-        queued, no_queue = _ask([*queue, joined] if len(joined) < LONGEST_ARGUMENT else queue)
-        ended, no_account = _ask_sacct(jobs, looked_up)  # asked last: a job may leave the queue between the two queries
+        queued, no_queue = ask_squeue(all_names, users)
+        ended, no_account = ask_sacct(jobs, looked_up)  # asked last: a job may leave the queue between the two queries
         if no_queue is None:  # a job that is not in the queue has ended, even if accounting lists it as running
             ended = [task for task in ended if not task.job_state.is_live]
         tasks = {task.task_id: task for task in (*ended, *queued) if task.name in all_names}  # squeue takes precedence
         for task_id in jobs.keys() & tasks.keys() if release else ():
             if tasks[task_id].is_held:
-                _output(["scontrol", "release", task_id])
+                output(["scontrol", "release", task_id])
         taken = [task for task in tasks.values() if task.name in looked_up and task.is_accepted]
         return Answer(
             states={task_id: task.job_state for task_id, task in tasks.items()},
@@ -148,7 +182,11 @@ class Slurm(Cluster):
         Raises UserError with SLURM's message if SLURM refuses.
         """
         for start in range(0, len(ids), CANCEL_AT_ONCE):
-            _output(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
+            output(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
+
+    def requeue(self, job_id: str) -> None:
+        """Put a job that runs into the queue again. Raises UserError with SLURM's message if SLURM refuses."""
+        output(["scontrol", "requeue", job_id])
 
 
 def keep_pace(times: list[float], per_min: int | None) -> None:
@@ -163,91 +201,11 @@ def keep_pace(times: list[float], per_min: int | None) -> None:
     times.append(time.monotonic())
 
 
-# (pattern in the error message of sbatch, keys of hydra.launcher that may be the cause), from messages of SLURM 22.05.
-_BEHIND = (
-    ("policy", ("qos", "account", "max_array_size", "timeout_min")),
-    ("account", ("account", "partition")),
-    ("partition", ("partition",)),
-    ("time limit|--time", ("timeout_min",)),
-    ("qos", ("qos",)),
-    ("feature|constraint", ("constraint",)),
-    ("memory", ("mem_gb",)),
-    ("array", ("max_array_size",)),
-    ("generic resource|gres", ("gres", "gpus_per_node")),
-    ("node configuration|cpu count|processors", ("gpus_per_node", "cpus_per_task", "nodes", "mem_gb", "partition")),
-    ("node name", ("exclude",)),
-    ("reservation|option", ("additional_parameters",)),
-)
-
-
-def key_behind(words: str) -> str:
-    """Return the keys of the launcher that may be the cause of an error message of sbatch."""
-    if re.search("dependency", words, re.IGNORECASE):
-        return "branches of the definition to false, because branches wait for their trunk by --dependency"
-    for pattern, keys in _BEHIND:
-        if re.search(pattern, words, re.IGNORECASE):
-            return " or ".join(f"hydra.launcher.{key}" for key in keys)
-    return "hydra.launcher.*"
-
-
 def slurm_answers(timeout_sec: float = 5.0) -> bool:
     """Whether sbatch exists and a controller says that it is UP; decides what LAUNCHER=auto chooses."""
     if shutil.which("sbatch") is None:
         return False
     try:
-        return re.search(r"\bUP\b", _run(["scontrol", "ping"], timeout_sec).stdout) is not None
+        return re.search(r"\bUP\b", run(["scontrol", "ping"], timeout_sec).stdout) is not None
     except UserError:
         return False
-
-
-def _run(
-    command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC, *, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM, by default in an environment without any of the variables that change what it does."""
-    env = clean(os.environ) if environment is None else environment
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_sec, check=False, env=env)
-    except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not on PATH") from error
-    except subprocess.TimeoutExpired as error:
-        raise NoAnswerError(f"{command[0]} did not answer within {timeout_sec:g} s: try again later") from error
-
-
-def _output(command: list[str], timeout_sec: float = COMMAND_TIMEOUT_SEC) -> str:
-    """Run a command and return its output. Raises UserError with the error message of SLURM if the command fails."""
-    done = _run(command, timeout_sec)
-    if done.returncode:
-        raise UserError(f"{command[0]} failed: {' '.join(done.stderr.split())}")
-    return done.stdout
-
-
-def _printed(command: list[str]) -> str:
-    """What a command prints, even if it fails. Raises NoAnswerError when it does not end in time."""
-    return _run(command).stdout
-
-
-def _ask(command: list[str]) -> tuple[list[Task], str | None]:
-    """Run squeue or sacct. Returns (the tasks that it lists, a warning if the command fails, otherwise None)."""
-    try:
-        return list(parse_tasks(_output(command, ANSWER_TIMEOUT_SEC))), None
-    except UserError as error:
-        return [], str(error)
-
-
-def _ask_sacct(jobs: Mapping[str, str], names: set[str]) -> tuple[list[Task], str | None]:
-    """Query sacct for tasks by job id and by array name.
-
-    Args:
-        jobs: Task id -> name of the job array.
-        names: The names of arrays whose ids are unknown.
-
-    Returns:
-        (the tasks that sacct lists, a warning if the last query failed, otherwise None).
-    """
-    sacct = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers", f"--format={ACCOUNT_COLUMNS}"]
-    arrays_of = ",".join(sorted({task_id.split("_")[0] for task_id in jobs}))
-    by_id, warning = _ask([*sacct, f"--jobs={arrays_of}"]) if jobs else ([], None)
-    if not names:
-        return by_id, warning
-    by_name, warning = _ask([*sacct, f"--name={','.join(sorted(names))}", f"--starttime=now-{LOOK_BACK}"])
-    return by_id + by_name, warning

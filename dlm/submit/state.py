@@ -101,7 +101,7 @@ def _last_word(run_dir: Path, known: CellNow) -> CellNow:
         reason = f"submission {record.submission} was cut off, and the scheduler does not answer"
         return CellNow(state=State.SUBMITTED, reason=reason)
     if record.job_id is not None:
-        if status is not None and status.submission is None and _is_newer(run_dir, record.job_id):
+        if status is not None and status.submission is None and _is_newer(run_dir, record):
             return _own_word(status)  # a user ran the cell by hand after the job
         return _word_of_job(run_dir, known)
     if record.ending is not None and (status is None or record.ending.time >= status.updated):
@@ -126,7 +126,7 @@ def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
     """
     record, job, job_id = known.record, known.job, known.record.job_id
     own = known.status if known.status is not None and known.status.submission == record.submission else None
-    refusal = not_started(run_dir, record.submission) if own is None and job is not None else None
+    refusal = not_started(run_dir, record.submission) if job is not None else None
     if refusal is not None:
         return CellNow(state=State.CANCELLED, reason=refusal)
     if job is None and known.is_silent:
@@ -138,30 +138,32 @@ def _word_of_job(run_dir: Path, known: CellNow) -> CellNow:
     if job.has_failed and job.exit_code:
         has_begun = last_start(run_dir) in (None, record.submission)
         is_ours = job.exit_code == ExitCode.BUG or names_cause(job.exit_code)
-        line = _last_line(run_dir, str(job_id), has_begun=has_begun) if is_ours else None
+        line = _last_line(run_dir, record, has_begun=has_begun) if is_ours else None
         words = f"job {job_id} {exit_words(job.exit_code)}"
         return CellNow(state=state_of_exit(job.exit_code), reason=f"{words}: {line}" if line else words)
     return CellNow(state=job.state, reason=f"job {job_id}: {job.words}", is_host_oom=job.is_host_oom)
 
 
-def _last_line(run_dir: Path, job_id: str, *, has_begun: bool) -> str | None:
+def _last_line(run_dir: Path, record: CellRecord, *, has_begun: bool) -> str | None:
     """Return the last line that a run has printed in its latest job, or that of the batch script if there is none."""
     own = last_line(run_dir / "log.txt") if has_begun else None  # else the log is that of an earlier job
-    return own or last_line(_batch_log(run_dir, job_id))
+    return own or last_line(batch_log(run_dir, record))
 
 
-def _batch_log(run_dir: Path, job_id: str) -> Path:
-    """Return the log that the batch script of a job writes."""
-    return run_dir.parents[1] / "ledger" / f"slurm-{job_id}.txt"
+def batch_log(run_dir: Path, record: CellRecord) -> Path:
+    """Return the log that the batch script of a cell's job writes, named as submitit names it."""
+    if record.logs is None:  # a submission of an earlier version
+        return run_dir.parents[1] / "ledger" / f"slurm-{record.job_id}.txt"
+    return Path(record.logs) / f"{record.job_id}_0_log.out"
 
 
-def _is_newer(run_dir: Path, job_id: str) -> bool:
+def _is_newer(run_dir: Path, record: CellRecord) -> bool:
     """Whether a run wrote status.json after its batch job began.
 
     Compares the modification times of status.json and of the job's log, both by the clock of the file server.
     """
     try:
-        began = _batch_log(run_dir, job_id).stat().st_mtime
+        began = batch_log(run_dir, record).stat().st_mtime
         return (run_dir / "status.json").stat().st_mtime > began
     except OSError:
         return False
@@ -196,10 +198,16 @@ def _reconciled(
     mine = [records[name] for name in cell_ids if name in records]
     for cluster in sorted({record.cluster for record in mine}):
         its = [record for record in mine if record.cluster == cluster]
-        jobs = {record.job_id: job_name(ledger.title, str(record.submission)) for record in its if record.job_id}
-        cut_off = sorted({str(record.submission) for record in its if record.unconfirmed})
-        arrays = {submission: job_name(ledger.title, submission) for submission in cut_off}
-        answer = answers[cluster] = cluster_called(cluster).states(jobs, names=arrays.values(), release=repair)
+        names = {record: record.array_name or job_name(ledger.title, str(record.submission)) for record in its}
+        jobs = {record.job_id: name for record, name in names.items() if record.job_id}
+        arrays = {str(record.submission): name for record, name in names.items() if record.unconfirmed}
+        users = {record.user for record in its}
+        answer = answers[cluster] = cluster_called(cluster).states(
+            jobs,
+            names=arrays.values(),
+            users=[user for user in users if user is not None] if None not in users else (),
+            release=repair,
+        )
         for submission, name in arrays.items():
             cells = {cell: record for cell, record in records.items() if record.submission == submission}
             if name in answer.arrays:
@@ -208,7 +216,7 @@ def _reconciled(
                 if repair:
                     ledger.submitted(submission, ids)
             elif not answer.silent:
-                records |= {cell: dataclasses.replace(record, submission=None) for cell, record in cells.items()}
+                records |= {cell: record.previous or CellRecord() for cell, record in cells.items()}
                 if repair:
                     ledger.refused(submission, "the scheduler never got it")
     return records, answers

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
+from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.job import Job
 from dlm.submit.ledger import Ledger
@@ -36,6 +37,8 @@ def submit_jobs(
     *,
     cluster: Cluster,
     sweep_dir: Path,
+    live: Sequence[CellNow] = (),
+    before_first: Callable[[], None] = lambda: None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Submission:
@@ -47,6 +50,8 @@ def submit_jobs(
         jobs: The jobs. For a cluster with a queue, the caller must hold the context ``submitting``.
         cluster: Where the jobs are to run.
         sweep_dir: The folder of the sweep.
+        live: The other cells of the sweep that wait or run; they count for the limits of the sweep.
+        before_first: Called before the first job is put into a queue.
         on_event: Called when a job on this machine starts or ends.
         on_tick: Called several times a second while jobs run on this machine.
 
@@ -68,6 +73,8 @@ def submit_jobs(
             ledger=Ledger(sweep_dir),
             code=code,
             environment={"DLM_CODE": code.name, **(origin.environment() if origin else {})},
+            live=live,
+            before_first=before_first,
             on_event=on_event,
             on_tick=on_tick,
         )

@@ -158,7 +158,7 @@ def test_only_the_ends_of_a_budget_are_repeated(stdlib_data, tmp_path):
         ({"below": 0, "runs": 2}, ["replicates.0.below is 0", "0"]),
         ({"below": float("inf"), "runs": 2}, ["replicates.0.below is inf"]),
         ([{"below": 0.5, "runs": 2}, {"below": 0.2}], ["replicates.1.runs is missing"]),
-        (3, ["replicates is 3: give {below: 1/2, runs: 2}, or a list of such rules"]),
+        (3, ["replicates is 3: give a rule, {KEY: VALUE, ...}, or a list of rules"]),
         ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates.0 'times'"]),
     ],
 )

@@ -3,7 +3,8 @@
     python tests/slurm/campaign.py [--faults 112] [--seed 0] [--out FILE.json]
 
 Twelve cells, three at a time. Each fault hits a cell that is RUNNING, or the cluster while one is. Beside them
-somebody types `dlm submit` three times a minute, as a researcher (or cron) may. Exit code 1 when a cell is not done,
+somebody types `dlm submit --then report` three times a minute, as a researcher (or cron) may, so that a follower looks
+after the sweep too. Exit code 1 when a cell is not done,
 was done twice, has a number in its loss curve that differs by a bit (in a row of a lost attempt too), or more than one
 W&B run. As root, on Debian.
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,12 +32,17 @@ from dlm.core.files import read_jsonl
 from dlm.core.lease import live_holder
 from dlm.core.paths import PACKAGE
 from dlm.record.run import read_result, read_status
+from dlm.submit.follower import read_following
 
 SMOKE = PACKAGE.parent / "sweeps" / "smoke.yaml"
 CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[3e11]", "tokens_per_param=[1,1e5]")
 CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
 SUBMIT_EVERY_SEC = 20
 HAND_LOG = "by_hand.txt"
+BANNER = "#!/bin/bash\necho 'Welcome, 12 jobs wait'\n{sbatch} \"$@\"; code=$?\necho 'Bye'; exit $code\n"
+# What the environment of a job or a notebook on a cluster holds.
+LEAKED = {"SLURM_MEM_PER_CPU": "500", "SLURM_CPU_BIND": "quiet", "SLURM_NTASKS": "7", "SRUN_DEBUG": "3",
+          "SBATCH_PARTITION": "short", "SQUEUE_FORMAT": "%i"}  # fmt: skip
 A_NODE_EACH = "hydra.launcher.cpus_per_task=4"
 
 
@@ -77,7 +84,15 @@ class Campaign:
 
     def submit_command(self) -> list[str]:
         partition = f"hydra.launcher.partition={self.dice.choice(['low', 'grace'])}"
-        return submit_to("submitit_slurm", "--allow-dirty", "--override", A_NODE_EACH, "--override", partition)
+        return submit_to("submitit_slurm", "--allow-dirty", "--override", A_NODE_EACH, "--override", partition,
+                         "--then", "report", "--override", "hydra.launcher.follow_min=1")  # fmt: skip
+
+    def submit_in(self, **environment: str) -> None:
+        """Submit with other environment variables, to its end."""
+        done = subprocess.run(self.submit_command(), env={**self.env, **environment}, cwd=PACKAGE.parent,
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            print("submit:", done.stderr.strip(), flush=True)
 
     def submit(self) -> None:
         """To its end. Cells that failed three times without getting further are tried again, and counted."""
@@ -178,12 +193,76 @@ class Campaign:
         with open(run_dir / HAND_LOG, "ab") as log:
             self.start(command, log)
 
+    def drain_node(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """The cell goes on; nothing else starts there for a while."""
+        self.cluster("scontrol", "update", f"node={node}", "state=DRAIN", "reason=campaign", check=False)
+        time.sleep(self.dice.choice([1, 10]))
+        self.cluster("scontrol", "update", f"node={node}", "state=RESUME", check=False)
+
+    def node_down(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """SLURM takes the cell off the node and puts it into the queue again."""
+        self.cluster("scontrol", "update", f"node={node}", "state=DOWN", "reason=campaign", check=False)
+        time.sleep(self.dice.choice([1, 10]))
+        self.cluster("scontrol", "update", f"node={node}", "state=RESUME", check=False)
+
+    def suspend(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """Longer than the lease of the cell lives without a heartbeat, now and then."""
+        self.cluster("scontrol", "suspend", task, check=False)
+        time.sleep(self.dice.choice([2, 45]))
+        self.cluster("scontrol", "resume", task, check=False)
+
+    def requeue_and_hold(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        self.cluster("scontrol", "requeuehold", task, check=False)
+        time.sleep(self.dice.choice([2, 10]))
+        self.cluster("scontrol", "release", task, check=False)
+
+    def cut_time_limit(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        self.cluster("scontrol", "update", f"jobid={task}", "timelimit=1", check=False)
+
+    def partition_down(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """No cell starts, and submissions are taken."""
+        for state in ("DOWN", "UP"):
+            for partition in ("low", "grace"):
+                self.cluster("scontrol", "update", f"partition={partition}", f"state={state}", check=False)
+            if state == "DOWN":
+                self.submit()
+
+    def kill_controller_in_a_submission(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        process = self.start(self.submit_command())
+        time.sleep(self.dice.uniform(1, 4))
+        self.cluster.stop("slurmctld", how=signal.SIGKILL)
+        time.sleep(self.dice.choice([1, 8]))
+        self.cluster.start("slurmctld")
+        process.wait(300)
+
+    def banner_of_the_site(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """sbatch prints more than the id of the job. The cell is cancelled first, so that there is one to submit."""
+        folder = self.folder.parent / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "sbatch").write_text(BANNER.format(sbatch=shutil.which("sbatch", path=self.env["PATH"])))
+        (folder / "sbatch").chmod(0o755)
+        self.cluster("scancel", task, check=False)
+        self.submit_in(PATH=f"{folder}:{self.env['PATH']}")
+
+    def leaked_environment(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        """Somebody submits from inside a job."""
+        self.cluster("scancel", task, check=False)
+        self.submit_in(**LEAKED)
+
+    def kill_follower(self, task: str, node: str, run_dir: Path, pid: int) -> None:
+        following = read_following(self.folder)
+        if following is not None and following.job_id is not None:
+            self.cluster("scancel", self.dice.choice(["--signal=KILL", "--full"]), following.job_id, check=False)
+
     @classmethod
     def kinds(cls) -> list[Callable[..., None]]:
         """Every fault."""
         return [cls.kill_process, cls.kill_in_a_checkpoint, cls.kill_and_tear_a_checkpoint, cls.terminate_process,
                 cls.user_signal, cls.preempt, cls.requeue, cls.scancel, cls.kill_node_daemon, cls.kill_controller,
-                cls.accounting_down, cls.kill_submitter, cls.submit_twice_at_once, cls.run_it_by_hand_too]  # fmt: skip
+                cls.accounting_down, cls.kill_submitter, cls.submit_twice_at_once, cls.run_it_by_hand_too,
+                cls.drain_node, cls.node_down, cls.suspend, cls.requeue_and_hold, cls.cut_time_limit,
+                cls.partition_down, cls.kill_controller_in_a_submission, cls.banner_of_the_site,
+                cls.leaked_environment, cls.kill_follower]  # fmt: skip
 
     # --- the run ---
 

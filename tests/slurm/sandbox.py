@@ -163,6 +163,8 @@ def _boot(cluster: Sandbox, name: str, options: str) -> None:
     cluster.start("slurmdbd")
     _until(cluster, "slurmdbd", lambda: _listens(slurmdbd_port))
     cluster("sacctmgr", "-i", "add", "cluster", name)
+    cluster("sacctmgr", "-i", "add", "account", "lab")
+    cluster("sacctmgr", "-i", "add", "user", "root,nobody", "account=lab")
     cluster.start("slurmctld")
     _until(cluster, "slurmctld", lambda: _listens(slurmctld_port))
     for node in cluster.nodes:
@@ -191,7 +193,7 @@ def _slurm_conf(
         "SlurmctldTimeout=10", "SlurmdTimeout=10", "InactiveLimit=0", "GresTypes=gpu", "MaxArraySize=1001",
         "AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1",
         f"AccountingStoragePort={slurmdbd_port}", f"AccountingStoragePass={folder}/munge.socket",
-        "AccountingStoreFlags=job_comment", "AccountingStorageTRES=gres/gpu",
+        "AccountingStorageEnforce=limits", "AccountingStoreFlags=job_comment", "AccountingStorageTRES=gres/gpu",
         "JobAcctGatherType=jobacct_gather/none",
     ]  # fmt: skip
     lines += [

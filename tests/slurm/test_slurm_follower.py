@@ -59,7 +59,7 @@ def test_a_killed_cell_comes_back_and_the_report_is_written_without_a_hand(sweep
     started = followed(sweep, LONG, "seeds=[0,1]", more=["--webhook", url])
     assert started.code == 0 and "looks after the sweep" in started.out, started.err
     again = followed(sweep, LONG, "seeds=[0,1]", more=["--webhook", url])
-    assert f"job {record(sweep)['job_id']} looks after the sweep already" in again.out
+    assert f"job {record(sweep)['job_id']} looks after the sweep" in again.out
     assert f"job {record(sweep)['job_id']} looks after" in sweep.command("dlm.cli", "status", sweep.folder).out
     wait_for(lambda: [run for run in sweep.run_dirs if (run / "LATEST").is_file() and (run / "lease.json").is_file()])
     victim = next(run for run in sweep.run_dirs if (run / "LATEST").is_file() and (run / "lease.json").is_file())

@@ -69,7 +69,7 @@ def test_a_login_node_with_every_bad_habit(cluster, command, stdlib_data, tmp_pa
     assert job.replace("_", "").isdigit()
     assert sweep.accounts() == [("COMPLETED", "0:0")], sweep.told()
     assert sweep.cell["state"] == "done" and "nats/token" in sweep.log
-    assert (sweep.folder / "ledger" / f"slurm-{job}.txt").is_file()
+    assert (sweep.folder / "ledger" / f"{job}_0_log.out").is_file()
     files = (sweep.run_dir / "result.json", sweep.run_dir / "status.json", sweep.folder / "plan.json")
     assert {path.stat().st_mode & 0o777 for path in files} == {0o664}
 

@@ -21,9 +21,10 @@ from dlm.core.paths import PACKAGE
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
 from dlm.submit.cluster import Request
+from dlm.submit.executor import Executor, log_pattern
 from dlm.submit.job import Job, SlurmSettings, slurm_settings
 from dlm.submit.ledger import Ledger
-from dlm.submit.script import arrays, job_line, sbatch_script, write_script
+from dlm.submit.script import arrays, body_of, job_line, parameters_of
 from dlm.submit.stopped import has_stopped
 
 
@@ -32,9 +33,20 @@ def request(sweep_dir: Path, jobs, *, code: Path = Path("/w/code/ab"), environme
     return Request(submission="s", jobs=jobs, ledger=ledger, code=code, environment=environment or {})
 
 
-def script_lines(jobs, settings=None) -> list[str]:
-    array = arrays(request(Path("/w/isoflop"), jobs), max_size=1000)[0]
-    return sbatch_script(array, settings or SlurmSettings()).splitlines()
+def script_lines(tmp_path, jobs, settings=None) -> list[str]:
+    array = arrays(request(tmp_path, jobs), max_size=1000)[0]
+    return write_script(array, settings or SlurmSettings()).read_text().splitlines()
+
+
+def write_script(array: Request, settings: SlurmSettings) -> Path:
+    """Write the jobs file and the batch script of an array, as `Slurm.submit` does."""
+    folder = array.ledger.folder
+    script = folder / f"{array.submission}.sbatch"
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = parameters_of(array, settings, name=f"isoflop-{array.submission}", log=log_pattern(folder), at_once=4)
+    Executor(folder, parameters, num_jobs=len(array.jobs)).write(body_of(array, settings), script)
+    script.with_suffix(".jobs").write_text("".join(job_line(job) + "\n" for job in array.jobs))
+    return script
 
 
 def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
@@ -53,38 +65,38 @@ def test_script_asks_for_what_the_settings_and_resources_say(tmp_path):
             "setup": ["module load cuda"],
         }
     )
-    lines = script_lines(jobs, settings)
+    lines = script_lines(tmp_path, jobs, settings)
     options = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
     assert options == {
         "job-name=isoflop-s-0",
         "array=0-11%4",
-        "output=/w/isoflop/ledger/slurm-%A_%a.txt",
+        f"output={tmp_path}/ledger/%A_%a_0_log.out",
         "open-mode=append",
-        'comment="my sweep dlm s-0"',
+        "comment='my sweep dlm s-0'",
         "nodes=2",
         "ntasks-per-node=8",
         "cpus-per-task=12",
         "gpus-per-node=8",
-        "mem=900G",
+        "mem=900GB",
         "time=240",
         "partition=gpu,low",
         "account=lab",
         "qos=normal",
-        "constraint=a100&ib",
-        "signal=USR1@120",
+        "constraint='a100&ib'",
+        "signal=USR2@120",
         "requeue",
         "mail-type=END",
         "exclusive",
     }
-    assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if "srun --kill" in line)
+    assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if "srun --unb" in line)
     assert "export OMP_NUM_THREADS=12" in lines
 
 
 def test_options_that_nobody_set_are_left_to_the_cluster(tmp_path):
-    text = "\n".join(script_lines([make_job(tmp_path, "a")]))
+    text = "\n".join(script_lines(tmp_path, [make_job(tmp_path, "a")]))
     assert not re.search(r"--(partition|account|qos|mem|time|gres|gpus)", text)
     text = "\n".join(
-        script_lines([make_job(tmp_path, "a", gpus_per_node=4)], SlurmSettings(gres="gpu:4", requeue=False))
+        script_lines(tmp_path, [make_job(tmp_path, "a", gpus_per_node=4)], SlurmSettings(gres="gpu:4", requeue=False))
     )
     assert "--gres=gpu:4" in text and "gpus-per-node" not in text and "--no-requeue" in text
 
@@ -127,7 +139,7 @@ def test_the_script_asks_the_record_of_the_cell_whether_it_is_to_be_continued(tm
     asked = request(sweep, [Job(name="a", overrides=("+cell=a",), run_dir=sweep / "runs" / "a")], code=tmp_path)
     lines = ["unset PS1", 'prompt="$PS1 "', "export MINE=1"]  # as in ~/.bashrc, which reads variables that are not set
     script = write_script(arrays(asked, max_size=10)[0], SlurmSettings(setup=lines))
-    assert f'#SBATCH --output="{tmp_path}/100%% mine/ledger/slurm-%A_%a.txt"' in script.read_text()
+    assert f"#SBATCH --output='{tmp_path}/100%% mine/ledger/%A_%a_0_log.out'" in script.read_text()
     write_command(bin_dir, "squeue", "echo RUNNING")
     write_command(bin_dir, "scontrol", f'echo "$@" >> {calls}')
     environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}

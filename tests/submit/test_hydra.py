@@ -9,15 +9,17 @@ import textwrap
 import time
 
 import pytest
+import submitit
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import OmegaConf
 from support import TESTS
 from support.stub_cell import result, status
 
-from dlm.core.configs import load_choice
+from dlm.core.configs import load_mapping
 from dlm.core.paths import configs_dir
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
-from dlm.submit.hydra import job_resources
+from dlm.submit.hydra import LocalConf, SlurmConf, job_resources
 from dlm.submit.job import Resources, SlurmSettings, slurm_settings
 from dlm.submit.ledger import Ledger
 
@@ -173,7 +175,7 @@ def test_slurm_multirun_without_waiting_returns_when_sbatch_has_taken_it(multiru
     assert code == 0 and "submitted 2 jobs as 1001" in said, said
     assert [row[1:3] for row in rows] == [["COMPLETED", None]] * 2
     script = (slurm / "script").read_text()
-    wanted = ("--partition=gpu", "--array=0-1%256", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4")
+    wanted = ("--partition=gpu", "--array=0-1%2", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4")
     assert all(f"#SBATCH {option}\n" in script for option in wanted) and "\nmodule load x\n" in script
     _first, second = (slurm / "jobs").read_text().splitlines()
     words = subprocess.run(
@@ -211,11 +213,14 @@ def test_slurm_multirun_waits_and_tells_the_truth_about_each_job(multirun, slurm
 
 
 def test_the_shipped_launcher_files_hold_exactly_the_known_keys():
-    slurm = load_choice("hydra/launcher", "submitit_slurm")
+    slurm, local = (load_mapping(configs_dir() / f"hydra/launcher/submitit_{name}.yaml") for name in ("slurm", "local"))
+    assert slurm.pop("defaults") == ["dlm_slurm", "_self_"] and local.pop("defaults") == ["dlm_local", "_self_"]
     assert slurm_settings(slurm) == SlurmSettings()  # a key left out or a default that differs would show
-    assert set(slurm) - {"_target_"} == set(vars(SlurmSettings()))
-    local = load_choice("hydra/launcher", "submitit_local")
-    assert set(local) == {"_target_", "cpus_per_task", "cores", "grace_sec"}
+    assert set(slurm) == set(OmegaConf.structured(SlurmConf)) and set(local) == set(OmegaConf.structured(LocalConf))
+    assert issubclass(SlurmConf, SlurmQueueConf) and issubclass(LocalConf, LocalQueueConf)
+    own = submitit.SlurmExecutor._valid_parameters() - {"num_gpus"}  # submitit calls num_gpus a legacy
+    names = {"job_name": "name", "time": "timeout_min", "mem": "mem_gb", "ntasks_per_node": "tasks_per_node"}
+    assert {names.get(key, key) for key in own} <= set(slurm)
 
 
 def test_resources_follow_the_trainer_where_the_launcher_is_silent():

@@ -6,8 +6,10 @@ from support.submissions import make_plan, state_of, submit
 
 from dlm.core.errors import UserError
 from dlm.record.outcomes import State
+from dlm.submit.executor import Executor
 from dlm.submit.ledger import Ledger
-from dlm.submit.slurm import NoAnswerError, Slurm
+from dlm.submit.slurm import Slurm
+from dlm.submit.slurm_commands import NoAnswerError
 
 
 class Killed(BaseException):
@@ -23,7 +25,7 @@ def test_a_submission_cut_off_anywhere_is_repaired_by_the_next(slurm, sweep_dir,
         if moment == "before the intent":
             patch.setattr(Ledger, "intent", die)
         elif moment == "before sbatch":
-            patch.setattr(Slurm, "sbatch", die)
+            patch.setattr(Executor, "send", die)
         else:
             patch.setattr(Ledger, "submitted", die)
         submit(make_plan("a", "b"), sweep_dir, Slurm())
@@ -51,7 +53,7 @@ def test_a_cut_off_submission_waits_until_slurm_answers(slurm, sweep_dir, monkey
 
 
 def test_a_submission_that_timed_out_while_slurm_was_deaf_is_looked_up_later(slurm, sweep_dir, monkeypatch):
-    took = Slurm.sbatch
+    took = Executor.send
 
     def time_out(self, script):
         took(self, script)
@@ -59,18 +61,18 @@ def test_a_submission_that_timed_out_while_slurm_was_deaf_is_looked_up_later(slu
         raise NoAnswerError("sbatch did not answer within 60 s")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="did not answer"):
-        patch.setattr(Slurm, "sbatch", time_out)
+        patch.setattr(Executor, "send", time_out)
         submit(make_plan("a"), sweep_dir, Slurm())
     (slurm / "down").unlink()
     assert "PENDING" in submit(make_plan("a"), sweep_dir, Slurm()).skipped["a"]
 
 
 def test_an_sbatch_that_fails_after_slurm_took_the_job_is_no_refusal(slurm, sweep_dir, monkeypatch):
-    took = Slurm.sbatch
+    took = Executor.send
 
     def time_out(self, script):
         took(self, script)
         raise NoAnswerError("sbatch did not answer within 60 s")
 
-    monkeypatch.setattr(Slurm, "sbatch", time_out)
+    monkeypatch.setattr(Executor, "send", time_out)
     assert submit(make_plan("a"), sweep_dir, Slurm()).job_ids == {"a": "1001_0"}

@@ -64,8 +64,8 @@ def test_clocks_that_differ_between_nodes_change_nothing(slurm, sweep_dir, hours
 
 def test_a_run_by_hand_after_the_job_has_the_last_word(slurm, sweep_dir):
     submit(make_plan("a"), sweep_dir, Slurm())
-    (sweep_dir / "ledger/slurm-1001_0.txt").touch()
-    os.utime(sweep_dir / "ledger/slurm-1001_0.txt", (1, 1))
+    (sweep_dir / "ledger/1001_0_0_log.out").touch()
+    os.utime(sweep_dir / "ledger/1001_0_0_log.out", (1, 1))
     end(slurm, "1001_0", "FAILED|2:0")
     assert state_of(sweep_dir, "a")[0] is State.BAD_CONFIG
     write_status(run_dir(sweep_dir, "a"), status(State.PREEMPTED, exit_code=75, reason="by Ctrl-C"))

@@ -11,8 +11,10 @@ from support.submissions import write_command
 from dlm.core.errors import UserError
 from dlm.record.outcomes import State
 from dlm.submit.cell_now import JobState
+from dlm.submit.executor import Executor, key_behind
 from dlm.submit.job import SlurmSettings
-from dlm.submit.slurm import NoAnswerError, Slurm, keep_pace, key_behind, slurm_answers
+from dlm.submit.slurm import Slurm, keep_pace, slurm_answers
+from dlm.submit.slurm_commands import NoAnswerError
 from dlm.submit.slurm_tasks import Task, expand_task, minutes, parse_tasks
 
 
@@ -20,21 +22,21 @@ def test_sbatch_gives_the_id_or_its_own_words(tmp_path, bin_dir, monkeypatch):
     write_command(bin_dir, "sbatch", 'echo "$@" > args.txt; echo "1001;cluster"')
     monkeypatch.chdir(tmp_path)
     Path("x.sbatch").write_text("#!/bin/bash\n#SBATCH --partition=low\n#SBATCH --mem=4G\n#SBATCH --no-requeue\n")
-    assert Slurm().sbatch(Path("x.sbatch")) == "1001"
+    assert Executor(tmp_path, {}).send(Path("x.sbatch")) == "1001"
     assert (tmp_path / "args.txt").read_text() == "--parsable x.sbatch\n"
     write_command(bin_dir, "sbatch", 'echo "sbatch: error: invalid partition specified: gpuu" >&2; exit 1')
     with pytest.raises(UserError, match="invalid partition specified: gpuu"):
-        Slurm().sbatch(Path("x.sbatch"))
+        Executor(tmp_path, {}).send(Path("x.sbatch"))
 
 
 def test_a_banner_around_the_job_id_is_passed_over(tmp_path, bin_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.sbatch").write_text("#!/bin/bash\n")
     write_command(bin_dir, "sbatch", 'echo "Welcome, 2 jobs of yours wait"; echo 77; echo "29;here"; echo "Bye"')
-    assert Slurm().sbatch(Path("x.sbatch")) == "29"
+    assert Executor(tmp_path, {}).send(Path("x.sbatch")) == "29"
     write_command(bin_dir, "sbatch", 'echo "Welcome"')
     with pytest.raises(NoAnswerError, match="sbatch printed no job id: 'Welcome'"):
-        Slurm().sbatch(Path("x.sbatch"))
+        Executor(tmp_path, {}).send(Path("x.sbatch"))
 
 
 def test_sbatch_gets_a_clean_environment(tmp_path, bin_dir, monkeypatch, capsys):
@@ -63,7 +65,7 @@ def test_sbatch_gets_a_clean_environment(tmp_path, bin_dir, monkeypatch, capsys)
     for name, value in {**leaked, **kept}.items():
         monkeypatch.setenv(name, value)
     write_command(bin_dir, "sbatch", "env > env.txt; echo 1")
-    Slurm().sbatch(Path("x.sbatch"))
+    Executor(tmp_path, {}).send(Path("x.sbatch"))
     seen = dict(line.split("=", 1) for line in Path("env.txt").read_text().splitlines() if "=" in line)
     assert not seen.keys() & leaked.keys() and {name: seen[name] for name in kept} == kept
     said = "dlm: sbatch also obeys SBATCH_ACCOUNT=lab, SBATCH_TIMELIMIT=10, from your environment\n"
@@ -199,7 +201,10 @@ def test_a_task_that_could_not_start_is_live_while_slurm_holds_it(word, state):
         ("sbatch: error: invalid partition specified: nopart", "partition"),
         ("sbatch: error: Invalid --time specification", "timeout_min"),
         ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", "timeout_min"),
-        ("sbatch: error: Memory specification can not be satisfied", "mem_gb"),
+        (
+            "sbatch: error: Memory specification can not be satisfied",
+            "mem_gb or hydra.launcher.mem_per_cpu or hydra.launcher.mem_per_gpu",
+        ),
         ("sbatch: error: Batch job submission failed: Invalid feature specification", "constraint"),
         ("sbatch: error: Batch job submission failed: Invalid job array specification", "max_array_size"),
         ("sbatch: error: Invalid generic resource (gres) specification", "gres or hydra.launcher.gpus_per_node"),
@@ -221,9 +226,9 @@ def test_a_refusal_names_the_key_that_asked_for_it(words, key):
 
 def test_the_time_limit_of_the_partition_and_the_array_size_of_the_cluster_are_respected(bin_dir):
     write_command(bin_dir, "sinfo", 'echo "low*|1-02:30:00"; echo "high|30:00"; echo "long|infinite"')
-    assert Slurm().max_time_min() == 26 * 60 + 30  # of the default partition
+    assert Slurm().max_time_min(SlurmSettings()) == 26 * 60 + 30  # of the default partition
     write_command(bin_dir, "sinfo", 'echo "low*|1:00:00"; echo "high|30:00"')
-    assert Slurm(SlurmSettings(partition="low,high")).max_time_min() == 30
+    assert Slurm().max_time_min(SlurmSettings(partition="low,high")) == 30
     assert [minutes(limit) for limit in ("infinite", "n/a", "45:00", "2-00:00:00")] == [None, None, 45, 2880]
     write_command(bin_dir, "scontrol", 'echo "MaxArraySize            = 11"')
     assert Slurm().max_array_size() == 11 and Slurm(SlurmSettings(max_array_size=4)).max_array_size() == 4

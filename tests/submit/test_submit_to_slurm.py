@@ -3,18 +3,18 @@
 import json
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from support.slurm_stand_in import end
 from support.stub_cell import STEPS, status
-from support.submissions import make_cell, make_plan, run_dir, state_of, submission_of, submit
+from support.submissions import make_cell, make_plan, plan_of, run_dir, state_of, submission_of, submit
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
 from dlm.submit.cell_now import CellNow, CellRecord
+from dlm.submit.executor import Executor
 from dlm.submit.job import SlurmSettings
 from dlm.submit.ledger import RESTARTS, Ledger
 from dlm.submit.retry import MAX_UNATTENDED, why_not
@@ -23,7 +23,7 @@ from dlm.submit.state import cells_now
 
 
 def test_slurm_gets_one_array_per_class_and_the_ledger_has_intent_then_ids(slurm, sweep_dir):
-    plan = SimpleNamespace(cells=(make_cell("a"), make_cell("big", gpus_per_node=8, hours=2.0), make_cell("b")))
+    plan = plan_of([make_cell("a"), make_cell("big", gpus_per_node=8, hours=2.0), make_cell("b")])
     done = submit(plan, sweep_dir, Slurm())
     assert done.job_ids == {"a": "1001_0", "b": "1001_1", "big": "1002_0"}
     lines = [json.loads(line) for line in Ledger(sweep_dir).path.read_text().splitlines()]
@@ -112,7 +112,7 @@ def test_a_cell_that_is_tried_again_says_why_its_last_try_failed(slurm, sweep_di
 
 def test_a_job_that_ends_before_its_cell_speaks_gives_the_words_of_its_batch_script(slurm, sweep_dir):
     submit(make_plan("a"), sweep_dir, Slurm())
-    (sweep_dir / "ledger" / "slurm-1001_0.txt").write_text("hello\nmodule: cuda is unknown here\n")
+    (sweep_dir / "ledger" / "1001_0_0_log.out").write_text("hello\nmodule: cuda is unknown here\n")
     end(slurm, "1001_0", "FAILED|1:0")
     reason = "job 1001_0 ended with exit code 1: module: cuda is unknown here"
     assert state_of(sweep_dir, "a") == (State.FAILED, reason)
@@ -133,13 +133,13 @@ def test_jobs_that_a_node_failed_to_launch_are_released(slurm, sweep_dir, tmp_pa
 
 
 def test_a_second_submission_at_the_same_time_waits_and_finds_all_submitted(slurm, sweep_dir, monkeypatch):
-    slow = Slurm.sbatch
+    slow = Executor.send
 
-    def sbatch(self, script):
+    def send(self, script):
         time.sleep(0.5)
         return slow(self, script)
 
-    monkeypatch.setattr(Slurm, "sbatch", sbatch)
+    monkeypatch.setattr(Executor, "send", send)
     done = []
     threads = [
         threading.Thread(target=lambda: done.append(submit(make_plan("a", "b"), sweep_dir, Slurm()))) for _ in range(3)
@@ -162,16 +162,16 @@ def test_a_refusal_of_sbatch_is_shown_and_the_next_try_submits(slurm, sweep_dir)
 
 
 def test_arrays_accepted_before_a_refusal_stay_and_are_counted_in_the_message(slurm, sweep_dir, monkeypatch):
-    plan = SimpleNamespace(cells=(make_cell("a"), make_cell("big", nodes=2)))
-    limited = Slurm.sbatch
+    plan = plan_of([make_cell("a"), make_cell("big", nodes=2)])
+    limited = Executor.send
 
-    def sbatch(self, script):
+    def send(self, script):
         if script.stem.endswith("-1"):
             raise UserError("sbatch refused: Job violates accounting/QOS policy (job submit limit)")
         return limited(self, script)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="1 cells were taken before"):
-        patch.setattr(Slurm, "sbatch", sbatch)
+        patch.setattr(Executor, "send", send)
         submit(plan, sweep_dir, Slurm())
     assert submit(plan, sweep_dir, Slurm()).submitted == ("big",)
 
@@ -189,7 +189,7 @@ def test_an_sbatch_that_finds_no_controller_leaves_the_cells_planned(slurm, swee
 @pytest.mark.parametrize("num_cells", [1000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_thousands_of_cells_are_submitted_and_looked_at_in_a_millisecond_each(slurm, sweep_dir, monkeypatch, num_cells):
     plan = make_plan(*(f"c{i:05d}" for i in range(num_cells)))
-    monkeypatch.setattr(Slurm, "sbatch", lambda self, script: script.stem.split("-")[-1])
+    monkeypatch.setattr(Executor, "send", lambda self, script: script.stem.split("-")[-1])
     started = time.process_time()
     done = submit(plan, sweep_dir, Slurm(SlurmSettings(max_array_size=100)))
     assert len(done.job_ids) == num_cells

@@ -37,7 +37,7 @@ class ThreadQueue:
             if job.resources.gpus_per_node:
                 raise UserError(f"{job.name} needs GPUs: a queue of threads has none")
 
-    def max_time_min(self) -> int | None:
+    def max_time_min(self, settings: SlurmSettings) -> int | None:
         return None
 
     def submit(self, request: Request) -> Submission:
@@ -67,7 +67,9 @@ class ThreadQueue:
                     state=State.LOST, words=f"it ended with {code}", exit_code=max(code, 0), has_failed=code != 0
                 )
 
-    def states(self, jobs: Mapping[str, str], *, names: Iterable[str] = (), release: bool = False) -> Answer:
+    def states(
+        self, jobs: Mapping[str, str], *, names: Iterable[str] = (), users: Iterable[int] = (), release: bool = False
+    ) -> Answer:
         return Answer(states={job_id: self.states_by_id[job_id] for job_id in jobs if job_id in self.states_by_id})
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from support.slurm_stand_in import end
 from support.stub_cell import result, status
-from support.submissions import ask_mode, make_cell, make_pool, run_dir, submit
+from support.submissions import ask_mode, make_cell, make_pool, plan_of, run_dir, submit
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
@@ -15,9 +15,10 @@ from dlm.core.lease import Lease
 from dlm.record.outcomes import State
 from dlm.record.run import checkpoint_folder, write_result, write_status
 from dlm.submit.cells import cancel
+from dlm.submit.executor import Executor, key_behind
 from dlm.submit.job import SlurmSettings
 from dlm.submit.ledger import Ledger
-from dlm.submit.slurm import Slurm, key_behind
+from dlm.submit.slurm import Slurm
 
 AT = 4
 
@@ -29,7 +30,7 @@ def make_family(*branches: str, trunk: str = "trunk", **changes) -> list[SimpleN
 
 
 def make_plan(*families) -> SimpleNamespace:
-    return SimpleNamespace(cells=tuple(cell for family in families for cell in family))
+    return plan_of(cell for family in families for cell in family)
 
 
 def write_checkpoint(sweep_dir, name: str, step: int = AT) -> None:
@@ -183,15 +184,15 @@ def test_a_branch_depends_on_nothing_once_its_trunk_has_ended(slurm, sweep_dir):
 
 
 def test_a_cluster_without_dependencies_is_named_as_the_cause(slurm, sweep_dir, monkeypatch):
-    accepted = Slurm.sbatch
+    accepted = Executor.send
 
-    def sbatch(self, script):
+    def send(self, script):
         if "--dependency" in script.read_text():
             words = "sbatch: error: Batch job submission failed: Job dependency problem"
             raise UserError(f"sbatch refused {script}: {words} (change {key_behind(words)})")
         return accepted(self, script)
 
-    monkeypatch.setattr(Slurm, "sbatch", sbatch)
+    monkeypatch.setattr(Executor, "send", send)
     with pytest.raises(UserError, match="change branches of the definition to false"):
         submit(make_plan(make_family("a")), sweep_dir, Slurm())
     assert Ledger(sweep_dir).read()["trunk"].job_id == "1001_0"  # the trunk stays submitted

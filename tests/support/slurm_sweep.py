@@ -98,7 +98,7 @@ class Sweep:
 
     def told(self) -> str:
         """Return all that the cells and their jobs have printed, and what SLURM says of the jobs."""
-        logs = [*self.folder.glob("runs/*/log.txt"), *self.folder.glob("ledger/slurm-*.txt")]
+        logs = [*self.folder.glob("runs/*/log.txt"), *self.folder.glob("ledger/*_log.out")]
         told = [f"{path.relative_to(self.folder)}:\n{path.read_text()}" for path in logs]
         return "\n".join(
             [*told, self.cluster("sacct", "-X", "-D", f"--name={self.job_name()}", "-S", "now-1hour", check=False)]
@@ -145,7 +145,7 @@ class Sweep:
     def job_name(self) -> str:
         """Return the job names of all submissions of the sweep, separated by commas as squeue expects."""
         lines = read_jsonl(Ledger(self.folder).path)
-        return ",".join(f"{self.folder.name}-{line['submission']}" for line in lines if line["event"] == "intent")
+        return ",".join(line["name"] for line in lines if line["event"] == "intent")
 
     def _ended_accounts(self) -> list[tuple[str, str]]:
         said = self.cluster("sacct", "-X", "-n", "-P", "-o", "jobid,state,exitcode", f"--name={self.job_name()}",

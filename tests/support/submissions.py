@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,12 @@ def make_cell(name: str, **changes) -> SimpleNamespace:
 
 
 def make_plan(*names: str, **changes) -> SimpleNamespace:
-    return SimpleNamespace(cells=tuple(make_cell(name, **changes) for name in names))
+    return plan_of(make_cell(name, **changes) for name in names)
+
+
+def plan_of(cells: Iterable[SimpleNamespace]) -> SimpleNamespace:
+    """Make a plan of cells, whose definition has no rules for the launcher."""
+    return SimpleNamespace(cells=tuple(cells), spec=SimpleNamespace(launcher=()))
 
 
 def make_pool(**options) -> LocalPool:

@@ -1,0 +1,105 @@
+"""Read the launcher that a command names: a file of configs/hydra/launcher, with the settings of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlm.core.configs import choices
+from dlm.core.errors import UserError, causes, unknown
+from dlm.core.paths import configs_dir
+from dlm.submit.job import SETTING_NAMES, slurm_settings
+from dlm.submit.slurm import Slurm, slurm_answers
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SLURM, LOCAL = "submitit_slurm", "submitit_local"
+LAUNCHER_KEY = "hydra.launcher."
+
+
+def chosen(launcher: str) -> str:
+    """Return the name of a launcher; for ``auto``, that of SLURM if a controller answers, otherwise of this machine.
+
+    Raises UserError for a name that no file has.
+    """
+    if launcher == "auto":
+        return SLURM if slurm_answers() else LOCAL
+    known = choices("hydra/launcher")
+    if launcher not in known:
+        raise unknown("launcher", launcher, ["auto", *known])
+    return launcher
+
+
+def is_local(launcher: str) -> bool:
+    """Whether the cells of a chosen launcher run on this machine."""
+    return launcher == LOCAL or (launcher != SLURM and _composed(launcher, ())._target_.endswith("LocalLauncher"))
+
+
+def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, sweep: Path | None = None) -> Slurm:
+    """Return the SLURM cluster with the settings of a launcher's file.
+
+    Args:
+        words: Settings that take precedence, in the form ``hydra.launcher.KEY=VALUE``; other words are passed over.
+        allow_dirty: Allow jobs with uncommitted code.
+        launcher: The name of the launcher.
+        sweep: The folder of the sweep, for files that name other folders by ``${hydra.sweep.dir}``.
+
+    Raises:
+        UserError: A setting is not in Hydra's grammar, its key is unknown, or its value is not allowed.
+    """
+    from omegaconf import OmegaConf
+
+    words = [word for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
+    for word in words:
+        if word.lstrip("+").startswith(f"{LAUNCHER_KEY}_target_="):
+            raise UserError(
+                f"{word}: only `python -m dlm.launch -m` can use another class; choose a file with --launcher"
+            )
+    node = _composed(launcher, [f"++{word.lstrip('+')}" for word in words], sweep=sweep)
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return Slurm(slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))}))
+
+
+def _composed(launcher: str, overrides: Sequence[str], *, sweep: Path | None = None) -> DictConfig:
+    """Return the config node of a launcher as Hydra composes it for `-m`. Its interpolations need the sweep's folder.
+
+    Raises UserError for an error of Hydra, in one line.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dlm.submit.hydra import register
+
+    register()
+    names = ["hydra.job.name=launch"]  # as with `python -m dlm.launch`
+    if sweep is not None:
+        names += [f"sweep={sweep.name}", f"hydra.sweep.dir={_quoted(str(sweep.absolute() / 'runs'))}"]
+    try:
+        with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
+            words = [f"hydra/launcher={launcher}", *names, *overrides]
+            config = hydra.compose("config", overrides=words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _one_line(launcher, error) from error
+    node: DictConfig = config.hydra.launcher
+    return node
+
+
+def _quoted(word: str) -> str:
+    """Return a word as one value in Hydra's grammar."""
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _one_line(launcher: str, error: Exception) -> UserError:
+    """Return the user's error behind an error of Hydra or OmegaConf."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    of_key = next((cause for cause in causes(error) if isinstance(cause, OmegaConfBaseException)), None)
+    if of_key is None:
+        return UserError(f"launcher {launcher}: {' '.join(str(error).split())}")
+    key = str(of_key.full_key or "")
+    if isinstance(of_key, (ConfigAttributeError, ConfigKeyError)) and key.startswith(LAUNCHER_KEY):
+        return unknown("key of hydra.launcher", key.removeprefix(LAUNCHER_KEY), SETTING_NAMES)
+    return UserError(f"{key or launcher}: {str(of_key).splitlines()[0]}")

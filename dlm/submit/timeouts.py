@@ -1,0 +1,37 @@
+"""Count how often a cell was stopped at the time limit of its job: `python -m dlm.submit.timeouts RUN_DIR MOST`.
+
+The exit code is 0 if the job may be requeued. Batch scripts ask only if hydra.launcher.max_num_timeout is set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from dlm.core.files import read_json, write_json
+from dlm.submit.ledger import refuse
+
+TIMEOUTS = "timeouts.json"  # a file in a run directory: how often which submission reached its time limit
+
+
+def may_go_on(run_dir: Path, *, submission: str | None, most: int) -> bool:
+    """Note that a job of the submission has reached its time limit, and decide whether to requeue it.
+
+    If not, the reason is recorded, and `dlm status` shows the cell as cancelled.
+    """
+    path = run_dir / TIMEOUTS
+    before = read_json(path) if path.is_file() else {}
+    count = before["count"] + 1 if before.get("submission") == submission else 1
+    write_json(path, {"submission": submission, "count": count})
+    if count <= most:
+        return True
+    reason = f"it reached its time limit {count} times, and hydra.launcher.max_num_timeout is {most}: submit it again"
+    refuse(run_dir, submission, reason)
+    print(f"dlm: {run_dir.name} is not requeued: {reason}")
+    return False
+
+
+if __name__ == "__main__":
+    folder, number = sys.argv[1:]
+    sys.exit(not may_go_on(Path(folder), submission=os.environ.get("DLM_SUBMISSION"), most=int(number)))
