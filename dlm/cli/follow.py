@@ -20,13 +20,21 @@ from dlm.cli import gather
 from dlm.cli.launcher import chosen, slurm_of
 from dlm.cli.memory import PAGE, said_before
 from dlm.cli.options import StartOptions
-from dlm.cli.start import look, start
+from dlm.cli.start import Started, look, start
 from dlm.cli.targets import Sweep, existing, warn
 from dlm.core.errors import UserError
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
 from dlm.submit.cell_now import CellNow
-from dlm.submit.follower import Following, is_in_queue, read_following, submit_follower, submit_mail, write_following
+from dlm.submit.follower import (
+    Following,
+    is_in_queue,
+    read_following,
+    stop_following,
+    submit_follower,
+    submit_mail,
+    write_following,
+)
 from dlm.submit.slurm import Slurm
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError
 from dlm.submit.snapshot import snapshot_code
@@ -50,19 +58,26 @@ def reserve(options: StartOptions, folder: Path) -> None:
             _next(asked, folder, slurm, {})
 
 
-def arrange(sweep: Sweep, options: StartOptions) -> None:
+def dismiss(folder: Path) -> None:
+    """Take the follower out of the queue that ``reserve`` has put there, unless cells of the sweep wait or run."""
+    if not _is_live(look(existing(str(folder)))):
+        stop_following(folder)
+
+
+def arrange(started: Started, options: StartOptions) -> None:
     """Have a sweep looked after that was just submitted. If nothing of it waits or runs, end it at once.
 
     A follower that is in the queue already goes on, as it is now asked for.
     """
-    asked = _asked(options)
+    asked, sweep = _asked(options), started.sweep
     slurm = _slurm(asked, sweep.folder)
     with _alone(sweep.folder):
         before, now = read_following(sweep.folder), look(sweep)
         if before is not None and before.trouble is None and is_in_queue(before, slurm):
-            made = dataclasses.replace(before, **asked.options)
+            cells = tuple(dict.fromkeys((*before.cell, *asked.cell))) if before.cell and asked.cell else ()
+            made = dataclasses.replace(before, **{**asked.options, "cell": cells})
             write_following(sweep.folder, made)
-        elif _is_live(now):
+        elif _is_live(now) or started.postponed:
             try:
                 made = _next(asked, sweep.folder, slurm, now)
             except UserError as error:
@@ -120,6 +135,9 @@ def follow(folder: Path) -> None:
     try:
         started = start(_as_options(following, folder), unattended=True)
         sweep, is_postponed = started.sweep, started.postponed
+    except JobLimitError as error:  # other jobs of the user fill the queue
+        is_postponed = True
+        warn(str(error))
     except UserError as error:
         failures = following.failures + 1
         warn(str(error))
@@ -187,8 +205,9 @@ def _go_on(following: Following, folder: Path, slurm: Slurm, now: Mapping[str, C
             if own is not None and isinstance(error, JobLimitError):  # no room for another job: this one looks again
                 write_following(folder, dataclasses.replace(following, job_id=own))
                 print(f"SLURM takes no further job, so job {own} is requeued", flush=True)
-                slurm.requeue(own)
-                return
+                with contextlib.suppress(UserError):
+                    slurm.requeue(own)
+                    return
             warn(f"the next follower: {error}")
             may_pass = isinstance(error, NoAnswerError) or re.search("temporar", str(error), re.IGNORECASE)
             if tried == MOST_TRIES or not may_pass:

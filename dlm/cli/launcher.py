@@ -10,6 +10,7 @@ from dlm.core.configs import choices
 from dlm.core.errors import UserError, causes, unknown
 from dlm.core.paths import configs_dir
 from dlm.submit.job import SETTING_NAMES, slurm_settings
+from dlm.submit.overrides import quote
 from dlm.submit.slurm import Slurm, slurm_answers
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def chosen(launcher: str) -> str:
 
 def is_local(launcher: str) -> bool:
     """Whether the cells of a chosen launcher run on this machine."""
-    return launcher == LOCAL or (launcher != SLURM and _composed(launcher, ())._target_.endswith("LocalLauncher"))
+    if launcher in (LOCAL, SLURM):
+        return launcher == LOCAL
+    target = _composed(launcher, ()).get("_target_")
+    if target is None:
+        raise UserError(f"launcher {launcher} has no _target_: let its defaults name submitit_slurm or submitit_local")
+    return str(target).endswith("LocalLauncher")
 
 
 def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, sweep: Path | None = None) -> Slurm:
@@ -50,6 +56,7 @@ def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, 
         UserError: A setting is not in Hydra's grammar, its key is unknown, or its value is not allowed.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     words = [word for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
     for word in words:
@@ -58,7 +65,10 @@ def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, 
                 f"{word}: only `python -m dlm.launch -m` can use another class; choose a file with --launcher"
             )
     node = _composed(launcher, [f"++{word.lstrip('+')}" for word in words], sweep=sweep)
-    values: Any = OmegaConf.to_container(node, resolve=True)
+    try:
+        values: Any = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _one_line(launcher, error) from error
     return Slurm(slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))}))
 
 
@@ -76,7 +86,7 @@ def _composed(launcher: str, overrides: Sequence[str], *, sweep: Path | None = N
     register()
     names = ["hydra.job.name=launch"]  # as with `python -m dlm.launch`
     if sweep is not None:
-        names += [f"sweep={sweep.name}", f"hydra.sweep.dir={_quoted(str(sweep.absolute() / 'runs'))}"]
+        names += [f"sweep={quote(sweep.name)}", f"hydra.sweep.dir={quote(str(sweep.absolute() / 'runs'))}"]
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
             words = [f"hydra/launcher={launcher}", *names, *overrides]
@@ -85,11 +95,6 @@ def _composed(launcher: str, overrides: Sequence[str], *, sweep: Path | None = N
         raise _one_line(launcher, error) from error
     node: DictConfig = config.hydra.launcher
     return node
-
-
-def _quoted(word: str) -> str:
-    """Return a word as one value in Hydra's grammar."""
-    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _one_line(launcher: str, error: Exception) -> UserError:

@@ -106,6 +106,23 @@ class StartOptions(DefinitionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """The options of `dlm doctor`: the launcher to check, and the job that does it."""
+
+    launcher: Annotated[str, typer.Option(help="submitit_slurm, or a file of yours in configs/hydra/launcher.")] = (
+        "submitit_slurm"
+    )
+    override: Annotated[list[str] | None, typer.Option(help="hydra.launcher.KEY=VALUE. Repeatable.")] = None
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of the job. Default: one, if the partition has GPUs.")
+    ] = None
+    no_job: Annotated[bool, typer.Option("--no-job", help="Look from the login node only.")] = False
+    timeout: Annotated[
+        float, typer.Option(metavar="MINUTES", min=0.05, help="Cancel the job if it has not ended by then.")
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CollectOptions:
     """The options of `dlm collect`: where the runs are read from, and where their tables are written."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlm.cli.check import FAILED, OK, WARNING, Check
 from dlm.core import text
 from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
@@ -34,6 +35,9 @@ STATE_COLOURS = {
     State.PLANNED: "dim",
     State.PREEMPTED: "yellow",
 }  # all other states are red
+
+CHECK_COLOURS = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
+CHECK_WIDTHS = (7, 14, None)  # of the state, the name and the rest
 
 
 def console() -> Console:
@@ -191,6 +195,19 @@ def show_table(rows: Sequence[Mapping[str, str]]) -> None:
             cells["state"].style = STATE_COLOURS.get(State(row["state"]), "red")
         table.add_row(*cells.values())
     console().print(table)
+
+
+def show_check(check: Check) -> None:
+    """Print a check of `dlm doctor`; what was found and the advice are wrapped in a column of their own."""
+    from rich.table import Table
+    from rich.text import Text
+
+    row = Table.grid(padding=(0, 2))
+    for width in CHECK_WIDTHS:
+        row.add_column(width=width, overflow="fold")
+    words = f"{check.found}\nto do: {check.advice}" if check.advice else check.found
+    row.add_row(Text(check.state, style=CHECK_COLOURS[check.state]), Text(check.name), Text(words))
+    console().print(row)
 
 
 def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
+from dlm.submit.job import with_changes
 from dlm.submit.local import LocalPool
 from dlm.submit.state import cells_now
 
@@ -62,6 +63,8 @@ def start(
     """
     launcher = chosen(options.launcher)
     is_here = is_local(launcher)
+    if is_here and options.max_gpus is not None:
+        raise UserError("--max-gpus is for SLURM, and this would run here: set the launcher to submitit_slurm")
     overrides, settings = _split(options.overrides, is_here)
     sweep = _planned_with_data(options)
     sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
@@ -72,7 +75,11 @@ def start(
         sweep = with_proof(sweep, now)
         now |= look(sweep, known=now)
     only = _cells_of(options, sweep.plan)
-    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_here)
+    if not is_here:  # checked before anybody has to agree on the cost
+        cluster = slurm_of(settings, allow_dirty=options.allow_dirty, launcher=launcher, sweep=sweep.folder)
+        for rule in sweep.plan.spec.launcher:
+            with_changes(cluster.settings, rule.set)
+    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_here, only)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
     now |= look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
@@ -86,7 +93,6 @@ def start(
         max_gpu_hours=max_gpu_hours,
     )
     if not is_here:
-        cluster = slurm_of(settings, allow_dirty=options.allow_dirty, launcher=launcher, sweep=sweep.folder)
         announce = functools.partial(before_first, sweep.folder)
         done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now, before_first=announce)
         _show_submitted(done, sweep.folder)
@@ -144,15 +150,15 @@ def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Su
 
 
 def _agreed(
-    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_here: bool
+    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_here: bool, only: Collection[str]
 ) -> tuple[Plan, list[str], float | None]:
-    """Show the cost of the cells that are not done on the chosen launcher, and ask whether to start them.
+    """Show the cost of the chosen cells that are not done on the launcher, and ask whether to start them.
 
     Returns:
         (the plan with its estimates, the overrides that the jobs need on this machine, the GPU-hours that the sweep may
         use in total or None for no limit).
     """
-    left = {name: cell for name, cell in now.items() if cell.result is None}
+    left = {name: cell for name, cell in now.items() if cell.result is None and (not only or name in only)}
     if not left:
         print(f"every cell of {sweep.folder} is done: nothing to train")
         return cost.with_estimates(sweep.plan), [], None

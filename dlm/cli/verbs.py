@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -41,6 +40,15 @@ app = typer.Typer(
 
 
 @app.command()
+@takes(options.DoctorOptions)
+def doctor(given: options.DoctorOptions) -> None:
+    """Check in a minute or two, with one job, whether dlm can run on this SLURM cluster."""
+    from dlm.cli.doctor import doctor as check_cluster
+
+    raise typer.Exit(check_cluster(given))
+
+
+@app.command()
 @takes(options.PlanOptions)
 def plan(given: options.PlanOptions) -> None:
     """Turn a definition into cells: model sizes, tokens and costs. No cell is started."""
@@ -75,9 +83,20 @@ def _started(given: options.StartOptions, *, then: bool) -> Started:
     from dlm.cli.start import start
 
     follow.check(given, then=then)
-    started = start(given, before_first=functools.partial(follow.reserve, given) if then else lambda folder: None)
+    reserved: list[Path] = []
+
+    def reserve(folder: Path) -> None:
+        reserved.append(folder)
+        follow.reserve(given, folder)
+
+    try:
+        started = start(given, before_first=reserve if then else lambda folder: None)
+    except UserError:
+        for folder in reserved:
+            follow.dismiss(folder)
+        raise
     if then and not started.ran_here:
-        follow.arrange(started.sweep, given)
+        follow.arrange(started, given)
     elif given.webhook or given.mail:
         targets.warn("nothing is sent to --webhook or --mail, because the cells ran on this machine")
     return started

@@ -20,6 +20,7 @@ class JobState:
     has_failed: bool = False  # the job ended by itself, with an error; the exit code, if known, indicates the cause
     is_host_oom: bool = False  # the cluster killed the job because it used too much host memory
     is_suspended: bool = False  # the cluster has stopped its processes, and will let them go on
+    could_not_start: bool = False  # its node could not start it, or could not write its log
 
     @property
     def is_live(self) -> bool:
@@ -50,7 +51,7 @@ class CellRecord:
     cluster: str = LOCAL
     job_id: str | None = None  # the id of its job in the queue of the cluster
     array_name: str | None = None  # the name of its job array in the cluster; None in ledgers that do not say it
-    logs: str | None = None  # the folder of the log of its batch script; None in ledgers that do not say it
+    logs: str | None = None  # the folder of the log of its batch script; None: the ledger's
     at_once: int | None = None  # how many tasks of its array may run at once; None: not recorded
     gpus: int | None = None  # the number of its GPUs on all nodes; None: not recorded
     user: int | None = None  # the id of the user who submitted it; None in ledgers that do not say it

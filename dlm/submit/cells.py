@@ -94,7 +94,9 @@ def submit_plan(
         jobs = [job for job in found.values() if isinstance(job, Job)]
         if any(cell.parent is not None for cell in plan.cells):
             jobs = _trunks_first(jobs, plan)
-        jobs, postponed = _pilot_first(jobs, plan, known) if pilot else (jobs, dict[str, str]())
+        postponed, refused = dict[str, str](), dict[str, str]()
+        if pilot:
+            jobs, postponed, refused = _pilot_first(jobs, plan, known)
         live = [cell for cell in known.values() if cell.is_live]
         done = submit_jobs(
             jobs,
@@ -106,20 +108,31 @@ def submit_plan(
             on_tick=on_tick,
         )
     not_worth = {name: why for name, why in found.items() if isinstance(why, str)}
-    return dataclasses.replace(done, skipped={**not_worth, **done.skipped}, postponed={**postponed, **done.postponed})
+    return dataclasses.replace(
+        done, skipped={**not_worth, **refused, **done.skipped}, postponed={**postponed, **done.postponed}
+    )
 
 
-def _pilot_first(jobs: Sequence[Job], plan: Plan, states: Mapping[str, CellNow]) -> tuple[list[Job], dict[str, str]]:
-    """Return (the jobs to start now, why each of the others is postponed); once a cell is done, all start.
+def _pilot_first(
+    jobs: Sequence[Job], plan: Plan, states: Mapping[str, CellNow]
+) -> tuple[list[Job], dict[str, str], dict[str, str]]:
+    """Return (the jobs to start now, why others are postponed, why others are not started at all).
 
-    The pilot is the cheapest cell that starts from nothing. While it waits or runs, no other cell starts.
+    The pilot is the cheapest cell that starts from nothing. Once a cell is done, all start. While the pilot waits or
+    runs, or if it has failed and is not to be tried again, no other cell starts.
     """
     if not jobs or any(cell.state is State.DONE for cell in states.values()):
-        return list(jobs), {}
+        return list(jobs), {}, {}
+    names = {job.name for job in jobs}
     live = [name for name, cell in states.items() if cell.is_live]
-    pilot = live[0] if live else min((job for job in jobs if job.awaits is None), key=_cost_in(plan)).name
+    failed = [name for name, cell in states.items() if cell.record.submissions and name not in names]
+    if failed and not live:
+        now = states[failed[0]]
+        return [], {}, dict.fromkeys(names, f"the pilot {failed[0]} is {now.state} ({now.reason})")
+    cost = _cost_in(plan)
+    pilot = live[0] if live else min(jobs, key=lambda job: (job.awaits is not None, cost(job))).name
     first = [job for job in jobs if job.name == pilot]
-    return first, {job.name: f"the pilot {pilot} comes first" for job in jobs if job.name != pilot}
+    return first, {job.name: f"the pilot {pilot} comes first" for job in jobs if job.name != pilot}, {}
 
 
 def _cost_in(plan: Plan) -> Callable[[Job], float]:
@@ -161,7 +174,8 @@ class _Starter:
         reason = why_not(now, retry_failed=self.retry_failed, unattended=self.unattended)
         if reason is not None and not self._can_be_waited_for(now, cell.cell_id):
             return reason
-        changes = {key: value for rule in rules if rule.holds_for(cell.num_params) for key, value in rule.set.items()}
+        mine = [rule.set for rule in rules if self.cluster.queues and rule.holds_for(cell.num_params)]
+        changes = {key: value for rule in mine for key, value in rule.items()}
         settings = with_changes(self.cluster.settings, changes) if changes else self.cluster.settings
         micro_batch = now.record.micro_batch
         max_time_min = self._max_time_min(settings)

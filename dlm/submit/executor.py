@@ -5,9 +5,11 @@ What the body of a script does is in ``script.py``. Every override below says wh
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
-import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from dlm.submit.slurm_environment import sbatch_environment
 
 LAUNCHER_CONFIG = "configs/hydra/launcher/submitit_slurm.yaml"
 LOG = "%A_%a_0_log.out"  # the log of a task's batch script, named as submitit names it
-IDS = ("%j", "%t", "%A", "%a")  # what submitit replaces in paths
+IDS = r"(%[jtAa]|[._-])+"  # a part of a path that submitit replaces by the id of a job
 
 
 class _Watcher(SlurmInfoWatcher):
@@ -35,9 +37,17 @@ class _Watcher(SlurmInfoWatcher):
         self._num_calls += 1
         queued, _ = ask_squeue((), users=[os.getuid()])
         ended, _ = ask_sacct(asked, ())
-        known = {task.task_id: {"JobID": task.task_id, "State": task.word} for task in (*ended, *queued)}
-        self._info_dict.update({job_id: known[job_id] for job_id in asked & known.keys()})
-        self._finished |= {job_id for job_id in asked if self.is_done(job_id, mode="cache")}
+        self._last_status_check = time.time()
+        known = {task.task_id: task for task in (*ended, *queued)}
+        for job_id in asked & known.keys():
+            self._info_dict[job_id] = {"JobID": job_id, "State": known[job_id].word}
+            if not known[job_id].job_state.is_live:
+                self._finished.add(job_id)
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Whether the job has ended. submitit does not know states such as SUSPENDED, and takes them for an end."""
+        self.get_info(job_id, mode)
+        return job_id in self._finished
 
 
 class _Paths(utils.JobPaths):
@@ -60,16 +70,16 @@ class CellJob(submitit.SlurmJob[float]):
         self._paths = _Paths(folder, job_id=job_id)
         self.run_dir = run_dir
 
-    def results(self) -> list[float]:
-        """Wait for the job, and return its loss from the record of its run, because there is no pickle of a result.
+    def _get_outcome_and_result(self) -> tuple[str, float]:
+        """Return the loss from the record of the run, because there is no pickle of a result.
 
-        Raises submitit's FailedJobError if the run has no result.
+        Raises submitit's UncompletedJobError if the run has no result.
         """
-        self.wait()
         result = None if self.run_dir is None else read_result(self.run_dir)
         if result is None:
-            raise utils.FailedJobError(f"job {self.job_id} ended as {self.state} without a result: see {self.run_dir}")
-        return [result.loss]
+            words = f"job {self.job_id} ended as {self.state} without a result: see {self.run_dir}"
+            raise utils.UncompletedJobError(words)
+        return "success", result.loss
 
 
 class Executor(submitit.SlurmExecutor):
@@ -94,8 +104,8 @@ class Executor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """Ask for sbatch only: srun is needed on the nodes, and submitit asks for it where it submits."""
-        return -1 if shutil.which("sbatch") is None else 2
+        """Ask for nothing: srun is needed on the nodes only, and ``run`` says in one line if sbatch is absent."""
+        return 2
 
     def write(self, body: str, script: Path) -> None:
         """Write a batch script with the header of this executor before anything is submitted.
@@ -117,8 +127,9 @@ class Executor(submitit.SlurmExecutor):
         if done.returncode:
             raise refusal(script, " ".join(done.stderr.split()) or f"exit code {done.returncode}")
         job_id = self._get_job_id_from_submission_command(done.stdout)
-        # submitit's name of the script, which Job.paths tells
-        self.job_class(self.folder, job_id).paths.move_temporary_file(script, "submission_file", keep_as_symlink=True)
+        if "map_count" in self.parameters:
+            with contextlib.suppress(OSError):  # only another name of the script, which Job.paths tells
+                _Paths(self.folder, job_id=f"{job_id}_0").submission_file.symlink_to(script.absolute())
         return job_id
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
@@ -138,14 +149,12 @@ def log_folder(submitit_folder: str | None, default: Path) -> Path:
     """Return the folder for the logs of batch scripts: the key submitit_folder, or the default if it is null.
 
     SLURM creates no folders, so a job that starts before its own folder (`.submitit/%j`) exists would have no log.
-    Therefore the last parts of the path that name a job are left out; the names of the logs hold the ids anyway.
+    Therefore the path ends before the first part that names a job; the names of the logs hold the ids anyway.
     """
     if submitit_folder is None:
         return default.absolute()
-    folder = Path(submitit_folder).expanduser().absolute()
-    while any(pattern in folder.name for pattern in IDS):
-        folder = folder.parent
-    return folder
+    parts = Path(submitit_folder).expanduser().absolute().parts
+    return Path(*itertools.takewhile(lambda part: not re.fullmatch(IDS, part), parts))
 
 
 def log_pattern(folder: Path, name: str = LOG) -> str:
@@ -158,7 +167,9 @@ def refusal(script: Path, words: str) -> UserError:
     error: type[UserError] = UserError
     if re.search("timed out|Unable to contact", words):
         error = NoAnswerError
-    elif re.search("job submit limit|MaxSubmit", words):
+    elif re.search("MaxSubmit", words) or (
+        "job submit limit" in words and not re.search(r"(QOS|Assoc)\w*Limit", words)  # else SLURM names another limit
+    ):
         error = JobLimitError
     if re.search("configuration source|contact slurm controller", words):
         return error(f"sbatch finds no SLURM controller: {words} (SLURM_CONF says where one is)")

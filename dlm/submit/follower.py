@@ -154,6 +154,7 @@ def _requests(settings: SlurmSettings, *, name: str | None, log: str, arrays: Se
         "use_srun": False,
         "additional_parameters": {
             "output": log,
+            "requeue": True,  # see ``Slurm.requeue``
             **({} if arrays is None else _begin(arrays, settings.follow_min)),
             **in_header(settings.follower),
         },

@@ -56,9 +56,8 @@ def _config_node(name: str, base: type[Any], settings: type[Any], target: str) -
 
 
 _IN_CONFIGS: dict[str, Any] = {
-    str(Mapping[str, Any]): dict[str, Any],
-    str(Sequence[str]): list[str],
-    str(typing.Any): typing.Any,
+    str(Mapping[str, Any]): dict[str, Any] | None,
+    str(Sequence[str]): list[str] | None,
 }
 
 
@@ -109,14 +108,21 @@ def register(arguments: Sequence[str] = ()) -> None:
 
 
 class _Original:
-    """A launcher of the plugin as it is, with its own defaults for the keys that dlm leaves open."""
+    """A launcher of the plugin as it is, with its own defaults for the keys that are as dlm's file has them.
+
+    Raises UserError for a key that the plugin does not know.
+    """
 
     conf: type[Any]
+    own: type[Any]  # dlm's config node
     params: dict[str, Any]
 
     def __init__(self, **params: Any) -> None:
-        defaults = {key: value for key, value in vars(self.conf()).items() if key != "_target_"}
-        given = {key: value for key, value in params.items() if key in defaults and value is not None}
+        defaults, ours = ({k: v for k, v in vars(node()).items() if k != "_target_"} for node in (self.conf, self.own))
+        given = {key: value for key, value in params.items() if value != ours.get(key)}
+        for key in given:
+            if key not in defaults:
+                raise unknown("key of the plugin's own launcher", key, defaults)
         super().__init__(**{**defaults, **given})
 
     def setup(self, *, config: DictConfig, **others: Any) -> None:
@@ -129,13 +135,13 @@ class _Original:
 class OriginalLocalLauncher(_Original, plugin.LocalLauncher):
     """The plugin's launcher for this machine."""
 
-    conf = plugin_config.LocalQueueConf
+    conf, own = plugin_config.LocalQueueConf, LocalConf
 
 
 class OriginalSlurmLauncher(_Original, plugin.SlurmLauncher):
     """The plugin's launcher for SLURM."""
 
-    conf = plugin_config.SlurmQueueConf
+    conf, own = plugin_config.SlurmQueueConf, SlurmConf
 
 
 class CoreLauncher(plugin.BaseSubmititLauncher):

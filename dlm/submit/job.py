@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -58,7 +59,7 @@ class BranchPoint:
 
 
 # Integer settings that may be 0; every other one must be at least 1.
-_MAY_BE_0 = ("gpus_per_node", "signal_delay_s", "max_num_timeout")
+_MAY_BE_0 = ("gpus_per_node", "mem_gb", "signal_delay_s", "max_num_timeout")
 # Settings of which one at most may be given.
 _CONTRADICTIONS = (("mem_gb", "mem_per_cpu", "mem_per_gpu"), ("cpus_per_task", "cpus_per_gpu"))
 
@@ -123,6 +124,8 @@ class SlurmSettings:
             key, value = item.name, getattr(self, item.name)
             if item.type in ("int", "int | None") and value is not None:
                 object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key not in _MAY_BE_0)))
+        if re.search(r"[,|\s]", self.name or ""):
+            raise UserError(f"hydra.launcher.name is {self.name!r}: no comma, bar or space is allowed")
         for keys in _CONTRADICTIONS:
             given = [f"{key}={getattr(self, key)}" for key in keys if getattr(self, key) is not None]
             if len(given) > 1:
@@ -131,6 +134,8 @@ class SlurmSettings:
 
 SETTING_NAMES = [item.name for item in fields(SlurmSettings)]
 _TUPLES = ("setup", "teardown", "srun_args")
+_NULL = ("sbatch_per_min",)
+_OF_DLM = ("array", "job-name", "output")  # options of sbatch by which dlm finds jobs and logs again
 _MAPPINGS = ("additional_parameters", "follower")
 # Settings that cannot differ between the cells of a sweep.
 _OF_ALL_CELLS = (
@@ -148,11 +153,15 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
     for key in values:
         if key not in (*SETTING_NAMES, "_target_"):
             raise unknown("key of hydra.launcher", key, SETTING_NAMES)
-    known = {key: values[key] for key in SETTING_NAMES if key in values}
+    # A null key has its default, but for the key whose null means something else.
+    known = {key: values[key] for key in SETTING_NAMES if key in values and (values[key] is not None or key in _NULL)}
     for key in _TUPLES:
         known[key] = _lines(key, known.get(key))
     for key in _MAPPINGS:
         known[key] = dict(known.get(key) or {})
+        for option in known[key]:
+            if str(option).replace("_", "-") in _OF_DLM:
+                raise UserError(f"hydra.launcher.{key} has {option}, by which dlm finds its jobs again: leave it out")
     return SlurmSettings(**known)
 
 

@@ -10,7 +10,15 @@ from dlm.record.run import finished, read_status
 from dlm.submit.job import Job
 
 SHELL_SIGNALS = 128  # a shell, and srun, add this to the number of the signal that ended a process
-KILLERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGUSR1)
+KILLERS = (
+    signal.SIGKILL,
+    signal.SIGTERM,
+    signal.SIGSEGV,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
 def local_ending(job: Job, exit_code: int) -> tuple[State, str | None]:

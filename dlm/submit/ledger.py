@@ -61,7 +61,7 @@ class Ledger:
             cluster: The name of the cluster.
             code: The snapshot of the code that the jobs import.
             name: The name of the job array in the cluster; None for ``job_name`` of the sweep.
-            logs: The folder of the logs of batch scripts; None if there are none.
+            logs: The folder of the logs of batch scripts; None: that of the ledger.
             at_once: How many of the jobs may run at once; None if there is no limit.
         """
         again = {job.name: job.was for job in jobs if job.was is not None}

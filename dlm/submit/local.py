@@ -65,13 +65,13 @@ class LocalPool(Cluster):
         for job in jobs:
             need = job.resources
             if need.nodes > 1:
-                raise UserError(f"{job.name} needs {need.nodes} nodes: run it through SLURM (LAUNCHER=submitit_slurm)")
+                raise UserError(f"{job.name} needs {need.nodes} nodes: choose the launcher submitit_slurm")
             if need.gpus_per_node and self.gpus is None:
                 self.gpus = visible_gpus()
             if need.gpus_per_node > len(self.gpus or ()):
                 raise UserError(
                     f"{job.name} needs {need.gpus_per_node} GPUs and this machine offers {len(self.gpus or ())}: "
-                    "use a cluster (LAUNCHER=submitit_slurm) or trainer=cpu"
+                    "choose the launcher submitit_slurm, or trainer=cpu"
                 )
 
     def submit(self, request: Request) -> Submission:

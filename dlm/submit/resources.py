@@ -40,6 +40,8 @@ def cell_resources(
         UserError: hydra.launcher.timeout_min is above ``max_time_min``.
     """
     gpus = settings.gpus_per_node if settings.gpus_per_node is not None else cell.estimate.gpus_per_node
+    if settings.gpus_per_task is not None and settings.tasks_per_node is not None:
+        gpus = settings.gpus_per_task * settings.tasks_per_node
     tasks = settings.tasks_per_node or gpus or cell.overrides.get("trainer.devices") or 1
     return Resources(
         nodes=settings.nodes or cell.overrides.get("trainer.num_nodes") or cell.estimate.nodes,

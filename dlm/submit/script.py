@@ -39,11 +39,14 @@ def arrays(request: Request, *, max_size: int) -> list[Request]:
     return found
 
 
-def halves(array: Request) -> list[Request]:
-    """Return the array as two, with about half the jobs each."""
-    middle = len(array.jobs) // 2
+def halves(array: Request, at_once: int) -> list[tuple[Request, int]]:
+    """Return the array as two with about half the jobs each, and how many tasks of each may run at once."""
+    middle = (len(array.jobs) + 1) // 2
     parts = (array.jobs[:middle], array.jobs[middle:])
-    return [dataclasses.replace(array, submission=f"{array.submission}-{i}", jobs=jobs) for i, jobs in enumerate(parts)]
+    return [
+        (dataclasses.replace(array, submission=f"{array.submission}-{i}", jobs=jobs), (at_once + 1 - i) // 2)
+        for i, jobs in enumerate(parts)
+    ]
 
 
 def job_line(job: Job) -> str:
@@ -70,11 +73,15 @@ REQUEUE = (
     "fi",
 )
 # Without srun, SLURM tells the batch script alone that the job is to stop, so the script passes this on.
+PASS_ON = (
+    'cell=""',
+    'trap \'[ -z "$cell" ] || kill -USR2 "$cell"\' USR2 TERM',
+)
 WITHOUT_SRUN = (
     '    {python} dlm.launch "$@" >> "$run_dir/log.txt" 2>> "$run_dir/{errors}" &',
     "    cell=$!",
-    "    trap 'kill -USR2 \"$cell\"' USR2 TERM",
-    '    while kill -0 "$cell" 2> /dev/null; do code=0; wait "$cell" || code=$?; done  # a signal interrupts wait',
+    '    while kill -0 "$cell" 2> /dev/null; do wait "$cell" || true; done  # a signal interrupts wait',
+    '    wait "$cell" || code=$?  # bash keeps the exit code of the cell',
 )
 
 
@@ -84,8 +91,16 @@ def body_of(array: Request, settings: SlurmSettings) -> str:
     Args:
         array: The array, one of the requests that ``arrays`` returns.
         settings: The launcher's keys.
+
+    Raises:
+        UserError: The settings give the GPUs of a node another number of tasks.
     """
     need = array.jobs[0].resources
+    if need.gpus_per_node > 1 and need.tasks_per_node != need.gpus_per_node:
+        raise UserError(
+            f"{array.jobs[0].name} has {need.gpus_per_node} GPUs on a node and hydra.launcher.tasks_per_node is "
+            f"{need.tasks_per_node}: each GPU needs a task; set it to null"
+        )
     jobs_file = shlex.quote(f"{array.ledger.folder.absolute()}/{array.submission}.jobs")
     python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
@@ -93,9 +108,10 @@ def body_of(array: Request, settings: SlurmSettings) -> str:
         "# Task i runs line i+1 of the jobs file: a run directory, then the overrides of dlm.launch.",
         *exports(array.code, {"DLM_SUBMISSION": array.submission, **array.environment}),
         "export DLM_GPUS_HELD=$((${SLURM_GPUS_ON_NODE:-0} * ${SLURM_NNODES:-1}))",
-        *(f"export {name}={need.cpus_per_task}" for name in THREAD_VARIABLES),
+        *thread_exports(need),
         *settings.setup,  # before `set -u`, because the startup files of shells and of conda read unset variables
         "set -u",
+        *(() if settings.use_srun else PASS_ON),
         f'eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs_file})"',
         "run_dir=$1",
         "shift",
@@ -111,7 +127,7 @@ def body_of(array: Request, settings: SlurmSettings) -> str:
         f'elif [ "$code" -eq {NOTHING_TO_DO} ]; then',
         "    code=0  # admit has printed why",
         "fi",
-        *settings.teardown,
+        *(["set +u", *settings.teardown] if settings.teardown else ()),
         *(_requeue_lines(need, settings, python) if settings.requeue else ()),
         'exit "$code"  # the exit code of the task is that of the cell',
     ]
@@ -127,14 +143,24 @@ def exports(code: Path, environment: Mapping[str, str]) -> list[str]:
     ]
 
 
+def thread_exports(need: Resources) -> list[str]:
+    """Return the lines that tell the libraries of a job how many threads they may use."""
+    return [f"export {name}={need.cpus_per_task}" for name in THREAD_VARIABLES]
+
+
+def srun_options(need: Resources, settings: SlurmSettings) -> tuple[str, str]:
+    """Return (the option for the cores of a task, the options of `srun_args`), each with a space at its end."""
+    cpus = f"--cpus-per-task={need.cpus_per_task} " if settings.cpus_per_gpu is None else ""
+    return cpus, "".join(f"{shlex.quote(word)} " for word in settings.srun_args)
+
+
 def _cell_lines(need: Resources, settings: SlurmSettings, python: str) -> Sequence[str]:
     """Return the lines that run a cell, and set `code` to its exit code if it fails."""
     if not settings.use_srun:
         errors = "log.txt" if settings.stderr_to_stdout else "err.txt"
         return [line.format(python=python, errors=errors) for line in WITHOUT_SRUN]
     error = "" if settings.stderr_to_stdout else ' --error="$logs/err.txt"'
-    cpus = f"--cpus-per-task={need.cpus_per_task} " if settings.cpus_per_gpu is None else ""
-    more = "".join(f"{shlex.quote(word)} " for word in settings.srun_args)
+    cpus, more = srun_options(need, settings)
     return [
         "    logs=${run_dir//%/%%}  # srun replaces patterns such as %t in the names of logs",
         "    srun --unbuffered --kill-on-bad-exit=1 --open-mode=append \\",
@@ -162,7 +188,7 @@ def _delay_sec(need: Resources, settings: SlurmSettings) -> int:
 
 # Settings that are passed to sbatch as they are, if they are given.
 PASSED_ON = (
-    "partition", "account", "qos", "constraint", "exclude", "nodelist", "exclusive", "gres", "cpus_per_gpu",
+    "partition", "account", "qos", "constraint", "exclude", "nodelist", "gres", "cpus_per_gpu",
     "gpus_per_task", "mem_per_cpu", "mem_per_gpu", "mail_type", "mail_user",
 )  # fmt: skip
 
@@ -197,9 +223,10 @@ def parameters_of(
         "cpus_per_task": need.cpus_per_task if settings.cpus_per_gpu is None else None,
         "gpus_per_node": need.gpus_per_node if need.gpus_per_node and not has_own_gpus else None,
         "mem_gb": None if has_own_memory else need.mem_gib,
-        "comment": " ".join(filter(None, (settings.comment, f"dlm {array.submission}"))),
+        "comment": " ".join([*(settings.comment or "").split(), "dlm", array.submission]),
         "dependency": ",".join(filter(None, waits_for)) or None,
         **{key: getattr(settings, key) for key in PASSED_ON},
+        "exclusive": settings.exclusive or None,
     }
     without_srun = {} if settings.use_srun else {"signal": f"B:USR2@{delay_sec}"}
     return {

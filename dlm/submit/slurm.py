@@ -16,6 +16,7 @@ from dlm.core.files import write_atomic
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
 from dlm.submit.limits import room_left, shares
+from dlm.submit.partitions import controllers_array_limit
 from dlm.submit.script import arrays, body_of, halves, job_line, parameters_of
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, output, printed, run
 from dlm.submit.slurm_tasks import minutes
@@ -39,7 +40,7 @@ class Slurm(Cluster):
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError if sbatch is not on PATH. Whether the jobs fit is checked by SLURM itself in ``submit``."""
         if shutil.which("sbatch") is None:
-            raise UserError("sbatch is not on PATH: run this on a login node, or choose LAUNCHER=submitit_local")
+            raise UserError("sbatch is not on PATH: run this on a login node, or choose the launcher submitit_local")
 
     def max_time_min(self, settings: SlurmSettings) -> int | None:
         """Return the time limit of the partition in minutes, the shortest of several; None if sinfo shows no limit."""
@@ -51,8 +52,8 @@ class Slurm(Cluster):
 
     def max_array_size(self) -> int:
         """Return the most tasks in one array: the value of the settings, but at most the limit of the controller."""
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", printed(["scontrol", "show", "config"]))
-        return min(self.settings.max_array_size, int(found[1])) if found else self.settings.max_array_size
+        limit = controllers_array_limit()
+        return self.settings.max_array_size if limit is None else min(self.settings.max_array_size, limit)
 
     def submit(self, request: Request) -> Submission:
         """Submit the jobs as arrays, one or more for each resource class; see ``Cluster``.
@@ -64,14 +65,18 @@ class Slurm(Cluster):
         jobs: dict[str, CellJob] = {}
         postponed, times = dict[str, str](), list[float]()
         request.before_first()
+        full: dict[tuple[str | None, ...], JobLimitError] = {}  # where SLURM takes no more jobs for now
         while waiting:
             array, at_once = waiting.popleft()
-            awaited = array.jobs[0].awaits
-            if not at_once or (awaited is not None and awaited.trunk in postponed):
-                postponed |= dict.fromkeys((job.name for job in array.jobs), NO_ROOM)
+            first = array.jobs[0]
+            settings = first.settings or self.settings
+            place = (settings.partition, settings.account, settings.qos)
+            if not at_once or (first.awaits is not None and first.awaits.trunk in postponed) or place in full:
+                why = f"{NO_MORE_JOBS} ({full[place]})" if place in full else NO_ROOM
+                postponed |= dict.fromkeys((job.name for job in array.jobs), why)
                 continue
-            trunk = None if awaited is None else jobs.get(awaited.trunk)
-            before = None if awaited is None else awaited.job_id
+            trunk = None if first.awaits is None else jobs.get(first.awaits.trunk)
+            before = None if first.awaits is None else first.awaits.job_id
             keep_pace(times, self.settings.sbatch_per_min)
             try:
                 jobs |= self._submit_array(
@@ -79,13 +84,12 @@ class Slurm(Cluster):
                 )
             except JobLimitError as error:
                 if len(array.jobs) > 1:
-                    waiting.extendleft((half, at_once) for half in reversed(halves(array)))
-                elif jobs or request.live:
-                    left = [array, *(array for array, _ in waiting)]
-                    postponed |= {job.name: f"{NO_MORE_JOBS} ({error})" for array in left for job in array.jobs}
-                    break
+                    waiting.extendleft(reversed(halves(array, at_once)))
                 else:
-                    raise
+                    full[place] = error
+                    waiting.appendleft((array, at_once))
+        if full and not jobs and not request.live:
+            raise next(iter(full.values()))
         ids = {name: job.job_id for name, job in jobs.items()}
         return Submission(submitted=tuple(jobs), job_ids=ids, jobs=jobs, postponed=postponed)
 
@@ -117,7 +121,7 @@ class Slurm(Cluster):
             cluster=self.name,
             code=array.code,
             name=name,
-            logs=logs,
+            logs=logs if settings.submitit_folder is not None else None,
             at_once=at_once,
         )
         array_id = self._send(array, executor, script, name=name, num_before=num_before)

@@ -64,6 +64,7 @@ class Task:
             has_failed=self.word == "FAILED",
             is_host_oom=self.word == "OUT_OF_MEMORY",
             is_suspended=self.word in _SUSPENDED,
+            could_not_start=could_not_start,
         )
 
     def __str__(self) -> str:

@@ -152,9 +152,10 @@ def _last_line(run_dir: Path, record: CellRecord, *, has_begun: bool) -> str | N
 
 def batch_log(run_dir: Path, record: CellRecord) -> Path:
     """Return the log that the batch script of a cell's job writes, named as submitit names it."""
-    if record.logs is None:  # a submission of an earlier version
-        return run_dir.parents[1] / "ledger" / f"slurm-{record.job_id}.txt"
-    return Path(record.logs) / f"{record.job_id}_0_log.out"
+    ledger = run_dir.parents[1] / "ledger"
+    if (old := ledger / f"slurm-{record.job_id}.txt").is_file():  # of an earlier version
+        return old
+    return (ledger if record.logs is None else Path(record.logs)) / f"{record.job_id}_0_log.out"
 
 
 def _is_newer(run_dir: Path, record: CellRecord) -> bool:
@@ -200,6 +201,10 @@ def _reconciled(
         its = [record for record in mine if record.cluster == cluster]
         names = {record: record.array_name or job_name(ledger.title, str(record.submission)) for record in its}
         jobs = {record.job_id: name for record, name in names.items() if record.job_id}
+        for record in its:  # it counts again if the cluster does not know the submission that was cut off
+            last = record.previous
+            if record.unconfirmed and last is not None and last.job_id is not None and last.cluster == cluster:
+                jobs[last.job_id] = last.array_name or job_name(ledger.title, str(last.submission))
         arrays = {str(record.submission): name for record, name in names.items() if record.unconfirmed}
         users = {record.user for record in its}
         answer = answers[cluster] = cluster_called(cluster).states(

@@ -64,7 +64,8 @@ def trained(monkeypatch):
 
 
 def start(folder, launcher="submitit_local", **options):
-    return start_module.start(StartOptions(target=str(folder), launcher=launcher, yes=True, **options))
+    done = start_module.start(StartOptions(target=str(folder), launcher=launcher, yes=True, **options))
+    return done.sweep, done.ran_here, done.code
 
 
 def proof_of(folder):

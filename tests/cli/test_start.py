@@ -47,7 +47,8 @@ def record_calls(monkeypatch, owner, name):
 
 
 def start(target="smoke", **options):
-    return start_module.start(StartOptions(target=target, launcher="submitit_local", yes=True, **options))
+    done = start_module.start(StartOptions(target=target, launcher="submitit_local", yes=True, **options))
+    return done.sweep, done.ran_here, done.code
 
 
 @pytest.fixture

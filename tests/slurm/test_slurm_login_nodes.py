@@ -14,6 +14,7 @@ import pytest
 from support.slurm_sweep import LONG, SHORT, SMOKE, Sweep, curve, wait_for
 from support.submissions import write_command
 
+from dlm.core.files import read_json
 from dlm.core.paths import PACKAGE
 from dlm.record.run import read_result, read_status
 
@@ -152,9 +153,12 @@ def test_somebody_who_is_not_root_submits_and_their_cell_runs(cluster, public):
     said = closed.stderr.strip().splitlines()
     assert closed.returncode == 2 and said[-1].startswith("dlm: cannot read or write"), closed.stderr
     assert "Traceback" not in closed.stderr
-    submitted = dlm(*words, workdir="work")
+    follow = ("--then", "report", "--override", "hydra.launcher.follow_min=1")
+    submitted = dlm(*words, *follow, workdir="work")
     assert submitted.returncode == 0, submitted.stderr
     wait_for(lambda: not cluster("squeue", "-h", "--user=nobody").strip())
+    ended = read_json(public / "work/theirs/ledger/follower.json")["ended"]
+    assert ended == f"report: {public}/work/theirs/report/report.html"
     (run_dir,) = (public / "work/theirs/runs").iterdir()
     assert read_result(run_dir) is not None, (run_dir / "log.txt").read_text()
     assert (run_dir / "result.json").owner() == "nobody"

@@ -128,7 +128,8 @@ KILLERS = {
 }
 
 
-def test_a_submitter_killed_at_any_step_is_repaired_and_nothing_runs_twice(make_sweep, tmp_path):
+def test_a_submitter_killed_at_any_step_is_repaired_and_nothing_runs_twice(make_sweep, cluster, tmp_path):
+    cluster("scontrol", "update", "partition=low", "state=DOWN")  # no cell is done before its submission is repaired
     sweeps = {moment: make_sweep(moment.replace(" ", "-")) for moment in (*KILLERS, "halfway")}
     for moment, (name, body) in KILLERS.items():
         script = tmp_path / moment / name
@@ -148,6 +149,7 @@ def test_a_submitter_killed_at_any_step_is_repaired_and_nothing_runs_twice(make_
     for moment, sweep in sweeps.items():
         assert sweep.submit(SHORT).code == 0 and len(sweep.job_ids()) == 1, moment
     assert [line["event"] for line in read_jsonl(path)] == ["intent", "submitted"]
+    cluster("scontrol", "update", "partition=low", "state=UP")
     for moment, sweep in sweeps.items():
         assert sweep.accounts() == [("COMPLETED", "0:0")] and sweep.cell["state"] == "done", moment
         assert len(sweep.job_ids()) == 1 and sweep.cell["attempts"] == 1, moment

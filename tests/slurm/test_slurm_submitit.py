@@ -161,10 +161,11 @@ def test_jobs_are_those_of_submitit(cluster, stdlib_data, workdir):
     assert jobs["short"].paths.stdout.read_text().splitlines()[-1] == "after"
     assert "#SBATCH --mem-per-cpu=1G" in jobs["short"].paths.submission_file.read_text()
     wait_for(lambda: jobs["endless"].watcher.get_state(jobs["endless"].job_id, mode="force").startswith("CANCELLED"))
-    with pytest.raises(submitit.core.utils.FailedJobError, match="without a result"):
+    with pytest.raises(submitit.core.utils.UncompletedJobError, match="without a result"):
         jobs["endless"].result()
 
 
+@pytest.mark.long
 def test_without_srun_a_cell_is_told_in_time_and_goes_on(sweep, cluster):
     """The batch script passes the signal on to the cell, which is no job step then."""
     assert sweep.submit(LONG, launcher="use_srun=false partition=grace").code == 0
@@ -183,6 +184,7 @@ def test_a_cell_reaches_its_time_limit_as_often_as_max_num_timeout_allows(sweep,
     assert sweep.cell["attempts"] == 2 and not sweep.queued()
 
 
+@pytest.mark.long
 def test_the_cells_of_a_sweep_stay_within_its_limits_in_all_arrays(sweep, cluster):
     settings = ("budgets=[2e10]", "seeds=[0,1,2]", "models=[4k,8k]")
     rules = ("--set", "launcher=[{below: 5000, set: {comment: small, partition: low}}]")
@@ -212,6 +214,7 @@ def test_slurm_takes_what_its_limit_allows_and_the_follower_submits_the_rest(swe
         cluster("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
 
 
+@pytest.mark.long
 def test_a_pilot_goes_first_and_the_follower_submits_the_rest(sweep, cluster):
     more = ["--pilot", "--then", "report", "--override", "hydra.launcher.follow_min=1"]
     started = sweep.submit("budgets=[2e10,4e10]", more=more)

@@ -96,7 +96,11 @@ def test_options_that_nobody_set_are_left_to_the_cluster(tmp_path):
     text = "\n".join(script_lines(tmp_path, [make_job(tmp_path, "a")]))
     assert not re.search(r"--(partition|account|qos|mem|time|gres|gpus)", text)
     text = "\n".join(
-        script_lines(tmp_path, [make_job(tmp_path, "a", gpus_per_node=4)], SlurmSettings(gres="gpu:4", requeue=False))
+        script_lines(
+            tmp_path,
+            [make_job(tmp_path, "a", gpus_per_node=4, tasks_per_node=4)],
+            SlurmSettings(gres="gpu:4", requeue=False),
+        )
     )
     assert "--gres=gpu:4" in text and "gpus-per-node" not in text and "--no-requeue" in text
 

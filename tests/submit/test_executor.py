@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import UncompletedJobError
 from support.stub_cell import result
 from support.submissions import ask_mode, make_job, make_plan, make_pool, submit, write_command
 
@@ -51,12 +51,15 @@ def options(tmp_path: Path, settings: SlurmSettings, **need) -> dict[str, str]:
           "nodelist": "'n[1-2]'"}, set()),
         ({"exclusive": True, "additional_parameters": {"hold": None, "mail-type": "NONE", "nice": 5}},
          {"exclusive": "", "hold": "", "mail-type": "NONE", "nice": "5"}, set()),
+        ({"array_parallelism": None, "setup": None, "exclusive": False, "comment": "two\nlines"},
+         {"comment": "'two lines dlm s-0'"}, {"exclusive"}),
         ({"signal_delay_s": 0}, {"signal": "USR2@0"}, set()),
         ({"use_srun": False}, {"signal": "B:USR2@90"}, set()),
     ],
 )  # fmt: skip
 def test_the_header_asks_for_each_key_with_its_meaning_in_submitit(tmp_path, keys, asked, not_asked):
-    found = options(tmp_path, slurm_settings(keys), gpus_per_node=4)
+    devices = {} if "use_srun" in keys else {"gpus_per_node": 4, "tasks_per_node": 4}
+    found = options(tmp_path, slurm_settings(keys), **devices)
     assert asked.items() <= found.items() and not not_asked & found.keys(), found
 
 
@@ -68,6 +71,9 @@ def test_the_header_asks_for_each_key_with_its_meaning_in_submitit(tmp_path, key
         ({"setup": "module load x"}, r"setup is 'module load x': give a list, such as \[module load x\]"),
         ({"srun_args": 3}, "srun_args is 3: give a list"),
         ({"max_num_timeout": -1}, "max_num_timeout is -1: it must be a whole number of at least 0"),
+        ({"additional_parameters": {"job_name": "mine"}}, "has job_name, by which dlm finds its jobs again"),
+        ({"follower": {"output": "x"}}, "follower has output, by which dlm finds"),
+        ({"name": "a,b"}, "name is 'a,b': no comma, bar or space"),
         ({"mem_per_cpus": "4G"}, "unknown key of hydra.launcher 'mem_per_cpus': did you mean mem_per_cpu"),
     ],
 )
@@ -80,6 +86,7 @@ def test_logs_go_to_a_folder_that_is_there_before_the_job_starts(tmp_path):
     assert log_folder(None, tmp_path) == tmp_path
     assert log_folder(f"{tmp_path}/.submitit/%j", tmp_path) == tmp_path / ".submitit"
     assert log_folder(f"{tmp_path}/50%test/logs/%A/%a", tmp_path) == tmp_path / "50%test" / "logs"
+    assert log_folder(f"{tmp_path}/%j/out", tmp_path) == tmp_path
 
 
 def test_a_percent_sign_in_the_workdir_is_no_pattern_of_a_jobs_paths(tmp_path):
@@ -91,10 +98,15 @@ def test_a_percent_sign_in_the_workdir_is_no_pattern_of_a_jobs_paths(tmp_path):
 
 def test_the_state_of_a_job_comes_from_squeue_where_there_is_no_accounting(tmp_path, bin_dir):
     write_command(bin_dir, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    write_command(bin_dir, "squeue", 'echo "12_3|RUNNING|0|None|x|"; echo "12_4|FAILED|256|None|x|"')
-    running, failed = (CellJob(tmp_path, f"12_{i}") for i in (3, 4))
+    rows = ("3|RUNNING|0", "4|FAILED|256", "7|SUSPENDED|0", "8|CONFIGURING|0")
+    told = "; ".join(f'echo "12_{row}|None|x|"' for row in rows)
+    write_command(bin_dir, "squeue", f"echo asked >> {tmp_path}/calls; {told}")
+    running, failed, *others = (CellJob(tmp_path, f"12_{i}") for i in (3, 4, 7, 8))
     assert isinstance(running, submitit.Job) and running.state == "RUNNING" and not running.done()
     assert failed.done(force_check=True) and failed.state == "FAILED"
+    assert not any(job.done(force_check=True) for job in others)  # submitit would take these words for an end
+    asked = (tmp_path / "calls").read_text()
+    assert [running.state for _ in range(5)] == ["RUNNING"] * 5 and (tmp_path / "calls").read_text() == asked
 
 
 def test_the_result_of_a_job_is_the_loss_of_its_run(tmp_path, bin_dir):
@@ -103,8 +115,11 @@ def test_the_result_of_a_job_is_the_loss_of_its_run(tmp_path, bin_dir):
     (tmp_path / "a").mkdir()
     write_result(tmp_path / "a", result("a"))
     assert CellJob(tmp_path, "12_5", run_dir=tmp_path / "a").result() == result("a").loss
-    with pytest.raises(FailedJobError, match="12_6 ended as FAILED without a result"):
-        CellJob(tmp_path, "12_6", run_dir=tmp_path / "b").result()
+    assert CellJob(tmp_path, "12_5", run_dir=tmp_path / "a").exception() is None
+    failed = CellJob(tmp_path, "12_6", run_dir=tmp_path / "b")
+    with pytest.raises(UncompletedJobError, match="12_6 ended as FAILED without a result"):
+        failed.result()
+    assert isinstance(failed.exception(), UncompletedJobError)
 
 
 def test_without_srun_the_script_passes_the_signal_on_and_waits_for_the_cell(tmp_path, bin_dir):
@@ -113,7 +128,7 @@ def test_without_srun_the_script_passes_the_signal_on_and_waits_for_the_cell(tmp
         submission="s", jobs=[make_job(tmp_path, "a")], ledger=Ledger(sweep), code=tmp_path / "none", environment={}
     )
     body = body_of(
-        arrays(request, max_size=10)[0], SlurmSettings(use_srun=False, requeue=False, teardown=("echo bye",))
+        arrays(request, max_size=10)[0], SlurmSettings(use_srun=False, requeue=False, teardown=('echo "bye$unset"',))
     )
     write_command(
         bin_dir, "cell", f"trap 'echo told; exit 75' USR2; echo began > {tmp_path}/began; while :; do sleep .1; done"
@@ -139,6 +154,11 @@ def test_a_cell_of_several_tasks_needs_srun(tmp_path):
         options(tmp_path, SlurmSettings(use_srun=False), nodes=2)
 
 
+def test_each_gpu_needs_a_task(tmp_path):
+    with pytest.raises(UserError, match=r"a has 4 GPUs on a node and hydra\.launcher\.tasks_per_node is 1: each GPU"):
+        options(tmp_path, SlurmSettings(), gpus_per_node=4)
+
+
 def test_time_limits_are_counted_for_each_submission(tmp_path):
     assert may_go_on(tmp_path, submission="s", most=2) and may_go_on(tmp_path, submission="s", most=2)
     assert not may_go_on(tmp_path, submission="s", most=2)
@@ -159,8 +179,9 @@ def test_a_refusal_counts_until_the_cell_is_started_again(tmp_path):
 def test_halves_keep_every_job_once_under_names_of_their_own(tmp_path):
     jobs = [make_job(tmp_path, f"c{i}") for i in range(5)]
     request = Request(submission="s", jobs=jobs, ledger=Ledger(tmp_path), code=tmp_path, environment={})
-    first, second = halves(request)
+    (first, most), (second, more) = halves(request, 3)
     assert [job.name for job in (*first.jobs, *second.jobs)] == [job.name for job in jobs]
+    assert (most, more) == (2, 1) and halves(request, 1)[1][1] == 0  # together as many at once as before
     assert len({request.submission, first.submission, second.submission}) == 3
 
 

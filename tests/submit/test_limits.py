@@ -17,10 +17,12 @@ from dlm.record.outcomes import State
 from dlm.record.run import write_result
 from dlm.submit.cell_now import CellNow, CellRecord
 from dlm.submit.cluster import Request
+from dlm.submit.executor import refusal
 from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings, with_changes
 from dlm.submit.ledger import Ledger
 from dlm.submit.limits import Room, room_left, shares
 from dlm.submit.slurm import Slurm
+from dlm.submit.slurm_commands import JobLimitError
 
 POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)"
 
@@ -88,13 +90,7 @@ def test_two_classes_share_what_may_run_and_a_third_waits_for_its_turn(slurm, sw
 
 
 def test_what_slurm_takes_goes_in_and_the_rest_follows(slurm, sweep_dir, bin_dir):
-    taken = (bin_dir / "sbatch").read_text().removeprefix("#!/bin/bash\n")
-    limit = f"""
-        has=$(ls {slurm}/*.live 2>/dev/null | wc -l)
-        asks=$(grep -oP '(?<=--array=0-)[0-9]+' "$2")
-        if [ $((has + asks + 1)) -gt 5 ]; then echo "{POLICY}" >&2; exit 1; fi
-    """
-    write_command(bin_dir, "sbatch", limit + taken)
+    write_command(bin_dir, "sbatch", only_up_to(5, slurm, bin_dir))
     names = [f"c{i}" for i in range(9)]
     done = submit(make_plan(*names), sweep_dir, Slurm())
     assert len(done.submitted) == 5 and set(done.submitted) | set(done.postponed) == set(names)
@@ -107,6 +103,38 @@ def test_what_slurm_takes_goes_in_and_the_rest_follows(slurm, sweep_dir, bin_dir
     for name in done.submitted:
         write_result(run_dir(sweep_dir, name), result(name))
     assert set(submit(make_plan(*names), sweep_dir, Slurm()).submitted) == set(done.postponed)
+
+
+def test_halves_of_an_array_share_what_may_run_at_once(slurm, sweep_dir, bin_dir):
+    write_command(bin_dir, "sbatch", only_up_to(7, slurm, bin_dir))
+    submit(make_plan(*(f"c{i}" for i in range(10))), sweep_dir, Slurm(SlurmSettings(max_running=4)))
+    assert sum(int(word.partition("%")[2]) for word in throttles(slurm)) <= 4
+
+
+def test_a_full_qos_does_not_hold_up_another(slurm, sweep_dir, bin_dir):
+    taken = (bin_dir / "sbatch").read_text().removeprefix("#!/bin/bash\n")
+    write_command(bin_dir, "sbatch", f'if grep -q qos=debug "$2"; then echo "{POLICY}" >&2; exit 1; fi' + taken)
+    plan = plan_of([make_cell("small", num_params=10), make_cell("large", num_params=1000)])
+    plan.spec = SimpleNamespace(launcher=(LauncherRule(below=100, set={"qos": "debug"}),))
+    done = submit(plan, sweep_dir, Slurm())
+    assert done.submitted == ("large",) and set(done.postponed) == {"small"}
+
+
+def test_another_limit_is_no_full_queue():
+    line = "QOSMaxWallDurationPerJobLimit sbatch: error: Job violates accounting/QOS policy (job submit limit, ...)"
+    assert type(refusal(Path("x"), line)) is UserError
+    assert type(refusal(Path("x"), "AssocMaxSubmitJobLimit ... (job submit limit, ...)")) is JobLimitError
+
+
+def only_up_to(most: int, db: Path, bin_dir: Path) -> str:
+    """The body of an sbatch that refuses an array if more than so many tasks would wait or run."""
+    taken = (bin_dir / "sbatch").read_text().removeprefix("#!/bin/bash\n")
+    limit = f"""
+        has=$(ls {db}/*.live 2>/dev/null | wc -l)
+        asks=$(grep -oP '(?<=--array=0-)[0-9]+' "$2")
+        if [ $((has + asks + 1)) -gt {most} ]; then echo "{POLICY}" >&2; exit 1; fi
+    """
+    return limit + taken
 
 
 def test_a_limit_that_lets_nothing_in_is_an_error(slurm, sweep_dir, bin_dir):
@@ -126,6 +154,19 @@ def test_a_pilot_goes_first_and_the_others_when_it_is_done(slurm, sweep_dir):
     write_result(run_dir(sweep_dir, "b"), result("b"))
     slurm_stand_in.end(slurm, "1001_0", "COMPLETED|0:0")
     assert set(submit(plan, sweep_dir, Slurm(), pilot=True).submitted) == {"a", "c"}
+
+
+def test_a_pilot_that_failed_for_good_is_followed_by_nothing(slurm, sweep_dir):
+    plan = make_plan("a", "b")
+    submit(plan, sweep_dir, Slurm(), pilot=True)
+    slurm_stand_in.end(slurm, "1001_0", "FAILED|2:0")
+    done = submit(plan, sweep_dir, Slurm(), pilot=True)
+    assert not done.submitted and not done.postponed and "the pilot a is bad_config" in done.skipped["b"]
+
+
+def test_a_pilot_may_be_a_branch_if_nothing_else_is_left(slurm, sweep_dir):
+    plan = plan_of([make_cell("branch", parent="trunk", branch_step=4, own_share=0.1)])
+    assert submit(plan, sweep_dir, Slurm(), pilot=True).submitted == ("branch",)
 
 
 def test_a_pilot_runs_here_too(sweep_dir):
@@ -161,3 +202,17 @@ def test_a_rule_may_only_hold_keys_of_single_jobs():
     ):
         with pytest.raises(UserError, match=said):
             with_changes(SlurmSettings(mem_per_cpu="2G"), changes)
+
+
+def test_a_branch_waits_where_there_is_no_room_for_its_trunk(slurm, sweep_dir):
+    """It would train from nothing otherwise."""
+    costs = {"flops": {"full_masked_head": 9e9}}
+    plan = plan_of(
+        [
+            make_cell("branch", parent="trunk", branch_step=4, own_share=0.1, gpus_per_node=1),
+            make_cell("trunk", gpus_per_node=8),
+            make_cell("other", gpus_per_node=4, **costs),
+        ]
+    )
+    done = submit(plan, sweep_dir, Slurm(SlurmSettings(max_gpus=8)), extra=["trainer=cpu"])
+    assert done.submitted == ("other",) and set(done.postponed) == {"trunk", "branch"}

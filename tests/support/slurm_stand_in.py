@@ -1,7 +1,8 @@
 """A stand-in for SLURM: shell scripts for sbatch, squeue, sacct and scancel that read and write files.
 
-The state is a folder with one file per task: TASK.live holds the state of a queued or running task, and TASK.ended
-holds state|code:signal. If there is a file `refuse`, sbatch refuses; if there is a file `down`, squeue and sacct fail.
+The state is a folder with one file per task, or per job that is no array: TASK.live holds the state of a queued or
+running task, and TASK.ended holds state|code:signal. If there is a file `refuse`, sbatch refuses; if there is a file
+`down`, squeue and sacct fail.
 """
 
 import textwrap
@@ -14,7 +15,8 @@ SBATCH = """
     if [ -f {db}/refuse ]; then echo "sbatch: error: Batch job submission failed: Invalid partition" >&2; exit 1; fi
     n=$(ls {db}/*.script 2>/dev/null | wc -l); id=$((1001 + n)); cp "$2" {db}/$id.script
     last=$(grep -oP '#SBATCH --array=0-\\K[0-9]+' "$2")
-    for i in $(seq 0 $last); do echo "PENDING" > {db}/${{id}}_$i.live; done
+    [ -n "$last" ] || echo "PENDING" > {db}/$id.live
+    for i in ${{last:+$(seq 0 $last)}}; do echo "PENDING" > {db}/${{id}}_$i.live; done
     echo $id
 """
 TELL = """
