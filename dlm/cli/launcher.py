@@ -10,6 +10,7 @@ from dlm.core.configs import choices
 from dlm.core.errors import UserError, causes, unknown
 from dlm.core.paths import configs_dir
 from dlm.submit.job import SETTING_NAMES, slurm_settings
+from dlm.submit.local import LocalPool, local_settings
 from dlm.submit.overrides import quote
 from dlm.submit.slurm import Slurm, slurm_answers
 
@@ -43,6 +44,14 @@ def is_local(launcher: str) -> bool:
     return str(target).endswith("LocalLauncher")
 
 
+def pool_of(launcher: str, sweep: Path) -> LocalPool:
+    """Return this machine as the file of a launcher describes it.
+
+    Raises UserError for an unknown key or a value that is not allowed.
+    """
+    return LocalPool.of(local_settings(_values(launcher, (), sweep)))
+
+
 def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, sweep: Path | None = None) -> Slurm:
     """Return the SLURM cluster with the settings of a launcher's file.
 
@@ -55,21 +64,26 @@ def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, 
     Raises:
         UserError: A setting is not in Hydra's grammar, its key is unknown, or its value is not allowed.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     words = [word for word in words if word.lstrip("+").startswith(LAUNCHER_KEY)]
     for word in words:
         if word.lstrip("+").startswith(f"{LAUNCHER_KEY}_target_="):
             raise UserError(
                 f"{word}: only `python -m dlm.launch -m` can use another class; choose a file with --launcher"
             )
-    node = _composed(launcher, [f"++{word.lstrip('+')}" for word in words], sweep=sweep)
+    values = _values(launcher, [f"++{word.lstrip('+')}" for word in words], sweep)
+    return Slurm(slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))}))
+
+
+def _values(launcher: str, overrides: Sequence[str], sweep: Path | None) -> dict[str, Any]:
+    """Return the keys of a launcher and their values. Raises UserError for an error of Hydra, in one line."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        values: Any = OmegaConf.to_container(node, resolve=True)
+        values: Any = OmegaConf.to_container(_composed(launcher, overrides, sweep=sweep), resolve=True)
     except OmegaConfBaseException as error:
         raise _one_line(launcher, error) from error
-    return Slurm(slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))}))
+    return dict(values)
 
 
 def _composed(launcher: str, overrides: Sequence[str], *, sweep: Path | None = None) -> DictConfig:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import typer
 
-from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, slurm_of
+from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, pool_of, slurm_of
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import LocalProgress, show_plan
 from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths
+from dlm.core.configs import load_base
 from dlm.core.errors import ExitCode, UserError, unknown
 from dlm.data.prepare.command import ensure_data
 from dlm.plan import cost, grid
@@ -31,7 +32,7 @@ from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
 from dlm.submit.cluster import Submission
-from dlm.submit.job import with_changes
+from dlm.submit.job import SETTING_NAMES, with_changes
 from dlm.submit.local import LocalPool
 from dlm.submit.state import cells_now
 
@@ -99,7 +100,9 @@ def start(
         if is_first and missing_forecasts(sweep):
             print("the proof run follows: run the same command again when these cells are done")
         return Started(sweep=sweep, ran_here=False, code=ExitCode.DONE, postponed=bool(done.postponed))
-    code = _run_here(sweep, now, submit)
+    has_more = any(cell.result is None for cell in now.values())
+    pool = pool_of(launcher, sweep.folder) if has_more else LocalPool()
+    code = _run_here(sweep, now, submit, pool)
     if not is_first or not missing_forecasts(sweep):
         return Started(sweep=sweep, ran_here=True, code=code)
     now = look(sweep)
@@ -109,7 +112,7 @@ def start(
     sweep = with_proof(sweep, now)
     now |= look(sweep, known=now)
     if any(cell.is_proof for cell in sweep.plan.cells):
-        code = _run_here(sweep, now, functools.partial(submit, retry_failed=False)) or code
+        code = _run_here(sweep, now, functools.partial(submit, retry_failed=False), pool) or code
     return Started(sweep=sweep, ran_here=True, code=code)
 
 
@@ -131,14 +134,14 @@ def _cells_of(options: StartOptions, plan: Plan) -> set[str]:
     return found
 
 
-def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Submission]) -> int:
+def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Submission], pool: LocalPool) -> int:
     """Run the cells of a sweep that are not done on this machine, and return the exit code of the command."""
     while True:
         with LocalProgress(sweep, now) as progress:
             done = submit(
                 sweep.plan,
                 sweep.folder,
-                cluster=LocalPool(),
+                cluster=pool,
                 now=now,
                 on_event=progress.on_event,
                 on_tick=progress.on_tick,
@@ -179,6 +182,8 @@ def check_overrides(words: Sequence[str]) -> None:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":
             raise UserError(f"--override {word}: choose the launcher with --launcher")
+        if key in SETTING_NAMES and key not in load_base():
+            raise UserError(f"--override {word}: no run has such a key; did you mean hydra.launcher.{word}?")
         group = key.split(".")[0]
         is_deciding = group in (*DECIDING, "training", "validation", "seed", "recipe") or key == "trainer.precision"
         if is_deciding and key not in HARMLESS_DATA_KEYS:
@@ -238,7 +243,9 @@ def _show_submitted(done: Submission, folder: Path) -> None:
     for name, reason in done.skipped.items():
         print(f"not submitted: {name}: {reason}")
     for reason, count in Counter(done.postponed.values()).items():
-        print(f"{count} cells are submitted later, by the same command or --then report: {reason}")
+        cells = "1 cell is" if count == 1 else f"{count} cells are"
+        print(f"{cells} submitted later, by the job that looks after the sweep or by the same command: {reason}")
     as_arrays = f" as arrays {', '.join(done.arrays)}" if done.arrays else ""
     print(f"submitted {len(done.submitted)} cells{as_arrays}")
-    print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")
+    if done.submitted or done.postponed:
+        print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")

@@ -90,7 +90,7 @@ def existing(target: str) -> Sweep:
         from dlm.plan.adhoc import plan_of_runs
         from dlm.submit.ledger import Ledger
 
-        started = [path.name for path in (folder / "runs").glob("*/")]
+        started = [path.name for path in (folder / "runs").glob("[!.]*/")]  # a launcher's folder may be .submitit
         return Sweep(folder, plan_of_runs(folder, {*started, *Ledger(folder).read()}))
     if not folder.is_dir():
         folder = paths.workdir() / _definition(target).name

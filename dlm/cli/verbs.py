@@ -117,10 +117,12 @@ def sweep(given: options.StartOptions) -> None:
 def status(
     target: Target,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Repeat until no cell runs or waits.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Repeat until no cell runs or waits and no job looks after the sweep.")
+    ] = False,
 ) -> None:
     """Show the state, step, loss, speed and time left of every cell, and why it failed."""
-    from dlm.submit.follower import follower_line
+    from dlm.submit.follower import follower_line, is_looked_after
     from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
 
     sweep = targets.existing(target)
@@ -135,7 +137,8 @@ def status(
                 print(looked_after)
             for warning in warnings:
                 targets.warn(warning)
-        if not watch or not any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
+        is_live = any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells)
+        if not watch or not (is_live or is_looked_after(sweep.folder)):
             return
         time.sleep(wait_sec)
         wait_sec = min(1.2 * wait_sec, LONGEST_WAIT_SEC)

@@ -80,6 +80,15 @@ def is_in_queue(following: Following, slurm: Slurm) -> bool:
     return answer.silent or (own is not None and own.is_live)
 
 
+def is_looked_after(folder: Path) -> bool:
+    """Whether a follower of the sweep waits or runs, as far as this user may know."""
+    try:
+        following = read_following(folder)
+    except PermissionError:  # see `write_following`
+        return False
+    return following is not None and following.trouble is None and is_in_queue(following, Slurm())
+
+
 def submit_follower(
     following: Following,
     sweep_dir: Path,

@@ -24,13 +24,13 @@ from hydra_plugins.hydra_submitit_launcher import config as plugin_config
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dlm.core.errors import ExitCode, UserError, unknown
+from dlm.core.errors import ExitCode, unknown
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event
 from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
-from dlm.submit.local import LocalPool
+from dlm.submit.local import LocalPool, LocalSettings, local_settings
 from dlm.submit.slurm import Slurm
 from dlm.submit.state import cells_now
 from dlm.submit.submission import submit_jobs, submitting
@@ -63,23 +63,6 @@ _IN_CONFIGS: dict[str, Any] = {
 
 def _list_or(default: Any) -> Any:
     return dataclasses.field(default_factory=list) if default == () else default
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LocalSettings:
-    """The keys of configs/hydra/launcher/submitit_local.yaml: those of the plugin, and dlm's own."""
-
-    timeout_min: int | None = None  # a job that takes longer is told to stop and writes a checkpoint
-    nodes: int | None = None
-    tasks_per_node: int | None = None
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: int | None = None  # as in submitit, nothing enforces it on this machine
-    name: str | None = None  # this and the next keys have no effect: jobs are named by their cells, and log there
-    submitit_folder: str | None = None
-    stderr_to_stdout: bool = True
-    cores: int | None = None
-    grace_sec: float = 120.0
 
 
 SlurmConf = _config_node("SlurmConf", plugin_config.SlurmQueueConf, SlurmSettings, "hydra_plugins.dlm.SlurmLauncher")
@@ -223,18 +206,7 @@ class LocalLauncher(CoreLauncher, plugin.LocalLauncher):
 
     def make_cluster(self) -> Cluster:
         """Return this machine as the cluster."""
-        keys = local_settings(self.params)
-        return LocalPool(
-            cores=keys.cores,
-            grace_sec=keys.grace_sec,
-            timeout_min=keys.timeout_min,
-            settings=SlurmSettings(
-                cpus_per_task=keys.cpus_per_task,
-                tasks_per_node=keys.tasks_per_node or 1,
-                gpus_per_node=keys.gpus_per_node,
-                allow_dirty=True,
-            ),
-        )
+        return LocalPool.of(local_settings(self.params))
 
 
 class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
@@ -243,17 +215,6 @@ class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
     def make_cluster(self) -> Cluster:
         """Return a SLURM cluster that is configured with the launcher's keys."""
         return Slurm(slurm_settings(self.params))
-
-
-def local_settings(values: Mapping[str, Any]) -> LocalSettings:
-    """Make LocalSettings from plain values. Raises UserError for an unknown key, and for more than one node."""
-    allowed = [item.name for item in dataclasses.fields(LocalSettings)]
-    for key in values:
-        if key not in allowed:
-            raise unknown("key of hydra.launcher", key, allowed)
-    if (values.get("nodes") or 1) > 1:
-        raise UserError(f"hydra.launcher.nodes is {values['nodes']}: this machine is one node; use submitit_slurm")
-    return LocalSettings(**{key: value for key, value in values.items() if value is not None})
 
 
 def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> tuple[list[Job], list[CellNow]]:

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from dlm.core.errors import ExitCode, UserError
+from dlm.core.errors import ExitCode, UserError, unknown
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State, goes_on
 from dlm.record.run import has_checkpoint, read_result
@@ -33,6 +34,34 @@ from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
 from dlm.submit.job_endings import local_ending
 
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # exit codes of a process that finds its cell held by another
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """The keys of configs/hydra/launcher/submitit_local.yaml: those of the plugin, and dlm's own."""
+
+    timeout_min: int | None = None  # a job that takes longer is told to stop and writes a checkpoint
+    nodes: int | None = None
+    tasks_per_node: int | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: int | None = None  # as in submitit, nothing enforces it on this machine
+    name: str | None = None  # this and the next keys have no effect: jobs are named by their cells, and log there
+    submitit_folder: str | None = None
+    stderr_to_stdout: bool = True
+    cores: int | None = None
+    grace_sec: float = 120.0
+
+
+def local_settings(values: Mapping[str, Any]) -> LocalSettings:
+    """Make LocalSettings from plain values. Raises UserError for an unknown key, and for more than one node."""
+    allowed = [item.name for item in fields(LocalSettings)]
+    for key in values:
+        if key not in (*allowed, "_target_"):
+            raise unknown("key of hydra.launcher", key, allowed)
+    if (values.get("nodes") or 1) > 1:
+        raise UserError(f"hydra.launcher.nodes is {values['nodes']}: this machine is one node; use submitit_slurm")
+    return LocalSettings(**{key: value for key in allowed if (value := values.get(key)) is not None})
 
 
 @dataclass(kw_only=True)
@@ -59,6 +88,21 @@ class LocalPool(Cluster):
     timeout_min: float | None = None
     poll_sec: float = 0.1
     settings: SlurmSettings = field(default_factory=lambda: SlurmSettings(allow_dirty=True))
+
+    @classmethod
+    def of(cls, keys: LocalSettings) -> LocalPool:
+        """Return this machine as the keys of a launcher's file describe it."""
+        return cls(
+            cores=keys.cores,
+            grace_sec=keys.grace_sec,
+            timeout_min=keys.timeout_min,
+            settings=SlurmSettings(
+                cpus_per_task=keys.cpus_per_task,
+                tasks_per_node=keys.tasks_per_node,
+                gpus_per_node=keys.gpus_per_node,
+                allow_dirty=True,
+            ),
+        )
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError for a job that needs several nodes, or more GPUs than this machine offers."""

@@ -22,7 +22,7 @@ def find_run(cell: str, sweep_dir: Path | None = None) -> Path:
     if (path := Path(cell).absolute()).parent.name == "runs" and path.is_dir():
         return path
     folders = [sweep_dir] if sweep_dir is not None else sorted(path.parent for path in paths.workdir().glob("*/runs"))
-    runs = [run for folder in folders for run in sorted((folder / "runs").glob("*")) if run.is_dir()]
+    runs = [run for folder in folders for run in sorted((folder / "runs").glob("[!.]*")) if run.is_dir()]
     found = [run for run in runs if run.name == cell] or [run for run in runs if cell in run.name]
     if not found:
         near = hint(cell, [run.name for run in runs], otherwise=f"none of {len(runs)} runs has that in its name")

@@ -14,6 +14,7 @@ from dlm.core.errors import TryAgainError, UserError
 from dlm.fit import table
 from dlm.fit.budgets import TOLERANCE
 from dlm.fit.frozen import extended
+from dlm.submit import follower
 
 VERBS = [command.callback.__name__ for command in verbs.app.registered_commands]
 
@@ -149,3 +150,12 @@ def test_watching_stops_when_no_cell_runs_or_waits(workdir, stdlib_data):
     assert dlm("plan", "smoke").exit_code == 0
     shown = dlm("status", "smoke", "--watch")
     assert shown.exit_code == 0 and "10 planned" in shown.output
+
+
+def test_watching_goes_on_less_and_less_often_while_a_job_looks_after_the_sweep(workdir, stdlib_data, monkeypatch):
+    assert dlm("plan", "smoke").exit_code == 0
+    waits, looks = [], iter([True] * 12 + [False])
+    monkeypatch.setattr(verbs.time, "sleep", waits.append)
+    monkeypatch.setattr(follower, "is_looked_after", lambda folder: next(looks))
+    assert dlm("status", "smoke", "--watch").output.count("10 planned") == 13
+    assert waits[0] == 5 and waits == sorted(waits) and waits[-1] == 30

@@ -418,5 +418,7 @@ def test_an_override_that_would_change_a_planned_cell_is_refused(word):
 
 def test_overrides_that_change_no_result_are_accepted():
     start.check_overrides(["trainer=cpu", "data.micro_batch_size=2", "logger=none", "hydra.launcher.partition=x"])
+    with pytest.raises(UserError, match=r"no run has such a key; did you mean hydra\.launcher\.partition=x\?"):
+        start.check_overrides(["partition=x"])
     with pytest.raises(UserError, match="choose the launcher with --launcher"):
         start.check_overrides(["hydra/launcher=submitit_slurm"])

@@ -25,13 +25,18 @@ from dlm.submit.ledger import Ledger
 
 # Stands where dlm.launch stands; its jobs are stub_cell processes instead of trainings.
 APPLICATION = """
-    import functools, json, sys
+    import json, sys
     import hydra
     from hydra.core.plugins import Plugins
     from dlm.submit import hydra as launchers
     from hydra._internal.core_plugins import basic_sweeper
 
-    launchers.LocalPool = functools.partial(launchers.LocalPool, module="support.stub_cell", poll_sec=0.02)
+
+    class StubPool(launchers.LocalPool):
+        def __init__(self, **keys):
+            super().__init__(**keys, module="support.stub_cell", poll_sec=0.02)
+
+    launchers.LocalPool = StubPool
     launchers.register()
     returns = launchers.CoreLauncher.launch
 
