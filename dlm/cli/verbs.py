@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def _started(given: options.StartOptions, *, then: bool) -> Started:
         started = start(given, before_first=reserve if then else lambda folder: None)
     except UserError:
         for folder in reserved:
-            follow.dismiss(folder)
+            with contextlib.suppress(UserError):  # the first error is the one to tell
+                follow.dismiss(folder)
         raise
     if then and not started.ran_here:
         follow.arrange(started, given)

@@ -32,6 +32,7 @@ from dlm.submit.cluster import Cluster, Event
 from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
 from dlm.submit.local import LocalPool, LocalSettings, local_settings
 from dlm.submit.slurm import Slurm
+from dlm.submit.slurm_commands import JobLimitError
 from dlm.submit.state import cells_now
 from dlm.submit.submission import submit_jobs, submitting
 
@@ -161,9 +162,16 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
         """Submit the jobs that are worth starting, and wait for all jobs; return the known exit codes by job name."""
         cluster, codes, left = self.cluster, dict[str, int](), dict(jobs)
         while True:
-            with submitting(cluster, sweep_dir):
-                starting, live = _worth_starting(left, sweep_dir, cluster)
-                done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, live=live, on_event=_show)
+            try:
+                with submitting(cluster, sweep_dir):
+                    starting, live = _worth_starting(left, sweep_dir, cluster)
+                    done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, live=live, on_event=_show)
+            except JobLimitError as error:  # other jobs of the user fill the queue
+                if len(left) == len(jobs):  # nothing has run yet
+                    raise
+                _say(f"{error}: trying again in {cluster.settings.poll_sec:g} s")
+                time.sleep(cluster.settings.poll_sec)
+                continue
             if not cluster.queues:
                 not_run = (job.name for job in starting if done.interrupted)
                 return dict.fromkeys(not_run, int(ExitCode.PREEMPTED)) | dict(done.exit_codes)
