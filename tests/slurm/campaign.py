@@ -35,7 +35,7 @@ from dlm.record.run import read_result, read_status
 from dlm.submit.follower import read_following
 
 SMOKE = PACKAGE.parent / "sweeps" / "smoke.yaml"
-CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[3e11]", "tokens_per_param=[1,1e5]")
+CELLS = ("name=campaign", "models=[4k,8k]", "seeds=[0,1,2,3,4,5]", "budgets=[5e11]", "tokens_per_param=[1,1e5]")
 CURVE = ("train/loss", "val/loss", "val/loss_se", "grad_norm", "weight_norm", "lr")
 SUBMIT_EVERY_SEC = 20
 HAND_LOG = "by_hand.txt"
