@@ -52,6 +52,7 @@ def test_a_cluster_that_works(doctor, workdir, cluster):
     assert json.loads(found.read_text())["host"] in said
 
 
+@pytest.mark.long
 def test_a_gpu_that_torch_does_not_see(doctor):
     """The GPUs of this cluster exist in its books only; a job gets one without being asked."""
     ended, said = doctor()
@@ -76,11 +77,13 @@ def test_a_partition_that_does_not_exist_and_a_time_that_it_does_not_allow(docto
     assert ended.code == 2 and "set hydra.launcher.timeout_min to 2 at most" in said
 
 
+@pytest.mark.long
 def test_sbatch_refuses(doctor):
     ended, said = doctor("--gpus", "0", constraint="h100")
     assert ended.code == 2 and state_of(ended, "job") == "FAILED" and "hydra.launcher.constraint" in said, ended.out
 
 
+@pytest.mark.long
 def test_a_node_that_does_not_see_the_work_directory(doctor, cluster, workdir):
     """One node has an empty folder in its place."""
     node = cluster.nodes[0]
@@ -104,6 +107,7 @@ def test_a_node_that_does_not_see_the_work_directory(doctor, cluster, workdir):
         wait_for(lambda: "idle" in cluster("sinfo", "-h", "-n", node, "-o", "%T"))
 
 
+@pytest.mark.long
 def test_a_job_that_never_starts_is_cancelled(doctor, cluster):
     ended, said = doctor("--gpus", "0", "--timeout", "0.3", additional_parameters="{begin: now+1hour}")
     assert ended.code == 2 and state_of(ended, "job") == "FAILED", (ended.out, ended.err)
@@ -111,6 +115,7 @@ def test_a_job_that_never_starts_is_cancelled(doctor, cluster):
     wait_for(lambda: not cluster("squeue", "-h").strip())
 
 
+@pytest.mark.long
 def test_jobs_that_cannot_call_sbatch(doctor, tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("srun", "bash"):
@@ -120,6 +125,7 @@ def test_jobs_that_cannot_call_sbatch(doctor, tmp_path):
     assert "sbatch is not on PATH in jobs" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lab", ["module_and_conda", "container"])
 def test_the_file_of_a_lab_unchanged(doctor, lab, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()

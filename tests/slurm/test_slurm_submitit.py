@@ -202,6 +202,7 @@ def test_the_cells_of_a_sweep_stay_within_its_limits_in_all_arrays(sweep, cluste
     assert max(seen) == 2 and {cell["state"] for cell in sweep.status()} == {"done"}, seen
 
 
+@pytest.mark.long
 def test_slurm_takes_what_its_limit_allows_and_the_follower_submits_the_rest(sweep, cluster):
     cluster("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
     try:
@@ -222,6 +223,7 @@ def test_a_pilot_goes_first_and_the_follower_submits_the_rest(sweep, cluster):
     wait_for(lambda: [cell["state"] for cell in sweep.status()] == ["done"] * 2, seconds=400, sleep=2)
 
 
+@pytest.mark.long
 def test_one_cell_is_submitted_by_a_part_of_its_id(sweep):
     assert sweep.submit("budgets=[2e10,4e10]", more=["--cell", "nothing-like-it"]).code == 2
     planned = json.loads(sweep.command("dlm.cli", "plan", *sweep.arguments("budgets=[2e10,4e10]")[1:2], "--json",
