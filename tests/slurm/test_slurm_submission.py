@@ -171,6 +171,7 @@ def test_a_sweep_that_has_spent_its_gpu_hours_starts_no_more(sweep):
     assert "GPU-hours used of" in table
 
 
+@pytest.mark.long  # tests/train/test_topology.py resumes with other numbers of processes
 def test_a_resume_with_another_world_size_gives_the_same_losses(sweep, undisturbed):
     assert sweep.submit(LONG).code == 0
     wait_for(sweep.trains)
