@@ -20,6 +20,7 @@ from dlm.submit.job import SlurmSettings
 from dlm.submit.partitions import Association, Partition, associations, controllers_array_limit, partitions
 from dlm.submit.slurm import Slurm, slurm_answers
 from dlm.submit.slurm_commands import output
+from dlm.submit.snapshot import uncommitted
 
 MANY_PARTITIONS = 8  # more are not listed
 LITTLE_GIB = 20.0  # of free space; the checkpoints of a small sweep
@@ -71,7 +72,7 @@ def partition_check(slurm: Slurm, known: Sequence[Partition]) -> Check:
         return failed("partition", f"{', '.join(down)} takes no jobs now", "set hydra.launcher.partition")
     asked, allowed_min = slurm.settings.timeout_min, slurm.max_time_min(slurm.settings)
     if asked is not None and allowed_min is not None and asked > allowed_min:
-        found = f"hydra.launcher.timeout_min is {asked}, and it allows {allowed_min} minutes"
+        found = f"hydra.launcher.timeout_min is {asked}, and the partition allows {allowed_min} minutes"
         return failed("partition", found, f"set hydra.launcher.timeout_min to {allowed_min} at most")
     return ok("partition", f"jobs go to {', '.join(part.name for part in chosen)}")
 
@@ -145,9 +146,7 @@ def code_check(settings: SlurmSettings) -> Check:
     if origin is None:
         return warning("code", "the code is in no git repository", "the runs will not name their commit; clone dlm")
     if origin.changed and not settings.allow_dirty:
-        more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
-        found = f"not committed: {', '.join(origin.changed[:3])}{more}"
-        return warning("code", found, "commit before `dlm submit`, or submit with --allow-dirty")
+        return warning("code", uncommitted(origin), "commit before `dlm submit`, or submit with --allow-dirty")
     return ok("code", f"commit {origin.sha[:8]}{', with changes' if origin.changed else ''}")
 
 

@@ -42,12 +42,8 @@ Share = Annotated[Number, Field(gt=0, le=1)]
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
-NEW_FIELDS = (
-    "proof",
-    "replicates",
-    "branches",
-    "launcher",
-)  # earlier versions lack them; plan.json has them only if they are set
+# Fields that earlier versions lack; plan.json has them only if they are set.
+NEW_FIELDS = ("proof", "replicates", "branches", "launcher")
 
 
 class _Frozen(BaseModel):

@@ -75,7 +75,7 @@ def check_resources(settings: SlurmSettings, *, gpus: int, max_time_min: int | N
     return Resources(
         gpus_per_node=gpus,
         cpus_per_task=settings.cpus_per_task or 1,
-        mem_gib=settings.mem_gb or HOST_GIB[gpus > 0],
+        mem_gib=HOST_GIB[gpus > 0] if settings.mem_gb is None else settings.mem_gb,
         time_min=min(TIME_MIN, max_time_min or TIME_MIN),
     )
 

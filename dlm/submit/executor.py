@@ -89,7 +89,7 @@ class Executor(submitit.SlurmExecutor):
     too. It would also tie a job to the libraries of the submitting process.
 
     Args:
-        folder: Where scripts and the logs of batch scripts go.
+        folder: Where the logs of batch scripts go.
         parameters: The parameters by the names that all executors of submitit share.
         num_jobs: The number of tasks of a job array; None for a job that is no array.
     """

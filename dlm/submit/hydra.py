@@ -91,7 +91,7 @@ def register(arguments: Sequence[str] = ()) -> None:
         store.store(group="hydra/launcher", name=f"dlm_{name}", node=node, provider="dlm")
 
 
-class _Original:
+class _Original(plugin.BaseSubmititLauncher):
     """A launcher of the plugin as it is, with its own defaults for the keys that are as dlm's file has them.
 
     Raises UserError for a key that the plugin does not know.
@@ -110,10 +110,11 @@ class _Original:
         super().__init__(**{**defaults, **given})
 
     def setup(self, *, config: DictConfig, **others: Any) -> None:
-        super().setup(config=config, **others)  # type: ignore[misc]
+        super().setup(config=config, **others)
         with open_dict(config.hydra.launcher):  # the defaults of the plugin refer to other keys of the config
             config.hydra.launcher = self.params
-        self.params = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
+        resolved: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        self.params = resolved
 
 
 class OriginalLocalLauncher(_Original, plugin.LocalLauncher):
@@ -226,7 +227,10 @@ class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
 
 
 def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> tuple[list[Job], list[CellNow]]:
-    """Return the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run, and the others."""
+    """Return (the jobs to start, the cells that wait or run).
+
+    To start are the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run.
+    """
     now, _ = cells_now([(name, None) for name in jobs], sweep_dir, repair=cluster.queues)
     skip = {name for name, cell in now.items() if cell.state is State.DONE or (cluster.queues and cell.is_live)}
     for name in sorted(skip):

@@ -52,6 +52,7 @@ class Ledger:
         name: str | None = None,
         logs: Path | None = None,
         at_once: int | None = None,
+        gpus: int | None = None,
     ) -> None:
         """Record the jobs that are about to be submitted to the ``Cluster`` with the name ``cluster``.
 
@@ -63,6 +64,7 @@ class Ledger:
             name: The name of the job array in the cluster; None for ``job_name`` of the sweep.
             logs: The folder of the logs of batch scripts; None: that of the ledger.
             at_once: How many of the jobs may run at once; None if there is no limit.
+            gpus: The number of GPUs of each job; None if it is not known.
         """
         again = {job.name: job.was for job in jobs if job.was is not None}
         failed = {name: now for name, now in again.items() if OUTCOMES[now.state].is_failure}
@@ -74,7 +76,7 @@ class Ledger:
             user=os.getuid(),
             name=name,
             at_once=at_once,
-            gpus={job.name: gpus for job in jobs if (gpus := job.resources.num_gpus)},
+            gpus=gpus,
             logs=None if logs is None else str(logs),
             cells=[job.name for job in jobs],
             was={name: now.state for name, now in again.items()},
@@ -153,7 +155,7 @@ def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRec
         array_name=line.get("name"),
         logs=line.get("logs"),
         at_once=line.get("at_once"),
-        gpus=line.get("gpus", {}).get(cell_id),
+        gpus=line.get("gpus"),
         user=line.get("user"),
         failures=failures,
         failed_at=failed_at,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dlm.core.errors import UserError
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Request
 from dlm.submit.job import Job, SlurmSettings
+from dlm.submit.partitions import gpus_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def shares(arrays: Sequence[Request], room: Room, settings: SlurmSettings) -> li
         UserError: A single job needs more GPUs than the sweep may use.
     """
     counts = [0] * len(arrays)
-    gpus = [_gpus_of(array.jobs[0], settings) for array in arrays]
+    gpus = [gpus_of(array.jobs[0], settings) for array in arrays]
     for array, need in zip(arrays, gpus, strict=True):
         if settings.max_gpus is not None and need > settings.max_gpus:
             limit = f"hydra.launcher.max_gpus is {settings.max_gpus}"
@@ -73,10 +73,10 @@ def shares(arrays: Sequence[Request], room: Room, settings: SlurmSettings) -> li
         counts[best], room = counts[best] + 1, room.without(1, gpus[best])
 
 
-def _gpus_of(job: Job, settings: SlurmSettings) -> int:
-    """Return the GPUs of a job on all its nodes, also if the key gres asks for them, as in gpu:a100:8."""
-    asked = re.search(r"gpu(?::[^:,]+)?:(\d+)", (job.settings or settings).gres or "")
-    return job.resources.num_gpus if asked is None else job.resources.nodes * int(asked[1])
+def gpus_of(job: Job, settings: SlurmSettings) -> int:
+    """Return the number of GPUs of a job on all its nodes, also if the key gres asks for them."""
+    gres = (job.settings or settings).gres
+    return job.resources.num_gpus if gres is None else job.resources.nodes * gpus_in(gres)
 
 
 def _parallelism(array: Request, settings: SlurmSettings) -> int:

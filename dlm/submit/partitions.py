@@ -57,12 +57,13 @@ def partitions() -> list[Partition]:
             is_up=up == "up",
             limit=limit,
             num_nodes=num_nodes + (before.num_nodes if before else 0),
-            num_gpus=num_nodes * _gpus_of(gres) + (before.num_gpus if before else 0),
+            num_gpus=num_nodes * gpus_in(gres) + (before.num_gpus if before else 0),
         )
     return list(found.values())
 
 
-def _gpus_of(gres: str) -> int:
+def gpus_in(gres: str) -> int:
+    """Return the number of GPUs in generic resources of a node, as in gpu:a100:8."""
     return sum(int(count) for count in _GPUS.findall(gres))
 
 

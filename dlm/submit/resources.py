@@ -48,7 +48,7 @@ def cell_resources(
         tasks_per_node=tasks,
         gpus_per_node=gpus,
         cpus_per_task=settings.cpus_per_task or 1 + num_workers(cell, extra),
-        mem_gib=settings.mem_gb or host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0),
+        mem_gib=host_memory_gib(cell, tasks=tasks, on_gpu=gpus > 0) if settings.mem_gb is None else settings.mem_gb,
         time_min=_time_limit(settings, time_limit_min(cell.estimate.hours), max_time_min),
     )
 

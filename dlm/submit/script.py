@@ -93,7 +93,7 @@ def body_of(array: Request, settings: SlurmSettings) -> str:
         settings: The launcher's keys.
 
     Raises:
-        UserError: The settings give the GPUs of a node another number of tasks.
+        UserError: The settings give the GPUs of a node another number of tasks, or count time limits without any.
     """
     need = array.jobs[0].resources
     if need.gpus_per_node > 1 and need.tasks_per_node != need.gpus_per_node:
@@ -101,6 +101,8 @@ def body_of(array: Request, settings: SlurmSettings) -> str:
             f"{array.jobs[0].name} has {need.gpus_per_node} GPUs on a node and hydra.launcher.tasks_per_node is "
             f"{need.tasks_per_node}: each GPU needs a task; set it to null"
         )
+    if settings.max_num_timeout is not None and need.time_min is None:
+        raise UserError("hydra.launcher.max_num_timeout counts time limits, and there is none: set timeout_min too")
     jobs_file = shlex.quote(f"{array.ledger.folder.absolute()}/{array.submission}.jobs")
     python = f"{shlex.quote(sys.executable)} -P -m"
     lines = [
@@ -172,7 +174,8 @@ def _cell_lines(need: Resources, settings: SlurmSettings, python: str) -> Sequen
 def _requeue_lines(need: Resources, settings: SlurmSettings, python: str) -> list[str]:
     """Return the lines that put a cell that is to be continued into the queue again."""
     and_may = ""
-    if settings.max_num_timeout is not None and need.time_min is not None:
+    if settings.max_num_timeout is not None:
+        assert need.time_min is not None
         # SLURM may send the signal up to a minute early.
         at = max(0, need.time_min * 60 - _delay_sec(need, settings) - 60)
         count = f'{python} dlm.submit.timeouts "$run_dir" {settings.max_num_timeout}'

@@ -15,7 +15,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
 from dlm.submit.job import Job, SlurmSettings, job_name
-from dlm.submit.limits import room_left, shares
+from dlm.submit.limits import gpus_of, room_left, shares
 from dlm.submit.partitions import controllers_array_limit
 from dlm.submit.script import arrays, body_of, halves, job_line, parameters_of
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, output, printed, run
@@ -123,6 +123,7 @@ class Slurm(Cluster):
             name=name,
             logs=logs if settings.submitit_folder is not None else None,
             at_once=at_once,
+            gpus=gpus_of(array.jobs[0], self.settings),
         )
         array_id = self._send(array, executor, script, name=name, num_before=num_before)
         ids = {job.name: f"{array_id}_{index}" for index, job in enumerate(array.jobs)}

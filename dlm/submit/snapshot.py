@@ -65,11 +65,16 @@ def content_hash_of(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def uncommitted(origin: Origin) -> str:
+    """Name the first files that differ from the last commit."""
+    more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
+    return f"not committed: {', '.join(origin.changed[:3])}{more}"
+
+
 def check_clean(origin: Origin | None) -> None:
     """Raise UserError if the code differs from the last commit."""
     if origin is not None and origin.changed:
-        more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
         raise UserError(
-            f"not committed: {', '.join(origin.changed[:3])}{more}; commit first, or submit with --allow-dirty "
+            f"{uncommitted(origin)}; commit first, or submit with --allow-dirty "
             "(ALLOW_DIRTY=1 for make, hydra.launcher.allow_dirty=true for Hydra), which keeps the diff beside the code"
         )

@@ -122,9 +122,8 @@ def _strategy(name: str, world_size: int, timeout_sec: int | None) -> Any:
         timeout_sec: How long the processes wait for one another, in seconds; None for Lightning's default.
     """
     timeout: Any = {} if timeout_sec is None else {"timeout": timedelta(seconds=timeout_sec)}
-    if name == "ddp" or (
-        name == "auto" and world_size > 1
-    ):  # the only buffers are the rotary tables, which are the same in every process
+    if name == "ddp" or (name == "auto" and world_size > 1):
+        # The only buffers are the rotary tables, which are the same in every process.
         return DDPStrategy(broadcast_buffers=False, **timeout)
     if name in SHARDED:  # the checkpoint is a single file, which any strategy and world size can load
         return ModelParallelStrategy(

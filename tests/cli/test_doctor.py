@@ -129,7 +129,7 @@ def test_a_command_that_fails_is_a_warning(slurm, tmp_path, command, body, line)
     [
         (["partition=gpus"], 2, "there is no partition gpus to do: set hydra.launcher.partition; did you mean gpu"),
         (["partition=old"], 2, "FAILED partition old takes no jobs now"),
-        (["partition=gpu", "timeout_min=3000"], 2, "timeout_min is 3000, and it allows 1440 minutes"),
+        (["partition=gpu", "timeout_min=3000"], 2, "timeout_min is 3000, and the partition allows 1440 minutes"),
         (["account=lib"], 0, "warning account lab: QOS normal, long, MaxJobs 10, MaxSubmitJobs 20 "
                              "to do: hydra.launcher.account is lib: did you mean lab"),
         (["qos=lang"], 0, "hydra.launcher.qos is lang: did you mean long"),

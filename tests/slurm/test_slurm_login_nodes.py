@@ -154,12 +154,12 @@ def test_somebody_who_is_not_root_submits_and_their_cell_runs(cluster, public):
     assert closed.returncode == 2 and said[-1].startswith("dlm: cannot read or write"), closed.stderr
     assert "Traceback" not in closed.stderr
     follow = ("--then", "report", "--override", "hydra.launcher.follow_min=1")
-    submitted = dlm(*words, *follow, workdir="work")
+    submitted = dlm(*words, *follow, workdir="swept")
     assert submitted.returncode == 0, submitted.stderr
     wait_for(lambda: not cluster("squeue", "-h", "--user=nobody").strip())
-    ended = read_json(public / "work/theirs/ledger/follower.json")["ended"]
-    assert ended == f"report: {public}/work/theirs/report/report.html"
-    (run_dir,) = (public / "work/theirs/runs").iterdir()
+    ended = read_json(public / "swept/theirs/ledger/follower.json")["ended"]
+    assert ended == f"report: {public}/swept/theirs/report/report.html"
+    (run_dir,) = (public / "swept/theirs/runs").iterdir()
     assert read_result(run_dir) is not None, (run_dir / "log.txt").read_text()
     assert (run_dir / "result.json").owner() == "nobody"
     if PACKAGE.parent.joinpath(".git").exists() and PACKAGE.owner() != "nobody":

@@ -78,6 +78,7 @@ def test_host_memory_comes_from_the_plan():
     on_gpu = make_cell("a", gpus_per_node=8, memory_gib=40.0, num_params_total=10**9)
     assert cell_resources(on_gpu).mem_gib == 96  # 8 x 8, and the state twice
     assert cell_resources(on_gpu, SlurmSettings(mem_gb=500)).mem_gib == 500
+    assert cell_resources(on_gpu, SlurmSettings(mem_gb=0)).mem_gib == 0  # all memory of the node
 
 
 def test_the_trainer_follows_the_devices_unless_the_definition_chose_one():

@@ -159,6 +159,12 @@ def test_each_gpu_needs_a_task(tmp_path):
         options(tmp_path, SlurmSettings(), gpus_per_node=4)
 
 
+def test_time_limits_that_nobody_knows_cannot_be_counted(tmp_path):
+    with pytest.raises(UserError, match="max_num_timeout counts time limits, and there is none"):
+        options(tmp_path, SlurmSettings(max_num_timeout=1))
+    options(tmp_path, SlurmSettings(max_num_timeout=1), time_min=60)
+
+
 def test_time_limits_are_counted_for_each_submission(tmp_path):
     assert may_go_on(tmp_path, submission="s", most=2) and may_go_on(tmp_path, submission="s", most=2)
     assert not may_go_on(tmp_path, submission="s", most=2)

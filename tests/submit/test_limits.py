@@ -62,6 +62,13 @@ def test_what_runs_already_leaves_less_room():
     assert room_left(SlurmSettings(max_running=2), old) == Room(cells=-1)
 
 
+def test_gpus_that_gres_asks_for_count_now_and_while_the_cells_are_queued(slurm, sweep_dir):
+    cluster = Slurm(SlurmSettings(max_gpus=16, gres="gpu:a100:8"))
+    assert set(submit(make_plan("a", "b"), sweep_dir, cluster, only={"a"}).submitted) == {"a"}
+    assert submit(make_plan("a", "b", "c", "d"), sweep_dir, cluster).submitted == ("b", "c", "d")
+    assert throttles(slurm) == ["0-0%1", "0-2%1"]  # 16 GPUs allow two cells of eight
+
+
 def test_a_job_that_can_never_fit_is_refused():
     settings = SlurmSettings(max_gpus=8)
     with pytest.raises(UserError, match=r"c0 needs 16 GPUs, and hydra\.launcher\.max_gpus is 8"):
