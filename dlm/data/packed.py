@@ -44,14 +44,25 @@ def encode_packed(tokens: np.ndarray) -> bytes:
     return HEADER.pack(MAGIC, 1, _CODES[tokens.dtype.newbyteorder("<")], len(tokens)) + tokens.tobytes()
 
 
-def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
-    """Return the dtype and the number of tokens of a file. Raises UserError unless it is a complete LITPKDS file."""
-    size = path.stat().st_size
+def chunk_tokens(path: Path) -> int:
+    """Return the number of tokens in a chunk that the header states. A whole file consists of whole chunks."""
+    return int(_header(path)[3])
+
+
+def _header(path: Path) -> tuple[bytes, int, int, int]:
+    """Return magic, version, dtype code and tokens per chunk. Raises UserError if the file is of another format."""
     with open(path, "rb") as stream:
         head = stream.read(HEADER.size)
     if len(head) < HEADER.size or head[:7] != MAGIC:
         raise UserError(f"{path} is no LITPKDS file: it does not begin with the bytes LITPKDS")
-    _, version, code, _ = HEADER.unpack(head)
+    magic, version, code, chunk = HEADER.unpack(head)
+    return magic, version, code, chunk
+
+
+def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
+    """Return the dtype and the number of tokens of a file. Raises UserError unless it is a complete LITPKDS file."""
+    size = path.stat().st_size
+    _, version, code, _ = _header(path)
     if version != 1 or code not in INTEGER_CODES:
         raise UserError(
             f"{path} has version {version} and dtype code {code}: dlm reads version 1 and integer codes "
@@ -90,11 +101,15 @@ class PackedTokens:
         paths: The files, in order.
         block_size: Tokens per sequence.
         stride: Tokens between the starts of consecutive sequences.
+        counts: How many tokens of each file are read, from its beginning; by default all.
     """
 
-    def __init__(self, paths: Sequence[Path], *, block_size: int, stride: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, block_size: int, stride: int, counts: Sequence[int] | None = None
+    ) -> None:
         self.paths, self.block_size, self.stride = list(paths), block_size, stride
-        self.ends = list(itertools.accumulate(_read_header(path)[1] for path in paths))
+        self.counts = [_read_header(path)[1] for path in paths] if counts is None else list(counts)
+        self.ends = list(itertools.accumulate(self.counts))
         self._opened: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -139,14 +154,15 @@ class PackedTokens:
         if tokens is None:
             if len(self._opened) >= MAX_OPEN:
                 self._opened.clear()
-            tokens = self._opened[file] = open_packed(self.paths[file])
+            tokens = self._opened[file] = open_packed(self.paths[file])[: self.counts[file]]
         return tokens
 
 
 def open_split(data_dir: Path, manifest: Manifest, split: str, *, block_size: int, stride: int) -> PackedTokens:
     """Open one split of a prepared data set. Raises UserError if it has no sequence of ``block_size`` tokens."""
-    paths = [data_dir / file.name for file in manifest.splits[split]]
-    tokens = PackedTokens(paths, block_size=block_size, stride=stride)
+    files = manifest.splits[split]
+    paths, counts = [data_dir / file.name for file in files], [file.tokens for file in files]
+    tokens = PackedTokens(paths, block_size=block_size, stride=stride, counts=counts)
     if not len(tokens):
         raise UserError(
             f"the {split} split of {data_dir} holds {manifest.tokens(split)} tokens, not one sequence of "

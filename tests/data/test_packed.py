@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dlm.core.errors import UserError
 from dlm.data.manifest import read_manifest
 from dlm.data.packed import DTYPES, PackedTokens, encode_packed, open_packed, open_split
+from dlm.data.prepare import index
 from dlm.data.prepare.command import ensure_data, index_packed, main, prepare_stdlib
 
 
@@ -117,6 +118,9 @@ def test_a_folder_that_cannot_be_indexed_is_refused(folder, tmp_path, capsys):
     for split, empty in (("train", "none_*.bin"), ("validation", "none_0.bin")):
         write(folder / "none_0.bin", [])
         assert main(["packed", str(folder), "--vocab-size", "100", f"--{split}", empty]) == 2
+        assert "none_0.bin holds no tokens: copy it again" in capsys.readouterr().err
+        skipping = ["--skip-unreadable", "--vocab-size", "100", f"--{split}", empty]
+        assert main(["packed", str(folder), *skipping]) == 2
         said = f"dlm: the {empty} of {folder} hold no tokens: set --{split} to files that do\n"
         assert capsys.readouterr().err == said
     write(folder / "train_slim_2_0.bin", [3, -1], "<i4")
@@ -208,3 +212,50 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path, small_l
         prepare_stdlib(tmp_path / "stdlib")
     assert [path.name for path in tmp_path.iterdir()] == ["stdlib"]
     assert (tmp_path / "stdlib" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_filling_of_a_builder_is_left_out_and_said(tmp_path, capsys):
+    """TinyLlama's `write_reminder` writes a whole chunk, of which only the beginning is text."""
+    text = np.arange(1, 5001, dtype=np.uint16) % 90
+    write(tmp_path / "train_0.bin", text)
+    write(tmp_path / "train_1.bin", [*text[:4001], *[1] * 9000])
+    write(tmp_path / "train_2.bin", [*text[:9], *[7] * 2500, *text[:9]])
+    write(tmp_path / "validation_0.bin", [*text[:4001], *[1] * 2048])  # no longer than a sequence: it may be text
+    write(tmp_path / "test_0.bin", text)
+    assert main(["packed", str(tmp_path), "--vocab-size", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "train_1.bin ends in 8,999 times the same token" in said and "left out" in said
+    assert "train_2.bin holds 2,500 tokens in runs of one token that are longer than 2,048: they are kept" in said
+    assert "passed over 1 .bin files that no pattern names, such as test_0.bin" in said
+    manifest = read_manifest(tmp_path)
+    assert [file.tokens for file in manifest.splits["train"]] == [5000, 4002, 2518]
+    assert manifest.tokens("validation") == 6049
+    tokens = open_split(tmp_path, manifest, "train", block_size=100, stride=100)
+    assert len(tokens) == (5000 + 4002 + 2518) // 100
+    stream = [*text, *text[:4001], 1, *text[:9], *[7] * 2500, *text[:9]]
+    assert tokens.rows(np.arange(len(tokens))).reshape(-1).tolist() == stream[: len(tokens) * 100]
+    assert main(["packed", str(tmp_path), "--vocab-size", "100", "--no-strip-filling"]) == 0
+    assert "kept, because of --no-strip-filling" in capsys.readouterr().out
+    assert read_manifest(tmp_path).tokens("train") == 5000 + 13001 + 2518
+
+
+def test_runs_are_found_across_the_parts_in_which_a_file_is_scanned(monkeypatch):
+    monkeypatch.setattr(index, "SCAN_TOKENS", 10)
+    monkeypatch.setattr(index, "BLOCK_TOKENS", 4)
+    for at_end, within in ((0, 0), (0, 7), (12, 7), (25, 31)):
+        tokens = np.array([1, 2, *[3] * within, 1, 2, *[4] * at_end])
+        assert index.long_runs(tokens) == index.Runs(at_end=at_end, within=within)
+
+
+def test_a_packed_file_of_which_the_header_says_more_is_refused(tmp_path, capsys):
+    data = encode_packed(np.arange(16392, dtype=np.uint16) % 90)
+    write(tmp_path / "train_0.bin", np.arange(100, dtype=np.uint16) % 90)
+    (tmp_path / "train_1.bin").write_bytes(data[: 24 + 8196 * 2])
+    write(tmp_path / "validation_0.bin", [1, 2])
+    assert main(["packed", str(tmp_path), "--vocab-size", "100"]) == 2
+    said = capsys.readouterr().err
+    assert "train_1.bin is truncated" in said and "8,196 tokens where its header says 16,392" in said
+    assert main(["packed", str(tmp_path), "--vocab-size", "100", "--skip-unreadable"]) == 0
+    assert "8,196 tokens where its header says 16,392" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path)
+    assert manifest.tokens("train") == 100 and "train_1.bin" in manifest.notes["unreadable"][0]

@@ -14,7 +14,9 @@ from support.text_sources import TEXTS, lines, refusal
 from dlm.core.errors import UserError
 from dlm.core.paths import PACKAGE
 from dlm.data.prepare.command import main
-from dlm.data.prepare.documents import Unit, find_splits, make_units, read_unit
+from dlm.data.prepare.documents import Unit, read_unit
+from dlm.data.prepare.splits import find_splits
+from dlm.data.prepare.units import make_units
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ from dlm.data.prepare.documents import Unit, find_splits, make_units, read_unit
 )
 def test_a_line_or_file_that_is_no_document_is_named(name, content, words, tmp_path):
     (tmp_path / name).write_bytes(content)
-    (unit,) = make_units(find_splits([tmp_path], []))
+    (unit,) = make_units(find_splits([tmp_path]).files)
     with pytest.raises(UserError) as error:
         list(read_unit(unit, "text"))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
@@ -46,7 +48,7 @@ def test_a_bad_line_of_a_slice_has_its_number_in_the_file(tmp_path):
     content = lines(TEXTS) + b"bad\n" + lines(TEXTS)
     (tmp_path / "a.jsonl").write_bytes(content)
     start = len(lines(TEXTS[:70])) + 3
-    unit = Unit(split=None, kind="jsonl", paths=(str(tmp_path / "a.jsonl"),), size=1, start=start, stop=len(content))
+    unit = Unit(split=None, kind=".jsonl", paths=(str(tmp_path / "a.jsonl"),), size=1, start=start, stop=len(content))
     with pytest.raises(UserError, match=r"a\.jsonl:201 is not valid JSON"):
         list(read_unit(unit, "text"))
 
@@ -55,7 +57,7 @@ def test_tables_without_the_text_name_their_columns(tmp_path):
     pq.write_table(pa.table({"body": ["x"], "id": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "b.parquet")
     for name, words in (("a", ["no column 'text'", "body, id"]), ("b", ["b.parquet row 2", "'None', no text"])):
-        unit = Unit(split=None, kind="parquet", paths=(str(tmp_path / f"{name}.parquet"),), size=1)
+        unit = Unit(split=None, kind=".parquet", paths=(str(tmp_path / f"{name}.parquet"),), size=1)
         with pytest.raises(UserError) as error:
             list(read_unit(unit, "text"))
         assert all(word in str(error.value) for word in words), error.value

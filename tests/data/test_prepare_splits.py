@@ -6,6 +6,8 @@ import pytest
 import zstandard
 from support.text_sources import TEXTS, as_jsonl, lines, prepare, refusal, tokens_in
 
+from dlm.data.prepare.splits import find_splits
+
 
 def folders(root, train, held_out, name="validation"):
     """As SlimPajama lies on a disk."""
@@ -18,7 +20,7 @@ def stream(texts):
     return [token for text in texts for token in (*text.encode(), 0)]
 
 
-@pytest.mark.parametrize("how", ["folders", "test folder", "files", "saved", "hub", "named"])
+@pytest.mark.parametrize("how", ["folders", "files", "saved", "hub", "named"])
 def test_the_splits_of_the_sources_are_kept_and_stay_disjoint(how, source, tmp_path, capsys):
     train, held_out = TEXTS[:150], [*TEXTS[150:], TEXTS[7]]  # one document is in both
     arguments = [source]
@@ -26,8 +28,6 @@ def test_the_splits_of_the_sources_are_kept_and_stay_disjoint(how, source, tmp_p
         folders(source, train, held_out)
         (source / "test").mkdir()
         (source / "test" / "x.jsonl").write_bytes(lines(["a test text"]))
-    elif how == "test folder":
-        folders(source, train, held_out, "test")
     elif how == "saved":
         import datasets
 
@@ -80,3 +80,73 @@ def test_a_refused_preparation_blocks_no_later_command(source, tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     (source / "b.jsonl").write_bytes(lines(["another"]))
     assert prepare(source / "a.jsonl", *options, *held_out) == 0
+
+
+NAMES = {  # files -> the split of each: t train, v validation, h by hash, - left out
+    "folders within a folder": {"data/train/a": "t", "data/validation/a": "v"},
+    "numbers": {"train_0": "t", "train_1": "t", "valid_0": "v"},
+    "parts of names": {"web.train": "t", "web.valid": "v", "web.test": "-"},
+    "SlimPajama": {"train/chunk1/example_train_0": "t", "validation/chunk1/example_holdout_0": "v",
+                   "test/chunk1/example_holdout_9": "-"},
+    "C4": {"c4-train.00000-of-00001": "t", "c4-validation.00000-of-00001": "v"},
+    "capitals": {"Train/a": "t", "Validation/a": "v"},
+    "only validation is named": {"validation/a": "v", "part0": "t", "part1": "t"},
+    "two names of validation": {"train/a": "t", "valid/a": "v", "dev/a": "-"},
+    "no names": {"a": "h", "b": "h"},
+    "only train is named": {"train/a": "h", "train/b": "h"},
+    "train and test": {"train": "h", "test": "-"},
+    "only test is named": {"test/a": "h", "test/b": "h"},
+    "words that are no splits": {"dev_tools": "h", "driving_test": "h", "training_day": "h", "val_di_fassa": "h"},
+    "a folder called dev above all": {"dev/corpus/train/a": "t", "dev/corpus/valid/a": "v"},
+    "the outer folder counts": {"train/test/a": "t", "valid/train/a": "v"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_the_names_of_files_and_folders_tell_the_splits(case, source, tmp_path, capsys):
+    for number, name in enumerate(NAMES[case]):
+        (source / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        (source / f"{name}.jsonl").write_bytes(lines([f"{number}"]))
+    found = find_splits([source])
+    kinds = {"train": "t", "validation": "v", None: "h"}
+    shown = {path.relative_to(source).as_posix().removesuffix(".jsonl"): kinds[split] for split, path in found.files}
+    left_out = {path: "-" for path in NAMES[case] if path not in shown}
+    assert shown | left_out == NAMES[case]
+    assert {item.path for item in found.found.passed_over} == {str(source / f"{name}.jsonl") for name in left_out}
+    assert [split for split, _ in found.files] == sorted(
+        (split for split, _ in found.files), key=lambda split: split != "validation"
+    )
+
+
+def test_sources_that_are_named_after_splits_are_the_splits(source):
+    folders(source, TEXTS[:5], TEXTS[5:])
+    found = find_splits([source / "train", source / "validation"])
+    assert [split for split, _ in found.files] == ["validation", "train"]
+
+
+def test_the_rule_and_the_counts_are_printed_and_patterns_overrule_names(source, tmp_path, capsys):
+    folders(source, TEXTS[:50], TEXTS[50:60])
+    (source / "more").mkdir()
+    (source / "more" / "x1.jsonl").write_bytes(lines(TEXTS[60:80]))
+    (source / "more" / "x2.jsonl").write_bytes(lines(TEXTS[80:]))
+    options = ("--tokenizer", "bytes", "--workers", "1", "--out")
+    assert prepare(source, *options, tmp_path / "names") == 0
+    said = capsys.readouterr().out
+    assert "split: files and folders named train and validation" in said and "170 train, 10 validation" not in said
+    assert "190 train, 10 validation documents" in said
+    assert prepare(source, *options, tmp_path / "globs", "--train", "more/x*", "--validation", "validation/*") == 0
+    said = capsys.readouterr().out
+    assert "140 train, 10 validation documents" in said and "named by neither --train nor --validation" in said
+    assert prepare(source, *options, tmp_path / "rest", "--validation", "x1*") == 0
+    assert "180 train, 20 validation documents" in capsys.readouterr().out
+    assert prepare(source, *options, tmp_path / "hash", "--train", "x?.jsonl", "--validation-share", "0.2") == 0
+    assert (
+        "no names say it" not in (said := capsys.readouterr().out)
+        and "split: --train names the files, and the hash" in said
+    )
+    out = ("--tokenizer", "bytes", "--out", tmp_path / "none")
+    assert "--train y* names none of the 4 files" in refusal(capsys, source, *out, "--train", "y*")
+    assert "name it once" in refusal(capsys, source, *out, "--train", "x*", "--validation", "x1*")
+    assert "give --validation" in refusal(
+        capsys, source / "more", *out, "--train", "x*", "--validation-source", source / "validation"
+    )

@@ -10,9 +10,11 @@ from support.text_sources import FORMS, TEXTS, as_bytes, as_jsonl, expected, pre
 
 from dlm.data.manifest import read_manifest
 from dlm.data.packed import open_packed
-from dlm.data.prepare import documents
-from dlm.data.prepare.documents import find_splits, make_units, read_unit
+from dlm.data.prepare import units as units_of
+from dlm.data.prepare.documents import read_unit
+from dlm.data.prepare.splits import find_splits
 from dlm.data.prepare.tokenizer import load_tokenizer
+from dlm.data.prepare.units import make_units
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -36,8 +38,8 @@ def test_every_kind_of_source_gives_the_same_tokens_and_no_tail_is_lost(form, so
 def test_slices_of_large_files_hold_every_document_once(form, slice_bytes, source, monkeypatch):
     texts = TEXTS[:100] if slice_bytes == 1 else TEXTS  # one unit per byte
     FORMS[form](texts, source)
-    monkeypatch.setattr(documents, "UNIT_BYTES", slice_bytes)
-    units = make_units(find_splits([source], []))
+    monkeypatch.setattr(units_of, "UNIT_BYTES", slice_bytes)
+    units = make_units(find_splits([source]).files)
     assert [text for unit in units for text in read_unit(unit, "text")] == texts
     assert (len(units) > 1) == (slice_bytes < 10**9)
 

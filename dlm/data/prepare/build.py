@@ -2,7 +2,8 @@
 
 The data set is built in the folder .NAME.building next to the target folder: plan.json holds the sources and options,
 done.jsonl lists the units that are written, and data/ becomes the data set. The same sources and options give the same
-bytes, regardless of the number of workers and of interruptions.
+bytes, regardless of the number of workers and of interruptions. A unit that is written is used as long as its files do
+not change, whatever happens to other files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
@@ -27,15 +28,18 @@ from dlm.core.errors import UserError
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
 from dlm.core.identity import content_hash
 from dlm.core.lease import Lease
-from dlm.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from dlm.data.prepare.documents import Unit, find_splits, make_units
-from dlm.data.prepare.encode import FILE_TOKENS, SKIPPED, Encoder, TextJob, UnitRecord, digests_path
+from dlm.data.manifest import MANIFEST, Manifest, PackedFile, read_manifest, write_manifest
+from dlm.data.prepare.documents import Unit
+from dlm.data.prepare.encode import FILE_TOKENS, Encoder, TextJob, UnitRecord, check_number, digests_path
 from dlm.data.prepare.place import move_into_place, undamaged
 from dlm.data.prepare.progress import with_progress
+from dlm.data.prepare.splits import TRAIN, VALIDATION, find_splits
+from dlm.data.prepare.summary import notes_on, num_documents
 from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
+from dlm.data.prepare.units import make_units
 
-SPLITS = ("train", "validation")
-
+SPLITS = (TRAIN, VALIDATION)
+LAYOUT = 2  # of the folder in which a data set is built; folders of another layout are not continued
 
 KEYS = 2**64  # the number of possible keys of a document
 
@@ -56,7 +60,15 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
             preparation is unfinished. Nothing is overwritten.
     """
     tokenizer = _tokenizer(job)
-    units = make_units(find_splits([Path(p) for p in job.sources], [Path(p) for p in job.validation_sources]))
+    assert tokenizer.bos_id is not None
+    splits = find_splits(
+        [Path(p) for p in job.sources],
+        [Path(p) for p in job.validation_sources],
+        train_glob=job.train_glob,
+        validation_glob=job.validation_glob,
+        skip_unreadable=job.skip_unreadable,
+    )
+    units = make_units(splits.files)
     plan = _plan(job, tokenizer, units)
     finished = _finished(data_dir, plan)
     if finished is not None:
@@ -65,13 +77,26 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     building.mkdir(parents=True, exist_ok=True)
     with Lease(building):
         _check_plan(building, plan)
-        records = _build(job, units, building, workers)
+        records = _build(job, dict(zip(_keys(units, plan), units, strict=True)), building, workers)
         try:
             _check_splits(job, records)
         except UserError:
             shutil.rmtree(building)  # resuming would fail here again; a retry needs other sources or options
             raise
-        manifest = _describe(job, tokenizer, units, records, plan)
+        manifest = Manifest(
+            name=job.name,
+            tokenizer=tokenizer.name,
+            vocab_size=tokenizer.vocab_size,
+            bos_id=tokenizer.bos_id,
+            splits=_numbered(job, records, building / "data"),
+            notes={
+                "sources": [*job.sources, *job.validation_sources],
+                **notes_on(splits, units, records),
+                "eos_id": tokenizer.eos_id,
+                "tokenizer_sha256": tokenizer.sha256,
+                "plan": content_hash(plan)[:16],
+            },
+        )
         _write_whole(building / "data", manifest)
     move_into_place(building / "data", data_dir, manifest)
     shutil.rmtree(building)
@@ -96,8 +121,11 @@ def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
 def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, Any]:
     """Return everything that determines the bytes of the data set, as plain JSON values."""
     stats = {path: Path(path).stat() for unit in units for path in unit.paths}
+    # Options that earlier versions did not have are left out where they change nothing, so that data sets which these
+    # versions made are recognized.
+    options = {f.name: getattr(job, f.name) for f in dataclasses.fields(job) if getattr(job, f.name) != f.default}
     plan = {
-        **dataclasses.asdict(job),
+        **options,
         "tokenizer": tokenizer.sha256 or tokenizer.name,
         "library": tokenizer.library and f"{tokenizer.library} {metadata.version(tokenizer.library)}",
         "file_tokens": FILE_TOKENS,
@@ -125,27 +153,43 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
     return undamaged(data_dir)
 
 
+def _keys(units: Sequence[Unit], plan: dict[str, Any]) -> list[str]:
+    """Return a key for each unit that changes if one of its files does.
+
+    What a training unit leaves out depends on the documents of all validation units, and so does its key.
+    """
+    files = plan["files"]
+    own = [
+        content_hash([unit.split, unit.start, unit.stop, *([path, *files[path]] for path in unit.paths)])
+        for unit in units
+    ]
+    held_out = [key for key, unit in zip(own, units, strict=True) if unit.split == VALIDATION]
+    return [
+        content_hash([key, *(held_out if unit.split == TRAIN else ())])[:16]
+        for key, unit in zip(own, units, strict=True)
+    ]
+
+
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of a new preparation. Raises UserError if the folder holds a preparation with another plan."""
+    """Write the plan of this preparation. Raises UserError if the folder holds one with other sources or options."""
     path = building / "plan.json"
-    if not path.is_file():
-        write_json(path, plan)
-        return
-    before = read_json(path)
-    if before != plan:
-        raise UserError(
-            f"{building} holds an unfinished preparation of other sources or options ({_difference(before, plan)}): "
-            "repeat its command to continue it, or delete that folder to start over"
-        )
+    before = read_json(path) if path.is_file() else None
+    if before is not None:
+        if before.get("layout") != LAYOUT:
+            raise UserError(f"{building} holds an unfinished preparation of another version of dlm: delete that folder")
+        if difference := _difference(before, plan):
+            raise UserError(
+                f"{building} holds an unfinished preparation of other sources or options ({difference}): repeat its "
+                "command to continue it, or delete that folder to start over"
+            )
+    write_json(path, {"layout": LAYOUT, **plan})
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the options that differ or, if none does, the first source file that changed."""
-    options = [key for key in now if key not in ("units", "files") and before.get(key) != now[key]]
-    if options:
-        return "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now[key])}" for key in options)
-    old, new = before.get("files", {}), now["files"]
-    return next((f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)), "other units")
+    """Name the options that differ. What is left out, and files that changed, concern only some of the units."""
+    free = {"layout", "units", "files", "skip_bad", "skip_unreadable"}
+    options = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in options)
 
 
 def _short(value: Any) -> str:
@@ -153,67 +197,78 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _build(job: TextJob, units: Sequence[Unit], building: Path, workers: int) -> list[UnitRecord]:
+def _build(job: TextJob, units: Mapping[str, Unit], building: Path, workers: int) -> list[UnitRecord]:
     """Encode every unit that is not done, and return the records of all units in order."""
-    validation = [number for number, unit in enumerate(units) if unit.split == "validation"]
-    rest = [number for number, unit in enumerate(units) if unit.split != "validation"]
+    validation = [key for key, unit in units.items() if unit.split == VALIDATION]
+    rest = [key for key, unit in units.items() if unit.split != VALIDATION]
     limit = round(job.validation_share * KEYS)
     with EncoderPool(job, building, units, workers) as pool:
         records = pool.run(validation, limit=0) | pool.run(rest, limit=limit)
-        keys = {number: key for number in rest if (key := records[number].smallest) is not None}
-        if keys and not any("validation" in record.files for record in records.values()):
-            limit = min(keys.values()) + 1  # the share held out none of the few documents: hold out one
-            records |= pool.run([number for number, key in keys.items() if key < limit], limit=limit)
-    return [records[number] for number in range(len(units))]
+        smallest = {key: found for key in rest if (found := records[key].smallest) is not None}
+        if smallest and not any(VALIDATION in record.files for record in records.values()):
+            limit = min(smallest.values()) + 1  # the share held out none of the few documents: hold out one
+            records |= pool.run([key for key, found in smallest.items() if found < limit], limit=limit)
+    return [records[key] for key in units]
 
 
 class EncoderPool:
-    """A pool of processes that encode units. They start when the first unit is to be encoded."""
+    """A pool of processes that encode units. They start when the first unit is to be encoded.
 
-    def __init__(self, job: TextJob, building: Path, units: Sequence[Unit], workers: int) -> None:
-        self.building, self.units, self.log = building, units, building / "done.jsonl"
+    A single process would only wait for another, so with one worker or one unit this process encodes by itself.
+    """
+
+    def __init__(self, job: TextJob, building: Path, units: Mapping[str, Unit], workers: int) -> None:
+        self.job, self.building, self.units, self.log = job, building, units, building / "done.jsonl"
         records = TypeAdapter(list[UnitRecord]).validate_python(read_jsonl(self.log))
-        self.done = {(record.unit, record.limit): record for record in records if self._is_whole(record)}
+        self.done = {(record.key, record.limit): record for record in records if self._is_whole(record)}
+        self._bad: dict[str, list[str]] = {}
         processes = min(workers, len(units))
-        arguments = (job, building, max(workers // processes, 1))
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, arguments)
+        held_out = [key for key, unit in units.items() if unit.split == VALIDATION]
+        self._arguments = (job, building, held_out, max(workers // processes, 1))
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(processes, spawn, _start_worker, self._arguments)
         self._others = multiprocessing.active_children()  # child processes of the calling program
 
     def __enter__(self) -> EncoderPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
         if kind is not None:  # partly encoded units will be encoded again
             for process in set(multiprocessing.active_children()) - set(self._others):
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
     def _is_whole(self, record: UnitRecord) -> bool:
-        """Return whether all files of a record exist with the recorded sizes.
+        """Return whether a record is that of a unit of this preparation and all of its files have their sizes.
 
         The files of a unit that was encoded twice belong to the later record.
         """
+        if record.key not in self.units or (record.unreadable and not self.job.skip_unreadable):
+            return False
         paths = [(self.building / "data" / file.name, file.bytes) for files in record.files.values() for file in files]
-        digests = self.units[record.unit].split != "validation" or digests_path(self.building, record.unit).is_file()
+        digests = self.units[record.key].split != VALIDATION or digests_path(self.building, record.key).is_file()
         return digests and all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
-    def run(self, numbers: Sequence[int], *, limit: int) -> dict[int, UnitRecord]:
-        """Encode those of the units ``numbers`` that are not done, and return the records of all of them."""
-        found = {number: self.done[number, limit] for number in numbers if (number, limit) in self.done}
-        todo = [number for number in numbers if number not in found]
+    def run(self, keys: Sequence[str], *, limit: int) -> dict[str, UnitRecord]:
+        """Encode those of the units ``keys`` that are not done, and return the records of all of them."""
+        found = {key: self.done[key, limit] for key in keys if (key, limit) in self.done}
+        self._check(found.values())
+        todo = [key for key in keys if key not in found]
         if not todo:
             return found
-        sizes = {number: self.units[number].size for number in todo}
-        return found | {record.unit: record for record in with_progress(self._encode(todo, limit), sizes)}
+        sizes = {key: self.units[key].size for key in todo}
+        return found | {record.key: record for record in with_progress(self._encode(todo, limit), sizes)}
 
-    def _encode(self, todo: Sequence[int], limit: int) -> Iterator[UnitRecord]:
+    def _encode(self, todo: Sequence[str], limit: int) -> Iterator[UnitRecord]:
         """Encode units, log each record when its unit is written, and yield it."""
         try:
-            for future in as_completed(
-                [self._pool.submit(_work, number, self.units[number], limit) for number in todo]
-            ):
-                record = future.result()
+            for record in self._records(todo, limit):
                 append_jsonl(self.log, dataclasses.asdict(record))
+                self._check([record])
                 yield record
         except BrokenProcessPool as error:
             raise UserError(
@@ -221,18 +276,37 @@ class EncoderPool:
                 "on where it stopped"
             ) from error
 
+    def _records(self, todo: Sequence[str], limit: int) -> Iterator[UnitRecord]:
+        """Encode units and yield their records as they are done."""
+        if self._pool is None:
+            encoder = _encoder_of(*self._arguments)
+            for key in todo:
+                yield encoder.encode_unit(key, self.units[key], limit)
+            return
+        for future in as_completed([self._pool.submit(_work, key, self.units[key], limit) for key in todo]):
+            yield future.result()
+
+    def _check(self, records: Iterable[UnitRecord]) -> None:
+        """Raise UserError if the units so far have more rows without text than the user allows."""
+        self._bad |= {record.key: record.bad for record in records if record.bad}
+        check_number([row for rows in self._bad.values() for row in rows], self.job.skip_bad)
+
+
+def _encoder_of(job: TextJob, building: Path, held_out: Sequence[str], threads: int) -> Encoder:
+    return Encoder(job=job, tokenizer=_tokenizer(job, threads), building=building, held_out=held_out)
+
 
 _encoder: Encoder  # global of a worker process, set by _start_worker
 
 
-def _start_worker(job: TextJob, building: Path, threads: int) -> None:
+def _start_worker(job: TextJob, building: Path, held_out: Sequence[str], threads: int) -> None:
     """Load the tokenizer once per worker, and make the worker end when its parent process ends for any reason."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    _encoder = Encoder(job=job, tokenizer=_tokenizer(job, threads), building=building)
+    _encoder = _encoder_of(job, building, held_out, threads)
 
 
 def _end_with_parent() -> None:
@@ -243,45 +317,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(number: int, unit: Unit, limit: int) -> UnitRecord:
-    return _encoder.encode_unit(number, unit, limit)
+def _work(key: str, unit: Unit, limit: int) -> UnitRecord:
+    return _encoder.encode_unit(key, unit, limit)
 
 
-def _describe(
-    job: TextJob,
-    tokenizer: Tokenizer,
-    units: Sequence[Unit],
-    records: Sequence[UnitRecord],
-    plan: dict[str, Any],
-) -> Manifest:
-    """Return the manifest of the data set that was written."""
-    assert tokenizer.bos_id is not None
-    return Manifest(
-        name=job.name,
-        tokenizer=tokenizer.name,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        splits={split: tuple(file for record in records for file in record.files.get(split, ())) for split in SPLITS},
-        notes={
-            "sources": [*job.sources, *job.validation_sources],
-            "files": len(plan["files"]),
-            "bytes": sum(unit.size for unit in units),
-            "documents": _documents(records),
-            "skipped": {reason: sum(record.skipped[reason] for record in records) for reason in SKIPPED},
-            "eos_id": tokenizer.eos_id,
-            "tokenizer_sha256": tokenizer.sha256,
-            "plan": content_hash(plan)[:16],
-        },
-    )
-
-
-def _documents(records: Sequence[UnitRecord]) -> dict[str, int]:
-    return {split: sum(record.documents.get(split, 0) for record in records) for split in SPLITS}
+def _numbered(job: TextJob, records: Sequence[UnitRecord], folder: Path) -> dict[str, tuple[PackedFile, ...]]:
+    """Give the files of the units names with the numbers of the units, and return the files of each split in order."""
+    splits: dict[str, list[PackedFile]] = {split: [] for split in SPLITS}
+    for number, record in enumerate(records):
+        for split, files in record.files.items():
+            for counter, file in enumerate(files):
+                name = f"{split}_{job.name}_{number:06d}_{counter:010d}.bin"
+                (folder / file.name).rename(folder / name)
+                splits[split].append(dataclasses.replace(file, name=name))
+    return {split: tuple(files) for split, files in splits.items()}
 
 
 def _check_splits(job: TextJob, records: Sequence[UnitRecord]) -> None:
     """Raise UserError if a split has no documents."""
-    where, documents = ", ".join(job.sources), _documents(records)
+    where, documents = ", ".join(job.sources), num_documents(records)
     if not any(documents.values()):
         raise UserError(f"{where} holds no documents: give files with text")
     if not documents["validation"]:

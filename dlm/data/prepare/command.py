@@ -24,11 +24,14 @@ from dlm.core import paths
 from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.identity import SWEEP_NAME
-from dlm.data.manifest import MANIFEST, DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
-from dlm.data.packed import open_packed, write_packed
+from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
+from dlm.data.packed import write_packed
 from dlm.data.prepare.build import prepare_text
 from dlm.data.prepare.encode import TextJob
+from dlm.data.prepare.index import PACKED_GLOBS, index_in_words, index_packed
+from dlm.data.prepare.kinds import FORMATS
 from dlm.data.prepare.place import move_into_place
+from dlm.data.prepare.summary import in_words
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT
 
 VALIDATION_SHARE = 20  # one in twenty files of the standard library is held out, by the hash of its name
@@ -37,13 +40,11 @@ VALIDATION_SHARE = 20  # one in twenty files of the standard library is held out
 FILE_TOKENS = 8 * 1024 * 1024
 
 
-PACKED_GLOBS = {"train": "train*.bin", "validation": "validation*.bin"}
-
-
 TEXT_HELP = (
-    "Sources are .jsonl, .jsonl.zst, .jsonl.gz, .parquet and .txt files, folders of them, and folders written by "
-    "datasets.save_to_disk. Folders or files named train and validation are the splits; otherwise each document's hash "
-    "decides which are held out. If it is stopped, the same command continues where it stopped."
+    f"Sources are {', '.join(FORMATS)} files, folders of them, and folders written by datasets.save_to_disk. Folders "
+    "or files named train and validation are the splits; otherwise each document's hash decides which are held out. "
+    "What is not read is counted, with the reason. If the command is stopped, the same command continues where it "
+    "stopped."
 )
 
 
@@ -96,60 +97,6 @@ def _write_files(folder: Path, split: str, text: bytes) -> Iterator[PackedFile]:
         yield write_packed(folder / f"{split}_stdlib_0_{counter:010d}.bin", tokens[start : start + FILE_TOKENS])
 
 
-def index_packed(
-    data_dir: Path,
-    *,
-    vocab_size: int,
-    bos_id: int,
-    tokenizer: str,
-    globs: Mapping[str, str] = PACKED_GLOBS,
-    out: Path | None = None,
-) -> Manifest:
-    """Write the manifest of LITPKDS files that another program made.
-
-    Args:
-        data_dir: The folder of the files.
-        vocab_size: The vocabulary size; every token must be below it.
-        bos_id: The token that the autoregressive model reads before a sequence.
-        tokenizer: The name of the tokenizer, which is only recorded.
-        globs: Split -> glob pattern of its files in ``data_dir``.
-        out: The folder for the manifest. The files stay where they are, so the files of one folder can belong to
-            several data sets. None: ``data_dir``.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        UserError: A split has no files or no tokens, a token is not in the vocabulary, or ``out`` holds prepared data
-            already.
-    """
-    out = out or data_dir
-    splits = {}
-    for split, pattern in globs.items():
-        paths = sorted(data_dir.glob(pattern))
-        if not paths:
-            raise UserError(f"{data_dir} holds no {pattern}: give the folder of the packed files, or set --{split}")
-        splits[split] = tuple(_describe(path, vocab_size, out) for path in paths)
-        if not any(file.tokens for file in splits[split]):
-            raise UserError(f"the {pattern} of {data_dir} hold no tokens: set --{split} to files that do")
-    manifest = Manifest(name=out.name, tokenizer=tokenizer, vocab_size=vocab_size, bos_id=bos_id, splits=splits)
-    if out != data_dir and (out / MANIFEST).exists():
-        raise UserError(f"{out} holds prepared data already: choose another --out or move it away")
-    write_manifest(out, manifest)
-    return manifest
-
-
-def _describe(path: Path, vocab_size: int, out: Path) -> PackedFile:
-    tokens = open_packed(path)
-    for token in (int(tokens.max()), int(tokens.min())) if len(tokens) else ():
-        if not 0 <= token < vocab_size:
-            raise UserError(f"{path} holds token {token}: allowed are ids below --vocab-size {vocab_size}")
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    name = os.path.relpath(path.resolve(), out.resolve())
-    return PackedFile(name=name, tokens=len(tokens), bytes=path.stat().st_size, sha256=digest)
-
-
 def ensure_data(data: Mapping[str, Any]) -> DataSet:
     """Return the data set of a resolved ``data`` node. With ``prepare: stdlib``, prepare it if necessary.
 
@@ -187,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="files to hold out",
     )
+    text.add_argument("--train", dest="train_glob", metavar="GLOB", help="the files to train on, such as 'web*'")
+    held_out.add_argument("--validation", dest="validation_glob", metavar="GLOB", help="the files to hold out")
+    text.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N rows without text, and list them"
+    )
+    text.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out files that look like data but cannot be read"
+    )
     text.add_argument("--vocab-size", type=int, help="default: the tokenizer's")
     text.add_argument("--eos-id", type=int, help="the id after every document; default: the tokenizer's")
     text.add_argument("--bos-id", type=int, help="the id that stands before a text; default: the tokenizer's")
@@ -203,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     packed.add_argument("--tokenizer", default="llama-2", help="its name, for the record")
     for split, pattern in PACKED_GLOBS.items():
         packed.add_argument(f"--{split}", default=pattern, metavar="GLOB", help=f"default: {pattern}")
+    packed.add_argument(
+        "--strip-filling",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out the run of one token with which TinyLlama's and SMDM's builders fill up a file (default: yes)",
+    )
+    packed.add_argument("--skip-unreadable", action="store_true", help="leave out files that are truncated or empty")
     packed.add_argument("--out", type=Path, help="where to write the manifest, if only some of the files belong to it")
     return parser
 
@@ -213,7 +175,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
         return data_dir, prepare_stdlib(data_dir)
     if options.kind == "packed":
         globs = {split: getattr(options, split) for split in PACKED_GLOBS}
-        given = {key: getattr(options, key) for key in ("vocab_size", "bos_id", "tokenizer", "out")}
+        names = ("vocab_size", "bos_id", "tokenizer", "out", "strip_filling", "skip_unreadable")
+        given = {key: getattr(options, key) for key in names}
         return options.out or options.data_dir, index_packed(options.data_dir, globs=globs, **given)
     return options.out, prepare_text(_job(options), options.out, workers=whole("--workers", options.workers))
 
@@ -221,19 +184,16 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
 def _job(options: argparse.Namespace) -> TextJob:
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
+    if options.train_glob is not None and options.validation_sources:
+        raise UserError("--train and --validation-source both divide the files: give --validation with --train")
+    if options.skip_bad < 0:
+        raise UserError(f"--skip-bad is {options.skip_bad}: it must be 0 or above")
     name = options.name or options.out.name
     if not re.fullmatch(SWEEP_NAME, name):
         raise UserError(f"--name is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TextJob)}
     sources = {key: tuple(given[key]) for key in ("sources", "validation_sources")}
     return TextJob(**{**given, **sources, "name": name})
-
-
-def _summary(manifest: Manifest) -> str:
-    """State how many documents of a text data set were kept, and how many were left out for which reason."""
-    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.notes["documents"].items())
-    left_out = ", ".join(f"{count:,} {reason}" for reason, count in manifest.notes["skipped"].items() if count)
-    return f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -257,8 +217,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues where it stopped", file=sys.stderr)
         return ExitCode.PREEMPTED
-    if options.kind == "text":
-        print(_summary(manifest))
+    tell = {"text": in_words, "packed": index_in_words}.get(options.kind)
+    for line in tell(manifest.notes) if tell else ():
+        print(line)
     counts = ", ".join(f"{manifest.tokens(split):,} {split}" for split in manifest.splits)
     print(f"{data_dir}: {counts} tokens, vocabulary {manifest.vocab_size}, hash {manifest.hash}")
     return ExitCode.DONE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.data.manifest import PackedFile
 from dlm.data.packed import write_packed
+from dlm.data.prepare.bad import Bad, refuse
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
@@ -29,7 +30,8 @@ BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # limits of one call of th
 DIGEST_BYTES = 16  # length of the hash that identifies equal documents
 
 
-SKIPPED = ("empty", "with NUL", "in validation")  # the reasons why a document is left out
+# The reasons why a document is left out.
+EMPTY, NUL, IN_VALIDATION, NO_TEXT = SKIPPED = ("empty", "with NUL", "in validation", "rows without text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +48,23 @@ class TextJob:
     eos_id: int | None
     bos_id: int | None
     add_bos: bool  # write the bos token in front of every document
+    train_glob: str | None = None  # which files are for training; None: their names or the validation files say it
+    validation_glob: str | None = None  # which files are held out
+    skip_bad: int = 0  # up to so many rows without text are left out
+    skip_unreadable: bool = False  # leave out files that cannot be read
 
 
 @dataclass(kw_only=True)
 class UnitRecord:
     """The result of encoding a unit: one line of done.jsonl."""
 
-    unit: int
+    key: str  # of the unit
     limit: int  # documents with a key below this limit were held out
     files: dict[str, list[PackedFile]]  # split -> files
     documents: dict[str, int]  # split -> documents
     skipped: dict[str, int]  # reason of SKIPPED -> documents
+    bad: list[str]  # what is wrong with each row without text
+    unreadable: list[str]  # what is wrong with each file that was read in part or not at all
     smallest: int | None = None  # smallest key of the documents; chooses one to hold out if the share held out none
 
 
@@ -108,20 +116,22 @@ class Encoder:
         job: The sources and options.
         tokenizer: The tokenizer, with the special tokens that the job sets.
         building: The folder of the unfinished data set.
+        held_out: The keys of the validation units.
     """
 
     job: TextJob
     tokenizer: Tokenizer
     building: Path
+    held_out: Sequence[str]
 
-    def encode_unit(self, number: int, unit: Unit, limit: int) -> UnitRecord:
+    def encode_unit(self, key: str, unit: Unit, limit: int) -> UnitRecord:
         """Write the packed files of a unit to data/ in the folder of the unfinished data set.
 
         A validation unit also writes the digests of its documents, and a training unit leaves out documents with these
         digests. All validation units must therefore be encoded first.
 
         Args:
-            number: The index of the unit among all units; it is a part of the file names.
+            key: Identifies the unit and its sources; it is a part of the file names until the data set is whole.
             unit: The source files, or a slice of one.
             limit: In a unit without a split, a document is held out if its key (64 bits of its digest) is below this.
 
@@ -130,44 +140,62 @@ class Encoder:
         """
         writers: dict[str, SplitWriter] = {}
         skipped = dict.fromkeys(SKIPPED, 0)
+        bad: list[Bad] = []
         digests, keys = [], []
-        for text in self._kept(unit, skipped):
+        for text in self._kept(unit, skipped, bad):
             digest = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
-            if unit.split == "train" and digest in self._held_out:
-                skipped["in validation"] += 1
+            if unit.split == "train" and digest in self._digests:
+                skipped[IN_VALIDATION] += 1
                 continue
             digests.append(digest)
             keys.append(int.from_bytes(digest[:8], "big"))
             split = unit.split or ("validation" if keys[-1] < limit else "train")
             if split not in writers:
-                stem = self.building / "data" / f"{split}_{self.job.name}_{number:06d}"
+                stem = self.building / "data" / f"{split}_{self.job.name}_{key}"
                 writers[split] = SplitWriter(str(stem), self._tokens)
             writers[split].add(text)
         if unit.split == "validation":
-            write_atomic(digests_path(self.building, number), b"".join(digests))
+            write_atomic(digests_path(self.building, key), b"".join(digests))
         return UnitRecord(
-            unit=number,
+            key=key,
             limit=limit,
             files={split: writer.close() for split, writer in writers.items()},
             documents={split: writer.num_documents for split, writer in writers.items()},
-            skipped=skipped,
+            skipped=skipped | {NO_TEXT: sum(not item.is_file for item in bad)},
+            bad=[str(item) for item in bad if not item.is_file],
+            unreadable=[str(item) for item in bad if item.is_file],
             smallest=min(keys, default=None) if unit.split is None else None,
         )
 
-    def _kept(self, unit: Unit, skipped: dict[str, int]) -> Iterator[str]:
-        """Yield the documents of a unit that a token stream can represent, and count the others in ``skipped``."""
-        for text in read_unit(unit, self.job.text_key):
+    def _kept(self, unit: Unit, skipped: dict[str, int], bad: list[Bad]) -> Iterator[str]:
+        """Yield the documents of a unit that a token stream can represent.
+
+        The others are counted in ``skipped``. Rows without text and unreadable files are added to ``bad``, as far as
+        the job permits them.
+        """
+
+        def note(item: Bad) -> None:
+            bad.append(item)
+            if item.is_file:
+                if not self.job.skip_unreadable:
+                    refuse(item)
+            elif not self.job.skip_bad:
+                refuse(item)
+            else:
+                check_number([str(item) for item in bad if not item.is_file], self.job.skip_bad)
+
+        for text in read_unit(unit, self.job.text_key, note):
             if not text:
-                skipped["empty"] += 1
+                skipped[EMPTY] += 1
             elif self.tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
-                skipped["with NUL"] += 1
+                skipped[NUL] += 1
             else:
                 yield text
 
     @functools.cached_property
-    def _held_out(self) -> frozenset[bytes]:
+    def _digests(self) -> frozenset[bytes]:
         """The digests of all documents in validation units."""
-        content = b"".join(path.read_bytes() for path in (self.building / "digests").glob("[0-9]*"))
+        content = b"".join(digests_path(self.building, key).read_bytes() for key in self.held_out)
         return frozenset(content[place : place + DIGEST_BYTES] for place in range(0, len(content), DIGEST_BYTES))
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
@@ -189,6 +217,15 @@ class Encoder:
         return tokens.astype(tokenizer.dtype)
 
 
-def digests_path(building: Path, number: int) -> Path:
+def check_number(bad: Sequence[str], allowed: int) -> None:
+    """Raise UserError if there are more rows without text than the user allows to leave out."""
+    if len(bad) > allowed:
+        raise UserError(
+            f"{len(bad)} rows or more hold no text, and --skip-bad allows {allowed}: raise it, or correct them; the "
+            f"last is {bad[-1]}"
+        )
+
+
+def digests_path(building: Path, key: str) -> Path:
     """Return the path of the file that holds the digests of a validation unit's documents."""
-    return building / "digests" / f"{number:06d}"
+    return building / "digests" / key

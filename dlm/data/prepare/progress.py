@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 LINE_SEC = 30.0
 
 
-def with_progress(records: Iterable[UnitRecord], sizes: Mapping[int, int]) -> Iterator[UnitRecord]:
+def with_progress(records: Iterable[UnitRecord], sizes: Mapping[str, int]) -> Iterator[UnitRecord]:
     """Yield the records of units as they are encoded, and show the progress.
 
     Args:
         records: One record for each unit, in any order.
-        sizes: Index of a unit -> bytes of its sources.
+        sizes: Key of a unit -> bytes of its sources.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -36,7 +36,7 @@ def with_progress(records: Iterable[UnitRecord], sizes: Mapping[int, int]) -> It
                 f"preparing: {done} of {len(sizes)} parts, {documents:,} documents, {tokens:,} tokens, "
                 f"{rate / 1e6:.2f} million a second"
             )
-            bar.update(task, advance=sizes[record.unit], description=line)
+            bar.update(task, advance=sizes[record.key], description=line)
             if bar.disable and time.monotonic() - said > LINE_SEC:
                 said = time.monotonic()
                 print(line, flush=True)

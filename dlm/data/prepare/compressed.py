@@ -1,0 +1,62 @@
+"""Open files that may be compressed with gzip or zstd."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import IO, Any
+
+READ_BYTES, BUFFER_BYTES = 128 * 1024, 1024 * 1024
+MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the widest that zstd can write
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading; the suffix of its name says how it is compressed.
+
+    Reading raises EOFError if a compressed file is truncated.
+    """
+    name = path.name.lower()
+    if name.endswith(".gz"):  # Arrow refuses the zeros with which some tools fill up the last block of a gzip file
+        return io.BufferedReader(gzip.open(path), BUFFER_BYTES)
+    if name.endswith(".zst"):
+        return io.BufferedReader(_ZstdFrames(path), BUFFER_BYTES)
+    return open(path, "rb")
+
+
+class _ZstdFrames(io.RawIOBase):
+    """All frames of a zstd file. The readers of the library zstandard accept a truncated file as complete."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._file = open(path, "rb")  # noqa: SIM115 - close() closes it
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+        self._frame: Any = None  # the decompressor of the frame that has begun
+        self._ready, self._rest = memoryview(b""), b""  # bytes to give, and bytes to decompress
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with the next bytes and return their number; 0 at the end."""
+        while not self._ready:
+            chunk = self._rest or self._file.read(READ_BYTES)
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("Truncated zstd frame")
+                return 0
+            self._frame = self._frame or self._zstd.decompressobj()
+            self._ready = memoryview(self._frame.decompress(chunk))
+            self._rest = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        view = memoryview(buffer)
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count

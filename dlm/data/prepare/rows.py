@@ -1,0 +1,136 @@
+"""Read the documents of JSON files: one object on each line, or one array of objects."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from dlm.data.prepare.bad import Bad, Report, text_of, unreadable
+from dlm.data.prepare.compressed import open_bytes
+
+START_BYTES = 4096  # the bytes at the beginning of a .json file, which show whether it is an array
+ARRAY_CHARS = 1024 * 1024  # how much of an array is read at a time
+
+
+class _Twice(dict[str, Any]):
+    """An object in which a key stands twice."""
+
+
+def read_json(path: Path, text_key: str, report: Report) -> Iterator[str]:
+    """Yield the texts of a .json file."""
+    with open_bytes(path) as stream:
+        start = stream.read(START_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        yield from read_lines(path, text_key, report)
+        return
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as array:
+        for number, row in enumerate(_elements(path, array), start=1):
+            text = _text(row, text_key, f"{path} element {number}", report)
+            if text is not None:
+                yield text
+
+
+# What stands before the first and before any other element of an array, and what stands at its end.
+_FIRST, _NEXT = re.compile(r"\s*\[\s*(?=[^\s\]])"), re.compile(r"\s*,\s*(?=\S)")
+_EMPTY, _LAST = re.compile(r"\s*\[\s*\]\s*"), re.compile(r"\s*\]\s*")
+
+
+def _elements(path: Path, array: IO[str]) -> Iterator[object]:
+    """Yield the elements of a JSON array, without holding all of it in memory.
+
+    The library ijson does so too, but it turns half of a surrogate pair into a question mark.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    held, place, is_whole, before = "", 0, False, _FIRST
+    try:
+        while True:
+            end = -1
+            if begin := before.match(held, place):
+                try:
+                    element, end = decoder.raw_decode(held, begin.end())
+                except json.JSONDecodeError:  # the element is perhaps not read to its end
+                    if is_whole:
+                        raise
+            if end >= 0 and (is_whole or end < len(held)):  # a number at the end of `held` may go on
+                yield element
+                place, before = end, _NEXT
+            elif not is_whole:
+                more = array.read(max(ARRAY_CHARS, len(held) - place))
+                held, place, is_whole = held[place:] + more, 0, not more
+            elif (_EMPTY if before is _FIRST else _LAST).fullmatch(held, place):
+                return
+            else:
+                raise ValueError(f"it does not go on with a comma or end with ], but with {held[place:][:20]!r}")
+    except (ValueError, RecursionError) as error:
+        raise unreadable(path, f"is no valid JSON array ({_said(error)})", "correct it") from error
+
+
+def read_lines(path: Path, text_key: str, report: Report, *, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """Yield the texts of the lines that begin at a byte from ``start`` up to ``stop``, or up to the end."""
+    with open_bytes(path) as stream:
+        position, number = start, 0
+        if position:
+            stream.seek(position - 1)
+            position += len(stream.readline()) - 1
+        while (stop is None or position < stop) and (line := stream.readline()):
+            number += 1
+            if not line.isspace():
+                text = _document(line, text_key, _Place(path, number, start), report)
+                if text is not None:
+                    yield text
+            position += len(line)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The position of a line. The line number within the file is computed only for a message."""
+
+    path: Path
+    number: int  # line number within the slice, from 1
+    start: int  # first byte of the slice
+
+    def __str__(self) -> str:
+        if not self.start:
+            return f"{self.path}:{self.number}"
+        with open(self.path, "rb") as stream:
+            before = stream.read(self.start - 1).count(b"\n")
+            stream.readline()
+        return f"{self.path}:{before + 1 + self.number}"
+
+
+def _document(line: bytes, text_key: str, place: _Place, report: Report) -> str | None:
+    try:
+        row = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        report(Bad(where=str(place), what=f"is not valid JSON ({_said(error)})"))
+        return None
+    return _text(row, text_key, place, report)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    return row if len(row) == len(pairs) else _Twice(row)
+
+
+def _said(error: Exception) -> str:
+    """Return what Python says about invalid JSON, without its advice to programmers."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("; use ")[0]
+
+
+def _text(row: object, text_key: str, place: object, report: Report) -> str | None:
+    """Return the text of a row; report the row and return None if it has none."""
+    if not isinstance(row, dict):
+        report(Bad(where=str(place), what="is no JSON object with the text under --text-key"))
+    elif text_key not in row:
+        what = f"has no key '{text_key}': it has {', '.join(row) or 'none'}"
+        report(Bad(where=str(place), what=what, advice="set --text-key, correct that row"))
+    elif isinstance(row, _Twice):
+        report(Bad(where=str(place), what="has a key twice, so its text is in doubt"))
+    else:
+        return text_of(row[text_key], text_key, place, report)
+    return None
