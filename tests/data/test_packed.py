@@ -254,8 +254,8 @@ def test_a_packed_file_of_which_the_header_says_more_is_refused(tmp_path, capsys
     write(tmp_path / "validation_0.bin", [1, 2])
     assert main(["packed", str(tmp_path), "--vocab-size", "100"]) == 2
     said = capsys.readouterr().err
-    assert "train_1.bin is truncated" in said and "8,196 tokens where its header says 16,392" in said
+    assert "train_1.bin is truncated" in said and "8,196 tokens and its header says 16,392" in said
     assert main(["packed", str(tmp_path), "--vocab-size", "100", "--skip-unreadable"]) == 0
-    assert "8,196 tokens where its header says 16,392" in capsys.readouterr().out
+    assert "8,196 tokens and its header says 16,392" in capsys.readouterr().out
     manifest = read_manifest(tmp_path)
     assert manifest.tokens("train") == 100 and "train_1.bin" in manifest.notes["unreadable"][0]

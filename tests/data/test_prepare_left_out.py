@@ -219,7 +219,9 @@ def test_units_whose_files_did_not_change_are_not_encoded_again(source, tmp_path
     assert prepare(source, *options[:1], tmp_path / "anew", *options[2:], "--name", "out") == 0
     anew, out = tmp_path / "anew", tmp_path / "out"
     assert {p.name: p.read_bytes() for p in anew.glob("*.bin")} == {p.name: p.read_bytes() for p in out.glob("*.bin")}
+    building.mkdir()
     write_json(building / "plan.json", {"name": "out"})
+    (building / "done.jsonl").write_text('{"unit": 0}\n')
     shutil.rmtree(out)
     assert "of another version of dlm: delete that folder" in refusal(capsys, source, *options)
 

@@ -171,10 +171,13 @@ def _keys(units: Sequence[Unit], plan: dict[str, Any]) -> list[str]:
 
 
 def _check_plan(building: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of this preparation. Raises UserError if the folder holds one with other sources or options."""
+    """Write the plan of this preparation.
+
+    Raises UserError if the folder holds units of a preparation with other sources or options.
+    """
     path = building / "plan.json"
     before = read_json(path) if path.is_file() else None
-    if before is not None:
+    if before is not None and (building / "done.jsonl").is_file():
         if before.get("layout") != LAYOUT:
             raise UserError(f"{building} holds an unfinished preparation of another version of dlm: delete that folder")
         if difference := _difference(before, plan):

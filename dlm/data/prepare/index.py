@@ -90,7 +90,7 @@ def _is_whole(path: Path, skip_unreadable: bool, unreadable: list[str]) -> bool:
             raise UserError(f"{path} holds no tokens: copy it again, or go on without it with --skip-unreadable")
         if count % max(stated, 1):
             raise UserError(
-                f"{path} is truncated, it holds {count:,} tokens where its header says {stated:,}: copy it again, or go "
+                f"{path} is truncated, it holds {count:,} tokens and its header says {stated:,}: copy it again, or go "
                 "on without it with --skip-unreadable"
             )
     except UserError as error:

@@ -37,7 +37,7 @@ def read_arrow(path: Path, text_key: str, report: Report) -> Iterator[str]:
 
 def num_row_groups(path: Path) -> int:
     """Return the number of row groups of a Parquet file. Raises UnreadableError if it is damaged."""
-    with naming_damage(path, "parquet"):
+    with naming_damage(path, ".parquet"):
         return int(_open_parquet(path).metadata.num_row_groups)
 
 
