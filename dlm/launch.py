@@ -32,6 +32,7 @@ from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
 from dlm.core.identity import SWEEP_NAME, cell_id
 from dlm.core.lease import HeldError
 from dlm.core.recipe import derive, fill
+from dlm.record.wandb import check_names
 
 # The config nodes that determine the id of the run.
 NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path",
@@ -73,7 +74,8 @@ def register() -> None:
 
 
 def check_cell(config: dict[str, Any]) -> None:
-    """Raise UserError if a planned cell's config no longer has the planned id, or if +cell names no planned cell."""
+    """Raise UserError if W&B refuses a name, a planned cell has another id now, or +cell names no planned cell."""
+    check_names(config.get("logger"), sweep=config["sweep"], cell_id=config["cell_id"])
     planned = config.pop("planned_cell_id", None)
     if planned is not None and planned != config["cell_id"]:
         raise UserError(

@@ -30,7 +30,7 @@ from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
 from dlm.record.outcomes import State
 from dlm.record.run import Result, read_result, read_status
-from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, logged_result, run_id
+from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, fitting_tags, logged_result, run_id
 
 Row = dict[str, Any]
 Mark = tuple[int, float]  # the optimiser step and the time of a row, which together identify a measurement of a run
@@ -256,6 +256,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
     summary = {name: value for row in one.rows.values() for name, value in row.items()}
     if one.result is not None:
         summary |= {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(one.result).items()}
+    tags = fitting_tags((one.config.get("logger") or {}).get("tags"))
     try:
         config = _description(one)
     except UNREADABLE as error:
@@ -265,7 +266,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = wandb.init(
                 entity=entity, project=project, id=one.run_id, name=one.run_dir.name, group=one.config["sweep"],
-                tags=(one.config.get("logger") or {}).get("tags"), resume="allow", mode="online", dir=folder,
+                tags=tags, resume="allow", mode="online", dir=folder,
                 settings=wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off"),
                 reinit="finish_previous",
             )  # fmt: skip

@@ -25,6 +25,7 @@ from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SEED_STEP, SweepSpec
 from dlm.plan.trunks import share_trunks
+from dlm.record.wandb import check_names
 
 # The groups that determine the result of a run. The other groups do not enter the identity of a cell.
 DECIDING = ("model", "data", "objective", "optimizer", "scheduler")
@@ -78,6 +79,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
             f"no cell is left of {len(dropped)} (the first, {first['model']} at {text.flops(first['budget_flops'])}: "
             f"{first['reason']}): change budgets, models, tokens_per_param or max_epochs"
         )
+    _check_wandb(spec.name, cells)
     if spec.branches:
         cells = list(with_shared_trunks(cells))
     name, times = Counter(cell.cell_id for cell in cells).most_common(1)[0]
@@ -174,6 +176,14 @@ def _check_keys(point: Point) -> None:
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
             raise unknown("config key in the sweep definition", key, keys)
     check_keys(merge(config, nest(point.overrides)))
+
+
+def _check_wandb(sweep: str, cells: Sequence[Cell]) -> None:
+    """Raise UserError if W&B would refuse the id or a name of a cell's run."""
+    for cell in cells:
+        logger = load_choice("logger", cell.groups.get("logger", OTHER_GROUPS["logger"]))
+        own = {key.removeprefix("logger."): value for key, value in cell.overrides.items() if key.startswith("logger.")}
+        check_names({**logger, **own} if logger else None, sweep=sweep, cell_id=cell.cell_id)
 
 
 def _can_be_set(config: Mapping[str, Any], key: str) -> bool:

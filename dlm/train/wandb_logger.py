@@ -18,7 +18,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
 from dlm.core.errors import ExitCode, UserError
-from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX
+from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, fitting_tags
 
 PATIENCE_SEC = 60.0  # limit for W&B's last uploads at the end of a run, which still holds its devices
 PATIENCE_PREEMPTED_SEC = 10.0  # less, because the scheduler ends the job soon; the next attempt continues the W&B run
@@ -43,7 +43,7 @@ class WandbLogger(LightningWandbLogger):
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
         if options.get("offline"):  # online, the output is kept: the address of the run and failed uploads
             os.environ.setdefault("WANDB_SILENT", "true")
-        super().__init__(**options)
+        super().__init__(**{**options, "tags": fitting_tags(options.get("tags"))})
         self._wandb_init.pop("anonymous", None)  # W&B 0.31 warns of this argument, even when it is None
 
     @property

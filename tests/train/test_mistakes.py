@@ -53,6 +53,8 @@ from dlm.data.prepare.command import index_packed
         ((*SHORT, "trainer.activation_checkpointing=1"), ("activation_checkpointing is 1", "true and false")),
         ((*SHORT, "training.budget=-4"), ("training.budget is -4", "above zero")),
         ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),
+        (("experiment=debug", f"sweep={'s' * 120}"), ("logger.id is 'sss", "W&B allows 128", "name of the sweep")),
+        (("experiment=debug", "logger.tags=['']"), ("logger.tags is ['']", "no empty tag")),
         ((*SHORT, "trainer.profiler=simple"), ("unknown key 'trainer.profiler'", "or profiler")),
         ((*SHORT, "ckpt_path=/etc/hostname"), ("ckpt_path /etc/hostname cannot be read", "step_* folder")),
     ],

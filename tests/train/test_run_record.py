@@ -25,6 +25,7 @@ from dlm.record.run import (
     read_validation,
     write_status,
 )
+from dlm.record.wandb import fitting_tags
 from dlm.train.callbacks.record_writer import earlier_attempts
 from dlm.train.checkpoint_files import damage
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
@@ -32,7 +33,8 @@ from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 @pytest.mark.slow
 def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command, launch, stdlib_data, workdir):
-    arguments = ("experiment=debug", "training.steps=40", "validation.num_sequences=16")  # with W&B, offline
+    data_name = "python" * 12  # W&B allows 64 letters in a tag
+    arguments = ("experiment=debug", "training.steps=40", "validation.num_sequences=16", f"data.name={data_name}")
     ended = command("dlm.launch", *arguments)
     assert ended.code == 0, ended.err
     run_dir = only_run(workdir)
@@ -59,7 +61,8 @@ def test_a_run_leaves_its_whole_record_and_a_second_start_trains_nothing(command
     assert (run_dir / "LATEST").read_text() == "step_00000040\n"
     assert damage(run_dir / "checkpoints" / "step_00000040") is None
     (logged,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-    assert logged.name == f"run-adhoc-{run_dir.name}.wandb" and logged.stat().st_size > 0
+    assert logged.name == f"run-adhoc-{run_dir.name}.wandb"
+    assert all(tag.encode() in logged.read_bytes() for tag in fitting_tags([data_name, "masked_diffusion", "8k"]))
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if ".hydra" not in path.parts}
     again = launch(*arguments)
