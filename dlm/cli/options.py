@@ -18,7 +18,9 @@ from dlm.core.errors import UserError
 Target = Annotated[str, typer.Argument(help="A definition (sweeps/demo.yaml, or demo) or a folder (workdir/demo).")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-RunsFile = Annotated[Path, typer.Argument(help="A CSV file of runs: params, tokens, loss (and flops, budget, ...).")]
+RunsFile = Annotated[
+    Path, typer.Argument(help="A CSV file of runs (params, tokens, loss, flops, ...), or a folder with runs.csv.")
+]
 Replicates = Annotated[
     int,
     typer.Option(

@@ -122,7 +122,7 @@ class Score:
         dict[str, Any], ...
     ]  # per frozen C that was run: N of the best run, vertex, between, low, high, inside, why
     known: int  # number of runs in the table that the predictions were made from
-    notes: tuple[str, ...] = ()  # what a reader has to know of the known runs
+    notes: tuple[str, ...] = ()  # what a reader has to know of the known runs and of the table
 
     @property
     def inside(self) -> int:

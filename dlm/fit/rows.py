@@ -31,7 +31,7 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
     """Read the finished runs. `.attrs` of the table that is returned holds `warnings` and `notes` about them.
 
     Args:
-        source: A CSV file or DataFrame.
+        source: A CSV file, a folder with a runs.csv, or a DataFrame.
         proofs: Whether to keep proof runs (`role` is 'proof'), to grade them. They test a law, so no law is fitted to
             them; if they are left out, a note says so.
 
@@ -49,18 +49,20 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
             f"{where} has no column{'s' if len(lacking) > 1 else ''} {names}: {has}; needed are {', '.join(REQUIRED)}"
         )
     frame = frame.assign(row=[*range(2, len(frame) + 2)])  # the line in the file, whose header is line 1
+    earlier = {name: frame.attrs.get(name, []) for name in ("warnings", "notes")}  # of runs that were read before
     notes: list[str] = []
     if "role" in frame and not proofs:
         frame, notes = _without_proofs(frame, where)
     if "status" in frame:
         frame = _finished(frame, where)
+    frame, without_loss = _with_loss(frame, where)
     for name in (*POSITIVE, *NOT_NEGATIVE):
         if name in frame:
             frame[name] = _numbers(frame, name, where)
     frame, warnings = _once(frame)
     frame = frame.drop(columns="row").reset_index(drop=True)
-    frame.attrs["warnings"] = [*warnings, *_remarks(frame)]
-    frame.attrs["notes"] = notes
+    said = {"warnings": [*without_loss, *warnings, *_remarks(frame)], "notes": notes}
+    frame.attrs = {name: [*dict.fromkeys([*earlier[name], *said[name]])] for name in said}
     return frame
 
 
@@ -148,6 +150,8 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         return source.copy(), "the table"
     path = Path(source)
+    if path.is_dir():  # the folder of a sweep, or of runs that were collected from a server
+        path = path / "runs.csv"
     if not path.is_file():
         raise UserError(f"no file {path}: give a CSV with the columns {', '.join(REQUIRED)}")
     try:
@@ -177,6 +181,20 @@ def _finished(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         states = ", ".join(f"{count} {state}" for state, count in frame["status"].value_counts().items())
         raise UserError(f"{where} has no run with status 'done' ({states or 'no rows'}): nothing to fit yet")
     return done
+
+
+def _with_loss(frame: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with a loss, and a warning that counts the others: the loss is empty, NaN or infinite there."""
+    loss = pd.to_numeric(frame["loss"], errors="coerce").astype(float)
+    without = frame["loss"].isna() | loss.isin([float("inf"), float("-inf")])  # _numbers refuses words
+    if not without.any():
+        return frame, []
+    if without.all():
+        raise UserError(f"{where} has no row with a loss: all {len(frame)} are empty, NaN or infinite")
+    rows = "1 row has" if without.sum() == 1 else f"{int(without.sum())} rows have"
+    first = frame.loc[without, "row"].iloc[0]
+    said = f"{rows} no finite loss (empty, NaN or infinite) and {'is' if without.sum() == 1 else 'are'} left out"
+    return frame[~without].copy(), [f"{said} (first: row {first})"]
 
 
 def _numbers(frame: pd.DataFrame, name: str, where: str) -> pd.Series[float]:

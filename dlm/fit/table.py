@@ -312,7 +312,8 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     _check_convention(frame)
     columns = _columns(frame)
     del columns["label"]
-    return frozen.grade(forecast, as_points(**columns), run_table(frame))
+    found = frozen.grade(forecast, as_points(**columns), run_table(frame))
+    return replace(found, notes=(*found.notes, *frame.attrs["warnings"]))
 
 
 def compare_runs(

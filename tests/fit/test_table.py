@@ -6,7 +6,7 @@ from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_isoflop, fit_surface
 from dlm.fit.budgets import group
 from dlm.fit.rows import checkpoints, read_runs
-from dlm.fit.table import fit_runs, fit_sweep
+from dlm.fit.table import fit_runs, fit_sweep, predict_runs, score_runs
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ BAD = [
     ("loss", "abc", "row 4: loss is 'abc', not a number above 0"),
     ("tokens", -5.0, r"row 4: tokens is -5.0"),
     ("params", np.nan, "row 4: params is empty"),
-    ("loss", np.inf, "row 4: loss is inf"),
+    ("tokens", np.inf, "row 4: tokens is inf"),
+    ("loss", 0.0, "row 4: loss is 0.0, not a number above 0"),
     ("budget", 0.0, "row 4: budget is 0.0"),
 ]
 
@@ -73,6 +74,26 @@ def test_bad_numbers_are_reported_with_their_row(runs, column, value, words):
     runs.loc[2, column] = value
     with pytest.raises(UserError, match=words):
         read_runs(runs)
+
+
+def test_runs_without_a_loss_are_left_out_and_counted_wherever_the_table_is_used(runs, tmp_path):
+    diverged = runs.assign(loss=runs["loss"].astype(object))
+    diverged.loc[[1, 4, 7], "loss"] = ["NaN", "", "inf"]
+    diverged.to_csv(tmp_path / "runs.csv", index=False)
+    said = "3 rows have no finite loss (empty, NaN or infinite) and are left out (first: row 3)"
+    kept = read_runs(tmp_path)  # a folder stands for its runs.csv
+    pd.testing.assert_frame_equal(kept, read_runs(runs.drop(index=[1, 4, 7])), check_flags=False)
+    assert kept.attrs["warnings"] == [said]
+    for fit in fit_sweep(tmp_path / "runs.csv", bootstrap=0).values():
+        assert fit.n == 15 and fit.warnings.count(said) == 1
+    path = tmp_path / "frozen.json"
+    predict_runs(kept, at=[1e21], freeze=path, law="chinchilla", bootstrap=100)
+    assert said in score_runs(path, tmp_path / "runs.csv").notes
+    with pytest.raises(UserError, match=r"no row with a loss: all 18 are empty, NaN or infinite"):
+        read_runs(runs.assign(loss=np.nan))
+    with pytest.raises(UserError, match=r"no file .*nothing/runs\.csv: give a CSV"):
+        (tmp_path / "nothing").mkdir()
+        read_runs(tmp_path / "nothing")
 
 
 def test_repeated_rows_count_once(runs):
