@@ -108,6 +108,26 @@ def report(sweep: Sweep, *, anew: bool = True) -> None:
     print(f"report: {folder / PAGE}")
 
 
+def report_tables(folder: Path) -> None:
+    """Fit the laws to the tables of a folder that has neither a plan nor runs, and write and print the report."""
+    import pandas as pd
+
+    from dlm.fit.table import fit_sweep, read_runs
+    from dlm.report.page import write_fits, write_report
+
+    path, left_out = folder / "runs.csv", folder / "excluded.csv"
+    runs = read_runs(path, proofs=True)
+    excluded = pd.read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
+    print(f"{path} has {len(runs)} runs, left out are {len(excluded)}; `dlm collect` brings it up to date")
+    print("fitting ...", flush=True)
+    fits = fit_sweep(path)
+    write_fits(folder, fits)
+    data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
+    facts = {"data": ", ".join(data)} if data else {}
+    write_report(folder, runs, excluded, fits, title=folder.absolute().name, facts=facts)
+    print(*(fit.report() for fit in fits.values()), f"report: {folder / PAGE}", sep="\n")
+
+
 def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
     """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
     from dlm.cli.advice import advice

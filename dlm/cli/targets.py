@@ -35,11 +35,17 @@ def by_name(target: str) -> str:
     """
     folder = paths.workdir() / target
     is_name = Path(target).name == target and not (paths.sweeps_dir() / f"{target}.yaml").is_file()
-    return str(folder) if is_name and (is_sweep_dir(folder) or (folder / "runs").is_dir()) else target
+    is_known = is_sweep_dir(folder) or (folder / "runs").is_dir() or is_collected(folder)
+    return str(folder) if is_name and is_known else target
 
 
 def is_sweep_dir(folder: str | Path) -> bool:
     return (Path(folder) / "plan.json").is_file()
+
+
+def is_collected(folder: Path) -> bool:
+    """Whether a folder holds only tables, which `dlm collect --wandb ENTITY/PROJECT --out DIR` wrote."""
+    return (folder / "runs.csv").is_file() and not is_sweep_dir(folder) and not (folder / "runs").is_dir()
 
 
 def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:

@@ -316,8 +316,15 @@ def _show_result(result: Any, *, as_json: bool) -> None:
 
 @app.command()
 def report(target: Target) -> None:
-    """Collect the runs of a sweep, fit the laws and write report/report.html with its figures."""
-    gather.report(targets.existing(target))
+    """Collect the runs of a sweep, fit the laws and write report/report.html with its figures.
+
+    In the folder of `dlm collect --wandb ENTITY/PROJECT --out DIR`, the report is of the tables as they were collected.
+    """
+    folder = Path(targets.by_name(target))
+    if targets.is_collected(folder):
+        gather.report_tables(folder)
+    else:
+        gather.report(targets.existing(target))
 
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -31,3 +31,4 @@ class Excluded(Exception):
     def __init__(self, cause: Cause | State, details: str, *, progress: str = "") -> None:
         super().__init__(f"{cause}{progress}: {details}")
         self.cause = cause
+        self.details = details

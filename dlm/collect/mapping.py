@@ -1,4 +1,4 @@
-"""Read a mapping file and turn W&B runs that dlm did not launch into rows of runs.csv.
+"""Read a mapping file, which tells how W&B runs that dlm did not launch become rows of runs.csv, and check its names.
 
 A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a YAML file:
 
@@ -6,6 +6,7 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
       params: model.non_embedding  # a config key; a dot leads into a nested dictionary
       tokens: {product: [train.steps, train.batch, train.length]}
       steps: train.steps           # the planned last step, if it is known; shorter runs are left out
+      step_offset: 1               # how many steps the last logged step lacks: 1 for runs that count from 0
       objective: {value: masked_diffusion}
       budget: {summary: total_flops, scale: 1e12}   # a key of the summary, and a factor
     history:                       # columns of the history, and the names under which runs log them
@@ -15,36 +16,42 @@ A mapping (`dlm collect --wandb ENTITY/PROJECT --mapping FILE --out DIR`) is a Y
     convention: 6n                 # how FLOPs are counted: 6n is computed, any other needs columns.flops
     require: {data.name: [slimpajama]}              # allowed config values; runs with other values are left out
     cell: [model.name, train.steps, seed]           # required config keys; of runs with equal values, the latest counts
+
+Lightning and Levanter count steps from 0, so the last step of 40 is logged as 39. Without step_offset, a run that W&B
+says is finished is whole if its validation is at the planned last step or one before it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from dlm.collect.exclusion import Cause, Excluded
-from dlm.collect.history import NUMBERS, History, from_rows, number
+from dlm.collect.dotted import dotted_names, shown, spellings
+from dlm.collect.history import NUMBERS, number
 from dlm.collect.row import COLUMN_TYPES
-from dlm.collect.sources import WANDB_STATES
 from dlm.collect.wandb_file import WandbRun
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError, hint, unknown
 from dlm.core.flops import CONVENTIONS
 from dlm.core.identity import content_hash
-from dlm.record.outcomes import State
 
+OFFSET = "step_offset"  # is mapped like a column, and is in no table
 # The columns that a mapping may fill; dlm itself fills in the others.
-COLUMNS = tuple(
-    name
-    for name in COLUMN_TYPES
-    if name not in ("run_id", "sweep", "loss", "loss_se", "source", "status", "convention")
+COLUMNS = (
+    *(
+        name
+        for name in COLUMN_TYPES
+        if name not in ("run_id", "sweep", "loss", "loss_se", "source", "status", "convention")
+    ),
+    OFFSET,
 )
-METRICS = ("step", "tokens", *NUMBERS)
+READING = 1  # increase it when the same mapping reads a history differently
+WHOLE = ("step", "tokens")  # metrics that are whole numbers
+METRICS = (*WHOLE, *NUMBERS)
 Row = dict[str, Any]
 
 
@@ -68,13 +75,21 @@ class _Scaled(BaseModel):
 
 
 class Column(_Scaled):
-    """The origin of a column: exactly one of config, summary, product (of config keys) and value, times scale."""
+    """The origin of a column: exactly one of config, summary, product (of config keys) and value, times scale.
+
+    A bare number is short for ``{value: number}``.
+    """
 
     short = "config"
     config: str | None = None
     summary: str | None = None
     product: tuple[str, ...] | None = None
     value: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_number(cls, given: Any) -> Any:
+        return {"value": given} if isinstance(given, int | float) and not isinstance(given, bool) else given
 
     @model_validator(mode="after")
     def _one_source(self) -> Column:
@@ -107,7 +122,7 @@ class RunMapping(BaseModel):
     @property
     def hash(self) -> str:
         """A hash of ``history``, which changes when histories would be read differently."""
-        return content_hash(self.model_dump()["history"])[:8]
+        return content_hash([READING, self.model_dump()["history"]])[:8]
 
 
 def load_mapping(path: Path) -> RunMapping:
@@ -135,7 +150,21 @@ def load_mapping(path: Path) -> RunMapping:
         raise UserError(f"{path} maps no validation loss: add history.val/loss")
     if mapping.convention != "6n" and "flops" not in mapping.columns:
         raise UserError(f"{path}: convention {mapping.convention} needs columns.flops; only 6n is computed")
+    _check_offset(mapping, path)
     return mapping
+
+
+def _check_offset(mapping: RunMapping, path: Path) -> None:
+    """Raise UserError for a step_offset without steps, or with a value that is no whole number."""
+    offset = mapping.columns.get(OFFSET)
+    if offset is None:
+        return
+    if "steps" not in mapping.columns:
+        raise UserError(f"{path}: columns.{OFFSET} needs columns.steps, the planned last step that it is counted from")
+    value = offset.value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and float(value * offset.scale).is_integer()):
+        raise UserError(f"{path}: columns.{OFFSET} is {value!r}: give a whole number, such as 1")
 
 
 def check_keys(mapping: RunMapping, runs: Collection[WandbRun], where: str) -> None:
@@ -159,180 +188,30 @@ def check_keys(mapping: RunMapping, runs: Collection[WandbRun], where: str) -> N
 
 
 def check_metrics(mapping: RunMapping, runs: Iterable[WandbRun], where: str) -> None:
-    """Raise UserError for a name in ``mapping.history`` that no run logs. The histories of all runs must be read."""
+    """Raise UserError for a name in ``mapping.history`` under which no run logs a number.
+
+    The histories of all runs must be read.
+    """
     rows = [row for run in runs for row in run.history]
     for ours, theirs in mapping.history.items():
-        _check_key("metric", theirs.metric, f"history.{ours}", rows, where)
+        name, place = theirs.metric, f"history.{ours}"
+        _check_key("metric", name, place, rows, where)
+        if rows and not any(number(value) is not None for row in rows for value in spellings(row, name)):
+            first = next(value for row in rows for value in spellings(row, name))
+            others = {other for row in rows for other in dotted_names(row)} - {name}
+            advice = _advice(name, others)
+            raise UserError(
+                f"the metric '{name}' ({place} of the mapping) is no number in {where}, but {shown(first)}: {advice}"
+            )
 
 
 def _check_key(what: str, key: str | None, place: str, found: Sequence[Mapping[str, Any]], where: str) -> None:
-    if key is not None and found and all(_look_up(values, key) is None for values in found):
-        names = {name for values in found for name in _dotted(values)}
-        advice = hint(key, names, otherwise="see one of them in W&B")
-        raise UserError(f"no run of {where} has the {what} '{key}' ({place} of the mapping): {advice}")
+    if key is not None and found and not any(any(True for _ in spellings(values, key)) for values in found):
+        names = {name for values in found for name in dotted_names(values)}
+        raise UserError(f"no run of {where} has the {what} '{key}' ({place} of the mapping): {_advice(key, names)}")
 
 
-def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Yield the keys of nested dictionaries, joined by dots."""
-    for key, value in values.items():
-        yield f"{before}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{before}{key}.")
-
-
-@dataclass(kw_only=True)
-class MappedRun:
-    """A run that dlm did not launch, as a row of runs.csv or excluded.csv."""
-
-    row: Row
-    excluded: Excluded | None  # why the run is not in runs.csv; None: it is
-    cell: tuple[str, ...] | None  # equal for runs of one cell; None: not compared with other runs
-    heartbeat: str  # the time of the last heartbeat of the run, ISO 8601
-
-
-def map_history(run: WandbRun, mapping: RunMapping) -> History:
-    """Return the history of a run under dlm's names, merged on the optimiser step."""
-    names = {"step": Metric(metric="_step"), **mapping.history}
-    rows = []
-    for row in run.history:
-        values = {ours: number(row.get(theirs.metric)) for ours, theirs in names.items()}
-        rows.append({ours: value * names[ours].scale for ours, value in values.items() if value is not None})
-    return from_rows(rows, str(run.run_id), run.key(mapping.hash), [])
-
-
-def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
-    """Turn one run into a row of runs.csv, or find out why the run is excluded."""
-    row: Row = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
-    excluded = cell = None
-    try:
-        _check_config(run, mapping)
-        cell = tuple(str(_require(run.config, key, "config")) for key in mapping.cell) or None
-        row |= {name: _as_column(name, _value(run, column)) for name, column in mapping.columns.items()}
-        row |= _flops(row, mapping)
-        row |= _final_loss(run, row.get("steps"), history) | {"status": str(State.DONE)}
-    except Excluded as reason:
-        excluded, cell = reason, None
-    return MappedRun(row=row, excluded=excluded, cell=cell, heartbeat=run.version.split("@")[1])
-
-
-def mark_duplicates(mapped: Sequence[MappedRun]) -> None:
-    """Exclude all but the latest of several runs of one cell."""
-    in_order = sorted((one for one in mapped if one.cell is not None), key=lambda one: one.heartbeat)
-    latest = {one.cell: one.row["run_id"] for one in in_order}
-    for one in in_order:
-        if one.row["run_id"] != latest[one.cell]:
-            one.excluded = Excluded(Cause.DUPLICATE, f"the same cell as {latest[one.cell]}, which is later")
-
-
-def _check_config(run: WandbRun, mapping: RunMapping) -> None:
-    if WANDB_STATES.get(str(run.state)) in (State.RUNNING, State.SUBMITTED):
-        raise Excluded(State.RUNNING, f"W&B says {run.state}; wait, then collect again")
-    for key, wanted in mapping.require.items():
-        found = _look_up(run.config, key)
-        if found not in wanted:
-            details = f"{key} is {found!r}, required is {' or '.join(map(repr, wanted))}"
-            raise Excluded(Cause.OTHER_CONFIG, details)
-
-
-def _value(run: WandbRun, column: Column) -> Any:
-    """Return the scaled value of a column, not yet converted to the type of the column. Raises Excluded."""
-    if column.value is not None:
-        return column.value
-    if column.product is not None:
-        value = math.prod(_as_number(_require(run.config, key, "config"), key) for key in column.product)
-    elif column.summary is not None:
-        value = _require(run.summary, column.summary, "summary")
-    else:
-        value = _require(run.config, str(column.config), "config")
-    if column.scale == 1.0:
-        return value
-    return _as_number(_as_number(value, "a scaled value") * column.scale, "a scaled value")
-
-
-def _as_number(value: Any, key: str) -> int | float:
-    """Convert to a finite number; integers remain integers. Raises Excluded."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        found = value if isinstance(value, int) and abs(value) < 2**63 else float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, not a number") from error
-    if not math.isfinite(found):
-        raise Excluded(Cause.OTHER_CONFIG, f"{key} is {_shown(value)}, not a finite number")
-    return found
-
-
-def _shown(value: Any) -> str:
-    """Return the ``repr`` of a value, shortened to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _require(values: Mapping[str, Any], key: str, where: str) -> Any:
-    found = _look_up(values, key)
-    if found is None:
-        raise Excluded(Cause.OTHER_CONFIG, f"its {where} has no {key}")
-    return found
-
-
-def _look_up(values: Any, key: str) -> Any:
-    """Return the value of a dotted key, which may be a literal key or a path through nested dictionaries."""
-    if isinstance(values, dict) and key in values:
-        return values[key]
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _flops(row: Mapping[str, Any], mapping: RunMapping) -> Row:
-    """Return the FLOPs columns; 6n is computed as 6 N D. Raises Excluded unless they are positive and agree with 6n."""
-    six = 6.0 * row["params"] * row["tokens"]
-    flops = row.get("flops", six)  # without columns.flops the convention is 6n (load_mapping)
-    if not flops > 0:
-        raise Excluded(Cause.OTHER_CONFIG, f"flops is {flops:g}")
-    if mapping.convention == "6n" and not math.isclose(flops, six, rel_tol=0.01):
-        raise Excluded(Cause.OTHER_CONVENTION, f"its flops are {flops:.4g}, 6 N D is {six:.4g}")
-    return {"flops": flops, "convention": mapping.convention, "flops_6n": six, f"flops_{mapping.convention}": flops}
-
-
-def _as_column(name: str, value: Any) -> Any:
-    """Convert the value of a column to the type of the field in RunRow. Raises Excluded."""
-    kind = COLUMN_TYPES[name]
-    if "str" in kind:
-        return str(value)
-    found = _as_number(value, name)
-    if "int" not in kind:
-        return float(found)
-    least = 1 if name in ("params", "tokens", "steps") else 0
-    if found != int(found) or not least <= found < 2**63:
-        details = f"{name} is {_shown(value)}, not a whole number of at least {least}"
-        raise Excluded(Cause.OTHER_CONFIG, details)
-    return int(found)
-
-
-def _final_loss(run: WandbRun, steps: int | None, history: History) -> Row:
-    """Return the validation loss at the planned last step, or at the last logged step if ``steps`` is not known.
-
-    Raises Excluded for a run that is short, has diverged or lacks this loss.
-    """
-    last = history.last_step
-    if run.unread is not None:
-        raise Excluded(Cause.NO_VALIDATION, f"its history could not be read ({run.unread})")
-    if last is None:
-        raise Excluded(Cause.NO_VALIDATION, "its history has none of the mapped metrics")
-    if history.validations:
-        newest, _ = history.validations[max(history.validations)]
-        if not math.isfinite(newest):
-            raise Excluded(State.DIVERGED, f"its last validation loss is {newest}")
-    if steps and last < steps:
-        raise Excluded(Cause.SHORT, f"step {last} of {steps} (W&B says {run.state})")
-    if not steps and run.state != "finished":
-        details = f"W&B says {run.state} at step {last}, and no columns.steps tells how far it was to go"
-        raise Excluded(Cause.SHORT, details)
-    loss, error = history.at(steps or last)
-    if loss is None:
-        where = f"step {steps}" if steps else f"the last step, {last}"
-        raise Excluded(Cause.NO_VALIDATION, f"no val/loss at {where}")
-    if not math.isfinite(loss):
-        raise Excluded(State.DIVERGED, f"its validation loss is {loss}")
-    return {"loss": loss, "loss_se": error}
+def _advice(key: str, names: Collection[str]) -> str:
+    """Suggest the names that a user may have meant: similar ones, or those with the key as a part."""
+    longer = sorted(name for name in names if f"/{key}/" in f"/{name.replace('.', '/')}/")[:3]
+    return f"did you mean {' or '.join(longer)}?" if longer else hint(key, names, otherwise="see one of them in W&B")

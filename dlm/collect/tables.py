@@ -88,7 +88,8 @@ def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collect
         mapping: How the names in the configs and histories of these runs translate into columns.
         folder: Where to write. An unchanged history in the history.parquet of this folder is not requested again.
     """
-    from dlm.collect.mapping import check_metrics, map_history, map_run, mark_duplicates
+    from dlm.collect.mapped import map_history, map_run, mark_duplicates
+    from dlm.collect.mapping import check_metrics
 
     stored = stored_histories(folder / "history.parquet")
     runs = server.runs
@@ -101,6 +102,12 @@ def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collect
     mark_duplicates(mapped)
     warnings = [f"{run_id}: {line}" for run_id, run in runs.items() for line in run.warnings]
     warnings += [f"{run_id}: {line}" for run_id, history in histories.items() for line in history.warnings]
+    one_short = [str(one.row["run_id"]) for one in mapped if one.is_one_short and one.excluded is None]
+    if one_short:
+        warnings.append(
+            "finished runs whose last step is one below columns.steps count as whole, because many programs count "
+            f"steps from 0: {len(one_short)} (first: {one_short[0]}); columns.step_offset: 1 states that"
+        )
     rows = [(one.row, one.excluded) for one in mapped]
     return _tables(folder, rows, list(histories.values()), stored, warnings)
 

@@ -8,7 +8,8 @@ import yaml
 from support.wandb_cli import dlm, dlm_process
 from support.wandb_server import ENTITY
 
-from dlm.collect.mapping import MappedRun, load_mapping, mark_duplicates
+from dlm.collect.mapped import MappedRun, mark_duplicates
+from dlm.collect.mapping import load_mapping
 from dlm.core.errors import UserError
 from dlm.fit.rows import read_runs
 

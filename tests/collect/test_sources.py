@@ -1,6 +1,5 @@
 """What the sources of one cell know, put together: a cut history, a lost result, a foreign run, W&B's word."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -9,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from support.by_hand import LOSS, final_rows, finish, reasons, started
-from support.stub_cell import result, status
+from support.by_hand import LOSS, config_of, final_rows, finish, reasons, started, summary_of
+from support.stub_cell import status
 from support.wandb_runs import log_to_wandb
 
 import dlm.collect.sources
@@ -18,26 +17,13 @@ from dlm.collect.sources import WANDB_STATES
 from dlm.collect.tables import collect
 from dlm.collect.wandb_file import WandbRun, wandb_files
 from dlm.core.files import read_jsonl
-from dlm.core.recipe import derive
-from dlm.plan.grid import cell_config
 from dlm.record.outcomes import State
 from dlm.record.run import write_status
-from dlm.record.wandb import RESULT_PREFIX, described
+from dlm.record.wandb import RESULT_PREFIX
 
 
 def on_disk(run_dir: Path) -> list[dict]:
     return read_jsonl(run_dir / "metrics.jsonl")
-
-
-def config_of(cell, **overrides) -> dict:
-    """What the run of a cell tells W&B of itself."""
-    config = {**cell_config(cell.groups, {**cell.overrides, **overrides}), "sweep": "s", "cell_id": cell.cell_id}
-    return described(config, derive(config))
-
-
-def summary_of(cell, plan, **changes) -> dict:
-    values = result(cell.cell_id, **{"step": cell.steps, "loss": LOSS, "data_hash": plan.data_hash, **changes})
-    return {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(values).items()}
 
 
 class Online:

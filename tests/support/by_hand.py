@@ -1,10 +1,12 @@
 """Make a small planned sweep, and write run directories by hand, to test how records are collected."""
 
+import dataclasses
 from pathlib import Path
 
 import yaml
 
 from dlm.core.files import append_jsonl, write_json
+from dlm.core.recipe import derive
 from dlm.data.manifest import Manifest, PackedFile, write_manifest
 from dlm.plan.cells import Plan
 from dlm.plan.definition import SweepSpec
@@ -12,6 +14,7 @@ from dlm.plan.grid import cell_config, make_plan
 from dlm.plan.store import write_plan
 from dlm.record.outcomes import State
 from dlm.record.run import metrics_row, write_result, write_status
+from dlm.record.wandb import RESULT_PREFIX, described
 from support.stub_cell import result, status
 
 LOSS = 2.5
@@ -70,6 +73,18 @@ def finish(sweep_dir: Path, plan, cell, *, loss: float = LOSS, **changes) -> Pat
     write_result(run_dir, result(cell.cell_id, **{**facts, **changes}))
     write_status(run_dir, status(State.DONE, step=cell.steps, steps=cell.steps, exit_code=0))
     return run_dir
+
+
+def config_of(cell, **overrides) -> dict:
+    """Return what the run of a cell tells W&B of itself."""
+    config = {**cell_config(cell.groups, {**cell.overrides, **overrides}), "sweep": "s", "cell_id": cell.cell_id}
+    return described(config, derive(config))
+
+
+def summary_of(cell, plan, **changes) -> dict:
+    """Return the W&B summary of a cell that is done."""
+    values = result(cell.cell_id, **{"step": cell.steps, "loss": LOSS, "data_hash": plan.data_hash, **changes})
+    return {RESULT_PREFIX + key: value for key, value in dataclasses.asdict(values).items()}
 
 
 def reasons(collected) -> dict[str, str]:
