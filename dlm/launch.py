@@ -29,7 +29,7 @@ from dlm.core import paths
 from dlm.core.checks import check_keys, dotted_keys
 from dlm.core.configs import choices
 from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
-from dlm.core.identity import SWEEP_NAME, cell_id
+from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS, cell_id
 from dlm.core.lease import HeldError
 from dlm.core.recipe import derive, fill
 from dlm.record.wandb import check_names
@@ -58,7 +58,7 @@ def config_cell_id(root: DictConfig) -> str:
 def check_sweep_name(name: str) -> str:
     """Return ``name``. Raises UserError if it cannot be the name of a folder in workdir/."""
     if not re.fullmatch(SWEEP_NAME, str(name)):
-        raise UserError(f"sweep is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
+        raise UserError(f"sweep is {name!r}: {SWEEP_NAME_WORDS}")
     return str(name)
 
 
@@ -99,7 +99,11 @@ def explain(error: Exception) -> str | None:
         if isinstance(deepest, (ConfigAttributeError, ConfigKeyError)):
             return _unknown_key(str(deepest.full_key))
         return " ".join(f"{error} {deepest if deepest is not error else ''}".split())
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, OmegaConfBaseException):
+        from dlm.submit.config_files import explain_omegaconf
+
+        return explain_omegaconf(error)
+    if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None
 
@@ -107,9 +111,9 @@ def explain(error: Exception) -> str | None:
 def _unknown_key(key: str) -> str:
     """Return the message for an override of a key that the config does not have."""
     if key.startswith("hydra.launcher."):
-        from dlm.submit.job import SETTING_NAMES
+        from dlm.submit.job import unknown_setting
 
-        return str(unknown("key of hydra.launcher", key.removeprefix("hydra.launcher."), SETTING_NAMES))
+        return str(unknown_setting(key.removeprefix("hydra.launcher.")))
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dlm.cli.memory import PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core.errors import UserError
+from dlm.core.text import counted
 
 if TYPE_CHECKING:
     from dlm.cli.options import CollectOptions
@@ -81,7 +82,7 @@ def show_collected(collected: Collected, folder: Path) -> None:
         warn(warning)
     for row in collected.excluded.to_dict("records"):
         print(f"left out {row['run_id']}: {row['reason']}")
-    print(f"collected {len(collected.runs)} runs, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
+    print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
 def report(sweep: Sweep, *, anew: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlm.core.configs import choices
 from dlm.core.errors import UserError, causes, unknown
 from dlm.core.paths import configs_dir
-from dlm.submit.job import SETTING_NAMES, slurm_settings
+from dlm.submit.job import LAUNCHERS, slurm_settings, unknown_setting
 from dlm.submit.local import LocalPool, local_settings
 from dlm.submit.overrides import quote
 from dlm.submit.slurm import Slurm, slurm_answers
@@ -71,7 +71,8 @@ def slurm_of(words: Sequence[str], *, allow_dirty: bool, launcher: str = SLURM, 
                 f"{word}: only `python -m dlm.launch -m` can use another class; choose a file with --launcher"
             )
     values = _values(launcher, [f"++{word.lstrip('+')}" for word in words], sweep)
-    return Slurm(slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))}))
+    settings = slurm_settings({**values, "allow_dirty": allow_dirty or bool(values.get("allow_dirty"))})
+    return Slurm(settings, file=f"{LAUNCHERS}/{launcher}.yaml")
 
 
 def _values(launcher: str, overrides: Sequence[str], sweep: Path | None) -> dict[str, Any]:
@@ -115,10 +116,12 @@ def _one_line(launcher: str, error: Exception) -> UserError:
     """Return the user's error behind an error of Hydra or OmegaConf."""
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+    from dlm.submit.config_files import explain_omegaconf
+
     of_key = next((cause for cause in causes(error) if isinstance(cause, OmegaConfBaseException)), None)
     if of_key is None:
         return UserError(f"launcher {launcher}: {' '.join(str(error).split())}")
     key = str(of_key.full_key or "")
     if isinstance(of_key, (ConfigAttributeError, ConfigKeyError)) and key.startswith(LAUNCHER_KEY):
-        return unknown("key of hydra.launcher", key.removeprefix(LAUNCHER_KEY), SETTING_NAMES)
-    return UserError(f"{key or launcher}: {str(of_key).splitlines()[0]}")
+        return unknown_setting(key.removeprefix(LAUNCHER_KEY))
+    return UserError(f"launcher {launcher}: {explain_omegaconf(of_key)}")

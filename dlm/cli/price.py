@@ -59,8 +59,9 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str], f
         raise _too_long(plan, hours, at_once)
     if hours + of_proof > plan.spec.max_local_hours:
         raise _too_long_proof(plan, hours, of_proof)
+    cells = text.counted(at_once, "cell")
     print(
-        f"about {text.duration(3600 * (hours + of_proof))} of training here, {at_once} cells at a time, "
+        f"about {text.duration(3600 * (hours + of_proof))} of training here, {cells} at a time, "
         "and some seconds to start each"
     )
     return priced, [] if gpus or hardware.device == "cpu" else ["trainer=cpu"], hours + of_proof
@@ -102,8 +103,8 @@ def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
     on_gpus = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
     unprepared = f" ({plan.data} has to be prepared first)" if plan.data_hash is None else ""
     return UserError(
-        f"this machine would train {len(plan.cells)} cells of up to {text.flops(max(spec.budgets))} FLOPs for about "
-        f"{text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
+        f"this machine would train {text.counted(len(plan.cells), 'cell')} of up to {text.flops(max(spec.budgets))} "
+        f"FLOPs for about {text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. Use a SLURM cluster{on_gpus} with "
         f"LAUNCHER=submitit_slurm{unprepared}, or {_smaller_budget(spec, hours)}"
     )

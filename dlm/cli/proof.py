@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dlm.cli.targets import Sweep
 from dlm.core import text
+from dlm.core.configs import load_mapping
 from dlm.core.errors import UserError
 from dlm.plan.proof import (
     PROOF_FILE,
@@ -205,7 +204,7 @@ def _scored(
     names = [cell["cell_id"] for cell in forecast["proof"]["cells"]]
     for name in names:
         config = run_directory(sweep.folder, name) / "config.yaml"
-        tested = yaml.safe_load(config.read_text()).get("forecast") if config.is_file() else forecast["sha256"]
+        tested = load_mapping(config).get("forecast") if config.is_file() else forecast["sha256"]
         if tested != forecast["sha256"]:
             why = f"{name} was started under another forecast (SHA-256 {str(tested)[:12]}), so it tests nothing"
             return Proof(label=forecast["label"], forecast=forecast, why=why)

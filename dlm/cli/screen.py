@@ -57,7 +57,7 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
         proof: The expected proof runs, with estimates; their cost is printed on a line of its own.
     """
     out = console()
-    out.print(f"[bold]{plan.spec.name}[/]: {len(plan.cells)} cells, FLOPs counted as {plan.convention}")
+    out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
     rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
     show_table(rows)
     if missing:
@@ -135,7 +135,7 @@ def _sharing_line(plan: Plan) -> str:
 
 
 def _cost_line(plan: Plan) -> str:
-    line = f"{len(plan.cells)} cells, {text.flops(own_flops(plan.cells))} FLOPs ({plan.convention})"
+    line = f"{text.counted(len(plan.cells), 'cell')}, {text.flops(own_flops(plan.cells))} FLOPs ({plan.convention})"
     first = plan.cells[0].estimate
     if first.hours is None:
         return f"{line}; time: {first.basis}"
@@ -250,7 +250,7 @@ class LocalProgress:
 
     def __enter__(self) -> LocalProgress:
         if left := len(self._steps) - self._num_done:
-            self._say(f"starting {left} of {len(self._steps)} cells ...")
+            self._say(f"starting {left} of {text.counted(len(self._steps), 'cell')} ...")
         self._progress.start()
         self.on_tick()
         return self

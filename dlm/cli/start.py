@@ -20,7 +20,7 @@ from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import LocalProgress, show_plan
 from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
-from dlm.core import paths
+from dlm.core import paths, text
 from dlm.core.configs import load_base
 from dlm.core.errors import ExitCode, UserError, unknown
 from dlm.data.prepare.command import ensure_data
@@ -246,6 +246,6 @@ def _show_submitted(done: Submission, folder: Path) -> None:
         cells = "1 cell is" if count == 1 else f"{count} cells are"
         print(f"{cells} submitted later, by the job that looks after the sweep or by the same command: {reason}")
     as_arrays = f" as arrays {', '.join(done.arrays)}" if done.arrays else ""
-    print(f"submitted {len(done.submitted)} cells{as_arrays}")
+    print(f"submitted {text.counted(len(done.submitted), 'cell')}{as_arrays}")
     if done.submitted or done.postponed:
         print(f"watch it with: dlm status {folder}; when it is done: dlm report {folder}")

@@ -39,6 +39,11 @@ def by_name(target: str) -> str:
     return str(folder) if is_name and is_known else target
 
 
+def own_sweeps() -> list[str]:
+    """Return the names of the sweeps in the work directory."""
+    return sorted({path.parent.name for pattern in ("*/plan.json", "*/runs") for path in paths.workdir().glob(pattern)})
+
+
 def is_sweep_dir(folder: str | Path) -> bool:
     return (Path(folder) / "plan.json").is_file()
 
@@ -117,7 +122,7 @@ def _definition(target: str, settings: Sequence[str] = ()) -> SweepSpec:
 
     if Path(target).is_dir():
         raise UserError(f"{target} holds no plan.json: give a definition (sweeps/*.yaml) or a sweep's folder")
-    return load_sweep(find_definition(target), settings)
+    return load_sweep(find_definition(target, own_sweeps), settings)
 
 
 def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:

@@ -16,6 +16,7 @@ from dlm.cli import gather, options, screen, targets
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
 from dlm.core.files import explain_os_error
+from dlm.core.text import counted
 from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def cancel(
     done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
     for name, what in done.items():
         print(f"{name}: {what}")
-    print(f"stopped {len(done)} cells" if done else "nothing runs or waits")
+    print(f"stopped {counted(len(done), 'cell')}" if done else "nothing runs or waits")
 
 
 @app.command(hidden=True)

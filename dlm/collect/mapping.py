@@ -28,16 +28,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from dlm.collect.dotted import dotted_names, shown, spellings
 from dlm.collect.history import NUMBERS, number
 from dlm.collect.row import COLUMN_TYPES
 from dlm.collect.wandb_file import WandbRun
-from dlm.core.configs import load_yaml
+from dlm.core import configs
 from dlm.core.errors import UserError, hint, unknown
 from dlm.core.flops import CONVENTIONS
 from dlm.core.identity import content_hash
+from dlm.core.validation import validated
 
 OFFSET = "step_offset"  # is mapped like a column, and is in no table
 # The columns that a mapping may fill; dlm itself fills in the others.
@@ -127,14 +128,7 @@ class RunMapping(BaseModel):
 
 def load_mapping(path: Path) -> RunMapping:
     """Read a mapping file. Raises UserError, which names the faulty key and what is allowed."""
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping: it needs the keys columns and history")
-    try:
-        mapping = RunMapping.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+    mapping = validated(RunMapping, configs.load_mapping(path), str(path))
     for what, names, allowed in (
         ("column", mapping.columns, COLUMNS),
         ("history", mapping.history, METRICS),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dlm.core import schedule
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
 from dlm.core.objectives import OBJECTIVES
 
 SHARDED = ("fsdp", "fsdp2")  # names of one strategy, PyTorch's FSDP2
@@ -17,6 +17,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (1e-12, math.inf),
     "optimizer.weight_decay": (0, math.inf),
     "optimizer.momentum": (0, 0.99999),
+    "optimizer.eps": (0, 1),
+    "optimizer.gradient_clip_val": (0, math.inf),
+    "model.norm_eps": (0, 1),
+    "model.rotary_percentage": (0, 1),
     "scheduler.warmup_fraction": (0, 1),
     "scheduler.warmup_min_steps": (0, math.inf),
     "scheduler.warmup_tokens_per_param": (0, math.inf),
@@ -35,6 +39,7 @@ NAMES = {
     "objective.weight": ("elbo", "low_var", "realised_fraction"),
     "validation.estimator": ("mc", "exact_count"),
     "trainer.strategy": ("auto", "ddp", *SHARDED),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.fsdp_wrap": ("block", "model"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
     "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa4"),
@@ -49,15 +54,31 @@ WHOLE = {
     "validation.num_sequences": 1,
     "validation.draws": 2,  # one draw has no standard error
     "validation.times": 1,
+    "data.block_size": 1,
     "data.stride": 1,
+    "data.batch_size": 1,
+    "data.micro_batch_size": 1,
+    "data.num_workers": 0,
     "trainer.threads": 1,
     "trainer.process_group_timeout": 1,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
+    "trainer.log_every_n_steps": 1,
     "callbacks.checkpoint.times": 1,
     "callbacks.checkpoint.every_n_steps": 1,
     "callbacks.checkpoint.save_top_k": 0,
 }
+
+
+# The numbers that may be null, because dlm then finds their value itself, or leaves something out.
+NULLS = (
+    "optimizer.lr", "optimizer.gradient_clip_val", "scheduler.warmup_tokens_per_param", "callbacks.record.spike",
+    "data.batch_size", "data.micro_batch_size", "trainer.threads", "trainer.process_group_timeout",
+    "trainer.log_every_n_steps", "callbacks.checkpoint.times", "callbacks.checkpoint.every_n_steps",
+)  # fmt: skip
+
+
+TEXTS = ("model.name", "data.name", "data.data_dir", "objective.name")
 
 
 SWITCHES = ("trainer.compile", "trainer.activation_checkpointing", "callbacks.checkpoint.asynchronous")
@@ -139,6 +160,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         config: The complete config of a run, or only some of its groups. Interpolations may be unresolved.
     """
     for group, node in config.items():
+        if group == "experiment":
+            raise UserError("the experiment's file does not begin with '# @package _global_': add this line at its top")
         if group not in TOP_LEVEL:
             raise unknown("key", group, TOP_LEVEL)
         if group in KEYS:
@@ -157,13 +180,13 @@ def dotted_keys() -> list[str]:
 def _check_arguments(where: str, node: Any) -> None:
     """Check the arguments of a node whose ``_target_`` is in ARGUMENTS."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    if target in ARGUMENTS:
+    if isinstance(target, str) and target in ARGUMENTS:
         _check_node(where, node, ["_target_", *ARGUMENTS[target]])
 
 
 def _check_node(where: str, node: Any, allowed: list[str]) -> None:
     if not isinstance(node, Mapping):
-        raise UserError(f"{where} is {node!r}: it must hold the keys {', '.join(allowed)}")
+        raise UserError(f"{where} is {shown(node)}: it must hold the keys {', '.join(allowed)}")
     for key in node:
         if key not in allowed:
             raise unknown(f"key of {where}", key, allowed)
@@ -175,24 +198,30 @@ def check_values(config: Mapping[str, Any]) -> None:
         low, high = RANGES[key]
         if not (_is_number(value) and low <= value <= high):
             top = f"to {high:g}" if math.isfinite(high) else "up"
-            raise UserError(f"{key} is {value!r}: it must be a number from {low:g} {top}")
+            raise UserError(f"{key} is {shown(value)}: it must be a number from {low:g} {top}")
     for key, value in _given(config, WHOLE):
         whole(key, value, WHOLE[key])
-    for key, value in _given(config, NAMES, nulls=True):
+    for key, value in _given(config, NAMES):
         if value not in NAMES[key]:
             raise unknown(key, value, NAMES[key])
-    for key, value in _given(config, SWITCHES, nulls=True):
+    for key, value in _given(config, TEXTS):
+        if not isinstance(value, str):
+            raise UserError(f"{key} is {shown(value)}: it must be text")
+    for key, value in _given(config, SWITCHES):
         if not isinstance(value, bool):  # "no" and 1 would both count as true
-            raise UserError(f"{key} is {value!r}: allowed are true and false")
+            raise UserError(f"{key} is {shown(value)}: allowed are true and false")
+    for key, value in _given(config, ["optimizer.betas"]):
+        if not (isinstance(value, Sequence) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)):
+            raise UserError(f"{key} is {shown(value)}: it must be a list of two numbers from 0 to below 1")
 
 
-def _given(config: Mapping[str, Any], keys: Iterable[str], *, nulls: bool = False) -> Iterator[tuple[str, Any]]:
-    """The dotted ``keys`` that are set in the config, with their values; with ``nulls`` also those set to null."""
+def _given(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The dotted ``keys`` that are set in the config, with their values, except those that are and may be null."""
     for key in keys:
         value: Any = config
         for part in key.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-        if value is not _ABSENT and (nulls or value is not None):
+        if value is not _ABSENT and not (value is None and key in NULLS):
             yield key, value
 
 
@@ -203,5 +232,5 @@ def _is_number(value: object) -> bool:
 def whole(key: str, value: object, minimum: int = 1) -> int:
     """Return ``value`` as an int. Raises UserError about ``key`` if it is not a whole number >= ``minimum``."""
     if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
-        raise UserError(f"{key} is {value!r}: it must be a whole number of at least {minimum}")
+        raise UserError(f"{key} is {shown(value)}: it must be a whole number of at least {minimum}")
     return int(value)  # type: ignore[call-overload, no-any-return]

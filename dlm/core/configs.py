@@ -1,4 +1,4 @@
-"""Read configs/<group>/<choice>.yaml without Hydra.
+"""Read YAML files, and configs/<group>/<choice>.yaml without Hydra.
 
 Planning a thousand cells must not compose a thousand Hydra configs, which take 90 ms each. The groups that determine a
 result therefore hold only plain values, with no interpolation except the data folder, so Hydra and this reader see the
@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,44 +19,130 @@ from dlm.core.errors import UserError, unknown
 from dlm.core.paths import configs_dir
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """A YAML loader that reads 1e-3 as a number, as Hydra does; YAML 1.1 reads 1e-3 as text."""
+    """A YAML loader that reads a word as the same number or text as Hydra; 1e-3 is text and a date is none in YAML 1.1.
+
+    A date stays text, because neither a plan nor the config of a run can hold one.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+        for first, resolvers in _Base.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
+    f"{_TAG}float", re.compile(r"^[-+]?[0-9][0-9_]*\.?[0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+# Numbers that YAML 1.1 reads in base 8 or 60, which nobody means: 010 is 8, and 24:00:00 is 86400.
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+# (a part of what YAML says, what to do)
+_ADVICE = (
+    ("mapping values are not allowed", "put a text that contains ': ' in quotes"),
+    ("found another document", "a file may hold one document: leave out what stands from the second --- on"),
+    ("could not determine a constructor", "leave out the tag, the word that begins with '!'"),
+    (
+        "cannot start any token",
+        "indent with spaces instead of tabs, and put a text that begins with @, % or ` in quotes",
+    ),
+    ("could not find expected ':'", "write a key as KEY: VALUE, with a space after the colon"),
+    ("did not find expected key", "give the keys of one level the same indent, and close every quote and bracket"),
+    ("unhashable key", "a key must be a word"),
 )
 
 
 def load_yaml(path: Path) -> Any:
-    """Read a YAML file. Raises UserError, which names the file, if the file cannot be read as YAML."""
+    """Read a YAML file. Raises UserError, which names the file, for a file that ``parse_yaml`` refuses."""
     try:
-        text = path.read_text()
+        content = path.read_bytes()
+        return parse_yaml(content.decode("utf-8"), str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: it is not UTF-8 text ({error.reason})") from error
-    return parse_yaml(text, str(path))
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}, is not UTF-8 text: save the file as UTF-8") from error
 
 
-def load_mapping(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file. Raises UserError if the file is not a mapping of keys to values."""
+def load_mapping(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Read the keys and values of a YAML file.
+
+    Raises UserError if the file is not a mapping of keys to values, nor an empty file that ``may_be_empty``.
+    """
     content = load_yaml(path)
+    if content is None and may_be_empty:
+        return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping of keys to values")
+        what = "is empty" if content is None else f"holds {'a list' if isinstance(content, list) else 'one value'}"
+        raise UserError(f"{path} {what}: it must hold keys and values, KEY: VALUE")
     return content
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse a YAML text. Raises UserError, which names the text ``source``, if the text is not valid YAML."""
+    """Parse a YAML text.
+
+    Raises:
+        UserError: The text is not valid YAML, a key stands twice in one mapping, or a number is in base 8 or 60. The
+            message names the text ``source`` and the lines.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_node(node, source, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}{yaml_problem(error)}") from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """Say in one line where a YAML text is wrong, and what to do; to be put after the name of the text."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    words = (getattr(error, name, None) for name in ("problem", "context", "reason"))
+    said = next(filter(None, words), str(error)).removeprefix("but ")
+    where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1},"
+    advice = next((f": {advice}" for part, advice in _ADVICE if part in said), "")
+    return f"{where} is not valid YAML: {said}{advice}"
+
+
+def _check_node(node: yaml.Node, source: str, is_open: dict[int, bool]) -> None:
+    """Raise UserError for what YAML would read without a word: a key twice, a number in base 8 or 60, an endless alias.
+
+    ``is_open`` holds the nodes that were looked at, by id: True for those that contain this one.
+    """
+    if id(node) in is_open:  # an alias
+        if is_open[id(node)]:
+            line = node.start_mark.line + 1
+            raise UserError(f"{source}, line {line}: what begins here contains an alias of itself: write it out")
+        return
+    is_open[id(node)] = True
+    if isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in first:
+                    lines = f"lines {first[name]} and {line}" if line != first[name] else f"line {line}, twice"
+                    raise UserError(f"{source} has the key '{key.value}' in {lines}: keep one of them")
+                first[name] = line
+            _check_node(value, source, is_open)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_node(item, source, is_open)
+    elif node.tag in (f"{_TAG}int", f"{_TAG}float") and _OTHER_BASE.fullmatch(node.value):
+        read = yaml.load(node.value, Loader=_Loader)
+        if ":" in node.value or read != int(node.value):  # 07 is 7 in either base
+            line = node.start_mark.line + 1
+            raise UserError(f"{source}, line {line}: YAML reads {node.value} as {read}: write the number in base 10")
+    is_open[id(node)] = False
 
 
 def parse_setting(word: str, option: str, *, otherwise: str = "write it as KEY=VALUE") -> tuple[str, Any]:

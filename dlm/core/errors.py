@@ -6,6 +6,7 @@ Any part of dlm raises a UserError for a mistake of the user; the commands print
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
@@ -78,8 +79,28 @@ def hint(value: object, allowed: Iterable[str], *, otherwise: str | None = None)
     return f"allowed: {', '.join(names)}" if otherwise is None else otherwise
 
 
-def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
-    """Make a UserError for a name that is not among ``allowed``: the close matches, then all allowed names."""
+def unknown(what: str, value: object, allowed: Iterable[str], *, listed_in: str | None = None) -> UserError:
+    """Make a UserError for a name that is not among ``allowed``.
+
+    Args:
+        what: What the name is, such as 'key of trainer'.
+        value: The name.
+        allowed: The allowed names.
+        listed_in: Where a user finds a long list of the allowed names; None: the message lists them.
+
+    Returns:
+        The error, which names the close matches, and then all allowed names or where they are listed.
+    """
     names = list(allowed)
-    near = hint(value, names, otherwise="")
-    return UserError(f"unknown {what} '{value}': {near + ' ' if near else ''}allowed: {', '.join(names)}")
+    near = hint(value, names, otherwise="") if isinstance(value, str) else ""
+    rest = f"allowed: {', '.join(names)}" if listed_in is None else f"{listed_in} lists all"
+    return UserError(f"unknown {what} {shown(value)}: {near + ' ' if near else ''}{rest}")
+
+
+def shown(value: object) -> str:
+    """Write a value for a message in one line of at most 60 characters, as YAML does: null, true, 'text', [1, null]."""
+    if value is None or isinstance(value, bool | list | dict):
+        line = json.dumps(value, default=str, ensure_ascii=False)
+    else:
+        line = repr(str(value) if isinstance(value, str) else value)
+    return line if len(line) <= 60 else f"{line[:57]}..."

@@ -22,6 +22,7 @@ HASH_CHARS = 8  # with six, ids would collide once in a few hundred sweeps of 10
 
 
 SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # the name is also that of a folder in workdir/ and of a W&B group
+SWEEP_NAME_WORDS = "allowed are letters, digits, '_', '.' and '-', a letter or digit first"
 
 
 def canonical(value: Any) -> Any:

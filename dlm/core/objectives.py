@@ -50,6 +50,6 @@ OBJECTIVES = {
 
 def objective_info(name: str) -> ObjectiveInfo:
     """Return the entry of an objective. Raises UserError for a name that is not in OBJECTIVES."""
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         raise unknown("objective.name", name, OBJECTIVES)
     return OBJECTIVES[name]

@@ -52,6 +52,11 @@ def interval(ends: Sequence[float] | None, show: str = "number") -> str:
     return f"{style(ends[0])} to {style(ends[1])}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number of things: '1 cell', '12 cells'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def listed(items: Sequence[str]) -> str:
     """Join items into a phrase: 'a', 'a and b', 'a, b and c'."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from dlm.core.configs import load_base, load_choice
 from dlm.core.errors import ExitCode, UserError
-from dlm.core.flops import PEAK_FLOPS, flops_per_token
+from dlm.core.flops import flops_per_token
 from dlm.core.objectives import OBJECTIVES
 from dlm.core.recipe import accumulation
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
@@ -117,7 +117,7 @@ def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] 
         measured = rate_of(cell.num_params, rates)
         return measured, f"measured here, {measured:.3g} full_masked_head FLOP/s a cell"
     if gpus:
-        assumed = PEAK_FLOPS[hardware.device] * hardware.mfu * gpus
+        assumed = hardware.peak * hardware.mfu * gpus
         return assumed, f"{gpus} x {hardware.device} at an assumed {hardware.mfu:.0%} of the peak"
     return None, "not measured on this machine yet"
 

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
     model_serializer,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, hint, shown, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
-from dlm.core.identity import SWEEP_NAME
+from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.paths import sweeps_dir
+from dlm.core.validation import validated
+
+
+def _no_switch(value: object) -> object:
+    """Refuse true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("switch", "true and false are no numbers")
+    return value
 
 
 def _number(value: object) -> object:
@@ -32,11 +42,35 @@ def _number(value: object) -> object:
     if isinstance(value, str) and "/" in value:
         with contextlib.suppress(ValueError, ZeroDivisionError):
             return float(Fraction(value))
+    return _no_switch(value)
+
+
+def _plain(value: Any) -> Any:
+    """Refuse a value that plan.json cannot hold, such as an infinite number."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise PydanticCustomError("plain", "a key is no text")
+            _plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            _plain(item)
+    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("plain", "no plain value")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+def _sweep_name(value: str) -> str:
+    if not re.fullmatch(SWEEP_NAME, value):
+        raise ValueError(SWEEP_NAME_WORDS)
+    return value
+
+
+Extent = Annotated[float, BeforeValidator(_number)]  # may be infinite
+Number = Annotated[Extent, Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_no_switch)]
 Share = Annotated[Number, Field(gt=0, le=1)]
+Value = Annotated[Any, AfterValidator(_plain)]  # of a config key
 
 
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
@@ -53,24 +87,44 @@ class _Frozen(BaseModel):
 class Hardware(_Frozen):
     """The devices that one cell runs on. They determine its estimate and the resources of its job."""
 
-    device: str = "H100"  # cpu, or a key of flops.PEAK_FLOPS
-    nodes: int = Field(default=1, ge=1)
-    gpus_per_node: int = Field(default=8, ge=0)
-    mfu: float = Field(default=0.4, gt=0, le=1)  # assumed share of the peak, counted in full_masked_head FLOPs
+    device: str = "H100"  # cpu, a key of flops.PEAK_FLOPS, or another GPU with its peak_flops
+    nodes: Annotated[Whole, Field(ge=1)] = 1
+    gpus_per_node: Annotated[Whole, Field(ge=0)] = 8
+    mfu: Share = 0.4  # assumed share of the peak, counted in full_masked_head FLOPs
+    peak_flops: Annotated[Number, Field(gt=0)] | None = None  # dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS
 
-    @field_validator("device")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value != "cpu" and value not in PEAK_FLOPS:
-            raise unknown("hardware.device", value, ["cpu", *PEAK_FLOPS])
-        return value
+    @model_validator(mode="after")
+    def _has_peak(self) -> Hardware:
+        if self.device == "cpu" and self.peak_flops is not None:
+            raise UserError("hardware.peak_flops is for GPUs, and hardware.device is cpu: leave it out")
+        if self.device != "cpu" and self.device not in PEAK_FLOPS and self.peak_flops is None:
+            near = hint(self.device, ["cpu", *PEAK_FLOPS], otherwise="")
+            raise UserError(
+                f"hardware.device is {self.device!r}, whose peak speed dlm does not know: {near + ' ' if near else ''}"
+                "add hardware.peak_flops, the dense bf16 FLOP/s of one such GPU, for instance 165e12; without it, "
+                f"allowed are cpu, {', '.join(PEAK_FLOPS)}"
+            )
+        return self
+
+    @property
+    def peak(self) -> float:
+        """The dense bf16 peak of one GPU in FLOP/s."""
+        return PEAK_FLOPS[self.device] if self.peak_flops is None else self.peak_flops
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the hardware as plain values, without `peak_flops` if it is not set, as earlier versions write it."""
+        plain: dict[str, Any] = dump(self)
+        return {key: value for key, value in plain.items() if key != "peak_flops" or value is not None}
 
 
 class Proof(_Frozen):
     """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
 
-    factor: Annotated[Number, Field(ge=1, allow_inf_nan=False)] = 3.0  # its budget over the top budget
-    sizes: Literal[1, 3] = 1  # 3: also half and twice the best size; the minimum of the three tests N* itself
+    factor: Annotated[Number, Field(ge=1)] = 3.0  # its budget over the top budget
+    sizes: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = (
+        1  # 3: also half and twice the best size; the minimum of the three tests N* itself
+    )
 
 
 class Replicates(_Frozen):
@@ -80,8 +134,8 @@ class Replicates(_Frozen):
     most about where its minimum lies.
     """
 
-    below: Annotated[Number, Field(gt=0, allow_inf_nan=False)]  # the rule holds below this multiple of the top budget
-    runs: int = Field(ge=2, le=100)  # how often each of these cells is trained, each time with another seed
+    below: Annotated[Number, Field(gt=0)]  # the rule holds below this multiple of the top budget
+    runs: Annotated[Whole, Field(ge=2, le=100)]  # how often each of these cells is trained, each time with another seed
     sizes: Literal["all", "ends"] = "all"  # ends: only the smallest and the largest size of each budget
 
     @model_serializer(mode="wrap")
@@ -95,8 +149,8 @@ class LauncherRule(_Frozen):
     """Keys of hydra.launcher for the jobs of some cells, such as another partition for large models."""
 
     at_least: Annotated[Number, Field(ge=0)] = 0.0  # N; the rule holds for models from this size
-    below: Annotated[Number, Field(gt=0)] = math.inf  # N; and for models smaller than this
-    set: dict[str, Any] = Field(min_length=1)  # key of hydra.launcher -> value
+    below: Annotated[Extent, Field(gt=0)] = math.inf  # N; and for models smaller than this
+    set: dict[str, Value] = Field(min_length=1)  # key of hydra.launcher -> value
 
     def holds_for(self, num_params: int) -> bool:
         """Whether the rule holds for a model with ``num_params`` parameters, embeddings not counted."""
@@ -124,23 +178,24 @@ SEED_STEP = 1000  # the further runs of a cell with seed s have the seeds s + 10
 class SweepSpec(_Frozen):
     """A sweep definition: the cells to train, and the settings that they share."""
 
-    name: str = Field(pattern=f"^{SWEEP_NAME}$")
+    name: Annotated[str, AfterValidator(_sweep_name)]
     description: str = ""
     budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of a cell
     budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # shares of top budget
     convention: Convention = "6n"
     models: tuple[str, ...] = Field(min_length=1)
     tokens_per_param: tuple[Number, Number] | None = None  # (lowest, highest); cells outside are dropped
-    sizes_per_budget: int | None = Field(default=None, ge=1)  # sizes to keep, evenly spread
+    sizes_per_budget: Annotated[Whole, Field(ge=1)] | None = None  # sizes to keep, evenly spread
     objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[Whole, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
-    set: dict[str, Any] = Field(default_factory=dict)  # config key -> value, for every cell
-    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # key or group -> values; one cell per combination
+    set: dict[str, Value] = Field(default_factory=dict)  # config key -> value, for every cell
+    # Key or group -> values; one cell per combination.
+    vary: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
     branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
-    max_epochs: float = Field(default=4.0, gt=0)  # cells that read their data more often are dropped
-    max_gpu_hours: float | None = Field(default=None, gt=0)  # a plan that costs more needs YES=1
-    max_local_hours: float = Field(default=24.0, gt=0)  # a longer sweep is not started on this machine
+    max_epochs: Annotated[Number, Field(gt=0)] = 4.0  # cells that read their data more often are dropped
+    max_gpu_hours: Annotated[Number, Field(gt=0)] | None = None  # a plan that costs more needs YES=1
+    max_local_hours: Annotated[Number, Field(gt=0)] = 24.0  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
     replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # a rule, or a list of rules
@@ -181,11 +236,12 @@ class SweepSpec(_Frozen):
         return self.model_copy(update={"budgets": tuple(sorted(set(budgets)))})
 
 
-def find_definition(name: str) -> Path:
+def find_definition(name: str, others: Callable[[], Iterable[str]] = tuple) -> Path:
     """Find the file of a sweep definition.
 
     Args:
         name: The path of a YAML file, or the name of a definition in sweeps/.
+        others: Returns other names that a user may have meant.
 
     Raises:
         UserError: There is no such definition. The message names close matches.
@@ -198,7 +254,8 @@ def find_definition(name: str) -> Path:
     shipped = sweeps_dir() / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    raise unknown("sweep definition", name, sorted(path.stem for path in sweeps_dir().glob("*.yaml")))
+    shipped_names = sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+    raise unknown("sweep", name, dict.fromkeys([*others(), *shipped_names]))
 
 
 def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
@@ -212,6 +269,11 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
         UserError: The file or a setting cannot be read, or the definition is invalid.
     """
     content = load_mapping(path)
+    varied = content.get("vary")
+    for where in ("set", "groups"):
+        for key in content.get(where) or () if isinstance(varied, dict) else ():
+            if key in varied:
+                raise UserError(f"{path}: {where} and vary both have {key}, and only vary counts: remove one of them")
     for setting in settings:
         _set(content, setting)
     return parse_sweep(content, str(path))
@@ -228,6 +290,12 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
+    config_key = rest if top in ("set", "groups") and rest else key
+    if config_key in (content.get("vary") or ()):
+        raise UserError(
+            f"--set {setting} would change nothing, because the definition varies {config_key}: "
+            f"use --set vary.{config_key}=[{shown(value)}]"
+        )
     if top in ("set", "vary", "groups", "hardware", "proof", "replicates") and rest:
         node = content.get(top) or {}
         if isinstance(node, list) and len(node) == 1:  # a list of one rule is that rule
@@ -248,33 +316,23 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
 
     Raises UserError for the first mistake; the message names ``source`` and the key.
     """
-    try:
-        spec = SweepSpec(**content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from error
+    for key in content:
+        _check_not_dotted(key, source)
+    spec = validated(SweepSpec, content, source)
     for budget in spec.budgets:
-        check_budget(budget, "budgets")
+        check_budget(budget, f"{source}: a value of budgets")
     window = spec.tokens_per_param
-    if window is not None and not 0 < window[0] < window[1] < math.inf:
-        raise UserError(f"{source}: tokens_per_param is {list(window)}: it must be [lowest, highest], both above zero")
+    if window is not None and not 0 < window[0] < window[1]:
+        raise UserError(
+            f"{source}: tokens_per_param is {shown(content['tokens_per_param'])}: it must be [lowest, highest], both "
+            "above zero"
+        )
     return spec
 
 
-def _explain(error: ValidationError) -> str:
-    """Describe the first mistake that pydantic found, in one line."""
-    first = error.errors(include_url=False)[0]
-    *groups, key = map(str, first["loc"])
-    name = ".".join([*groups, key])
-    if first["type"] == "extra_forbidden":
-        kinds: dict[str, type[BaseModel]] = {
-            "hardware": Hardware,
-            "proof": Proof,
-            "replicates": Replicates,
-            "launcher": LauncherRule,
-        }
-        nodes = {name: kind.model_fields for name, kind in kinds.items()}
-        where, fields = (f"key of {'.'.join(groups)}", nodes[groups[0]]) if groups else ("key", SweepSpec.model_fields)
-        return str(unknown(where, key, fields))
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+def _check_not_dotted(key: object, source: str) -> None:
+    """Raise UserError for a dotted key at the top of a definition, which belongs below `set` or another key."""
+    top, dot, rest = str(key).partition(".")
+    if dot:
+        place = f"{top}: {{{rest}: ...}}" if top in SweepSpec.model_fields else f"set: {{{key}: ...}}"
+        raise UserError(f"{source}: unknown key '{key}': a definition has no dotted keys at the top; write {place}")

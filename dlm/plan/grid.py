@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core import paths, text
-from dlm.core.checks import check_keys
+from dlm.core.checks import check_keys, check_values
 from dlm.core.configs import choices, load_base, load_choice, merge, nest
 from dlm.core.errors import UserError, unknown
 from dlm.core.identity import canonical_json, cell_id, content_hash
@@ -35,6 +35,14 @@ DEFAULT_GROUPS = {"data": "stdlib", "optimizer": "adamw", "scheduler": "cosine",
 
 OTHER_GROUPS = {"trainer": "cpu", "callbacks": "default", "logger": "wandb"}
 
+# Config keys that follow from another key of the definition.
+OWN_KEYS = {
+    "seed": "seeds",
+    "training.budget": "budgets",
+    "training.convention": "convention",
+    "training.steps": "budgets",
+}
+
 
 def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | None] = read_data) -> Plan:
     """Plan a sweep.
@@ -47,14 +55,10 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         UserError: The definition names something that does not exist or cannot be trained, or all cells are dropped.
     """
     groups = {**DEFAULT_GROUPS, **spec.groups}
-    for group, choice in groups.items():
-        if group not in DEFAULT_GROUPS | OTHER_GROUPS:
-            raise unknown("group in groups", group, DEFAULT_GROUPS | OTHER_GROUPS)
-        if choice not in choices(group):
-            raise unknown(group, choice, choices(group))
+    _check_definition(spec, groups)
     points = list(_points(spec))
-    # The check depends on the groups and on the names of the keys, so one point per combination of these is enough.
-    distinct = {(*point.groups.items(), *point.overrides): point for point in points}
+    # What is checked depends neither on the budget nor on the seed, so one point per combination of the rest is enough.
+    distinct = {canonical_json([point.groups, point.given]): point for point in points}
     for point in distinct.values():
         _check_keys(point)
     found: dict[str, DataSet | None] = {}
@@ -103,12 +107,31 @@ def with_shared_trunks(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     return share_trunks(cells, [cell_config(cell.groups, cell.overrides) for cell in cells])
 
 
+def _check_definition(spec: SweepSpec, groups: Mapping[str, str]) -> None:
+    """Raise UserError for a choice that no group has, and for a config key that another key of the definition gives."""
+    for key in (*spec.set, *spec.vary):
+        if key in OWN_KEYS:
+            raise UserError(f"{key} cannot be set in a sweep: it follows from {OWN_KEYS[key]} of the definition")
+    for group in groups:
+        if group not in DEFAULT_GROUPS | OTHER_GROUPS:
+            raise unknown("group in groups", group, DEFAULT_GROUPS | OTHER_GROUPS)
+    varied = [(group, choice) for group in DEFAULT_GROUPS for choice in spec.vary.get(group, ())]
+    for group, choice in (*groups.items(), *varied):
+        if choice not in choices(group):
+            raise unknown(group, choice, choices(group))
+
+
 @dataclass(frozen=True)
 class Point:
     """The choices of a cell's groups, and the config keys that the cell sets."""
 
     groups: Mapping[str, str]
     overrides: Mapping[str, Any]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The config keys that stand under set or vary of the definition."""
+        return {key: value for key, value in self.overrides.items() if key not in OWN_KEYS}
 
     def dropped(self, reason: str) -> dict[str, Any]:
         """Return the row of ``Plan.dropped`` for this combination."""
@@ -167,15 +190,19 @@ def _check_keys(point: Point) -> None:
     """Raise UserError for a key of a group file or of the definition that cells do not read or must not set."""
     chosen = {**OTHER_GROUPS, **point.groups}
     config = load_base() | {group: load_choice(group, choice) for group, choice in chosen.items()}
-    for key in point.overrides:
+    for key, value in point.overrides.items():
+        if key in chosen and isinstance(value, Mapping):
+            raise UserError(
+                f"{key} is a group: set each of its keys by its full name, such as {key}.{next(iter(value), 'KEY')}"
+            )
         if key in chosen:
             raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
-        if key == "training.steps":
-            raise UserError("training.steps cannot be set in a sweep: its steps follow from budgets")
         if not _can_be_set(config, key):
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
-            raise unknown("config key in the sweep definition", key, keys)
-    check_keys(merge(config, nest(point.overrides)))
+            raise unknown("config key in the sweep definition", key, keys, listed_in="the folder configs/")
+    complete = merge(config, nest(point.overrides))
+    check_keys(complete)
+    check_values(complete)
 
 
 def _check_wandb(sweep: str, cells: Sequence[Cell]) -> None:

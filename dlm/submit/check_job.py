@@ -63,7 +63,7 @@ def submit_check(slurm: Slurm, token: Path, *, gpus: int, code: Path, environmen
     logs = log_folder(settings.submitit_folder, token.parent)
     logs.mkdir(parents=True, exist_ok=True)
     log = log_pattern(logs, f"{name}.txt")
-    executor = Executor(logs, parameters_of(request, settings, name=name, log=log, at_once=1))
+    executor = Executor(logs, parameters_of(request, settings, name=name, log=log, at_once=1), file=slurm.file)
     script = token.with_suffix(".sbatch")
     executor.write(check_body(request, settings, token), script)
     job_id = executor.send(script)

@@ -21,10 +21,10 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.record.run import read_result
+from dlm.submit.job import LAUNCHER_CONFIG
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, run
 from dlm.submit.slurm_environment import sbatch_environment
 
-LAUNCHER_CONFIG = "configs/hydra/launcher/submitit_slurm.yaml"
 LOG = "%A_%a_0_log.out"  # the log of a task's batch script, named as submitit names it
 IDS = r"(%[jtAa]|[._-])+"  # a part of a path that submitit replaces by the id of a job
 
@@ -92,12 +92,21 @@ class Executor(submitit.SlurmExecutor):
         folder: Where the logs of batch scripts go.
         parameters: The parameters by the names that all executors of submitit share.
         num_jobs: The number of tasks of a job array; None for a job that is no array.
+        file: The launcher's file, for messages.
     """
 
     job_class = CellJob
 
-    def __init__(self, folder: Path, parameters: Mapping[str, Any], *, num_jobs: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        *,
+        num_jobs: int | None = None,
+        file: str = LAUNCHER_CONFIG,
+    ) -> None:
         super().__init__(folder)
+        self.launcher_file = file
         self.update_parameters(**self._convert_parameters(dict(parameters)))
         if num_jobs is not None:
             self.parameters["map_count"] = num_jobs  # also for one job, so that every cell is a task of an array
@@ -125,7 +134,8 @@ class Executor(submitit.SlurmExecutor):
         """
         done = run(self._make_submission_command(script), environment=sbatch_environment(script, os.environ))
         if done.returncode:
-            raise refusal(script, " ".join(done.stderr.split()) or f"exit code {done.returncode}")
+            words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise refusal(script, words, self.launcher_file)
         job_id = self._get_job_id_from_submission_command(done.stdout)
         if "map_count" in self.parameters:
             with contextlib.suppress(OSError):  # only another name of the script, which Job.paths tells
@@ -162,8 +172,8 @@ def log_pattern(folder: Path, name: str = LOG) -> str:
     return f"{str(folder).replace('%', '%%')}/{name}"
 
 
-def refusal(script: Path, words: str) -> UserError:
-    """Return the error for a submission that sbatch has refused with these words."""
+def refusal(script: Path, words: str, file: str = LAUNCHER_CONFIG) -> UserError:
+    """Return the error for a submission that sbatch has refused with these words; ``file`` is the launcher's."""
     error: type[UserError] = UserError
     if re.search("timed out|Unable to contact", words):
         error = NoAnswerError
@@ -173,7 +183,7 @@ def refusal(script: Path, words: str) -> UserError:
         error = JobLimitError
     if re.search("configuration source|contact slurm controller", words):
         return error(f"sbatch finds no SLURM controller: {words} (SLURM_CONF says where one is)")
-    return error(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {LAUNCHER_CONFIG})")
+    return error(f"sbatch refused {script}: {words} (change {key_behind(words)}, see {file})")
 
 
 # (pattern in the error message of sbatch, keys of hydra.launcher that may be the cause), from messages of SLURM 22.05.

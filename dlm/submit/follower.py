@@ -118,7 +118,7 @@ def submit_follower(
     write_following(sweep_dir, following)  # before sbatch, so that its job is found by its name
     script = sweep_dir.absolute() / "ledger" / "follower.sbatch"
     values = _requests(slurm.settings, name=name, log=log_pattern(script.parent, LOG), arrays=arrays)
-    executor = Executor(script.parent, values)
+    executor = Executor(script.parent, values, file=slurm.file)
     executor.write(_body(sweep_dir.absolute(), slurm.settings, code, environment), script)
     following = dataclasses.replace(following, job_id=executor.send(script))
     write_following(sweep_dir, following)
@@ -135,7 +135,8 @@ def submit_mail(address: str, sweep_dir: Path, slurm: Slurm) -> None:
 
     script = sweep_dir.absolute() / "ledger" / "mail.sbatch"
     values = _requests(slurm.settings, name=f"{sweep_dir.absolute().name}-has-ended", log="/dev/null", arrays=None)
-    executor = Executor(script.parent, {**values, "timeout_min": 1, "mail_type": "END", "mail_user": address})
+    values |= {"timeout_min": 1, "mail_type": "END", "mail_user": address}
+    executor = Executor(script.parent, values, file=slurm.file)
     executor.write("true", script)
     executor.send(script)
 

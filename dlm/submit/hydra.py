@@ -25,11 +25,13 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.core.errors import ExitCode, unknown
+from dlm.core.text import counted
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished
+from dlm.submit import config_files
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event
-from dlm.submit.job import Job, Resources, SlurmSettings, slurm_settings
+from dlm.submit.job import LAUNCHERS, Job, Resources, SlurmSettings, slurm_settings
 from dlm.submit.local import LocalPool, LocalSettings, local_settings
 from dlm.submit.slurm import Slurm
 from dlm.submit.slurm_commands import JobLimitError
@@ -71,7 +73,7 @@ LocalConf = _config_node("LocalConf", plugin_config.LocalQueueConf, LocalSetting
 
 
 def register(arguments: Sequence[str] = ()) -> None:
-    """Register both launchers and their config nodes with Hydra.
+    """Register both launchers, their config nodes and the reader of config files with Hydra.
 
     Args:
         arguments: The command line. If it names the class of a launcher, the launchers of the plugin stay as they are.
@@ -85,6 +87,7 @@ def register(arguments: Sequence[str] = ()) -> None:
         # Hydra 1.3 accepts plugins only from the package hydra_plugins, so each launcher gets a name in that package.
         plugins.class_name_to_class[f"hydra_plugins.dlm.{name}"] = own
         plugins.class_name_to_class[f"{plugin.__name__}.{name}"] = original if wants_original else own
+    config_files.register()
     store = ConfigStore.instance()
     for name, node in (("local", LocalConf), ("slurm", SlurmConf)):
         store.repo.get("hydra", {}).get("launcher", {}).pop(f"submitit_{name}.yaml", None)  # else it checks dlm's files
@@ -176,7 +179,10 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
             if not cluster.queues:
                 not_run = (job.name for job in starting if done.interrupted)
                 return dict.fromkeys(not_run, int(ExitCode.PREEMPTED)) | dict(done.exit_codes)
-            _say(f"submitted {len(done.job_ids)} jobs" + (f" as {', '.join(done.arrays)}" if done.arrays else ""))
+            _say(
+                f"submitted {counted(len(done.job_ids), 'job')}"
+                + (f" as {', '.join(done.arrays)}" if done.arrays else "")
+            )
             for name, why in done.postponed.items():
                 _say(f"{name} is not submitted yet: {why}")
             if not cluster.settings.wait:
@@ -223,7 +229,8 @@ class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
 
     def make_cluster(self) -> Cluster:
         """Return a SLURM cluster that is configured with the launcher's keys."""
-        return Slurm(slurm_settings(self.params))
+        chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
+        return Slurm(slurm_settings(self.params), file=f"{LAUNCHERS}/{chosen}.yaml")
 
 
 def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> tuple[list[Job], list[CellNow]]:

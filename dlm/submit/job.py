@@ -133,6 +133,8 @@ class SlurmSettings:
 
 
 SETTING_NAMES = [item.name for item in fields(SlurmSettings)]
+LAUNCHERS = "configs/hydra/launcher"  # the folder of the launchers' files
+LAUNCHER_CONFIG = f"{LAUNCHERS}/submitit_slurm.yaml"  # has all keys
 _TUPLES = ("setup", "teardown", "srun_args")
 _NULL = ("sbatch_per_min",)
 _OF_DLM = ("array", "job-name", "output")  # options of sbatch by which dlm finds jobs and logs again
@@ -144,6 +146,11 @@ _OF_ALL_CELLS = (
 )  # fmt: skip
 
 
+def unknown_setting(key: str, *, names: Sequence[str] = SETTING_NAMES, file: str = LAUNCHER_CONFIG) -> UserError:
+    """Return the error for a key that hydra.launcher does not have. ``file`` lists the ``names`` of all its keys."""
+    return unknown("key of hydra.launcher", key, names, listed_in=file)
+
+
 def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
     """Make SlurmSettings from the plain values of a YAML file and its overrides.
 
@@ -152,7 +159,7 @@ def slurm_settings(values: Mapping[str, Any]) -> SlurmSettings:
     """
     for key in values:
         if key not in (*SETTING_NAMES, "_target_"):
-            raise unknown("key of hydra.launcher", key, SETTING_NAMES)
+            raise unknown_setting(key)
     # A null key has its default, but for the key whose null means something else.
     known = {key: values[key] for key in SETTING_NAMES if key in values and (values[key] is not None or key in _NULL)}
     for key in _TUPLES:

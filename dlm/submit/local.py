@@ -23,14 +23,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dlm.core.errors import ExitCode, UserError, unknown
+from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State, goes_on
 from dlm.record.run import has_checkpoint, read_result
 from dlm.submit.cell_now import LOCAL
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.forks import Forked, ForkServer
-from dlm.submit.job import THREAD_VARIABLES, Job, SlurmSettings
+from dlm.submit.job import LAUNCHERS, THREAD_VARIABLES, Job, SlurmSettings, unknown_setting
 from dlm.submit.job_endings import local_ending
 
 HELD = (ExitCode.USER_ERROR, ExitCode.PREEMPTED)  # exit codes of a process that finds its cell held by another
@@ -58,7 +58,7 @@ def local_settings(values: Mapping[str, Any]) -> LocalSettings:
     allowed = [item.name for item in fields(LocalSettings)]
     for key in values:
         if key not in (*allowed, "_target_"):
-            raise unknown("key of hydra.launcher", key, allowed)
+            raise unknown_setting(key, names=allowed, file=f"{LAUNCHERS}/submitit_local.yaml")
     if (values.get("nodes") or 1) > 1:
         raise UserError(f"hydra.launcher.nodes is {values['nodes']}: this machine is one node; use submitit_slurm")
     return LocalSettings(**{key: value for key in allowed if (value := values.get(key)) is not None})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.submit.cluster import Answer, Cluster, Request, Submission
-from dlm.submit.job import Job, SlurmSettings, job_name
+from dlm.submit.job import LAUNCHER_CONFIG, Job, SlurmSettings, job_name
 from dlm.submit.limits import gpus_of, room_left, shares
 from dlm.submit.partitions import controllers_array_limit
 from dlm.submit.script import arrays, body_of, halves, job_line, parameters_of
@@ -36,6 +36,7 @@ class Slurm(Cluster):
     name = "slurm"
     queues = True
     settings: SlurmSettings = field(default_factory=SlurmSettings)
+    file: str = LAUNCHER_CONFIG  # the launcher's file that has the settings, for messages
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise UserError if sbatch is not on PATH. Whether the jobs fit is checked by SLURM itself in ``submit``."""
@@ -109,7 +110,7 @@ class Slurm(Cluster):
         logs = log_folder(settings.submitit_folder, array.ledger.folder)
         log = log_pattern(logs)
         parameters = parameters_of(array, settings, name=name, log=log, at_once=at_once, after=after)
-        executor = Executor(logs, parameters, num_jobs=len(array.jobs))
+        executor = Executor(logs, parameters, num_jobs=len(array.jobs), file=self.file)
         script = array.ledger.folder.absolute() / f"{array.submission}.sbatch"
         write_atomic(script.with_suffix(".jobs"), "".join(job_line(job) + "\n" for job in array.jobs))
         executor.write(body_of(array, settings), script)
@@ -144,7 +145,8 @@ class Slurm(Cluster):
                 return answer.arrays[name]
             if not (answer.silent and isinstance(error, NoAnswerError)):  # else the next submission looks it up
                 array.ledger.refused(array.submission, str(error))
-            so_far = f"; {num_before} cells were taken before, and the same command submits the rest"
+            taken = "1 cell was" if num_before == 1 else f"{num_before} cells were"
+            so_far = f"; {taken} taken before, and the same command submits the rest"
             raise type(error)(f"{error}{so_far if num_before else ''}") from error
 
     def states(

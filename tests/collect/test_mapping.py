@@ -190,7 +190,7 @@ def test_a_server_that_gives_less_than_it_has_is_named(server, tmp_path):
     server.page_limit = 900
     command = ("collect", "--wandb", PROJECT, "--mapping", mapping_file(tmp_path), "--out", tmp_path / "out")
     _, said, warned = dlm(server, *command)
-    assert "the W&B server gave 4100 of the 4500 rows that it says it has" in warned and "1 runs" in said
+    assert "the W&B server gave 4100 of the 4500 rows that it says it has" in warned and "1 run," in said
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_failing_cell_is_failed_with_its_own_exit_code(make_sweep):
         assert sweep.accounts() == [("FAILED", f"{code}:0")], name
         assert (sweep.cell["state"], bool(sweep.cell["reason"])) == (state, True)
         again = sweep.submit(ways[name][1], *(["budgets=[4e10]", "optimizer.gradient_clip_val=null"] * (name == "hot")))
-        assert ("submitted 1 cells" in again.out) is (name == "bug"), again.out  # an unknown cause is tried again
+        assert ("submitted 1 cell" in again.out) is (name == "bug"), again.out  # an unknown cause is tried again
 
 
 def test_memory_that_runs_out_is_exit_code_4(cluster, command, stdlib_data, workdir):
@@ -81,7 +81,7 @@ def test_scancel_by_hand_is_cancelled_and_can_be_submitted_again(sweep, cluster)
     cluster("scancel", sweep.job_ids()[0])
     assert sweep.accounts()[0][0].startswith("CANCELLED")
     assert sweep.cell["state"] == "cancelled" and "SLURM says CANCELLED" in sweep.cell["reason"]
-    assert "submitted 1 cells" in sweep.submit("budgets=[2e12]").out
+    assert "submitted 1 cell" in sweep.submit("budgets=[2e12]").out
     assert sweep.command("dlm.cli", "cancel", sweep.folder, "--yes").code == 0  # while it waits or has just begun
     wait_for(lambda: sweep.cell["state"] == "cancelled")
 
@@ -97,7 +97,7 @@ def test_with_accounting_down_every_state_is_still_seen(sweep, cluster):
         assert sweep.cell["state"] == "failed" and "lost a process to SIGKILL" in sweep.cell["reason"]
         assert "sacct failed" in sweep.command("dlm.cli", "status", sweep.folder).err
         bad = ["--override", "+trainer.nonsense=1"]
-        assert "submitted 1 cells" in sweep.submit(LONG, more=bad).out
+        assert "submitted 1 cell" in sweep.submit(LONG, more=bad).out
         wait_for(lambda: not sweep.queued())
         assert sweep.cell["state"] == "bad_config"
     finally:
@@ -117,7 +117,7 @@ def test_a_workdir_that_the_nodes_do_not_see_is_found_through_slurm(sweep, clust
         cluster("scontrol", "update", "PartitionName=low", "State=UP")
     hidden.rename(sweep.folder)
     assert sweep.cell["state"] == "lost" and "do the nodes see the workdir?" in sweep.cell["reason"]
-    assert "submitted 1 cells" in sweep.submit(SHORT).out
+    assert "submitted 1 cell" in sweep.submit(SHORT).out
 
 
 def test_a_job_that_never_starts_says_why(sweep):

@@ -117,7 +117,7 @@ def test_the_same_sweep_submitted_twice_at_once_is_submitted_once(sweep):
     both = [sweep.start(SHORT) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert sorted("submitted 1 cells" in text for text in said) == [False, True], said
+    assert sorted("submitted 1 cell" in text for text in said) == [False, True], said
     assert len(sweep.job_ids()) == 1 and sweep.accounts() == [("COMPLETED", "0:0")]
 
 

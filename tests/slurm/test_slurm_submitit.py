@@ -112,7 +112,7 @@ def test_a_multirun_takes_a_labs_file_and_the_command_line_can_ask_for_the_plugi
     words = ("-m", "experiment=debug", "logger=none", "training.steps=10")
     ours = command("dlm.launch", *words, "hydra/launcher=module_and_conda", "+hydra.launcher.allow_dirty=true",
                    "+hydra.launcher.poll_sec=1")  # fmt: skip
-    assert ours.code == 0 and "submitted 1 jobs" in ours.err, ours.err
+    assert ours.code == 0 and "submitted 1 job" in ours.err, ours.err
     (run_dir,) = (workdir / "adhoc/runs").glob("mdm-*")
     assert read_result(run_dir).step == 10
     original = command("dlm.launch", *words, "seed=3", "hydra/launcher=submitit_slurm",

@@ -170,7 +170,7 @@ def test_arrays_accepted_before_a_refusal_stay_and_are_counted_in_the_message(sl
             raise UserError("sbatch refused: Job violates accounting/QOS policy (job submit limit)")
         return limited(self, script)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 cells were taken before"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 cell was taken before"):
         patch.setattr(Executor, "send", send)
         submit(plan, sweep_dir, Slurm())
     assert submit(plan, sweep_dir, Slurm()).submitted == ("big",)

@@ -23,7 +23,7 @@ import numpy as np
 from dlm.core import paths
 from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
-from dlm.core.identity import SWEEP_NAME
+from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
 from dlm.data.packed import write_packed
 from dlm.data.prepare.build import prepare_text
@@ -190,7 +190,7 @@ def _job(options: argparse.Namespace) -> TextJob:
         raise UserError(f"--skip-bad is {options.skip_bad}: it must be 0 or above")
     name = options.name or options.out.name
     if not re.fullmatch(SWEEP_NAME, name):
-        raise UserError(f"--name is {name!r}: allowed are letters, digits, '_', '.' and '-', a letter or digit first")
+        raise UserError(f"--name is {name!r}: {SWEEP_NAME_WORDS}")
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TextJob)}
     sources = {key: tuple(given[key]) for key in ("sources", "validation_sources")}
     return TextJob(**{**given, **sources, "name": name})

@@ -1,0 +1,52 @@
+"""Read Hydra's YAML files with the checks of dlm's own reader, and say in one line what is wrong with a config."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydrasFileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from omegaconf.errors import OmegaConfBaseException
+
+from dlm.core.configs import load_mapping, yaml_problem
+from dlm.core.errors import UserError
+
+
+class FileConfigSource(HydrasFileConfigSource):
+    """Hydra's source of config files: configs/, --config-dir and file:// folders of hydra.searchpath."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file. Raises UserError, which names the file and the lines, if dlm's reader refuses it."""
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        if path.is_file():
+            _check_defaults(path, load_mapping(path, may_be_empty=True).get("defaults"))
+        try:
+            return super().load_config(config_path)
+        except yaml.YAMLError as error:  # a tag or a merge that OmegaConf reads in another way
+            raise UserError(f"{path}{yaml_problem(error)}") from error
+
+
+def _check_defaults(path: Path, defaults: Any) -> None:
+    """Raise UserError for a group that a defaults list overrides twice; Hydra passes over the second choice."""
+    names = [str(name) for item in defaults or () if isinstance(item, dict) for name in item]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise UserError(f"{path} has '{name}' {times} times in its defaults: keep one of them")
+
+
+def explain_omegaconf(error: OmegaConfBaseException) -> str:
+    """Describe an error of OmegaConf in one line: the key and what is wrong with it."""
+    said = str(error).splitlines()[0]
+    return f"{error.full_key}: {said}" if error.full_key else said
+
+
+def register() -> None:
+    """Let Hydra read files by this source. Hydra 1.3 has no public way to replace one."""
+    Plugins.instance()  # registers Hydra's own sources
+    sources: dict[str, Any] = SourcesRegistry.instance().types
+    sources[FileConfigSource.scheme()] = FileConfigSource
