@@ -102,9 +102,10 @@ def _too_long(plan: Plan, hours: float, at_once: int) -> UserError:
     gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in cost.with_estimates(plan).cells)
     on_gpus = f" (about {gpu_hours:,.3g} GPU-hours on {spec.hardware.device})" if gpu_hours else ""
     unprepared = f" ({plan.data} has to be prepared first)" if plan.data_hash is None else ""
+    cells = text.counted(len(plan.cells), "cell")
     return UserError(
-        f"this machine would train {text.counted(len(plan.cells), 'cell')} of up to {text.flops(max(spec.budgets))} "
-        f"FLOPs for about {text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
+        f"this machine would train {cells} of up to {text.flops(max(spec.budgets))} FLOPs for about "
+        f"{text.duration(3600 * hours)}, {at_once} at a time at the rate measured just now; max_local_hours is "
         f"{spec.max_local_hours:g}. Nothing was started. Use a SLURM cluster{on_gpus} with "
         f"LAUNCHER=submitit_slurm{unprepared}, or {_smaller_budget(spec, hours)}"
     )

@@ -52,6 +52,7 @@ _ADVICE = (
     ),
     ("could not find expected ':'", "write a key as KEY: VALUE, with a space after the colon"),
     ("did not find expected key", "give the keys of one level the same indent, and close every quote and bracket"),
+    ("found duplicate key", "OmegaConf cannot merge a mapping that changes a key which it merges: write the keys out"),
     ("unhashable key", "a key must be a word"),
 )
 

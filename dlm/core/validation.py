@@ -6,6 +6,7 @@ The words follow from the types of the model, not from pydantic's messages, whic
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -139,5 +140,6 @@ def _predicate(kind: Any, limits: tuple[Any, ...], value: object) -> str:
 def _example(item: Any, value: object) -> str:
     """Show a value that stands alone as a list, if it could be an entry of the list."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    fits = isinstance(value, str) if item is str else is_number or (isinstance(value, str) and item is Any)
+    is_word = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
+    fits = is_word if item is str else is_number or (is_word and item is Any)
     return f", such as [{value}]" if fits else ""

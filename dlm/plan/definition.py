@@ -269,10 +269,9 @@ def load_sweep(path: Path, settings: Iterable[str] = ()) -> SweepSpec:
         UserError: The file or a setting cannot be read, or the definition is invalid.
     """
     content = load_mapping(path)
-    varied = content.get("vary")
     for where in ("set", "groups"):
-        for key in content.get(where) or () if isinstance(varied, dict) else ():
-            if key in varied:
+        for key in _keys_of(content, where):
+            if key in _keys_of(content, "vary"):
                 raise UserError(f"{path}: {where} and vary both have {key}, and only vary counts: remove one of them")
     for setting in settings:
         _set(content, setting)
@@ -287,11 +286,17 @@ def with_settings(spec: SweepSpec, settings: Iterable[str]) -> SweepSpec:
     return parse_sweep(content, spec.name)
 
 
+def _keys_of(content: dict[str, Any], top: str) -> list[Any]:
+    """Return the keys below a key of a definition that is not checked yet."""
+    node = content.get(top)
+    return list(node) if isinstance(node, dict) else []
+
+
 def _set(content: dict[str, Any], setting: str) -> None:
     key, value = parse_setting(setting, "--set")
     top, _, rest = key.partition(".")
     config_key = rest if top in ("set", "groups") and rest else key
-    if config_key in (content.get("vary") or ()):
+    if config_key in _keys_of(content, "vary"):
         raise UserError(
             f"--set {setting} would change nothing, because the definition varies {config_key}: "
             f"use --set vary.{config_key}=[{shown(value)}]"

@@ -153,13 +153,13 @@ def test_only_the_ends_of_a_budget_are_repeated(stdlib_data, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"below": 0.5, "runs": 2, "sizes": "some"}, ["replicates.0.sizes is 'some'", "all", "ends"]),
-        ({"below": 0.5, "runs": 1}, ["replicates.0.runs is 1", "2"]),
-        ({"below": 0, "runs": 2}, ["replicates.0.below is 0", "0"]),
-        ({"below": float("inf"), "runs": 2}, ["replicates.0.below is inf"]),
-        ([{"below": 0.5, "runs": 2}, {"below": 0.2}], ["replicates.1.runs is missing"]),
+        ({"below": 0.5, "runs": 2, "sizes": "some"}, ["replicates.sizes is 'some': it must be all or ends"]),
+        ({"below": 0.5, "runs": 1}, ["replicates.runs is 1: it must be a whole number of at least 2 and at most 100"]),
+        ({"below": 0, "runs": 2}, ["replicates.below is 0: it must be a number above 0"]),
+        ({"below": float("inf"), "runs": 2}, ["replicates.below is inf: it must be a finite number above 0"]),
+        ([{"below": 0.5, "runs": 2}, {"below": 0.2}], ["runs in entry 2 of replicates is missing"]),
         (3, ["replicates is 3: give a rule, {KEY: VALUE, ...}, or a list of rules"]),
-        ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates.0 'times'"]),
+        ({"below": 0.5, "runs": 2, "times": 2}, ["unknown key of replicates 'times'"]),
     ],
 )
 def test_a_mistake_in_replicates_is_one_line(wrong, words):
@@ -253,9 +253,9 @@ def test_a_definition_that_makes_no_plan_is_refused(changes, words, stdlib_data)
     ("changes", "words"),
     [
         ({"modles": ["4k"]}, ["unknown key 'modles'", "did you mean models?"]),
-        ({"budgets": []}, ["budgets", "at least 1"]),
-        ({"seeds": []}, ["seeds", "at least 1"]),
-        ({"budget_fractions": [2]}, ["budget_fractions", "2", "less than or equal to 1"]),
+        ({"budgets": []}, ["budgets is []: it must be a list of numbers with at least one entry"]),
+        ({"seeds": []}, ["seeds is []", "at least one entry"]),
+        ({"budget_fractions": [2]}, ["entry 1 of budget_fractions is 2: it must be a number above 0 and at most 1"]),
         ({"budgets": [0]}, ["budgets", "0", "above zero"]),
         ({"budgets": ["lots"]}, ["budgets", "lots"]),
         ({"convention": "7n"}, ["convention", "7n", "6n_total"]),
