@@ -72,6 +72,26 @@ def test_a_mistake_in_a_file_is_one_line(launchers, tmp_path, text, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_key_that_no_launcher_has_is_named_with_its_close_matches_only(launchers, tmp_path):
+    shutil.copy(launchers / "submitit_slurm.yaml", launchers / "lab.yaml")
+    for word in ("hydra.launcher.partitionn=x", "hydra.launcher.zzz=1"):
+        with pytest.raises(UserError) as error:
+            slurm_of([word], allow_dirty=False, launcher="lab", sweep=tmp_path)
+        said = str(error.value)
+        assert said.endswith("configs/hydra/launcher/submitit_slurm.yaml lists all") and "sbatch_per_min" not in said
+    assert "zzz" in said and "did you mean" not in said
+    assert slurm_of([], allow_dirty=False, launcher="lab", sweep=tmp_path).file == "configs/hydra/launcher/lab.yaml"
+
+
+def test_a_key_twice_in_a_launchers_file_is_refused(launchers, tmp_path):
+    (launchers / "lab.yaml").write_text("defaults: [submitit_slurm]\npartition: gpu\nqos: high\npartition: cpu\n")
+    with pytest.raises(UserError, match=r"lab\.yaml has the key 'partition' in lines 2 and 4: keep one of them"):
+        slurm_of([], allow_dirty=False, launcher="lab", sweep=tmp_path)
+    (launchers / "lab.yaml").write_text("defaults: [submitit_slurm]\ntimeout_min: 24:00:00\n")
+    with pytest.raises(UserError, match=r"lab\.yaml, line 2: YAML reads 24:00:00 as 86400"):
+        slurm_of([], allow_dirty=False, launcher="lab", sweep=tmp_path)
+
+
 def test_unknown_launchers_and_other_classes_are_refused():
     with pytest.raises(UserError, match="unknown launcher 'submitit_slrum': did you mean submitit_slurm"):
         chosen("submitit_slrum")

@@ -159,3 +159,14 @@ def test_watching_goes_on_less_and_less_often_while_a_job_looks_after_the_sweep(
     monkeypatch.setattr(follower, "is_looked_after", lambda folder: next(looks))
     assert dlm("status", "smoke", "--watch").output.count("10 planned") == 13
     assert waits[0] == 5 and waits == sorted(waits) and waits[-1] == 30
+
+
+def test_an_unknown_sweep_is_answered_with_the_users_own_sweeps(workdir):
+    (workdir / "my_sweep").mkdir()
+    (workdir / "my_sweep/plan.json").write_text("{}")
+    (workdir / "adhoc/runs").mkdir(parents=True)
+    for verb in ("status", "report", "plan"):
+        with pytest.raises(UserError) as error:
+            raise dlm(verb, "my_sweeep").exception
+        assert "unknown sweep 'my_sweeep': did you mean my_sweep?" in str(error.value)
+        assert "allowed: adhoc, my_sweep, demo" in str(error.value)

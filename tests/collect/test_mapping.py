@@ -235,14 +235,28 @@ def test_the_server_is_not_asked_when_the_tables_could_not_be_written(server, tm
         ({"history": {"val/nll": "x"}}, "unknown history"),
         ({"convention": "7n"}, "unknown convention"),
         ({"convention": "full"}, "needs columns.flops"),
-        ({"colums": {}}, "colums"),
+        ({"colums": {}}, "unknown key 'colums': did you mean columns"),
+        ({"history": ["val/loss"]}, "history is .*: it must hold keys and values, such as"),
+        ({"columns": {"params": {"confg": "n"}}}, "unknown key of columns.params 'confg': did you mean config"),
+        ({"columns": {"params": 3}}, "columns.params is 3: it must hold keys of these, .*: scale, config, summary"),
+        ({"columns": {"params": {"config": 3}}}, "columns.params.config is 3: it must be text, in quotes"),
+        ({"columns": {"params": {"product": "n"}}}, r"columns.params.product is 'n': it must be a list of names, such"),
+        ({"cell": "seed"}, r"cell is 'seed': it must be a list of names, such as \[seed\]"),
         ({"columns": {**MAPPING["columns"], "budget": {"config": "b", "scale": float("inf")}}}, "cannot be a factor"),
         ({"history": {"step": "step", "val/loss": {"metric": "x", "scale": 0}}}, "cannot be a factor"),
     ],
 )
 def test_a_mistake_in_a_mapping_is_named(tmp_path, changes, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         load_mapping(mapping_file(tmp_path, **changes))
+    assert not any(raw in str(error.value).lower() for raw in ("input should", "value error", "pydantic", "\n"))
+
+
+def test_a_key_twice_in_a_mapping_is_refused(tmp_path):
+    path = mapping_file(tmp_path)
+    path.write_text(path.read_text() + "columns: {params: n}\n")
+    with pytest.raises(UserError, match=r"has the key 'columns' in lines 1 and \d+: keep one of them"):
+        load_mapping(path)
 
 
 def test_a_long_wait_for_the_server_is_announced(server, tmp_path):

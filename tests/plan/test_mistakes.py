@@ -111,7 +111,9 @@ def test_a_typo_is_named_before_the_key_that_is_missing_for_it(changes, without,
 
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(alphabet="a1/.\n '", max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab.", max_size=2) | st.integers(), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text("ab.", max_size=2) | st.integers(), inner, max_size=2)
+    ),
     max_leaves=4,
 )  # fmt: skip
 PARTS = {"hardware": Hardware, "proof": Proof, "replicates": Replicates, "launcher": LauncherRule}
@@ -163,5 +165,5 @@ def test_a_key_that_would_not_count_is_refused(tmp_path):
         load_sweep(path, ["optimizer.lr=3e-3"])
     assert load_sweep(path, ["vary.optimizer.lr=[3e-3]"]).vary == {"optimizer.lr": (3e-3,)}
     path.write_text(path.read_text() + "set: {optimizer.lr: 3e-3}\n")
-    with pytest.raises(UserError, match="set and vary both have optimizer.lr, and only vary counts"):
+    with pytest.raises(UserError, match=r"set and vary both have optimizer\.lr, and only vary counts"):
         load_sweep(path)

@@ -7,7 +7,7 @@ import time
 import pytest
 from support.slurm_stand_in import end
 from support.stub_cell import STEPS, status
-from support.submissions import make_cell, make_plan, plan_of, run_dir, state_of, submission_of, submit
+from support.submissions import make_cell, make_plan, plan_of, run_dir, state_of, submission_of, submit, write_command
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
@@ -184,6 +184,13 @@ def test_an_sbatch_that_finds_no_controller_leaves_the_cells_planned(slurm, swee
     with pytest.raises(UserError, match="sbatch finds no SLURM controller"):
         submit(make_plan("a"), sweep_dir, Slurm())
     assert state_of(sweep_dir, "a")[0] is State.PLANNED
+
+
+def test_a_refusal_names_the_launchers_file_in_force(slurm, sweep_dir, bin_dir):
+    words = "sbatch: error: invalid partition specified: gpuu"
+    write_command(bin_dir, "sbatch", f"echo '{words}' >&2; exit 1")
+    with pytest.raises(UserError, match=r"change hydra\.launcher\.partition, see configs/hydra/launcher/lab\.yaml"):
+        submit(make_plan("a"), sweep_dir, Slurm(file="configs/hydra/launcher/lab.yaml"))
 
 
 @pytest.mark.parametrize("num_cells", [1000, pytest.param(10_000, marks=pytest.mark.long)])
