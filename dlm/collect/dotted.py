@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlm.core.errors import shown
+
 
 class TwoValuesError(ValueError):
     """A name has several spellings in one dictionary, and their values differ."""
@@ -43,9 +45,3 @@ def dotted_names(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
         yield f"{before}{key}"
         if isinstance(value, dict):
             yield from dotted_names(value, f"{before}{key}.")
-
-
-def shown(value: Any) -> str:
-    """Return the ``repr`` of a value, shortened to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

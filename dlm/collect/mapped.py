@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlm.collect.dotted import TwoValuesError, look_up, shown
+from dlm.collect.dotted import TwoValuesError, look_up
 from dlm.collect.exclusion import Cause, Excluded
 from dlm.collect.history import History, from_rows, number
 from dlm.collect.mapping import OFFSET, WHOLE, Column, Metric, RunMapping
 from dlm.collect.row import COLUMN_TYPES
 from dlm.collect.sources import WANDB_STATES
 from dlm.collect.wandb_file import WandbRun
+from dlm.core.errors import shown
 from dlm.record.outcomes import State
 
 Row = dict[str, Any]

@@ -30,12 +30,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from dlm.collect.dotted import dotted_names, shown, spellings
+from dlm.collect.dotted import dotted_names, spellings
 from dlm.collect.history import NUMBERS, number
 from dlm.collect.row import COLUMN_TYPES
 from dlm.collect.wandb_file import WandbRun
 from dlm.core import configs
-from dlm.core.errors import UserError, hint, unknown
+from dlm.core.errors import UserError, hint, shown, unknown
 from dlm.core.flops import CONVENTIONS
 from dlm.core.identity import content_hash
 from dlm.core.validation import validated

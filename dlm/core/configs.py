@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
 from dlm.core.paths import configs_dir
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -23,10 +23,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """A YAML loader that reads a word as the same number or text as Hydra; 1e-3 is text and a date is none in YAML 1.1.
-
-    A date stays text, because neither a plan nor the config of a run can hold one.
-    """
+    """A YAML loader that reads each word as Hydra does: 1e-3 is a number and 2024-01-01 is text, unlike in YAML 1.1."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
@@ -132,7 +129,7 @@ def _check_node(node: yaml.Node, source: str, is_open: dict[int, bool]) -> None:
                 name, line = (key.tag, key.value), key.start_mark.line + 1
                 if name in first:
                     lines = f"lines {first[name]} and {line}" if line != first[name] else f"line {line}, twice"
-                    raise UserError(f"{source} has the key '{key.value}' in {lines}: keep one of them")
+                    raise UserError(f"{source} has the key {shown(key.value)} in {lines}: keep one of them")
                 first[name] = line
             _check_node(value, source, is_open)
     elif isinstance(node, yaml.SequenceNode):
@@ -140,7 +137,7 @@ def _check_node(node: yaml.Node, source: str, is_open: dict[int, bool]) -> None:
             _check_node(item, source, is_open)
     elif node.tag in (f"{_TAG}int", f"{_TAG}float") and _OTHER_BASE.fullmatch(node.value):
         read = yaml.load(node.value, Loader=_Loader)
-        if ":" in node.value or read != int(node.value):  # 07 is 7 in either base
+        if ":" in node.value or read != int(node.value.replace("_", "")):  # 07 is 7 in either base
             line = node.start_mark.line + 1
             raise UserError(f"{source}, line {line}: YAML reads {node.value} as {read}: write the number in base 10")
     is_open[id(node)] = False

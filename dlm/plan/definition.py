@@ -122,9 +122,8 @@ class Proof(_Frozen):
     """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
 
     factor: Annotated[Number, Field(ge=1)] = 3.0  # its budget over the top budget
-    sizes: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = (
-        1  # 3: also half and twice the best size; the minimum of the three tests N* itself
-    )
+    # 3: also half and twice the best size; the minimum of the three tests N* itself.
+    sizes: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
 
 
 class Replicates(_Frozen):

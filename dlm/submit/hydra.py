@@ -229,7 +229,7 @@ class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
 
     def make_cluster(self) -> Cluster:
         """Return a SLURM cluster that is configured with the launcher's keys."""
-        chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
+        chosen = self.config.hydra.runtime.choices["hydra/launcher"]
         return Slurm(slurm_settings(self.params), file=f"{LAUNCHERS}/{chosen}.yaml")
 
 
