@@ -6,9 +6,15 @@ sharing.
 
 from __future__ import annotations
 
+from dlm.core import signals
+
+if __name__ == "__main__":
+    signals.exit_at_ctrl_c()  # importing torch takes seconds
+
 import argparse
 import dataclasses
 import json
+import os
 import pickle
 import sys
 from collections.abc import Mapping
@@ -20,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dlm.core.errors import ExitCode, UserError
-from dlm.core.files import write_through
+from dlm.core.files import check_writable, complaint, write_through
 from dlm.core.objectives import OBJECTIVES, objective_info
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.train.checkpoint_files import check_format, latest_whole, state_file
@@ -203,20 +209,31 @@ def write_weights(target: Path, about: Mapping[str, Any], weights: Weights) -> N
         weights: The weights by their names in TransEncoder.
 
     Raises:
-        UserError: The target has another extension, it already exists, or its folder does not exist.
+        UserError: The target has another extension, it already exists, or its folder does not exist or cannot be
+            written to.
+        OSError: The disk is full.
     """
+    _check_target(target)
+    size_bytes = sum(value.numel() * value.element_size() for value in weights.values())
+    with write_through(target, replaces=False) as building:
+        with open(building, "wb") as stream:  # neither library tells a full disk from other errors
+            os.posix_fallocate(stream.fileno(), 0, size_bytes)
+        if target.suffix == ".safetensors":
+            whole = {name: value.contiguous() for name, value in weights.items()}
+            save_file(whole, building, metadata={"dlm": json.dumps(about)})
+        else:
+            torch.save({"dlm": dict(about), "model": weights}, building)
+
+
+def _check_target(target: Path) -> None:
+    """Raise UserError if no weights file can be written to ``target``."""
     if target.suffix not in ENDINGS:
         raise UserError(f"{target} ends in '{target.suffix}': allowed are {' and '.join(ENDINGS)}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: make it first")
     if target.exists():
         raise UserError(f"{target} exists and is not overwritten: give another name or remove it")
-    with write_through(target, replaces=False) as building:
-        if target.suffix == ".safetensors":
-            whole = {name: value.contiguous() for name, value in weights.items()}
-            save_file(whole, building, metadata={"dlm": json.dumps(about)})
-        else:
-            torch.save({"dlm": dict(about), "model": weights}, building)
+    check_writable(target.parent)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,10 +244,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="the shape of an SMDM file: a name of configs/model, e.g. 170M")
     options = parser.parse_args(argv)
     try:
+        _check_target(Path(options.target))  # before the weights are read
         about, weights = read_weights(Path(options.source), model=options.model)
         write_weights(Path(options.target), about, weights)
-    except UserError as error:
-        print(f"dlm: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        line = complaint(error)
+        if line is None:
+            raise
+        print(f"dlm: {line}", file=sys.stderr)
         return ExitCode.USER_ERROR
     objectives = " or ".join(info.label.lower() for info in OBJECTIVES.values() if info.causal == about["causal"])
     size = sum(value.numel() for value in weights.values())

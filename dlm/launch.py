@@ -9,8 +9,10 @@ import os
 
 from dlm.core import signals
 
-if __name__ == "__main__" and "DLM_SUBMISSION" in os.environ:
-    signals.remember()  # first of all: a submitted run may be told to stop while the imports below are going on
+if __name__ == "__main__":  # first of all: the imports below take seconds
+    signals.exit_at_ctrl_c()
+    if "DLM_SUBMISSION" in os.environ:
+        signals.remember()  # a submitted run may be told to stop while they are going on
 
 import contextlib
 import importlib
@@ -29,6 +31,7 @@ from dlm.core import paths
 from dlm.core.checks import check_keys, dotted_keys
 from dlm.core.configs import choices
 from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
+from dlm.core.files import explain_os_error
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS, cell_id
 from dlm.core.lease import HeldError
 from dlm.core.recipe import derive, fill
@@ -91,6 +94,8 @@ def explain(error: Exception) -> str | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause)
+    if isinstance(error, OSError):
+        return explain_os_error(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return str(unknown(group or "config", choice, choices(group)))
@@ -99,6 +104,10 @@ def explain(error: Exception) -> str | None:
         if isinstance(deepest, (ConfigAttributeError, ConfigKeyError)):
             return _unknown_key(str(deepest.full_key))
         return " ".join(f"{error} {deepest if deepest is not error else ''}".split())
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        *_, deepest = causes(error)  # a resolver may have failed to read or write a file
+        if isinstance(deepest, OSError) and (of_disk := explain_os_error(deepest)):
+            return of_disk
     if isinstance(error, OmegaConfBaseException):
         from dlm.submit.config_files import explain_omegaconf
 
@@ -149,6 +158,8 @@ def exit_code_of(error: Exception, *, everywhere: bool = False) -> ExitCode:
     is_held = any(isinstance(cause, HeldError) for cause in causes(error))
     if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
         return ExitCode.PREEMPTED
+    if isinstance(error, OSError) and "DLM_SUBMISSION" in os.environ:  # of this node or this moment: try again
+        return ExitCode.BUG
     return ExitCode.USER_ERROR
 
 
@@ -163,7 +174,20 @@ def preload() -> None:
 
 
 def main() -> int:
-    """Compose the config and train. Return the exit code of the run; of a multirun, the first one that is not 0."""
+    """Compose the config and train. Return the exit code of the run; of a multirun, the first one that is not 0.
+
+    The exit code is INTERRUPTED after a Ctrl-C that comes before the run keeps a record.
+    """
+    with signals.interrupted_by_ctrl_c():
+        try:
+            return _main()
+        except BaseException:
+            if not signals.is_interrupted():
+                raise
+            return ExitCode.INTERRUPTED
+
+
+def _main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and exit_code_of prints them
     register()
     codes: list[int] = []

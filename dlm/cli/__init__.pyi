@@ -1,1 +1,1 @@
-from .verbs import main as main
+from .entry import main as main

@@ -1,6 +1,6 @@
 """Run the `dlm` command as `python -m dlm.cli`."""
 
-from dlm.cli.verbs import main
+from dlm.cli.entry import main
 
 if __name__ == "__main__":  # the processes that `dlm prepare` spawns import this module and must not run the command
     main()

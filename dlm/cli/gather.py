@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlm.cli.memory import PAGE, remember, said_before
+from dlm.cli.memory import FIGURES, PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core.errors import UserError
+from dlm.core.files import check_writable
 from dlm.core.text import counted
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
     from dlm.collect.wandb_server import Project
     from dlm.core.configs import parse_setting
 
-    _check_writable(folder)
+    check_writable(folder)
     own = {} if options.target is None else {"group": {"$in": sweep_names(folder)}}
     example = "give KEY=VALUE, for instance state=finished"
     filters = own | dict(parse_setting(word, "--filter", otherwise=example) for word in options.filter or ())
@@ -65,15 +65,6 @@ def _server(options: CollectOptions, project: str, folder: Path) -> Project:
     if not server.runs and options.target is None:
         raise UserError(f"{project} has no run that matches {filters or 'the request'}: nothing was written")
     return server
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise UserError if the tables could not be written to ``folder``; called before the server is queried."""
-    parents = (folder.absolute(), *folder.absolute().parents)
-    nearest = next(path for path in parents if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        problem = "not writable" if nearest.is_dir() else "no folder"
-        raise UserError(f"the tables were to go to {folder}, but {nearest} is {problem}: give a folder to write to")
 
 
 def show_collected(collected: Collected, folder: Path) -> None:
@@ -85,51 +76,69 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep, *, anew: bool = True) -> None:
+def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None) -> None:
     """Collect the runs of a sweep, fit the laws, write the report, and print the laws and the path of the report.
 
     Args:
         sweep: The sweep.
         anew: Fit and write even if nothing has changed since the last report. Otherwise what that report said is
             printed again.
+        out: The folder for the tables, the fits and the report. None: the folder of the sweep.
+
+    Raises:
+        UserError: The folder cannot be written to, or is that of another sweep, or no run can be used.
     """
     from dlm.collect.tables import collect as collect_runs
 
-    folder = sweep.folder
-    collected = collect_runs(folder)
+    folder = sweep.folder if out is None else out
+    _check_report_folder(sweep, folder)
+    collected = collect_runs(sweep.folder, out=folder)
     show_collected(collected, folder)
     if collected.runs.empty:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
     said = None if anew else said_before(folder)
     if said is None:
         print("fitting ...", flush=True)
-        said = _fit_and_write(sweep, collected)
+        said = _fit_and_write(sweep, collected, folder)
         remember(folder, said)
     print(*said, sep="\n")
     print(f"report: {folder / PAGE}")
 
 
-def report_tables(folder: Path) -> None:
-    """Fit the laws to the tables of a folder that has neither a plan nor runs, and write and print the report."""
+def report_tables(folder: Path, out: Path) -> None:
+    """Fit the laws to the tables of a folder that has neither a plan nor runs, and write the report to `out`."""
     import pandas as pd
 
     from dlm.fit.table import fit_sweep, read_runs
     from dlm.report.page import write_fits, write_report
 
+    check_writable(out)
+    check_writable(out / FIGURES)
     path, left_out = folder / "runs.csv", folder / "excluded.csv"
     runs = read_runs(path, proofs=True)
     excluded = pd.read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
     print(f"{path} has {len(runs)} runs, left out are {len(excluded)}; `dlm collect` brings it up to date")
     print("fitting ...", flush=True)
     fits = fit_sweep(path)
-    write_fits(folder, fits)
+    write_fits(out, fits)
     data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
     facts = {"data": ", ".join(data)} if data else {}
-    write_report(folder, runs, excluded, fits, title=folder.absolute().name, facts=facts)
-    print(*(fit.report() for fit in fits.values()), f"report: {folder / PAGE}", sep="\n")
+    write_report(out, runs, excluded, fits, title=folder.absolute().name, facts=facts)
+    print(*(fit.report() for fit in fits.values()), f"report: {out / PAGE}", sep="\n")
 
 
-def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
+def _check_report_folder(sweep: Sweep, folder: Path) -> None:
+    """Raise UserError if the report of a sweep cannot be written to ``folder``; called before the fits."""
+    if is_sweep_dir(folder) and folder.resolve() != sweep.folder.resolve():
+        raise UserError(f"{folder} is the folder of another sweep, whose runs.csv would be lost: give another --out")
+    try:
+        check_writable(folder)
+        check_writable(folder / FIGURES)
+    except UserError as error:
+        raise UserError(f"{error}; `dlm report {sweep.folder} --out FOLDER` writes the report elsewhere") from error
+
+
+def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path) -> list[str]:
     """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
     from dlm.cli.advice import advice
     from dlm.cli.fits import fits_of
@@ -137,11 +146,11 @@ def _fit_and_write(sweep: Sweep, collected: Collected) -> list[str]:
     from dlm.report.page import write_fits, write_report
 
     plan, fits = sweep.plan, fits_of(collected.runs)
-    write_fits(sweep.folder, fits)
+    write_fits(folder, fits)
     proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
     settling = advice(sweep, collected.runs, fits) if is_sweep_dir(sweep.folder) else {}  # it changes a definition
     write_report(
-        sweep.folder,
+        folder,
         collected.runs,
         collected.excluded,
         fits,

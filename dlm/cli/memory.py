@@ -14,6 +14,7 @@ from dlm.core.paths import PACKAGE, configs_dir
 from dlm.submit.snapshot import content_hash_of
 
 PAGE = "report/report.html"
+FIGURES = "report/figures"
 MEMORY = "report/source.json"
 SOURCES = ("plan.json", "runs.csv", "excluded.csv", "proof.json")
 LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "jinja2")

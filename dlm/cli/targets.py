@@ -12,6 +12,7 @@ import typer
 
 from dlm.core import paths
 from dlm.core.errors import UserError
+from dlm.core.files import check_writable
 
 if TYPE_CHECKING:
     from dlm.cli.options import DefinitionOptions
@@ -58,10 +59,11 @@ def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
 
     Args:
         options: The target, and the options that change its definition.
-        prepare: Before planning, prepare missing data that dlm can make itself.
+        prepare: The sweep is to be started: check that its folder can be written to, and prepare missing data that dlm
+            can make itself.
 
     Raises:
-        UserError: The target is unknown, or its definition is invalid.
+        UserError: The target is unknown, its definition is invalid, or its folder cannot be written to.
     """
     from dlm.data.manifest import read_data
     from dlm.plan.definition import with_settings
@@ -71,14 +73,19 @@ def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
     target = by_name(options.target)
     folder = Path(target) if is_sweep_dir(target) else None
     if folder is not None and not changes_definition(options):
+        if prepare:
+            check_writable(folder)
         return Sweep(folder, read_plan(folder))
     if folder is None:
         spec = _definition(target, options.settings or ())
     else:
         spec = with_settings(read_plan(folder).spec, options.settings or ())
     spec = _with_budgets(spec, options)
+    place = folder or paths.workdir() / spec.name
+    if prepare:
+        check_writable(place)
     plan = make_plan(spec, read=read_or_prepare if prepare else read_data)
-    return Sweep(folder or paths.workdir() / spec.name, plan)
+    return Sweep(place, plan)
 
 
 def changes_definition(options: DefinitionOptions) -> bool:

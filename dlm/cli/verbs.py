@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dlm.cli import gather, options, screen, targets
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
+from dlm.core import signals
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
-from dlm.core.files import explain_os_error
+from dlm.core.files import check_writable, complaint
 from dlm.core.text import counted
 from dlm.record.outcomes import State
 
@@ -26,7 +28,18 @@ if TYPE_CHECKING:
 LONGEST_WAIT_SEC = 30.0  # between two looks of `dlm status --watch`, which begins with 5 seconds
 MOST_REASONS = 4  # of a refused fit that the error names
 
+
+class _Verbs(TyperGroup):
+    def invoke(self, context: Any) -> Any:
+        """Run a verb. Otherwise typer would say "Aborted." at Ctrl-C and end the command with exit code 1."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -266,6 +279,8 @@ def predict(given: options.PredictOptions) -> None:
     """Predict larger runs before they exist; `dlm score` grades the predictions afterwards."""
     from dlm.fit.table import predict_runs
 
+    if given.freeze is not None:
+        check_writable(given.freeze.parent)  # before the fit
     result, written = predict_runs(given.runs, **given.keywords())
     _show_result(result, as_json=given.as_json)
     if written and not given.as_json:
@@ -316,16 +331,21 @@ def _show_result(result: Any, *, as_json: bool) -> None:
 
 
 @app.command()
-def report(target: Target) -> None:
+def report(
+    target: Target,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this folder instead, for a sweep that is not yours to change.")
+    ] = None,
+) -> None:
     """Collect the runs of a sweep, fit the laws and write report/report.html with its figures.
 
     In the folder of `dlm collect --wandb ENTITY/PROJECT --out DIR`, the report is of the tables as they were collected.
     """
     folder = Path(targets.by_name(target))
     if targets.is_collected(folder):
-        gather.report_tables(folder)
+        gather.report_tables(folder, out or folder)
     else:
-        gather.report(targets.existing(target))
+        gather.report(targets.existing(target), out=out)
 
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -349,16 +369,16 @@ def main() -> None:
     """Run the `dlm` command.
 
     A mistake of the user ends it with one line on stderr and exit code 2; a server that does not answer, with one line
-    and exit code 75.
+    and exit code 75; Ctrl-C with exit code 130.
     """
-    try:
-        app()
-    except UserError as error:
-        print(f"dlm: {error}", file=sys.stderr)
-        sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)
-    except OSError as error:
-        line = explain_os_error(error)
-        if line is None:
-            raise
-        print(f"dlm: {line}", file=sys.stderr)
-        sys.exit(ExitCode.USER_ERROR)
+    with signals.interrupted_by_ctrl_c():
+        try:
+            app()
+        except BaseException as error:
+            if signals.is_interrupted():  # a library may have turned KeyboardInterrupt into another exception
+                sys.exit(ExitCode.INTERRUPTED)
+            line = complaint(error)
+            if line is None:
+                raise
+            print(f"dlm: {line}", file=sys.stderr)
+            sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)

@@ -49,8 +49,15 @@ class Collected:
         return table
 
 
-def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server: Server | None = None) -> Collected:
-    """Read every cell of a sweep and write the three tables into the folder of the sweep.
+def collect(
+    sweep_dir: Path,
+    *,
+    write: bool = True,
+    verify: bool = False,
+    server: Server | None = None,
+    out: Path | None = None,
+) -> Collected:
+    """Read every cell of a sweep and write the three tables into the folder of the sweep, or into ``out``.
 
     Args:
         sweep_dir: The folder of the sweep. Without a plan.json, every run found there or on the server is a cell.
@@ -58,12 +65,14 @@ def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server
         verify: Compare every run with its .wandb files and the server. By default these sources are read only where
             the run directory is incomplete.
         server: Runs on a W&B server, to complete and verify the files on disk.
+        out: The folder of the tables. None: ``sweep_dir``.
 
     Raises:
         UserError: There is neither a plan nor a run.
     """
     sweep_dir = Path(sweep_dir)
-    stored = stored_histories(sweep_dir / "history.parquet")
+    folder = sweep_dir if out is None else out
+    stored = stored_histories(folder / "history.parquet")
     found = find_cells(sweep_dir, {} if server is None else server.runs)
     read_run_directories(found.cells, stored, sweep_dir)
     for cell in found.cells:
@@ -77,7 +86,7 @@ def collect(sweep_dir: Path, *, write: bool = True, verify: bool = False, server
     rows = [run_row(cell, entropies) for cell in found.cells] + found.left_out
     histories = [cell.merged for cell in found.cells if cell.merged.num_rows]
     warnings = found.warnings + [line for cell in found.cells for line in cell.warnings]
-    return _tables(sweep_dir if write else None, rows, histories, stored, warnings)
+    return _tables(folder if write else None, rows, histories, stored, warnings)
 
 
 def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collected:

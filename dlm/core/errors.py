@@ -5,8 +5,6 @@ Any part of dlm raises a UserError for a mistake of the user; the commands print
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
@@ -21,6 +19,7 @@ class ExitCode(IntEnum):
     DIVERGED = 3
     OUT_OF_MEMORY = 4
     PREEMPTED = 75  # EX_TEMPFAIL: to be continued later
+    INTERRUPTED = 130  # a command that Ctrl-C stopped; a shell says 128 + SIGINT too
 
 
 NOTHING_TO_DO = 100  # the exit code of admit when the cell is finished; the batch script then ends with 0
@@ -54,6 +53,8 @@ def close_matches(value: object, allowed: Iterable[str], limit: int = 3) -> list
 
     Of two equally similar names, the one with the longer common prefix comes first.
     """
+    import difflib  # late, because dlm.core.signals imports this file before it answers to Ctrl-C
+
     wanted = str(value).lower()
     names = {name.lower(): name for name in allowed}
 
@@ -99,6 +100,8 @@ def unknown(what: str, value: object, allowed: Iterable[str], *, listed_in: str 
 
 def shown(value: object) -> str:
     """Write a value for a message in one line of at most 60 characters, as YAML does: null, true, 'text', [1, null]."""
+    import json  # late, as difflib
+
     if value is None or isinstance(value, bool | list | dict):
         line = json.dumps(value, default=str, ensure_ascii=False)
     else:

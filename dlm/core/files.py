@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the d
 # The numbers of an OSError while a network file system is away.
 AWAY = (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # something else is where a folder belongs
 PATIENCE_SEC = 60.0
+PROBE_BYTES = 4096  # what ``check_writable`` writes: a block, because very short files need none on some file systems
 
 T = TypeVar("T")
 
@@ -47,19 +50,76 @@ def patiently(folder: Path, write: Callable[[], T], *, patience_sec: float = PAT
             time.sleep(0.5)
 
 
+def complaint(error: BaseException) -> str | None:
+    """Return the line with which a command ends after a mistake of the user; None for a bug of dlm."""
+    if isinstance(error, UserError):
+        return str(error)
+    return explain_os_error(error) if isinstance(error, OSError) else None
+
+
 def explain_os_error(error: OSError) -> str | None:
     """Describe in one line an error of the file system that the user can mend; None for any other error."""
-    if error.errno in DISK_FULL and not error.filename:  # a write to an open file does not name it
-        return f"{(error.strerror or 'no space left').lower()}: make room, and run the same command again"
-    path = Path(str(error.filename)) if error.filename else None
-    if path is None or not isinstance(error.filename, str | os.PathLike):
+    is_full = error.errno in DISK_FULL
+    if is_full and not error.filename:  # a write to an open file does not name it
+        return f"{_reason(error)}: make room, and run the same command again"
+    if not error.filename or not isinstance(error.filename, str | os.PathLike):
         return None
+    path = Path(error.filename)
     has_vanished = error.errno == errno.ENOENT and not path.absolute().parent.is_dir()
-    if error.errno in (*DENIED, *DISK_FULL) or (error.errno in AWAY and error.errno != errno.ENOENT) or has_vanished:
-        why = "its folder does not exist" if has_vanished else (error.strerror or "no reason given").lower()
-        is_ours = path.absolute().is_relative_to(paths.workdir())
-        return f"cannot read or write {path}: {why}{' (DLM_WORKDIR names the folder of all sweeps)' if is_ours else ''}"
-    return None
+    in_the_way = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if error.errno in NO_FOLDER and not in_the_way.is_dir():
+        return f"{in_the_way} is no folder, and one belongs there{_setting_of(path)}"
+    if has_vanished:
+        why = "its folder does not exist"
+    elif error.errno in (*DENIED, *DISK_FULL) or (error.errno in AWAY and error.errno != errno.ENOENT):
+        why = _reason(error)
+    else:
+        return None
+    what_to_do = ": make room, and run the same command again" if is_full else ""
+    return f"cannot read or write {path}: {why}{what_to_do}{_setting_of(path)}"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "no reason given").lower()
+
+
+def _setting_of(path: Path) -> str:
+    """Return which environment variable names the folder that a path is in; '' if none does."""
+    for variable, (_, purpose) in paths.FOLDERS.items():
+        if path.absolute().is_relative_to(paths.named_folder(variable)):
+            return f" ({variable} names {purpose})"
+    return ""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if nothing can be written to ``folder``, or where it would be made. Called before long work."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=place, buffering=0) as stream:  # os.access knows neither quotas nor full disks
+            stream.write(bytes(PROBE_BYTES))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        error.filename = str(place)
+        line = explain_os_error(error)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError name ``path``: an error of a full disk names no file, others may name the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None and error.errno in DISK_FULL
+        if is_unnamed or (temporary is not None and error.filename == str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 def sync_directory(path: Path) -> None:
@@ -80,15 +140,17 @@ def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    # The umask decides who may read the file; tempfile would reserve it to its owner.
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with naming(path, temporary):
+        # The umask decides who may read the file; tempfile would reserve it to its owner.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        yield temporary
-        os.fsync(handle)
-        if replaces:
-            os.replace(temporary, path)
-        else:
-            _link_new(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            os.fsync(handle)
+            if replaces:
+                os.replace(temporary, path)
+            else:
+                _link_new(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -146,7 +208,7 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     If the log ends in an incomplete line, as after a crash, a line break is written first.
     """
     line = json.dumps(row, allow_nan=False) + "\n"
-    with open(path, "a+b", buffering=0) as stream:
+    with naming(path), open(path, "a+b", buffering=0) as stream:
         stream.seek(max(stream.seek(0, os.SEEK_END) - 1, 0))
         is_torn = stream.read(1) not in (b"", b"\n")
         stream.write((b"\n" if is_torn else b"") + line.encode())

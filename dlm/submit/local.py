@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dlm.core import signals
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.lease import live_holder
 from dlm.record.outcomes import State, goes_on
@@ -346,6 +347,10 @@ class _PoolRun:
 
         def count(number: int, frame: FrameType | None) -> None:
             self.num_signals += 1
+            if number == signal.SIGINT:
+                signals.note(number)  # it decides the exit code of the command
+            if self.num_signals == 1:
+                signals.say("stopping after this step; Ctrl-C again to kill")
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -33,7 +33,7 @@ def snapshot_code(
         The folder of the copy, which must come first on PYTHONPATH. Its name is the first 8 digits of its content hash.
 
     Raises:
-        UserError: An existing copy with this name was changed after it was written.
+        UserError: The code cannot be copied, or an existing copy with this name was changed after it was written.
     """
     code = sweep_dir.absolute() / "code"
     code.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,8 @@ def snapshot_code(
         target = code / content_hash_of(copy)[:8]
         if not target.exists():
             copy.rename(target)
+    except shutil.Error as error:  # holds (source, copy, reason) of every file, and no error number
+        raise UserError(f"cannot copy the code of dlm to {code}: {error.args[0][0][2]}") from error
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     if not content_hash_of(target).startswith(target.name):

@@ -34,11 +34,13 @@ class Ending:
 
 
 DONE = Ending(state=State.DONE)
-STOPPED = Ending(state=State.PREEMPTED, reason="stopped by a signal, to be continued")
+STOPPED = Ending(state=State.PREEMPTED)  # by a signal, to be continued; its reason is the step
 
 
 def ending_of(error: BaseException, run_dir: Path) -> Ending:
     """Return the outcome of the attempt at the run in ``run_dir`` that raised ``error``."""
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # Lightning turns it into SystemExit
+        return STOPPED
     if isinstance(error, UserError):
         return Ending(state=State.BAD_CONFIG, reason=str(error), is_raised=True)
     if isinstance(error, DivergedError):

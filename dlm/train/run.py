@@ -177,11 +177,12 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
         return  # another rank ran out of memory, which caused this ending, and has recorded it
     if ending.state is State.DONE and (result := read_result(run_dir)):
         status = dataclasses.replace(status, step=result.step, loss=result.loss, gpu_hours=result.gpu_hours)
+    reason = f"stopped at step {status.step:,} of {status.steps:,}" if ending is STOPPED else ending.reason
     status = dataclasses.replace(
         status,
         state=ending.state,
         exit_code=int(ending.exit_code),
-        reason=ending.reason,
+        reason=reason,
         submission=submission,
         updated=now,
     )

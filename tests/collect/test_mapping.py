@@ -219,7 +219,7 @@ def test_the_server_is_not_asked_when_the_tables_could_not_be_written(server, tm
     server.add("a", state="finished")
     (tmp_path / "file").write_text("")
     command = ("collect", "--wandb", PROJECT, "--out", tmp_path / "file/out")
-    assert "file is no folder: give a folder to write to" in dlm(server, *command).complaint and not server.asked
+    assert "file is no folder, and one belongs there" in dlm(server, *command).complaint and not server.asked
     command = (*command[:-1], tmp_path / "out", "--mapping", mapping_file(tmp_path), "--verify")
     assert "--verify is for runs that dlm launched" in dlm(server, *command).complaint and not server.asked
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dlm.core.errors import UserError
 from dlm.core.files import (
     append_jsonl,
+    check_writable,
     explain_os_error,
     patiently,
     read_json,
@@ -282,3 +283,18 @@ def test_a_new_file_never_replaces_one_that_has_come_to_exist(tmp_path):
     with write_through(path, replaces=False) as building:
         building.write_text("ours")
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "dangling", "loop"):
+        for folder in (tmp_path / name, tmp_path / name / "deeper"):
+            with pytest.raises(UserError, match=f"{name} is no folder"):
+                check_writable(folder)
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path / "file" / "a", "")
+    assert explain_os_error(caught.value) == f"{tmp_path / 'file'} is no folder, and one belongs there"
+    check_writable(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()

@@ -112,8 +112,9 @@ def start_driver(tmp_path: Path, mode: str, options: str = "") -> tuple[subproce
     """A parent with two children that run, in a process group of its own; the children's pids."""
     script = textwrap.dedent(DRIVER.format(tmp=str(tmp_path), mode=mode, options=options))
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True, cwd=TESTS.parent
-    )
+        [sys.executable, "-c", script], start_new_session=True, text=True, cwd=TESTS.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     leases = [tmp_path / f"sweep/runs/{name}/status.json" for name in "ab"]
     wait_until(lambda: all(path.is_file() for path in leases))
     pids = [int(re.search(r'"pid": (\d+)', path.with_name("lease.json").read_text())[1]) for path in leases]
@@ -124,7 +125,8 @@ def start_driver(tmp_path: Path, mode: str, options: str = "") -> tuple[subproce
 def test_ctrl_c_reaches_the_parent_only_and_leaves_no_orphan(tmp_path):
     parent, pids = start_driver(tmp_path, "mode=wait")
     os.killpg(parent.pid, signal.SIGINT)  # what a terminal does
-    out, _ = parent.communicate(timeout=60)
+    out, err = parent.communicate(timeout=60)
+    assert err == "dlm: stopping after this step; Ctrl-C again to kill\n"
     assert out.strip() == "True {'a': 75, 'b': 75}"  # not -2: the children never saw the SIGINT
     assert all(is_gone(pid) for pid in pids)
 

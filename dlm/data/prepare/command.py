@@ -23,6 +23,7 @@ import numpy as np
 from dlm.core import paths
 from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
+from dlm.core.files import check_writable, complaint
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
 from dlm.data.packed import write_packed
@@ -60,6 +61,7 @@ def stdlib_documents(root: Path) -> Iterator[tuple[str, bytes]]:
 
 def prepare_stdlib(data_dir: Path) -> Manifest:
     """Prepare the sources of the Python standard library, one token per byte. The two splits share no document."""
+    check_writable(data_dir.parent)
     root = Path(sysconfig.get_paths()["stdlib"])
     streams: dict[str, list[bytes]] = {"train": [], "validation": []}
     seen: set[bytes] = set()
@@ -173,6 +175,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
     if options.kind == "stdlib":
         data_dir = options.data_dir or paths.data_dir() / "stdlib"
         return data_dir, prepare_stdlib(data_dir)
+    check_writable(options.data_dir if options.kind == "packed" and options.out is None else options.out)
     if options.kind == "packed":
         globs = {split: getattr(options, split) for split in PACKED_GLOBS}
         names = ("vocab_size", "bos_id", "tokenizer", "out", "strip_filling", "skip_unreadable")
@@ -211,12 +214,15 @@ def main(arguments: Sequence[str]) -> int:
         return int(stop.code or 0)
     try:
         data_dir, manifest = _prepare(options)
-    except UserError as error:
-        print(f"dlm: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        line = complaint(error)
+        if line is None:
+            raise
+        print(f"dlm: {line}", file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("stopped; the same command continues where it stopped", file=sys.stderr)
-        return ExitCode.PREEMPTED
+        return ExitCode.INTERRUPTED
     tell = {"text": in_words, "packed": index_in_words}.get(options.kind)
     for line in tell(manifest.notes) if tell else ():
         print(line)

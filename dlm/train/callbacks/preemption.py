@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.core import signals
 from dlm.train.callbacks import StepCallback
@@ -48,9 +49,11 @@ class Preemption(StepCallback):
 
     def _set_flag(self, number: int, frame: Any) -> None:
         self._flag = True
-        signals.note(number)
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)  # a second Ctrl-C ends the process at once
+            if not getattr(rank_zero_only, "rank", 0):
+                signals.say("stopping after this step; Ctrl-C again to kill")
+            signal.signal(number, signals.interrupt)
+        signals.note(number)
 
     def on_step_end(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, validates: bool) -> None:
         """Agree with the other ranks on whether to stop.
