@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dlm.core import paths
+from dlm.core import paths, text
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dlm.data.manifest import DataSet
     from dlm.plan.cells import Plan
     from dlm.plan.definition import SweepSpec
+    from dlm.plan.needs import Need
 
 
 @dataclass(frozen=True)
@@ -177,17 +179,48 @@ def run_prepare(arguments: list[str]) -> None:
 
 
 def warn_unprepared(plan: Plan) -> None:
-    """Warn if a plan was made before its data were prepared."""
-    from dlm.data.manifest import unprepared
+    """Warn if the data of a plan are not prepared, or hold fewer tokens than a cell reads and the hub has more."""
+    from dlm.data.manifest import read_data, unprepared
+    from dlm.plan.needs import rounded_up
 
-    nodes = data_nodes(plan) if plan.data_hash is None else []
-    missing = [(node, folder) for node in nodes for folder in unprepared(node)]
-    if missing:
-        node, folder = missing[0]
-        warn(
-            f"the data {node['name']} are not prepared in {folder}: epochs are unknown and the cell ids are a "
-            f"preview; prepare them with `dlm prepare {node.get('prepare') or 'packed DIR'}`"
-        )
+    for need in _needs(plan):
+        node, tokens = need.data, text.count(need.tokens)
+        missing, data = unprepared(node), read_data(node)
+        if missing:
+            told = "" if node.get("prepare") else f"; the largest cell needs {tokens} unique tokens"
+            warn(
+                f"the data {node['name']} are not prepared in {missing[0]}: epochs are unknown and the cell ids are a "
+                f"preview{told}; prepare them with `{_prepare_command(need, missing[0])}`"
+            )
+            return
+        held = data.sources[0].manifest.tokens("train") if data else 0
+        if node.get("hub") and held < need.tokens:
+            folder = f"{node['data_dir']}_{rounded_up(need.tokens)}"
+            warn(
+                f"the data {node['name']} hold {text.count(held)} training tokens, and the largest cell needs {tokens} "
+                f"unique tokens; without more, cells read text again, or are dropped above max_epochs "
+                f"{plan.spec.max_epochs:g}: prepare more with `{_prepare_command(need, folder)}`, and set data.data_dir"
+            )
+
+
+def _needs(plan: Plan) -> list[Need]:
+    """Return what the data of a plan must hold. The list is empty if they are prepared and no hub has more."""
+    from dlm.plan.needs import tokens_needed
+
+    if plan.data_hash is not None and not any(node.get("hub") for node in data_nodes(plan)):
+        return []
+    return tokens_needed(plan.spec)
+
+
+def _prepare_command(need: Need, folder: Path | str) -> str:
+    """Return the command that prepares the data that cells need in ``folder``."""
+    from dlm.plan.needs import rounded_up
+
+    hub, prepare = need.data.get("hub"), need.data.get("prepare")
+    if not hub:
+        return f"dlm prepare {prepare or 'packed DIR'}"
+    words = ("--tokens", rounded_up(need.tokens), "--tokenizer FILE", "--out", shlex.quote(str(folder)))
+    return " ".join(("dlm prepare text", f"hf://{hub}", *words))
 
 
 def warn(line: str) -> None:

@@ -101,7 +101,7 @@ KEYS = {
         "name", "warmup_fraction", "warmup_min_steps", "warmup_tokens_per_param", "min_ratio", "decay_fraction",
     ),
     "data": (
-        "name", "data_dir", "sources", "prepare", "block_size", "stride", "batch_size", "micro_batch_size",
+        "name", "data_dir", "sources", "prepare", "hub", "block_size", "stride", "batch_size", "micro_batch_size",
         "num_workers",
     ),
     "training": ("budget", "convention", "steps"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from dlm.core.errors import UserError
 from dlm.core.paths import PACKAGE, configs_dir, sweeps_dir
 from dlm.core.recipe import derive, fill
 from dlm.data.manifest import Manifest, PackedFile, write_manifest
+from dlm.data.prepare.hub import parse_tokens
 from dlm.plan.cost import validation_flops, with_estimates
 from dlm.plan.definition import load_sweep, parse_sweep, with_settings
 from dlm.plan.grid import cell_config, make_plan
+from dlm.plan.needs import rounded_up
 from dlm.plan.proof import proof_seed
 from dlm.plan.store import read_plan, write_plan
 
@@ -422,3 +425,32 @@ def test_overrides_that_change_no_result_are_accepted():
         start.check_overrides(["partition=x"])
     with pytest.raises(UserError, match="choose the launcher with --launcher"):
         start.check_overrides(["hydra/launcher=submitit_slurm"])
+
+
+def test_a_plan_says_how_many_unique_tokens_it_needs_and_the_command_that_prepares_them(
+    command, workdir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DLM_DATA", str(tmp_path / "my data"))
+    words = ("dlm.cli", "plan", "isoflop", "--top-budget", "1e19", "--dry-run")
+    ended = command(*words)
+    assert ended.code == 0 and ended.err.count("\n") == 1
+    assert "slim_pajama are not prepared" in ended.err and "the largest cell needs 25.4B unique tokens" in ended.err
+    options = f"--tokens 26e9 --tokenizer FILE --out '{tmp_path}/my data/slim_pajama'"
+    assert f"`dlm prepare text hf://cerebras/SlimPajama-627B {options}`" in ended.err
+    (tmp_path / "my data").mkdir()
+    pretend_data(tmp_path / "my data" / "slim_pajama", vocab_size=32000, tokens=6 * 10**9)
+    ended = command(*words)  # the cell that needs most is dropped, because it would read the data too often
+    assert ended.code == 0 and ended.err.count("\n") == 1
+    assert "hold 6B training tokens, and the largest cell needs 25.4B unique tokens" in ended.err
+    assert "--tokens 26e9" in ended.err and "slim_pajama_26e9'`" in ended.err
+    shutil.rmtree(tmp_path / "my data" / "slim_pajama")
+    pretend_data(tmp_path / "my data" / "slim_pajama", vocab_size=32000, tokens=26 * 10**9)
+    assert command(*words).err == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "written"),
+    [(25_442_123_776, "26e9"), (2_544_000_001, "2.6e9"), (26 * 10**9, "26e9"), (999 * 10**6, "1e9"), (7, "7e0")],
+)
+def test_a_number_of_tokens_is_rounded_up_to_what_the_option_takes(tokens, written):
+    assert rounded_up(tokens) == written and parse_tokens(written) >= tokens

@@ -30,18 +30,17 @@ from dlm.core.identity import content_hash
 from dlm.core.lease import Lease
 from dlm.data.manifest import MANIFEST, Manifest, PackedFile, read_manifest, write_manifest
 from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.encode import FILE_TOKENS, Encoder, TextJob, UnitRecord, check_number, digests_path
+from dlm.data.prepare.encode import FILE_TOKENS, KEYS, Encoder, TextJob, UnitRecord, check_number, digests_path
+from dlm.data.prepare.hub import HubData, check_not_moved, check_sources, fetch, find_hub_data
 from dlm.data.prepare.place import move_into_place, undamaged
 from dlm.data.prepare.progress import with_progress
-from dlm.data.prepare.splits import TRAIN, VALIDATION, find_splits
+from dlm.data.prepare.splits import TRAIN, VALIDATION, Splits, find_splits
 from dlm.data.prepare.summary import notes_on, num_documents
 from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 from dlm.data.prepare.units import make_units
 
 SPLITS = (TRAIN, VALIDATION)
 LAYOUT = 2  # of the folder in which a data set is built; folders of another layout are not continued
-
-KEYS = 2**64  # the number of possible keys of a document
 
 
 def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
@@ -59,17 +58,12 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
         UserError: The sources or options do not define a valid data set, or ``data_dir`` holds other data, or another
             preparation is unfinished. Nothing is overwritten.
     """
-    tokenizer = _tokenizer(job)
+    hub = find_hub_data(job) if check_sources(job) else None
+    tokenizer = _tokenizer(job, workers)
     assert tokenizer.bos_id is not None
-    splits = find_splits(
-        [Path(p) for p in job.sources],
-        [Path(p) for p in job.validation_sources],
-        train_glob=job.train_glob,
-        validation_glob=job.validation_glob,
-        skip_unreadable=job.skip_unreadable,
-    )
-    units = make_units(splits.files)
-    plan = _plan(job, tokenizer, units)
+    splits = None if hub else _splits(job)
+    units = make_units(splits.files) if splits else []
+    plan = _plan(job, tokenizer, units, hub)
     finished = _finished(data_dir, plan)
     if finished is not None:
         return finished
@@ -77,7 +71,11 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     building.mkdir(parents=True, exist_ok=True)
     with Lease(building):
         _check_plan(building, plan)
-        records = _build(job, dict(zip(_keys(units, plan), units, strict=True)), building, workers)
+        if hub:
+            splits = fetch(hub, job, tokenizer, building)
+            units = make_units(splits.files)
+        assert splits is not None
+        records = _build(job, dict(zip(_keys(units), units, strict=True)), building, workers)
         try:
             _check_splits(job, records)
         except UserError:
@@ -90,7 +88,8 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
             bos_id=tokenizer.bos_id,
             splits=_numbered(job, records, building / "data"),
             notes={
-                "sources": [*job.sources, *job.validation_sources],
+                "sources": [*plan["sources"], *job.validation_sources],
+                **({"hub": {**plan["hub"], "tokens_asked": job.tokens}} if "hub" in plan else {}),
                 **notes_on(splits, units, records),
                 "eos_id": tokenizer.eos_id,
                 "tokenizer_sha256": tokenizer.sha256,
@@ -105,7 +104,8 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
 
 def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
     """Load the tokenizer with the ids that the job sets. Raises UserError for missing or invalid ids."""
-    found = load_tokenizer(job.tokenizer, threads=threads)
+    control_ids = {token for token in (job.eos_id, job.bos_id) if token is not None}
+    found = load_tokenizer(job.tokenizer, threads=threads, control_ids=control_ids)
     eos_id = found.eos_id if job.eos_id is None else job.eos_id
     if eos_id is None:
         raise UserError(f"the tokenizer {job.tokenizer} does not say which token ends a text: set --eos-id")
@@ -118,9 +118,11 @@ def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
     return dataclasses.replace(found, vocab_size=vocab_size, eos_id=eos_id, bos_id=bos_id)
 
 
-def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str, Any]:
-    """Return everything that determines the bytes of the data set, as plain JSON values."""
-    stats = {path: Path(path).stat() for unit in units for path in unit.paths}
+def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit], hub: HubData | None) -> dict[str, Any]:
+    """Return everything that determines the bytes of the data set, as plain JSON values.
+
+    Of a data set of the hub, its commit stands for the files, which may not be on this disk yet.
+    """
     # Options that earlier versions did not have are left out where they change nothing, so that data sets which these
     # versions made are recognized.
     options = {f.name: getattr(job, f.name) for f in dataclasses.fields(job) if getattr(job, f.name) != f.default}
@@ -130,8 +132,12 @@ def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit]) -> dict[str
         "library": tokenizer.library and f"{tokenizer.library} {metadata.version(tokenizer.library)}",
         "file_tokens": FILE_TOKENS,
         "units": [[unit.split, unit.start, unit.stop, *unit.paths] for unit in units],
-        "files": {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
+        "files": _state_of(units),
     }
+    if tokenizer.library == "tokenizers":  # with it, earlier versions encoded the names of control tokens as these
+        plan["control_tokens"] = "their names are text"
+    if hub:
+        plan |= {"sources": [hub.source], "hub": hub.facts()}
     as_stored: dict[str, Any] = json.loads(json.dumps(plan))
     return as_stored
 
@@ -146,6 +152,7 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
     path = data_dir / MANIFEST
     notes = read_json(path).get("notes", {}) if path.is_file() else {}
     if notes.get("plan") != content_hash(plan)[:16]:
+        check_not_moved(plan.get("hub"), notes.get("hub"), data_dir)
         raise UserError(
             f"{data_dir} exists and was not made from these sources with these options: choose another --out or move "
             "it away"
@@ -153,12 +160,28 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
     return undamaged(data_dir)
 
 
-def _keys(units: Sequence[Unit], plan: dict[str, Any]) -> list[str]:
+def _splits(job: TextJob) -> Splits:
+    return find_splits(
+        [Path(p) for p in job.sources],
+        [Path(p) for p in job.validation_sources],
+        train_glob=job.train_glob,
+        validation_glob=job.validation_glob,
+        skip_unreadable=job.skip_unreadable,
+    )
+
+
+def _state_of(units: Sequence[Unit]) -> dict[str, list[int]]:
+    """Return the size and the time of the last change of every file of the units."""
+    stats = {path: Path(path).stat() for unit in units for path in unit.paths}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
+
+def _keys(units: Sequence[Unit]) -> list[str]:
     """Return a key for each unit that changes if one of its files does.
 
     What a training unit leaves out depends on the documents of all validation units, and so does its key.
     """
-    files = plan["files"]
+    files = _state_of(units)
     own = [
         content_hash([unit.split, unit.start, unit.stop, *([path, *files[path]] for path in unit.paths)])
         for unit in units
@@ -177,9 +200,10 @@ def _check_plan(building: Path, plan: dict[str, Any]) -> None:
     """
     path = building / "plan.json"
     before = read_json(path) if path.is_file() else None
-    if before is not None and (building / "done.jsonl").is_file():
+    if before is not None and any((building / name).is_file() for name in ("done.jsonl", "hub.jsonl")):
         if before.get("layout") != LAYOUT:
             raise UserError(f"{building} holds an unfinished preparation of another version of dlm: delete that folder")
+        check_not_moved(plan.get("hub"), before.get("hub"), building)
         if difference := _difference(before, plan):
             raise UserError(
                 f"{building} holds an unfinished preparation of other sources or options ({difference}): repeat its "

@@ -29,6 +29,7 @@ from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepar
 from dlm.data.packed import write_packed
 from dlm.data.prepare.build import prepare_text
 from dlm.data.prepare.encode import TextJob
+from dlm.data.prepare.hub import parse_tokens
 from dlm.data.prepare.index import PACKED_GLOBS, index_in_words, index_packed
 from dlm.data.prepare.kinds import FORMATS
 from dlm.data.prepare.place import move_into_place
@@ -42,10 +43,10 @@ FILE_TOKENS = 8 * 1024 * 1024
 
 
 TEXT_HELP = (
-    f"Sources are {', '.join(FORMATS)} files, folders of them, and folders written by datasets.save_to_disk. Folders "
-    "or files named train and validation are the splits; otherwise each document's hash decides which are held out. "
-    "What is not read is counted, with the reason. If the command is stopped, the same command continues where it "
-    "stopped."
+    f"Sources are {', '.join(FORMATS)} files, folders of them, folders written by datasets.save_to_disk, and a data "
+    "set of the Hugging Face hub, hf://OWNER/NAME. Folders or files named train and validation are the splits; "
+    "otherwise each document's hash decides which are held out. What is not read is counted, with the reason. If the "
+    "command is stopped, the same command continues where it stopped."
 )
 
 
@@ -110,8 +111,9 @@ def ensure_data(data: Mapping[str, Any]) -> DataSet:
     found = read_data(data)
     if found is None:
         folder = unprepared(data)[0]
+        source = f"hf://{data['hub']}" if data.get("hub") else "SOURCE"
         raise UserError(
-            f"no prepared data in {folder}: run `dlm prepare text SOURCE --out {folder}` on text, or `dlm prepare "
+            f"no prepared data in {folder}: run `dlm prepare text {source} --out {folder}` on text, or `dlm prepare "
             f"packed {folder}` on a folder of LITPKDS files, or change data.data_dir"
         )
     return found
@@ -121,11 +123,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dlm prepare", description="Text to packed tokens and a manifest.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{text,stdlib,packed}")
     text = kinds.add_parser("text", help="your own text, tokenized", description=TEXT_HELP)
-    text.add_argument("sources", nargs="+", metavar="SOURCE", help="files or folders of text")
+    text.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="files or folders of text, or a data set hf://OWNER/NAME[@REVISION]",
+    )
     text.add_argument("--out", type=Path, required=True, help="the folder to make")
     text.add_argument("--tokenizer", required=True, help="bytes; a tokenizer.json; a .model; a folder with one of them")
     text.add_argument("--name", help="in the names of the files; default: that of the folder")
     text.add_argument("--text-key", default="text", help="the key or column of the text (default: text)")
+    text.add_argument("--tokens", help="of hf://, only as many training tokens: 25e9, 25B (default: all)")
+    text.add_argument("--config", help="of hf://, the config of the data set (default: its only one, or its default)")
     held_out = text.add_mutually_exclusive_group()
     held_out.add_argument("--validation-share", type=float, default=0.005, help="of the documents (default: 0.005)")
     held_out.add_argument(
@@ -196,7 +205,8 @@ def _job(options: argparse.Namespace) -> TextJob:
         raise UserError(f"--name is {name!r}: {SWEEP_NAME_WORDS}")
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TextJob)}
     sources = {key: tuple(given[key]) for key in ("sources", "validation_sources")}
-    return TextJob(**{**given, **sources, "name": name})
+    tokens = None if options.tokens is None else parse_tokens(options.tokens)
+    return TextJob(**{**given, **sources, "name": name, "tokens": tokens})
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.data.manifest import PackedFile
 from dlm.data.packed import write_packed
-from dlm.data.prepare.bad import Bad, refuse
+from dlm.data.prepare.bad import Bad, Report, refuse
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
@@ -28,6 +28,7 @@ BATCH_CHARS, BATCH_DOCUMENTS = 2 * 1024 * 1024, 1024  # limits of one call of th
 
 
 DIGEST_BYTES = 16  # length of the hash that identifies equal documents
+KEYS = 2**64  # the number of possible keys of a document
 
 
 # The reasons why a document is left out.
@@ -52,6 +53,8 @@ class TextJob:
     validation_glob: str | None = None  # which files are held out
     skip_bad: int = 0  # up to so many rows without text are left out
     skip_unreadable: bool = False  # leave out files that cannot be read
+    config: str | None = None  # the config of a data set of the hub; None: its only one, or its default
+    tokens: int | None = None  # of a data set of the hub, only as many training tokens; None: all
 
 
 @dataclass(kw_only=True)
@@ -174,17 +177,7 @@ class Encoder:
         the job permits them.
         """
 
-        def note(item: Bad) -> None:
-            bad.append(item)
-            if item.is_file:
-                if not self.job.skip_unreadable:
-                    refuse(item)
-            elif not self.job.skip_bad:
-                refuse(item)
-            else:
-                check_number([str(item) for item in bad if not item.is_file], self.job.skip_bad)
-
-        for text in read_unit(unit, self.job.text_key, note):
+        for text in read_unit(unit, self.job.text_key, noting(bad, self.job)):
             if not text:
                 skipped[EMPTY] += 1
             elif self.tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
@@ -215,6 +208,18 @@ class Encoder:
                 f"{tokenizer.vocab_size}"
             )
         return tokens.astype(tokenizer.dtype)
+
+
+def noting(bad: list[Bad], job: TextJob) -> Report:
+    """Return a function that adds bad rows and files to ``bad``, and raises UserError if ``job`` forbids them."""
+
+    def note(item: Bad) -> None:
+        bad.append(item)
+        if not (job.skip_unreadable if item.is_file else job.skip_bad):
+            refuse(item)
+        check_number([str(item) for item in bad if not item.is_file], job.skip_bad)
+
+    return note
 
 
 def check_number(bad: Sequence[str], allowed: int) -> None:

@@ -2,12 +2,14 @@
 
 Plain bytes, files of Hugging Face's tokenizers, and sentencepiece models (Llama-2) are supported. The tokenizer adds no
 special tokens, and truncation or padding in the file is disabled: the module encode adds the tokens between documents.
+Text that spells the name of a control token is encoded as text.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
+from dlm.data.prepare.plain_text import as_text, control_names
 
 END_OF_DOCUMENT = 0  # in bytes, NUL ends every document; documents that contain NUL are left out
 
@@ -48,12 +51,14 @@ class Tokenizer:
         return np.dtype("<u1" if self.vocab_size <= 2**8 else "<u2" if self.vocab_size <= 2**16 else "<i4")
 
 
-def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
+def load_tokenizer(name: str, *, threads: int = 1, control_ids: Collection[int] = ()) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
         name: ``bytes``, or the path of a tokenizer's file or of the folder that holds it.
         threads: How many threads sentencepiece may use.
+        control_ids: Ids that are used as control tokens although the tokenizer does not say so. No document is encoded
+            with them, unless they stand for single characters.
 
     Raises:
         UserError: There is no such file, or it is not a tokenizer.
@@ -67,7 +72,7 @@ def load_tokenizer(name: str, *, threads: int = 1) -> Tokenizer:
             encode=_bytes,
         )
     path = find_tokenizer(Path(name))
-    return _sentencepiece(path, threads) if path.suffix == ".model" else _hugging_face(path)
+    return _sentencepiece(path, threads) if path.suffix == ".model" else _hugging_face(path, control_ids)
 
 
 def find_tokenizer(path: Path) -> Path:
@@ -95,23 +100,30 @@ def _named(path: Path) -> dict[str, Any]:
     return {"name": stem, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def _hugging_face(path: Path) -> Tokenizer:
+def _hugging_face(path: Path, control_ids: Collection[int]) -> Tokenizer:
     import tokenizers
 
     try:
-        found = tokenizers.Tokenizer.from_file(str(path))
+        as_stored = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"{path} is no Hugging Face tokenizer ({error}): give another --tokenizer") from error
-    found.no_truncation()
-    found.no_padding()
     config = path.with_name("tokenizer_config.json")
     stated = read_json(config) if config.is_file() else {}
+    bos_id = _special(as_stored, stated.get("bos_token"), BOS_NAMES)
+    eos_id = _special(as_stored, stated.get("eos_token"), EOS_NAMES)
+    content = json.loads(as_stored.to_str())
+    used = [as_stored.id_to_token(token) for token in {bos_id, eos_id, *control_ids} if token is not None]
+    control = control_names(content, stated, [name for name in used if name is not None])
+    found = tokenizers.Tokenizer.from_str(json.dumps(as_text(content, control)))
+    found.encode_special_tokens = True
+    found.no_truncation()
+    found.no_padding()
     return Tokenizer(
         **_named(path),
         library="tokenizers",
-        vocab_size=max(found.get_vocab(with_added_tokens=True).values()) + 1,
-        bos_id=_special(found, stated.get("bos_token"), BOS_NAMES),
-        eos_id=_special(found, stated.get("eos_token"), EOS_NAMES),
+        vocab_size=max(as_stored.get_vocab(with_added_tokens=True).values()) + 1,
+        bos_id=bos_id,
+        eos_id=eos_id,
         encode=lambda texts: [item.ids for item in found.encode_batch_fast(texts, add_special_tokens=False)],
     )
 

@@ -1,0 +1,391 @@
+"""Download the text of a data set of the Hugging Face hub, hf://OWNER/NAME, as far as it is needed.
+
+The library datasets finds the files of every split. dlm downloads whole files, in the order of the hub, until they hold
+the tokens that were asked for, and reads them as it reads local files. It does not use the readers of datasets, because
+they change texts without notice: a JSON file whose texts all look like dates gives timestamps, and numbers become text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from dlm.core import text
+from dlm.core.errors import UserError, causes, unknown
+from dlm.core.files import append_jsonl, read_jsonl, write_through
+from dlm.core.identity import content_hash
+from dlm.data.prepare.documents import Unit, read_unit
+from dlm.data.prepare.encode import BATCH_CHARS, BATCH_DOCUMENTS, DIGEST_BYTES, KEYS, TextJob, noting
+from dlm.data.prepare.kinds import suffix_of
+from dlm.data.prepare.progress import LINE_SEC
+from dlm.data.prepare.sources import Found
+from dlm.data.prepare.splits import BY_HASH, TRAIN, VALIDATION, VALIDATION_NAMES, Splits
+from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
+
+PREFIX = "hf://"
+_SOURCE = re.compile(r"hf://(?:datasets/(?=[^/]+/))?(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^@\s]+))?")
+_COUNT = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)([kMBT]?)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubData:
+    """A data set of the hub at one commit."""
+
+    repo: str
+    revision: str  # the sha of the commit
+    config: str
+    train: tuple[str, ...]  # paths of the files in the repository, in the order of the hub
+    validation: tuple[str, ...]  # empty if the data set has no such split
+    left_out: tuple[str, ...]  # the names of the splits that are not read
+
+    @property
+    def source(self) -> str:
+        """The data set as the user writes it, without its revision."""
+        return PREFIX + self.repo
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the plan and the manifest record of the data set."""
+        files = content_hash([self.train, self.validation])[:16]
+        return {
+            "repo": self.repo,
+            "revision": self.revision,
+            "config": self.config,
+            "files": files,
+            "left_out": self.left_out,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """What was taken of one file of the training split: one line of hub.jsonl."""
+
+    file: str  # the file that holds it, relative to the folder of the downloads
+    tokens: int  # training tokens of this file and of those before it
+
+
+def parse_tokens(value: str) -> int:
+    """Return a number of tokens that is written like 25e9, 25B or 300M. Raises UserError for anything else."""
+    match = _COUNT.fullmatch(value)
+    sizes = {"": 1.0, **{unit: size for size, unit in text.UNITS}}
+    number = Decimal(match[1]) * int(sizes[match[2]]) if match else Decimal(0)
+    if number < 1 or number != int(number):
+        raise UserError(f"--tokens is {value!r}: it must be a whole number of tokens, such as 25e9, 25B or 300M")
+    return int(number)
+
+
+def check_sources(job: TextJob) -> bool:
+    """Return whether the source of a job is a data set of the hub.
+
+    Raises UserError for sources and options that do not go together.
+    """
+    given = [source for source in (*job.sources, *job.validation_sources) if source.startswith(PREFIX)]
+    if not given:
+        for option, value in (("--tokens", job.tokens), ("--config", job.config)):
+            if value is not None:
+                raise UserError(f"{option} is {value}: it is for a source of the hub, hf://OWNER/NAME; leave it out")
+        return False
+    if len(job.sources) > 1 or job.validation_sources:
+        raise UserError(f"{given[0]} must be the only source: prepare other sources apart, and mix the data sets")
+    return True
+
+
+def find_hub_data(job: TextJob) -> HubData:
+    """Ask the hub for the data set of a job.
+
+    Raises:
+        UserError: The source is misspelt, a package is missing, or the hub cannot be reached or has no such data.
+    """
+    source = job.sources[0]
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise UserError(f"{source} is no data set of the hub: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    repo = match["repo"]
+    with _telling(source):
+        import datasets
+        import huggingface_hub
+
+        huggingface_hub.utils.logging.set_verbosity_error()  # it warns of every README without a block of metadata
+        api = huggingface_hub.HfApi()
+        info = api.dataset_info(repo, revision=match["revision"])
+        revision = info.sha
+        assert revision is not None
+        if info.gated:  # the description of a gated data set is public, its files are not
+            api.auth_check(repo, repo_type="dataset")
+        try:
+            builder = datasets.load_dataset_builder(repo, job.config, revision=revision)
+        except ValueError as error:
+            _check_config(source, job.config, datasets.get_dataset_config_names(repo, revision=revision))
+            raise UserError(
+                f"{source} is no data set that the library datasets can read: {_one_line(error)}"
+            ) from error
+    files = dict(builder.config.data_files or {})
+    splits = {str(split): [_path_of(file, revision) for file in paths] for split, paths in files.items()}
+    if "train" not in splits:
+        raise UserError(f"{source} has no split train: it has {', '.join(splits) or 'no files of data'}")
+    held = next((name for name in VALIDATION_NAMES if name in splits), None)
+    found = HubData(
+        repo=repo,
+        revision=revision,
+        config=builder.config.name,
+        train=tuple(splits["train"]),
+        validation=tuple(splits[held]) if held else (),
+        left_out=tuple(name for name in splits if name not in ("train", held)),
+    )
+    unread = next((path for path in (*found.train, *found.validation) if suffix_of(Path(path)) is None), None)
+    if unread is not None:
+        raise UserError(f"{source} holds {unread}, of a kind that dlm does not read: save it as .jsonl or .parquet")
+    return found
+
+
+def _check_config(source: str, config: str | None, configs: Sequence[str]) -> None:
+    """Raise UserError if a data set has no such config, or has several and none is named."""
+    if config is None and len(configs) > 1:
+        raise UserError(f"{source} has several configs: set --config to one of {', '.join(configs)}")
+    if config is not None and config not in configs:
+        raise unknown("--config", config, configs)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _path_of(file: str, revision: str) -> str:
+    """Return the path in the repository of a file that datasets names hf://datasets/OWNER/NAME@SHA/PATH."""
+    before, _, path = file.partition(f"@{revision}/")
+    if not path:
+        raise UserError(f"{before} is not a file of the data set itself: download it, and prepare the local file")
+    return path
+
+
+def check_not_moved(now: Mapping[str, Any] | None, before: Mapping[str, Any] | None, folder: Path) -> None:
+    """Raise UserError if ``folder`` holds the same data set of the hub at another commit.
+
+    Args:
+        now: The ``facts`` of the data set as the hub has it now; None if the source is not of the hub.
+        before: The facts that the preparation in ``folder`` recorded; None if its source was not of the hub.
+        folder: The folder of a finished or an unfinished preparation.
+    """
+    if now and before and now["repo"] == before["repo"] and now["revision"] != before["revision"]:
+        source = PREFIX + now["repo"]
+        raise UserError(
+            f"{source} is now at commit {now['revision'][:12]}, and {folder} was made from an earlier one: write "
+            f"{source}@{before['revision']} to keep to it, or delete that folder to start over"
+        )
+
+
+@contextlib.contextmanager
+def _telling(source: str) -> Iterator[None]:
+    """Convert what the libraries of the hub raise to UserError, one line for each cause."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{source} needs the package {error.name}: run {sys.executable} -m pip install datasets"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises types without a common base
+        line = _reason(error, source)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def _reason(error: Exception, source: str) -> str | None:
+    """Return the line for an error of the libraries of the hub, or None for an error that is none of theirs."""
+    import datasets.exceptions
+    import huggingface_hub.errors as hub
+
+    said = _one_line(error)
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes(error))
+
+    if is_a(hub.GatedRepoError):
+        return f"{source} is gated: accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
+    if is_a(hub.RevisionNotFoundError):
+        return f"{source} has no such revision: give a branch, a tag or a commit after the @"
+    if is_a(hub.RepositoryNotFoundError, hub.HFValidationError):
+        return f"the hub has no data set {source}, or you may not read it: check OWNER/NAME, or set HF_TOKEN"
+    if is_a(datasets.exceptions.DatasetsError, RuntimeError):
+        return f"{source} is no data set that the library datasets can read: {said}"
+    if is_a(OSError, hub.HTTPError):  # type: ignore[attr-defined]
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        return f"cannot get {source} from {endpoint} ({said}): the same command continues when the hub answers"
+    return None
+
+
+def fetch(found: HubData, job: TextJob, tokenizer: Tokenizer, building: Path) -> Splits:
+    """Download the files that a job needs to ``building``/hub. Files that are there are not downloaded again.
+
+    Args:
+        found: The data set.
+        job: The options. With ``tokens``, the last file is cut behind the document with which the training split
+            reaches that number.
+        tokenizer: Counts the tokens.
+        building: The folder of the unfinished preparation.
+
+    Returns:
+        The files of each split.
+
+    Raises:
+        UserError: The hub does not answer, or a file holds something else than documents.
+    """
+    if found.left_out:
+        print(f"{found.source}: the splits train and validation are read, and {text.listed(found.left_out)} left out")
+    downloads = _Downloads(found, building / "hub")
+    held_out = [downloads.get(path) for path in found.validation]
+    if job.tokens is None:
+        train = [downloads.get(path) for path in found.train]
+    else:
+        counter = _Counter(job, tokenizer, held_out)
+        train = list(_as_many(downloads, counter, job.tokens, building / "hub.jsonl"))
+    files: list[tuple[str | None, Path]] = [(VALIDATION, path) for path in held_out]
+    files += [(TRAIN if held_out else None, path) for path in train]
+    return Splits(files=files, rule="that of the hub" if held_out else BY_HASH, found=Found())
+
+
+class _Downloads:
+    """The files of a data set of the hub in a folder on this disk."""
+
+    def __init__(self, found: HubData, folder: Path) -> None:
+        self.found, self.folder = found, folder
+        self._number, self._said = 0, time.monotonic()
+
+    def get(self, path: str) -> Path:
+        """Return the local copy of a file. The library downloads it if it is missing, or continues a download."""
+        with _telling(self.found.source):
+            import huggingface_hub
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+            local = huggingface_hub.hf_hub_download(
+                self.found.repo,
+                path,
+                repo_type="dataset",
+                revision=self.found.revision,
+                local_dir=self.folder,
+            )
+        self._tell()
+        return Path(local)
+
+    def _tell(self) -> None:
+        """Print how far the download is, at most every LINE_SEC."""
+        self._number += 1
+        if time.monotonic() - self._said > LINE_SEC:
+            self._said = time.monotonic()
+            total = len(self.found.train) + len(self.found.validation)
+            print(f"downloading: {self._number} files of the {total} of {self.found.source}", flush=True)
+
+
+def _as_many(downloads: _Downloads, counter: _Counter, asked: int, log: Path) -> Iterator[Path]:
+    """Yield the files that hold the first ``asked`` training tokens; download those that are not there, cut the last.
+
+    If the data set holds fewer tokens, yield all files and print a warning.
+    """
+    done = [_Taken(**record) for record in read_jsonl(log)]
+    total = 0
+    for number, path in enumerate(downloads.found.train):
+        if number == len(done):
+            local = downloads.get(path)
+            added, documents = counter.take(local, asked - total)
+            if total + added >= asked:
+                local = counter.cut(local, documents)
+            name = local.relative_to(downloads.folder).as_posix()
+            done.append(_Taken(file=name, tokens=total + added))
+            append_jsonl(log, dataclasses.asdict(done[-1]))
+        total = done[number].tokens
+        yield downloads.folder / done[number].file
+        if total >= asked:
+            return
+    print(
+        f"dlm: warning: {downloads.found.source} holds {total:,} training tokens, fewer than --tokens {asked:,}: the "
+        "data set gets all of them",
+        file=sys.stderr,
+    )
+
+
+class _Counter:
+    """Counts the tokens by which documents lengthen the training split when the module encode writes them.
+
+    Args:
+        job: The options.
+        tokenizer: The tokenizer, with the special tokens that the job sets.
+        held_out: The files of the validation split. If there are none, the hash of a document decides.
+    """
+
+    def __init__(self, job: TextJob, tokenizer: Tokenizer, held_out: Sequence[Path]) -> None:
+        self.job, self.tokenizer = job, tokenizer
+        self.limit = 0 if held_out else round(job.validation_share * KEYS)
+        self.held_out = {_digest(document) for path in held_out for document in self._documents(path)}
+
+    def take(self, path: Path, wanted: int) -> tuple[int, int]:
+        """Count the documents of a file, up to the one with which they reach ``wanted`` tokens.
+
+        Returns:
+            (tokens, documents)
+        """
+        tokens = number = 0
+        for batch in _batches(self._documents(path)):
+            for added in self._tokens(batch):
+                tokens, number = tokens + added, number + 1
+                if tokens >= wanted:
+                    return tokens, number
+        return tokens, number
+
+    def cut(self, path: Path, documents: int) -> Path:
+        """Write the first ``documents`` documents of a file to another file, and return its path."""
+        head = path.with_name(f"{path.name}.head.jsonl")
+        with write_through(head) as temporary, open(temporary, "w") as stream:
+            for document in itertools.islice(self._documents(path), documents):
+                stream.write(json.dumps({self.job.text_key: document}) + "\n")
+        return head
+
+    def _documents(self, path: Path) -> Iterator[str]:
+        kind = suffix_of(path)
+        assert kind is not None
+        unit = Unit(split=None, kind=kind, paths=(str(path),), size=0)
+        return read_unit(unit, self.job.text_key, noting([], self.job))
+
+    def _tokens(self, documents: Sequence[str]) -> list[int]:
+        """Return the training tokens of each document; 0 for one that is held out or left out."""
+        kept = {number: document for number, document in enumerate(documents) if self._is_kept(document)}
+        around = 2 if self.job.add_bos else 1  # the tokens before and after a document
+        encoded = self.tokenizer.encode(list(kept.values())) if kept else []
+        lengths = {number: len(ids) + around for number, ids in zip(kept, encoded, strict=True)}
+        return [lengths.get(number, 0) for number in range(len(documents))]
+
+    def _is_kept(self, document: str) -> bool:
+        if not document or (self.tokenizer.library is None and chr(END_OF_DOCUMENT) in document):
+            return False
+        digest = _digest(document)
+        return digest not in self.held_out and int.from_bytes(digest[:8], "big") >= self.limit
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Group documents as the module encode does for the calls of the tokenizer."""
+    batch, chars = list[str](), 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document)
+        if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _digest(document: str) -> bytes:
+    return hashlib.sha256(document.encode()).digest()[:DIGEST_BYTES]
