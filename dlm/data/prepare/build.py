@@ -135,7 +135,7 @@ def _plan(job: TextJob, tokenizer: Tokenizer, units: Sequence[Unit], hub: HubDat
         "files": _state_of(units),
     }
     if tokenizer.library == "tokenizers":  # with it, earlier versions encoded the names of control tokens as these
-        plan["control_tokens"] = "their names are text"
+        plan["control_tokens"] = tokenizer.control
     if hub:
         plan |= {"sources": [hub.source], "hub": hub.facts()}
     as_stored: dict[str, Any] = json.loads(json.dumps(plan))

@@ -44,6 +44,7 @@ class Tokenizer:
     bos_id: int | None
     eos_id: int | None
     encode: Encode  # documents -> the token ids of each document
+    control: tuple[str, ...] = ()  # of Hugging Face's: the names that are encoded as text, not as control tokens
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -125,6 +126,7 @@ def _hugging_face(path: Path, control_ids: Collection[int]) -> Tokenizer:
         bos_id=bos_id,
         eos_id=eos_id,
         encode=lambda texts: [item.ids for item in found.encode_batch_fast(texts, add_special_tokens=False)],
+        control=tuple(sorted(control)),
     )
 
 
