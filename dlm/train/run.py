@@ -128,8 +128,10 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
     """Run rank 0 while it holds the lease, and write to status.json how the attempt ended, even after an error."""
     write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     ending = Ending(state=State.FAILED, reason="ended by an error of dlm, see log.txt", is_raised=True)
+    stopped_at = None
     try:
-        ending = STOPPED if _fit(config, recipe, data_set, run_dir) else DONE
+        stopped_at = _fit(config, recipe, data_set, run_dir)
+        ending = DONE if stopped_at is None else STOPPED
     except BaseException as error:
         ending = ending_of(error, run_dir)
         if disk_full(error):
@@ -139,7 +141,7 @@ def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_
         if ending.is_raised:
             raise
     finally:
-        _record_ending(run_dir, recipe, ending, started)
+        _record_ending(run_dir, recipe, ending, started, stopped_at)
         end_wandb(ending.exit_code)
         signals.forget()
     return ending.exit_code
@@ -154,7 +156,7 @@ def _beside_the_first(
     outcome itself.
     """
     try:
-        is_stopped = _fit(config, recipe, data_set, run_dir)
+        is_stopped = _fit(config, recipe, data_set, run_dir) is not None
     except Exception as error:
         ending = ending_of(error, run_dir)
         if ending.state is State.OUT_OF_MEMORY:
@@ -166,8 +168,10 @@ def _beside_the_first(
     return STOPPED.exit_code if is_stopped else ExitCode.DONE
 
 
-def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float) -> None:
-    """Write to status.json how this attempt, which began at ``started``, ended."""
+def _record_ending(
+    run_dir: Path, recipe: Recipe, ending: Ending, started: float, stopped_at: int | None = None
+) -> None:
+    """Write to status.json how this attempt, which began at ``started``, ended, and where a signal stopped it."""
     now = time.time()
     status = read_status(run_dir) or Status(
         state=ending.state, step=0, steps=recipe.steps, attempts=1, started=now, updated=now
@@ -177,6 +181,8 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
         return  # another rank ran out of memory, which caused this ending, and has recorded it
     if ending.state is State.DONE and (result := read_result(run_dir)):
         status = dataclasses.replace(status, step=result.step, loss=result.loss, gpu_hours=result.gpu_hours)
+    if stopped_at is not None:
+        status = dataclasses.replace(status, step=stopped_at)
     reason = f"stopped at step {status.step:,} of {status.steps:,}" if ending is STOPPED else ending.reason
     status = dataclasses.replace(
         status,
@@ -192,8 +198,11 @@ def _record_ending(run_dir: Path, recipe: Recipe, ending: Ending, started: float
         print(f"dlm: {run_dir / 'status.json'} cannot be written ({error})", file=sys.stderr)
 
 
-def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path | None) -> bool:
-    """Train to the last step, from a checkpoint if there is one, and write the result. Returns True if preempted."""
+def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path | None) -> int | None:
+    """Train to the last step, from a checkpoint if there is one, and write the result.
+
+    Returns the step at which a signal stopped the run, or None if it is done.
+    """
     _set_up_torch(config)
     trainer = make_trainer(config, recipe, run_dir)
     objective = make_objective(config, vocab_size=recipe.shape.vocab_size, bos_id=data_set.bos_id)
@@ -214,13 +223,13 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
         for preemption in preemptions:
             preemption.return_signals()
     if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
-        return True
+        return trainer.global_step
     if run_dir is not None:
         if module.validated_step != recipe.steps:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             _write_result(trainer, module, data, run_dir)
-    return False
+    return None
 
 
 def _set_up_torch(config: Mapping[str, Any]) -> None:

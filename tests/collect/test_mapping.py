@@ -238,7 +238,7 @@ def test_the_server_is_not_asked_when_the_tables_could_not_be_written(server, tm
         ({"colums": {}}, "unknown key 'colums': did you mean columns"),
         ({"history": ["val/loss"]}, "history is .*: it must hold keys and values, such as"),
         ({"columns": {"params": {"confg": "n"}}}, "unknown key of columns.params 'confg': did you mean config"),
-        ({"columns": {"params": 3}}, "columns.params is 3: it must hold keys of these, .*: scale, config, summary"),
+        ({"columns": {"params": [3]}}, "columns.params is .3.: it must hold keys of these, .*: scale, config, summary"),
         ({"columns": {"params": {"config": 3}}}, "columns.params.config is 3: it must be text, in quotes"),
         ({"columns": {"params": {"product": "n"}}}, r"columns.params.product is 'n': it must be a list of names, such"),
         ({"cell": "seed"}, r"cell is 'seed': it must be a list of names, such as \[seed\]"),

@@ -30,7 +30,7 @@ def test_ctrl_c_stops_a_run_after_the_step_and_again_at_once(start, workdir):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75 and err.strip() == "dlm: stopping after this step; Ctrl-C again to kill"
     assert "Traceback" not in out and stopped_step(workdir) > 0
-    assert (only_run(workdir) / "LATEST").read_text().endswith(f"{stopped_step(workdir):08d}")
+    assert (only_run(workdir) / "LATEST").read_text().strip().endswith(f"{stopped_step(workdir):08d}")
 
 
 def test_ctrl_c_between_the_record_and_the_first_step_is_a_stop_too(launch, workdir, monkeypatch):
