@@ -94,8 +94,6 @@ def explain(error: Exception) -> str | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause)
-    if isinstance(error, OSError):
-        return explain_os_error(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return str(unknown(group or "config", choice, choices(group)))
@@ -114,7 +112,7 @@ def explain(error: Exception) -> str | None:
         return explain_omegaconf(error)
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
-    return None
+    return explain_os_error(error) if isinstance(error, OSError) else None
 
 
 def _unknown_key(key: str) -> str:

@@ -19,11 +19,11 @@ def made(tmp_path, monkeypatch):
         by_hand.finish(folder, plan, cell, loss=2.5 + number / 100)
     made = []
 
-    def fit_and_write(sweep, collected):
+    def fit_and_write(sweep, collected, folder):
         made.append(len(collected.runs))
-        (sweep.folder / "report").mkdir(exist_ok=True)
-        (sweep.folder / memory.PAGE).write_text("page")
-        write_json(sweep.folder / "fits.json", [])
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / memory.PAGE).write_text("page")
+        write_json(folder / "fits.json", [])
         return [f"verdict number {len(made)}", "  warning: few runs"]
 
     monkeypatch.setattr(gather, "_fit_and_write", fit_and_write)

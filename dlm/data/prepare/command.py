@@ -111,9 +111,9 @@ def ensure_data(data: Mapping[str, Any]) -> DataSet:
     found = read_data(data)
     if found is None:
         folder = unprepared(data)[0]
-        source = f"hf://{data['hub']}" if data.get("hub") else "SOURCE"
+        on = f"hf://{data['hub']} or on your own text" if data.get("hub") else "text"
         raise UserError(
-            f"no prepared data in {folder}: run `dlm prepare text {source} --out {folder}` on text, or `dlm prepare "
+            f"no prepared data in {folder}: run `dlm prepare text SOURCE --out {folder}` on {on}, or `dlm prepare "
             f"packed {folder}` on a folder of LITPKDS files, or change data.data_dir"
         )
     return found
