@@ -88,7 +88,9 @@ def test_every_document_is_in_a_split_or_listed(files):
         kept = b"".join(open_packed(path).tobytes() for path in sorted(out.glob("*.bin"))).split(b"\0")[:-1]
         assert len(kept) == len(set(kept)) == sum(notes["documents"].values())
         num_read = sum(item["documents"] for item in notes["read"].values())
-        assert num_read == len(kept) + sum(notes["skipped"].values())
+        skipped = dict(notes["skipped"])
+        assert skipped.pop("rows without text") == len(notes["rows_without_text"])
+        assert num_read == len(kept) + sum(skipped.values())
         passed_over = [name for item in notes["passed_over"].values() for name in item["names"]]
         listed = [*notes["unreadable"], *notes["rows_without_text"]]
         with_nul = 0

@@ -101,6 +101,10 @@ def test_what_a_set_says_of_itself_is_checked(source, tmp_path, capsys, prepared
         ("b.json", b'[{"text": "a"}, {"text": "b"} {', "is no valid JSON array"),
         ("b.json", b'[{"text": "a"}', "is no valid JSON array"),
         ("b.txt", b"caf\xe9", "is not UTF-8 text"),
+        ("b.json", b'{"data": [{"text": "a"}]}\n', "is one JSON object without the key 'text'"),
+        ("b.json", b'{\n "text": "a"\n}\n', "or over several lines"),
+        ("b.jsonl.gz", b"", "is damaged or no .jsonl.gz file (it is empty)"),
+        ("part-00000", lines(TEXTS), "of a kind that dlm does not read"),
     ],
 )
 def test_what_looks_like_data_and_cannot_be_read_is_an_error_or_noted(
@@ -152,7 +156,7 @@ def test_zstd_of_any_window_arrow_files_and_feather_are_read(source, prepared):
 
 
 BAD_ROWS = {
-    "null": (b'{"text": null}', "'text' is 'None', no text"),
+    "null": (b'{"text": null}', "'text' is null, no text"),
     "surrogate": (b'{"text": "a\\ud800b"}', "U+D800, one half of a surrogate pair"),
     "digits": (b'{"text": "a", "n": %s}' % (b"1" * 5000), "Exceeds the limit (4300 digits)"),
     "nesting": (b'{"text": "a", "n": %s%s}' % (b"[" * 200_000, b"]" * 200_000), "nested too deeply"),
@@ -227,10 +231,91 @@ def test_units_whose_files_did_not_change_are_not_encoded_again(source, tmp_path
 
 
 def test_a_changed_validation_file_is_held_out_of_training(source, tmp_path, capsys):
-    (source / "train.jsonl").write_bytes(lines(TEXTS))
-    (source / "valid.jsonl").write_bytes(lines(["held out"]) + b'{"text": null}\n')
+    (source / "train_0.jsonl").write_bytes(lines(TEXTS))
+    (source / "train_1.jsonl.gz").write_bytes(gzip.compress(b'{"text": null}\n'))  # stops after the first file
+    (source / "valid.jsonl").write_bytes(lines(["held out"]))
     options = ("--out", tmp_path / "out", "--tokenizer", "bytes", "--workers", "1")
     refusal(capsys, source, *options)
+    (source / "train_1.jsonl.gz").unlink()
     (source / "valid.jsonl").write_bytes(lines(["held out", TEXTS[7]]))
     assert prepare(source, *options) == 0
     assert "left out: 1 in validation" in capsys.readouterr().out
+
+
+def test_sources_that_overlap_are_read_once(source, tmp_path, prepared):
+    (source / "x").mkdir()
+    (source / "x" / "a.jsonl").write_bytes(lines(TEXTS[:90]))
+    (source / "x" / "b.jsonl").write_bytes(lines(TEXTS[90:]))
+    options = ("--out", tmp_path / "both", "--tokenizer", "bytes", "--workers", "1")
+    for sources in ((source, source), (source / "x" / "a.jsonl", source), (source, source / "x")):
+        assert prepare(*sources, *options) == 0
+        assert documents_in(tmp_path / "both") == sorted(TEXTS)
+        shutil.rmtree(tmp_path / "both")
+    for held_out in (source / "x" / "b.jsonl", source / "x"):
+        (source / "more.jsonl").write_bytes(lines(["more"]))
+        documents, notes = prepared("--validation-source", str(held_out))
+        assert documents == sorted([*TEXTS, "more"])
+        assert notes["documents"]["validation"] == (110 if held_out.suffix else 200)
+
+
+def test_files_of_one_size_that_begin_alike_are_no_copies(source, prepared, monkeypatch):
+    monkeypatch.setattr("dlm.data.prepare.sources.START_BYTES", 10)
+    (source / "a.jsonl").write_bytes(lines(["one document"]))
+    (source / "b.jsonl").write_bytes(lines(["two document"]))
+    assert prepared()[0] == ["one document", "two document"]
+
+
+def test_only_arrow_files_beside_a_saved_set_are_its_cache(source, prepared):
+    as_saved(TEXTS, source)
+    (source / "saved" / "more.jsonl").write_bytes(lines(["more"]))
+    shutil.copy(source / "saved" / "data-00000-of-00003.arrow", source / "saved" / "cache-1.arrow")
+    documents, notes = prepared()
+    assert documents == sorted([*TEXTS, "more"])
+    assert notes["passed_over"]["cache files, which state.json does not list"]["files"] == 1
+    (source / "state.json").write_text('{"_data_files": ["x"]}')
+    assert prepared()[0] == documents
+
+
+def test_series_may_count_from_one(source, tmp_path, capsys, prepared):
+    for number in (1, 2, 3):
+        (source / f"a-{number:05d}-of-00003.jsonl").write_bytes(lines(TEXTS[number::3]))
+    assert len(prepared()[0]) == 66 + 66 + 67
+    (source / "a-00002-of-00003.jsonl").unlink()
+    said = refusal(capsys, source, "--out", tmp_path / "none", "--tokenizer", "bytes")
+    assert "a-00002-of-00003.jsonl is missing" in said and "more of the kind" not in said
+
+
+def test_an_arrow_stream_of_which_the_end_is_lost_is_damaged(source, tmp_path, capsys):
+    as_saved(TEXTS, source)
+    capsys.readouterr()
+    for path in (source / "saved").glob("*.arrow"):
+        content = bytearray(path.read_bytes())
+        second = content.find(b"\xff\xff\xff\xff", 8)  # the mark of the first batch, behind the schema
+        content[second : second + 8] = b"\xff\xff\xff\xff\0\0\0\0"  # now it is the mark of the end
+        path.write_bytes(content)
+    said = refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes", "--workers", "1")
+    assert "goes on behind the end of its stream" in said
+
+
+def test_the_target_may_lie_within_the_source(source, capsys):
+    (source / "a.jsonl").write_bytes(lines(TEXTS))
+    for _ in range(2):
+        assert prepare(source, "--out", source / "out", "--tokenizer", "bytes", "--workers", "1") == 0
+    options = ("--out", source / "two", "--tokenizer", "bytes", "--workers", "1")
+    assert prepare(source, *options) == 0
+    assert "prepared data of dlm" in capsys.readouterr().out
+
+
+def test_the_end_of_a_document_is_no_byte_of_text(source, tmp_path, capsys, prepared):
+    (source / "a.jsonl").write_bytes(lines(TEXTS))
+    said = refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes", "--eos-id", "10")
+    assert "--eos-id is 10, a byte that documents hold" in said
+    prepared("--eos-id", "255")
+
+
+def test_a_name_that_is_no_text_is_printed(source, prepared, capsys):
+    (source / "a.jsonl").write_bytes(lines(TEXTS[:5]) + b'{"\ud800": 1}\n')
+    with open(os.fsencode(source) + b"/n\xff.md", "w"):
+        pass
+    prepared("--skip-bad", "1")
+    assert "\\udcff.md" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from dlm.data.prepare.units import make_units
         ("a.jsonl", b'{"text": "x"}\n{"text": ', ["a.jsonl:2", "not valid JSON"]),
         ("a.jsonl", b'{"text": "x"}\n\n[1]\n', ["a.jsonl:3", "no JSON object"]),
         ("a.jsonl", b'{"content": "x", "id": 1}\n', ["a.jsonl:1", "no key 'text'", "content, id", "--text-key"]),
-        ("a.jsonl", b'{"text": 7}\n', ["a.jsonl:1", "'text' is '7'"]),
+        ("a.jsonl", b'{"text": 7}\n', ["a.jsonl:1", "'text' is 7"]),
         ("a.jsonl", b'{"text": "\xff"}\n', ["a.jsonl:1", "not valid JSON"]),
         ("a.jsonl.zst", zstandard.compress(lines(TEXTS))[:-20], ["a.jsonl.zst is damaged", "Truncated"]),
         ("a.jsonl.zst", lines(TEXTS), ["a.jsonl.zst is damaged or no .jsonl.zst file"]),
@@ -56,7 +56,7 @@ def test_a_bad_line_of_a_slice_has_its_number_in_the_file(tmp_path):
 def test_tables_without_the_text_name_their_columns(tmp_path):
     pq.write_table(pa.table({"body": ["x"], "id": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "b.parquet")
-    for name, words in (("a", ["no column 'text'", "body, id"]), ("b", ["b.parquet row 2", "'None', no text"])):
+    for name, words in (("a", ["no column 'text'", "body, id"]), ("b", ["b.parquet row 2", "null, no text"])):
         unit = Unit(split=None, kind=".parquet", paths=(str(tmp_path / f"{name}.parquet"),), size=1)
         with pytest.raises(UserError) as error:
             list(read_unit(unit, "text"))

@@ -92,6 +92,8 @@ NAMES = {  # files -> the split of each: t train, v validation, h by hash, - lef
     "capitals": {"Train/a": "t", "Validation/a": "v"},
     "only validation is named": {"validation/a": "v", "part0": "t", "part1": "t"},
     "two names of validation": {"train/a": "t", "valid/a": "v", "dev/a": "-"},
+    "val beside others": {"val/a": "v", "part0": "t"},
+    "validation and test alone": {"validation/a": "h", "test/a": "-"},
     "no names": {"a": "h", "b": "h"},
     "only train is named": {"train/a": "h", "train/b": "h"},
     "train and test": {"train": "h", "test": "-"},

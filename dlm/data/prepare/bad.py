@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def refuse(bad: Bad) -> None:
     raise UserError(f"{bad}: {bad.advice}, or {option}")
 
 
-def unreadable(path: Path, what: str, advice: str = "mend it, move it away") -> UnreadableError:
+def unreadable(path: Path, what: str, advice: str = "copy it again") -> UnreadableError:
     """Return the error for a file of which the rest cannot be read."""
     return UnreadableError(Bad(where=str(path), what=what, advice=advice, is_file=True))
 
@@ -50,7 +50,7 @@ def text_of(value: object, text_key: str, where: object, report: Report) -> str 
     """Return the text of a row; report the row and return None if the value is no text."""
     if not isinstance(value, str):
         advice = "correct that row, set --text-key"
-        report(Bad(where=f"{where}:", what=f"'{text_key}' is {str(value)[:40]!r}, no text", advice=advice))
+        report(Bad(where=f"{where}:", what=f"'{text_key}' is {shown(value)}, no text", advice=advice))
         return None
     try:
         value.encode()
@@ -69,7 +69,7 @@ def naming_damage(path: Path, kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (pa.ArrowException, OSError, EOFError, SystemError, zlib.error, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and error.errno:
             raise unreadable(path, f"cannot be read ({error.strerror})") from error
         said = " ".join(str(error).split())

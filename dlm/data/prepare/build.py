@@ -40,6 +40,7 @@ from dlm.data.prepare.tokenizer import Tokenizer, load_tokenizer
 from dlm.data.prepare.units import make_units
 
 SPLITS = (TRAIN, VALIDATION)
+IN_TEXT = range(1, 245)  # bytes that UTF-8 text may hold, besides NUL
 LAYOUT = 2  # of the folder in which a data set is built; folders of another layout are not continued
 
 
@@ -112,6 +113,8 @@ def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
     bos_id = found.bos_id if job.bos_id is None else job.bos_id
     bos_id = eos_id if bos_id is None else bos_id  # as in GPT-2: the token that ends a text also precedes the next
     vocab_size = found.vocab_size if job.vocab_size is None else job.vocab_size
+    if found.library is None and eos_id in IN_TEXT:
+        raise UserError(f"--eos-id is {eos_id}, a byte that documents hold: with bytes, allowed are 0 and 245 to 255")
     for key, value in (("--eos-id", eos_id), ("--bos-id", bos_id)):
         if not 0 <= value < vocab_size:
             raise UserError(f"{key} is {value}: allowed are ids below the vocabulary size {vocab_size}")

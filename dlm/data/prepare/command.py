@@ -235,7 +235,7 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
     tell = {"text": in_words, "packed": index_in_words}.get(options.kind)
     for line in tell(manifest.notes) if tell else ():
-        print(line)
+        print(line.encode(errors="backslashreplace").decode())  # a name of a file may be no text
     counts = ", ".join(f"{manifest.tokens(split):,} {split}" for split in manifest.splits)
     print(f"{data_dir}: {counts} tokens, vocabulary {manifest.vocab_size}, hash {manifest.hash}")
     return ExitCode.DONE

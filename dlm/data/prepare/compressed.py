@@ -14,9 +14,11 @@ MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the widest that zstd can write
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading; the suffix of its name says how it is compressed.
 
-    Reading raises EOFError if a compressed file is truncated.
+    Raises EOFError, here or on reading, if a compressed file is empty or truncated.
     """
     name = path.name.lower()
+    if name.endswith((".gz", ".zst")) and not path.stat().st_size:
+        raise EOFError("it is empty")
     if name.endswith(".gz"):  # Arrow refuses the zeros with which some tools fill up the last block of a gzip file
         return io.BufferedReader(gzip.open(path), BUFFER_BYTES)
     if name.endswith(".zst"):

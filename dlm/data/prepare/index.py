@@ -120,11 +120,11 @@ def _describe(path: Path, vocab_size: int, out: Path, strip_filling: bool, notes
 
 def long_runs(tokens: np.ndarray) -> Runs:
     """Count the tokens (N,) in runs of one token that are longer than BLOCK_TOKENS."""
-    starts = [0]
+    starts = [np.zeros(1, dtype=np.int64)]
     for begin in range(1, len(tokens), SCAN_TOKENS):
         part = tokens[begin - 1 : begin + SCAN_TOKENS]
-        starts.extend((np.flatnonzero(part[1:] != part[:-1]) + begin).tolist())
-    lengths = np.diff([*starts, len(tokens)])
+        starts.append(np.flatnonzero(part[1:] != part[:-1]) + begin)
+    lengths = np.diff(np.concatenate([*starts, [len(tokens)]]))
     lengths = np.where(lengths > BLOCK_TOKENS, lengths, 0)
     return Runs(at_end=int(lengths[-1]), within=int(lengths[:-1].sum()))
 

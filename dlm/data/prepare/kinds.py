@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 # suffix -> format. The formats that are text may also be compressed.
@@ -15,10 +16,11 @@ FORMATS = {
 
 # Suffixes that a file with data may have, though dlm does not read it. Such a file is not passed over without a word.
 OTHER_DATA = {
-    ".7z", ".avro", ".bin", ".bz2", ".csv", ".db", ".gz", ".h5", ".hdf5", ".idx", ".lmdb", ".lz4", ".mds", ".msgpack",
-    ".npy", ".npz", ".orc", ".parq", ".part", ".pickle", ".pkl", ".pt", ".rar", ".sqlite", ".tar", ".tfrecord", ".tgz",
-    ".tmp", ".tsv", ".warc", ".xz", ".zip", ".zst",
+    ".7z", ".avro", ".bin", ".bz2", ".csv", ".db", ".gz", ".h5", ".hdf5", ".idx", ".jl", ".jsonlines", ".lmdb", ".lz4",
+    ".mds", ".msgpack", ".npy", ".npz", ".orc", ".parq", ".part", ".pickle", ".pkl", ".pt", ".rar", ".sqlite", ".tar",
+    ".text", ".tfrecord", ".tgz", ".tmp", ".tsv", ".warc", ".xlsx", ".xml", ".xz", ".zip", ".zst",
 }  # fmt: skip
+_PART = re.compile(r"part[-_.]?\d+")  # what Hadoop and Spark call the parts of a data set, with or without a suffix
 
 # First bytes -> what the file is, and the suffixes with which it may have these bytes.
 SIGNATURES = {
@@ -43,8 +45,10 @@ def suffix_of(path: Path) -> str | None:
 
 
 def looks_like_data(path: Path) -> bool:
-    """Return whether a file that dlm does not read has a suffix of data, such as .csv, .jsonl.bz2 or .parquet.tmp."""
-    return any(suffix.lower() in OTHER_DATA or suffix.lower() in FORMATS for suffix in path.suffixes)
+    """Return whether a file that dlm does not read has a name of data, such as a.csv, a.jsonl.bz2 or part-00000."""
+    return bool(_PART.fullmatch(path.name)) or any(
+        suffix.lower() in OTHER_DATA or suffix.lower() in FORMATS for suffix in path.suffixes
+    )
 
 
 def belied(path: Path) -> str | None:

@@ -25,6 +25,9 @@ def read_json(path: Path, text_key: str, report: Report) -> Iterator[str]:
     """Yield the texts of a .json file."""
     with open_bytes(path) as stream:
         start = stream.read(START_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"{") and _is_one_object(path, text_key):
+        what = f"is one JSON object without the key '{text_key}', or over several lines"
+        raise unreadable(path, what, "write one object a line, or one array of objects")
     if not start.startswith(b"["):
         yield from read_lines(path, text_key, report)
         return
@@ -33,6 +36,18 @@ def read_json(path: Path, text_key: str, report: Report) -> Iterator[str]:
             text = _text(row, text_key, f"{path} element {number}", report)
             if text is not None:
                 yield text
+
+
+def _is_one_object(path: Path, text_key: str) -> bool:
+    """Return whether a .json file holds one object that is no row: over several lines, or alone and without text."""
+    with open_bytes(path) as stream:
+        first, second = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in (stream.readline(), stream.readline()))
+    if second:
+        return not second.startswith(b"{")
+    try:
+        return text_key not in json.loads(first)
+    except (ValueError, RecursionError):
+        return False  # the reader of lines says what is wrong
 
 
 # What stands before the first and before any other element of an array, and what stands at its end.

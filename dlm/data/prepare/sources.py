@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
+from dlm.data.manifest import MANIFEST
 from dlm.data.prepare.kinds import FORMATS, belied, looks_like_data, suffix_of
 
 STATE = "state.json"  # a file in every folder that datasets.save_to_disk writes
@@ -38,6 +39,7 @@ SAME_FILE = "read already under another name"
 COPY = "copies of other files"
 CACHE = "cache files, which state.json does not list"
 NO_FILE = "no regular files"
+PREPARED = "prepared data of dlm"
 UNREADABLE = "unreadable"
 
 _SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<count>\d+)(?P<after>.*)")
@@ -100,7 +102,7 @@ def find(sources: Sequence[Path], *, skip_unreadable: bool = False) -> Found:
         UserError: A source does not exist or holds no documents, or something that looks like data cannot be read.
     """
     found = Found()
-    seen: dict[tuple[int, int], Path] = {}
+    seen: set[tuple[int, int]] = set()
     for source in sources:
         here = Found()
         if not source.exists():
@@ -125,8 +127,8 @@ def _refuse(problems: Sequence[PassedOver]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more of the kind)" if problems[1:] else ""
         raise UserError(
-            f"{problems[0].path} {problems[0].detail}{more}: mend it, move it away, or go on without it with "
-            "--skip-unreadable"
+            f"{problems[0].path} {problems[0].detail}{more}: copy it again, convert or rename it, move it away, or go "
+            "on without it with --skip-unreadable"
         )
 
 
@@ -136,7 +138,7 @@ def _why_none(found: Found) -> str:
     return f"{passed}; dlm reads {', '.join(FORMATS)}"
 
 
-def _take_folder(found: Found, source: Path, seen: dict[tuple[int, int], Path]) -> None:
+def _take_folder(found: Found, source: Path, seen: set[tuple[int, int]]) -> None:
     """Add the files below a folder. Those that are in it come before those that it only links to."""
     entries = list(_walk(found, source, seen))
     listed = _saved_files(found, [path for path, _ in entries if path.name == STATE])
@@ -153,15 +155,18 @@ def _take_folder(found: Found, source: Path, seen: dict[tuple[int, int], Path]) 
     _check_shards(found)
 
 
-def _walk(found: Found, folder: Path, seen: dict[tuple[int, int], Path]) -> Iterator[tuple[Path, bool]]:
+def _walk(found: Found, folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
     """Yield (file, whether a link leads to it). Linked folders come last, and each folder is entered once."""
     linked: list[Path] = []
     todo = [(folder, False)]
     while todo or linked:
         here, by_link = todo.pop() if todo else (linked.pop(0), True)
         status = here.stat()
-        if seen.setdefault((status.st_dev, status.st_ino), here) != here:
+        if _is_known(status, seen):
             found.passed_over.append(PassedOver(path=str(here), reason=SAME_FILE))
+            continue
+        if here != folder and (here / MANIFEST).is_file() and any(here.glob("*.bin")):
+            found.passed_over.append(PassedOver(path=str(here), reason=PREPARED))
             continue
         try:
             names = sorted(os.listdir(here))
@@ -186,6 +191,14 @@ def _walk(found: Found, folder: Path, seen: dict[tuple[int, int], Path]) -> Iter
                 found.passed_over.append(PassedOver(path=str(path), reason=NO_FILE))
 
 
+def _is_known(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
+    """Return whether a file or folder was reached before, and note that it is reached now."""
+    identity = (status.st_dev, status.st_ino)
+    known = identity in seen
+    seen.add(identity)
+    return known
+
+
 def _hidden(path: Path) -> Iterator[PassedOver]:
     """Yield a hidden file, or all files in a hidden folder."""
     files = [path]
@@ -202,17 +215,17 @@ def _reason(path: Path, source: Path, listed: set[Path], saved: set[Path]) -> st
     patterns = (*DESCRIPTIONS, *(DESCRIPTIONS_IN_TEXT if is_text else ()))
     if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
         return DESCRIBES
-    if path.parent in saved and path not in listed:
+    if path.parent in saved and suffix == ".arrow" and path not in listed:
         return CACHE
     if suffix is None:
         return UNREADABLE if looks_like_data(path) else OTHER_KIND
     return None
 
 
-def _take(found: Found, path: Path, source: Path, seen: dict[tuple[int, int], Path]) -> None:
+def _take(found: Found, path: Path, source: Path, seen: set[tuple[int, int]]) -> None:
     """Add a file, unless it was added under another name or its content is not what its name says."""
     status = path.stat()
-    if seen.setdefault((status.st_dev, status.st_ino), path) != path:
+    if _is_known(status, seen):
         found.passed_over.append(PassedOver(path=str(path), reason=SAME_FILE))
         return
     try:
@@ -232,14 +245,15 @@ def _saved_files(found: Found, states: Sequence[Path]) -> set[Path]:
     listed: set[Path] = set()
     for state in states:
         content = read_json(state)
-        if not isinstance(content, dict) or "_data_files" not in content:
+        items = content.get("_data_files") if isinstance(content, dict) else None
+        if not isinstance(items, list) or not all(isinstance(item, dict) and "filename" in item for item in items):
             continue
         if content.get("_indices_data_files"):
             raise UserError(
                 f"{state.parent} keeps its rows in another order than its files: call flatten_indices() and save it "
                 "again"
             )
-        for path in (state.parent / item["filename"] for item in content["_data_files"]):
+        for path in (state.parent / item["filename"] for item in items):
             listed.add(path)
             if not path.exists():
                 found.problem(path, f"is missing, though {state} lists it")

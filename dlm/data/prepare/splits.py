@@ -17,11 +17,12 @@ from dlm.data.prepare.sources import COPY, Found, SourceFile, copies, find
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 # Word in a name -> split. Of the names of the validation split, the first that exists is used.
-VALIDATION_NAMES = (VALIDATION, "valid", "val", "dev")
+VALIDATION_NAMES = (VALIDATION, "valid", "val", "dev", "eval", "heldout", "holdout")
 WORDS = {TRAIN: TRAIN, "training": TRAIN, TEST: TEST, "testing": TEST} | {name: name for name in VALIDATION_NAMES}
-PLAIN = VALIDATION_NAMES[:2]  # these names say it even where no file is named train
+PLAIN = VALIDATION_NAMES[:3]  # these names say it even where no file is named train
 
 BY_HASH = "no names say it, so the hash of each document decides"
+ONLY_TRAIN = "train is named and no validation, so the hash of each document decides"
 BY_SOURCE = "--validation-source names what is held out"
 BY_GLOB = "--train and --validation name the files"
 BY_TRAIN_GLOB = "--train names the files, and the hash of each document decides"
@@ -133,8 +134,10 @@ def _by_name(files: Sequence[SourceFile]) -> tuple[list[_Choice], str]:
         rule = f"files and folders named {TRAIN} and {held}" if TRAIN in labels else f"those named {held} are held out"
         kept = {TRAIN: TRAIN, None: TRAIN, held: VALIDATION}
         return [_Choice(kept[label]) if label in kept else _Choice(None, _of_split(label)) for label in labels], rule
-    is_left_out = [label == TEST and others_left for label in labels]
-    return [_Choice(None, _of_split(TEST) if out else "") for out in is_left_out], BY_HASH
+    is_left_out = [label == TEST and any(label != TEST for label in labels) for label in labels]
+    return [
+        _Choice(None, _of_split(TEST) if out else "") for out in is_left_out
+    ], ONLY_TRAIN if TRAIN in labels else BY_HASH
 
 
 def _of_split(label: str | None) -> str:

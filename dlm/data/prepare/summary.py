@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlm.core.text import counted
 from dlm.data.prepare.documents import Unit
-from dlm.data.prepare.encode import SKIPPED, UnitRecord
+from dlm.data.prepare.encode import NO_TEXT, SKIPPED, UnitRecord
 from dlm.data.prepare.sources import UNREADABLE, PassedOver
 from dlm.data.prepare.splits import TRAIN, VALIDATION, Splits
 
-MOST_NAMES = 20  # of files that are passed over for one reason; those that cannot be read are all named
+MOST_NAMES = 1000  # of files that are passed over for one reason; those that cannot be read are all named
 MOST_LINES = 10  # of rows and files that are named on the screen
 
 
@@ -31,7 +32,8 @@ def notes_on(splits: Splits, units: Sequence[Unit], records: Sequence[UnitRecord
     """
     num_read: Counter[str] = Counter()
     for unit, record in zip(units, records, strict=True):
-        num_read[unit.kind] += sum(record.documents.values()) + sum(record.skipped.values())
+        left_out = sum(count for reason, count in record.skipped.items() if reason != NO_TEXT)
+        num_read[unit.kind] += sum(record.documents.values()) + left_out
     unreadable = [f"{item.path} {item.detail}" for item in splits.found.passed_over if item.reason == UNREADABLE]
     return {
         "files": len({path for unit in units for path in unit.paths}),
@@ -74,24 +76,20 @@ def in_words(notes: Mapping[str, Any]) -> Iterator[str]:
     """
     if "read" in notes:
         kinds = ", ".join(
-            f"{_count(item['files'], kind + ' file')} ({_count(item['documents'], 'document')})"
+            f"{counted(item['files'], kind + ' file')} ({counted(item['documents'], 'document')})"
             for kind, item in notes["read"].items()
         )
         yield f"read {kinds}, {notes['bytes']:,} bytes"
         for reason, item in notes["passed_over"].items():
-            size = f"{_count(item['files'], 'file')}, {item['bytes']:,} bytes"
+            size = f"{counted(item['files'], 'file')}, {item['bytes']:,} bytes"
             more = f" and {item['files'] - 1:,} more" if item["files"] > 1 else ""
             yield f"passed over {size}, {reason}: {item['names'][0]}{more}"
-        yield from _some("could not be read and was left out", notes["unreadable"])
+        yield from _some("not read, or only in part", notes["unreadable"])
         yield from _some("was left out", notes["rows_without_text"])
         yield f"split: {notes['split']}"
     counts = ", ".join(f"{count:,} {split}" for split, count in notes["documents"].items())
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in notes["skipped"].items() if count)
     yield f"{counts} documents{f'; left out: {left_out}' if left_out else ''}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _some(words: str, lines: Sequence[str]) -> Iterator[str]:

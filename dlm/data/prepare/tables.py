@@ -32,7 +32,16 @@ def read_arrow(path: Path, text_key: str, report: Report) -> Iterator[str]:
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         _check_column(path, reader.schema.names, text_key)
         batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
-        yield from _texts(path, batches, text_key, report)
+        yield from _texts(path, _valid(batches), text_key, report)
+        if not is_file and source.read().strip(b"\0"):
+            raise unreadable(path, "goes on behind the end of its stream, so it is damaged", "copy it again")
+
+
+def _valid(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches of an Arrow file. Raises ArrowInvalid for values that lie outside of the file."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def num_row_groups(path: Path) -> int:
