@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
 from dlm.core import text
+from dlm.core.errors import ExitCode
 from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
@@ -275,8 +276,10 @@ class LocalProgress:
 
     def _show_ended(self, event: Event) -> None:
         job = event.job
-        result = read_result(job.run_dir)
+        result, status = read_result(job.run_dir), read_status(job.run_dir)
         ending = f"exit code {event.exit_code}, see {job.run_dir / 'log.txt'}"
+        if event.exit_code == ExitCode.PREEMPTED and status is not None and status.reason:
+            ending = status.reason
         if result is not None:
             self._num_done += 1
             ending = f"{result.loss:.4f} nats/token"

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dlm.core.errors import ExitCode, unknown
 from dlm.core.text import counted
 from dlm.record.outcomes import OUTCOMES, State
-from dlm.record.run import finished
+from dlm.record.run import finished, read_status
 from dlm.submit import config_files
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event
@@ -154,7 +154,10 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
         jobs = {job.name: job for job, _ in composed}
         codes = self._run(jobs, composed[0][0].run_dir.parents[1])
         for name, job in jobs.items():
-            if codes.get(name):
+            status = read_status(job.run_dir)
+            if codes.get(name) == ExitCode.PREEMPTED and status is not None and status.reason:
+                _say(f"{name} {status.reason}; the same command continues it")
+            elif codes.get(name):
                 _say(f"{name} failed with exit code {codes[name]}: see {job.run_dir / 'log.txt'}")
         return [_job_return(job, config, codes.get(job.name, 0)) for job, config in composed]
 

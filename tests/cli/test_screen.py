@@ -103,12 +103,15 @@ def test_a_run_on_this_machine_shows_a_line_for_each_cell_that_ends(run, capsys)
         progress.on_event(SimpleNamespace(kind="started", job=SimpleNamespace(name="a")))
         progress.on_event(SimpleNamespace(kind="deferred", job=SimpleNamespace(name="b")))
         progress.on_event(ended("a", exit_code=1))
+        write_status(run_directory(sweep.folder, "a"), status(State.PREEMPTED, reason="stopped at step 4 of 10"))
+        progress.on_event(ended("a", exit_code=75))
         progress.on_event(ended("b"))
         progress.on_tick()
     assert capsys.readouterr().out.splitlines() == [
         "starting 2 of 2 cells ...",
         "b is run by another process: waiting for it",
         f"[0/2] a: exit code 1, see {sweep.folder / 'runs/a/log.txt'}, 3 s",
+        "[0/2] a: stopped at step 4 of 10, 3 s",
         "[1/2] b: 2.5000 nats/token, 3 s",
     ]
 
