@@ -89,8 +89,8 @@ def test_a_finished_data_set_is_kept_and_only_made_again_when_damaged(source, tm
     options = (source, "--out", out, "--tokenizer", "bytes")
     assert prepare(*options) == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert prepare(*options) == 0  # the same again: nothing to do
-    capsys.readouterr()
+    assert prepare(*options) == 0  # the same again
+    assert f"{out} is complete: nothing to do" in capsys.readouterr().out
     assert "choose another --out" in refusal(capsys, *options, "--validation-share", "0.1")
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
     whole = files_of(out)

@@ -67,6 +67,7 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     plan = _plan(job, tokenizer, units, hub)
     finished = _finished(data_dir, plan)
     if finished is not None:
+        print(f"{data_dir} is complete: nothing to do")
         return finished
     building = data_dir.parent / f".{data_dir.name}.building"
     building.mkdir(parents=True, exist_ok=True)
