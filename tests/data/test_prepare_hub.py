@@ -4,6 +4,7 @@ The commands run in a process of their own, because huggingface_hub reads HF_END
 a server on this machine.
 """
 
+import gzip
 import io
 import json
 import os
@@ -176,6 +177,7 @@ def test_what_cannot_be_read_from_the_hub_is_said_in_one_line(hub, run, tmp_path
     hub.commit("owner/two", {"README.md": configs, "en/a.jsonl": texts, "de/b.jsonl": lines(make_texts(40, seed=2))})
     hub.commit("owner/gated", {"README.md": b"x", "train.jsonl": texts})
     hub.gated.add("owner/gated")
+    hub.commit("owner/empty", {"README.md": b"x"})
     hub.commit("owner/tested", {"test.jsonl": texts})
     hub.commit("owner/table", {"train.csv": b"text\nhello\n"})
     hub.commit("owner/keys", {"train.jsonl": lines(make_texts(40), key="content")})
@@ -192,6 +194,9 @@ def test_what_cannot_be_read_from_the_hub_is_said_in_one_line(hub, run, tmp_path
         ("hf://owner/two", "hf://owner/keys"): "must be the only source",
         ("hf://owner/two", "--validation-source", "a.jsonl"): "must be the only source",
         ("hf://owner/two", "--tokens", "many"): "--tokens is 'many'",
+        ("hf://owner/two", "--train", "a*"): "--train is 'a*': the hub names the splits of hf://owner/two",
+        ("hf://owner/two", "--validation", "b*"): "--validation is 'b*': the hub names the splits of hf://owner/two",
+        ("hf://owner/empty",): "hf://owner/empty holds no files of data",
         ("a.jsonl", "--tokens", "25B"): "it is for a source of the hub",
         ("a.jsonl", "--config", "en"): "it is for a source of the hub",
     }
@@ -214,7 +219,74 @@ def test_a_hub_that_does_not_answer_is_named_in_one_line(hub, run, tmp_path):
     hub.is_down = True
     code, said = run("hf://owner/small", "--tokenizer", "bytes", "--out", tmp_path / "out")
     hub.is_down = False
-    assert code == 2 and said.count("\n") == 1 and f"cannot get hf://owner/small from {hub.url}" in said
+    assert code == 75 and said.count("\n") == 1 and f"cannot get hf://owner/small from {hub.url}" in said
+
+
+@pytest.mark.parametrize(("status", "expected"), [(500, 75), (429, 75), (403, 2)])
+def test_only_a_failure_that_may_pass_is_worth_another_try(status, expected, hub, run, tmp_path):
+    hub.failure = status
+    code, said = run("hf://owner/small", "--tokenizer", "bytes", "--out", tmp_path / "out")
+    hub.failure = None
+    assert code == expected and said.count("\n") == 1 and str(status) in said
+    assert ("the same command continues when the hub answers" in said) == (expected == 75)
+
+
+def test_a_folder_that_cannot_be_written_is_no_fault_of_the_hub(hub, run, tmp_path):
+    hub.commit("owner/blocked", {"train.jsonl": lines(make_texts(40))})
+    in_the_way = tmp_path / ".out.building" / "hub"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file where the folder of the downloads belongs")
+    code, said = run("hf://owner/blocked", "--tokenizer", "bytes", "--out", tmp_path / "out")
+    assert (code, said) == (2, f"dlm: {in_the_way} is no folder, and one belongs there\n")
+
+
+NULL = b'{"text": null}\n'
+
+
+def with_bad_rows(numbers, more=()):
+    """Return three files of 20 documents of 15 tokens each, with a row without text as fifth row of some of them."""
+    files = {"README.md": b"x", **dict(more)}
+    for number in range(3):
+        rows = lines([f"document {number}-{row:03d}" for row in range(20)]).splitlines(keepends=True)
+        files[f"train/{number}.jsonl"] = b"".join([*rows[:4], *([NULL] if number in numbers else ()), *rows[4:]])
+    return files
+
+
+def test_rows_that_are_left_out_of_the_last_file_are_in_the_manifest(hub, run, tmp_path):
+    hub.commit("owner/bad", with_bad_rows({1}))
+    asked = 15 * 30  # in the middle of the second file
+    options = ("hf://owner/bad", "--tokenizer", "bytes", "--validation-share", "0.1", "--tokens", asked, "--out")
+    where = "hf://owner/bad/train/1.jsonl:5: 'text' is null, no text"
+    code, said = run(*options, tmp_path / "refused")
+    assert code == 2 and said.count("\n") == 1 and where in said and "--skip-bad N" in said
+    assert run(*options, tmp_path / "out", "--skip-bad", "1") == (0, "")
+    manifest = read_manifest(tmp_path / "out")
+    assert asked <= manifest.tokens("train") < asked + 15
+    assert manifest.notes["rows_without_text"] == [where]
+    assert manifest.notes["skipped"]["rows without text"] == 1
+    assert manifest.notes["read"][".jsonl"]["files"] == 2
+
+
+def test_rows_to_leave_out_are_counted_over_all_files_before_more_are_downloaded(hub, run, tmp_path):
+    held_out = {"validation/a.jsonl": NULL + lines(["a document that is held out"])}
+    hub.commit("owner/worse", with_bad_rows({0, 1}, held_out))
+    options = ("hf://owner/worse", "--tokenizer", "bytes", "--tokens", 15 * 50, "--out", tmp_path / "out")
+    hub.downloads.clear()
+    for _ in range(2):  # the second time, the first training file is already counted
+        code, said = run(*options, "--skip-bad", "2")
+        assert code == 2 and said.count("\n") == 1 and "3 rows or more hold no text, and --skip-bad allows 2" in said
+        assert hub.downloads == ["validation/a.jsonl", "train/0.jsonl", "train/1.jsonl"]
+    assert run(*options, "--skip-bad", "3") == (0, "")
+    assert len(read_manifest(tmp_path / "out").notes["rows_without_text"]) == 3
+
+
+def test_a_file_that_is_torn_is_named_by_its_place_on_the_hub(hub, run, tmp_path):
+    torn = gzip.compress(lines(make_texts(200)))[:-12]
+    hub.commit("owner/torn", {**with_bad_rows(()), "train/0.jsonl.gz": torn})
+    options = ("--tokenizer", "bytes", "--validation-share", "0.1", "--skip-unreadable", "--out", tmp_path / "out")
+    assert run("hf://owner/torn", *options) == (0, "")
+    (line,) = read_manifest(tmp_path / "out").notes["unreadable"]
+    assert line.startswith("hf://owner/torn/train/0.jsonl.gz is damaged")
 
 
 def test_without_the_package_one_line_says_how_to_install_it(environment, tmp_path):

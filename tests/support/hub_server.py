@@ -15,6 +15,7 @@ class HubServer:
         self.files = {}  # (repository, sha) -> {path: bytes}
         self.gated = set()
         self.is_down = False  # whether it closes every connection without an answer
+        self.failure = None  # the HTTP status with which it answers every request; None: it works
         self.downloads = []  # paths of the files that were sent, in order
         self.hold_after = None  # after this many of them, the server keeps clients waiting until ``go_on``
         self.held, self._free = threading.Event(), threading.Event()
@@ -63,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.hub.is_down:
             self.close_connection = True
+            return
+        if self.hub.failure is not None:
+            self._refuse(self.hub.failure, "Failure")
             return
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts[:2] == ["api", "datasets"]:

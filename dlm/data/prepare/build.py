@@ -74,8 +74,7 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     with Lease(building):
         _check_plan(building, plan)
         if hub:
-            splits = fetch(hub, job, tokenizer, building)
-            units = make_units(splits.files)
+            splits, units = fetch(hub, job, tokenizer, building)
         assert splits is not None
         records = _build(job, dict(zip(_keys(units), units, strict=True)), building, workers)
         try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from dlm.core import paths
 from dlm.core.checks import whole
-from dlm.core.errors import ExitCode, UserError
+from dlm.core.errors import ExitCode, TryAgainError, UserError
 from dlm.core.files import check_writable, complaint
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str]) -> int:
         if line is None:
             raise
         print(f"dlm: {line}", file=sys.stderr)
-        return ExitCode.USER_ERROR
+        return ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("stopped; the same command continues where it stopped", file=sys.stderr)
         return ExitCode.INTERRUPTED

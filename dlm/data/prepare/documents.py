@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Unit:
     size: int  # bytes of the sources, for the progress bar
     start: int = 0  # first byte (lines) or row group (parquet) of a slice
     stop: int | None = None  # end of a slice, exclusive; None: the unit is not a slice
+    num_documents: int | None = None  # only so many documents, from the first of the unit's only file; None: all
 
 
 def read_unit(unit: Unit, text_key: str, report: Report = refuse) -> Iterator[str]:
@@ -37,7 +39,7 @@ def read_unit(unit: Unit, text_key: str, report: Report = refuse) -> Iterator[st
     for path in map(Path, unit.paths):
         try:
             with naming_damage(path, unit.kind):
-                yield from _read(path, unit, text_key, report)
+                yield from itertools.islice(_read(path, unit, text_key, report), unit.num_documents)
         except UnreadableError as error:
             report(error.bad)
 

@@ -1,10 +1,12 @@
 """Encode one unit of documents as packed files for each split, and describe the files. The workers of build run this.
 
 The files of a unit depend on the job, the unit and the held-out documents, but not on the worker or its earlier units.
+The module hub counts tokens in advance by the same functions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -146,12 +148,12 @@ class Encoder:
         bad: list[Bad] = []
         digests, keys = [], []
         for text in self._kept(unit, skipped, bad):
-            digest = hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+            digest = digest_of(text)
             if unit.split == "train" and digest in self._digests:
                 skipped[IN_VALIDATION] += 1
                 continue
             digests.append(digest)
-            keys.append(int.from_bytes(digest[:8], "big"))
+            keys.append(key_of(digest))
             split = unit.split or ("validation" if keys[-1] < limit else "train")
             if split not in writers:
                 stem = self.building / "data" / f"{split}_{self.job.name}_{key}"
@@ -177,13 +179,12 @@ class Encoder:
         the job permits them.
         """
 
-        for text in read_unit(unit, self.job.text_key, noting(bad, self.job)):
-            if not text:
-                skipped[EMPTY] += 1
-            elif self.tokenizer.library is None and chr(END_OF_DOCUMENT) in text:
-                skipped[NUL] += 1
-            else:
+        for text in read_unit(unit, self.job.text_key, noting(bad, self.job, self.building)):
+            reason = why_skipped(text, self.tokenizer)
+            if reason is None:
                 yield text
+            else:
+                skipped[reason] += 1
 
     @functools.cached_property
     def _digests(self) -> frozenset[bytes]:
@@ -198,9 +199,8 @@ class Encoder:
             UserError: The tokenizer returned an id that is not below the vocabulary size.
         """
         tokenizer = self.tokenizer
-        before = [np.array([tokenizer.bos_id], dtype=np.int32)] if self.job.add_bos else []
-        after = np.array([tokenizer.eos_id], dtype=np.int32)
-        parts = [part for ids in tokenizer.encode(texts) for part in (*before, np.asarray(ids, dtype=np.int32), after)]
+        before, after = (np.array(ids, dtype=np.int32) for ids in tokens_around(self.job, tokenizer))
+        parts = [part for ids in tokenizer.encode(texts) for part in (before, np.asarray(ids, dtype=np.int32), after)]
         tokens = np.concatenate(parts)
         if int(tokens.max()) >= tokenizer.vocab_size:
             raise UserError(
@@ -210,10 +210,43 @@ class Encoder:
         return tokens.astype(tokenizer.dtype)
 
 
-def noting(bad: list[Bad], job: TextJob) -> Report:
-    """Return a function that adds bad rows and files to ``bad``, and raises UserError if ``job`` forbids them."""
+def why_skipped(text: str, tokenizer: Tokenizer) -> str | None:
+    """Return the reason of SKIPPED why a token stream cannot represent a document; None if it can."""
+    if not text:
+        return EMPTY
+    return NUL if tokenizer.library is None and chr(END_OF_DOCUMENT) in text else None
+
+
+def digest_of(text: str) -> bytes:
+    """Return the digest of a document. Equal documents have the same digest."""
+    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+
+
+def key_of(digest: bytes) -> int:
+    """Return the key of a document, below KEYS. A document is held out if its key is below a limit."""
+    return int.from_bytes(digest[:8], "big")
+
+
+def tokens_around(job: TextJob, tokenizer: Tokenizer) -> tuple[list[int | None], list[int | None]]:
+    """Return the tokens before and after every document: bos, if the job adds it, and eos."""
+    return [tokenizer.bos_id] if job.add_bos else [], [tokenizer.eos_id]
+
+
+def downloads_folder(building: Path) -> Path:
+    """Return the folder of the files of a data set of the hub, which is deleted when the data set is whole."""
+    return building / "hub"
+
+
+def noting(bad: list[Bad], job: TextJob, building: Path) -> Report:
+    """Return a function that adds bad rows and files to ``bad``, and raises UserError if ``job`` forbids them.
+
+    It names a downloaded file by its place on the hub, because the local copy will be deleted.
+    """
+    downloads = f"{downloads_folder(building)}/"
 
     def note(item: Bad) -> None:
+        if item.where.startswith(downloads):
+            item = dataclasses.replace(item, where=f"{job.sources[0]}/{item.where.removeprefix(downloads)}")
         bad.append(item)
         if not (job.skip_unreadable if item.is_file else job.skip_bad):
             refuse(item)

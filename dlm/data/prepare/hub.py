@@ -7,12 +7,7 @@ they change texts without notice: a JSON file whose texts all look like dates gi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import itertools
-import json
-import os
 import re
 import sys
 import time
@@ -22,17 +17,33 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from dlm.core import text
-from dlm.core.errors import UserError, causes, unknown
-from dlm.core.files import append_jsonl, read_jsonl, write_through
+from dlm.core.errors import UserError, unknown
+from dlm.core.files import append_jsonl, read_jsonl
 from dlm.core.identity import content_hash
+from dlm.data.prepare.bad import Bad
 from dlm.data.prepare.documents import Unit, read_unit
-from dlm.data.prepare.encode import BATCH_CHARS, BATCH_DOCUMENTS, DIGEST_BYTES, KEYS, TextJob, noting
+from dlm.data.prepare.encode import (
+    BATCH_CHARS,
+    BATCH_DOCUMENTS,
+    KEYS,
+    TextJob,
+    digest_of,
+    downloads_folder,
+    key_of,
+    noting,
+    tokens_around,
+    why_skipped,
+)
+from dlm.data.prepare.hub_errors import naming_refusals, one_line
 from dlm.data.prepare.kinds import suffix_of
 from dlm.data.prepare.progress import LINE_SEC
 from dlm.data.prepare.sources import Found
 from dlm.data.prepare.splits import BY_HASH, TRAIN, VALIDATION, VALIDATION_NAMES, Splits
-from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
+from dlm.data.prepare.tokenizer import Tokenizer
+from dlm.data.prepare.units import make_units
 
 PREFIX = "hf://"
 _SOURCE = re.compile(r"hf://(?:datasets/(?=[^/]+/))?(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^@\s]+))?")
@@ -71,8 +82,10 @@ class HubData:
 class _Taken:
     """What was taken of one file of the training split: one line of hub.jsonl."""
 
-    file: str  # the file that holds it, relative to the folder of the downloads
+    file: str  # its path in the repository
     tokens: int  # training tokens of this file and of those before it
+    num_documents: int | None  # only the first so many documents are taken; None: all
+    bad: tuple[Bad, ...]  # rows and files that were left out while its tokens were counted
 
 
 def parse_tokens(value: str) -> int:
@@ -98,6 +111,9 @@ def check_sources(job: TextJob) -> bool:
         return False
     if len(job.sources) > 1 or job.validation_sources:
         raise UserError(f"{given[0]} must be the only source: prepare other sources apart, and mix the data sets")
+    for option, glob in (("--train", job.train_glob), ("--validation", job.validation_glob)):
+        if glob is not None:
+            raise UserError(f"{option} is {glob!r}: the hub names the splits of {given[0]}; leave the option out")
     return True
 
 
@@ -105,14 +121,15 @@ def find_hub_data(job: TextJob) -> HubData:
     """Ask the hub for the data set of a job.
 
     Raises:
-        UserError: The source is misspelt, a package is missing, or the hub cannot be reached or has no such data.
+        UserError: The source is misspelt, a package is missing, or the hub has no such data.
+        TryAgainError: The hub does not answer.
     """
     source = job.sources[0]
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise UserError(f"{source} is no data set of the hub: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     repo = match["repo"]
-    with _telling(source):
+    with naming_refusals(source):
         import datasets
         import huggingface_hub
 
@@ -127,9 +144,7 @@ def find_hub_data(job: TextJob) -> HubData:
             builder = datasets.load_dataset_builder(repo, job.config, revision=revision)
         except ValueError as error:
             _check_config(source, job.config, datasets.get_dataset_config_names(repo, revision=revision))
-            raise UserError(
-                f"{source} is no data set that the library datasets can read: {_one_line(error)}"
-            ) from error
+            raise UserError(f"{source} is no data set that the library datasets can read: {one_line(error)}") from error
     files = dict(builder.config.data_files or {})
     splits = {str(split): [_path_of(file, revision) for file in paths] for split, paths in files.items()}
     if "train" not in splits:
@@ -157,10 +172,6 @@ def _check_config(source: str, config: str | None, configs: Sequence[str]) -> No
         raise unknown("--config", config, configs)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def _path_of(file: str, revision: str) -> str:
     """Return the path in the repository of a file that datasets names hf://datasets/OWNER/NAME@SHA/PATH."""
     before, _, path = file.partition(f"@{revision}/")
@@ -185,76 +196,48 @@ def check_not_moved(now: Mapping[str, Any] | None, before: Mapping[str, Any] | N
         )
 
 
-@contextlib.contextmanager
-def _telling(source: str) -> Iterator[None]:
-    """Convert what the libraries of the hub raise to UserError, one line for each cause."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{source} needs the package {error.name}: run {sys.executable} -m pip install datasets"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:  # datasets raises types without a common base
-        line = _reason(error, source)
-        if line is None:
-            raise
-        raise UserError(line) from error
-
-
-def _reason(error: Exception, source: str) -> str | None:
-    """Return the line for an error of the libraries of the hub, or None for an error that is none of theirs."""
-    import datasets.exceptions
-    import huggingface_hub.errors as hub
-
-    said = _one_line(error)
-
-    def is_a(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes(error))
-
-    if is_a(hub.GatedRepoError):
-        return f"{source} is gated: accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
-    if is_a(hub.RevisionNotFoundError):
-        return f"{source} has no such revision: give a branch, a tag or a commit after the @"
-    if is_a(hub.RepositoryNotFoundError, hub.HFValidationError):
-        return f"the hub has no data set {source}, or you may not read it: check OWNER/NAME, or set HF_TOKEN"
-    if is_a(datasets.exceptions.DatasetsError, RuntimeError):
-        return f"{source} is no data set that the library datasets can read: {said}"
-    if is_a(OSError, hub.HTTPError):  # type: ignore[attr-defined]
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        return f"cannot get {source} from {endpoint} ({said}): the same command continues when the hub answers"
-    return None
-
-
-def fetch(found: HubData, job: TextJob, tokenizer: Tokenizer, building: Path) -> Splits:
+def fetch(found: HubData, job: TextJob, tokenizer: Tokenizer, building: Path) -> tuple[Splits, list[Unit]]:
     """Download the files that a job needs to ``building``/hub. Files that are there are not downloaded again.
 
     Args:
         found: The data set.
-        job: The options. With ``tokens``, the last file is cut behind the document with which the training split
+        job: The options. With ``tokens``, the last file is read up to the document with which the training split
             reaches that number.
         tokenizer: Counts the tokens.
         building: The folder of the unfinished preparation.
 
     Returns:
-        The files of each split.
+        The files of each split, and their units.
 
     Raises:
-        UserError: The hub does not answer, or a file holds something else than documents.
+        UserError: A file holds something else than documents.
+        TryAgainError: The hub does not answer.
     """
     if found.left_out:
         print(f"{found.source}: the splits train and validation are read, and {text.listed(found.left_out)} left out")
-    downloads = _Downloads(found, building / "hub")
+    downloads = _Downloads(found, downloads_folder(building))
     held_out = [downloads.get(path) for path in found.validation]
-    if job.tokens is None:
-        train = [downloads.get(path) for path in found.train]
-    else:
-        counter = _Counter(job, tokenizer, held_out)
-        train = list(_as_many(downloads, counter, job.tokens, building / "hub.jsonl"))
     files: list[tuple[str | None, Path]] = [(VALIDATION, path) for path in held_out]
-    files += [(TRAIN if held_out else None, path) for path in train]
-    return Splits(files=files, rule="that of the hub" if held_out else BY_HASH, found=Found())
+    split = TRAIN if held_out else None
+    if job.tokens is None:
+        files += [(split, downloads.get(path)) for path in found.train]
+        units = make_units(files)
+    else:
+        counter = _Counter(job, tokenizer, held_out, building)
+        taken = _as_many(downloads, counter, job.tokens, building / "hub.jsonl")
+        files += [(split, downloads.folder / item.file) for item in taken]
+        num_whole = len(files) - (taken[-1].num_documents is not None)
+        units = make_units(files[:num_whole])
+        units += [_unit_of(path, split, taken[-1].num_documents) for split, path in files[num_whole:]]
+    return Splits(files=files, rule="that of the hub" if held_out else BY_HASH, found=Found()), units
+
+
+def _unit_of(path: Path, split: str | None = None, num_documents: int | None = None) -> Unit:
+    """Return a unit that is a whole file, or the first documents of one."""
+    kind = suffix_of(path)
+    assert kind is not None
+    size = path.stat().st_size
+    return Unit(split=split, kind=kind, paths=(str(path),), size=size, num_documents=num_documents)
 
 
 class _Downloads:
@@ -266,12 +249,12 @@ class _Downloads:
 
     def get(self, path: str) -> Path:
         """Return the local copy of a file. The library downloads it if it is missing, or continues a download."""
-        with _telling(self.found.source):
+        with naming_refusals(self.found.source):
             import huggingface_hub
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-            local = huggingface_hub.hf_hub_download(
+            huggingface_hub.hf_hub_download(
                 self.found.repo,
                 path,
                 repo_type="dataset",
@@ -279,7 +262,7 @@ class _Downloads:
                 local_dir=self.folder,
             )
         self._tell()
-        return Path(local)
+        return self.folder / path
 
     def _tell(self) -> None:
         """Print how far the download is, at most every LINE_SEC."""
@@ -290,31 +273,31 @@ class _Downloads:
             print(f"downloading: {self._number} files of the {total} of {self.found.source}", flush=True)
 
 
-def _as_many(downloads: _Downloads, counter: _Counter, asked: int, log: Path) -> Iterator[Path]:
-    """Yield the files that hold the first ``asked`` training tokens; download those that are not there, cut the last.
+def _as_many(downloads: _Downloads, counter: _Counter, asked: int, log: Path) -> list[_Taken]:
+    """Return what the first ``asked`` training tokens take of each file. Download the files that are not there.
 
-    If the data set holds fewer tokens, yield all files and print a warning.
+    If the data set holds fewer tokens, return all files and print a warning.
     """
-    done = [_Taken(**record) for record in read_jsonl(log)]
-    total = 0
-    for number, path in enumerate(downloads.found.train):
-        if number == len(done):
-            local = downloads.get(path)
-            added, documents = counter.take(local, asked - total)
-            if total + added >= asked:
-                local = counter.cut(local, documents)
-            name = local.relative_to(downloads.folder).as_posix()
-            done.append(_Taken(file=name, tokens=total + added))
-            append_jsonl(log, dataclasses.asdict(done[-1]))
-        total = done[number].tokens
-        yield downloads.folder / done[number].file
+    done = TypeAdapter(list[_Taken]).validate_python(read_jsonl(log))
+    for item in (item for taken in done for item in taken.bad):
+        counter.note(item)
+    total = done[-1].tokens if done else 0
+    for path in downloads.found.train[len(done) :]:
         if total >= asked:
-            return
-    print(
-        f"dlm: warning: {downloads.found.source} holds {total:,} training tokens, fewer than --tokens {asked:,}: the "
-        "data set gets all of them",
-        file=sys.stderr,
-    )
+            break
+        already = len(counter.bad)
+        added, num_documents = counter.take(downloads.get(path), asked - total)
+        total += added
+        left_out = tuple(counter.bad[already:])
+        done.append(_Taken(file=path, tokens=total, num_documents=num_documents, bad=left_out))
+        append_jsonl(log, dataclasses.asdict(done[-1]))
+    if total < asked:
+        print(
+            f"dlm: warning: {downloads.found.source} holds {total:,} training tokens, fewer than --tokens {asked:,}: "
+            "the data set gets all of them",
+            file=sys.stderr,
+        )
+    return done
 
 
 class _Counter:
@@ -324,18 +307,21 @@ class _Counter:
         job: The options.
         tokenizer: The tokenizer, with the special tokens that the job sets.
         held_out: The files of the validation split. If there are none, the hash of a document decides.
+        building: The folder of the unfinished preparation.
     """
 
-    def __init__(self, job: TextJob, tokenizer: Tokenizer, held_out: Sequence[Path]) -> None:
+    def __init__(self, job: TextJob, tokenizer: Tokenizer, held_out: Sequence[Path], building: Path) -> None:
         self.job, self.tokenizer = job, tokenizer
+        self.bad: list[Bad] = []  # what was left out of all files
+        self.note = noting(self.bad, job, building)
         self.limit = 0 if held_out else round(job.validation_share * KEYS)
-        self.held_out = {_digest(document) for path in held_out for document in self._documents(path)}
+        self.held_out = {digest_of(document) for path in held_out for document in self._documents(path)}
 
-    def take(self, path: Path, wanted: int) -> tuple[int, int]:
+    def take(self, path: Path, wanted: int) -> tuple[int, int | None]:
         """Count the documents of a file, up to the one with which they reach ``wanted`` tokens.
 
         Returns:
-            (tokens, documents)
+            (tokens, documents), or (tokens, None) if the whole file holds fewer tokens.
         """
         tokens = number = 0
         for batch in _batches(self._documents(path)):
@@ -343,39 +329,28 @@ class _Counter:
                 tokens, number = tokens + added, number + 1
                 if tokens >= wanted:
                     return tokens, number
-        return tokens, number
-
-    def cut(self, path: Path, documents: int) -> Path:
-        """Write the first ``documents`` documents of a file to another file, and return its path."""
-        head = path.with_name(f"{path.name}.head.jsonl")
-        with write_through(head) as temporary, open(temporary, "w") as stream:
-            for document in itertools.islice(self._documents(path), documents):
-                stream.write(json.dumps({self.job.text_key: document}) + "\n")
-        return head
+        return tokens, None
 
     def _documents(self, path: Path) -> Iterator[str]:
-        kind = suffix_of(path)
-        assert kind is not None
-        unit = Unit(split=None, kind=kind, paths=(str(path),), size=0)
-        return read_unit(unit, self.job.text_key, noting([], self.job))
+        return read_unit(_unit_of(path), self.job.text_key, self.note)
 
     def _tokens(self, documents: Sequence[str]) -> list[int]:
         """Return the training tokens of each document; 0 for one that is held out or left out."""
         kept = {number: document for number, document in enumerate(documents) if self._is_kept(document)}
-        around = 2 if self.job.add_bos else 1  # the tokens before and after a document
+        around = sum(map(len, tokens_around(self.job, self.tokenizer)))
         encoded = self.tokenizer.encode(list(kept.values())) if kept else []
         lengths = {number: len(ids) + around for number, ids in zip(kept, encoded, strict=True)}
         return [lengths.get(number, 0) for number in range(len(documents))]
 
     def _is_kept(self, document: str) -> bool:
-        if not document or (self.tokenizer.library is None and chr(END_OF_DOCUMENT) in document):
+        if why_skipped(document, self.tokenizer) is not None:
             return False
-        digest = _digest(document)
-        return digest not in self.held_out and int.from_bytes(digest[:8], "big") >= self.limit
+        digest = digest_of(document)
+        return digest not in self.held_out and key_of(digest) >= self.limit
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Group documents as the module encode does for the calls of the tokenizer."""
+    """Group documents for the calls of the tokenizer."""
     batch, chars = list[str](), 0
     for document in documents:
         batch.append(document)
@@ -385,7 +360,3 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
             batch, chars = [], 0
     if batch:
         yield batch
-
-
-def _digest(document: str) -> bytes:
-    return hashlib.sha256(document.encode()).digest()[:DIGEST_BYTES]
