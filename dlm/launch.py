@@ -179,8 +179,8 @@ def main() -> int:
     with signals.interrupted_by_ctrl_c():
         try:
             return _main()
-        except BaseException:
-            if not signals.is_interrupted():
+        except BaseException as error:
+            if not signals.is_end_by_ctrl_c(error):
                 raise
             return ExitCode.INTERRUPTED
 

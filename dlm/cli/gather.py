@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,12 @@ def report_tables(folder: Path, out: Path) -> None:
     path, left_out = folder / "runs.csv", folder / "excluded.csv"
     runs = read_runs(path, proofs=True)
     excluded = pd.read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
-    print(f"{path} has {len(runs)} runs, left out are {len(excluded)}; `dlm collect` brings it up to date")
+    unusable = len(pd.read_csv(path)) - len(runs)
+    found = [f"{path} has {counted(len(runs), 'usable run')}"]
+    why = "not done, without a finite loss, or the same as another"
+    found += [f"{counted(unusable, 'other row')} cannot be used ({why})"] if unusable else []
+    found += [f"{left_out} names {counted(len(excluded), 'run')} that `dlm collect` left out"] if len(excluded) else []
+    print("; ".join([*found, "`dlm collect` brings the tables up to date"]))
     print("fitting ...", flush=True)
     fits = fit_sweep(path)
     write_fits(out, fits)
@@ -129,13 +135,33 @@ def report_tables(folder: Path, out: Path) -> None:
 
 def _check_report_folder(sweep: Sweep, folder: Path) -> None:
     """Raise UserError if the report of a sweep cannot be written to ``folder``; called before the fits."""
-    if is_sweep_dir(folder) and folder.resolve() != sweep.folder.resolve():
-        raise UserError(f"{folder} is the folder of another sweep, whose runs.csv would be lost: give another --out")
+    if folder.resolve() != sweep.folder.resolve():
+        if is_sweep_dir(folder):
+            raise UserError(
+                f"{folder} is the folder of another sweep, whose runs.csv would be lost: give another --out"
+            )
+        own = {cell.cell_id for cell in sweep.plan.cells} | {path.name for path in sweep.folder.glob("runs/*")}
+        if not _run_ids(folder / "runs.csv") <= own:
+            raise UserError(
+                f"{folder / 'runs.csv'} holds other runs than those of {sweep.folder} and would be lost: "
+                "give another --out, or move the file away"
+            )
     try:
         check_writable(folder)
         check_writable(folder / FIGURES)
     except UserError as error:
         raise UserError(f"{error}; `dlm report {sweep.folder} --out FOLDER` writes the report elsewhere") from error
+
+
+def _run_ids(path: Path) -> set[str | None]:
+    """Return the ids of the runs in a file that may not be dlm's, with None for a row that has no id."""
+    if not path.is_file():
+        return set()
+    with open(path, newline="", encoding="utf-8", errors="replace") as stream:
+        try:
+            return {row.get("run_id") for row in csv.DictReader(stream)}
+        except csv.Error:  # it is no table, so it is not dlm's
+            return {None}
 
 
 def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path) -> list[str]:

@@ -375,7 +375,7 @@ def main() -> None:
         try:
             app()
         except BaseException as error:
-            if signals.is_interrupted():  # a library may have turned KeyboardInterrupt into another exception
+            if signals.is_end_by_ctrl_c(error):
                 sys.exit(ExitCode.INTERRUPTED)
             line = complaint(error)
             if line is None:

@@ -53,7 +53,6 @@ COLUMNS = (
 READING = 1  # increase it when the same mapping reads a history differently
 WHOLE = ("step", "tokens")  # metrics that are whole numbers
 METRICS = (*WHOLE, *NUMBERS)
-Row = dict[str, Any]
 
 
 def _factor(value: float) -> float:

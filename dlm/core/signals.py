@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from dlm.core.errors import ExitCode
+from dlm.core.errors import ExitCode, causes
 
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _received: list[int] = []
@@ -89,6 +89,22 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def is_interrupted() -> bool:
     """Return whether Ctrl-C has been pressed."""
     return signal.SIGINT in _received
+
+
+def is_end_by_ctrl_c(error: BaseException) -> bool:
+    """Return whether Ctrl-C is the reason why a command ends with ``error``; otherwise the user has to see the error.
+
+    A command that has stopped in good order ends with SystemExit. A library may turn KeyboardInterrupt into another
+    exception; C code that runs during an import even drops it from the causes of that exception.
+    """
+    import traceback  # late, because the handler of Ctrl-C is not installed before this file is imported
+
+    if not is_interrupted():
+        return False
+    is_of_import = isinstance(error, ImportError) or any(
+        frame.f_code.co_name == "<module>" for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    return isinstance(error, SystemExit) or is_of_import or any(isinstance(e, KeyboardInterrupt) for e in causes(error))
 
 
 def asked_to_stop() -> bool:

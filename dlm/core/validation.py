@@ -139,7 +139,8 @@ def _predicate(kind: Any, limits: tuple[Any, ...], value: object) -> str:
 
 def _example(item: Any, value: object) -> str:
     """Show a value that stands alone as a list, if it could be an entry of the list."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_number = is_whole or (isinstance(value, float) and math.isfinite(value))
     is_word = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
     fits = is_word if item is str else is_number or (is_word and item is Any)
-    return f", such as [{value}]" if fits else ""
+    return f", such as [{value}]" if fits and len(str(value)) <= 60 else ""

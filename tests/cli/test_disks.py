@@ -13,6 +13,7 @@ from dlm.cli import gather
 from dlm.cli.entry import main
 from dlm.core.errors import UserError
 from dlm.core.paths import PACKAGE
+from dlm.data.prepare import command
 
 # Rights do not bind root: take away the capabilities that make the difference.
 AS_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"] if os.geteuid() == 0 else []
@@ -57,6 +58,17 @@ def test_a_folder_of_somebody_else_is_refused_at_once(words, tmp_path, stdlib_da
     where = {"DLM_DATA": folder} if "prepare" in words else {"DLM_WORKDIR": folder}
     assert f"{folder}" in (said := run(*words, prefix=AS_USER, **where)) and "permission denied" in said
     assert not list(folder.iterdir())
+
+
+def test_data_that_cannot_be_written_are_refused_before_the_sources_are_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    source, out = str(tmp_path / "no_such_text"), str(tmp_path / "file" / "data")
+    monkeypatch.setattr(command, "stdlib_documents", lambda _: pytest.fail("the sources were read"))
+    text = ["text", source, "--tokenizer", source, "--out", out]
+    for words in (text, ["packed", source, "--out", out], ["stdlib", out]):
+        assert command.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"dlm: {tmp_path / 'file'} is no folder") and len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("variable", ["DLM_WORKDIR", "DLM_DATA"])

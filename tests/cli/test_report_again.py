@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 from support import by_hand
+from support.demo_runs import demo_runs
 
 from dlm.cli import gather, memory
 from dlm.cli.targets import Sweep
+from dlm.core.errors import UserError
 from dlm.core.files import write_json
+from dlm.fit import table
 
 
 @pytest.fixture
@@ -55,6 +58,30 @@ def test_dlm_report_always_makes_the_report(made, capsys):
     for _ in range(2):
         assert "fitting ..." in report(sweep, capsys)
     assert len(reports) == 2
+
+
+def test_a_report_elsewhere_replaces_only_tables_of_its_own_runs(made, capsys, tmp_path):
+    sweep, reports = made
+    out = tmp_path / "out"
+    for _ in range(2):
+        report(sweep, capsys, out=out)
+    others = ["run_id,loss\nanother,2.5\n", "params,tokens,loss\n1,2,3\n", "x" * 200_000 + "\n1\n"]
+    for text in others:
+        (out / "runs.csv").write_text(text)
+        with pytest.raises(UserError, match=r"holds other runs than those of .*: give another --out"):
+            report(sweep, capsys, out=out)
+        assert (out / "runs.csv").read_text() == text and len(reports) == 2
+
+
+def test_a_report_of_tables_counts_the_rows_that_it_uses(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(table.fit_sweep.__kwdefaults__, "bootstrap", 0)  # for speed
+    runs = demo_runs()
+    runs.loc[:2, "loss"] = float("nan")
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    gather.report_tables(tmp_path, tmp_path)
+    rows = "3 other rows cannot be used (not done, without a finite loss, or the same as another)"
+    used = f"{tmp_path / 'runs.csv'} has {len(runs) - 3} usable runs; {rows}; `dlm collect` brings"
+    assert capsys.readouterr().out.startswith(used)
 
 
 def another_loss(sweep, monkeypatch):

@@ -242,6 +242,7 @@ def test_the_server_is_not_asked_when_the_tables_could_not_be_written(server, tm
         ({"columns": {"params": {"config": 3}}}, "columns.params.config is 3: it must be text, in quotes"),
         ({"columns": {"params": {"product": "n"}}}, r"columns.params.product is 'n': it must be a list of names, such"),
         ({"cell": "seed"}, r"cell is 'seed': it must be a list of names, such as \[seed\]"),
+        ({"cell": 10**400}, "cell is 10*...: it must be a list of names"),
         ({"columns": {**MAPPING["columns"], "budget": {"config": "b", "scale": float("inf")}}}, "cannot be a factor"),
         ({"history": {"step": "step", "val/loss": {"metric": "x", "scale": 0}}}, "cannot be a factor"),
     ],

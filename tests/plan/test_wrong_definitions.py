@@ -51,6 +51,11 @@ def refused(without=(), **changes) -> str:
         ({"name": False}, "name is false: it must be text, in quotes"),  # name: no
         ({"name": None}, "name is null: it must be text"),
         ({"budgets": 1e19}, "budgets is 1e+19: it must be a list of numbers, such as [1e+19]"),
+        ({"budgets": 10**400}, f"budgets is 1{'0' * 56}...: it must be a list of numbers"),
+        (
+            {"replicates": 10**400},
+            f"replicates is 1{'0' * 56}...: give a rule, {{KEY: VALUE, ...}}, or",
+        ),
         ({"budgets": ["lots"]}, "entry 1 of budgets is 'lots': it must be a number"),
         ({"budgets": [1e10, True]}, "entry 2 of budgets is true: it must be a number"),
         ({"models": "8k"}, "models is '8k': it must be a list of names, such as [8k]"),

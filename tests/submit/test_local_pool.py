@@ -101,10 +101,11 @@ def test_sigterm_to_the_parent_stops_the_children_who_say_75(tmp_path):
 DRIVER = """
     import sys
     from pathlib import Path
+    from dlm.core import signals
     from support.submissions import make_job, make_pool, run_in
     tmp_path = Path({tmp!r})
     outcome = run_in(make_pool({options}), [make_job(tmp_path, n, {mode!r}) for n in ("a", "b")])
-    print(outcome.interrupted, dict(sorted(outcome.exit_codes.items())), flush=True)
+    print(outcome.interrupted, signals.is_interrupted(), dict(sorted(outcome.exit_codes.items())), flush=True)
 """
 
 
@@ -127,7 +128,7 @@ def test_ctrl_c_reaches_the_parent_only_and_leaves_no_orphan(tmp_path):
     os.killpg(parent.pid, signal.SIGINT)  # what a terminal does
     out, err = parent.communicate(timeout=60)
     assert err == "dlm: stopping after this step; Ctrl-C again to kill\n"
-    assert out.strip() == "True {'a': 75, 'b': 75}"  # not -2: the children never saw the SIGINT
+    assert out.strip() == "True True {'a': 75, 'b': 75}"  # not -2: the children never saw the SIGINT
     assert all(is_gone(pid) for pid in pids)
 
 
@@ -142,7 +143,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path):
     parent, pids = start_driver(tmp_path, "sec=60", options="grace_sec=0.3")
     os.kill(parent.pid, signal.SIGTERM)
     out, _ = parent.communicate(timeout=60)
-    assert out.strip() == "True {'a': -9, 'b': -9}" and all(is_gone(pid) for pid in pids)
+    assert out.strip() == "True False {'a': -9, 'b': -9}" and all(is_gone(pid) for pid in pids)
 
 
 def test_an_error_in_a_callback_ends_the_children_too(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dlm.core import text
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
 from dlm.core.files import append_jsonl, read_jsonl
 from dlm.core.identity import content_hash
 from dlm.data.prepare.bad import Bad
@@ -47,7 +47,7 @@ from dlm.data.prepare.units import make_units
 
 PREFIX = "hf://"
 _SOURCE = re.compile(r"hf://(?:datasets/(?=[^/]+/))?(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^@\s]+))?")
-_COUNT = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)([kMBT]?)")
+_COUNT = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d{1,2})?)([kMBT]?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,9 @@ def parse_tokens(value: str) -> int:
     match = _COUNT.fullmatch(value)
     sizes = {"": 1.0, **{unit: size for size, unit in text.UNITS}}
     number = Decimal(match[1]) * int(sizes[match[2]]) if match else Decimal(0)
-    if number < 1 or number != int(number):
-        raise UserError(f"--tokens is {value!r}: it must be a whole number of tokens, such as 25e9, 25B or 300M")
+    if not 1 <= number < 10**18 or number != int(number):
+        allowed = "a whole number of tokens below 1e18, such as 25e9, 25B or 300M"
+        raise UserError(f"--tokens is {shown(value)}: it must be {allowed}")
     return int(number)
 
 
