@@ -323,7 +323,7 @@ def test_numbers_of_tokens_are_written_as_people_write_them(value, tokens):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "0", "-5", "1.5", "25 B", "inf", "nan", "25G", "1e-3", "1e18", "1e99999", "9" * 5000]
+    "value", ["", "0", "-5", "1.5", "25 B", "inf", "nan", "25G", "1e-3", "1e18", "1e99999", "1e999999B", "9" * 5000]
 )
 def test_other_numbers_of_tokens_are_refused(value):
     with pytest.raises(UserError, match="such as 25e9, 25B or 300M"):
