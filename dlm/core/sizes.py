@@ -31,7 +31,8 @@ def shape_near(target: float, shapes: Sequence[ModelShape]) -> ModelShape:
 
     Returns:
         The shape, named like the nearest of ``shapes``. Its N misses the target by more than 1 % only if the target
-        lies so far outside the sizes that no shape in their manner reaches it.
+        lies so far outside the sizes that no shape in their manner reaches it, or is so small (about a thousand
+        parameters) that one step of intermediate_size changes it by more than 2 %.
 
     Raises:
         UserError: ``target`` is not a number above zero.

@@ -5,7 +5,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlm.core.errors import UserError
@@ -17,12 +17,14 @@ SHAPE = ("n_layer", "n_head", "n_embd", "intermediate_size")
 
 
 @given(vocab=st.sampled_from(sorted(LADDERS)), share=st.floats(0, 1))
+@example(vocab=256, share=0.011447397374174441)  # 1,132 parameters; one more of intermediate_size adds 24
 def test_every_size_between_the_smallest_and_the_largest_is_met_within_a_hundredth(vocab, share):
     sizes = LADDERS[vocab]
     low, high = (math.log(sizes[end].num_params) for end in (0, -1))
     target = math.exp(low + share * (high - low))
     shape = shape_near(target, sizes)
-    assert abs(shape.num_params / target - 1) <= NEAR
+    step = 3 * shape.n_layer * shape.n_embd / target  # what one more of intermediate_size adds
+    assert abs(shape.num_params / target - 1) <= max(NEAR, step / 2)
     for key in SHAPE[:3]:  # depth, heads and width are between those of two neighbours
         pairs = itertools.pairwise(getattr(size, key) for size in sizes)
         assert any(min(pair) <= getattr(shape, key) <= max(pair) for pair in pairs)
