@@ -2,6 +2,7 @@
 
 import gzip
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def ignores_ctrl_c(pid):
+    """The parent stops its workers; Ctrl-C while they import would print a traceback for each."""
+    masks = re.findall(r"Sig(?:Blk|Ign):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return any(int(mask, 16) >> (signal.SIGINT - 1) & 1 for mask in masks)
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -47,6 +54,7 @@ def test_a_preparation_that_is_killed_continues_to_the_same_bytes(bpe, source, t
     )
     wait_until(lambda: len(read_jsonl(building / "done.jsonl")) >= 3)
     workers = children(process.pid)
+    assert len(workers) >= 2 and all(ignores_ctrl_c(pid) for pid in workers)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # none is left behind

@@ -313,7 +313,13 @@ class EncoderPool:
             for key in todo:
                 yield encoder.encode_unit(key, self.units[key], limit)
             return
-        for future in as_completed([self._pool.submit(_work, key, self.units[key], limit) for key in todo]):
+        # The workers inherit the mask, so that Ctrl-C reaches this process alone, even while they import.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [self._pool.submit(_work, key, self.units[key], limit) for key in todo]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in as_completed(futures):
             yield future.result()
 
     def _check(self, records: Iterable[UnitRecord]) -> None:
@@ -332,7 +338,6 @@ _encoder: Encoder  # global of a worker process, set by _start_worker
 def _start_worker(job: TextJob, building: Path, held_out: Sequence[str], threads: int) -> None:
     """Load the tokenizer once per worker, and make the worker end when its parent process ends for any reason."""
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
