@@ -222,21 +222,23 @@ def test_the_filling_of_a_builder_is_left_out_and_said(tmp_path, capsys):
     write(tmp_path / "train_2.bin", [*text[:9], *[7] * 2500, *text[:9]])
     write(tmp_path / "validation_0.bin", [*text[:4001], *[1] * 2048])  # no longer than a sequence: it may be text
     write(tmp_path / "test_0.bin", text)
+    write(tmp_path / "train_3.bin", text)
     assert main(["packed", str(tmp_path), "--vocab-size", "100"]) == 0
     said = capsys.readouterr().out
     assert "train_1.bin ends in 8,999 times the same token" in said and "left out" in said
     assert "train_2.bin holds 2,500 tokens in runs of one token that are longer than 2,048: they are kept" in said
+    assert "train_3.bin holds the same bytes as another file" in said
     assert "passed over 1 .bin files that no pattern names, such as test_0.bin" in said
     manifest = read_manifest(tmp_path)
-    assert [file.tokens for file in manifest.splits["train"]] == [5000, 4002, 2518]
+    assert [file.tokens for file in manifest.splits["train"]] == [5000, 4002, 2518, 5000]
     assert manifest.tokens("validation") == 6049
     tokens = open_split(tmp_path, manifest, "train", block_size=100, stride=100)
-    assert len(tokens) == (5000 + 4002 + 2518) // 100
-    stream = [*text, *text[:4001], 1, *text[:9], *[7] * 2500, *text[:9]]
+    assert len(tokens) == (5000 + 4002 + 2518 + 5000) // 100
+    stream = [*text, *text[:4001], 1, *text[:9], *[7] * 2500, *text[:9], *text]
     assert tokens.rows(np.arange(len(tokens))).reshape(-1).tolist() == stream[: len(tokens) * 100]
     assert main(["packed", str(tmp_path), "--vocab-size", "100", "--no-strip-filling"]) == 0
     assert "kept, because of --no-strip-filling" in capsys.readouterr().out
-    assert read_manifest(tmp_path).tokens("train") == 5000 + 13001 + 2518
+    assert read_manifest(tmp_path).tokens("train") == 5000 + 13001 + 2518 + 5000
 
 
 def test_runs_are_found_across_the_parts_in_which_a_file_is_scanned(monkeypatch):

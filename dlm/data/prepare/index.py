@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def index_packed(
         splits[split] = tuple(_describe(path, vocab_size, out, strip_filling, notes) for path in whole)
         if not any(file.tokens for file in splits[split]):
             raise UserError(f"the {pattern} of {data_dir} hold no tokens: set --{split} to files that do")
+    notes["copies"] = _copies([*splits["validation"], *splits["train"]])
     used = {path for pattern in globs.values() for path in data_dir.glob(pattern)}
     notes["passed_over"] = sorted(path.name for path in data_dir.glob("*.bin") if path not in used)
     manifest = Manifest(
@@ -80,6 +81,17 @@ def index_packed(
         raise UserError(f"{out} holds prepared data already: choose another --out or move it away")
     write_manifest(out, manifest)
     return manifest
+
+
+def _copies(files: Sequence[PackedFile]) -> list[str]:
+    """Return the names of the files that hold the same bytes as an earlier one."""
+    seen: set[str] = set()
+    copies = []
+    for file in files:
+        if file.sha256 in seen:
+            copies.append(file.name)
+        seen.add(file.sha256)
+    return copies
 
 
 def _is_whole(path: Path, skip_unreadable: bool, unreadable: list[str]) -> bool:
@@ -138,6 +150,8 @@ def index_in_words(notes: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} ends in {filling['tokens']:,} times the same token, with which its builder filled it up: {what}"
     for name, count in notes["runs_within"].items():
         yield f"{name} holds {count:,} tokens in runs of one token that are longer than {BLOCK_TOKENS:,}: they are kept"
+    for name in notes["copies"]:
+        yield f"{name} holds the same bytes as another file: both are kept"
     if notes["passed_over"]:
         names = notes["passed_over"]
         yield f"passed over {len(names)} .bin files that no pattern names, such as {names[0]}"
