@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -72,15 +73,20 @@ def write(root, number, folder, name, texts, is_torn):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(FILE, min_size=1, max_size=6))
-def test_every_document_is_in_a_split_or_listed(files):
+@given(st.lists(FILE, min_size=1, max_size=6), st.sets(st.sampled_from(["copy", "link", "twice", "part"])))
+def test_every_document_is_in_a_split_or_listed(files, more):
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder) / "source", Path(folder) / "out"
         root.mkdir()
         (root / "always.jsonl").write_bytes(as_lines([{"text": f"always {n}"} for n in range(9)]))
         written = [write(root, number, *file) for number, file in enumerate(files)]
+        sources = [root, *([root] if "twice" in more else []), *([written[0][0]] if "part" in more else [])]
+        if "copy" in more:
+            shutil.copy(written[0][0], root / f"copy of {written[0][0].name}")
+        if "link" in more:
+            (root / "link").symlink_to(written[0][0].parent)
         options = ["--skip-bad", "99", "--skip-unreadable", "--validation-share", "0.3", "--workers", "1"]
-        code = main(["text", str(root), "--out", str(out), "--tokenizer", "bytes", *options])
+        code = main(["text", *map(str, sources), "--out", str(out), "--tokenizer", "bytes", *options])
         if code == 2:  # the files that are named validation hold no documents
             assert any(file[0] == "validation/" for file in files)
             return
