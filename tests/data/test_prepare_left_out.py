@@ -52,7 +52,7 @@ def test_links_are_followed_once_and_json_is_read_in_every_form(source, tmp_path
     assert {kind: (item["files"], item["documents"]) for kind, item in notes["read"].items()} == {
         ".jsonl": (2, 40), ".json.gz": (1, 30), ".json": (1, 30), ".json.zst": (1, 20),
     }  # fmt: skip
-    assert notes["passed_over"]["read already under another name"]["files"] == 4
+    assert notes["passed_over"]["reached already by another path"]["files"] == 4
 
 
 @pytest.mark.parametrize("content", ["", " ", "\n", "\ufeff"])
@@ -272,8 +272,9 @@ def test_only_arrow_files_beside_a_saved_set_are_its_cache(source, prepared):
     documents, notes = prepared()
     assert documents == sorted([*TEXTS, "more"])
     assert notes["passed_over"]["cache files, which state.json does not list"]["files"] == 1
-    (source / "state.json").write_text('{"_data_files": ["x"]}')
-    assert prepared()[0] == documents
+    for items in (["x"], [{"filename": 3}], [{"name": "x"}], None):
+        write_json(source / "state.json", {"_data_files": items})
+        assert prepared()[0] == documents
 
 
 def test_series_may_count_from_one(source, tmp_path, capsys, prepared):
@@ -285,16 +286,23 @@ def test_series_may_count_from_one(source, tmp_path, capsys, prepared):
     assert "a-00002-of-00003.jsonl is missing" in said and "more of the kind" not in said
 
 
-def test_an_arrow_stream_of_which_the_end_is_lost_is_damaged(source, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content, batch: content[:batch] + b"\xff\xff\xff\xff\0\0\0\0" + content[batch + 8 :],  # an early end
+        lambda content, batch: content[:batch],
+        lambda content, batch: content[:batch] + bytes(len(content) - batch),
+    ],
+)
+def test_an_arrow_stream_of_which_the_end_is_lost_is_damaged(edit, source, tmp_path, capsys):
     as_saved(TEXTS, source)
     capsys.readouterr()
     for path in (source / "saved").glob("*.arrow"):
         content = bytearray(path.read_bytes())
         second = content.find(b"\xff\xff\xff\xff", 8)  # the mark of the first batch, behind the schema
-        content[second : second + 8] = b"\xff\xff\xff\xff\0\0\0\0"  # now it is the mark of the end
-        path.write_bytes(content)
+        path.write_bytes(edit(content, second))
     said = refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes", "--workers", "1")
-    assert "goes on behind the end of its stream" in said
+    assert "has no mark at the end of its stream" in said
 
 
 def test_the_target_may_lie_within_the_source(source, capsys):
@@ -310,6 +318,8 @@ def test_the_end_of_a_document_is_no_byte_of_text(source, tmp_path, capsys, prep
     (source / "a.jsonl").write_bytes(lines(TEXTS))
     said = refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes", "--eos-id", "10")
     assert "--eos-id is 10, a byte that documents hold" in said
+    said = refusal(capsys, source, "--out", tmp_path / "out", "--tokenizer", "bytes", "--bos-id", "65")
+    assert "--bos-id is 65, a byte that documents hold" in said
     prepared("--eos-id", "255")
 
 

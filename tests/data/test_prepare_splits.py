@@ -146,6 +146,12 @@ def test_the_rule_and_the_counts_are_printed_and_patterns_overrule_names(source,
         "no names say it" not in (said := capsys.readouterr().out)
         and "split: --train names the files, and the hash" in said
     )
+    both = ("--validation", "x1*", "--validation", "x2*")
+    assert prepare(source, *options, tmp_path / "both", *both) == 0
+    assert "60 train, 140 validation documents" in capsys.readouterr().out
+    two = ("--validation-source", source / "more" / "x1.jsonl", "--validation-source", source / "more" / "x2.jsonl")
+    assert prepare(source / "train", source / "more", *options, tmp_path / "two", *two) == 0
+    assert "50 train, 140 validation documents" in capsys.readouterr().out
     out = ("--tokenizer", "bytes", "--out", tmp_path / "none")
     assert "--train y* names none of the 4 files" in refusal(capsys, source, *out, "--train", "y*")
     assert "name it once" in refusal(capsys, source, *out, "--train", "x*", "--validation", "x1*")

@@ -59,9 +59,10 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
         UserError: The sources or options do not define a valid data set, or ``data_dir`` holds other data, or another
             preparation is unfinished. Nothing is overwritten.
     """
-    hub = find_hub_data(job) if check_sources(job) else None
+    is_of_hub = check_sources(job)
     tokenizer = _tokenizer(job, workers)
     assert tokenizer.bos_id is not None
+    hub = find_hub_data(job) if is_of_hub else None
     splits = None if hub else _splits(job)
     units = make_units(splits.files) if splits else []
     plan = _plan(job, tokenizer, units, hub)
@@ -113,9 +114,9 @@ def _tokenizer(job: TextJob, threads: int = 1) -> Tokenizer:
     bos_id = found.bos_id if job.bos_id is None else job.bos_id
     bos_id = eos_id if bos_id is None else bos_id  # as in GPT-2: the token that ends a text also precedes the next
     vocab_size = found.vocab_size if job.vocab_size is None else job.vocab_size
-    if found.library is None and eos_id in IN_TEXT:
-        raise UserError(f"--eos-id is {eos_id}, a byte that documents hold: with bytes, allowed are 0 and 245 to 255")
     for key, value in (("--eos-id", eos_id), ("--bos-id", bos_id)):
+        if found.library is None and value in IN_TEXT:
+            raise UserError(f"{key} is {value}, a byte that documents hold: with bytes, allowed are 0 and 245 to 255")
         if not 0 <= value < vocab_size:
             raise UserError(f"{key} is {value}: allowed are ids below the vocabulary size {vocab_size}")
     return dataclasses.replace(found, vocab_size=vocab_size, eos_id=eos_id, bos_id=bos_id)
@@ -167,8 +168,8 @@ def _splits(job: TextJob) -> Splits:
     return find_splits(
         [Path(p) for p in job.sources],
         [Path(p) for p in job.validation_sources],
-        train_glob=job.train_glob,
-        validation_glob=job.validation_glob,
+        train_globs=job.train_globs,
+        validation_globs=job.validation_globs,
         skip_unreadable=job.skip_unreadable,
     )
 

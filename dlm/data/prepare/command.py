@@ -140,13 +140,19 @@ def _parser() -> argparse.ArgumentParser:
     held_out.add_argument(
         "--validation-source",
         dest="validation_sources",
+        action="extend",
         nargs="+",
         default=[],
         metavar="PATH",
         help="files to hold out",
     )
-    text.add_argument("--train", dest="train_glob", metavar="GLOB", help="the files to train on, such as 'web*'")
-    held_out.add_argument("--validation", dest="validation_glob", metavar="GLOB", help="the files to hold out")
+    many: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
+    text.add_argument(
+        "--train", dest="train_globs", help="the files to train on, such as 'web*'; may be repeated", **many
+    )
+    held_out.add_argument(
+        "--validation", dest="validation_globs", help="the files to hold out; may be repeated", **many
+    )
     text.add_argument(
         "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N rows without text, and list them"
     )
@@ -196,7 +202,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Path, Manifest]:
 def _job(options: argparse.Namespace) -> TextJob:
     if not 0 < options.validation_share < 1:
         raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
-    if options.train_glob is not None and options.validation_sources:
+    if options.train_globs and options.validation_sources:
         raise UserError("--train and --validation-source both divide the files: give --validation with --train")
     if options.skip_bad < 0:
         raise UserError(f"--skip-bad is {options.skip_bad}: it must be 0 or above")
@@ -204,7 +210,7 @@ def _job(options: argparse.Namespace) -> TextJob:
     if not re.fullmatch(SWEEP_NAME, name):
         raise UserError(f"--name is {name!r}: {SWEEP_NAME_WORDS}")
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TextJob)}
-    sources = {key: tuple(given[key]) for key in ("sources", "validation_sources")}
+    sources = {key: tuple(given[key]) for key in ("sources", "validation_sources", "train_globs", "validation_globs")}
     tokens = None if options.tokens is None else parse_tokens(options.tokens)
     return TextJob(**{**given, **sources, "name": name, "tokens": tokens})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 READ_BYTES, BUFFER_BYTES = 128 * 1024, 1024 * 1024
 MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the widest that zstd can write
@@ -20,7 +20,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     if name.endswith((".gz", ".zst")) and not path.stat().st_size:
         raise EOFError("it is empty")
     if name.endswith(".gz"):  # Arrow refuses the zeros with which some tools fill up the last block of a gzip file
-        return io.BufferedReader(gzip.open(path), BUFFER_BYTES)
+        return cast(IO[bytes], gzip.open(path))  # without a larger buffer, which would lose what lies before damage
     if name.endswith(".zst"):
         return io.BufferedReader(_ZstdFrames(path), BUFFER_BYTES)
     return open(path, "rb")

@@ -51,8 +51,8 @@ class TextJob:
     eos_id: int | None
     bos_id: int | None
     add_bos: bool  # write the bos token in front of every document
-    train_glob: str | None = None  # which files are for training; None: their names or the validation files say it
-    validation_glob: str | None = None  # which files are held out
+    train_globs: tuple[str, ...] = ()  # which files are for training; none: their names or the validation files say it
+    validation_globs: tuple[str, ...] = ()  # which files are held out
     skip_bad: int = 0  # up to so many rows without text are left out
     skip_unreadable: bool = False  # leave out files that cannot be read
     config: str | None = None  # the config of a data set of the hub; None: its only one, or its default

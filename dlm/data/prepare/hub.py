@@ -40,7 +40,7 @@ from dlm.data.prepare.encode import (
 from dlm.data.prepare.hub_errors import naming_refusals, one_line
 from dlm.data.prepare.kinds import suffix_of
 from dlm.data.prepare.progress import LINE_SEC
-from dlm.data.prepare.sources import Found
+from dlm.data.prepare.sources import Found, PassedOver
 from dlm.data.prepare.splits import BY_HASH, TRAIN, VALIDATION, VALIDATION_NAMES, Splits
 from dlm.data.prepare.tokenizer import Tokenizer
 from dlm.data.prepare.units import make_units
@@ -60,6 +60,7 @@ class HubData:
     train: tuple[str, ...]  # paths of the files in the repository, in the order of the hub
     validation: tuple[str, ...]  # empty if the data set has no such split
     left_out: tuple[str, ...]  # the names of the splits that are not read
+    unused: tuple[str, ...]  # paths of the files of data that belong to no split
 
     @property
     def source(self) -> str:
@@ -112,9 +113,9 @@ def check_sources(job: TextJob) -> bool:
         return False
     if len(job.sources) > 1 or job.validation_sources:
         raise UserError(f"{given[0]} must be the only source: prepare other sources apart, and mix the data sets")
-    for option, glob in (("--train", job.train_glob), ("--validation", job.validation_glob)):
-        if glob is not None:
-            raise UserError(f"{option} is {glob!r}: the hub names the splits of {given[0]}; leave the option out")
+    for option, globs in (("--train", job.train_globs), ("--validation", job.validation_globs)):
+        if globs:
+            raise UserError(f"{option} is {globs[0]!r}: the hub names the splits of {given[0]}; leave the option out")
     return True
 
 
@@ -151,6 +152,8 @@ def find_hub_data(job: TextJob) -> HubData:
     if "train" not in splits:
         raise UserError(f"{source} has no split train: it has {', '.join(splits) or 'no files of data'}")
     held = next((name for name in VALIDATION_NAMES if name in splits), None)
+    present = {file.rfilename for file in info.siblings or () if suffix_of(Path(file.rfilename)) is not None}
+    unused = sorted(present.difference(*splits.values()))
     found = HubData(
         repo=repo,
         revision=revision,
@@ -158,6 +161,7 @@ def find_hub_data(job: TextJob) -> HubData:
         train=tuple(splits["train"]),
         validation=tuple(splits[held]) if held else (),
         left_out=tuple(name for name in splits if name not in ("train", held)),
+        unused=tuple(unused),
     )
     unread = next((path for path in (*found.train, *found.validation) if suffix_of(Path(path)) is None), None)
     if unread is not None:
@@ -230,7 +234,9 @@ def fetch(found: HubData, job: TextJob, tokenizer: Tokenizer, building: Path) ->
         num_whole = len(files) - (taken[-1].num_documents is not None)
         units = make_units(files[:num_whole])
         units += [_unit_of(path, split, taken[-1].num_documents) for split, path in files[num_whole:]]
-    return Splits(files=files, rule="that of the hub" if held_out else BY_HASH, found=Found()), units
+    passed_over = [PassedOver(path=f"{found.source}/{path}", reason="in no split of the hub") for path in found.unused]
+    rule = "that of the hub" if held_out else BY_HASH
+    return Splits(files=files, rule=rule, found=Found(passed_over=passed_over)), units
 
 
 def _unit_of(path: Path, split: str | None = None, num_documents: int | None = None) -> Unit:

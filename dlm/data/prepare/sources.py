@@ -35,7 +35,7 @@ DESCRIPTIONS_IN_TEXT = (
 HIDDEN = "hidden"
 DESCRIBES = "no documents, by their names"
 OTHER_KIND = "of a kind that dlm does not read"
-SAME_FILE = "read already under another name"
+SAME_FILE = "reached already by another path"
 COPY = "copies of other files"
 CACHE = "cache files, which state.json does not list"
 NO_FILE = "no regular files"
@@ -246,7 +246,9 @@ def _saved_files(found: Found, states: Sequence[Path]) -> set[Path]:
     for state in states:
         content = read_json(state)
         items = content.get("_data_files") if isinstance(content, dict) else None
-        if not isinstance(items, list) or not all(isinstance(item, dict) and "filename" in item for item in items):
+        if not isinstance(items, list) or not all(
+            isinstance(item, dict) and isinstance(item.get("filename"), str) for item in items
+        ):
             continue
         if content.get("_indices_data_files"):
             raise UserError(
@@ -255,7 +257,7 @@ def _saved_files(found: Found, states: Sequence[Path]) -> set[Path]:
             )
         for path in (state.parent / item["filename"] for item in items):
             listed.add(path)
-            if not path.exists():
+            if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
                 found.problem(path, f"is missing, though {state} lists it")
     return listed
 

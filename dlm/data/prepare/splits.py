@@ -22,6 +22,7 @@ WORDS = {TRAIN: TRAIN, "training": TRAIN, TEST: TEST, "testing": TEST} | {name: 
 PLAIN = VALIDATION_NAMES[:3]  # these names say it even where no file is named train
 
 BY_HASH = "no names say it, so the hash of each document decides"
+ONLY_HELD = "validation is named and nothing to train on, so the hash of each document decides"
 ONLY_TRAIN = "train is named and no validation, so the hash of each document decides"
 BY_SOURCE = "--validation-source names what is held out"
 BY_GLOB = "--train and --validation name the files"
@@ -52,8 +53,8 @@ def find_splits(
     sources: Sequence[Path],
     validation: Sequence[Path] = (),
     *,
-    train_glob: str | None = None,
-    validation_glob: str | None = None,
+    train_globs: Sequence[str] = (),
+    validation_globs: Sequence[str] = (),
     skip_unreadable: bool = False,
 ) -> Splits:
     """Find the files of the sources and assign each to a split.
@@ -61,8 +62,8 @@ def find_splits(
     Args:
         sources: Files and folders of text.
         validation: Files and folders whose documents are held out.
-        train_glob: A pattern of the paths of the training files. A pattern without a slash is one of names of files.
-        validation_glob: The same for the files that are held out.
+        train_globs: Patterns of the paths of the training files. A pattern without a slash is one of names of files.
+        validation_globs: The same for the files that are held out.
         skip_unreadable: Pass over what looks like data and cannot be read.
 
     Raises:
@@ -71,9 +72,9 @@ def find_splits(
     found = find([*validation, *sources], skip_unreadable=skip_unreadable)
     if validation:
         choices, rule = _by_source(found.files, set(validation)), BY_SOURCE
-    elif train_glob is not None or validation_glob is not None:
-        choices = _by_glob(found.files, train_glob, validation_glob)
-        rule = BY_TRAIN_GLOB if validation_glob is None else BY_GLOB
+    elif train_globs or validation_globs:
+        choices = _by_glob(found.files, train_globs, validation_globs)
+        rule = BY_GLOB if validation_globs else BY_TRAIN_GLOB
     else:
         choices, rule = _by_name(found.files)
     chosen = dict(zip([file.path for file in found.files], choices, strict=True))
@@ -96,19 +97,19 @@ def _by_source(files: Sequence[SourceFile], validation: set[Path]) -> list[_Choi
     ]
 
 
-def _by_glob(files: Sequence[SourceFile], train: str | None, validation: str | None) -> list[_Choice]:
-    for option, pattern in (("--train", train), ("--validation", validation)):
-        if pattern is not None and not any(_matches(file, pattern) for file in files):
+def _by_glob(files: Sequence[SourceFile], train: Sequence[str], validation: Sequence[str]) -> list[_Choice]:
+    for option, pattern in (*(("--train", p) for p in train), *(("--validation", p) for p in validation)):
+        if not any(_matches(file, pattern) for file in files):
             raise UserError(f"{option} {pattern} names none of the {len(files)} files, such as {_path(files[0])}")
     choices = []
     for file in files:
-        in_train, held_out = (pattern is not None and _matches(file, pattern) for pattern in (train, validation))
+        in_train, held_out = (any(_matches(file, pattern) for pattern in given) for given in (train, validation))
         if in_train and held_out:
-            raise UserError(f"{file.path} is named by --train {train} and by --validation {validation}: name it once")
+            raise UserError(f"{file.path} is named by --train and by --validation: name it once")
         if held_out:
             choices.append(_Choice(VALIDATION))
-        elif in_train or train is None:
-            choices.append(_Choice(None if validation is None else TRAIN))
+        elif in_train or not train:
+            choices.append(_Choice(TRAIN if validation else None))
         else:
             choices.append(_Choice(None, UNNAMED))
     return choices
@@ -134,10 +135,9 @@ def _by_name(files: Sequence[SourceFile]) -> tuple[list[_Choice], str]:
         rule = f"files and folders named {TRAIN} and {held}" if TRAIN in labels else f"those named {held} are held out"
         kept = {TRAIN: TRAIN, None: TRAIN, held: VALIDATION}
         return [_Choice(kept[label]) if label in kept else _Choice(None, _of_split(label)) for label in labels], rule
+    rule = ONLY_TRAIN if TRAIN in labels else BY_HASH if held is None else ONLY_HELD
     is_left_out = [label == TEST and any(label != TEST for label in labels) for label in labels]
-    return [
-        _Choice(None, _of_split(TEST) if out else "") for out in is_left_out
-    ], ONLY_TRAIN if TRAIN in labels else BY_HASH
+    return [_Choice(None, _of_split(TEST) if out else "") for out in is_left_out], rule
 
 
 def _of_split(label: str | None) -> str:

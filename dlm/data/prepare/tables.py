@@ -8,6 +8,7 @@ from typing import Any
 
 from dlm.data.prepare.bad import Bad, Report, naming_damage, text_of, unreadable
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 ARROW_FILE = b"ARROW1"  # an Arrow file begins with these bytes, an Arrow stream does not
 
 
@@ -33,8 +34,11 @@ def read_arrow(path: Path, text_key: str, report: Report) -> Iterator[str]:
         _check_column(path, reader.schema.names, text_key)
         batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
         yield from _texts(path, _valid(batches), text_key, report)
-        if not is_file and source.read().strip(b"\0"):
-            raise unreadable(path, "goes on behind the end of its stream, so it is damaged", "copy it again")
+        if not is_file:
+            end = source.tell()
+            source.seek(max(end - len(END_OF_STREAM), 0))
+            if source.read(len(END_OF_STREAM)) != END_OF_STREAM or source.read().strip(b"\0"):
+                raise unreadable(path, "has no mark at the end of its stream, so it is damaged", "copy it again")
 
 
 def _valid(batches: Iterator[Any]) -> Iterator[Any]:
