@@ -94,7 +94,7 @@ def write(files, folder):
 
 
 def test_a_data_set_of_the_hub_gives_the_tokens_of_its_files(hub, run, bpe, tmp_path):
-    files = corpus()
+    files = corpus() | {"extra.jsonl": lines(["in no split"])}
     sha = hub.commit("owner/whole", files)
     options = ("--tokenizer", bpe, "--name", "mine", "--out")
     assert run("hf://owner/whole", *options, tmp_path / "out") == (0, "")
@@ -104,6 +104,8 @@ def test_a_data_set_of_the_hub_gives_the_tokens_of_its_files(hub, run, bpe, tmp_
     out, same = read_manifest(tmp_path / "out"), read_manifest(tmp_path / "local out")
     assert out.hash == same.hash and out.notes["skipped"]["in validation"] == 3
     assert (out.notes["hub"]["revision"], out.notes["hub"]["left_out"]) == (sha, ["test"])
+    unused = out.notes["passed_over"]["in no split of the hub"]
+    assert unused["names"] == ["hf://owner/whole/extra.jsonl"]
     assert {path.name for path in tmp_path.iterdir()} == {"out", "local", "local out"}
 
 
