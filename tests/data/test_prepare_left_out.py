@@ -206,6 +206,16 @@ def test_more_bad_rows_than_allowed_are_refused_across_files(source, tmp_path, c
     assert "must be 0 or above" in refusal(capsys, source, *options, "--skip-bad", "-1")
 
 
+def test_rows_that_an_earlier_command_left_out_still_count(source, tmp_path, capsys, prepared):
+    (source / "a.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS) + b'{"text": null}\n'))
+    (source / "b.txt").write_bytes(b"caf\xe9")
+    options = ("--out", tmp_path / "out", "--tokenizer", "bytes", "--workers", "1")
+    assert "b.txt is not UTF-8" in refusal(capsys, source, *options, "--skip-bad", "1")
+    (source / "b.txt").write_text("text")
+    assert "--skip-bad allows 0" in refusal(capsys, source, *options)
+    assert len(prepared("--skip-bad", "1")[0]) == 201
+
+
 def test_units_whose_files_did_not_change_are_not_encoded_again(source, tmp_path, capsys):
     for number in range(4):
         content = lines(make_texts(50, seed=number)) + (b'{"text": null}\n' if number == 2 else b"")
