@@ -274,7 +274,7 @@ def test_rows_that_are_left_out_of_the_last_file_are_in_the_manifest(hub, run, t
     manifest = read_manifest(tmp_path / "out")
     assert asked <= manifest.tokens("train") < asked + 15
     assert manifest.notes["rows_without_text"] == [where]
-    assert manifest.notes["skipped"]["rows without text"] == 1
+    assert manifest.notes["skipped"]["without text"] == 1
     assert manifest.notes["read"][".jsonl"]["files"] == 2
 
 

@@ -13,6 +13,7 @@ import zstandard
 from support.text_sources import TEXTS, as_saved, lines, make_texts, prepare, refusal, tokens_in
 
 from dlm.core.files import read_json, read_jsonl, write_json
+from dlm.data.prepare.documents import Unit, read_unit
 
 
 def documents_in(out):
@@ -59,8 +60,6 @@ def test_links_are_followed_once_and_json_is_read_in_every_form(source, tmp_path
 @pytest.mark.parametrize("chars", [1, 7, 100, 10**6])
 def test_an_array_is_read_in_pieces_of_any_size(content, chars, source, prepared, monkeypatch):
     monkeypatch.setattr("dlm.data.prepare.rows.ARRAY_CHARS", chars)
-    from dlm.data.prepare.documents import Unit, read_unit
-
     rows = [{"text": text, "n": [n, {"m": "]"}]} for n, text in enumerate(TEXTS[:9])]
     (source / "a.json").write_text(content + json.dumps(rows) + content.strip("\ufeff"))
     unit = Unit(split=None, kind=".json", paths=(str(source / "a.json"),), size=1)
@@ -176,7 +175,7 @@ def test_a_bad_row_is_named_and_can_be_left_out(row, source, tmp_path, capsys, p
     said = refusal(capsys, source, *options)
     assert "a.jsonl:4" in said and words in said and "--skip-bad" in said and len(said) < 400
     documents, notes = prepared("--skip-bad", "1")  # the work so far is continued
-    assert documents == sorted(TEXTS) and notes["skipped"]["rows without text"] == 1
+    assert documents == sorted(TEXTS) and notes["skipped"]["without text"] == 1
     assert len(notes["rows_without_text"]) == 1 and words in notes["rows_without_text"][0]
 
 

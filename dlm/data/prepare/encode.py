@@ -34,7 +34,7 @@ KEYS = 2**64  # the number of possible keys of a document
 
 
 # The reasons why a document is left out.
-EMPTY, NUL, IN_VALIDATION, NO_TEXT = SKIPPED = ("empty", "with NUL", "in validation", "rows without text")
+EMPTY, NUL, IN_VALIDATION, NO_TEXT = SKIPPED = ("empty", "with NUL", "in validation", "without text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,6 @@ class Encoder:
         The others are counted in ``skipped``. Rows without text and unreadable files are added to ``bad``, as far as
         the job permits them.
         """
-
         for text in read_unit(unit, self.job.text_key, noting(bad, self.job, self.building)):
             reason = why_skipped(text, self.tokenizer)
             if reason is None:

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
+from dlm.core.text import counted
 from dlm.data.manifest import MANIFEST
 from dlm.data.prepare.kinds import FORMATS, belied, looks_like_data, suffix_of
 
 STATE = "state.json"  # a file in every folder that datasets.save_to_disk writes
 
-# Files that describe data. The first names hold no documents whatever their suffix is, the others only as text or JSON.
+# Names of files that describe data. Those in DESCRIPTIONS_IN_TEXT do so only as text, as JSON or with a suffix that dlm
+# does not read: README.txt holds no documents, README.jsonl does.
 DESCRIPTIONS = ("*sums", "*sums.txt", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.crc", "_success")
 DESCRIPTIONS_IN_TEXT = (
     "readme*", "license*", "licence*", "copying*", "notice*", "citation*", "checksum*", STATE, "dataset_info*",
@@ -133,8 +135,10 @@ def _refuse(problems: Sequence[PassedOver]) -> None:
 
 
 def _why_none(found: Found) -> str:
-    reasons = {item.reason for item in found.passed_over}
-    passed = f"{len(found.passed_over)} files are {' or '.join(sorted(reasons))}" if reasons else "it is empty"
+    reasons = sorted({item.reason for item in found.passed_over})
+    passed = (
+        f"passed over {counted(len(found.passed_over), 'file')} ({', '.join(reasons)})" if reasons else "it is empty"
+    )
     return f"{passed}; dlm reads {', '.join(FORMATS)}"
 
 
