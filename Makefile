@@ -5,12 +5,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The resolver of `make lock`, apart from the packages that it pins.
+LOCKER := $(VENV)/uv-0.13.9
 
 # Without BUDGET and SWEEP the sweep is the demo. BUDGET alone selects isoflop and is its top budget.
 SWEEP ?= $(if $(BUDGET),isoflop,demo)
 LAUNCHER ?= auto
 YES ?=
 ALLOW_DIRTY ?=
+UPGRADE ?=
 DEFINITION = $(if $(wildcard sweeps/$(SWEEP).yaml),sweeps/$(SWEEP).yaml,$(SWEEP))
 TOP = $(if $(BUDGET),--top-budget '$(BUDGET)')
 # The later stages work on the folder in workdir/ once the sweep has been planned there.
@@ -85,6 +88,18 @@ check: $(READY) ## check format, lint, types and the walls between the rooms
 format: $(READY) ## format, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# These two need no $(READY), which cannot be made while constraints.txt and pyproject.toml contradict each other.
+.PHONY: lock audit
+lock: $(LOCKER)/bin/uv ## pin all packages in constraints.txt and requirements.lock: UPGRADE=NAME or UPGRADE=all updates
+	@$(PYTHON) tools/lock.py --uv $< $(if $(UPGRADE),--upgrade "$$UPGRADE")
+
+$(LOCKER)/bin/uv:
+	@$(PYTHON) -m venv $(LOCKER)
+	@$(LOCKER)/bin/python -m pip install --quiet --disable-pip-version-check $(subst uv-,uv==,$(notdir $(LOCKER)))
+
+audit: ## ask a public list whether packages of constraints.txt have known vulnerabilities
+	@$(PYTHON) tools/audit.py
 
 clean: ## remove the virtual environment and the caches; workdir/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
