@@ -27,7 +27,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from dlm.core import paths
+from dlm.core import classes, paths
 from dlm.core.checks import check_keys, dotted_keys
 from dlm.core.configs import choices
 from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
@@ -187,6 +187,10 @@ def main() -> int:
 
 def _main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and exit_code_of prints them
+    try:
+        sys.argv[1:] = classes.take_flags(sys.argv[1:])
+    except UserError as error:
+        return exit_code_of(error)
     register()
     codes: list[int] = []
 
@@ -194,6 +198,7 @@ def _main() -> int:
         try:
             config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
             check_cell(config)
+            classes.check_classes(config)
             from dlm.train.run import run
 
             codes.append(run(fill(config)))

@@ -22,6 +22,7 @@ from dlm.cli.memory import PAGE, said_before
 from dlm.cli.options import StartOptions
 from dlm.cli.start import Started, look, start
 from dlm.cli.targets import Sweep, existing, warn
+from dlm.core import classes
 from dlm.core.errors import UserError
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
@@ -191,7 +192,7 @@ def _next(following: Following, folder: Path, slurm: Slurm, now: Mapping[str, Ce
     code = snapshot_code(folder, origin=origin)
     live = (cell.record.job_id for cell in now.values() if cell.is_live and cell.record.job_id is not None)
     arrays = sorted({job_id.split("_")[0] for job_id in live})
-    environment = {"DLM_CODE": code.name, **(origin.environment() if origin else {})}
+    environment = {"DLM_CODE": code.name, **classes.environment(), **(origin.environment() if origin else {})}
     return submit_follower(following, folder, slurm, code=code, environment=environment, arrays=arrays)
 
 

@@ -39,6 +39,13 @@ class DefinitionOptions:
     top_budget: Annotated[
         str | None, typer.Option(help="The highest budget in FLOPs; the definition says which lower ones go with it.")
     ] = None
+    allow_target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PKG",
+            help="Let configs name callbacks and loggers of this package, or this class: its code runs. Repeatable.",
+        ),
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE sets a key of the definition, or a config key of all cells. Repeatable."),

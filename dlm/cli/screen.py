@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from dlm.cli.targets import Sweep
     from dlm.plan.cells import Cell, Plan
+    from dlm.plan.definition import SweepSpec
     from dlm.submit.cell_now import CellNow
     from dlm.submit.cluster import Event
 
@@ -59,6 +61,8 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     """
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
+    for line in _settings_lines(plan.spec):
+        out.print(line, markup=False)
     rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
     show_table(rows)
     if missing:
@@ -88,6 +92,17 @@ def _fitting(
         missing.append(left.pop(0))
         rows = [{head: value for head, value in row.items() if head not in missing} for row in rows]
     return rows, missing
+
+
+def _settings_lines(spec: SweepSpec) -> list[str]:
+    """Return what a definition sets and varies, and the keys of its rules for the launcher, in one line each."""
+    parts = [("groups", spec.groups), ("sets", spec.set), ("varies", spec.vary)]
+    parts += [("launcher", rule.set) for rule in spec.launcher]
+    return [
+        f"{head}: {', '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}"
+        for head, values in parts
+        if values
+    ]
 
 
 def _plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import LocalProgress, show_plan
-from dlm.cli.targets import Sweep, data_nodes, planned, read_or_prepare, warn
+from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths, text
 from dlm.core.configs import load_base
 from dlm.core.errors import ExitCode, UserError, unknown
@@ -69,6 +69,7 @@ def start(
     overrides, settings = _split(options.overrides, is_here)
     sweep = _planned_with_data(options)
     sweep = Sweep(sweep.folder, with_earlier_cells(sweep.folder, sweep.plan))
+    check_classes(sweep.plan, options, overrides)
     now = look(sweep)
     # Other cells come before the proof run.
     is_first = bool(waits_for(sweep, now, retry_failed=options.retry_failed, unattended=unattended))

@@ -148,6 +148,27 @@ def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
     return spec
 
 
+def check_classes(plan: Plan, options: DefinitionOptions, overrides: Sequence[str] = ()) -> None:
+    """Raise UserError if the cells would make a callback or a logger that is not allowed; no job is needed to see it.
+
+    Args:
+        plan: The plan of the sweep.
+        options: The options of the command, which may allow further classes.
+        overrides: The overrides of all jobs.
+    """
+    from dlm.core import classes
+    from dlm.core.configs import choices, load_choice
+    from dlm.plan.grid import OTHER_GROUPS
+
+    classes.allow(options.allow_target or ())
+    classes.check_words(overrides)
+    given = {group: choice for group, _, choice in (word.lstrip("+").partition("=") for word in overrides)}
+    for group in ("callbacks", "logger"):
+        chosen = {given.get(group) or cell.groups.get(group, OTHER_GROUPS[group]) for cell in plan.cells}
+        for choice in sorted(chosen & set(choices(group))):
+            classes.check_classes(load_choice(group, choice), where=group, source=f"configs/{group}/{choice}.yaml")
+
+
 def data_nodes(plan: Plan) -> list[dict[str, Any]]:
     """Return the resolved config nodes of the data that the cells read, without duplicates."""
     from dlm.plan.grid import data_node

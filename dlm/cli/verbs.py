@@ -72,6 +72,7 @@ def plan(given: options.PlanOptions) -> None:
     from dlm.plan.store import write_plan
 
     sweep = targets.planned(given)
+    targets.check_classes(sweep.plan, given)
     priced = with_estimates(sweep.plan)
     targets.warn_unprepared(priced)
     if not given.dry_run and (targets.changes_definition(given) or not targets.is_sweep_dir(given.target)):

@@ -130,6 +130,7 @@ UNREAD = {
 }
 
 # The arguments of the callbacks and the logger that dlm ships, by ``_target_``. Other classes check theirs themselves.
+# Of the classes of dlm, configs may name those that are listed here, and no others (dlm.core.classes).
 ARGUMENTS = {
     "dlm.train.callbacks.monitors.SpeedMonitor": ("peak_flops_per_device",),
     "dlm.train.callbacks.monitors.GradientMonitor": (),

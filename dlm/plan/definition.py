@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dlm.core.configs import load_base, load_mapping, parse_setting
+from dlm.core.data_only import check_data, check_settings
 from dlm.core.errors import UserError, hint, shown, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
@@ -322,6 +323,9 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
     """
     for key in content:
         _check_not_dotted(key, source)
+    check_data({key: value for key, value in content.items() if key != "description"}, source)
+    for where in ("set", "vary", "groups"):
+        check_settings(content.get(where), source)
     spec = validated(SweepSpec, content, source)
     for budget in spec.budgets:
         check_budget(budget, f"{source}: a value of budgets")

@@ -17,6 +17,7 @@ from typing import Any
 from dlm.core import paths, text
 from dlm.core.checks import check_keys, check_values
 from dlm.core.configs import choices, load_base, load_choice, merge, nest
+from dlm.core.data_only import check_rule
 from dlm.core.errors import UserError, unknown
 from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.core.paths import configs_dir
@@ -115,6 +116,8 @@ def _check_definition(spec: SweepSpec, groups: Mapping[str, str]) -> None:
     for group in groups:
         if group not in DEFAULT_GROUPS | OTHER_GROUPS:
             raise unknown("group in groups", group, DEFAULT_GROUPS | OTHER_GROUPS)
+    for rule in spec.launcher:
+        check_rule(rule.set, "")
     varied = [(group, choice) for group in DEFAULT_GROUPS for choice in spec.vary.get(group, ())]
     for group, choice in (*groups.items(), *varied):
         if choice not in choices(group):

@@ -14,6 +14,7 @@ from typing import Any
 
 from dlm.core import text
 from dlm.core.configs import choices
+from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import read_json, write_json
 from dlm.core.shape import ModelShape, load_shape
@@ -135,7 +136,7 @@ def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
     """Read the frozen forecasts of a sweep, one for each objective. There are none before the other cells are done.
 
     Raises:
-        UserError: proof.json is damaged.
+        UserError: proof.json is damaged, or a cell in it sets what no definition can set.
     """
     path = sweep_dir / PROOF_FILE
     if not path.is_file():
@@ -143,7 +144,9 @@ def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
     try:
         found = list(read_json(path)["forecasts"])
         for one in found:
-            _ = one["label"], one["sha256"], one["proof"]["cells"]
+            _ = one["label"], one["sha256"]
+            for cell in one["proof"]["cells"]:
+                check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no file of forecasts ({error}): restore it from a copy") from error
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dlm.core.configs import nest
+from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
@@ -136,6 +137,8 @@ def read_plan(sweep_dir: Path) -> Plan:
     content = read_json(path)
     estimates = read_estimates(sweep_dir)
     try:
+        for cell in content["cells"]:
+            check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
         cells = [Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"]]
         spec = parse_sweep(content["spec"], str(path))
         plan = Plan(**{**content, "spec": spec, "cells": tuple(cells), "dropped": tuple(content["dropped"])})

@@ -13,22 +13,41 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf.errors import OmegaConfBaseException
 
+from dlm.core.classes import PLUGINS, check_classes
 from dlm.core.configs import load_mapping, yaml_problem
+from dlm.core.data_only import check_cell_file
 from dlm.core.errors import UserError
+
+CELLS = "cell"  # the folder of the planned cells, in the folder of a sweep
 
 
 class FileConfigSource(HydrasFileConfigSource):
     """Hydra's source of config files: configs/, --config-dir and file:// folders of hydra.searchpath."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read a file. Raises UserError, which names the file and the lines, if dlm's reader refuses it."""
+        """Read a file.
+
+        Raises UserError, which names the file, if dlm's reader refuses it, if it names a class that is not allowed, or
+        if it is a file of a sweep's folder that does more than describe a planned cell.
+        """
         path = Path(self.path) / self._normalize_file_name(config_path)
         if path.is_file():
-            _check_defaults(path, load_mapping(path, may_be_empty=True).get("defaults"))
+            content = load_mapping(path, may_be_empty=True)
+            _check_defaults(path, content.get("defaults"))
+            check_classes(content, source=str(path), also=[PLUGINS])
+            if (Path(self.path) / CELLS).is_dir():
+                _check_of_sweep(path, content)
         try:
             return super().load_config(config_path)
         except yaml.YAMLError as error:  # a tag or a merge that OmegaConf reads in another way
             raise UserError(f"{path}{yaml_problem(error)}") from error
+
+
+def _check_of_sweep(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError for a file of a sweep's folder, which jobs search for cells only, that is no planned cell."""
+    if path.parent.name != CELLS:
+        raise UserError(f"{path} lies in the folder of a sweep, which holds plans and no configs: move it to configs/")
+    check_cell_file(content, str(path))
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:

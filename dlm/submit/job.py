@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.core.checks import whole
+from dlm.core.data_only import check_rule
 from dlm.core.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -176,11 +177,13 @@ def with_changes(settings: SlurmSettings, changes: Mapping[str, Any]) -> SlurmSe
     """Return the settings for some cells of a sweep.
 
     Raises:
-        UserError: A key is unknown or holds for all cells of a sweep, or a value is not allowed.
+        UserError: A key is unknown, holds for all cells of a sweep or is not what a job requests, or a value is not
+            allowed.
     """
     for key in changes:
         if key in _OF_ALL_CELLS:
             raise UserError(f"launcher.set.{key}: this key holds for the whole sweep; set hydra.launcher.{key}")
+    check_rule([key for key in changes if key in SETTING_NAMES], "")
     return slurm_settings({**{key: getattr(settings, key) for key in SETTING_NAMES}, **changes})
 
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dlm.core import classes
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
 from dlm.submit.cell_now import CellNow
@@ -72,7 +73,7 @@ def submit_jobs(
             jobs=jobs,
             ledger=Ledger(sweep_dir),
             code=code,
-            environment={"DLM_CODE": code.name, **(origin.environment() if origin else {})},
+            environment={"DLM_CODE": code.name, **classes.environment(), **(origin.environment() if origin else {})},
             live=live,
             before_first=before_first,
             on_event=on_event,

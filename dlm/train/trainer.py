@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -21,6 +20,7 @@ from dlm.core.checks import SHARDED, whole
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
+from dlm.train.instantiate import made
 
 COMPUTED = {  # arguments of lightning.Trainer that dlm computes, and what to set instead
     "max_steps": "set training.budget or training.steps",
@@ -151,10 +151,10 @@ def resolved_precision(precision: str, accelerator: str) -> str:
 
 def _callbacks(config: Mapping[str, Any], *, logs: bool) -> list[L.Callback]:
     """Return the configured callbacks, without Lightning's LearningRateMonitor if the run has no logger."""
-    callbacks = [hydra.utils.instantiate(node) for node in config["callbacks"].values() if node is not None]
+    callbacks = [made(node, f"callbacks.{name}") for name, node in config["callbacks"].items() if node is not None]
     return [callback for callback in callbacks if logs or not isinstance(callback, LearningRateMonitor)]
 
 
 def _logger(config: Mapping[str, Any]) -> Any:
     """Return the configured logger; False, which disables logging in Lightning, if the config names no class."""
-    return hydra.utils.instantiate(config["logger"]) if config["logger"].get("_target_") else False
+    return made(config["logger"], "logger") if config["logger"].get("_target_") else False

@@ -190,12 +190,12 @@ def test_rules_of_the_definition_give_some_cells_other_keys_and_an_array_of_thei
         bin_dir, "sinfo", 'case "$*" in *--partition=big*) echo "big|2:00:00";; *) echo "small*|30:00";; esac'
     )
     plan = plan_of([make_cell("a", hours=1.0), make_cell("b", num_params=200, hours=1.0)])
-    big = LauncherRule(at_least=1000, set={"partition": "big", "qos": "long", "setup": ["module load x"]})
+    big = LauncherRule(at_least=1000, set={"partition": "big", "qos": "long", "constraint": "ib"})
     plan.spec = SimpleNamespace(launcher=(LauncherRule(set={"comment": "ours"}), big))
     submit(plan, sweep_dir, Slurm())
     first, second = (path.read_text() for path in sorted(slurm.glob("*.script")))
-    assert "--partition=big" in first and "--qos=long" in first and "\nmodule load x\n" in first
-    assert "--partition" not in second and "module" not in second
+    assert "--partition=big" in first and "--qos=long" in first and "--constraint=ib" in first
+    assert "--partition" not in second and "constraint" not in second
     assert "--comment='ours dlm" in first and "--comment='ours dlm" in second
     limits = [int(line.partition("=")[2]) for line in f"{first}{second}".splitlines() if "--time=" in line]
     assert limits[0] > 60 and limits[1] == 30  # of the partition of each
