@@ -5,7 +5,8 @@
 Boots munged, MariaDB, slurmdbd, slurmctld and a slurmd for every node out of one temporary folder, runs the command
 (without one, a shell) with SLURM_CONF set, and takes everything down again. Needs root and Debian's packages
 slurm-wlm, slurmdbd, munge and mariadb-server (--install fetches those that are absent). Ports and names are its own,
-so that several run side by side.
+so that several run side by side. The daemons listen on 127.0.0.1 only, and they end with the process that started them,
+even if it is killed (sandbox_owner.py).
 
 Partitions: low, which is preempted and requeued at once; grace, the same with 20 s of warning; high, which preempts;
 short, of jobs of two minutes.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import ctypes
 import os
 import secrets
 import shutil
@@ -24,11 +25,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from sandbox_owner import MARK, SandboxError, add_hosts, clear_dead, name_of, owned_folder
 
 PROGRAMS = {
     "slurmctld": "slurm-wlm",
@@ -39,13 +41,10 @@ PROGRAMS = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
 }
-HOSTS = Path("/etc/hosts")
+LOOPBACK = "127.0.0.1"
+DATABASE_USER = "mysql"  # Debian's package makes this user and a group with the same name
 NO_QUESTIONS = {"DEBIAN_FRONTEND": "noninteractive"}
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-
-
-class SandboxError(Exception):
-    """What keeps a sandbox from standing, in one line."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ class Sandbox:
         process.send_signal(how)
         process.wait(30)
 
-    def start(self, name: str) -> None:
-        """Start slurmdbd, slurmctld or the slurmd of a node (again)."""
-        command = ("slurmd", "-D", "-N", name) if name in self.nodes else (name, "-D")
-        _start(self, name, *command)
+    def start(self, name: str, *command: str) -> None:
+        """Start slurmdbd, slurmctld or the slurmd of a node (again), if need be by a command of the caller's."""
+        usual = ("slurmd", "-D", "-N", name) if name in self.nodes else (name, "-D")
+        _start(self, name, *(command or usual))
 
 
 def absent_packages() -> list[str]:
@@ -108,77 +107,129 @@ def sandbox(nodes: int = 3, *, options: str = "") -> Iterator[Sandbox]:
     reason = missing()
     if reason is not None:
         raise SandboxError(reason)
-    folder = Path(tempfile.mkdtemp(prefix="dlm-slurm-", dir="/tmp"))  # short: a socket's path has 107 characters
-    name = folder.name.removeprefix("dlm-slurm-").lower().replace("_", "x")
-    names = tuple(f"{name}-n{place}" for place in range(1, nodes + 1))
-    env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-    cluster = Sandbox(folder, names, env, {})
+    clear_dead()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM too takes the cluster down
     try:
-        _change_hosts(add=_host_line(cluster))
-        _boot(cluster, name, options)
-        yield cluster
+        with _host_on_loopback() as host, owned_folder() as folder:
+            folder.chmod(0o755)  # other users may read slurm.conf and use the socket of munged
+            name = name_of(folder)
+            names = tuple(f"{name}-n{place}" for place in range(1, nodes + 1))
+            env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+            cluster = Sandbox(folder, names, env, {})
+            try:
+                add_hosts(folder, names)
+                _boot(cluster, name, host, options)
+                yield cluster
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                _take_down(cluster)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _take_down(cluster)
         signal.signal(signal.SIGTERM, before)
 
 
-def _boot(cluster: Sandbox, name: str, options: str) -> None:
-    folder, ports = cluster.folder, _free_ports(3 + len(cluster.nodes))
-    database_port, slurmdbd_port, slurmctld_port, *node_ports = ports
-    password = secrets.token_hex(8)
-    for part in ("database", "database_temporary", "state", "spool", "log"):
-        (folder / part).mkdir(mode=0o755)
-    folder.chmod(0o755)
-    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
-    (folder / "munge.key").chmod(0o400)
-    _write(folder / "slurm.conf", _slurm_conf(folder, name, cluster.nodes, slurmdbd_port, slurmctld_port, node_ports))
-    with open(folder / "slurm.conf", "a") as stream:
-        stream.write(options + "\n")
-    for place in range(2):
-        (folder / f"gpu{place}").touch()  # SLURM counts the files
-    _write(folder / "gres.conf", f"Name=gpu File={folder}/gpu[0-1]\n")
-    _write(folder / "slurmdbd.conf", _slurmdbd_conf(folder, slurmdbd_port, database_port, password), mode=0o600)
+@contextlib.contextmanager
+def _host_on_loopback() -> Iterator[str]:
+    """Yield a host name for SLURM, whose programs listen on the address of the host's name.
 
+    Where this address is not 127.0.0.1, this process and all that it starts have the host name localhost meanwhile.
+    """
+    host = socket.gethostname()
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        address = "unknown"
+    if address == LOOPBACK:
+        yield host
+        return
+    libc, new_name = ctypes.CDLL(None, use_errno=True), 0x04000000  # CLONE_NEWUTS
+    own = os.open("/proc/thread-self/ns/uts", os.O_RDONLY)
+    try:
+        if libc.unshare(new_name):
+            raise SandboxError(
+                f"SLURM would listen on the address of this host, {host}, which is {address} and must be {LOOPBACK}: "
+                f"add {LOOPBACK} {host} to /etc/hosts, before other lines with this name"
+            )
+        socket.sethostname("localhost")
+        yield "localhost"
+    finally:
+        libc.setns(own, new_name)
+        os.close(own)
+
+
+def _boot(cluster: Sandbox, name: str, host: str, options: str) -> None:
+    folder = cluster.folder
+    slurmdbd_port, slurmctld_port = _configure(cluster, name, host, options)
     _start(cluster, "munged", "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
            f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed",
            f"--log-file={folder}/log/munged.log")  # fmt: skip
-    # MariaDB servers that begin at once use the same names in /tmp, and one of them may fail.
-    places = (f"--datadir={folder}/database", f"--tmpdir={folder}/database_temporary")
-    database = ("--no-defaults", *places, "--user=root")
-    made = subprocess.run(
-        ["mariadb-install-db", *database, "--auth-root-authentication-method=normal", "--skip-test-db"],
-        env=cluster.env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    if made.returncode:
-        raise SandboxError(f"mariadb-install-db failed: {' '.join(made.stdout.split())}")
-    _write(folder / "users.sql", f"CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';\n"
-                                 "GRANT ALL ON slurm.* TO slurm@'127.0.0.1';\n")  # fmt: skip
-    _start(cluster, "mariadbd", "mariadbd", *database, f"--port={database_port}", "--bind-address=127.0.0.1",
-           "--skip-name-resolve", "--innodb-buffer-pool-size=64M", f"--socket={folder}/database.socket",
-           f"--pid-file={folder}/mariadbd.pid", f"--init-file={folder}/users.sql")  # fmt: skip
-    _until(cluster, "mariadbd", lambda: _listens(database_port))
+    _start_database(cluster)
     _until(cluster, "munged", (folder / "munge.socket").exists)
     cluster.start("slurmdbd")
-    _until(cluster, "slurmdbd", lambda: _listens(slurmdbd_port))
+    _until(cluster, "slurmdbd", lambda: _listens((LOOPBACK, slurmdbd_port)))
     cluster("sacctmgr", "-i", "add", "cluster", name)
     cluster("sacctmgr", "-i", "add", "account", "lab")
     cluster("sacctmgr", "-i", "add", "user", "root,nobody", "account=lab")
     cluster.start("slurmctld")
-    _until(cluster, "slurmctld", lambda: _listens(slurmctld_port))
+    _until(cluster, "slurmctld", lambda: _listens((LOOPBACK, slurmctld_port)))
     for node in cluster.nodes:
         cluster.start(node)
     _until(cluster, "slurmctld", lambda: _all_idle(cluster))
 
 
+def _configure(cluster: Sandbox, name: str, host: str, options: str) -> tuple[int, int]:
+    """Write the files and make the folders of SLURM and munge. Returns the ports of slurmdbd and slurmctld."""
+    folder = cluster.folder
+    slurmdbd_port, slurmctld_port, *node_ports = _free_ports(2 + len(cluster.nodes))
+    for part, mode in (("state", 0o700), ("log", 0o700), ("spool", 0o755)):
+        (folder / part).mkdir(mode=mode)
+    for place in range(2):
+        (folder / f"gpu{place}").touch()  # SLURM counts the files
+    conf = _slurm_conf(folder, name, host, cluster.nodes, slurmdbd_port, slurmctld_port, node_ports)
+    _write(folder / "slurm.conf", f"{conf}{options}\n".encode(), mode=0o644)
+    _write(folder / "gres.conf", f"Name=gpu File={folder}/gpu[0-1]\n".encode(), mode=0o644)
+    _write(folder / "slurmdbd.conf", _slurmdbd_conf(folder, slurmdbd_port).encode())
+    _write(folder / "munge.key", secrets.token_bytes(128))
+    return slurmdbd_port, slurmctld_port
+
+
+def _start_database(cluster: Sandbox) -> None:
+    """Start MariaDB as its own user, with all its files and its socket in a folder that other users cannot enter.
+
+    Only root is a client (slurmdbd), and MariaDB asks the kernel who is at the other end of the socket: there is no
+    password. The server cannot write files for its clients, because the only folder for them belongs to root.
+    """
+    folder, no_files = cluster.folder / "database", cluster.folder / "no_files"
+    no_files.mkdir(mode=0o700)
+    for part in (folder, folder / "data", folder / "temporary"):  # in /tmp, several servers would use the same names
+        part.mkdir(mode=0o700)
+        shutil.chown(part, DATABASE_USER, DATABASE_USER)
+    options = ("--no-defaults", f"--datadir={folder}/data", f"--tmpdir={folder}/temporary")
+    made = subprocess.run(
+        ["mariadb-install-db", *options, "--auth-root-authentication-method=socket", "--skip-test-db"],
+        env=cluster.env, cwd=folder, check=False, user=DATABASE_USER, group=DATABASE_USER, extra_groups=[],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if made.returncode:
+        raise SandboxError(f"mariadb-install-db failed: {' '.join(made.stdout.split())}")
+    _start(cluster, "mariadbd", "mariadbd", *options, "--skip-networking", f"--socket={folder}/socket",
+           f"--secure-file-priv={no_files}", "--local-infile=0", "--innodb-buffer-pool-size=64M",
+           f"--pid-file={folder}/mariadbd.pid", user=DATABASE_USER)  # fmt: skip
+    _until(cluster, "mariadbd", lambda: _listens(str(folder / "socket")))
+
+
 def _slurm_conf(
-    folder: Path, name: str, nodes: tuple[str, ...], slurmdbd_port: int, slurmctld_port: int, node_ports: list[int]
+    folder: Path,
+    name: str,
+    host: str,
+    nodes: tuple[str, ...],
+    slurmdbd_port: int,
+    slurmctld_port: int,
+    node_ports: list[int],
 ) -> str:
-    host = socket.gethostname()
     # cred_expire is also how long a requeued job waits before it may start again: 120 s by default.
     lines = [
-        f"ClusterName={name}", f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={slurmctld_port}",
+        f"ClusterName={name}", f"SlurmctldHost={host}({LOOPBACK})", f"SlurmctldPort={slurmctld_port}",
+        "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",  # listen on the address of the host's name only
         "SlurmUser=root", "AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.socket,cred_expire=5",
         "CredType=cred/munge", f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/spool/%n",
         f"SlurmctldPidFile={folder}/slurmctld.pid", f"SlurmdPidFile={folder}/slurmd-%n.pid",
@@ -191,13 +242,13 @@ def _slurm_conf(
         # Lightning derives the port of a job from its id. Two sandboxes should not use the same ids, and rarely do.
         f"FirstJobId={1 + secrets.randbelow(100) * 100}",
         "SlurmctldTimeout=10", "SlurmdTimeout=10", "InactiveLimit=0", "GresTypes=gpu", "MaxArraySize=1001",
-        "AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageHost=127.0.0.1",
+        "AccountingStorageType=accounting_storage/slurmdbd", f"AccountingStorageHost={LOOPBACK}",
         f"AccountingStoragePort={slurmdbd_port}", f"AccountingStoragePass={folder}/munge.socket",
         "AccountingStorageEnforce=limits", "AccountingStoreFlags=job_comment", "AccountingStorageTRES=gres/gpu",
         "JobAcctGatherType=jobacct_gather/none",
     ]  # fmt: skip
     lines += [
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 Gres=gpu:2"
+        f"NodeName={node} NodeHostname={host} NodeAddr={LOOPBACK} Port={port} CPUs=4 RealMemory=16000 Gres=gpu:2"
         for node, port in zip(nodes, node_ports, strict=True)
     ]
     shared = f"Nodes={','.join(nodes)} State=UP MaxTime=INFINITE"
@@ -210,26 +261,31 @@ def _slurm_conf(
     return "\n".join(lines) + "\n"
 
 
-def _slurmdbd_conf(folder: Path, port: int, database_port: int, password: str) -> str:
+def _slurmdbd_conf(folder: Path, port: int) -> str:
     return "\n".join(
-        ["AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.socket", "DbdHost=localhost", "DbdAddr=127.0.0.1",
-         f"DbdPort={port}", "SlurmUser=root", f"LogFile={folder}/log/slurmdbd.log", f"PidFile={folder}/slurmdbd.pid",
-         "StorageType=accounting_storage/mysql", "StorageHost=127.0.0.1", f"StoragePort={database_port}",
-         "StorageUser=slurm", f"StoragePass={password}", "StorageLoc=slurm", ""]
+        ["AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.socket", "DbdHost=localhost", f"DbdAddr={LOOPBACK}",
+         f"DbdPort={port}", "CommunicationParameters=NoInAddrAny", "SlurmUser=root",
+         f"LogFile={folder}/log/slurmdbd.log", f"PidFile={folder}/slurmdbd.pid",
+         "StorageType=accounting_storage/mysql", "StorageHost=localhost", "StorageUser=root", "StorageLoc=slurm", ""]
     )  # fmt: skip
 
 
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    path.touch(mode=mode)
-    path.chmod(mode)
-    path.write_text(text)
+def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a new file. Nobody else can read it at any moment unless ``mode`` says so."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & 0o600), "wb") as stream:
+        os.fchmod(stream.fileno(), mode)  # whatever the umask is
+        stream.write(content)
 
 
-def _start(cluster: Sandbox, name: str, *command: str) -> None:
+def _start(cluster: Sandbox, name: str, *command: str, user: str | None = None) -> None:
+    """Start a daemon, which the kernel kills when this process ends. The database client reads MYSQL_UNIX_PORT."""
+    env = {**cluster.env, MARK: str(cluster.folder), "MYSQL_UNIX_PORT": f"{cluster.folder}/database/socket"}
+    groups = None if user is None else ()
     with open(cluster.folder / "log" / f"{name}.out", "ab") as stream:
         cluster.processes[name] = subprocess.Popen(
-            command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-        )
+            ["setpriv", "--pdeathsig", "KILL", *command], env=env, cwd=cluster.folder, stdin=subprocess.DEVNULL,
+            stdout=stream, stderr=stream, start_new_session=True, user=user, group=user, extra_groups=groups,
+        )  # fmt: skip
 
 
 def _until(cluster: Sandbox, name: str, condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -247,35 +303,22 @@ def _all_idle(cluster: Sandbox) -> bool:
     return cluster("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * len(cluster.nodes)
 
 
-def _host_line(cluster: Sandbox) -> str:
-    return f"\n127.0.0.1 {' '.join(cluster.nodes)} # {cluster.folder}"
-
-
-def _change_hosts(*, add: str = "", remove: str = "") -> None:
-    """Add a line to /etc/hosts or remove one. A lock keeps sandboxes that begin or end at once from losing lines."""
-    with open(HOSTS, "r+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        kept = stream.read().replace(remove, "") if remove else stream.read()
-        stream.seek(0)  # the file is never empty, because other processes look names up in it
-        stream.write(kept + add)
-        stream.truncate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _listens(address: tuple[str, int] | str) -> bool:
+    """Whether a daemon accepts connections at a port, or at the path of a socket."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
+        return probe.connect_ex(address) == 0
 
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((LOOPBACK, 0))
         return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _take_down(cluster: Sandbox) -> None:
-    """End the jobs, then the daemons, each by its pid; remove the folder and the names."""
+    """End the jobs, then the daemons, each by its pid. What is left then goes with the folder."""
     if "slurmctld" in cluster.processes:
         cluster("scancel", "--full", "--signal=KILL", "--user=root", check=False)
         cluster("scancel", "--user=root", check=False)
@@ -289,8 +332,6 @@ def _take_down(cluster: Sandbox) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    _change_hosts(remove=_host_line(cluster))
-    shutil.rmtree(cluster.folder)
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import pytest
 from support.slurm_sweep import wait_for
@@ -89,8 +88,7 @@ def test_a_node_that_does_not_see_the_work_directory(doctor, cluster, workdir):
     node = cluster.nodes[0]
     cluster.stop(node)
     hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec slurmd -D -N "$1"', str(workdir)]
-    cluster.processes[node] = subprocess.Popen([*hidden, node], env=cluster.env, start_new_session=True,
-                                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    cluster.start(node, *hidden, node)
     try:
         wait_for(lambda: "idle" in cluster("sinfo", "-h", "-n", node, "-o", "%T"))
         ended, said = doctor("--gpus", "0", nodelist=node)
