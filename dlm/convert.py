@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dlm.core import terminal
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import check_writable, complaint, write_through
 from dlm.core.objectives import OBJECTIVES, objective_info
@@ -260,4 +261,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    terminal.guard()
     sys.exit(main())

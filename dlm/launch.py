@@ -34,6 +34,7 @@ from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
 from dlm.core.files import explain_os_error
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS, cell_id
 from dlm.core.lease import HeldError
+from dlm.core.names import printable
 from dlm.core.recipe import derive, fill
 from dlm.record.wandb import check_names
 
@@ -152,7 +153,7 @@ def exit_code_of(error: Exception, *, everywhere: bool = False) -> ExitCode:
     if line is None:
         raise error
     if is_first_process() or everywhere:
-        print(f"dlm: {line}", file=sys.stderr)
+        print(f"dlm: {printable(line)}", file=sys.stderr)
     is_held = any(isinstance(cause, HeldError) for cause in causes(error))
     if is_held and "DLM_SUBMISSION" in os.environ:  # the job has to wait for another one; its cell is fine
         return ExitCode.PREEMPTED

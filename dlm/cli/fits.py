@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def fits_of(runs: pd.DataFrame) -> dict[str, FitResult]:
     """Fit the laws of a sweep to its runs, without its proof runs. Equal runs are not fitted twice by one command."""
-    return _fitted(runs[runs["role"].isna()].to_csv(index=False))
+    from dlm.fit.csv_file import as_csv
+
+    return _fitted(as_csv(runs[runs["role"].isna()]))
 
 
 @functools.lru_cache(maxsize=1)
 def _fitted(csv: str) -> dict[str, FitResult]:
-    import pandas as pd
-
+    from dlm.fit.csv_file import read_csv
     from dlm.fit.table import fit_sweep
 
-    return fit_sweep(pd.read_csv(io.StringIO(csv), float_precision="round_trip"))
+    return fit_sweep(read_csv(io.StringIO(csv), float_precision="round_trip"))

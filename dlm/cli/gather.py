@@ -10,6 +10,7 @@ from dlm.cli.memory import FIGURES, PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
+from dlm.core.names import from_cell, printable
 from dlm.core.text import counted
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def show_collected(collected: Collected, folder: Path) -> None:
     for warning in collected.warnings:
         warn(warning)
     for row in collected.excluded.to_dict("records"):
-        print(f"left out {row['run_id']}: {row['reason']}")
+        print(printable(f"left out {row['run_id']}: {row['reason']}"))
     print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
@@ -108,8 +109,7 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None) -> None:
 
 def report_tables(folder: Path, out: Path) -> None:
     """Fit the laws to the tables of a folder that has neither a plan nor runs, and write the report to `out`."""
-    import pandas as pd
-
+    from dlm.fit.csv_file import read_csv
     from dlm.fit.table import fit_sweep, read_runs
     from dlm.report.page import write_fits, write_report
 
@@ -117,8 +117,8 @@ def report_tables(folder: Path, out: Path) -> None:
     check_writable(out / FIGURES)
     path, left_out = folder / "runs.csv", folder / "excluded.csv"
     runs = read_runs(path, proofs=True)
-    excluded = pd.read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
-    unusable = len(pd.read_csv(path)) - len(runs)
+    excluded = read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
+    unusable = len(read_csv(path)) - len(runs)
     found = [f"{path} has {counted(len(runs), 'usable run')}"]
     why = "not done, without a finite loss, or the same as another"
     found += [f"{counted(unusable, 'other row')} cannot be used ({why})"] if unusable else []
@@ -159,7 +159,8 @@ def _run_ids(path: Path) -> set[str | None]:
         return set()
     with open(path, newline="", encoding="utf-8", errors="replace") as stream:
         try:
-            return {row.get("run_id") for row in csv.DictReader(stream)}
+            ids = (row.get("run_id") for row in csv.DictReader(stream))
+            return {None if run_id is None else from_cell(run_id) for run_id in ids}
         except csv.Error:  # it is no table, so it is not dlm's
             return {None}
 

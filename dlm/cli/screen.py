@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from dlm.cli.check import FAILED, OK, WARNING, Check
 from dlm.core import text
 from dlm.core.errors import ExitCode
+from dlm.core.names import printable
+from dlm.core.terminal import console
 from dlm.plan.sharing import own_flops, sharing
 from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import TaskID
 
     from dlm.cli.targets import Sweep
@@ -43,13 +44,6 @@ CHECK_COLOURS = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
 CHECK_WIDTHS = (7, 14, None)  # of the state, the name and the rest
 
 
-def console() -> Console:
-    """Return a rich console for the standard output, with a width of 140 if that is not a terminal."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-
-
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
 
@@ -71,15 +65,15 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
         dict.fromkeys(f"{one['model']} at {text.flops(one['budget_flops'])}: {one['reason']}" for one in plan.dropped)
     )  # once for all seeds
     for line in dropped[:SHOWN_DROPPED]:
-        out.print(f"[dim]dropped {line}[/]")
+        out.print(f"dropped {printable(line)}", style="dim", markup=False)
     if len(dropped) > SHOWN_DROPPED:
         more = len(dropped) - SHOWN_DROPPED
         out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
     if plan.spec.branches:
-        out.print(_sharing_line(plan))
-    out.print(_cost_line(plan))
+        out.print(_sharing_line(plan), markup=False)
+    out.print(_cost_line(plan), markup=False)
     if proof:
-        out.print(_proof_line(proof))
+        out.print(_proof_line(proof), markup=False)
 
 
 def _fitting(
@@ -181,10 +175,10 @@ def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
     """
     out = console()
     filled = [head for head in rows[0] if head in WORDS[:2] or any(row[head] for row in rows)]
-    shown = [{head: "-" if row[head] is None else str(row[head]) for head in filled} for row in rows]
+    shown = [{head: "-" if row[head] is None else printable(row[head]) for head in filled} for row in rows]
     below: list[str] = []
     if "reason" in filled and len(rows) <= MANY_ROWS and max(map(len, plain_lines(shown))) > out.width:
-        below = [f"{row['cell']}: {row['reason']}" for row in rows if row["reason"]]
+        below = [printable(f"{row['cell']}: {row['reason']}") for row in rows if row["reason"]]
         shown = [{head: value for head, value in row.items() if head != "reason"} for row in shown]
     shown, missing = _fitting(shown, out.width, LESS_URGENT)
     show_table(shown)
@@ -221,7 +215,7 @@ def show_check(check: Check) -> None:
     row = Table.grid(padding=(0, 2))
     for width in CHECK_WIDTHS:
         row.add_column(width=width, overflow="fold")
-    words = f"{check.found}\nto do: {check.advice}" if check.advice else check.found
+    words = printable(check.found) + (f"\nto do: {printable(check.advice)}" if check.advice else "")
     row.add_row(Text(check.state, style=CHECK_COLOURS[check.state]), Text(check.name), Text(words))
     console().print(row)
 
@@ -254,7 +248,7 @@ class LocalProgress:
         self._looked = 0.0
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             TextColumn("{task.fields[words]}", justify="right"),
             TimeElapsedColumn(),
@@ -262,7 +256,7 @@ class LocalProgress:
             console=console(),
             disable=not sys.stdout.isatty(),
         )
-        self._whole = self._progress.add_task("[bold]all cells[/]", total=sum(self._flops.values()), words="")
+        self._whole = self._progress.add_task("all cells", total=sum(self._flops.values()), words="")
 
     def __enter__(self) -> LocalProgress:
         if left := len(self._steps) - self._num_done:
@@ -278,7 +272,7 @@ class LocalProgress:
         """Show that a cell was started, deferred or ended."""
         name = event.job.name
         if event.kind == "started":
-            self._bars[name] = self._progress.add_task(name, total=self._steps[name], words="starts")
+            self._bars[name] = self._progress.add_task(printable(name), total=self._steps[name], words="starts")
         elif event.kind == "deferred":
             self._say(f"{name} is run by another process: waiting for it")
         elif event.kind == "alone" and event.job.awaits is not None:
@@ -303,7 +297,7 @@ class LocalProgress:
             self._progress.remove_task(self._bars.pop(job.name))
 
     def _say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, soft_wrap=True)
+        self._progress.console.print(printable(line), markup=False, soft_wrap=True)
 
     def on_tick(self) -> None:
         """Update the progress bars from the status of the cells, at most once a second, and only on a terminal."""

@@ -14,6 +14,7 @@ import typer
 from dlm.core import paths, text
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
+from dlm.core.names import printable
 
 if TYPE_CHECKING:
     from dlm.cli.options import DefinitionOptions
@@ -245,4 +246,4 @@ def _prepare_command(need: Need, folder: Path | str) -> str:
 
 
 def warn(line: str) -> None:
-    print(f"dlm: warning: {line}", file=sys.stderr)
+    print(f"dlm: warning: {printable(line)}", file=sys.stderr)

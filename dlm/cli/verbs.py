@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from typer.core import TyperGroup
 
 from dlm.cli import gather, options, screen, targets
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
-from dlm.core import signals
+from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
 from dlm.core.files import check_writable, complaint
 from dlm.core.text import counted
@@ -159,7 +161,7 @@ def status(
             return
         time.sleep(wait_sec)
         wait_sec = min(1.2 * wait_sec, LONGEST_WAIT_SEC)
-        screen.console().clear()  # on a terminal only
+        terminal.console().clear()  # on a terminal only
 
 
 @app.command()
@@ -213,7 +215,15 @@ def logs(
 
     paths = logs_of(find_run(cell, None if target is None else targets.existing(target).folder))
     following = ["--follow=name"] if follow else []
-    tail = subprocess.run(["tail", f"--lines={lines}", "--verbose", *following, *paths], check=False)
+    command = ["tail", f"--lines={lines}", "--verbose", *following, *map(str, paths)]
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=-1) as tail:
+        assert isinstance(tail.stdout, io.BufferedReader)
+        try:
+            while part := tail.stdout.read1():
+                print(terminal.shown_log(decoder.decode(part)), end="", flush=True)
+        finally:
+            tail.terminate()
     raise typer.Exit(tail.returncode)
 
 

@@ -161,11 +161,12 @@ def _add_cells(found: Found, candidates: Iterable[Candidate], sweep_dir: Path) -
         try:
             _check_columns(one.config)
             recipe = derive(one.config)
+            run_dir = run_directory(sweep_dir, one.name)  # the name may come from a server
         except UNREADABLE as error:
             details = f"its config cannot be read ({describe(error)})"
             found.leave_out(one.name, one.sweep, Cause.OTHER_CONFIG, details)
             continue
-        run_dir, now = run_directory(sweep_dir, one.name), CellNow(state=State.PLANNED)
+        now = CellNow(state=State.PLANNED)
         cells.append(FoundCell(**vars(one), run_dir=run_dir, recipe=recipe, now=now))
     if sweep_dir.is_dir():  # otherwise everything that is known is on a server
         states, found.warnings = cells_now([(cell.name, cell.recipe.steps) for cell in cells], sweep_dir)

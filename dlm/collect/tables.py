@@ -18,6 +18,7 @@ from dlm.collect.history import HISTORY_COLUMNS, History, stored_histories, with
 from dlm.collect.row import COLUMN_TYPES, run_row
 from dlm.collect.sources import Server, read_local_wandb, read_run_directories, read_server, settle
 from dlm.core.files import write_if_changed
+from dlm.core.names import encodable
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def _tables(
     warnings: list[str],
 ) -> Collected:
     """Make the tables and write them into ``folder``, unless ``folder`` is None."""
+    from dlm.fit.csv_file import as_csv
+
     runs = [row for row, excluded in rows if excluded is None]
     left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
     collected = Collected(
@@ -138,8 +141,8 @@ def _tables(
         warnings=warnings,
     )
     if folder is not None:
-        write_if_changed(folder / "runs.csv", collected.runs.to_csv(index=False))
-        write_if_changed(folder / "excluded.csv", collected.excluded.to_csv(index=False))
+        write_if_changed(folder / "runs.csv", as_csv(collected.runs))
+        write_if_changed(folder / "excluded.csv", as_csv(collected.excluded))
     return collected
 
 
@@ -147,6 +150,7 @@ def _frame(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
     """Make a data frame with exactly ``columns``; integer columns stay integer even where values are missing."""
     import pandas as pd
 
+    rows = [{name: encodable(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
     table = pd.DataFrame(rows, columns=list(columns))
     numbers = {name: kind for name, kind in COLUMN_TYPES.items() if "str" not in kind}
     table = table.astype({name: "Int64" if "int" in kind else "float64" for name, kind in numbers.items()})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dlm.core import schedule
 from dlm.core.errors import UserError, shown, unknown
+from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.objectives import OBJECTIVES
 
 SHARDED = ("fsdp", "fsdp2")  # names of one strategy, PyTorch's FSDP2
@@ -208,6 +210,9 @@ def check_values(config: Mapping[str, Any]) -> None:
     for key, value in _given(config, TEXTS):
         if not isinstance(value, str):
             raise UserError(f"{key} is {shown(value)}: it must be text")
+    for key, value in _given(config, ["model.name"]):  # it is a part of the names of run directories
+        if not re.fullmatch(SWEEP_NAME, value):
+            raise UserError(f"{key} is {shown(value)}: {SWEEP_NAME_WORDS}")
     for key, value in _given(config, SWITCHES):
         if not isinstance(value, bool):  # "no" and 1 would both count as true
             raise UserError(f"{key} is {shown(value)}: allowed are true and false")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from dlm.core import paths
 from dlm.core.errors import UserError
+from dlm.core.names import printable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the disk is full or the quota is exhausted
 # The numbers of an OSError while a network file system is away.
@@ -52,9 +53,10 @@ def patiently(folder: Path, write: Callable[[], T], *, patience_sec: float = PAT
 
 def complaint(error: BaseException) -> str | None:
     """Return the line with which a command ends after a mistake of the user; None for a bug of dlm."""
+    line = explain_os_error(error) if isinstance(error, OSError) else None
     if isinstance(error, UserError):
-        return str(error)
-    return explain_os_error(error) if isinstance(error, OSError) else None
+        line = str(error)
+    return None if line is None else printable(line)
 
 
 def explain_os_error(error: OSError) -> str | None:
@@ -177,7 +179,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_if_changed(path: Path, content: str) -> None:
     """Write ``content`` to ``path`` atomically, unless the file already has this content."""
-    if not (path.is_file() and path.read_text() == content):
+    if not (path.is_file() and path.read_bytes() == content.encode()):
         write_atomic(path, content)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.fit.fitted import Fitted
-from dlm.fit.layout import html_table, text_table
+from dlm.fit.layout import escaped, html_block, html_table, text_table
 from dlm.fit.optimum import optima
 from dlm.fit.points import NAN, Interval
 
@@ -63,7 +63,8 @@ class SideBySide:
         return f"the methods' best sizes differ by a factor of {self.spread:.2f}"
 
     def _repr_html_(self) -> str:
-        return f"{html_table([HEADS, *(row.cells() for row in self.rows)])}<p>{self.verdict()}</p>"
+        table = html_table([HEADS, *(row.cells() for row in self.rows)])
+        return html_block(table, f"<p>{escaped(self.verdict())}</p>")
 
 
 def side_by_side(results: Iterable[Fitted] | Mapping[str, Fitted], *, at: float | None = None) -> SideBySide:

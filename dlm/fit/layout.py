@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dlm.core.names import printable
+
 
 def two_digits(value: float, towards: np.ufunc) -> float:
     """Round the value to two significant digits by `towards`, ``np.floor`` or ``np.ceil``; NaN stays NaN."""
@@ -20,15 +22,23 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def escaped(words: str) -> str:
+    """Text for HTML, which shows it as it is."""
+    return html.escape(printable(words))
+
+
+def html_block(*parts: str) -> str:
+    """Parts of HTML as one block, in which a notebook does not typeset what stands between two $."""
+    return f'<div class="tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>'
+
+
 def html_table(rows: Sequence[Sequence[str]]) -> str:
     """An HTML table of the rows; the first row holds the column headings."""
     tags = ["th", *["td"] * (len(rows) - 1)]
-    lines = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, rows, strict=True)
-    ]
+    lines = ["".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, rows, strict=True)]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def html_list(items: Iterable[str]) -> str:
     """An HTML list of the items."""
-    return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
+    return f"<ul>{''.join(f'<li>{escaped(item)}</li>' for item in items)}</ul>"

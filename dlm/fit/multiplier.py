@@ -9,7 +9,6 @@ either end.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from dlm.fit import equal_loss
 from dlm.fit.draws import ends, hull
 from dlm.fit.equal_loss import Ratio
 from dlm.fit.fitted import Fitted, plain
-from dlm.fit.layout import html_list, html_table, text_table, two_digits
+from dlm.fit.layout import escaped, html_block, html_list, html_table, text_table, two_digits
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval
 
 NUM_LOSSES = 9
@@ -71,7 +70,8 @@ class Multiplier:
         return {**plain(vars(self)), "verdict": self.verdict()}
 
     def _repr_html_(self) -> str:
-        return f"{html_table(self._table())}<p>{html.escape(self.verdict())}</p>{html_list(self.warnings)}"
+        verdict = f"<p>{escaped(self.verdict())}</p>"
+        return html_block(html_table(self._table()), verdict, html_list(self.warnings))
 
     def _table(self) -> list[tuple[str, ...]]:
         intervals = [text.interval([float(f"{end:.3g}") for end in ci]) for ci in self.ci]

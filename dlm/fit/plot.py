@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlm.core.errors import UserError
+from dlm.core.names import printable
 from dlm.fit.fitted import Fitted, Optimum
 from dlm.fit.optimum import optima
 from dlm.fit.points import UNBOUNDED
@@ -37,7 +38,8 @@ def draw(result: Fitted) -> Figure:
         axes.axvspan(top, compute[-1], color="#000000", alpha=0.05, lw=0)
         axes.set(xscale="log", xlabel="compute C, FLOPs", ylabel=name)
     right.set_yscale("log")
-    left.set_title(f"{result.label} {result.law}, {result.n} points".strip(), fontsize="medium")
+    title = printable(f"{result.label} {result.law}, {result.n} points".strip())
+    left.set_title(title, fontsize="medium", parse_math=False, usetex=False)  # a label may hold $ and \\
     right.set_title("grey: beyond the runs", fontsize="medium")
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dlm.core import text
 from dlm.fit.fitted import Fitted, Optimum, plain, shown
 from dlm.fit.laws.combined import Combined
-from dlm.fit.layout import html_list, html_table
+from dlm.fit.layout import escaped, html_block, html_list, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +92,9 @@ class FitResult(Fitted):
     def _repr_html_(self) -> str:
         table = html_table([("", "value", "95 % interval"), *_numbers(self)])
         best = html_list(f"{text.flops(c)} FLOPs: {sentence(o)}" for c, o in self.at.items())
-        verdict = "" if self.verdict is None else f"<p>{html.escape(self.verdict.sentence())}</p>"
+        verdict = "" if self.verdict is None else f"<p>{escaped(self.verdict.sentence())}</p>"
         remarks = html_list((*self.warnings, *self.notes))
-        return f"<b>{html.escape(_head(self))}</b>: {self.status}{table}{best}{verdict}{remarks}"
+        return html_block(f"<b>{escaped(_head(self))}</b>: {escaped(self.status)}", table, best, verdict, remarks)
 
 
 def sentence(best: Optimum) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from dlm.core import text
 from dlm.core.errors import UserError, hint
 from dlm.fit import budgets
+from dlm.fit.csv_file import read_csv
 from dlm.fit.known import IDENTITY, RunTable, as_text
 from dlm.fit.points import Array
 
@@ -155,7 +156,7 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     if not path.is_file():
         raise UserError(f"no file {path}: give a CSV with the columns {', '.join(REQUIRED)}")
     try:
-        frame = pd.read_csv(path)
+        frame = read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV file: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):

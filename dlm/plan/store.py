@@ -14,6 +14,7 @@ from dlm.core.configs import nest
 from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
+from dlm.core.names import inside
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.cost import estimated_like
 from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
@@ -54,7 +55,7 @@ def write_plan(sweep_dir: Path, plan: Plan) -> Plan:
     keep = kept_steps(plan.cells)
     for cell in plan.cells:
         content = cell_yaml(plan.spec.name, cell, keep_steps=keep.get(cell.cell_id, ()))
-        write_if_changed(sweep_dir / "cell" / f"{cell.cell_id}.yaml", content)
+        write_if_changed(inside(sweep_dir / "cell", f"{cell.cell_id}.yaml"), content)
     planned = {cell.cell_id for cell in plan.cells}
     for path in (sweep_dir / "cell").glob("*.yaml"):
         if path.stem not in planned:  # a cell of an earlier plan that was never started

@@ -20,6 +20,7 @@ from typing import Any
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import DISK_FULL, dump_json, write_atomic, write_json
+from dlm.core.names import inside
 from dlm.record.outcomes import State
 
 
@@ -183,8 +184,8 @@ def merge_metrics(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run_directory(sweep_dir: Path, cell_id: str) -> Path:
-    """Return the path of the run directory of a cell."""
-    return sweep_dir / "runs" / cell_id
+    """Return the path of the run directory of a cell. Raises UserError if the id cannot be the name of a folder."""
+    return inside(sweep_dir / "runs", cell_id)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:

@@ -6,6 +6,7 @@ of the methods, and shapes and labels carry the same information as the colours.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from dlm.core import text
 from dlm.core.files import write_atomic
+from dlm.core.names import inside
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.isoflop.fit import curve_of
 from dlm.fit.laws import LAW_NAMES
@@ -144,10 +146,13 @@ def allocation_figure(fits: Fits) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.png, NAME.svg and NAME.pdf without dates, so that the same figure gives the same bytes."""
+    """Write NAME.png, NAME.svg and NAME.pdf without dates, so that the same figure gives the same bytes.
+
+    ``name`` is a ``slug``, or made of slugs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for kind in METADATA:
-        write_atomic(folder / f"{name}.{kind}", _bytes(figure, kind, name))
+        write_atomic(inside(folder, f"{name}.{kind}"), _bytes(figure, kind, name))
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
@@ -155,7 +160,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
     Args:
         figure: The figure.
-        name: The prefix of all ids, so that several figures can stand on one page.
+        name: The prefix of all ids, a ``slug`` or made of slugs, so that several figures can stand on one page.
         description: The text for screen readers.
     """
     svg = _bytes(figure, "svg", name).decode()
@@ -165,7 +170,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
 def budget_colours(count: int) -> list[str]:

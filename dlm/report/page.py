@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm.core import text
+from dlm.core import names, text
 from dlm.core.files import write_atomic, write_json
 from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Minimum, Optimum
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BEST_HEADS = ("parameters N*", "tokens D*", "D*/N*", "loss L*")
+NO_LABEL = "runs"  # stands in the names of files for a label that is empty
 FIGURES = {"isoflop": "Loss over model size, one curve per budget", "allocation": "N*, D* and L* against compute"}
 
 
@@ -91,7 +92,7 @@ def write_report(
         for label, group in groups.items()
     ]
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_shown
     )
     template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
     page = template.render(
@@ -108,6 +109,11 @@ def write_report(
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _shown(value: object) -> object:
+    """Show what a text holds that a browser would obey; HTML of the template itself (markupsafe) stays as it is."""
+    return names.printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def tables(runs: pd.DataFrame, fits: figures.Fits) -> dict[str, pd.DataFrame]:
@@ -158,7 +164,7 @@ def _section(
 ) -> dict[str, Any]:
     """Return the content of the section on one training objective, by the variable names of the template."""
     own = runs[runs["objective"] == label] if label and "objective" in runs else runs
-    slug = label or "runs"
+    slug = names.slug(label, reserved=(NO_LABEL,)) if label else NO_LABEL
     return {
         "name": words.objective(label),
         "slug": slug,

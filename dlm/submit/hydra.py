@@ -25,6 +25,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.core.errors import ExitCode, unknown
+from dlm.core.names import printable
 from dlm.core.text import counted
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished, read_status
@@ -309,4 +310,4 @@ def _show(event: Event) -> None:
 
 
 def _say(line: str) -> None:
-    print(f"dlm: {line}", file=sys.stderr, flush=True)
+    print(f"dlm: {printable(line)}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from dlm.core.checks import whole
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import patiently, write_atomic
 from dlm.core.lease import Lease
+from dlm.core.names import inside
 from dlm.core.recipe import MIN_STEPS, Recipe, derive
 from dlm.data.manifest import DataSet
 from dlm.data.prepare.command import ensure_data
@@ -266,7 +267,7 @@ def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
             f"parent is {config['parent']} and scheduler.name is {config['scheduler']['name']}: only a wsd run can "
             "start from a checkpoint of a longer run and end as it would from nothing; set parent=null"
         )
-    trunk, step = run_dir.with_name(config["parent"]), whole("branch_step", config["branch_step"])
+    trunk, step = inside(run_dir.parent, config["parent"]), whole("branch_step", config["branch_step"])
     checkpoint = checkpoint_folder(trunk, step)
     reason = damage(checkpoint) if checkpoint.is_dir() else "it does not exist"
     if not _rank():

@@ -23,6 +23,7 @@ from dlm.core import text
 from dlm.core.errors import UserError, shown, unknown
 from dlm.core.files import append_jsonl, read_jsonl
 from dlm.core.identity import content_hash
+from dlm.core.names import inside
 from dlm.data.prepare.bad import Bad
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.encode import (
@@ -230,7 +231,7 @@ def fetch(found: HubData, job: TextJob, tokenizer: Tokenizer, building: Path) ->
     else:
         counter = _Counter(job, tokenizer, held_out, building)
         taken = _as_many(downloads, counter, job.tokens, building / "hub.jsonl")
-        files += [(split, downloads.folder / item.file) for item in taken]
+        files += [(split, downloads.place(item.file)) for item in taken]
         num_whole = len(files) - (taken[-1].num_documents is not None)
         units = make_units(files[:num_whole])
         units += [_unit_of(path, split, taken[-1].num_documents) for split, path in files[num_whole:]]
@@ -256,6 +257,7 @@ class _Downloads:
 
     def get(self, path: str) -> Path:
         """Return the local copy of a file. The library downloads it if it is missing, or continues a download."""
+        local = self.place(path)
         with naming_refusals(self.found.source):
             import huggingface_hub
             from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -269,7 +271,11 @@ class _Downloads:
                 local_dir=self.folder,
             )
         self._tell()
-        return self.folder / path
+        return local
+
+    def place(self, path: str) -> Path:
+        """Return where the local copy of a file is. Raises UserError for a path that leads elsewhere."""
+        return inside(self.folder, *path.split("/"))
 
     def _tell(self) -> None:
         """Print how far the download is, at most every LINE_SEC."""

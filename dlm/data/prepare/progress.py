@@ -23,10 +23,13 @@ def with_progress(records: Iterable[UnitRecord], sizes: Mapping[str, int]) -> It
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from dlm.core.terminal import console
+
     started = said = time.monotonic()
     documents = tokens = 0
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stdout.isatty()) as bar:
+    is_shown = sys.stdout.isatty()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(), disable=not is_shown) as bar:
         task = bar.add_task(f"preparing: 0 of {len(sizes)} parts", total=max(sum(sizes.values()), 1))
         for done, record in enumerate(records, start=1):
             documents += sum(record.documents.values())

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
+from dlm.core.names import inside
 from dlm.core.text import counted
 from dlm.data.manifest import MANIFEST
 from dlm.data.prepare.kinds import FORMATS, belied, looks_like_data, suffix_of
@@ -259,7 +260,7 @@ def _saved_files(found: Found, states: Sequence[Path]) -> set[Path]:
                 f"{state.parent} keeps its rows in another order than its files: call flatten_indices() and save it "
                 "again"
             )
-        for path in (state.parent / item["filename"] for item in items):
+        for path in (inside(state.parent, *item["filename"].split("/")) for item in items):
             listed.add(path)
             if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
                 found.problem(path, f"is missing, though {state} lists it")
