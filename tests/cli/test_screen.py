@@ -30,6 +30,14 @@ def test_a_status_shows_what_is_not_known_as_a_dash_and_keeps_brackets(capsys):
     assert summary == "1 running; 50 %"
 
 
+def test_a_reason_with_an_escape_sequence_and_a_line_break_is_one_line_of_text(capsys):
+    reason = "exit code 1: \x1b[2Jno\nb  done [link=x]y[/link]"
+    screen.show_status([row("a", State.FAILED, reason=reason)], "1 failed \x1b[1m")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "\\x1b[2Jno\\nb  done [link=x]y[/link]" in lines[1]
+    assert lines[2] == "1 failed \\x1b[1m"
+
+
 def test_the_reason_of_a_failure_can_be_read_at_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     numbers = {"step": "123", "steps": "4567", "tokens/s": "12345", "left": "3.4 h", "attempts": "2", "GPU-h": "1.25"}

@@ -170,3 +170,12 @@ def test_an_unknown_sweep_is_answered_with_the_users_own_sweeps(workdir):
             raise dlm(verb, "my_sweeep").exception
         assert "unknown sweep 'my_sweeep': did you mean my_sweep?" in str(error.value)
         assert "allowed: adhoc, my_sweep, demo" in str(error.value)
+
+
+def test_the_log_of_a_job_commands_no_terminal(workdir):
+    run = workdir / "s/runs/mdm-4k-1e9-00000000"
+    run.mkdir(parents=True)
+    (run / "log.txt").write_bytes(b"early\n1 %\r2 %\n\x1b[31mred\x1b[0m \x1b]0;title\x07 \xff\n")
+    shown = dlm("logs", "mdm-4k", "--lines", "2")
+    assert shown.exit_code == 0 and shown.output.endswith("\n2 %\nred \\x1b]0;title\\x07 \\xff\n")
+    assert "log.txt" in shown.output and "early" not in shown.output

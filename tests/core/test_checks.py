@@ -189,3 +189,9 @@ def test_dotted_keys_nest_and_merge():
 def test_a_switch_is_true_or_false(value):
     with pytest.raises(UserError, match=r"trainer\.compile is .*allowed are true and false"):
         check_values({"trainer": {"compile": value}})
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "", "..", "a b", "x\n", "\x1b[31m"])
+def test_a_name_that_becomes_part_of_a_path_leads_nowhere_else(name):
+    with pytest.raises(UserError, match=r"model\.name is .*allowed are letters, digits"):
+        check_values({"model": {"name": name}})

@@ -13,6 +13,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile import NAMES
 
 from dlm.core.errors import UserError
 from dlm.core.files import (
@@ -298,3 +299,9 @@ def test_what_is_in_the_way_of_a_folder_is_named(tmp_path):
     assert explain_os_error(caught.value) == f"{tmp_path / 'file'} is no folder, and one belongs there"
     check_writable(tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_name_with_a_line_break_adds_no_row_to_a_log(tmp_path):
+    for name in NAMES:
+        append_jsonl(tmp_path / "log.jsonl", {"cell": name})
+    assert [row["cell"] for row in read_jsonl(tmp_path / "log.jsonl")] == [*NAMES]

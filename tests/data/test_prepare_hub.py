@@ -23,7 +23,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import read_jsonl
 from dlm.core.paths import PACKAGE
 from dlm.data.manifest import read_manifest
-from dlm.data.prepare.hub import parse_tokens
+from dlm.data.prepare.hub import HubData, _Downloads, parse_tokens
 
 SERVE = """
 import contextlib, io, json, sys
@@ -330,3 +330,11 @@ def test_numbers_of_tokens_are_written_as_people_write_them(value, tokens):
 def test_other_numbers_of_tokens_are_refused(value):
     with pytest.raises(UserError, match="such as 25e9, 25B or 300M"):
         parse_tokens(value)
+
+
+@pytest.mark.parametrize("path", ["../x.jsonl", "/etc/x.jsonl", "train/../../x.jsonl", "train//x.jsonl", "nul\0.jsonl"])
+def test_a_file_of_the_hub_cannot_lead_out_of_its_folder(tmp_path, path):
+    names = {"repo": "o/n", "revision": "0", "config": "default"}
+    found = HubData(**names, train=(path,), validation=(), left_out=(), unused=())
+    with pytest.raises(UserError, match="cannot be the name of a file in "):  # nothing is asked of the hub
+        _Downloads(found, tmp_path / "hub").get(path)
