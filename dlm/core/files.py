@@ -10,9 +10,9 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from dlm.core import paths
 from dlm.core.errors import UserError
 from dlm.core.names import printable
 
+OWNER_ONLY = 0o600  # the mode of a file that may hold a secret; the umask decides on all others
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the numbers of an OSError when the disk is full or the quota is exhausted
 # The numbers of an OSError while a network file system is away.
 AWAY = (errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)
@@ -133,18 +134,27 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return the name for a temporary file or folder that is to become ``path``.
+
+    The name is random, so nobody can put a file or a link there before. The caller must create it anew: a folder by
+    ``mkdir``, a file by ``write_through``, which uses this name.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 @contextlib.contextmanager
-def write_through(path: Path, *, replaces: bool = True) -> Iterator[Path]:
+def write_through(path: Path, *, replaces: bool = True, mode: int = 0o666) -> Iterator[Path]:
     """Write ``path`` atomically: yield a temporary file, which becomes ``path`` at the end.
 
-    A reader sees the old file or the new one, never a part of it. Without ``replaces``, UserError is raised if ``path``
-    exists by then.
+    A reader sees the old file or the new one, never a part of it. The umask limits ``mode``. Without ``replaces``,
+    UserError is raised if ``path`` exists by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(path)
     with naming(path, temporary):
         # The umask decides who may read the file; tempfile would reserve it to its owner.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with naming(path, temporary):
             yield temporary
@@ -171,9 +181,9 @@ def _link_new(temporary: Path, path: Path) -> None:
     os.unlink(temporary)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` atomically."""
-    with write_through(path) as temporary:
+def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+    """Write ``content`` to ``path`` atomically. The umask limits ``mode``."""
+    with write_through(path, mode=mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -191,9 +201,9 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically."""
-    write_atomic(path, dump_json(value))
+def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
+    """Write ``value`` as JSON to ``path`` atomically. The umask limits ``mode``."""
+    write_atomic(path, dump_json(value), mode=mode)
 
 
 def read_json(path: Path) -> Any:

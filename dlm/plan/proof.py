@@ -16,7 +16,7 @@ from dlm.core import text
 from dlm.core.configs import choices
 from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, write_json
+from dlm.core.files import read_json, temporary_beside, write_json
 from dlm.core.shape import ModelShape, load_shape
 from dlm.core.sizes import NEAR, shape_near
 from dlm.data.manifest import read_data
@@ -167,7 +167,7 @@ def write_forecasts(sweep_dir: Path, forecasts: Sequence[Mapping[str, Any]], *, 
     if before:
         write_json(path, {"forecasts": list(forecasts)})
         return
-    own = path.with_name(f".{PROOF_FILE}.{os.getpid()}")
+    own = temporary_beside(path)
     write_json(own, {"forecasts": list(forecasts)})
     try:
         os.link(own, path)  # unlike a rename, this never replaces a file

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,12 +18,14 @@ from support.hostile import NAMES
 
 from dlm.core.errors import UserError
 from dlm.core.files import (
+    OWNER_ONLY,
     append_jsonl,
     check_writable,
     explain_os_error,
     patiently,
     read_json,
     read_jsonl,
+    temporary_beside,
     write_atomic,
     write_if_changed,
     write_json,
@@ -284,6 +287,30 @@ def test_a_new_file_never_replaces_one_that_has_come_to_exist(tmp_path):
     with write_through(path, replaces=False) as building:
         building.write_text("ours")
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_nobody_can_guess_the_name_of_a_temporary_file_and_a_link_there_is_not_followed(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    names = {temporary_beside(path).name for _ in range(100)}
+    assert len(names) == 100 and all(len(name.removeprefix(".weights.pt.")) >= 16 for name in names)  # 64 bits
+    with write_through(path) as building:
+        assert len(building.name) == len(next(iter(names))) and building.parent == tmp_path
+        building.write_text("ours")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "guessed")
+    (tmp_path / "precious").write_text("theirs")
+    (tmp_path / ".weights.pt.guessed").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        write_atomic(path, "new")
+    assert (tmp_path / "precious").read_text() == "theirs" and path.read_text() == "ours"
+
+
+def test_a_file_for_its_owner_is_never_readable_for_others(tmp_path):
+    path = tmp_path / "follower.json"
+    path.touch(0o644)
+    with write_through(path, mode=OWNER_ONLY) as building:
+        assert building.stat().st_mode & 0o777 == 0o600
+    write_json(path, {}, mode=OWNER_ONLY)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_in_the_way_of_a_folder_is_named(tmp_path):

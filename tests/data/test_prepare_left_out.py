@@ -239,6 +239,22 @@ def test_units_whose_files_did_not_change_are_not_encoded_again(source, tmp_path
     assert "of another version of dlm: delete that folder" in refusal(capsys, source, *options)
 
 
+def test_a_data_set_is_not_built_in_a_folder_that_others_put_there(source, tmp_path, capsys, monkeypatch):
+    (source / "a.jsonl").write_bytes(lines(TEXTS))
+    options = ("--out", tmp_path / "out", "--tokenizer", "bytes", "--workers", "1")
+    building, elsewhere = tmp_path / ".out.building", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    building.symlink_to(elsewhere)
+    assert ".out.building is a link" in refusal(capsys, source, *options)
+    assert not any(elsewhere.iterdir())
+    building.unlink()
+    building.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: building.stat().st_uid + 1)
+        assert ".out.building belongs to another user" in refusal(capsys, source, *options)
+    assert prepare(source, *options) == 0
+
+
 def test_a_changed_validation_file_is_held_out_of_training(source, tmp_path, capsys):
     (source / "train_0.jsonl").write_bytes(lines(TEXTS))
     (source / "train_1.jsonl.gz").write_bytes(gzip.compress(b'{"text": null}\n'))  # stops after the first file

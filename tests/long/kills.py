@@ -49,7 +49,7 @@ def logged_step(run_dir: Path) -> int:
 
 def being_written(run_dir: Path) -> bool:
     """Whether a checkpoint is being written: begun and not yet sealed."""
-    return any((run_dir / "checkpoints").glob(".step_*.building"))
+    return any((run_dir / "checkpoints").glob(".step_*"))
 
 
 def kill_at(step: int, *, in_a_write: bool, run_dir: Path, log: Path, overrides: Sequence[str]) -> dict[str, object]:

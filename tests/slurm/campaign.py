@@ -132,7 +132,7 @@ class Campaign:
     def kill_in_a_checkpoint(self, task: str, node: str, run_dir: Path, pid: int) -> None:
         """As soon as one is being written, or after a second."""
         deadline = time.monotonic() + 1
-        while time.monotonic() < deadline and not list((run_dir / "checkpoints").glob(".step_*.building")):
+        while time.monotonic() < deadline and not list((run_dir / "checkpoints").glob(".step_*")):
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
 

@@ -1,5 +1,6 @@
 """Checkpoints: which are whole, how they are written, and which run may start from which."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_a_damaged_checkpoint_is_skipped_and_written_anew(launch, trained):
         truncate(folder)
     assert "going on" not in launch(*SHORT).out  # from nothing
     assert losses(run_dir) == truth
+
+
+def test_what_others_put_beside_checkpoints_is_not_written_to_and_remains_are_deleted(launch, trained, tmp_path):
+    saved = trained / "checkpoints"
+    (trained / "result.json").unlink()
+    shutil.rmtree(saved / "step_00000040")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "state.ckpt").write_text("theirs")
+    (saved / ".step_00000040.building").symlink_to(precious)
+    (saved / ".step_00000038.0123").mkdir()  # as a killed attempt leaves it
+    (saved / ".step_00000038.0123/state.ckpt").write_text("half")
+    assert launch(*SHORT).code == 0
+    assert damage(saved / "step_00000040") is None
+    assert [path.name for path in precious.iterdir()] == ["state.ckpt"]
+    assert (precious / "state.ckpt").read_text() == "theirs"
+    assert [path for path in saved.glob(".*") if not path.is_symlink()] == []
 
 
 def test_a_checkpoint_of_a_newer_dlm_is_neither_skipped_nor_deleted(launch, trained, workdir, capfd):

@@ -32,7 +32,7 @@ from dlm.data.manifest import MANIFEST, Manifest, PackedFile, read_manifest, wri
 from dlm.data.prepare.documents import Unit
 from dlm.data.prepare.encode import FILE_TOKENS, KEYS, Encoder, TextJob, UnitRecord, check_number, digests_path
 from dlm.data.prepare.hub import HubData, check_not_moved, check_sources, fetch, find_hub_data
-from dlm.data.prepare.place import move_into_place, undamaged
+from dlm.data.prepare.place import make_building, move_into_place, undamaged
 from dlm.data.prepare.progress import with_progress
 from dlm.data.prepare.splits import TRAIN, VALIDATION, Splits, find_splits
 from dlm.data.prepare.summary import notes_on, num_documents
@@ -70,8 +70,7 @@ def prepare_text(job: TextJob, data_dir: Path, *, workers: int) -> Manifest:
     if finished is not None:
         print(f"{data_dir} is complete: nothing to do")
         return finished
-    building = data_dir.parent / f".{data_dir.name}.building"
-    building.mkdir(parents=True, exist_ok=True)
+    building = make_building(data_dir)
     with Lease(building):
         _check_plan(building, plan)
         if hub:

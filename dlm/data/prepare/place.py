@@ -1,4 +1,4 @@
-"""Move a finished data set into its folder.
+"""Make the folder in which a data set is built, and move a finished data set into its own folder.
 
 A data set is built next to its target folder and then renamed, so an incomplete data set is never mistaken for a
 complete one.
@@ -9,11 +9,35 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 from dlm.core.errors import UserError
 from dlm.data.manifest import MANIFEST, Manifest, read_manifest
+
+
+def make_building(data_dir: Path) -> Path:
+    """Make the folder in which a data set is built, unless it is there already, and return it.
+
+    Its name is always the same, so that a stopped preparation is found again. Raises UserError if somebody else may
+    have put something in its place: a link, or a folder of another user.
+    """
+    building = data_dir.parent / f".{data_dir.name}.building"
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        building.mkdir()
+    except FileExistsError:
+        found = building.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise UserError(f"{building} is a link, and a data set is built in it: remove it") from None
+        if stat.S_ISDIR(found.st_mode) and found.st_uid != os.geteuid():
+            raise UserError(
+                f"{building} belongs to another user, who alone can continue that preparation: choose another --out"
+            ) from None
+        if not stat.S_ISDIR(found.st_mode):
+            raise
+    return building
 
 
 def move_into_place(building: Path, data_dir: Path, made: Manifest) -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from dlm.core.errors import unknown
-from dlm.core.files import patiently, sync_directory, write_atomic, write_json
+from dlm.core.files import patiently, sync_directory, temporary_beside, write_atomic, write_json
 from dlm.record.run import checkpoint_folder
 from dlm.train.callbacks import StepCallback, callbacks_of, evenly
 from dlm.train.callbacks.preemption import Preemption
@@ -117,8 +117,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
     def _save(self, trainer: L.Trainer, step: int) -> None:
         """Write one checkpoint, or start writing it in the thread."""
         self._wait()
-        folder = self._folder(step)
-        building = folder.with_name(f".{folder.name}.building")
+        building = temporary_beside(self._folder(step))  # the path of the first process counts: Lightning broadcasts it
         if trainer.is_global_zero:
             patiently(self.run_dir, lambda: _made_anew(building))
         if self.thread is not None:
@@ -174,9 +173,11 @@ class Checkpoint(StepCallback, LightningCheckpoint):
                 shutil.rmtree(path)
 
 
-def _made_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _made_anew(building: Path) -> None:
+    """Make the folder of a checkpoint, and delete what killed attempts left of theirs: no other process writes now."""
+    for left in building.parent.glob(".step_*"):
+        shutil.rmtree(left, ignore_errors=True)
+    building.mkdir(parents=True)
 
 
 @contextlib.contextmanager
