@@ -91,8 +91,8 @@ def _job_checks(slurm: Slurm, token: Path, options: DoctorOptions) -> Iterator[C
     known, _ = login_node.read_partitions()
     has_gpus = any(part.num_gpus for part in login_node.chosen_partitions(slurm.settings, known))
     gpus = num_gpus(slurm.settings, options.gpus, has_gpus=has_gpus)
-    origin = code_origin()
     try:
+        origin = code_origin()
         code = snapshot_code(token.parent, origin=origin)
         environment = {"DLM_CODE": code.name, **(origin.environment() if origin else {})}
         job = submit_check(slurm, token, gpus=gpus, code=code, environment=environment)

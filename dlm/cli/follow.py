@@ -23,7 +23,7 @@ from dlm.cli.options import StartOptions
 from dlm.cli.start import Started, look, start
 from dlm.cli.targets import Sweep, existing, warn
 from dlm.core import classes
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, without_passwords
 from dlm.core.git import code_origin, running_code
 from dlm.core.lease import Lease
 from dlm.submit.cell_now import CellNow
@@ -114,8 +114,9 @@ def check(options: StartOptions, *, then: bool) -> None:
     for name, value in (("--webhook", options.webhook), ("--mail", options.mail)):
         if value is not None and not then:
             raise UserError(f"{name} {value}: nothing would send it; add --then report")
-    if options.webhook is not None and not re.fullmatch(r"https?://[^/\s]+\S*", options.webhook):
-        raise UserError(f"--webhook {options.webhook}: give a URL that begins with http:// or https://")
+    if options.webhook is not None and not re.fullmatch(r"https?://[^/?#@\s]+([/?#]\S*)?", options.webhook):
+        given = without_passwords(options.webhook)
+        raise UserError(f"--webhook {given}: give a URL that begins with http:// or https://, without a user name")
     if options.mail is not None and "@" not in options.mail:
         raise UserError(f"--mail {options.mail}: give an address, as in me@example.org")
 

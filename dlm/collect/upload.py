@@ -24,7 +24,7 @@ from dlm.collect.history import key_of
 from dlm.collect.sources import UNREADABLE, describe
 from dlm.collect.wandb_file import WandbRun, read_wandb_run, wandb_files
 from dlm.collect.wandb_server import Project, default_entity
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, without_passwords
 from dlm.core.files import dump_json, read_json, read_jsonl, write_atomic, write_json
 from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
@@ -219,7 +219,7 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
         with tempfile.TemporaryDirectory() as here:  # `wandb sync` writes its own logs into the working directory
             done = subprocess.run([*command, *folders], cwd=here, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip()[-300:]
+            said = without_passwords(done.stderr.strip()[-300:])
             print(f"wandb sync ended with {done.returncode}: {said}", file=sys.stderr, flush=True)
 
 
@@ -278,7 +278,7 @@ def _upload_rows(path: str, one: Arrival) -> None:
             finally:  # otherwise the next wandb.init would continue this run
                 run.finish(exit_code=_exit_code(one))
     except (wandb.errors.Error, ConnectionError) as error:
-        message = " ".join(str(error).split())
+        message = without_passwords(" ".join(str(error).split()))
         if any(words in message for words in REFUSED_BY_WANDB):
             raise UserError(f"W&B refuses runs in {path}: {message}; give ENTITY/PROJECT as its page says") from error
         one.trouble.append(message)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dlm.collect.wandb_file import WandbRun
-from dlm.core.errors import TryAgainError, UserError
+from dlm.core.errors import TryAgainError, UserError, without_passwords
 from dlm.record.wandb import REFUSED_BY_WANDB
 
 RUNS_A_PAGE = 500
@@ -123,7 +123,7 @@ def _notice(what: str) -> Iterator[None]:
 
 
 def _url() -> str:
-    return os.environ.get("WANDB_BASE_URL", "the default server")
+    return without_passwords(os.environ.get("WANDB_BASE_URL", "the default server"))
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def _explained(what: str) -> Iterator[None]:
         from wandb.errors import AuthenticationError, CommError, UsageError
         from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-        said, url = " ".join(str(error).split()), _url()
+        said, url = without_passwords(" ".join(str(error).split())), _url()
         refused = isinstance(error, AuthenticationError) and any(code in said for code in ("401", "403", "API key"))
         if isinstance(error, UsageError) or refused:
             advice = "run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL"

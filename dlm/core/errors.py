@@ -98,6 +98,13 @@ def unknown(what: str, value: object, allowed: Iterable[str], *, listed_in: str 
     return UserError(f"unknown {what} {shown(value)}: {near + ' ' if near else ''}{rest}")
 
 
+def without_passwords(words: str) -> str:
+    """Return a text with *** for the user name and the password of every URL, because messages end up in logs."""
+    import re  # late, as difflib
+
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]+@", r"\1***@", words)
+
+
 def shown(value: object) -> str:
     """Write a value for a message in one line of at most 60 characters, as YAML does: null, true, 'text', [1, null]."""
     import json  # late, as difflib

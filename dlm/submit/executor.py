@@ -19,7 +19,7 @@ from submitit.core import utils
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from dlm.core.errors import UserError
-from dlm.core.files import write_atomic
+from dlm.core.files import OWNER_ONLY, write_atomic
 from dlm.record.run import read_result
 from dlm.submit.job import LAUNCHER_CONFIG
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, run
@@ -120,8 +120,9 @@ class Executor(submitit.SlurmExecutor):
         """Write a batch script with the header of this executor before anything is submitted.
 
         The ledger notes the intent to submit it in between, so that a submission that is cut off can be looked up.
+        Only the owner may read the script, because the launcher's key ``setup`` may export a secret.
         """
-        write_atomic(script, self._make_submission_file_text(body, script.stem))
+        write_atomic(script, self._make_submission_file_text(body, script.stem), mode=OWNER_ONLY)
 
     def send(self, script: Path) -> str:
         """Submit a batch script and return the id of its job or array.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core import paths
-from dlm.core.files import read_json, write_json
+from dlm.core.files import OWNER_ONLY, read_json, write_json
 from dlm.core.lease import Lease
 from dlm.submit.job import SlurmSettings
 from dlm.submit.script import exports, in_header
@@ -66,8 +66,7 @@ def read_following(sweep_dir: Path) -> Following | None:
 
 def write_following(sweep_dir: Path, following: Following) -> None:
     """Write down how a sweep is looked after. Only the owner may read it, because a webhook's URL is often a secret."""
-    write_json(sweep_dir / RECORD, dataclasses.asdict(following))
-    (sweep_dir / RECORD).chmod(0o600)
+    write_json(sweep_dir / RECORD, dataclasses.asdict(following), mode=OWNER_ONLY)
 
 
 def is_in_queue(following: Following, slurm: Slurm) -> bool:

@@ -25,6 +25,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher as plugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlm.core.errors import ExitCode, unknown
+from dlm.core.files import OWNER_ONLY
 from dlm.core.names import printable
 from dlm.core.text import counted
 from dlm.record.outcomes import OUTCOMES, State
@@ -133,6 +134,12 @@ class OriginalSlurmLauncher(_Original, plugin.SlurmLauncher):
     conf, own = plugin_config.SlurmQueueConf, SlurmConf
 
 
+def _reserve(multirun: Path) -> None:
+    """Let only the owner read Hydra's file with the keys of the launcher, because ``setup`` may export a secret."""
+    if multirun.is_file():
+        multirun.chmod(OWNER_ONLY)
+
+
 class CoreLauncher(plugin.BaseSubmititLauncher):
     """What both launchers do: compose each job, submit the jobs, wait, and report how each job ended.
 
@@ -151,6 +158,7 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
             For each job a JobReturn with its loss, or with the exit code with which the submitting process must end.
         """
         self.cluster = self.make_cluster()
+        _reserve(Path(self.config.hydra.sweep.dir) / "multirun.yaml")
         composed = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         jobs = {job.name: job for job, _ in composed}
         codes = self._run(jobs, composed[0][0].run_dir.parents[1])

@@ -5,56 +5,83 @@ Hydra composes the config of a job when the job runs. Without a copy, an edit af
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
-import uuid
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from dlm.core.code_files import SHIPPED, check_uncommitted, code_files, names
 from dlm.core.errors import UserError
-from dlm.core.files import write_if_changed
+from dlm.core.files import OWNER_ONLY, temporary_beside, write_atomic
 from dlm.core.git import Origin
 from dlm.core.paths import PACKAGE, configs_dir
-
-_LEFT_OUT = ("__pycache__", "*.pyc", ".*")
 
 
 def snapshot_code(
     sweep_dir: Path, *, package: Path = PACKAGE, configs: Path | None = None, origin: Origin | None = None
 ) -> Path:
-    """Copy the code, unless a copy with the same content exists.
+    """Copy the code, unless a copy with the same content exists. What is code is said in ``dlm.core.code_files``.
 
     Args:
         sweep_dir: The folder of the sweep.
         package: The folder dlm/.
         configs: The folder configs/; None for the folder that dlm uses.
-        origin: The commit of the code. The uncommitted changes are written to HASH.diff next to the copy.
+        origin: The commit of the code. The uncommitted changes are written to HASH.diff next to the copy, for the
+            eyes of the owner only.
 
     Returns:
         The folder of the copy, which must come first on PYTHONPATH. Its name is the first 8 digits of its content hash.
 
     Raises:
-        UserError: The code cannot be copied, or an existing copy with this name was changed after it was written.
+        UserError: The code cannot be copied: a module would be missing, or a file that no commit holds looks like a
+            secret or is too large. Or an existing copy with this name was changed after it was written.
     """
     code = sweep_dir.absolute() / "code"
-    code.mkdir(parents=True, exist_ok=True)
-    copy = code / f".copying-{uuid.uuid4().hex[:8]}"
-    copy.mkdir()
-    try:
-        # An installed wheel has configs/ and sweeps/ inside the package.
-        shutil.copytree(package, copy / "dlm", ignore=shutil.ignore_patterns(*_LEFT_OUT, "configs", "sweeps"))
-        shutil.copytree(configs or configs_dir(), copy / "configs", ignore=shutil.ignore_patterns(*_LEFT_OUT))
-        target = code / content_hash_of(copy)[:8]
-        if not target.exists():
-            copy.rename(target)
-    except shutil.Error as error:  # holds (source, copy, reason) of every file, and no error number
-        raise UserError(f"cannot copy the code of dlm to {code}: {error.args[0][0][2]}") from error
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
+    package, configs = package.resolve(), (configs or configs_dir()).resolve()
+    if package.parent.parent == code.resolve() and configs == package.parent / "configs":  # it is such a copy already
+        target = code / package.parent.name
+    else:
+        target = _copied(code, {"dlm": package, "configs": configs})
     if not content_hash_of(target).startswith(target.name):
         raise UserError(f"{target} was changed after it was written: delete it, and submit again")
     if origin is not None and origin.diff:
-        write_if_changed(target.with_name(f"{target.name}.diff"), origin.diff + "\n")
+        write_atomic(target.with_name(f"{target.name}.diff"), origin.diff, mode=OWNER_ONLY)
     return target
+
+
+def _copied(code: Path, folders: Mapping[str, Path]) -> Path:
+    """Copy the code of each folder to a folder of this name below ``code``/HASH, and return ``code``/HASH."""
+    files = {name: _files_to_copy(folder, without=SHIPPED if name == "dlm" else ()) for name, folder in folders.items()}
+    copy = temporary_beside(code / "copying")
+    copy.mkdir(parents=True)
+    try:
+        for name, paths in files.items():
+            (copy / name).mkdir()
+            for path in paths:
+                to = copy / name / path.relative_to(folders[name])
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+        target = code / content_hash_of(copy)[:8]
+        if not target.exists():
+            copy.rename(target)
+    except (FileNotFoundError, shutil.SpecialFileError) as error:  # a link to nothing, a pipe
+        raise UserError(f"cannot copy the code of dlm to {code}: {error}") from error
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return target
+
+
+def _files_to_copy(folder: Path, *, without: Collection[str]) -> list[Path]:
+    files = code_files(folder, without=without)
+    if files.missed:
+        raise UserError(
+            f"git ignores {names(files.missed)}, so the copy of the code for jobs would lack it: commit it with "
+            "`git add --force`, or move it out of dlm/ and configs/"
+        )
+    check_uncommitted(files.new)
+    return [*files.tracked, *files.new]
 
 
 def content_hash_of(folder: Path) -> str:
@@ -69,8 +96,19 @@ def content_hash_of(folder: Path) -> str:
 
 def uncommitted(origin: Origin) -> str:
     """Name the first files that differ from the last commit."""
-    more = f" and {len(origin.changed) - 3} more" if len(origin.changed) > 3 else ""
-    return f"not committed: {', '.join(origin.changed[:3])}{more}"
+    return f"not committed: {names(origin.changed, 3)}"
+
+
+@functools.cache
+def tell_of_untracked(origin: Origin | None) -> None:
+    """Print which untracked files the copies of the code hold, and which are left out. The same is printed once."""
+    if origin is not None and origin.new:
+        print(f"dlm: jobs also get the files that git does not track: {names(origin.new)}", file=sys.stderr)
+    if origin is not None and origin.left_out:
+        print(
+            f"dlm: jobs do not get these files, which are no code or which git ignores: {names(origin.left_out)}",
+            file=sys.stderr,
+        )
 
 
 def check_clean(origin: Origin | None) -> None:

@@ -15,7 +15,7 @@ from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event, Request, Submission
 from dlm.submit.job import Job
 from dlm.submit.ledger import Ledger
-from dlm.submit.snapshot import check_clean, snapshot_code
+from dlm.submit.snapshot import check_clean, snapshot_code, tell_of_untracked
 
 # How long to wait for another submission of the same sweep; the lease of a dead process becomes stale sooner.
 PATIENCE_SEC = 120.0
@@ -67,6 +67,7 @@ def submit_jobs(
         check_clean(origin)
     cluster.check(jobs)
     code = snapshot_code(sweep_dir, origin=origin)
+    tell_of_untracked(origin)
     return cluster.submit(
         Request(
             submission=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from dlm.core.errors import ExitCode, UserError
+from dlm.core.errors import ExitCode, UserError, without_passwords
 from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, fitting_tags
 
 PATIENCE_SEC = 60.0  # limit for W&B's last uploads at the end of a run, which still holds its devices
@@ -41,8 +41,13 @@ class WandbLogger(LightningWandbLogger):
     def __init__(self, **options: Any) -> None:
         # W&B 0.31 writes to its file every 15 s by default, so a short run that is killed would lose everything.
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
-        if options.get("offline"):  # online, the output is kept: the address of the run and failed uploads
+        # Online, the output is kept: the address of the run and failed uploads. But W&B also prints the address of the
+        # server, with its password if it has one, and in a job this goes into log.txt.
+        if options.get("offline") or "@" in os.environ.get("WANDB_BASE_URL", ""):
             os.environ.setdefault("WANDB_SILENT", "true")
+        # W&B would record the user name in the URL of the git remote, which may be a token: https://TOKEN:x@github.com.
+        # It would also describe the repository of the working directory; record.git_sha is the commit of the code.
+        os.environ.setdefault("WANDB_DISABLE_GIT", "true")
         super().__init__(**{**options, "tags": fitting_tags(options.get("tags"))})
         self._wandb_init.pop("anonymous", None)  # W&B 0.31 warns of this argument, even when it is None
 
@@ -57,7 +62,7 @@ class WandbLogger(LightningWandbLogger):
         try:
             return super().experiment
         except wandb.errors.Error as error:
-            said = " ".join(str(error).split())
+            said = without_passwords(" ".join(str(error).split()))
             if any(words in said for words in REFUSED_BY_WANDB):
                 raise UserError(
                     f"W&B refuses to begin the run: {said}; log in (`wandb login`, WANDB_API_KEY), mend logger.entity "

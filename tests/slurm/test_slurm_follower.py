@@ -119,7 +119,11 @@ def test_a_webhook_that_does_not_answer_and_a_cluster_that_forbids_sbatch_in_job
         (["--webhook", "http://example.org"], "--webhook http://example.org: nothing would send it; add --then report"),
         (
             ["--then", "report", "--webhook", "example.org"],
-            "--webhook example.org: give a URL that begins with http:// or https://",
+            "--webhook example.org: give a URL that begins with http:// or https://, without a user name",
+        ),
+        (
+            ["--then", "report", "--webhook", "http://me:word@example.org/x"],
+            "--webhook http://***@example.org/x: give a URL that begins with http:// or https://, without a user name",
         ),
         (["--then", "report", "--mail", "me"], "--mail me: give an address"),
     ],

@@ -179,6 +179,7 @@ def test_slurm_multirun_without_waiting_returns_when_sbatch_has_taken_it(multiru
     )
     assert code == 0 and "submitted 2 jobs as 1001" in said, said
     assert [row[1:3] for row in rows] == [["COMPLETED", None]] * 2
+    assert (tmp_path / "adhoc/runs/multirun.yaml").stat().st_mode & 0o777 == 0o600  # it holds what setup exports
     script = (slurm / "script").read_text()
     wanted = ("--partition=gpu", "--array=0-1%2", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4")
     assert all(f"#SBATCH {option}\n" in script for option in wanted) and "\nmodule load x\n" in script

@@ -64,7 +64,7 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
     git(root, "add", "-A")
     git(root, "commit", "-m", "all")
     clean = code_origin(root / "dlm")
-    assert clean is not None and (clean.changed, clean.diff) == ((), "")
+    assert clean is not None and (clean.changed, clean.diff) == ((), b"")
     (root / "notes.txt").write_text("is no code")
     assert code_origin(root / "dlm") == clean
     (root / "dlm/core/flops.py").write_text("# changed\n")
@@ -79,7 +79,7 @@ def test_changes_that_no_commit_holds_need_a_word_and_their_diff_is_kept(tmp_pat
         "configs/data/mein größter.yaml",
         "pyproject.toml",
     }
-    assert all(line in origin.diff for line in ("+# changed", "+name: mine", "+name: ours", "+[x]"))
+    assert all(line in origin.diff for line in (b"+# changed", b"+name: mine", b"+name: ours", b"+[x]"))
     monkeypatch.setattr(submission, "code_origin", lambda: origin)
     job = Job(name="a", overrides=("+cell=a",), run_dir=tmp_path / "work/demo/runs/a")
     with pytest.raises(UserError, match=r"not committed: .*; commit first, or submit with --allow-dirty"):

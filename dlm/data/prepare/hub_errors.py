@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from dlm.core.errors import TryAgainError, UserError, causes
+from dlm.core.errors import TryAgainError, UserError, causes, without_passwords
 from dlm.core.files import explain_os_error
 
 BUSY = (408, 429)  # the HTTP statuses below 500 with which a server asks to be called again
@@ -60,7 +60,7 @@ def _told(error: Exception, source: str) -> UserError | None:
     if is_a(datasets.exceptions.DatasetsError, RuntimeError):
         return UserError(f"{source} is no data set that the library datasets can read: {said}")
     if is_a(OSError, hub.HTTPError):  # type: ignore[attr-defined]
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        endpoint = without_passwords(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         statuses = [cause.response.status_code for cause in causes(error) if isinstance(cause, hub.HfHubHTTPError)]
         if is_a(hub.OfflineModeIsEnabled) or any(status < 500 and status not in BUSY for status in statuses):
             return UserError(f"{endpoint} does not give {source}: {said}")
@@ -71,5 +71,5 @@ def _told(error: Exception, source: str) -> UserError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split())
+    """Return what an error says, in one line and without the passwords of URLs."""
+    return without_passwords(" ".join(str(error).split()))
