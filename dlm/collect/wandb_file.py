@@ -8,7 +8,6 @@ records, each with a header of 7 bytes (CRC32, length, type). One or more record
 from __future__ import annotations
 
 import contextlib
-import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core.errors import UserError
+from dlm.core.json_text import parse_json
 
 BLOCK_BYTES = 32768
 FILE_HEADER = b":W&B"
@@ -158,7 +158,7 @@ def _add_message(run: WandbRun, message: bytes) -> None:
 def _values(items: Iterable[Any]) -> dict[str, Any]:
     """Turn the items of a history row, a summary or a config into a dictionary."""
     keyed = ((".".join(item.nested_key) or item.key, item.value_json) for item in items)
-    return {key: json.loads(text) for key, text in keyed if key and text}
+    return {key: parse_json(text, finite=False) for key, text in keyed if key and text}
 
 
 def wandb_files(run_dir: Path) -> list[Path]:

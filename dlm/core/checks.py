@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.rotary_percentage": (0, 1),
     "scheduler.warmup_fraction": (0, 1),
     "scheduler.warmup_min_steps": (0, math.inf),
-    "scheduler.warmup_tokens_per_param": (0, math.inf),
+    "scheduler.warmup_tokens_per_param": (0, 1e12),
     "scheduler.min_ratio": (0, 1),
     "scheduler.decay_fraction": (1e-6, 1),
     "objective.eps": (1e-9, 0.999),
@@ -70,6 +71,10 @@ WHOLE = {
     "callbacks.checkpoint.every_n_steps": 1,
     "callbacks.checkpoint.save_top_k": 0,
 }
+
+
+MOST = 2**63 - 1  # what 64 bits hold, the highest allowed value of every whole number except these
+MOST_OF = {"seed": 2**32 - 1, "validation.seed": 2**32 - 1}  # Lightning's seeds have 32 bits
 
 
 # The numbers that may be null, because dlm then finds their value itself, or leaves something out.
@@ -232,11 +237,16 @@ def _given(config: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # NaN is not, nor is 10**400, which no float holds
 
 
 def whole(key: str, value: object, minimum: int = 1) -> int:
-    """Return ``value`` as an int. Raises UserError about ``key`` if it is not a whole number >= ``minimum``."""
+    """Return ``value`` as an int. Raises UserError about ``key`` unless it is a whole number from ``minimum`` up."""
+    most = MOST_OF.get(key, MOST)
     if not _is_number(value) or value != int(value) or value < minimum:  # type: ignore[call-overload, operator]
         raise UserError(f"{key} is {shown(value)}: it must be a whole number of at least {minimum}")
+    if value > most:  # type: ignore[operator]
+        raise UserError(f"{key} is {shown(value)}: it must be a whole number from {minimum} to {most}")
     return int(value)  # type: ignore[call-overload, no-any-return]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from dlm.core.errors import UserError, shown, unknown
+from dlm.core.limits import check_extent, read_limited
 from dlm.core.paths import configs_dir
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -57,7 +58,7 @@ _ADVICE = (
 def load_yaml(path: Path) -> Any:
     """Read a YAML file. Raises UserError, which names the file, for a file that ``parse_yaml`` refuses."""
     try:
-        content = path.read_bytes()
+        content = read_limited(path)
         return parse_yaml(content.decode("utf-8"), str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -84,21 +85,29 @@ def parse_yaml(text: str, source: str) -> Any:
     """Parse a YAML text.
 
     Raises:
-        UserError: The text is not valid YAML, a key stands twice in one mapping, or a number is in base 8 or 60. The
-            message names the text ``source`` and the lines.
+        UserError: The text is not valid YAML or too large (``dlm.core.limits``), a key stands twice in one mapping, or
+            a number is in base 8 or 60. The message names the text ``source`` and the lines.
     """
     try:
+        check_extent(yaml.parse(text, Loader=_Loader), source)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
             _check_node(node, source, {})
-            return loader.construct_document(node)
+            return _constructed(loader, node, source)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         raise UserError(f"{source}{yaml_problem(error)}") from error
+
+
+def _constructed(loader: Any, node: yaml.Node, source: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, KeyError, AttributeError) as error:  # what PyYAML raises for !!int foo, !!bool x, !!timestamp x
+        raise UserError(f"{source}: a value does not fit its tag, such as !!int: leave out the tag") from error
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from dlm.core import paths
 from dlm.core.errors import UserError
+from dlm.core.json_text import parse_json
 from dlm.core.names import printable
 
 OWNER_ONLY = 0o600  # the mode of a file that may hold a secret; the umask decides on all others
@@ -209,8 +210,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError, which names the file, if the file is not valid JSON."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path.read_text())
+    except ValueError as error:  # no JSON, or no text
         raise UserError(f"{path} is not valid JSON ({error}): restore or delete that file") from error
 
 
@@ -232,8 +233,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            row = json.loads(line)
+        with contextlib.suppress(ValueError):
+            row = parse_json(line, finite=False)
             if isinstance(row, dict):
                 rows.append(row)
     return rows

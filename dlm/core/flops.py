@@ -19,11 +19,14 @@ import math
 from fractions import Fraction
 from typing import Literal, get_args
 
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
 from dlm.core.objectives import ObjectiveInfo
 from dlm.core.shape import ModelShape
 
 Convention = Literal["6n", "6n_total", "full", "full_masked_head"]
+
+
+MOST_FLOPS = 1e40  # the highest budget: far above every computer, and far below where a float overflows
 
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -63,13 +66,14 @@ def all_conventions(
 
 
 def check_budget(value: object, key: str = "training.budget") -> float:
-    """Return ``value`` as a budget in FLOPs. Raises UserError about ``key`` if it is not finite and above zero."""
+    """Return ``value`` as a budget in FLOPs. Raises UserError about ``key`` if it is not in (0, MOST_FLOPS]."""
     try:
         budget = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         budget = math.nan
-    if not (math.isfinite(budget) and budget > 0) or isinstance(value, bool):
-        raise UserError(f"{key} is {value!r}: it must be a number of FLOPs above zero, such as 1e19")
+    if not 0 < budget <= MOST_FLOPS or isinstance(value, bool):
+        allowed = f"a number of FLOPs above zero, at most {MOST_FLOPS:g}, such as 1e19"
+        raise UserError(f"{key} is {shown(value)}: it must be {allowed}")
     return budget
 
 

@@ -6,7 +6,6 @@ The process that holds the folder keeps the file lease.json in it; the modificat
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import write_json
+from dlm.core.json_text import parse_json
 
 HEARTBEAT_SEC = 10.0
 
@@ -162,7 +162,7 @@ def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | N
     """
     path = folder / "lease.json"
     try:
-        holder: dict[str, Any] = json.loads(path.read_text())
+        holder: dict[str, Any] = parse_json(path.read_text())
         if holder["host"] == socket.gethostname():
             started = process_started(int(holder["pid"]))
             return holder if started is not None and started == holder["started"] else None

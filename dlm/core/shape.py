@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dlm.core.checks import MOST
 from dlm.core.configs import choices, load_choice
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
 
 PARAMETRISATIONS = ("sp", "completep")
 
@@ -113,6 +114,8 @@ class ModelShape:
 def _check_whole(key: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"model.{key} is {value!r}: it must be a whole number of at least 1")
+    if value > MOST:
+        raise UserError(f"model.{key} is {shown(value)}: it must be a whole number from 1 to {MOST}")
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:

@@ -18,7 +18,7 @@ from dlm.core.errors import UserError, hint, shown, unknown
 
 M = TypeVar("M", bound=BaseModel)
 
-_BOUNDS = (("gt", "above {:g}"), ("ge", "of at least {:g}"), ("lt", "below {:g}"), ("le", "at most {:g}"))
+_BOUNDS = (("gt", "above {}"), ("ge", "of at least {}"), ("lt", "below {}"), ("le", "at most {}"))
 _PLURALS = {float: "numbers", int: "whole numbers", str: "names"}
 
 
@@ -124,7 +124,9 @@ def _predicate(kind: Any, limits: tuple[Any, ...], value: object) -> str:
     if kind in (int, float):
         finite = "finite " if isinstance(value, float) and not math.isfinite(value) else ""
         ends = ((words, getattr(item, key, None)) for item in limits for key, words in _BOUNDS)
-        bounds = " and ".join(words.format(end) for words, end in ends if end is not None)
+        bounds = " and ".join(
+            words.format(end if isinstance(end, int) else f"{end:g}") for words, end in ends if end is not None
+        )
         return f"be a {'whole ' if kind is int else finite}number {bounds}".rstrip()
     if origin is dict:
         return "hold keys and values, such as {KEY: VALUE}"

@@ -20,7 +20,7 @@ def as_csv(table: pd.DataFrame) -> str:
     return content
 
 
-def read_csv(source: Path | IO[str], **options: Any) -> pd.DataFrame:
+def read_csv(source: Path | IO[str] | IO[bytes], **options: Any) -> pd.DataFrame:
     """Read a CSV file, of dlm or of anybody. ``options`` are those of ``pandas.read_csv``."""
     return _with_texts(pd.read_csv(source, **options), from_cell)
 

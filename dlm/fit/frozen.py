@@ -25,6 +25,7 @@ from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.core.git import running_code
+from dlm.core.json_text import parse_json
 from dlm.fit import known
 from dlm.fit.combined.error import FormError
 from dlm.fit.fitted import Fitted, Noise, plain
@@ -227,7 +228,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = parse_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
     if isinstance(content, dict) and "forecasts" in content:  # the proof.json of a sweep, with one for each objective

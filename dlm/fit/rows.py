@@ -6,13 +6,19 @@ objective, convention, status, role.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dlm.core import text
-from dlm.core.errors import UserError, hint
+from dlm.core.errors import UserError, hint, shown
 from dlm.fit import budgets
 from dlm.fit.csv_file import read_csv
 from dlm.fit.known import IDENTITY, RunTable, as_text
@@ -23,6 +29,7 @@ POSITIVE = (*REQUIRED, "flops", "budget")
 NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
 MAY_BE_EMPTY = ("budget", "loss_se", "loss_se_own")
 PROOF = "proof"  # the role of a run that tests a law
+MAX_BYTES = 256 * 1024**2  # of a CSV file, uncompressed: a million rows of dlm
 ONE_EPOCH = 1.05  # number of epochs up to which no data count as repeated
 
 Runs = str | Path | pd.DataFrame
@@ -156,12 +163,27 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     if not path.is_file():
         raise UserError(f"no file {path}: give a CSV with the columns {', '.join(REQUIRED)}")
     try:
-        frame = read_csv(path)
+        frame = read_csv(io.BytesIO(_content(path)))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV file: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise UserError(f"{path} has rows with more fields than its header has names")
     return frame, str(path)
+
+
+def _content(path: Path) -> bytes:
+    """Return the text of a CSV file, which may be compressed. Raises UserError if there is more of it than allowed."""
+    opens: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    try:
+        with opens.get(path.suffix, open)(path, "rb") as stream:
+            content: bytes = stream.read(MAX_BYTES + 1)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the file system
+            raise
+        raise UserError(f"{path} is damaged or no {path.suffix} file: {error}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} holds more than {MAX_BYTES // 1024**2} MiB, too much for a table of runs: divide it")
+    return content
 
 
 def _without_proofs(frame: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[str]]:
@@ -208,10 +230,10 @@ def _numbers(frame: pd.DataFrame, name: str, where: str) -> pd.Series[float]:
     if not fine.all():
         first = fine[~fine].index[0]
         kind = "a number above 0" if name in POSITIVE else "a number not below 0"
-        shown = frame.loc[first, name]
-        shown = "empty" if pd.isna(shown) else repr(shown) if isinstance(shown, str) else shown
+        value = frame.loc[first, name]
+        said = "empty" if pd.isna(value) else shown(value) if isinstance(value, str) else value
         more = f" ({int((~fine).sum())} such rows)" if (~fine).sum() > 1 else ""
-        raise UserError(f"{where}, row {frame.loc[first, 'row']}: {name} is {shown}, not {kind}{more}")
+        raise UserError(f"{where}, row {frame.loc[first, 'row']}: {name} is {said}, not {kind}{more}")
     return values
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dlm.core import text
 from dlm.core.errors import UserError, unknown
+from dlm.core.flops import MOST_FLOPS
 from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
 from dlm.fit.combined.fit import fit_combined
@@ -176,8 +177,8 @@ def _check_convention(frame: pd.DataFrame) -> None:
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
     """The values of C at which the optimum is reported, FLOPs."""
     for value in at:
-        if not 0 < value < float("inf"):
-            raise UserError(f"at is {value}: give compute in FLOPs, above 0")
+        if not 0 < value <= MOST_FLOPS:
+            raise UserError(f"at is {value}: give compute in FLOPs, above 0 and at most {MOST_FLOPS:g}")
     spent = spent_flops(frame)
     budgets = frame["budget"].dropna() if "budget" in frame else spent
     levels = sorted(budgets.unique().tolist()) or [float(spent.max())]

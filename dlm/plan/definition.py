@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dlm.core.checks import MOST_OF
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.data_only import check_data, check_settings
 from dlm.core.errors import UserError, hint, shown, unknown
@@ -77,8 +78,8 @@ Value = Annotated[Any, AfterValidator(_plain)]  # of a config key
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
-# Fields that earlier versions lack; plan.json has them only if they are set.
-NEW_FIELDS = ("proof", "replicates", "branches", "launcher")
+# Fields that earlier versions lack; plan.json has them only if they differ from their defaults.
+NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells")
 
 
 class _Frozen(BaseModel):
@@ -89,10 +90,12 @@ class Hardware(_Frozen):
     """The devices that one cell runs on. They determine its estimate and the resources of its job."""
 
     device: str = "H100"  # cpu, a key of flops.PEAK_FLOPS, or another GPU with its peak_flops
-    nodes: Annotated[Whole, Field(ge=1)] = 1
-    gpus_per_node: Annotated[Whole, Field(ge=0)] = 8
-    mfu: Share = 0.4  # assumed share of the peak, counted in full_masked_head FLOPs
-    peak_flops: Annotated[Number, Field(gt=0)] | None = None  # dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS
+    nodes: Annotated[Whole, Field(ge=1, le=10**6)] = 1
+    gpus_per_node: Annotated[Whole, Field(ge=0, le=10**6)] = 8
+    mfu: Annotated[Number, Field(ge=1e-6, le=1)] = 0.4  # assumed share of the peak, counted in full_masked_head FLOPs
+    peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = (
+        None  # dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS
+    )
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:
@@ -122,7 +125,7 @@ class Hardware(_Frozen):
 class Proof(_Frozen):
     """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
 
-    factor: Annotated[Number, Field(ge=1)] = 3.0  # its budget over the top budget
+    factor: Annotated[Number, Field(ge=1, le=1e6)] = 3.0  # its budget over the top budget
     # 3: also half and twice the best size; the minimum of the three tests N* itself.
     sizes: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
 
@@ -187,13 +190,14 @@ class SweepSpec(_Frozen):
     tokens_per_param: tuple[Number, Number] | None = None  # (lowest, highest); cells outside are dropped
     sizes_per_budget: Annotated[Whole, Field(ge=1)] | None = None  # sizes to keep, evenly spread
     objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
-    seeds: tuple[Annotated[Whole, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[Whole, Field(ge=0, le=MOST_OF["seed"])], ...] = Field(default=(0,), min_length=1)
     groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
     set: dict[str, Value] = Field(default_factory=dict)  # config key -> value, for every cell
     # Key or group -> values; one cell per combination.
     vary: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
     branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
     max_epochs: Annotated[Number, Field(gt=0)] = 4.0  # cells that read their data more often are dropped
+    max_cells: Annotated[Whole, Field(ge=1)] = 10_000  # a definition with more combinations of values is not planned
     max_gpu_hours: Annotated[Number, Field(gt=0)] | None = None  # a plan that costs more needs YES=1
     max_local_hours: Annotated[Number, Field(gt=0)] = 24.0  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()
@@ -202,8 +206,11 @@ class SweepSpec(_Frozen):
     launcher: Annotated[tuple[LauncherRule, ...], BeforeValidator(_rules)] = ()  # later rules take precedence
 
     def plain(self) -> dict[str, Any]:
-        """Return the definition as plain values, as plan.json holds it. A key of NEW_FIELDS is absent if not set."""
-        plain = self.model_dump(mode="json", exclude={key for key in NEW_FIELDS if not getattr(self, key)})
+        """Return the definition as plain values, as plan.json holds it, without the NEW_FIELDS that are as usual."""
+        usual = type(self).model_fields
+        plain = self.model_dump(
+            mode="json", exclude={key for key in NEW_FIELDS if getattr(self, key) == usual[key].default}
+        )
         if len(self.replicates) == 1:  # as earlier versions read it
             (plain["replicates"],) = plain["replicates"]
         return plain
@@ -215,10 +222,17 @@ class SweepSpec(_Frozen):
             budget: FLOPs.
             is_end: Whether the size of the cells is the smallest or the largest of the budget.
         """
+        return tuple(seed + SEED_STEP * k for k in range(self._runs_at(budget, is_end)) for seed in self.seeds)
+
+    def _runs_at(self, budget: float, is_end: bool) -> int:
         top = max(self.budgets)
         rules = [rule for rule in self.replicates if budget < rule.below * top and (is_end or rule.sizes == "all")]
-        runs = max((rule.runs for rule in rules), default=1)
-        return tuple(seed + SEED_STEP * k for k in range(runs) for seed in self.seeds)
+        return max((rule.runs for rule in rules), default=1)
+
+    def num_combinations(self) -> int:
+        """Return the number of combinations of the values, each of which is a cell or is dropped; it makes none."""
+        seeds = sum(len(self.seeds) * self._runs_at(budget, True) for budget in self.budgets)
+        return math.prod(map(len, self.vary.values())) * len(self.objectives) * len(self.models) * seeds
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that all definitions of one sweep must share.
@@ -226,7 +240,7 @@ class SweepSpec(_Frozen):
         The fields that only select which cells exist may grow, and the description, the limits on the cost, the
         hardware, the proof run, the sharing of trunks and the rules for the launcher may change.
         """
-        cost = {"max_gpu_hours", "max_local_hours", "hardware"}
+        cost = {"max_cells", "max_gpu_hours", "max_local_hours", "hardware"}
         others = {"budget_fractions", "description", "proof", "branches", "launcher"}
         without = {*cost, *others, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
         return {key: value for key, value in self.plain().items() if key not in without}

@@ -56,6 +56,7 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         UserError: The definition names something that does not exist or cannot be trained, or all cells are dropped.
     """
     groups = {**DEFAULT_GROUPS, **spec.groups}
+    _check_number(spec)
     _check_definition(spec, groups)
     points = list(_points(spec))
     # What is checked depends neither on the budget nor on the seed, so one point per combination of the rest is enough.
@@ -106,6 +107,19 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
 def with_shared_trunks(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Return the cells with their trunks (``share_trunks``)."""
     return share_trunks(cells, [cell_config(cell.groups, cell.overrides) for cell in cells])
+
+
+def _check_number(spec: SweepSpec) -> None:
+    """Raise UserError for a definition with more combinations than ``max_cells``, before any of them is made."""
+    number = spec.num_combinations()
+    if number > spec.max_cells:
+        lists = {"budgets": spec.budgets, "models": spec.models, "objectives": spec.objectives, "seeds": spec.seeds}
+        sizes = {key: len(values) for key, values in {**lists, **spec.vary}.items() if len(values) > 1}
+        longest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:4] + (["replicates"] if spec.replicates else [])
+        raise UserError(
+            f"the definition has {number:,} combinations of values, and max_cells is {spec.max_cells:,}: shorten "
+            f"{', '.join(longest)}, or raise max_cells"
+        )
 
 
 def _check_definition(spec: SweepSpec, groups: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dlm.core.configs import nest
 from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
+from dlm.core.json_text import parse_json
 from dlm.core.names import inside
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.cost import estimated_like
@@ -161,7 +161,7 @@ def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
     The result is empty if the file is missing or damaged; the next plan writes it again.
     """
     try:
-        rows = json.loads((sweep_dir / "estimate.json").read_text())
+        rows = parse_json((sweep_dir / "estimate.json").read_text())
         return {cell: Estimate(**row) for cell, row in rows.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import DISK_FULL, dump_json, write_atomic, write_json
+from dlm.core.json_text import parse_json
 from dlm.core.names import inside
 from dlm.record.outcomes import State
 
@@ -59,7 +59,7 @@ def write_status(run_dir: Path, status: Status) -> None:
 def read_status(run_dir: Path) -> Status | None:
     """Read the status of a run; None when status.json is missing or cannot be read."""
     try:
-        content = json.loads((run_dir / "status.json").read_text())
+        content = parse_json((run_dir / "status.json").read_text())
         return Status(**{**content, "state": State(content["state"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -103,7 +103,7 @@ def write_result(run_dir: Path, result: Result) -> None:
 def read_result(run_dir: Path) -> Result | None:
     """Read the result of a finished run; None when result.json is missing or cannot be read."""
     try:
-        return Result(**json.loads((run_dir / "result.json").read_text()))
+        return Result(**parse_json((run_dir / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -126,7 +126,7 @@ def read_validation(run_dir: Path) -> list[float]:
     try:
         with open(path, newline="") as stream:
             return [float(row["loss"]) for row in csv.DictReader(stream)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): give the folder of a finished run") from error
 
 

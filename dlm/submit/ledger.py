@@ -6,7 +6,6 @@ started, then the ids of the queued jobs, then how each process on this machine 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
+from dlm.core.json_text import parse_json
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.submit.cell_now import CellRecord, Ending
 from dlm.submit.job import Job
@@ -177,7 +177,7 @@ def not_started(run_dir: Path, submission: str | None) -> str | None:
     """Return why the job of a submission did not start its cell, at first or when it was requeued; None if it did."""
     path, status = run_dir / NOT_STARTED, run_dir / "status.json"
     try:
-        refusal = json.loads(path.read_text())
+        refusal = parse_json(path.read_text())
         if status.is_file() and status.stat().st_mtime > path.stat().st_mtime:  # the cell was started since
             return None
         return str(refusal["reason"]) if refusal["submission"] == submission else None

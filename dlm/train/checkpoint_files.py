@@ -8,7 +8,6 @@ newest checkpoint by searching the folders.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
+from dlm.core.json_text import parse_json
 
 STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
 VERSION = 1  # format of the manifest
@@ -50,7 +50,7 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
             checkpoint would delete it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_text())
         version, files = int(manifest["version"]), manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from dlm.core.errors import UserError, shown
 
+MIB = 1024 * 1024
+MAX_DOCUMENT = 256  # MiB, the default of --max-document
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
@@ -44,6 +47,12 @@ def refuse(bad: Bad) -> None:
 def unreadable(path: Path, what: str, advice: str = "copy it again") -> UnreadableError:
     """Return the error for a file of which the rest cannot be read."""
     return UnreadableError(Bad(where=str(path), what=what, advice=advice, is_file=True))
+
+
+def too_long(where: object, limit: int) -> Bad:
+    """Describe a row that is longer than ``limit`` bytes, the value of --max-document."""
+    what = f"is longer than {limit / MIB:g} MiB, which is --max-document"
+    return Bad(where=str(where), what=what, advice="raise --max-document, correct or remove that row")
 
 
 def text_of(value: object, text_key: str, where: object, report: Report) -> str | None:

@@ -216,8 +216,11 @@ def _check_plan(building: Path, plan: dict[str, Any]) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the options that differ. What is left out, and files that changed, concern only some of the units."""
-    free = {"layout", "units", "files", "skip_bad", "skip_unreadable"}
+    """Name the options that differ. What is left out, and files that changed, concern only some of the units.
+
+    With a data set of the hub, the tokens that were counted depend on what was left out as too long.
+    """
+    free = {"layout", "units", "files", "skip_bad", "skip_unreadable", *(() if "hub" in now else ("max_document",))}
     options = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in options)
 
@@ -277,7 +280,7 @@ class EncoderPool:
 
         The files of a unit that was encoded twice belong to the later record.
         """
-        if record.key not in self.units or (record.unreadable and not self.job.skip_unreadable):
+        if record.key not in self.units or not record.fits(self.job):
             return False
         paths = [(self.building / "data" / file.name, file.bytes) for files in record.files.values() for file in files]
         digests = self.units[record.key].split != VALIDATION or digests_path(self.building, record.key).is_file()

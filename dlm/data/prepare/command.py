@@ -27,6 +27,7 @@ from dlm.core.files import check_writable, complaint
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.data.manifest import DataSet, Manifest, PackedFile, read_data, unprepared, write_manifest
 from dlm.data.packed import write_packed
+from dlm.data.prepare.bad import MAX_DOCUMENT
 from dlm.data.prepare.build import prepare_text
 from dlm.data.prepare.encode import TextJob
 from dlm.data.prepare.hub import parse_tokens
@@ -154,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         "--validation", dest="validation_globs", help="the files to hold out; may be repeated", **many
     )
     text.add_argument(
+        "--max-document",
+        type=int,
+        default=MAX_DOCUMENT,
+        metavar="MIB",
+        help=f"the most that one row, or one text file, may hold; by default {MAX_DOCUMENT} MiB",
+    )
+    text.add_argument(
         "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N rows without text, and list them"
     )
     text.add_argument(
@@ -204,6 +212,7 @@ def _job(options: argparse.Namespace) -> TextJob:
         raise UserError(f"--validation-share is {options.validation_share:g}: it must lie between 0 and 1")
     if options.train_globs and options.validation_sources:
         raise UserError("--train and --validation-source both divide the files: give --validation with --train")
+    whole("--max-document", options.max_document)
     if options.skip_bad < 0:
         raise UserError(f"--skip-bad is {options.skip_bad}: it must be 0 or above")
     name = options.name or options.out.name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 READ_BYTES, BUFFER_BYTES = 128 * 1024, 1024 * 1024
+PIECE_BYTES = 1024  # what zstd gets at a time, and makes at most 32,768 times as long: 32 MiB
 MAX_WINDOW_BYTES = 2**31  # of `zstd --long=31`, the widest that zstd can write
 
 
@@ -26,6 +27,14 @@ def open_bytes(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
+def skip_line(stream: IO[bytes]) -> int:
+    """Read up to the next line break or the end, without holding it in memory. Return the number of bytes."""
+    size, part = 0, b""
+    while not part.endswith(b"\n") and (part := stream.readline(BUFFER_BYTES)):
+        size += len(part)
+    return size
+
+
 class _ZstdFrames(io.RawIOBase):
     """All frames of a zstd file. The readers of the library zstandard accept a truncated file as complete."""
 
@@ -35,7 +44,7 @@ class _ZstdFrames(io.RawIOBase):
         self._file = open(path, "rb")  # noqa: SIM115 - close() closes it
         self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         self._frame: Any = None  # the decompressor of the frame that has begun
-        self._ready, self._rest = memoryview(b""), b""  # bytes to give, and bytes to decompress
+        self._ready = self._rest = memoryview(b"")  # bytes to give, and bytes to decompress
 
     def readable(self) -> bool:
         return True
@@ -47,15 +56,16 @@ class _ZstdFrames(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` with the next bytes and return their number; 0 at the end."""
         while not self._ready:
-            chunk = self._rest or self._file.read(READ_BYTES)
-            if not chunk:
+            self._rest = self._rest or memoryview(self._file.read(READ_BYTES))
+            if not self._rest:
                 if self._frame is not None:
                     raise EOFError("Truncated zstd frame")
                 return 0
             self._frame = self._frame or self._zstd.decompressobj()
-            self._ready = memoryview(self._frame.decompress(chunk))
-            self._rest = self._frame.unused_data
+            piece, self._rest = self._rest[:PIECE_BYTES], self._rest[PIECE_BYTES:]
+            self._ready = memoryview(self._frame.decompress(piece))
             if self._frame.eof:
+                self._rest = memoryview(self._frame.unused_data + self._rest)
                 self._frame = None
         view = memoryview(buffer)
         count = min(len(view), len(self._ready))

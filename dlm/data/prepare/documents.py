@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlm.data.prepare.bad import Report, UnreadableError, naming_damage, refuse, unreadable
+from dlm.data.prepare.bad import MAX_DOCUMENT, MIB, Report, UnreadableError, naming_damage, refuse, unreadable
 from dlm.data.prepare.compressed import open_bytes
 from dlm.data.prepare.kinds import FORMATS
 from dlm.data.prepare.rows import read_json, read_lines
@@ -27,7 +27,7 @@ class Unit:
     num_documents: int | None = None  # only so many documents, from the first of the unit's only file; None: all
 
 
-def read_unit(unit: Unit, text_key: str, report: Report = refuse) -> Iterator[str]:
+def read_unit(unit: Unit, text_key: str, report: Report = refuse, *, max_document: int = MAX_DOCUMENT) -> Iterator[str]:
     """Yield the documents of a unit in order.
 
     Args:
@@ -35,27 +35,31 @@ def read_unit(unit: Unit, text_key: str, report: Report = refuse) -> Iterator[st
         text_key: The key or column of the text.
         report: Called with every row that holds no text and every file of which the rest cannot be read. By default,
             it raises a UserError that names the file and the row.
+        max_document: MiB that a row or a text file may have. No more of it is ever held in memory.
     """
     for path in map(Path, unit.paths):
         try:
             with naming_damage(path, unit.kind):
-                yield from itertools.islice(_read(path, unit, text_key, report), unit.num_documents)
+                yield from itertools.islice(_read(path, unit, text_key, report, max_document * MIB), unit.num_documents)
         except UnreadableError as error:
             report(error.bad)
 
 
-def _read(path: Path, unit: Unit, text_key: str, report: Report) -> Iterator[str]:
+def _read(path: Path, unit: Unit, text_key: str, report: Report, limit: int) -> Iterator[str]:
     form = FORMATS[unit.kind]
     if form == "lines":
-        return read_lines(path, text_key, report, start=unit.start, stop=unit.stop)
+        return read_lines(path, text_key, report, limit=limit, start=unit.start, stop=unit.stop)
     if form == "parquet":
-        return read_parquet(path, text_key, report, start=unit.start, stop=unit.stop)
-    return {"json": read_json, "arrow": read_arrow, "text": _read_text}[form](path, text_key, report)
+        return read_parquet(path, text_key, report, limit=limit, start=unit.start, stop=unit.stop)
+    return {"json": read_json, "arrow": read_arrow, "text": _read_text}[form](path, text_key, report, limit=limit)
 
 
-def _read_text(path: Path, text_key: str, report: Report) -> Iterator[str]:
+def _read_text(path: Path, text_key: str, report: Report, *, limit: int) -> Iterator[str]:
     with open_bytes(path) as stream:
-        content = stream.read()
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        what = f"is one document of more than {limit / MIB:g} MiB, which is --max-document"
+        raise unreadable(path, what, "raise --max-document, divide the file")
     try:
         yield content.decode()
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
 from dlm.data.manifest import PackedFile
 from dlm.data.packed import write_packed
-from dlm.data.prepare.bad import Bad, Report, refuse
+from dlm.data.prepare.bad import MAX_DOCUMENT, Bad, Report, refuse
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.tokenizer import END_OF_DOCUMENT, Tokenizer
 
@@ -55,6 +55,7 @@ class TextJob:
     validation_globs: tuple[str, ...] = ()  # which files are held out
     skip_bad: int = 0  # up to so many rows without text are left out
     skip_unreadable: bool = False  # leave out files that cannot be read
+    max_document: int = MAX_DOCUMENT  # MiB of a row or a text file; a longer one counts as bad, or as unreadable
     config: str | None = None  # the config of a data set of the hub; None: its only one, or its default
     tokens: int | None = None  # of a data set of the hub, only as many training tokens; None: all
 
@@ -70,7 +71,16 @@ class UnitRecord:
     skipped: dict[str, int]  # reason of SKIPPED -> documents
     bad: list[str]  # what is wrong with each row without text
     unreadable: list[str]  # what is wrong with each file that was read in part or not at all
+    max_document: int = MAX_DOCUMENT  # that of the job
     smallest: int | None = None  # smallest key of the documents; chooses one to hold out if the share held out none
+
+    def fits(self, job: TextJob) -> bool:
+        """Return whether a job would leave out the same rows and files. It may have another --max-document."""
+        if self.unreadable and not job.skip_unreadable:
+            return False
+        if self.max_document < job.max_document:  # what was too long may not be so any more
+            return not (self.bad or self.unreadable)
+        return self.max_document == job.max_document
 
 
 class SplitWriter:
@@ -169,6 +179,7 @@ class Encoder:
             skipped=skipped | {NO_TEXT: sum(not item.is_file for item in bad)},
             bad=[str(item) for item in bad if not item.is_file],
             unreadable=[str(item) for item in bad if item.is_file],
+            max_document=self.job.max_document,
             smallest=min(keys, default=None) if unit.split is None else None,
         )
 
@@ -178,7 +189,8 @@ class Encoder:
         The others are counted in ``skipped``. Rows without text and unreadable files are added to ``bad``, as far as
         the job permits them.
         """
-        for text in read_unit(unit, self.job.text_key, noting(bad, self.job, self.building)):
+        note = noting(bad, self.job, self.building)
+        for text in read_unit(unit, self.job.text_key, note, max_document=self.job.max_document):
             reason = why_skipped(text, self.tokenizer)
             if reason is None:
                 yield text

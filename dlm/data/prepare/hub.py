@@ -345,7 +345,7 @@ class _Counter:
         return tokens, None
 
     def _documents(self, path: Path) -> Iterator[str]:
-        return read_unit(_unit_of(path), self.job.text_key, self.note)
+        return read_unit(_unit_of(path), self.job.text_key, self.note, max_document=self.job.max_document)
 
     def _tokens(self, documents: Sequence[str]) -> list[int]:
         """Return the training tokens of each document; 0 for one that is held out or left out."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dlm.data.prepare.bad import Bad, Report, text_of, unreadable
-from dlm.data.prepare.compressed import open_bytes
+from dlm.data.prepare.bad import MIB, Bad, Report, text_of, too_long, unreadable
+from dlm.data.prepare.compressed import BUFFER_BYTES, open_bytes, skip_line
 
 START_BYTES = 4096  # the bytes at the beginning of a .json file, which show whether it is an array
 ARRAY_CHARS = 1024 * 1024  # how much of an array is read at a time
@@ -21,27 +21,28 @@ class _Twice(dict[str, Any]):
     """An object in which a key stands twice."""
 
 
-def read_json(path: Path, text_key: str, report: Report) -> Iterator[str]:
-    """Yield the texts of a .json file."""
+def read_json(path: Path, text_key: str, report: Report, *, limit: int) -> Iterator[str]:
+    """Yield the texts of a .json file, whose rows may have ``limit`` bytes each."""
     with open_bytes(path) as stream:
         start = stream.read(START_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"{") and _is_one_object(path, text_key):
+    if start.startswith(b"{") and _is_one_object(path, text_key, limit):
         what = f"is one JSON object without the key '{text_key}', or over several lines"
         raise unreadable(path, what, "write one object a line, or one array of objects")
     if not start.startswith(b"["):
-        yield from read_lines(path, text_key, report)
+        yield from read_lines(path, text_key, report, limit=limit)
         return
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as array:
-        for number, row in enumerate(_elements(path, array), start=1):
+        for number, row in enumerate(_elements(path, array, limit), start=1):
             text = _text(row, text_key, f"{path} element {number}", report)
             if text is not None:
                 yield text
 
 
-def _is_one_object(path: Path, text_key: str) -> bool:
+def _is_one_object(path: Path, text_key: str, limit: int) -> bool:
     """Return whether a .json file holds one object that is no row: over several lines, or alone and without text."""
     with open_bytes(path) as stream:
-        first, second = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in (stream.readline(), stream.readline()))
+        first = stream.readline(limit + 1).removeprefix(b"\xef\xbb\xbf").strip()
+        second = stream.readline(START_BYTES).strip()
     if second:
         return not second.startswith(b"{")
     try:
@@ -55,13 +56,13 @@ _FIRST, _NEXT = re.compile(r"\s*\[\s*(?=[^\s\]])"), re.compile(r"\s*,\s*(?=\S)")
 _EMPTY, _LAST = re.compile(r"\s*\[\s*\]\s*"), re.compile(r"\s*\]\s*")
 
 
-def _elements(path: Path, array: IO[str]) -> Iterator[object]:
+def _elements(path: Path, array: IO[str], limit: int) -> Iterator[object]:
     """Yield the elements of a JSON array, without holding all of it in memory.
 
     The library ijson does so too, but it turns half of a surrogate pair into a question mark.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_object)
-    held, place, is_whole, before = "", 0, False, _FIRST
+    held, place, is_whole, before, number = "", 0, False, _FIRST, 1
     try:
         while True:
             end = -1
@@ -73,9 +74,13 @@ def _elements(path: Path, array: IO[str]) -> Iterator[object]:
                         raise
             if end >= 0 and (is_whole or end < len(held)):  # a number at the end of `held` may go on
                 yield element
-                place, before = end, _NEXT
+                place, before, number = end, _NEXT, number + 1
+            elif len(held) - place > limit:
+                what = f"is longer than {limit / MIB:g} MiB at element {number}, which is --max-document"
+                raise unreadable(path, what, "raise --max-document")
             elif not is_whole:
-                more = array.read(max(ARRAY_CHARS, len(held) - place))
+                left = len(held) - place
+                more = array.read(min(max(ARRAY_CHARS, left), limit + 1 - left))
                 held, place, is_whole = held[place:] + more, 0, not more
             elif (_EMPTY if before is _FIRST else _LAST).fullmatch(held, place):
                 return
@@ -85,20 +90,29 @@ def _elements(path: Path, array: IO[str]) -> Iterator[object]:
         raise unreadable(path, f"is no valid JSON array ({_said(error)})", "correct it") from error
 
 
-def read_lines(path: Path, text_key: str, report: Report, *, start: int = 0, stop: int | None = None) -> Iterator[str]:
-    """Yield the texts of the lines that begin at a byte from ``start`` up to ``stop``, or up to the end."""
+def read_lines(
+    path: Path, text_key: str, report: Report, *, limit: int, start: int = 0, stop: int | None = None
+) -> Iterator[str]:
+    """Yield the texts of the lines that begin at a byte from ``start`` up to ``stop``, or up to the end.
+
+    A line of more than ``limit`` bytes is reported, and never held in memory.
+    """
     with open_bytes(path) as stream:
         position, number = start, 0
         if position:
             stream.seek(position - 1)
-            position += len(stream.readline()) - 1
-        while (stop is None or position < stop) and (line := stream.readline()):
-            number += 1
-            if not line.isspace():
+            position += skip_line(stream) - 1
+        while (stop is None or position < stop) and (line := stream.readline(limit + 1)):
+            number, size = number + 1, len(line)
+            if size > limit and not line.endswith(b"\n"):
+                line = b""  # the next line may be as long
+                size += skip_line(stream)
+                report(too_long(_Place(path, number, start), limit))
+            elif not line.isspace():
                 text = _document(line, text_key, _Place(path, number, start), report)
                 if text is not None:
                     yield text
-            position += len(line)
+            position += size
 
 
 @dataclass(frozen=True)
@@ -113,8 +127,10 @@ class _Place:
         if not self.start:
             return f"{self.path}:{self.number}"
         with open(self.path, "rb") as stream:
-            before = stream.read(self.start - 1).count(b"\n")
-            stream.readline()
+            left, before = self.start - 1, 0
+            while part := stream.read(min(left, BUFFER_BYTES)):
+                left, before = left - len(part), before + part.count(b"\n")
+            skip_line(stream)
         return f"{self.path}:{before + 1 + self.number}"
 
 
