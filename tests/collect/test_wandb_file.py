@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.killed_run import kill_logging_run
 from support.wandb_runs import write_runs
+from wandb.proto.wandb_internal_pb2 import Record
 
 from dlm.collect.history import from_rows
 from dlm.collect.wandb_file import (
@@ -195,6 +196,21 @@ def test_a_corrupt_length_costs_its_block_and_not_the_rest():
     warnings = []
     found = list(read_messages(bytes(data), warnings, "x"))
     assert found[0] == messages[0] and found[-1] == messages[-1] and "corrupt" in warnings[0]
+
+
+def test_a_value_that_python_cannot_hold_costs_its_record_and_is_named(tmp_path):
+    path = tmp_path / "run-x.wandb"
+    values = ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "1e999", "NaN", "3.5"]
+    messages = []
+    for value in values:
+        record = Record()
+        record.history.item.add(key="loss", value_json=value)
+        messages.append(record.SerializeToString())
+    path.write_bytes(log_of(messages))
+    run = read_wandb_file(path)
+    assert [str(row["loss"]) for row in run.history] == ["inf", "nan", "3.5"]
+    reasons = ["it is nested too deeply"] * 2 + ["a number has 5000 digits, and at most 300 are allowed"]
+    assert run.warnings == [f"run-x.wandb: skipped a record that cannot be decoded ({reason})" for reason in reasons]
 
 
 def test_another_file_is_refused_in_one_line(tmp_path):

@@ -27,7 +27,7 @@ def test_a_compressed_table_of_gigabytes_is_refused(tmp_path):
 def test_a_cell_of_megabytes_is_named_in_one_short_line(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(f"{HEAD}1e6,2e7,{'3' * 20_000_000}x\n")
-    with pytest.raises(UserError, match="row 2: loss is '3333.*, not a number above 0") as error:
+    with pytest.raises(UserError, match=r"row 2: loss is '3333.*, not a number above 0") as error:
         read_runs(path)
     assert len(str(error.value)) < 300
     path.write_text(f'{HEAD}1e6,2e7,"{"3" * 20_000_000}\n')
