@@ -1,8 +1,25 @@
 # dlm: from a compute budget to a scaling law. `make` lists the targets.
 # BUDGET, SWEEP, LAUNCHER, YES and ALLOW_DIRTY choose what runs and how.
 SHELL := /bin/bash
+
+# What a user gives is text: make expands nothing in it, as in SWEEP='$(shell ...)', and `quoted` passes it to the shell.
+GIVEN := PYTHON VENV BUDGET SWEEP LAUNCHER YES ALLOW_DIRTY
+define NEWLINE
+
+
+endef
+as_text = $(if $(findstring $(NEWLINE),$(value $(1))),$(error $(1) has a line break),$(eval override $(1) := $$(value $(1))))
+$(foreach name,$(GIVEN),$(if $(filter undefined,$(origin $(name))),,$(call as_text,$(name))))
+quoted = '$(subst ','\'',$(1))'
+
 PYTHON ?= python3
 VENV ?= .venv
+# The name of a target: make reads these characters in another way.
+HASH := \#
+ODD := ; : | % & ' " ` $$ ( ) { } < > ? * [ ] \ ! = ~
+ifneq ($(words $(VENV)) $(strip $(foreach char,$(ODD),$(findstring $(char),$(VENV))) $(findstring $(HASH),$(VENV))),1 )
+$(error VENV is '$(VENV)': it must be the path of one folder, without spaces and special characters)
+endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The resolver of `make lock`, apart from the packages that it pins.
@@ -15,7 +32,7 @@ YES ?=
 ALLOW_DIRTY ?=
 UPGRADE ?=
 DEFINITION = $(if $(wildcard sweeps/$(SWEEP).yaml),sweeps/$(SWEEP).yaml,$(SWEEP))
-TOP = $(if $(BUDGET),--top-budget '$(BUDGET)')
+TOP = $(if $(BUDGET),--top-budget $(call quoted,$(BUDGET)))
 # The later stages work on the folder in workdir/ once the sweep has been planned there.
 FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITION))
 
@@ -28,32 +45,32 @@ help: ## show this list
 setup: $(READY) ## make a virtual environment with everything in it (the other targets do this too)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dlm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 ..."; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@python=$(call quoted,$(PYTHON)); "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dlm needs Python >= 3.11, $$python is $$("$$python" --version): make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
 	@echo "installing dlm and its libraries into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 sweep: $(READY) ## plan, train, collect, fit and report: BUDGET=1e19 SWEEP=isoflop LAUNCHER=auto YES=1 ALLOW_DIRTY=1
-	@$(BIN)/dlm sweep $(DEFINITION) $(TOP) --launcher $(LAUNCHER) $(if $(YES),--yes) $(if $(ALLOW_DIRTY),--allow-dirty)
+	@$(BIN)/dlm sweep $(call quoted,$(DEFINITION)) $(TOP) --launcher $(call quoted,$(LAUNCHER)) $(if $(YES),--yes) $(if $(ALLOW_DIRTY),--allow-dirty)
 
 plan: $(READY) ## show what a sweep would train and cost; start nothing: BUDGET= SWEEP=
-	@$(BIN)/dlm plan $(DEFINITION) $(TOP)
+	@$(BIN)/dlm plan $(call quoted,$(DEFINITION)) $(TOP)
 
 status: $(READY) ## show what every cell is doing: SWEEP=
-	@$(BIN)/dlm status $(FOLDER)
+	@$(BIN)/dlm status $(call quoted,$(FOLDER))
 
 collect: $(READY) ## gather run directories and W&B files into runs.csv: SWEEP=
-	@$(BIN)/dlm collect $(FOLDER)
+	@$(BIN)/dlm collect $(call quoted,$(FOLDER))
 
 fit: $(READY) ## fit a law to runs.csv and print it: SWEEP=
-	@$(BIN)/dlm fit workdir/$(SWEEP)/runs.csv
+	@$(BIN)/dlm fit $(call quoted,workdir/$(SWEEP)/runs.csv)
 
 report: $(READY) ## collect, fit and write report.html: SWEEP=
-	@$(BIN)/dlm report $(FOLDER)
+	@$(BIN)/dlm report $(call quoted,$(FOLDER))
 
 cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
-	@$(BIN)/dlm cancel $(FOLDER) $(if $(YES),--yes)
+	@$(BIN)/dlm cancel $(call quoted,$(FOLDER)) $(if $(YES),--yes)
 
 test: $(READY) ## run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -20,6 +20,7 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 
 from dlm.core.errors import UserError
 from dlm.core.files import OWNER_ONLY, write_atomic
+from dlm.core.text import is_one_line
 from dlm.record.run import read_result
 from dlm.submit.job import LAUNCHER_CONFIG
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, run
@@ -119,9 +120,17 @@ class Executor(submitit.SlurmExecutor):
     def write(self, body: str, script: Path) -> None:
         """Write a batch script with the header of this executor before anything is submitted.
 
+        Raises UserError if a line break in a path or in another value would become a line of the script.
+
         The ledger notes the intent to submit it in between, so that a submission that is cut off can be looked up.
         Only the owner may read the script, because the launcher's key ``setup`` may export a secret.
         """
+        header = {**self.parameters, **self.parameters.get("additional_parameters", {}), "the folder": str(script)}
+        for key, value in header.items():
+            if isinstance(value, str) and not is_one_line(value):
+                raise UserError(
+                    f"{key} of the batch script is {value!r}: a line break or another control character in it"
+                )
         write_atomic(script, self._make_submission_file_text(body, script.stem), mode=OWNER_ONLY)
 
     def send(self, script: Path) -> str:

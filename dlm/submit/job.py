@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.core.checks import whole
 from dlm.core.data_only import check_rule
-from dlm.core.errors import UserError, unknown
+from dlm.core.errors import UserError, shown, unknown
+from dlm.core.text import is_one_line
 
 if TYPE_CHECKING:
     from dlm.submit.cell_now import CellNow
@@ -69,7 +70,8 @@ _CONTRADICTIONS = (("mem_gb", "mem_per_cpu", "mem_per_gpu"), ("cpus_per_task", "
 class SlurmSettings:
     """The keys of configs/hydra/launcher/submitit_slurm.yaml; None leaves a value to the plan or to the cluster.
 
-    Raises UserError if the value of an integer key is not an integer or is too small, or if two keys contradict.
+    Raises UserError if the value of an integer key is not an integer or is too small, if a text has a line break or
+    another control character, or if two keys contradict.
     """
 
     # The keys of hydra-submitit-launcher and the parameters of submitit's executor, with their meaning there.
@@ -125,12 +127,33 @@ class SlurmSettings:
             key, value = item.name, getattr(self, item.name)
             if item.type in ("int", "int | None") and value is not None:
                 object.__setattr__(self, key, whole(f"hydra.launcher.{key}", value, int(key not in _MAY_BE_0)))
+            for words in _texts_in(value):
+                if not is_one_line(words.replace("\t", " ") if key in _SHELL_LINES else words):
+                    advice = "give each line as an entry of the list" if key in _SHELL_LINES else "write it on one line"
+                    raise UserError(
+                        f"hydra.launcher.{key} has {shown(words)}: a line break or another control character; {advice}"
+                    )
         if re.search(r"[,|\s]", self.name or ""):
             raise UserError(f"hydra.launcher.name is {self.name!r}: no comma, bar or space is allowed")
         for keys in _CONTRADICTIONS:
             given = [f"{key}={getattr(self, key)}" for key in keys if getattr(self, key) is not None]
             if len(given) > 1:
                 raise UserError(f"hydra.launcher has {' and '.join(given)}, which contradict each other: keep one")
+
+
+_SHELL_LINES = ("setup", "teardown")  # commands by the user, which may have tabs
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in a value of a setting, the keys of a mapping too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts_in(key), *_texts_in(item))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts_in(item)
 
 
 SETTING_NAMES = [item.name for item in fields(SlurmSettings)]

@@ -195,3 +195,34 @@ def test_settings_refuse_unknown_keys_and_suggest_near_ones():
     for key, value in [("array_parallelism", 0), ("nodes", 2.5), ("timeout_min", "1h"), ("gpus_per_node", -1)]:
         with pytest.raises(UserError, match=f"{key} is {value!r}: it must be a whole number of at least"):
             slurm_settings({key: value})
+
+
+HOSTILE = "x\ntouch M"
+TEXT_KEYS = ["partition", "account", "qos", "constraint", "exclude", "nodelist", "gres", "dependency", "wckey",
+             "comment", "mail_type", "mail_user", "mem_per_cpu", "name", "exclusive", "submitit_folder"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", TEXT_KEYS)
+@pytest.mark.parametrize("words", [HOSTILE, "x\0y", "x\ry", "x\x1b[2Jy", "x\u2028y"])
+def test_a_control_character_in_a_launcher_key_is_refused_in_one_line(key, words):
+    with pytest.raises(UserError, match=f"hydra.launcher.{key} ") as refused:
+        slurm_settings({key: words})
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"additional_parameters": {"nice": HOSTILE}}, {"additional_parameters": {HOSTILE: 1}}, {"srun_args": [HOSTILE]},
+     {"follower": {"partition": HOSTILE}}, {"setup": ["module load a", HOSTILE]}, {"teardown": [HOSTILE]}],
+)  # fmt: skip
+def test_so_is_one_in_an_option_and_a_shell_line_of_two_lines(values):
+    with pytest.raises(UserError, match=f"hydra.launcher.{next(iter(values))} has"):
+        slurm_settings(values)
+    slurm_settings({"setup": ["if true; then\tmodule load 'a b'; fi"]})
+
+
+def test_a_folder_with_a_line_break_in_its_name_writes_no_line_of_a_script(tmp_path):
+    folder = tmp_path / "x\ntouch M"
+    with pytest.raises(UserError, match="line break"):
+        script_lines(folder, [make_job(folder, "a")])
+    assert not list(folder.rglob("*.sbatch"))
