@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dlm.core import terminal
-from dlm.core.errors import ExitCode, UserError
-from dlm.core.files import check_writable, complaint, write_through
+from dlm.core.errors import ExitCode, UserError, shown
+from dlm.core.files import check_writable, complaint, json_of, write_through
 from dlm.core.objectives import OBJECTIVES, objective_info
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
-from dlm.train.checkpoint_files import check_format, latest_whole, state_file
+from dlm.core.typed import MisfitError, typed
+from dlm.train.checkpoint_files import check_format, latest_whole, load_state, state_file
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.models.lightning_module import FORMAT
 
+LARGEST_SIZE = 2**24  # of a side of a matrix; a larger one is no model but an attempt to use up the memory
 ENDINGS = (".safetensors", ".pt")
 SMDM_NAMES = {  # SMDM's TransEncoder and GPT (lit_gpt/diffmodel.py, model.py): part of a name -> dlm's name for it
     "transformer.wte.": "embedding.",
@@ -84,9 +85,42 @@ def read_weights(source: Path, *, model: str | None = None) -> tuple[dict[str, A
     """
     path = _file_of(source)
     about, weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, model)
-    check_format(path, about["format"], readable=FORMAT)
-    _check_weights(shape_from_config(about["shape"]), about["causal"], weights, path)
+    try:
+        said, weights = typed(_About, about), typed(dict[str, Any], weights, "the weights")
+        typed(ModelShape, said.shape, "the shape")
+    except MisfitError as error:
+        raise UserError(f"{path} does not describe its model ({error}): it is damaged or of another kind") from error
+    check_format(path, said.format, readable=FORMAT)
+    _check_weights(_shape_of(said, weights, path), said.causal, weights, path)
     return about, weights
+
+
+def _shape_of(about: _About, weights: Weights, path: Path) -> ModelShape:
+    """Return the shape that a file states. Raises UserError for one whose model would be far larger than the file."""
+    shape = shape_from_config(about.shape)
+    sizes = (shape.n_embd, shape.n_head, shape.intermediate_size, shape.vocab_size, shape.block_size)
+    if shape.n_layer > len(weights) or max(sizes) > LARGEST_SIZE:
+        raise UserError(f"{path} states a model that is larger than its weights: it is damaged or of another kind")
+    return shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _About:
+    """The description of a model in a file, as far as it is read here."""
+
+    format: int
+    shape: Mapping[str, Any]
+    causal: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stated:
+    """What a checkpoint says of its run, as far as it is read here."""
+
+    format: int
+    shape: Mapping[str, Any]
+    objective: str
+    cell_id: str
 
 
 def _file_of(source: Path) -> Path:
@@ -112,45 +146,46 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], Weights]:
         raise UserError(f"{path} cannot be read ({error}): it is torn or no safetensors file") from error
     if stated is None:
         raise UserError(f"{path} does not say its model: only safetensors files of `dlm convert` can be read")
-    return json.loads(stated), weights
+    return json_of(stated, str(path)), weights
 
 
 def _read_torch(path: Path, model: str | None) -> tuple[dict[str, Any], Weights]:
     """Read a checkpoint of a run, a weights file that ends in .pt, or a checkpoint of SMDM."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).split("\n")[0][:100]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): it is torn or of another kind") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    content = load_state(path, device="cpu")
     if "dlm" in content and "state_dict" in content:
-        return _from_run(content)
+        return _from_run(content, path)
     if "dlm" in content:
-        return content["dlm"], content["model"]
+        return content["dlm"], content.get("model", {})
     weights = content.get("model", content)
-    if "transformer.wte.weight" not in weights:
+    if not isinstance(weights, dict) or "transformer.wte.weight" not in weights:
         raise UserError(f"{path} is no checkpoint of dlm or SMDM: it has neither `dlm` nor `transformer.wte.weight`")
     if model is None:
         raise UserError(f"{path} is SMDM's and does not say its shape: name it, e.g. --model 170M")
     return _from_smdm(weights, load_shape(model), path)
 
 
-def _from_run(content: Mapping[str, Any]) -> tuple[dict[str, Any], Weights]:
+def _from_run(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Weights]:
     """Return the description and the weights in a checkpoint that Lightning wrote during a run."""
-    stated = content["dlm"]
+    try:
+        stated = typed(_Stated, content["dlm"], "dlm")
+        weights = typed(dict[str, Any], content["state_dict"], "state_dict")
+    except MisfitError as error:
+        raise UserError(f"{path} is no checkpoint of a run ({error}): it is damaged or of another kind") from error
     about = {
-        "format": stated["format"],
-        "shape": stated["shape"],
-        "causal": objective_info(stated["objective"]).causal,
-        "cell_id": stated["cell_id"],
-        "step": content["global_step"],
+        "format": stated.format,
+        "shape": stated.shape,
+        "causal": objective_info(stated.objective).causal,
+        "cell_id": stated.cell_id,
+        "step": content.get("global_step"),
     }
-    return about, {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    return about, {name.removeprefix("model."): value for name, value in weights.items()}
 
 
 def _from_smdm(theirs: Weights, shape: ModelShape, path: Path) -> tuple[dict[str, Any], Weights]:
     """Return the description and the weights of SMDM's TransEncoder or GPT, with dlm's names and order of rows."""
+    for name, value in theirs.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or not value.ndim:
+            raise UserError(f"{path} has {shown(name)}, which is no matrix or vector: it is damaged or of another kind")
     causal = theirs["transformer.wte.weight"].shape[0] == shape.vocab_size
     weights = {_our_name(name): value for name, value in theirs.items()}
     for name in list(weights):
@@ -190,6 +225,8 @@ def _check_weights(shape: ModelShape, causal: bool, weights: Weights, path: Path
     for name, value in expected.items():
         if name not in weights:
             raise UserError(f"{path} has no {name}, which model {shape.name} has: choose the model it was trained as")
+        if not isinstance(weights[name], torch.Tensor):
+            raise UserError(f"{path} has {name}, which is no tensor: it is damaged or of another kind")
         if weights[name].shape != value.shape:
             rows = ", so the vocabulary differs" if name in ("embedding.weight", "head.weight") else ""
             raise UserError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, write_json
+from dlm.core.files import write_json
 from dlm.core.paths import PACKAGE, configs_dir
+from dlm.core.typed import read_typed
 from dlm.submit.snapshot import content_hash_of
 
 PAGE = "report/report.html"
@@ -29,11 +31,19 @@ def said_before(folder: Path) -> list[str] | None:
     """Return the lines that the last report printed; None if there is none that was made from the present sources."""
     if not all((folder / name).is_file() for name in (MEMORY, PAGE, "fits.json")):
         return None
-    with contextlib.suppress(UserError, KeyError, TypeError):  # a damaged memory is made anew
-        memory = read_json(folder / MEMORY)
-        if memory["sources"] == _sources(folder):
-            return list(memory["said"])
+    with contextlib.suppress(UserError):  # a damaged memory is made anew
+        memory = read_typed(folder / MEMORY, _Memory)
+        if memory.sources == _sources(folder):
+            return list(memory.said)
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """The content of source.json."""
+
+    sources: Mapping[str, str]
+    said: tuple[str, ...]
 
 
 def _sources(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,9 @@ from typing import Any
 
 from dlm.collect.history import History
 from dlm.collect.sources import FoundCell
-from dlm.record.run import Result
+from dlm.core.configs import load_yaml
+from dlm.core.errors import UserError
+from dlm.record.run import Result, validated_loss
 
 RELATIVE_TOLERANCE = 1e-9  # the run directory and W&B both store 64-bit numbers: allow for rounding only
 COMPARED = ("train/loss", "val/loss", "val/loss_se", "lr", "grad_norm", "tokens")
@@ -49,6 +52,49 @@ def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, Hi
     ours = dict(zip(names, (result.loss, result.loss_se), strict=True))
     for where, history in histories:
         cell.warn(*differing_values(ours, dict(zip(names, history.at(step), strict=True)), first, where))
+
+
+def check_second_source(cell: FoundCell, row: Mapping[str, Any]) -> bool:
+    """Compare the loss of a cell with validation.csv, and find out whether any second source has it.
+
+    result.json and metrics.jsonl count as one source, because whoever changes one of them can change the other in the
+    same way. A second source is validation.csv, whose mean is the loss, a .wandb file, or a server.
+
+    Args:
+        cell: The cell with all its sources. A warning is added if validation.csv gives another loss, and for each
+            source that the run has written and that is missing.
+        row: The row of the cell in runs.csv.
+
+    Returns:
+        Whether a second source has the final loss.
+    """
+    others = [one for one in cell.in_wandb if one.source != row["source"]]
+    has_second = any(one.result is not None or one.history.at(row["steps"])[0] is not None for one in others)
+    if not cell.run_dir.is_dir():
+        return has_second
+    if not cell.in_wandb and _logs_to_wandb(cell):
+        cell.warn("config.yaml says that the run logs to W&B, and its .wandb files are missing: nothing was compared")
+    first = {"run_dir": "result.json", "wandb": "the W&B file", "wandb_api": "the W&B server"}[row["source"]]
+    if not (cell.run_dir / "validation.csv").is_file():
+        cell.warn(f"validation.csv is missing, which a run writes before its result: {first} was not compared with it")
+        return has_second
+    try:
+        loss, error = validated_loss(cell.run_dir)
+    except UserError as mistake:
+        cell.warn(str(mistake))
+        return has_second
+    ours = {"loss": row["loss"], "loss_se": row["loss_se"]}
+    cell.warn(*differing_values(ours, {"loss": loss, "loss_se": error}, first, "validation.csv"))
+    return True
+
+
+def _logs_to_wandb(cell: FoundCell) -> bool:
+    """Whether the run of a cell keeps .wandb files, by its config.yaml."""
+    path = cell.run_dir / "config.yaml"
+    with contextlib.suppress(UserError):  # `run_row` has warned of it
+        config = load_yaml(path) if path.is_file() else None
+        return isinstance(config, Mapping) and bool(config.get("logger"))
+    return False
 
 
 def _fields_of(result: Result) -> Row:

@@ -7,6 +7,8 @@ table was read from, so that a run is not read again unless its files have chang
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -99,17 +101,28 @@ def from_metrics(path: Path, run_id: str, key: Key) -> History:
 
     options = arrow_json.ParseOptions(explicit_schema=_schema(), unexpected_field_behavior="ignore")
     one_thread = arrow_json.ReadOptions(use_threads=False)
-    try:
-        table = arrow_json.read_json(path, parse_options=options, read_options=one_thread)
-        steps = table.column("step")
-        if table.num_rows and not steps.null_count and pc.min(steps).as_py() >= 0:
-            return _merged(table, run_id, key, [])
-    except pa.ArrowInvalid:  # a line is torn or has a value of another type: read line by line
-        pass
+    content = path.read_bytes()
+    with contextlib.suppress(pa.ArrowInvalid):  # a line is torn or has a value of another type: read line by line
+        if _is_flat(content):
+            table = arrow_json.read_json(io.BytesIO(content), parse_options=options, read_options=one_thread)
+            steps = table.column("step")
+            if table.num_rows and not steps.null_count and pc.min(steps).as_py() >= 0:
+                return _merged(table, run_id, key, [])
     rows = read_jsonl(path)
-    torn = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) - len(rows)
+    torn = sum(bool(line.strip()) for line in content.split(b"\n")) - len(rows)
     lines = "line is" if torn == 1 else "lines are"
     return from_rows(rows, run_id, key, [f"{torn} {lines} torn in metrics.jsonl, and left out"] if torn else [])
+
+
+def _is_flat(content: bytes) -> bool:
+    """Whether each line is one mapping without lists and mappings in it, as dlm writes them.
+
+    pyarrow's parser crashes with the whole process at a line `null` and at deep nesting.
+    """
+    num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
+    is_of_mappings = content.startswith(b"{") and content.rstrip(b"\n").endswith(b"}")
+    counts = {content.count(b"{"), content.count(b"}"), content.count(b"}\n{") + 1, num_lines}
+    return is_of_mappings and len(counts) == 1 and b"[" not in content
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], run_id: str, key: Key, warnings: list[str]) -> History:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlm.collect.agreement import check_second_source
 from dlm.collect.exclusion import Excluded
 from dlm.collect.found import find_cells
 from dlm.collect.history import HISTORY_COLUMNS, History, stored_histories, with_run_id, write_histories
@@ -37,6 +38,7 @@ class Collected:
     excluded: pd.DataFrame  # the columns of record.RunRow and ``reason``
     histories: Sequence[History]  # one for every cell that logged something
     warnings: list[str]  # about sources that disagree or are damaged
+    unconfirmed: tuple[str, ...] = ()  # with ``verify``: the cells whose loss no second source has; see agreement.py
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
@@ -63,8 +65,8 @@ def collect(
     Args:
         sweep_dir: The folder of the sweep. Without a plan.json, every run found there or on the server is a cell.
         write: Write the files. False leaves them unchanged.
-        verify: Compare every run with its .wandb files and the server. By default these sources are read only where
-            the run directory is incomplete.
+        verify: Compare every run with its validation.csv, its .wandb files and the server, and read all files again. By
+            default W&B's sources are read only where the run directory is incomplete.
         server: Runs on a W&B server, to complete and verify the files on disk.
         out: The folder of the tables. None: ``sweep_dir``.
 
@@ -75,7 +77,7 @@ def collect(
     folder = sweep_dir if out is None else out
     stored = stored_histories(folder / "history.parquet")
     found = find_cells(sweep_dir, {} if server is None else server.runs)
-    read_run_directories(found.cells, stored, sweep_dir)
+    read_run_directories(found.cells, {} if verify else stored, sweep_dir)
     for cell in found.cells:
         read_local_wandb(cell, sweep_dir, verify=verify)
     if server is not None:
@@ -84,10 +86,20 @@ def collect(
         settle(cell)
     results = [(cell.config["data"]["name"], cell.now.result) for cell in found.cells]
     entropies = {data: result.unigram_entropy for data, result in results if result is not None}
-    rows = [run_row(cell, entropies) for cell in found.cells] + found.left_out
+    rows = [run_row(cell, entropies) for cell in found.cells]
+    unconfirmed = [
+        cell.name
+        for cell, (row, excluded) in zip(found.cells, rows, strict=True)
+        if verify and excluded is None and not check_second_source(cell, row)
+    ]
+    rows += found.left_out
     histories = [cell.merged for cell in found.cells if cell.merged.num_rows]
     warnings = found.warnings + [line for cell in found.cells for line in cell.warnings]
-    return _tables(folder if write else None, rows, histories, stored, warnings)
+    if unconfirmed:
+        have = "1 run has" if len(unconfirmed) == 1 else f"{len(unconfirmed)} runs have"
+        warnings.append(f"{have} no second source, so nothing confirms the loss: {', '.join(unconfirmed)}")
+    collected = _tables(folder if write else None, rows, histories, stored, warnings)
+    return replace(collected, unconfirmed=tuple(unconfirmed))
 
 
 def collect_mapped(server: Server, mapping: RunMapping, folder: Path) -> Collected:

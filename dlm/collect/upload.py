@@ -28,6 +28,7 @@ from dlm.core.errors import UserError, without_passwords
 from dlm.core.files import dump_json, read_json, read_jsonl, write_atomic, write_json
 from dlm.core.lease import Lease, live_holder
 from dlm.core.recipe import derive
+from dlm.core.typed import MisfitError, typed
 from dlm.record.outcomes import State
 from dlm.record.run import Result, read_result, read_status
 from dlm.record.wandb import REFUSED_BY_WANDB, RESULT_PREFIX, described, fitting_tags, logged_result, run_id
@@ -243,8 +244,8 @@ def _tried(folder: Path, path: str) -> list[list[str]]:
     """Return [ENTITY/PROJECT, attempt folder] of each `wandb sync` begun; of all folders where the record is torn."""
     record = folder / "tried.json"
     try:
-        return list(read_json(record)) if record.is_file() else []
-    except UserError:
+        return typed(list[list[str]], read_json(record)) if record.is_file() else []
+    except (UserError, MisfitError):
         return [[path, attempt.name] for attempt in folder.iterdir()]
 
 

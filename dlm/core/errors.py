@@ -113,4 +113,5 @@ def shown(value: object) -> str:
         line = json.dumps(value, default=str, ensure_ascii=False)
     else:
         line = repr(str(value) if isinstance(value, str) else value)
+    line = line.encode(errors="backslashreplace").decode()  # half of a character cannot be printed
     return line if len(line) <= 60 else f"{line[:57]}..."

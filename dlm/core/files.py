@@ -209,10 +209,15 @@ def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError, which names the file, if the file is not valid JSON."""
+    return json_of(path.read_bytes(), str(path))
+
+
+def json_of(content: str | bytes, source: str) -> Any:
+    """Read a JSON text that was found in the file ``source``. Raises UserError, which names the file, if it is none."""
     try:
-        return parse_json(path.read_text())
+        return parse_json(content)
     except ValueError as error:  # no JSON, or no text
-        raise UserError(f"{path} is not valid JSON ({error}): restore or delete that file") from error
+        raise UserError(f"{source} is not valid JSON ({error}): restore or delete that file") from error
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
@@ -229,12 +234,16 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log, oldest first, without incomplete lines; an empty list if there is no log."""
+    return [row for _, row in numbered_lines(path) if isinstance(row, dict)]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line of a log that is valid JSON. A crash may leave other lines behind."""
     if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):
-            row = parse_json(line, finite=False)
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            value = parse_json(line, finite=False)
+        except ValueError:
+            continue
+        yield number, value

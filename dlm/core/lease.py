@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import write_json
-from dlm.core.json_text import parse_json
+from dlm.core.typed import read_typed
 
 HEARTBEAT_SEC = 10.0
 
 
-STALE_SEC = 60.0  # a lease on another host is dead after this long without a heartbeat
+# A lease on another host is dead after this long without a heartbeat. It is also dead if its heartbeat lies further in
+# the future than this: the clocks of hosts that share a file system may differ by less. If the clock of the file server
+# is set back further, a holder that lives beats again within HEARTBEAT_SEC, and ends if another one has taken over.
+STALE_SEC = 60.0
 
 
 def process_started(pid: int) -> str | None:
@@ -61,6 +66,7 @@ class Lease:
         self.path = folder / "lease.json"
         self.doing, self.patience_sec = doing, patience_sec
         self._stop = threading.Event()
+        self._folder: int | None = None
 
     def __enter__(self) -> Lease:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +78,7 @@ class Lease:
                     "wait for it or stop it, nothing was started"
                 )
             time.sleep(0.2)
+        self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)  # by which ``holds`` recognises us
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
@@ -79,6 +86,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._folder is not None:
+            os.close(self._folder)
         holder = live_holder(self.path.parent)
         if holder is None or self._is_us(holder):  # else another process took over while this host was disconnected
             self.path.unlink(missing_ok=True)
@@ -153,6 +162,15 @@ def server_time(folder: Path) -> float:
         return time.time()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """The content of lease.json."""
+
+    host: str
+    pid: int
+    started: str | None
+
+
 def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | None:
     """Return the live process that holds the lease of ``folder``: {host, pid, started}; None if there is none.
 
@@ -162,11 +180,77 @@ def live_holder(folder: Path, *, now: float | None = None) -> dict[str, Any] | N
     """
     path = folder / "lease.json"
     try:
-        holder: dict[str, Any] = parse_json(path.read_text())
-        if holder["host"] == socket.gethostname():
-            started = process_started(int(holder["pid"]))
-            return holder if started is not None and started == holder["started"] else None
+        holder = read_typed(path, _Holder)
+        if holder.host == socket.gethostname():
+            started = process_started(holder.pid)
+            return vars(holder) if started is not None and started == holder.started else None
         age = (server_time(folder) if now is None else now) - path.stat().st_mtime
-        return holder if age < STALE_SEC else None
-    except (OSError, ValueError, KeyError, TypeError):  # absent or unreadable: nobody holds it
+        return vars(holder) if -STALE_SEC < age < STALE_SEC else None
+    except (OSError, UserError):  # absent or unreadable: nobody holds it
         return None
+
+
+def stop_holder(folder: Path) -> str | None:
+    """Send SIGTERM to the process that holds the lease of ``folder``, if that is a process of this user on this host.
+
+    Anyone who can write to the folder can write any process id into its lease. Therefore the process must have started
+    when the lease says, and hold the folder (``holds``). It is addressed by a handle, so that none of
+    this can change before the signal.
+
+    Returns:
+        What was done or why nothing was done, in words; None if nobody holds the lease.
+    """
+    holder = live_holder(folder)
+    if holder is None:
+        return None
+    name = f"process {holder['pid']}"
+    if holder["host"] != socket.gethostname():
+        return f"runs as {name} on {holder['host']}: stop it there"
+    if holder["pid"] <= 1 or holder["pid"] == os.getpid():
+        return f"{folder / 'lease.json'} names {name}, which is no run: not stopped; delete that file"
+    with _handle_of(holder["pid"]) as handle:
+        if process_started(holder["pid"]) != holder["started"] or not holds(holder["pid"], folder):
+            return f"{folder / 'lease.json'} names {name}, which is none of yours that runs there: not stopped"
+        with contextlib.suppress(ProcessLookupError):  # it has ended in the meantime
+            if handle is None:
+                os.kill(holder["pid"], signal.SIGTERM)
+            else:
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+    return f"SIGTERM to {name}"
+
+
+@contextlib.contextmanager
+def _handle_of(pid: int) -> Iterator[int | None]:
+    """Yield a handle that always means the process that has this id now; None on kernels older than Linux 5.3."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:  # or the process has ended, which the check of its start shows
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def holds(pid: int, folder: Path) -> bool:
+    """Whether a process of this user holds the lease of ``folder``: it keeps the folder open as long as it does.
+
+    Its command line would not tell: that of a run by hand names no folder, and that of a forked run is the server's.
+    """
+    process = Path(f"/proc/{pid}")
+    try:
+        if process.stat().st_uid != os.geteuid():
+            return False
+        here = folder.stat()
+        return any(_is_same(handle, here) for handle in (process / "fd").iterdir())
+    except OSError:  # it has ended, or belongs to another user
+        return False
+
+
+def _is_same(handle: Path, there: os.stat_result) -> bool:
+    try:
+        found = handle.stat()
+    except OSError:  # closed in the meantime
+        return False
+    return os.path.samestat(found, there)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, write_json
+from dlm.core.files import write_json
 from dlm.core.identity import content_hash
+from dlm.core.typed import read_typed
 
 MANIFEST = "manifest.json"
 
@@ -83,19 +84,29 @@ def read_manifest(data_dir: Path) -> Manifest | None:
         )
     if not path.is_file():
         return None
-    content = read_json(path)
-    try:
-        stated = content.pop("hash")
-        splits = {split: tuple(PackedFile(**file) for file in files) for split, files in content.pop("splits").items()}
-        manifest = Manifest(splits=splits, **content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest ({error}): prepare the data again with dlm prepare") from error
-    if manifest.hash != stated:
+    stored = read_typed(path, _Stored, what="manifest", otherwise="prepare the data again with dlm prepare")
+    manifest = Manifest(**{field.name: getattr(stored, field.name) for field in dataclasses.fields(Manifest)})
+    if manifest.hash != stored.hash:
         raise UserError(f"{path} does not match its own hash: prepare the data again with dlm prepare")
     for files in manifest.splits.values():
         for file in files:
+            if Path(file.name).name != file.name:
+                raise UserError(f"{path} names {file.name!r}, which is no file of its folder: prepare the data again")
             _check_size(data_dir / file.name, file.bytes)
     return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The content of manifest.json: the fields of a Manifest, and its hash."""
+
+    name: str
+    tokenizer: str
+    vocab_size: int
+    bos_id: int
+    splits: Mapping[str, tuple[PackedFile, ...]]
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hash: str
 
 
 @dataclass(frozen=True, kw_only=True)

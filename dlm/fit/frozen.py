@@ -23,24 +23,21 @@ import numpy.typing as npt
 
 from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.core.files import write_atomic
+from dlm.core.files import read_json, write_atomic
 from dlm.core.git import running_code
-from dlm.core.json_text import parse_json
 from dlm.fit import known
 from dlm.fit.combined.error import FormError
-from dlm.fit.fitted import Fitted, Noise, plain
+from dlm.fit.fitted import Fitted, plain
+from dlm.fit.frozen_content import check_content, form_from_dict, form_to_dict
 from dlm.fit.isoflop.curves import polynomial, turning
 from dlm.fit.laws import LAWS
-from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
-from dlm.fit.laws.law import Surface
-from dlm.fit.optimum import UNTESTED, UNTESTED_BELOW, as_rows, optima
+from dlm.fit.optimum import UNTESTED, UNTESTED_BELOW, optima
 from dlm.fit.points import NAN, Points
 from dlm.fit.predict import error_of, forms_of, missed_by, predict_from, too_high, too_low
 
 FORMAT = 2
 READ = (1, FORMAT)  # the formats that can be read; format 1 knows the runs by hashes that include the loss
-KEPT = 400  # draws of each form that the file holds
 SAME = 0.1  # a run whose C differs from a frozen C by a smaller share counts as a run at that C
 LEAST_SIZES = 3  # with fewer sizes, the best size does not bound N*
 
@@ -91,7 +88,7 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
             "label": result.label,
             "law": result.law,
             "level": level,
-            "forms": [_form_to_dict(form) for form in forms_of(result)],
+            "forms": [form_to_dict(form) for form in forms_of(result)],
             "missed": missed_by(result),
             "error": None if (error := error_of(result)) is None else vars(error),
             "residual": result.noise.residual,
@@ -228,8 +225,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
-        content: dict[str, Any] = parse_json(path.read_text())
-    except ValueError as error:
+        content: dict[str, Any] = read_json(path)
+    except UserError as error:
         raise UserError(f"{path} is no file of frozen predictions: {error}") from error
     if isinstance(content, dict) and "forecasts" in content:  # the proof.json of a sweep, with one for each objective
         forecasts = content["forecasts"]
@@ -256,6 +253,7 @@ def checked(content: Any, path: Path) -> dict[str, Any]:
             f"{path} has been changed since it was written: its hash does not fit, so nothing is graded; restore it, "
             "for example from version control"
         )
+    check_content(content, path)
     return dict(content)
 
 
@@ -269,7 +267,7 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
         params: N of each run, (m,).
         tokens: D of each run, (m,).
     """
-    forms = [_form_from_dict(form, frozen) for form in frozen["forms"]]
+    forms = [form_from_dict(form, frozen) for form in frozen["forms"]]
     missed = NAN if frozen["missed"] is None else frozen["missed"]
     error = FormError(**frozen["error"]) if frozen.get("error") else None
     seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error)
@@ -308,7 +306,7 @@ def _is_inside(row: Mapping[str, float], low: float, high: float) -> bool | None
 def _why_none(frozen: Mapping[str, Any]) -> str:
     """Why the predictions have no interval: too many resampled fits of a form failed. Empty if none did."""
     for form in frozen["forms"]:
-        fit = _form_from_dict(form, frozen)
+        fit = form_from_dict(form, frozen)
         assert fit.surface is not None and fit.draws is not None
         draws, failed = fit.draws, int(np.sum(~fit.surface.found(fit.draws)))
         if failed > (1 - frozen["level"]) / 2 * len(draws):
@@ -365,38 +363,6 @@ def _vertex(points: Points) -> float | None:
     x = np.log(points.params)
     place = turning(polynomial(x - x.mean(), points.loss[None], points.weight[None]))[0][0] + x.mean()
     return float(np.exp(place)) if x.min() < place < x.max() else None
-
-
-def _form_to_dict(form: Fitted) -> dict[str, Any]:
-    """A form and its first `KEPT` draws as plain data. Failed draws stay, so that too many withhold an interval."""
-    assert form.surface is not None and form.draws is not None
-    draws = [[float(f"{v:.10g}") for v in row] for row in form.draws[:KEPT].tolist()]
-    row = as_rows(form.surface, form.params)[0].tolist()
-    content = {"law": form.law, "row": row, "fixed": form.fixed, "dof": form.dof, "draws": draws}
-    if isinstance(form.surface, Combined):
-        parts = form.surface.parts.items()
-        content["parts"] = {name: {"law": law.name, "weight": form.surface.weights[name]} for name, law in parts}
-    return content
-
-
-def _form_from_dict(content: Mapping[str, Any], frozen: Mapping[str, Any]) -> Fitted:
-    law: Surface
-    if "parts" in content:
-        parts = content["parts"].items()
-        laws, weights = {k: LAWS[part["law"]]() for k, part in parts}, {k: part["weight"] for k, part in parts}
-        law = Combined(laws, weights)
-    else:
-        law = LAWS[content["law"]]()
-    return Fitted(
-        law=law.name,
-        n=frozen["runs"]["n"],
-        params=dict(zip(law.params, content["row"], strict=True)),
-        fixed=content.get("fixed", {}),  # earlier versions did not write it
-        surface=law,
-        draws=np.array(content["draws"], dtype=np.float64),
-        dof=content["dof"],
-        noise=Noise(residual=frozen["residual"]),
-    )
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dlm.core.errors import UserError
 from dlm.core.files import read_json, temporary_beside, write_json
 from dlm.core.shape import ModelShape, load_shape
 from dlm.core.sizes import NEAR, shape_near
+from dlm.core.typed import read_typed, typed
 from dlm.data.manifest import read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SweepSpec
@@ -141,15 +143,33 @@ def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
     path = sweep_dir / PROOF_FILE
     if not path.is_file():
         return []
-    try:
-        found = list(read_json(path)["forecasts"])
-        for one in found:
-            _ = one["label"], one["sha256"]
-            for cell in one["proof"]["cells"]:
-                check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no file of forecasts ({error}): restore it from a copy") from error
+    read_typed(path, _Forecasts, what="file of forecasts", otherwise="restore it from a copy")
+    found: list[dict[str, Any]] = read_json(path)["forecasts"]
+    for one in found:
+        for cell in one["proof"]["cells"]:
+            check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forecast:
+    """What is read from a forecast here; dlm/fit/frozen.py reads the rest."""
+
+    label: str | None
+    sha256: str
+    proof: _Cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forecasts:
+    """The content of proof.json."""
+
+    forecasts: tuple[_Forecast, ...]
 
 
 def write_forecasts(sweep_dir: Path, forecasts: Sequence[Mapping[str, Any]], *, before: int) -> None:
@@ -179,5 +199,5 @@ def proof_cells(sweep_dir: Path) -> list[Cell]:
     """Return the proof runs of the frozen forecasts of a sweep."""
     found = []
     for forecast in read_forecasts(sweep_dir):
-        found += [Cell(**cell, forecast=forecast["sha256"]) for cell in forecast["proof"]["cells"]]
+        found += [typed(Cell, {**cell, "forecast": forecast["sha256"]}) for cell in forecast["proof"]["cells"]]
     return found

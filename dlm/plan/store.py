@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from dlm.core.configs import nest
 from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
-from dlm.core.json_text import parse_json
 from dlm.core.names import inside
+from dlm.core.typed import MisfitError, read_typed, typed
 from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
 from dlm.plan.cost import estimated_like
 from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
@@ -135,17 +136,26 @@ def read_plan(sweep_dir: Path) -> Plan:
     path = sweep_dir / "plan.json"
     if not path.is_file():
         raise UserError(f"{sweep_dir} holds no plan.json: run `dlm plan` or `dlm sweep` with its definition first")
-    content = read_json(path)
+    stored = read_typed(path, _Stored, what="plan", otherwise="move it away and plan again")
     estimates = read_estimates(sweep_dir)
-    try:
-        for cell in content["cells"]:
-            check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
-        cells = [Cell(**cell, estimate=estimates.get(cell["cell_id"], NOT_ESTIMATED)) for cell in content["cells"]]
-        spec = parse_sweep(content["spec"], str(path))
-        plan = Plan(**{**content, "spec": spec, "cells": tuple(cells), "dropped": tuple(content["dropped"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no plan ({error}): move it away and plan again") from error
+    for cell in stored.cells:
+        check_cell(cell.groups, cell.overrides, f"{path}, cell {cell.cell_id}")
+    cells = [dataclasses.replace(one, estimate=estimates.get(one.cell_id, NOT_ESTIMATED)) for one in stored.cells]
+    spec = parse_sweep(dict(stored.spec), str(path))
+    plan = Plan(**{**vars(stored), "spec": spec, "cells": tuple(cells)})
     return with_proof_cells(sweep_dir, plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The content of plan.json."""
+
+    spec: Mapping[str, Any]
+    convention: str
+    data: str
+    data_hash: str | None
+    cells: tuple[Cell, ...]
+    dropped: tuple[Mapping[str, Any], ...]
 
 
 def with_proof_cells(sweep_dir: Path, plan: Plan) -> Plan:
@@ -161,7 +171,6 @@ def read_estimates(sweep_dir: Path) -> dict[str, Estimate]:
     The result is empty if the file is missing or damaged; the next plan writes it again.
     """
     try:
-        rows = parse_json((sweep_dir / "estimate.json").read_text())
-        return {cell: Estimate(**row) for cell, row in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return typed(dict[str, Estimate], read_json(sweep_dir / "estimate.json"), "estimate.json")
+    except (OSError, UserError, MisfitError):
         return {}

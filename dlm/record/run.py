@@ -19,8 +19,8 @@ from typing import Any
 from dlm.core.configs import load_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import DISK_FULL, dump_json, write_atomic, write_json
-from dlm.core.json_text import parse_json
 from dlm.core.names import inside
+from dlm.core.typed import read_typed
 from dlm.record.outcomes import State
 
 
@@ -59,9 +59,8 @@ def write_status(run_dir: Path, status: Status) -> None:
 def read_status(run_dir: Path) -> Status | None:
     """Read the status of a run; None when status.json is missing or cannot be read."""
     try:
-        content = parse_json((run_dir / "status.json").read_text())
-        return Status(**{**content, "state": State(content["state"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_typed(run_dir / "status.json", Status)
+    except (OSError, UserError):
         return None
 
 
@@ -103,8 +102,8 @@ def write_result(run_dir: Path, result: Result) -> None:
 def read_result(run_dir: Path) -> Result | None:
     """Read the result of a finished run; None when result.json is missing or cannot be read."""
     try:
-        return Result(**parse_json((run_dir / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_typed(run_dir / "result.json", Result)
+    except (OSError, UserError):
         return None
 
 
@@ -122,10 +121,26 @@ def write_validation(run_dir: Path, losses: Sequence[float], variances: Sequence
 
 def read_validation(run_dir: Path) -> list[float]:
     """Read the loss of each validation sequence, nats/token, in order. Raises UserError when that fails."""
+    return [loss for loss, _ in _validation_rows(run_dir)]
+
+
+def validated_loss(run_dir: Path) -> tuple[float, float]:
+    """Compute from validation.csv what result.json states: (the loss, its Monte Carlo standard error), nats/token.
+
+    Raises UserError if the file cannot be read or has no rows.
+    """
+    rows = _validation_rows(run_dir)
+    if not rows:
+        raise UserError(f"{run_dir / 'validation.csv'} has no rows: restore it from a copy")
+    return statistics.fmean(loss for loss, _ in rows), math.hypot(*(error for _, error in rows)) / len(rows)
+
+
+def _validation_rows(run_dir: Path) -> list[tuple[float, float]]:
+    """Return (loss, standard error) of each validation sequence, in order. Raises UserError when that fails."""
     path = run_dir / "validation.csv"
     try:
         with open(path, newline="") as stream:
-            return [float(row["loss"]) for row in csv.DictReader(stream)]
+            return [(float(row["loss"]), float(row["loss_se"])) for row in csv.DictReader(stream)]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): give the folder of a finished run") from error
 

@@ -12,12 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from dlm.core.errors import NOTHING_TO_DO, ExitCode
-from dlm.core.files import read_json, write_json
+from dlm.core.errors import NOTHING_TO_DO, ExitCode, UserError
+from dlm.core.files import write_json
 from dlm.core.lease import STALE_SEC, live_holder
 from dlm.record.run import checkpoint_steps, finished, gpu_hours_used
 from dlm.submit.cell_now import CellRecord
-from dlm.submit.ledger import RESTARTS, Ledger, read_max_gpu_hours, refuse
+from dlm.submit.ledger import RESTARTS, Ledger, Restarts, read_max_gpu_hours, read_restarts, refuse
 
 MOST_FRUITLESS = 3  # requeues in a row that gain no step; then the cell is not started again by itself
 PATIENCE_SEC = 1.5 * STALE_SEC  # long enough for the lease of a process that died with its node to become stale
@@ -73,13 +73,16 @@ def _count_restart(run_dir: Path, submission: str | None) -> tuple[int, int]:
     Returns:
         (the step of its newest checkpoint, how many starts in a row have gained no step since the one before).
     """
-    path, step = run_dir / RESTARTS, max(checkpoint_steps(run_dir), default=0)
-    before = read_json(path) if path.is_file() else {}
-    is_again = before.get("submission") == submission and step <= before.get("step", -1)
-    fruitless = before["fruitless"] + 1 if is_again else 0
-    write_json(path, {"submission": submission, "step": step, "fruitless": fruitless})
+    before, step = read_restarts(run_dir) or Restarts(), max(checkpoint_steps(run_dir), default=0)
+    is_again = before.submission == submission and step <= before.step
+    fruitless = before.fruitless + 1 if is_again else 0
+    write_json(run_dir / RESTARTS, {"submission": submission, "step": step, "fruitless": fruitless})
     return step, fruitless
 
 
 if __name__ == "__main__":
-    sys.exit(admit(Path(sys.argv[1]), submission=os.environ.get("DLM_SUBMISSION")))
+    try:
+        sys.exit(admit(Path(sys.argv[1]), submission=os.environ.get("DLM_SUBMISSION")))
+    except UserError as mistake:
+        print(f"dlm: {mistake}")
+        sys.exit(ExitCode.USER_ERROR)

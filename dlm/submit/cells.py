@@ -6,18 +6,14 @@ partly trained cell continues from its checkpoint, and whether a failed cell is 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
-import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlm.core.errors import UserError
-from dlm.core.lease import live_holder
+from dlm.core.lease import live_holder, stop_holder
 from dlm.record.outcomes import OUTCOMES, Retry, State
 from dlm.record.run import checkpoint_steps, run_directory
 from dlm.submit.cell_now import CellNow
@@ -258,8 +254,10 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
         Cell id -> what was done, in words.
 
     Raises:
-        UserError: A cluster does not answer or refuses. In this case the ledger records no cell as cancelled.
+        UserError: A cluster does not answer or refuses, or the ledger is damaged. In this case the ledger records no
+            cell as cancelled.
     """
+    Ledger(sweep_dir).check()
     now = cells_now([(name, None) for name in cell_ids], sweep_dir)[0]
     chosen = {name: cell for name, cell in now.items() if not states or cell.state in states}
     live = {name: cell for name, cell in chosen.items() if cell.is_live}
@@ -274,18 +272,8 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
         Ledger(sweep_dir).cancelled([*live, *waiting])
     done = dict.fromkeys(waiting, "taken off the list of the sweep here")
     for name in live:
-        holder = live_holder(run_directory(sweep_dir, name))
         if name in queued:
             done[name] = f"cancelled job {queued[name].job_id}"
-        elif holder is not None:
-            done[name] = _stop_process(holder)
+        elif (words := stop_holder(run_directory(sweep_dir, name))) is not None:
+            done[name] = words
     return done
-
-
-def _stop_process(holder: Mapping[str, Any]) -> str:
-    """Send SIGTERM to the process that holds a lease if it runs on this machine; return in words what was done."""
-    if holder["host"] != socket.gethostname():
-        return f"runs as process {holder['pid']} on {holder['host']}: stop it there"
-    with contextlib.suppress(ProcessLookupError):  # the process has ended in the meantime
-        os.kill(int(holder["pid"]), signal.SIGTERM)
-    return f"SIGTERM to process {holder['pid']}"

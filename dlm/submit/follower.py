@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dlm.core import paths
-from dlm.core.files import OWNER_ONLY, read_json, write_json
+from dlm.core.files import OWNER_ONLY, write_json
 from dlm.core.lease import Lease
+from dlm.core.typed import read_typed
 from dlm.submit.job import SlurmSettings
 from dlm.submit.script import exports, in_header
 from dlm.submit.slurm import Slurm
@@ -59,9 +60,7 @@ def read_following(sweep_dir: Path) -> Following | None:
     path = sweep_dir / RECORD
     if not path.is_file():
         return None
-    content = read_json(path)
-    words = {key: tuple(content.get(key, ())) for key in ("override", "cell")}
-    return Following(**{**content, **words})
+    return read_typed(path, Following)
 
 
 def write_following(sweep_dir: Path, following: Following) -> None:

@@ -10,12 +10,13 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
-from dlm.core.json_text import parse_json
+from dlm.core.errors import UserError
+from dlm.core.files import append_jsonl, numbered_lines, write_json
+from dlm.core.typed import MisfitError, read_typed, typed
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.submit.cell_now import CellRecord, Ending
 from dlm.submit.job import Job
@@ -109,59 +110,147 @@ class Ledger:
         return self._cancelled[1]
 
     def read(self) -> dict[str, CellRecord]:
-        """Return the record of each cell. Lines that a crash truncated and lines of an unknown kind are ignored."""
-        cells = defaultdict[str, CellRecord](CellRecord)
-        for line in read_jsonl(self.path):
-            if isinstance(line.get("time"), float):
-                cells |= _changed(line, cells)
-        return dict(cells)
+        """Return the record of each cell. Lines that a crash truncated and lines of an unknown kind are ignored.
+
+        So are damaged lines, because a cell must not be lost with the line of another one; see ``check``.
+        """
+        return self.read_all()[0]
+
+    def check(self) -> None:
+        """Raise UserError, which names the first damaged line, before anything is submitted or cancelled.
+
+        The line may be all that is known of a job, which must not be submitted a second time.
+        """
+        for damage in self.read_all()[1]:
+            raise UserError(damage)
+
+    def read_all(self) -> tuple[dict[str, CellRecord], list[str]]:
+        """Return (the record of each cell, a line in words about each damaged line of the log)."""
+        cells, damages = defaultdict[str, CellRecord](CellRecord), list[str]()
+        for number, content in numbered_lines(self.path):
+            event = content.get("event") if isinstance(content, dict) else None
+            kind = _EVENTS.get(event) if isinstance(event, str) else None
+            try:
+                line = typed(kind or _Line, content)
+            except MisfitError as error:
+                damages.append(
+                    f"{self.path}, line {number}, is damaged: {error}; restore that line, or delete it once no job "
+                    "that it may stand for is in the queue"
+                )
+                continue
+            if kind is not None:
+                cells |= line.changed(cells)
+        return dict(cells), damages
 
 
-def _changed(line: Mapping[str, Any], cells: Mapping[str, CellRecord]) -> dict[str, CellRecord]:
-    """Return the records that one line of the log changes, by cell id.
-
-    ``cells`` must yield an empty record for a new cell.
-    """
-    match line.get("event"):
-        case "intent":
-            return {name: _intended(line, name, place, cells[name]) for place, name in enumerate(line["cells"])}
-        case "submitted" | "refused" as event:
-            latest = {name: record for name, record in cells.items() if record.submission == line["submission"]}
-            if event == "refused":
-                return {name: record.previous or CellRecord() for name, record in latest.items()}
-            ids = line["ids"]
-            return {name: replace(record, job_id=ids[name]) for name, record in latest.items() if name in ids}
-        case "cancelled":
-            reason = line.get("reason", BY_CANCEL)
-            return {name: replace(cells[name], cancelled=reason) for name in line["cells"]}
-        case "ended":
-            ending = Ending(state=State(line["state"]), reason=line["reason"], time=line["time"])
-            return {line["cell"]: replace(cells[line["cell"]], ending=ending)}
-    return {}
+Records = Mapping[str, CellRecord]  # by cell id; yields an empty record for a new cell
 
 
-def _intended(line: Mapping[str, Any], cell_id: str, place: int, before: CellRecord) -> CellRecord:
-    failures, failed_at = before.failures, before.failed_at
-    if line["was"].get(cell_id) == State.FAILED:
-        step = line.get("steps", {}).get(cell_id, 0)
-        failures = failures + 1 if step <= failed_at else 1
-        failed_at = max(step, failed_at)
-    return CellRecord(
-        previous=replace(before, previous=None),
-        submissions=before.submissions + 1,
-        submission=line["submission"],
-        place=place,
-        cluster=line["cluster"],
-        array_name=line.get("name"),
-        logs=line.get("logs"),
-        at_once=line.get("at_once"),
-        gpus=line.get("gpus"),
-        user=line.get("user"),
-        failures=failures,
-        failed_at=failed_at,
-        before=line.get("reasons", {}).get(cell_id, before.before),
-        micro_batch=line.get("micro_batch", {}).get(cell_id, before.micro_batch),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One line of the log."""
+
+    event: str
+    time: float
+
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        """Return the records that this line changes, by cell id."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Intent(_Line):
+    submission: str
+    cluster: str
+    cells: tuple[str, ...]
+    was: Mapping[str, str]
+    name: str | None = None
+    logs: str | None = None
+    at_once: int | None = None
+    gpus: int | None = None
+    user: int | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    micro_batch: Mapping[str, int] = field(default_factory=dict)
+
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        return {cell_id: self._record(cell_id, place, cells[cell_id]) for place, cell_id in enumerate(self.cells)}
+
+    def _record(self, cell_id: str, place: int, before: CellRecord) -> CellRecord:
+        failures, failed_at = before.failures, before.failed_at
+        if self.was.get(cell_id) == State.FAILED:
+            step = self.steps.get(cell_id, 0)
+            failures = failures + 1 if step <= failed_at else 1
+            failed_at = max(step, failed_at)
+        return CellRecord(
+            previous=replace(before, previous=None),
+            submissions=before.submissions + 1,
+            submission=self.submission,
+            place=place,
+            cluster=self.cluster,
+            array_name=self.name,
+            logs=self.logs,
+            at_once=self.at_once,
+            gpus=self.gpus,
+            user=self.user,
+            failures=failures,
+            failed_at=failed_at,
+            before=self.reasons.get(cell_id, before.before),
+            micro_batch=self.micro_batch.get(cell_id, before.micro_batch),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfSubmission(_Line):
+    submission: str
+
+    def latest(self, cells: Records) -> dict[str, CellRecord]:
+        """Return the records of the cells whose latest submission this line is about."""
+        return {name: record for name, record in cells.items() if record.submission == self.submission}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Submitted(_OfSubmission):
+    ids: Mapping[str, str]
+
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        latest = self.latest(cells).items()
+        return {name: replace(record, job_id=self.ids[name]) for name, record in latest if name in self.ids}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused(_OfSubmission):
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        return {name: record.previous or CellRecord() for name, record in self.latest(cells).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cancelled(_Line):
+    cells: tuple[str, ...]
+    reason: str = BY_CANCEL
+
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        return {name: replace(cells[name], cancelled=self.reason) for name in self.cells}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended(_Line):
+    cell: str
+    state: State
+    reason: str | None
+
+    def changed(self, cells: Records) -> dict[str, CellRecord]:
+        ending = Ending(state=self.state, reason=self.reason, time=self.time)
+        return {self.cell: replace(cells[self.cell], ending=ending)}
+
+
+_EVENTS: Mapping[str, type[_Line]] = {
+    "intent": _Intent,
+    "submitted": _Submitted,
+    "refused": _Refused,
+    "cancelled": _Cancelled,
+    "ended": _Ended,
+}
 
 
 def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
@@ -173,22 +262,52 @@ def refuse(run_dir: Path, submission: str | None, reason: str) -> None:
     write_json(run_dir / NOT_STARTED, {"submission": submission, "reason": reason})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Refusal:
+    """The content of not_started.json."""
+
+    submission: str | None
+    reason: str
+
+
 def not_started(run_dir: Path, submission: str | None) -> str | None:
     """Return why the job of a submission did not start its cell, at first or when it was requeued; None if it did."""
     path, status = run_dir / NOT_STARTED, run_dir / "status.json"
     try:
-        refusal = parse_json(path.read_text())
+        refusal = read_typed(path, _Refusal)
         if status.is_file() and status.stat().st_mtime > path.stat().st_mtime:  # the cell was started since
             return None
-        return str(refusal["reason"]) if refusal["submission"] == submission else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return refusal.reason if refusal.submission == submission else None
+    except (OSError, UserError):
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restarts:
+    """The content of restarts.json: which submission started a cell last."""
+
+    submission: str | None = None
+    step: int = -1  # of the newest checkpoint at that start
+    fruitless: int = 0  # how many starts in a row have gained no step since the one before
+
+
+def read_restarts(run_dir: Path) -> Restarts | None:
+    """Return how jobs have started a cell; None if no job has started it. Raises UserError for a damaged file."""
+    path = run_dir / RESTARTS
+    return read_typed(path, Restarts) if path.is_file() else None
 
 
 def last_start(run_dir: Path) -> str | None:
     """Return the submission whose job was the last to start a cell; None if no job has started it."""
-    path = run_dir / RESTARTS
-    return read_json(path)["submission"] if path.is_file() else None
+    restarts = read_restarts(run_dir)
+    return None if restarts is None else restarts.submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limits:
+    """The content of limits.json."""
+
+    max_gpu_hours: float | None
 
 
 def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
@@ -199,5 +318,4 @@ def write_max_gpu_hours(sweep_dir: Path, limit: float | None) -> None:
 def read_max_gpu_hours(sweep_dir: Path) -> float | None:
     """Return the limit that ``write_max_gpu_hours`` last wrote; None if there is no limit."""
     path = sweep_dir / "ledger" / "limits.json"
-    limit = read_json(path)["max_gpu_hours"] if path.is_file() else None
-    return None if limit is None else float(limit)
+    return read_typed(path, _Limits).max_gpu_hours if path.is_file() else None

@@ -24,6 +24,7 @@ from dlm.submit.slurm_tasks import minutes
 if TYPE_CHECKING:
     from dlm.submit.executor import CellJob, Executor
 
+JOB_ID = r"\d+(_\d+)?"
 CANCEL_AT_ONCE = 500  # the most ids in one call of scancel
 NO_ROOM = "the sweep may not use more at once (hydra.launcher.max_running, max_gpus)"
 NO_MORE_JOBS = "SLURM takes no more of your jobs for now"
@@ -186,8 +187,14 @@ class Slurm(Cluster):
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel tasks; a task that has already ended is not an error.
 
-        Raises UserError with SLURM's message if SLURM refuses.
+        Raises UserError with SLURM's message if SLURM refuses. Also raises it for an id that is none, because the ids
+        come from files, and scancel would obey a word such as --user=NAME.
         """
+        for one in ids:
+            if not re.fullmatch(JOB_ID, one):
+                raise UserError(
+                    f"{one!r} is no id of a job, and nothing was cancelled: mend it in the ledger/ of the sweep"
+                )
         for start in range(0, len(ids), CANCEL_AT_ONCE):
             output(["scancel", *ids[start : start + CANCEL_AT_ONCE]])
 

@@ -40,7 +40,8 @@ def cells_now(
             Only for a process that keeps other submissions out (``submitting``).
 
     Returns:
-        (cell id -> current state, a warning for each query that a cluster did not answer).
+        (cell id -> current state, a warning for each query that a cluster did not answer and for each damaged line of
+        the ledger).
     """
     now = {}
     for name, steps in cells:
@@ -49,14 +50,14 @@ def cells_now(
         if result is not None:
             now[name] = CellNow(state=State.DONE, status=read_status(run_dir), result=result)
     left = {name: steps for name, steps in cells if name not in now}
-    records, answers = _reconciled(sweep_dir, list(left), repair=repair)
+    records, answers, damages = _reconciled(sweep_dir, list(left), repair=repair)
     now = {name: dataclasses.replace(cell, record=records.get(name, CellRecord())) for name, cell in now.items()}
     clock = server_time(sweep_dir)
     for name, steps in left.items():
         record = records.get(name, CellRecord())
         answer = answers.get(record.cluster, Answer())
         now[name] = cell_now(run_directory(sweep_dir, name), record, answer, steps=steps, clock=clock)
-    warnings = [warning for answer in answers.values() for warning in answer.warnings]
+    warnings = [*damages, *(warning for answer in answers.values() for warning in answer.warnings)]
     return {name: now[name] for name, _ in cells}, warnings
 
 
@@ -183,7 +184,7 @@ def _agree(exit_code: int, job: JobState) -> bool:
 
 def _reconciled(
     sweep_dir: Path, cell_ids: Sequence[str], *, repair: bool
-) -> tuple[dict[str, CellRecord], dict[str, Answer]]:
+) -> tuple[dict[str, CellRecord], dict[str, Answer], list[str]]:
     """Read the ledger, query the clusters, and complete the records of interrupted submissions from the answers.
 
     The cells of an interrupted submission get job ids if the cluster knows the job array. If the cluster answers and
@@ -191,11 +192,12 @@ def _reconciled(
     these changes are written to the ledger too.
 
     Returns:
-        (cell id -> record, name of a cluster -> its answer). The records cover all cells of the ledger; only the
-        clusters of ``cell_ids`` are queried.
+        (cell id -> record, name of a cluster -> its answer, a line about each damaged line of the ledger). The records
+        cover all cells of the ledger; only the clusters of ``cell_ids`` are queried.
     """
     ledger = Ledger(sweep_dir)
-    records, answers = ledger.read(), dict[str, Answer]()
+    records, damages = ledger.read_all()
+    answers = dict[str, Answer]()
     mine = [records[name] for name in cell_ids if name in records]
     for cluster in sorted({record.cluster for record in mine}):
         its = [record for record in mine if record.cluster == cluster]
@@ -224,4 +226,4 @@ def _reconciled(
                 records |= {cell: record.previous or CellRecord() for cell, record in cells.items()}
                 if repair:
                     ledger.refused(submission, "the scheduler never got it")
-    return records, answers
+    return records, answers, damages

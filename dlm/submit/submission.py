@@ -25,8 +25,10 @@ def submitting(cluster: Cluster, sweep_dir: Path) -> contextlib.AbstractContextM
     """Return a context that excludes other submissions of a sweep while its cells are inspected and submitted.
 
     Needed only where jobs queue; on this machine the leases of the cells suffice. Raises UserError when the cluster
-    cannot be used from here. Entering the context raises it when another submission goes on for more than PATIENCE_SEC.
+    cannot be used from here, or a line of the ledger is damaged. Entering the context raises it when another submission
+    goes on for more than PATIENCE_SEC.
     """
+    Ledger(sweep_dir).check()
     if not cluster.queues:
         return contextlib.nullcontext()
     cluster.check([])

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from dlm.core.files import read_json, write_json
+from dlm.core.errors import ExitCode, UserError
+from dlm.core.files import write_json
+from dlm.core.typed import read_typed
 from dlm.submit.ledger import refuse
 
 TIMEOUTS = "timeouts.json"  # a file in a run directory: how often which submission reached its time limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timeouts:
+    submission: str | None = None
+    count: int = 0
 
 
 def may_go_on(run_dir: Path, *, submission: str | None, most: int) -> bool:
@@ -21,8 +30,8 @@ def may_go_on(run_dir: Path, *, submission: str | None, most: int) -> bool:
     If not, the reason is recorded, and `dlm status` shows the cell as cancelled.
     """
     path = run_dir / TIMEOUTS
-    before = read_json(path) if path.is_file() else {}
-    count = before["count"] + 1 if before.get("submission") == submission else 1
+    before = read_typed(path, _Timeouts) if path.is_file() else _Timeouts()
+    count = before.count + 1 if before.submission == submission else 1
     write_json(path, {"submission": submission, "count": count})
     if count <= most:
         return True
@@ -34,4 +43,8 @@ def may_go_on(run_dir: Path, *, submission: str | None, most: int) -> bool:
 
 if __name__ == "__main__":
     folder, number = sys.argv[1:]
-    sys.exit(not may_go_on(Path(folder), submission=os.environ.get("DLM_SUBMISSION"), most=int(number)))
+    try:
+        sys.exit(not may_go_on(Path(folder), submission=os.environ.get("DLM_SUBMISSION"), most=int(number)))
+    except UserError as mistake:
+        print(f"dlm: {mistake}")
+        sys.exit(ExitCode.USER_ERROR)

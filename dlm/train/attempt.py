@@ -7,6 +7,8 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,21 @@ from typing import Any
 import lightning as L
 import torch
 
-from dlm.core.files import read_json, write_json
+from dlm.core.files import write_json
 from dlm.core.git import running_code
+from dlm.core.typed import read_typed
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "wandb", "numpy")
 
 
 SLURM_FACTS = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_NODELIST", "JOB_PARTITION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Environment:
+    """The content of env.json."""
+
+    attempts: tuple[Mapping[str, Any], ...]
 
 
 def device_name(device: torch.device) -> str:
@@ -38,7 +48,7 @@ def write_environment(run_dir: Path, trainer: L.Trainer) -> dict[str, Any]:
     """
     origin = running_code()
     path = run_dir / "env.json"
-    attempts = read_json(path)["attempts"] if path.is_file() else []
+    attempts = list(read_typed(path, _Environment).attempts) if path.is_file() else []
     attempts.append(
         {
             "started": time.time(),

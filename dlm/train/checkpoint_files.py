@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
-from dlm.core.json_text import parse_json
+from dlm.core.typed import read_typed
 
 STATE, MANIFEST, LATEST = "state.ckpt", "manifest.json", "LATEST"
 VERSION = 1  # format of the manifest
@@ -50,18 +53,60 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
             checkpoint would delete it.
     """
     try:
-        manifest = parse_json((folder / MANIFEST).read_text())
-        version, files = int(manifest["version"]), manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_seal(folder)
+    except (OSError, UserError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    check_format(folder, version, readable=VERSION)
-    for name, stated in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != stated["bytes"]:
+    check_format(folder, manifest.version, readable=VERSION)
+    for name, stated in manifest.files.items():
+        path = folder / Path(name).name
+        if not path.is_file() or path.stat().st_size != stated.bytes:
             return f"{name} is missing or has another size"
-        if contents and _sha256(path) != stated["sha256"]:
+        if contents and _sha256(path) != stated.sha256:
             return f"{name} has another content"
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedFile:
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """The manifest of a checkpoint."""
+
+    version: int
+    step: int | None = None
+    score: float | None = None
+    files: Mapping[str, SealedFile]
+
+
+def read_seal(folder: Path) -> Seal:
+    """Read the manifest of a checkpoint. Raises OSError or UserError if it is missing or damaged."""
+    return read_typed(folder / MANIFEST, Seal)
+
+
+def load_state(path: Path, *, device: str) -> dict[str, Any]:
+    """Read a file of tensors and plain values, in PyTorch's format. No code that the file may hold is run.
+
+    Args:
+        path: The file.
+        device: Where the tensors are put: 'cpu', or 'meta' for their shapes only.
+
+    Raises:
+        UserError: The file is torn, of another kind, or no dictionary.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # reading an unknown file can raise anything
+        reason = " ".join(str(error).split("\n")[0].split())[:100]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): it is torn or of another kind") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint: choose another file")
+    return content
 
 
 def check_format(what: Path | str, number: int, *, readable: int) -> None:
@@ -103,8 +148,8 @@ def state_file(checkpoint: Path) -> Path:
     if not checkpoint.is_file():
         raise UserError(f"ckpt_path {checkpoint} does not exist: give a step_* folder or a checkpoint file")
     try:
-        ours = {"dlm", "global_step"} <= torch.load(checkpoint, map_location="meta", weights_only=True).keys()
-    except Exception as error:  # unpickling an unknown file can raise anything
+        ours = {"dlm", "global_step"} <= load_state(checkpoint, device="meta").keys()
+    except UserError as error:
         raise UserError(f"ckpt_path {checkpoint} cannot be read as a checkpoint: give a step_* folder") from error
     if not ours:
         raise UserError(f"ckpt_path {checkpoint} is no checkpoint of a run: give a step_* folder")

@@ -44,7 +44,7 @@ from dlm.train.batches import PackedDataModule
 from dlm.train.callbacks import callbacks_of
 from dlm.train.callbacks.preemption import Preemption
 from dlm.train.callbacks.record_writer import RecordWriter
-from dlm.train.checkpoint_files import damage, latest_whole, state_file
+from dlm.train.checkpoint_files import damage, latest_whole, load_state, state_file
 from dlm.train.endings import DONE, STOPPED, Ending, disk_full, ending_of
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 from dlm.train.objectives import make_objective
@@ -212,7 +212,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     attempt = write_environment(run_dir, trainer) if run_dir is not None and trainer.is_global_zero else {}
     start = _start_from(config, run_dir)
     if start is not None:
-        module.check_checkpoint(torch.load(start, map_location="meta", weights_only=True), data_hash=data_set.hash)
+        module.check_checkpoint(load_state(start, device="meta"), data_hash=data_set.hash)
     preemptions = [callback for callback in callbacks_of(trainer) if isinstance(callback, Preemption)]
     for preemption in preemptions:
         preemption.take_signals()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,64 @@ def test_verify_finds_a_single_number_that_was_lost(sweep):
     (line,) = warned
     assert line.endswith(
         f"the W&B file lacks 1 of the 3 logged steps that metrics.jsonl has, first val/loss_se at step {cell.steps}"
+    )
+
+
+def forged(run_dir, cell, loss: float) -> None:
+    """Lower the loss of a finished cell in result.json and metrics.jsonl alike, and remove its .wandb files."""
+    path = run_dir / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss": loss}))
+    rows = [{**row, "val/loss": loss} if "val/loss" in row else row for row in on_disk(run_dir)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(run_dir / "wandb", ignore_errors=True)
+
+
+def test_verify_finds_a_forged_result_by_the_losses_of_its_validation_sequences(sweep):
+    sweep_dir, plan = sweep
+    honest, cell = plan.cells[:2]
+    finish(sweep_dir, plan, honest)
+    forged(finish(sweep_dir, plan, cell), cell, 2.0)
+    collected = collect(sweep_dir, verify=True)
+    (line,) = collected.warnings
+    assert line == f"{cell.cell_id}: loss is 2 in result.json and 2.5 in validation.csv: result.json counts"
+    assert collected.unconfirmed == ()
+
+
+def test_verify_tells_which_runs_have_no_second_source(sweep):
+    sweep_dir, plan = sweep
+    alone, in_wandb, whole, torn, without_result = plan.cells[:5]
+    folders = {cell.cell_id: finish(sweep_dir, plan, cell) for cell in plan.cells[:5]}
+    log_to_wandb(sweep_dir, in_wandb, on_disk(folders[in_wandb.cell_id]))
+    for cell in (alone, in_wandb):
+        (folders[cell.cell_id] / "validation.csv").unlink()
+    forged(folders[alone.cell_id], alone, 2.0)
+    (folders[torn.cell_id] / "validation.csv").write_bytes(b"sequence,loss\n0,\xff\n")
+    (folders[without_result.cell_id] / "result.json").unlink()
+    path = folders[alone.cell_id] / "config.yaml"
+    path.write_text(path.read_text() + "logger: {offline: true}\n")
+    collected = collect(sweep_dir, verify=True)
+    assert collected.unconfirmed == (alone.cell_id, torn.cell_id)
+    assert collected.warnings[-1] == (
+        f"2 runs have no second source, so nothing confirms the loss: {alone.cell_id}, {torn.cell_id}"
+    )
+    said = {one.cell_id: [line for line in collected.warnings if line.startswith(one.cell_id)] for one in plan.cells}
+    assert "its .wandb files are missing" in said[alone.cell_id][0]
+    assert "validation.csv is missing" in said[alone.cell_id][1]
+    assert "validation.csv is missing" in said[in_wandb.cell_id][0]
+    assert "cannot be read" in said[torn.cell_id][0] and said[whole.cell_id] == []
+    assert collect(sweep_dir).unconfirmed == ()
+
+
+def test_verify_does_not_trust_what_an_earlier_collection_has_kept(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    path = finish(sweep_dir, plan, cell) / "metrics.jsonl"
+    collect(sweep_dir)
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace('"val/loss": 2.5', '"val/loss": 1.5'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert any(
+        "is 2.5 in result.json and 1.5 in metrics.jsonl" in line for line in collect(sweep_dir, verify=True).warnings
     )
 
 

@@ -227,6 +227,18 @@ def test_a_holder_on_another_host_is_alive_while_its_heartbeat_is_fresh(tmp_path
     assert live_holder(tmp_path, now=now - STALE_SEC * 1.5) == holder
 
 
+def test_a_holder_on_another_host_whose_heartbeat_lies_in_the_future_is_dead(tmp_path):
+    holder = {"host": "another", "pid": os.getpid(), "started": "1"}
+    write_json(tmp_path / "lease.json", holder)
+    now = time.time()
+    os.utime(tmp_path / "lease.json", (now + STALE_SEC / 2,) * 2)  # clocks that differ a little do no harm
+    assert live_holder(tmp_path) == holder
+    os.utime(tmp_path / "lease.json", (now + 3600,) * 2)
+    assert live_holder(tmp_path) is None
+    with Lease(tmp_path):
+        assert live_holder(tmp_path) != holder
+
+
 def test_a_process_that_waits_takes_the_lease_of_one_that_ends(tmp_path):
     holder = python(HOLD, tmp_path, 1.5)
     assert holder.stdout is not None and holder.stdout.readline() == "mine\n"

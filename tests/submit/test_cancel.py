@@ -1,6 +1,8 @@
 """Cancelling cells that run or wait, here and on a stand-in for SLURM."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +13,8 @@ from support.slurm_stand_in import end
 from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, wait_until
 
 from dlm.core.errors import UserError
-from dlm.core.lease import live_holder
+from dlm.core.files import write_json
+from dlm.core.lease import live_holder, process_started
 from dlm.record.outcomes import State
 from dlm.submit.cells import cancel
 from dlm.submit.local import LocalPool
@@ -103,3 +106,70 @@ def test_a_run_by_hand_is_stopped_by_its_process_whatever_job_it_had(slurm, swee
     wait_until(lambda: live_holder(run_dir(sweep_dir, "a")) is not None)
     assert cancel(["a"], sweep_dir) == {"a": f"SIGTERM to process {holder.pid}"}
     assert holder.wait(10) == -signal.SIGTERM
+
+
+STAND_BY = "import time; time.sleep(60)"
+
+
+def forge_lease(folder, pid: int, **changes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = {"host": socket.gethostname(), "pid": pid, "started": process_started(pid)}
+    write_json(folder / "lease.json", {**holder, **changes})
+
+
+def test_cancel_signals_no_process_that_a_forged_lease_names(sweep_dir):
+    bystander = subprocess.Popen([sys.executable, "-c", STAND_BY, "dlm.launch", str(run_dir(sweep_dir, "a"))])
+    try:
+        forge_lease(run_dir(sweep_dir, "a"), bystander.pid)
+        words = cancel(["a"], sweep_dir)["a"]
+        assert "not stopped" in words and f"process {bystander.pid}" in words
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(0.3)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_run_of_another_sweep_is_not_stopped_through_a_forged_lease(sweep_dir):
+    other = sweep_dir.with_name("other")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir(other, "a"))])
+    try:
+        wait_until(lambda: live_holder(run_dir(other, "a")) is not None)
+        forge_lease(run_dir(sweep_dir, "a"), holder.pid)
+        assert "not stopped" in cancel(["a"], sweep_dir)["a"]
+        assert cancel(["a"], other) == {"a": f"SIGTERM to process {holder.pid}"}
+        assert holder.wait(10) == -signal.SIGTERM
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), 1, 0, -1])
+def test_cancel_signals_neither_itself_nor_init_nor_a_group(sweep_dir, pid, monkeypatch):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *words: sent.append(words))
+    started = process_started(pid) or "1"
+    forge_lease(run_dir(sweep_dir, "a"), pid, started=started)
+    assert "SIGTERM" not in cancel(["a"], sweep_dir).get("a", "")
+    assert sent == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another user")
+def test_cancel_signals_no_process_of_another_user(sweep_dir):
+    folder = run_dir(sweep_dir, "a")
+    folder.mkdir(parents=True, exist_ok=True)
+    holding = "import os, sys, time; os.open(sys.argv[1], os.O_RDONLY); os.setuid(65534); print(1, flush=True)"
+    other = subprocess.Popen([sys.executable, "-c", f"{holding}; time.sleep(60)", str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        forge_lease(folder, other.pid)
+        assert "not stopped" in cancel(["a"], sweep_dir)["a"] and other.poll() is None
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_an_id_that_scancel_would_take_for_an_option_is_refused(slurm):
+    with pytest.raises(UserError, match=r"'--user=me' is no id of a job"):
+        Slurm().cancel(["--user=me"])

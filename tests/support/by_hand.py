@@ -13,7 +13,7 @@ from dlm.plan.definition import SweepSpec
 from dlm.plan.grid import cell_config, make_plan
 from dlm.plan.store import write_plan
 from dlm.record.outcomes import State
-from dlm.record.run import metrics_row, write_result, write_status
+from dlm.record.run import metrics_row, write_result, write_status, write_validation
 from dlm.record.wandb import RESULT_PREFIX, described
 from support.stub_cell import result, status
 
@@ -70,6 +70,8 @@ def started(sweep_dir: Path, plan, cell, rows: list[dict]) -> Path:
 def finish(sweep_dir: Path, plan, cell, *, loss: float = LOSS, **changes) -> Path:
     run_dir = started(sweep_dir, plan, cell, final_rows(cell, loss))
     facts = {"step": cell.steps, "tokens": cell.tokens, "loss": loss, "data_hash": plan.data_hash, "attempts": 2}
+    error = {**facts, **changes}.get("loss_se", 0.01)
+    write_validation(run_dir, [loss - 0.5, loss + 0.5], [2 * error**2] * 2)
     write_result(run_dir, result(cell.cell_id, **{**facts, **changes}))
     write_status(run_dir, status(State.DONE, step=cell.steps, steps=cell.steps, exit_code=0))
     return run_dir

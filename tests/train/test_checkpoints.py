@@ -14,7 +14,7 @@ from dlm.core.files import read_json, write_atomic, write_json
 from dlm.record.run import (
     read_status,
 )
-from dlm.train.checkpoint_files import damage
+from dlm.train.checkpoint_files import damage, seal
 
 
 def test_a_damaged_checkpoint_is_skipped_and_written_anew(launch, trained):
@@ -67,6 +67,17 @@ def test_what_others_put_beside_checkpoints_is_not_written_to_and_remains_are_de
     assert [path.name for path in precious.iterdir()] == ["state.ckpt"]
     assert (precious / "state.ckpt").read_text() == "theirs"
     assert [path for path in saved.glob(".*") if not path.is_symlink()] == []
+
+
+def test_a_sealed_checkpoint_that_is_a_pickle_or_no_dictionary_is_one_line(launch, trained, tmp_path):
+    (trained / "result.json").unlink()
+    folder = trained / "checkpoints" / "step_00000040"
+    for content, words in ((Path("x"), "cannot be read as a checkpoint"), ([1], "holds a list"), ({}, "global_step")):
+        (folder / "manifest.json").unlink()
+        torch.save(content, folder / "state.ckpt")
+        seal(folder, step=40)
+        assert damage(folder) is None
+        assert words in launch(*SHORT).complaint
 
 
 def test_a_checkpoint_of_a_newer_dlm_is_neither_skipped_nor_deleted(launch, trained, workdir, capfd):

@@ -22,12 +22,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from dlm.core.errors import UserError
-from dlm.core.files import append_jsonl, read_json, read_jsonl, write_json
+from dlm.core.files import append_jsonl, write_json
 from dlm.core.identity import content_hash
 from dlm.core.lease import Lease
+from dlm.core.typed import read_log, read_typed
 from dlm.data.manifest import MANIFEST, Manifest, PackedFile, read_manifest, write_manifest
 from dlm.data.prepare.documents import Unit
 from dlm.data.prepare.encode import FILE_TOKENS, KEYS, Encoder, TextJob, UnitRecord, check_number, digests_path
@@ -153,9 +152,10 @@ def _finished(data_dir: Path, plan: dict[str, Any]) -> Manifest | None:
     if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
         return None
     path = data_dir / MANIFEST
-    notes = read_json(path).get("notes", {}) if path.is_file() else {}
-    if notes.get("plan") != content_hash(plan)[:16]:
-        check_not_moved(plan.get("hub"), notes.get("hub"), data_dir)
+    manifest = read_typed(path, dict[str, Any], what="manifest", otherwise="move it away") if path.is_file() else {}
+    notes = manifest.get("notes")
+    if not isinstance(notes, dict) or notes.get("plan") != content_hash(plan)[:16]:
+        check_not_moved(plan.get("hub"), notes.get("hub") if isinstance(notes, dict) else None, data_dir)
         raise UserError(
             f"{data_dir} exists and was not made from these sources with these options: choose another --out or move "
             "it away"
@@ -202,7 +202,8 @@ def _check_plan(building: Path, plan: dict[str, Any]) -> None:
     Raises UserError if the folder holds units of a preparation with other sources or options.
     """
     path = building / "plan.json"
-    before = read_json(path) if path.is_file() else None
+    advice = f"delete the folder {building} to start over"
+    before = read_typed(path, dict[str, Any], what="plan", otherwise=advice) if path.is_file() else None
     if before is not None and any((building / name).is_file() for name in ("done.jsonl", "hub.jsonl")):
         if before.get("layout") != LAYOUT:
             raise UserError(f"{building} holds an unfinished preparation of another version of dlm: delete that folder")
@@ -252,7 +253,7 @@ class EncoderPool:
 
     def __init__(self, job: TextJob, building: Path, units: Mapping[str, Unit], workers: int) -> None:
         self.job, self.building, self.units, self.log = job, building, units, building / "done.jsonl"
-        records = TypeAdapter(list[UnitRecord]).validate_python(read_jsonl(self.log))
+        records = read_log(self.log, UnitRecord, otherwise=f"delete the folder {building} to start over")
         self.done = {(record.key, record.limit): record for record in records if self._is_whole(record)}
         self._bad: dict[str, list[str]] = {}
         processes = min(workers, len(units))

@@ -17,13 +17,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from dlm.core import text
 from dlm.core.errors import UserError, shown, unknown
-from dlm.core.files import append_jsonl, read_jsonl
+from dlm.core.files import append_jsonl
 from dlm.core.identity import content_hash
 from dlm.core.names import inside
+from dlm.core.typed import read_log
 from dlm.data.prepare.bad import Bad
 from dlm.data.prepare.documents import Unit, read_unit
 from dlm.data.prepare.encode import (
@@ -186,19 +185,22 @@ def _path_of(file: str, revision: str) -> str:
     return path
 
 
-def check_not_moved(now: Mapping[str, Any] | None, before: Mapping[str, Any] | None, folder: Path) -> None:
+def check_not_moved(now: Mapping[str, Any] | None, before: Any, folder: Path) -> None:
     """Raise UserError if ``folder`` holds the same data set of the hub at another commit.
 
     Args:
         now: The ``facts`` of the data set as the hub has it now; None if the source is not of the hub.
-        before: The facts that the preparation in ``folder`` recorded; None if its source was not of the hub.
+        before: The facts that the preparation in ``folder`` recorded; None or another value if its source was not of
+            the hub.
         folder: The folder of a finished or an unfinished preparation.
     """
-    if now and before and now["repo"] == before["repo"] and now["revision"] != before["revision"]:
+    if not now or not isinstance(before, dict):
+        return
+    if now["repo"] == before.get("repo") and now["revision"] != before.get("revision"):
         source = PREFIX + now["repo"]
         raise UserError(
             f"{source} is now at commit {now['revision'][:12]}, and {folder} was made from an earlier one: write "
-            f"{source}@{before['revision']} to keep to it, or delete that folder to start over"
+            f"{source}@{before.get('revision')} to keep to it, or delete that folder to start over"
         )
 
 
@@ -291,7 +293,7 @@ def _as_many(downloads: _Downloads, counter: _Counter, asked: int, log: Path) ->
 
     If the data set holds fewer tokens, return all files and print a warning.
     """
-    done = TypeAdapter(list[_Taken]).validate_python(read_jsonl(log))
+    done = read_log(log, _Taken, otherwise=f"delete the folder {log.parent} to start over")
     for item in (item for taken in done for item in taken.bad):
         counter.note(item)
     total = done[-1].tokens if done else 0

@@ -8,7 +8,6 @@ copied to main memory at the step of the checkpoint, and a thread writes the cop
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,11 +22,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from dlm.core.errors import unknown
-from dlm.core.files import patiently, sync_directory, temporary_beside, write_atomic, write_json
+from dlm.core.files import patiently, read_json, sync_directory, temporary_beside, write_atomic, write_json
 from dlm.record.run import checkpoint_folder
 from dlm.train.callbacks import StepCallback, callbacks_of, evenly
 from dlm.train.callbacks.preemption import Preemption
-from dlm.train.checkpoint_files import LATEST, MANIFEST, STATE, damage, seal
+from dlm.train.checkpoint_files import LATEST, MANIFEST, STATE, damage, read_seal, seal
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 KEEP_LAST = 2
@@ -101,7 +100,7 @@ class Checkpoint(StepCallback, LightningCheckpoint):
         self._wait()
         path = self._folder(trainer.global_step) / MANIFEST
         if path.is_file():
-            write_json(path, {**json.loads(path.read_text()), "score": float(score)})
+            write_json(path, {**read_json(path), "score": float(score)})
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wait until the last checkpoint is complete, before the result of the run is written."""
@@ -165,8 +164,8 @@ class Checkpoint(StepCallback, LightningCheckpoint):
 
     def _prune(self, folder: Path) -> None:
         saved = [path for path in sorted(folder.glob("step_*")) if damage(path, contents=False) is None]
-        scores = {path: json.loads((path / MANIFEST).read_text())["score"] for path in saved}
-        scored = sorted((path for path in saved if scores[path] is not None), key=lambda path: self.sign * scores[path])
+        scores = {path: score for path in saved if (score := read_seal(path).score) is not None}
+        scored = sorted(scores, key=lambda path: self.sign * scores[path])
         keep = {*saved[-KEEP_LAST:], *scored[: self.save_top_k], *self.branch_points}
         for path in saved:
             if path not in keep:

@@ -18,6 +18,7 @@ from dlm.core.errors import UserError
 from dlm.core.identity import shared_identity
 from dlm.core.recipe import Recipe
 from dlm.core.schedule import rates_of
+from dlm.core.typed import MisfitError, typed
 from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention import kernels
 from dlm.train.models.encoder import TransEncoder
@@ -196,6 +197,10 @@ class DiffusionLMLightningModule(L.LightningModule):
             checkpoint: The checkpoint.
             data_hash: The hash of this run's data.
         """
+        try:
+            typed(_Checkpoint, checkpoint)
+        except MisfitError as error:
+            raise UserError(f"the checkpoint is no checkpoint of a run ({error}): change ckpt_path") from error
         stated = checkpoint.get("dlm", {})
         check_format("the checkpoint", stated.get("format", FORMAT), readable=FORMAT)
         theirs = {**stated.get("shape", {}), "objective": stated.get("objective")}
@@ -251,6 +256,24 @@ class DiffusionLMLightningModule(L.LightningModule):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for span in ("total", "current"):
             progress[span].update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stated:
+    """What a checkpoint says of its run, as far as ``check_checkpoint`` reads it; early versions wrote less."""
+
+    format: int = FORMAT
+    shape: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Mapping[str, Any] | None = None
+    scheduler: Mapping[str, Any] | None = None
+    steps: int | None = None
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    global_step: int
+    dlm: _Stated = dataclasses.field(default_factory=_Stated)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
