@@ -62,9 +62,7 @@ def changed_bytes(draw: st.DrawFn, valid: bytes) -> bytes:
 
 def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
     """Return contents of a file whose valid content is given: of JSON, of a log of JSON lines, or of another format."""
-    strategies = [random_bytes, changed_bytes(valid)]
-    if valid.startswith((b"{", b"[")):
-        strategies.append(large_json)
+    strategies = [random_bytes, large_json, changed_bytes(valid)]
     lines = valid.splitlines()
     try:
         strategies.append(changed_json(json.loads(valid)).map(lambda value: json.dumps(value).encode()))
