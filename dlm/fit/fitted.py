@@ -153,6 +153,21 @@ class Minimum:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Doubt:
+    """Top budgets whose losses are clearly higher than the runs below them predict."""
+
+    lower: Fitted  # the combined law of the runs below, with draws
+    num_budgets: int  # how many budgets lie above these runs
+    start: float  # the lowest C of the runs above, FLOPs
+    excess: float  # mean log of measured over predicted loss of the runs above
+    error: float  # standard error of `excess`, from the noise of both groups of runs
+
+    def shown(self) -> dict[str, float]:
+        """The numbers, for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lower"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Combination:
     """What a combined law consists of, besides the weights of its parts, which are those of its surface."""
 
@@ -160,11 +175,13 @@ class Combination:
     line: Fitted | None  # the isoFLOP line that gives half of N*; None if its minima do not bound it
     floor: FloorLaw | None  # the law that L* beyond the runs follows in part; None with fewer than three minima
     error: FormError  # the error of the law's form beyond the runs
+    doubts: tuple[Doubt, ...] = ()  # the intervals of losses also cover those of the lower laws; found by `bootstrap`
 
     def shown(self, weights: Mapping[str, float]) -> dict[str, Any]:
-        """The weights of the parts, the laws through the minima and the error of the form, for JSON."""
+        """The weights of the parts, the laws through the minima, the error of the form and the doubts, for JSON."""
         line, floor = (None if law is None else law.params for law in (self.line, self.floor))
-        return {"weights": weights, "line": line, "floor": floor, "error": vars(self.error)}
+        doubts = [doubt.shown() for doubt in self.doubts]
+        return {"weights": weights, "line": line, "floor": floor, "error": vars(self.error), "doubts": doubts}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -34,7 +34,7 @@ from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.optimum import UNTESTED, UNTESTED_BELOW, optima
 from dlm.fit.points import NAN, Points
-from dlm.fit.predict import error_of, forms_of, missed_by, predict_from, too_high, too_low
+from dlm.fit.predict import error_of, forms_of, lower_laws_of, missed_by, predict_from, too_high, too_low
 
 FORMAT = 2
 READ = (1, FORMAT)  # the formats that can be read; format 1 knows the runs by hashes that include the loss
@@ -91,6 +91,7 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
             "forms": [form_to_dict(form) for form in forms_of(result)],
             "missed": missed_by(result),
             "error": None if (error := error_of(result)) is None else vars(error),
+            "lower": [{**_form_to_dict(law), "error": vars(own)} for law, own in lower_laws_of(result)],
             "residual": result.noise.residual,
             "verdict": None if result.verdict is None else result.verdict.sentence(),
             "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
@@ -270,7 +271,9 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
     forms = [form_from_dict(form, frozen) for form in frozen["forms"]]
     missed = NAN if frozen["missed"] is None else frozen["missed"]
     error = FormError(**frozen["error"]) if frozen.get("error") else None
-    seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error)
+    below = frozen.get("lower", [])  # earlier versions did not write it
+    lower = [(_form_from_dict(law, frozen), FormError(**law["error"])) for law in below]
+    seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error, lower=lower)
     tested = np.array([not why for why in _why_untested(frozen, params, tokens)])
     ends = np.where(tested, seen.pi.T, NAN)
     columns = (np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64), seen.loss, *ends)

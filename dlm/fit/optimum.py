@@ -125,7 +125,8 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
 
     N* is the geometric mean of that of the surface and, if there is one, that of the line through the isoFLOP minima.
     L* is the loss of the surface at this size; beyond the runs, it is the weighted geometric mean of this loss and that
-    of the floor law. The interval of N* includes half of the difference between surface and line.
+    of the floor law. The interval of N* includes half of the difference between surface and line. The interval of L*
+    covers those of the runs below top budgets that are in doubt.
     """
     surface, cost, line = result.surface, result.cost, combination.line
     assert surface is not None
@@ -151,10 +152,11 @@ def _combined(result: Fitted, combination: Combination, flops: float, level: flo
     size = _widened(n, ends(n, np.exp(log_n[1]), result.dof, level, log=True), more)
     tokens = np.exp(np.log(flops) - cost.log_per_token(np.log(size[::-1])))
     half = float(combination.error.half(far, level))
+    own = _widened(found.L, ends(found.L, loss[1], result.dof, level, log=True), half)
     ci = {
         "N": size,
         "D": (float(tokens[0]), float(tokens[1])),
-        "L": _widened(found.L, ends(found.L, loss[1], result.dof, level, log=True), half),
+        "L": hull([own, *(own_optimum(doubt.lower, flops, level).ci["L"] for doubt in combination.doubts)]),
         "tokens_per_param": (float(tokens[0] / size[1]), float(tokens[1] / size[0])),
     }
     return replace(found, ci=ci)

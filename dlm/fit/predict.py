@@ -43,7 +43,8 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
             raise UserError(f"{name} must be finite numbers above 0")
     if np.size(params) != np.size(tokens):
         raise UserError(f"params has {np.size(params)} values and tokens {np.size(tokens)}: they must be equally long")
-    seen = predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result))
+    lower = lower_laws_of(result)
+    seen = predict_from(forms_of(result), missed_by(result), params, tokens, level, error=error_of(result), lower=lower)
     assert result.points is not None
     own = result.points.params * result.points.tokens
     near = ~(too_high(params, tokens, own.max()) | too_low(params, tokens, own.min()))
@@ -79,6 +80,12 @@ def error_of(result: Fitted) -> FormError | None:
     return None if result.combination is None else result.combination.error
 
 
+def lower_laws_of(result: Fitted) -> list[tuple[Fitted, FormError]]:
+    """The laws of the runs below top budgets that are in doubt, each with the error of its form."""
+    doubts = () if result.combination is None else result.combination.doubts
+    return [(doubt.lower, error) for doubt in doubts if (error := error_of(doubt.lower)) is not None]
+
+
 @np.errstate(all="ignore")
 def predict_from(
     forms: Sequence[Fitted],
@@ -88,6 +95,7 @@ def predict_from(
     level: float,
     *,
     error: FormError | None = None,
+    lower: Sequence[tuple[Fitted, FormError]] = (),
 ) -> Prediction:
     """Predict the loss under the first of `forms`, with intervals over all of them.
 
@@ -101,6 +109,7 @@ def predict_from(
         tokens: D, (m,).
         level: Nominal coverage of the intervals.
         error: The error of the form of a combined law, which adds to the interval of the law in quadrature.
+        lower: Combined laws, with the errors of their forms, whose intervals of the law the interval covers as well.
     """
     from scipy.special import ndtri
 
@@ -113,6 +122,9 @@ def predict_from(
     if error is not None:
         half = error.half_of_run(np.exp(log_n), np.exp(log_d), level)
         low, high = middle - np.hypot(middle - low, half), middle + np.hypot(high - middle, half)
+    for law, own in lower:
+        ends_of_law = np.log(predict_from([law], NAN, params, tokens, level, error=own).ci)
+        low, high = np.minimum(low, ends_of_law[:, 0]), np.maximum(high, ends_of_law[:, 1])
     noise = main.noise.residual * stretch(max(main.n - free_of(main), 1), tail) * float(ndtri(1 - tail))
     below, above = np.hypot(middle - low, noise), np.hypot(high - middle, noise)
     return Prediction(

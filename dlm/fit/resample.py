@@ -15,6 +15,7 @@ import numpy as np
 from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
+from dlm.fit.combined import doubt
 from dlm.fit.combined import resample as combined_resample
 from dlm.fit.combined.fit import with_minima
 from dlm.fit.draws import Draws, ends
@@ -72,7 +73,8 @@ def bootstrap(
         return optimum.with_warnings(result, [said])
     rng = np.random.default_rng(seed)
     if result.combination is not None:
-        return _combined(result, combined_resample.draw(result, replicates, method, rng), level, rng)
+        found = _combined(result, combined_resample.draw(result, replicates, method, rng), level, rng)
+        return _with_doubts(found, method, level, rng)
     room = isoflop_resample if result.surface is None else surface_resample
     draws = room.draw(result, replicates, method, rng)
     lost = _unbounded(result, draws)
@@ -94,6 +96,24 @@ def _combined(
     result = with_minima(result, _bounded(result, drawn.line, drawn.parts.dof, level), floor)
     rows = _shifted(drawn.parts.rows, result, shift)
     return _with_intervals(result, replace(drawn.parts, rows=rows), level)
+
+
+def _with_doubts(result: FitResult, method: str, level: float, rng: np.random.Generator) -> FitResult:
+    """A combined law whose intervals also cover what the runs below the top budgets predict, if these are in doubt."""
+    found = []
+    for many, lower, above in doubt.lower_laws(result):
+        if not doubt.may_be_doubted(lower, above):
+            continue
+        try:
+            drawn = combined_resample.draw(lower, doubt.num_draws(lower), method, rng)
+        except UserError:  # there are too few runs below for this method, so they cannot contradict the others
+            continue
+        found += doubt.doubts(many, _combined(lower, drawn, level, rng), above)
+    if not found:
+        return result
+    assert result.combination is not None
+    result = replace(result, combination=replace(result.combination, doubts=tuple(found)))
+    return replace(result, at=optimum.optima(result, result.at, level=level))
 
 
 def _unbounded(result: Fitted, draws: Draws) -> list[float]:

@@ -66,7 +66,7 @@ def origins(points: Points, parts: Mapping[str, Fitted]) -> list[Origin]:
         parts: Fits of all runs, by name. A refit starts from the parameters of the fit.
     """
     found = []
-    for kept in _divisions(points):
+    for kept in divisions(points):
         spent = points.flops[~kept]
         errors = dict(_errors(points, kept, parts))
         if errors:
@@ -87,8 +87,8 @@ def error_of(points: Points, held: Sequence[Origin], weights: Mapping[str, float
     return FormError(scale=scale, dof=dof, growth=GROWTH, near=NEAR, **ends)
 
 
-def _divisions(points: Points) -> Iterator[Mask]:
-    """Which runs are kept, (n,), at each origin."""
+def divisions(points: Points) -> Iterator[Mask]:
+    """Which runs are kept, (n,), at each origin: those below the top one, two and three levels."""
     level = levels_of(points)
     levels = np.unique(level)
     for k in range(1, min(MOST_ORIGINS, len(levels) - LEAST_LEVELS) + 1):

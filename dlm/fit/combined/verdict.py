@@ -10,7 +10,7 @@ from dlm.core import text
 from dlm.fit.combined.fit import FORMS
 from dlm.fit.combined.floor import share_at
 from dlm.fit.engine import newton
-from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
+from dlm.fit.fitted import Allocation, Combination, Doubt, Fitted, Optimum, Verdict
 from dlm.fit.isoflop.fit import fit_groups, line_through
 from dlm.fit.layout import two_digits
 from dlm.fit.optimum import (
@@ -112,13 +112,25 @@ def _words(result: Fitted, reach: float, limit: str) -> list[str]:
     else:
         said = [f"L* is given {far if reach > TOP * top else 'within the runs only'}: {limit}."]
     held = result.holdout.get("without_top_1")
-    if held is None:
+    if result.combination is not None and result.combination.doubts:
+        said.append(_doubted(max(result.combination.doubts, key=lambda doubt: doubt.excess / doubt.error)))
+    elif held is None:
         said.append("No budget could be held out, so the error of the form is that of other published runs.")
     else:
         what = f"the runs from {text.flops(held['from_flops'])} FLOPs"
         error = f"{held['L_rms_error']:.2%} (root mean square)"
         said.append(f"Fitted without {what}, the law predicts them with an error of {error}.")
     return said
+
+
+def _doubted(doubt: Doubt) -> str:
+    """By how much the top budgets contradict the runs below them, and what the intervals do about it."""
+    many = {1: "top budget lies", 2: "top two budgets lie"}[doubt.num_budgets]
+    return (
+        f"The {many} {np.expm1(doubt.excess):.1%} above what the runs below {text.flops(doubt.start)} FLOPs predict "
+        f"({doubt.excess / doubt.error:.1f} standard errors): either training went wrong there, or the law bends, and "
+        "the interval of L* covers both."
+    )
 
 
 def _regret(best: Optimum, target: float, lost: float) -> list[str]:
