@@ -91,7 +91,7 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
             "forms": [form_to_dict(form) for form in forms_of(result)],
             "missed": missed_by(result),
             "error": None if (error := error_of(result)) is None else vars(error),
-            "lower": [{**_form_to_dict(law), "error": vars(own)} for law, own in lower_laws_of(result)],
+            "lower": [{**form_to_dict(law), "error": vars(own)} for law, own in lower_laws_of(result)],
             "residual": result.noise.residual,
             "verdict": None if result.verdict is None else result.verdict.sentence(),
             "predictions": {f"{c:.12g}": vars(best) for c, best in optima(result, at, level=level).items()},
@@ -272,7 +272,7 @@ def predicted(frozen: Mapping[str, Any], params: npt.ArrayLike, tokens: npt.Arra
     missed = NAN if frozen["missed"] is None else frozen["missed"]
     error = FormError(**frozen["error"]) if frozen.get("error") else None
     below = frozen.get("lower", [])  # earlier versions did not write it
-    lower = [(_form_from_dict(law, frozen), FormError(**law["error"])) for law in below]
+    lower = [(form_from_dict(law, frozen), FormError(**law["error"])) for law in below]
     seen = predict_from(forms, missed, params, tokens, frozen["level"], error=error, lower=lower)
     tested = np.array([not why for why in _why_untested(frozen, params, tokens)])
     ends = np.where(tested, seen.pi.T, NAN)

@@ -41,6 +41,13 @@ class _Form:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Lower(_Form):
+    """The law of the runs below top budgets that are in doubt."""
+
+    error: FormError
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Runs:
     n: int
     top: float
@@ -73,6 +80,7 @@ class _Content:
     forms: tuple[_Form, ...]
     missed: float | None
     error: FormError | None = None
+    lower: tuple[_Lower, ...] = ()  # earlier versions did not write it
     residual: float
     predictions: Mapping[str, _Best]
 
@@ -81,7 +89,7 @@ def check_content(content: Mapping[str, Any], path: Path) -> None:
     """Raise UserError, which names the first wrong value, if no predictions can be made from the content of a file."""
     try:
         said = typed(_Content, content)
-        for form in content["forms"]:
+        for form in (*content["forms"], *content.get("lower", ())):
             form_from_dict(form, content)
         for flops in said.predictions:
             float(flops)
