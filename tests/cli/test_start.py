@@ -67,7 +67,7 @@ def results_read(paths):
 
 
 def test_one_start_plans_once_prices_once_and_reads_each_result_once(half_done, jobs, monkeypatch):
-    read = record_calls(monkeypatch, Path, "read_text")
+    read = record_calls(monkeypatch, Path, "read_bytes")
     planned_specs = record_calls(monkeypatch, grid, "make_plan")
     priced_plans = record_calls(monkeypatch, cost, "with_estimates")
     sweep, ran_here, code = start()
@@ -109,7 +109,7 @@ def test_data_that_dlm_cannot_make_are_asked_for_after_the_price(workdir, tmp_pa
 
 
 def test_a_grown_sweep_keeps_its_started_cells_and_reads_their_results_once(half_done, jobs, monkeypatch):
-    read = record_calls(monkeypatch, Path, "read_text")
+    read = record_calls(monkeypatch, Path, "read_bytes")
     sweep, _, _ = start(budget=["8e10"])
     kept = {cell.cell_id for cell in half_done.plan.cells[:5]}
     names = {cell.cell_id for cell in sweep.plan.cells}
@@ -144,6 +144,6 @@ def test_a_start_refuses_options_that_do_not_fit(stdlib_data, workdir, jobs, mon
 
 @pytest.mark.parametrize("verb", ["status", "collect"])
 def test_a_verb_after_planning_reads_each_result_once(half_done, monkeypatch, verb):
-    read = record_calls(monkeypatch, Path, "read_text")
+    read = record_calls(monkeypatch, Path, "read_bytes")
     assert CliRunner().invoke(app, [verb, "smoke"]).exit_code == 0
     assert results_read(read) == dict.fromkeys((cell.cell_id for cell in half_done.plan.cells[:5]), 1)
