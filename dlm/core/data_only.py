@@ -26,6 +26,8 @@ RULE_KEYS = (
 
 # The keys by which Hydra makes objects, wherever they stand in a text.
 _MAKES_OBJECTS = re.compile(r"(?<!\w)_(?:target|args|partial|recursive|convert)_(?!\w)")
+_NAMES_PROGRAMS = re.compile(r"\W*hydra(?!\w)|logger\.settings(?!\w)")  # the keys of Hydra and of W&B's settings
+_CHOICE = re.compile(r"\w[\w.-]*")
 
 
 def check_data(content: object, source: str) -> None:
@@ -51,7 +53,7 @@ def check_data(content: object, source: str) -> None:
 def check_settings(values: object, source: str) -> None:
     """Raise UserError for a key of Hydra, or of W&B's settings, among the config keys that a definition sets."""
     for key, _ in texts_in(values, ""):
-        if re.match(r"\W*hydra(?!\w)", key) or re.match(r"logger\.settings(?!\w)", key):
+        if _NAMES_PROGRAMS.match(key):
             raise UserError(
                 f"{source}: {key} can name programs, files and servers, so a definition cannot set it: give it on your "
                 f"own command line, --override {key}=... (another launcher: --launcher NAME)"
@@ -69,7 +71,7 @@ def check_cell(groups: object, overrides: object, source: str) -> None:
     if not isinstance(groups, Mapping) or not isinstance(overrides, Mapping):
         raise UserError(f"{source}: the groups and overrides of a cell must hold keys and values: plan again")
     for group, choice in groups.items():
-        if group not in GROUPS or not re.fullmatch(r"\w[\w.-]*", str(choice)):
+        if group not in GROUPS or not _CHOICE.fullmatch(str(choice)):
             raise UserError(
                 f"{source}: no cell chooses {group}: {shown(choice)}; allowed are the groups {_all(GROUPS)}"
             )
@@ -77,7 +79,7 @@ def check_cell(groups: object, overrides: object, source: str) -> None:
     for key in overrides:
         if str(key).partition(".")[0] not in SETTABLE:
             raise UserError(f"{source}: no cell sets {key}: allowed are {_all(SETTABLE)}")
-    check_data([groups, overrides], source)
+    check_data(overrides, source)
 
 
 def check_cell_file(content: Mapping[str, Any], source: str) -> None:
@@ -98,23 +100,24 @@ def check_rule(keys: Iterable[object], source: str) -> None:
             near = hint(key, RULE_KEYS, otherwise="")
             raise UserError(
                 f"{source}launcher.set.{key}: {near + ' ' if near else ''}a definition may set what a job requests "
-                f"({_all(RULE_KEYS)}); other keys belong into a file of configs/hydra/launcher (--launcher NAME) or on "
+                f"({_all(RULE_KEYS)}); other keys belong in a file of configs/hydra/launcher (--launcher NAME) or on "
                 f"your own command line, --override hydra.launcher.{key}=..."
             )
 
 
 def texts_in(node: object, where: str) -> Iterator[tuple[str, str]]:
     """Yield every key and every text, each with the dotted key where it stands."""
-    if isinstance(node, Mapping):
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{where}.{key}" if where else str(key)
             yield place, str(key)
-            yield from texts_in(value, place)
+            if not isinstance(value, int | float):
+                yield from texts_in(value, place)
     elif isinstance(node, list | tuple):
         for item in node:
             yield from texts_in(item, where)
-    elif isinstance(node, str):
-        yield where, node
 
 
 def _all(names: Iterable[str]) -> str:

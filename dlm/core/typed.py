@@ -19,14 +19,24 @@ from dlm.core.errors import UserError, shown
 from dlm.core.files import numbered_lines, read_json
 
 T = TypeVar("T")
-Reader = Callable[[Any, str], Any]  # takes a value and its name, and returns the value as its type has it
+Reader = Callable[[Any], Any]  # takes a value, and returns it as its type has it
 
 LARGEST_WHOLE = 2**63  # larger whole numbers fit neither into a table nor, beyond 308 digits, into a float
-_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null"}
 
 
 class MisfitError(ValueError):
-    """A value has another type than it must have. The text names the value and the type."""
+    """A value has another type than it must have. The text names the value and the type.
+
+    The name of the value is put together while the error goes up to the whole, because most values need no name.
+    """
+
+    def __init__(self, words: str, place: str = "") -> None:
+        super().__init__(words)
+        self.words, self.place, self.is_about_key = words, place, False
+
+    def __str__(self) -> str:
+        name = self.place.removeprefix(".") or "the content"
+        return f"{'a key of ' if self.is_about_key else ''}{name} {self.words}"
 
 
 def typed(kind: type[T], value: Any, name: str = "") -> T:
@@ -40,7 +50,11 @@ def typed(kind: type[T], value: Any, name: str = "") -> T:
     Raises:
         MisfitError: The value or a part of it has another type, or a key is missing.
     """
-    result: T = _reader(cast(Hashable, kind))(value, name)
+    try:
+        result: T = _reader(cast(Hashable, kind))(value)
+    except MisfitError as error:
+        error.place = name + error.place
+        raise
     return result
 
 
@@ -83,7 +97,7 @@ def _reader(kind: Any) -> Reader:
     """Return the function that reads values of a type. One is made for each type, because plans hold many values."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind in (Any, object):
-        return lambda value, name: value
+        return lambda value: value
     if origin in (Union, types.UnionType):
         return _one_of(inner)
     if origin is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
@@ -98,31 +112,43 @@ def _reader(kind: Any) -> Reader:
 
 
 def _plain(kind: Any) -> Reader:
-    words = _WORDS[kind]
+    words, fits = _PLAIN[kind]
 
-    def read(value: Any, name: str) -> Any:
-        if not (type(value) is kind or (kind is float and type(value) is int)) or not _is_in_range(value):
-            raise _misfit(name, value, words)
+    def read(value: Any) -> Any:
+        if not fits(value):
+            raise _misfit(value, words)
         return value
 
     return read
 
 
-def _is_in_range(value: Any) -> bool:
-    """Whether a value is finite, and can be written to a table and to a terminal."""
-    if type(value) is str:
-        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if type(value) is int:
-        return -LARGEST_WHOLE <= value < LARGEST_WHOLE
-    return type(value) is not float or math.isfinite(value)
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -LARGEST_WHOLE <= value < LARGEST_WHOLE
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if type(value) is float else _is_whole(value)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+# The plain types: what they are called, and which values can also be written to a table and to a terminal.
+_PLAIN: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", _is_whole),
+    float: ("a finite number", _is_number),
+    str: ("text", _is_text),
+}
 
 
 def _named(kind: Any) -> Reader:
     names = {one: one for one in get_args(kind)} or {one.value: one for one in kind}
 
-    def read(value: Any, name: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, str | int) or value not in names:
-            raise _misfit(name, value, f"one of {', '.join(map(str, names))}")
+            raise _misfit(value, f"one of {', '.join(map(str, names))}")
         return names[value]
 
     return read
@@ -133,14 +159,14 @@ def _one_of(options: Sequence[Any]) -> Reader:
     readers = [_reader(option) for option in options if option is not type(None)]
     may_be_null = len(readers) < len(options)
 
-    def read(value: Any, name: str) -> Any:
+    def read(value: Any) -> Any:
         if value is None and may_be_null:
             return None
         *others, last = readers
         for reader in others:
             with contextlib.suppress(MisfitError):
-                return reader(value, name)
-        return last(value, name)
+                return reader(value)
+        return last(value)
 
     return read
 
@@ -149,15 +175,19 @@ def _dataclass(kind: Any) -> Reader:
     hints = get_type_hints(kind)
     fields = [(one.name, _reader(hints[one.name]), _is_needed(one)) for one in dataclasses.fields(kind) if one.init]
 
-    def read(value: Any, name: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise _misfit(name, value, "keys with values")
-        inside, found = f"{name}." if name else "", dict[str, Any]()
+            raise _misfit(value, "keys with values")
+        found: dict[str, Any] = {}
         for key, reader, is_needed in fields:
             if key in value:
-                found[key] = reader(value[key], f"{inside}{key}")
+                try:
+                    found[key] = reader(value[key])
+                except MisfitError as error:
+                    error.place = f".{key}{error.place}"
+                    raise
             elif is_needed:
-                raise MisfitError(f"{inside}{key} is missing")
+                raise MisfitError("is missing", f".{key}")
         return kind(**found)
 
     return read
@@ -170,10 +200,22 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 def _mapping(key_kind: Any, value_kind: Any) -> Reader:
     key_of, value_of = _reader(key_kind), _reader(value_kind)
 
-    def read(value: Any, name: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise _misfit(name, value, "keys with values")
-        return {key_of(key, f"a key of {name}"): value_of(item, f"{name}.{key}") for key, item in value.items()}
+            raise _misfit(value, "keys with values")
+        found = {}
+        for key, item in value.items():
+            try:
+                name = key_of(key)
+            except MisfitError as error:
+                error.is_about_key = True
+                raise
+            try:
+                found[name] = value_of(item)
+            except MisfitError as error:
+                error.place = f".{name}{error.place}"
+                raise
+        return found
 
     return read
 
@@ -183,16 +225,21 @@ def _sequence(make: type[Any], inner: Sequence[Any]) -> Reader:
     is_fixed = make is tuple and bool(inner) and inner[-1] is not ...
     readers = [_reader(one) for one in inner if one is not ...] or [_reader(Any)]
 
-    def read(value: Any, name: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, list | tuple) or (is_fixed and len(value) != len(readers)):
-            raise _misfit(name, value, f"a list of {len(readers)} values" if is_fixed else "a list")
+            raise _misfit(value, f"a list of {len(readers)} values" if is_fixed else "a list")
         each = readers if is_fixed else readers * len(value)
-        return make(
-            reader(item, f"{name}[{place}]") for place, (reader, item) in enumerate(zip(each, value, strict=False))
-        )
+        found = []
+        for number, item in enumerate(value):
+            try:
+                found.append(each[number](item))
+            except MisfitError as error:
+                error.place = f"[{number}]{error.place}"
+                raise
+        return make(found)
 
     return read
 
 
-def _misfit(name: str, value: Any, words: str) -> MisfitError:
-    return MisfitError(f"{name or 'the content'} is {shown(value)}, and must be {words}")
+def _misfit(value: Any, words: str) -> MisfitError:
+    return MisfitError(f"is {shown(value)}, and must be {words}")
