@@ -34,7 +34,7 @@ from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
 from dlm.core.files import explain_os_error
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS, cell_id
 from dlm.core.lease import HeldError
-from dlm.core.limits import check_words
+from dlm.core.limits import check_override_extents
 from dlm.core.names import printable
 from dlm.core.recipe import derive, fill
 from dlm.record.wandb import check_names
@@ -208,7 +208,7 @@ def _main() -> int:
             codes.append(exit_code_of(error))
 
     try:
-        check_words(sys.argv[1:])
+        check_override_extents(sys.argv[1:])
         hydra.main(version_base=None, config_path=str(paths.configs_dir()), config_name="config")(task)()
     except Exception as error:
         codes.append(exit_code_of(error, everywhere=True))  # only this process may lack the data or a path

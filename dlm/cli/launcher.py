@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.core.configs import choices
 from dlm.core.errors import UserError, causes, unknown
-from dlm.core.limits import check_words
+from dlm.core.limits import check_override_extents
 from dlm.core.paths import configs_dir
 from dlm.submit.job import LAUNCHERS, slurm_settings, unknown_setting
 from dlm.submit.local import LocalPool, local_settings
@@ -105,7 +105,7 @@ def _composed(launcher: str, overrides: Sequence[str], *, sweep: Path | None = N
         names += [f"sweep={quote(sweep.name)}", f"hydra.sweep.dir={quote(str(sweep.absolute() / 'runs'))}"]
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
-            check_words(overrides)
+            check_override_extents(overrides)
             words = [f"hydra/launcher={launcher}", *names, *overrides]
             config = hydra.compose("config", overrides=words, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:

@@ -23,7 +23,7 @@ from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_p
 from dlm.core import paths, text
 from dlm.core.configs import load_base
 from dlm.core.errors import ExitCode, UserError, unknown
-from dlm.core.limits import check_words
+from dlm.core.limits import check_override_extents
 from dlm.data.prepare.command import ensure_data
 from dlm.plan import cost, grid
 from dlm.plan.cells import Plan
@@ -180,7 +180,7 @@ def _agreed(
 
 def check_overrides(words: Sequence[str]) -> None:
     """Raise UserError for an override that would change the result of a planned cell or that chooses the launcher."""
-    check_words(words)
+    check_override_extents(words)
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         if key == "hydra/launcher":

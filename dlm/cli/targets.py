@@ -150,7 +150,9 @@ def _with_budgets(spec: SweepSpec, options: DefinitionOptions) -> SweepSpec:
 
 
 def check_classes(plan: Plan, options: DefinitionOptions, overrides: Sequence[str] = ()) -> None:
-    """Raise UserError if the cells would make a callback or a logger that is not allowed; no job is needed to see it.
+    """Allow the classes that the options name, and check which classes the cells would make.
+
+    Raises UserError for a callback or a logger that is not allowed; no job is needed to see it.
 
     Args:
         plan: The plan of the sweep.
@@ -162,7 +164,7 @@ def check_classes(plan: Plan, options: DefinitionOptions, overrides: Sequence[st
     from dlm.plan.grid import OTHER_GROUPS
 
     classes.allow(options.allow_target or ())
-    classes.check_words(overrides)
+    classes.check_override_classes(overrides)
     given = {group: choice for group, _, choice in (word.lstrip("+").partition("=") for word in overrides)}
     for group in ("callbacks", "logger"):
         chosen = {given.get(group) or cell.groups.get(group, OTHER_GROUPS[group]) for cell in plan.cells}

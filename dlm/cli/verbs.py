@@ -222,8 +222,10 @@ def logs(
         try:
             while part := tail.stdout.read1():
                 print(terminal.shown_log(decoder.decode(part)), end="", flush=True)
-        finally:
+        except BaseException:
             tail.terminate()
+            raise
+    print(terminal.shown_log(decoder.decode(b"", final=True)), end="")  # of a character that is cut off
     raise typer.Exit(tail.returncode)
 
 

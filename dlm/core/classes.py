@@ -107,7 +107,7 @@ def classes_in(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from classes_in(item, where)
 
 
-def check_words(words: Iterable[str]) -> None:
+def check_override_classes(words: Iterable[str]) -> None:
     """Raise UserError for an override of the command line that names a class which is not allowed."""
     for word in words:
         for name in re.findall(r"""(?<!\w)_target_["']?\s*[=:]\s*["']?([\w.]+)""", word):

@@ -102,7 +102,7 @@ def without_passwords(words: str) -> str:
     """Return a text with *** for the user name and the password of every URL, because messages end up in logs."""
     import re  # late, as difflib
 
-    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]+@", r"\1***@", words)
+    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]+@", r"\1***@", words)
 
 
 def shown(value: object) -> str:

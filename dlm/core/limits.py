@@ -90,7 +90,7 @@ def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 1
 
 
-def check_words(words: Iterable[str]) -> None:
+def check_override_extents(words: Iterable[str]) -> None:
     """Raise UserError for an override whose value Hydra cannot read, because it nests too much or has too many digits.
 
     Brackets and digits inside quotes count too.

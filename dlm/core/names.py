@@ -29,6 +29,11 @@ def printable_lines(words: str) -> str:
     return _OBEYED_IN_LINES.sub(_escaped, words)
 
 
+def is_one_line(words: str) -> bool:
+    """Whether a text is one line without control characters, so that ``printable`` leaves it as it is."""
+    return _OBEYED.search(words) is None
+
+
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape", "surrogatepass").decode()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
-CONTROL = ("Cc", "Zl", "Zp")  # categories of Unicode: control characters, and separators of lines and paragraphs
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 DURATION_UNITS_SEC = ((365.25 * 86400, "years"), (86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
@@ -52,11 +50,6 @@ def interval(ends: Sequence[float] | None, show: str = "number") -> str:
         return "no interval"
     style = count if show == "count" else number
     return f"{style(ends[0])} to {style(ends[1])}"
-
-
-def is_one_line(words: str) -> bool:
-    """Whether a text is one line without control characters, such as a line break or a null."""
-    return not any(unicodedata.category(letter) in CONTROL for letter in words)
 
 
 def counted(number: int, noun: str) -> str:

@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from dlm.core import text
 from dlm.core.errors import UserError
-from dlm.core.files import read_json, write_atomic
+from dlm.core.files import write_atomic
 from dlm.core.git import running_code
+from dlm.core.json_text import parse_json
 from dlm.fit import known
 from dlm.fit.combined.error import FormError
 from dlm.fit.fitted import Fitted, plain
@@ -226,9 +227,9 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no file {path}: `dlm predict RUNS.csv --at C --freeze FILE` writes one")
     try:
-        content: dict[str, Any] = read_json(path)
-    except UserError as error:
-        raise UserError(f"{path} is no file of frozen predictions: {error}") from error
+        content: dict[str, Any] = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is no file of frozen predictions, as it is not valid JSON: {error}") from error
     if isinstance(content, dict) and "forecasts" in content:  # the proof.json of a sweep, with one for each objective
         forecasts = content["forecasts"]
         if not isinstance(forecasts, list) or not forecasts:

@@ -93,9 +93,8 @@ class Hardware(_Frozen):
     nodes: Annotated[Whole, Field(ge=1, le=10**6)] = 1
     gpus_per_node: Annotated[Whole, Field(ge=0, le=10**6)] = 8
     mfu: Annotated[Number, Field(ge=1e-6, le=1)] = 0.4  # assumed share of the peak, counted in full_masked_head FLOPs
-    peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = (
-        None  # dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS
-    )
+    # Dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS.
+    peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = None
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlm.core.classes import PLUGINS, check_classes
 from dlm.core.configs import load_mapping, yaml_problem
 from dlm.core.data_only import check_cell_file
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, shown
 
 CELLS = "cell"  # the folder of the planned cells, in the folder of a sweep
 
@@ -51,7 +51,9 @@ def _check_of_sweep(path: Path, content: dict[str, Any]) -> None:
 
 
 def _check_defaults(path: Path, defaults: Any) -> None:
-    """Raise UserError for a group that a defaults list overrides twice; Hydra passes over the second choice."""
+    """Raise UserError if the defaults are no list, or override a group twice; Hydra passes over the second choice."""
+    if not isinstance(defaults, list | None):
+        raise UserError(f"{path}: defaults is {shown(defaults)}: it must be a list")
     names = [str(name) for item in defaults or () if isinstance(item, dict) for name in item]
     for name, times in Counter(names).items():
         if times > 1:

@@ -20,7 +20,7 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 
 from dlm.core.errors import UserError
 from dlm.core.files import OWNER_ONLY, write_atomic
-from dlm.core.text import is_one_line
+from dlm.core.names import is_one_line
 from dlm.record.run import read_result
 from dlm.submit.job import LAUNCHER_CONFIG
 from dlm.submit.slurm_commands import JobLimitError, NoAnswerError, ask_sacct, ask_squeue, run

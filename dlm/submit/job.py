@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dlm.core.checks import whole
 from dlm.core.data_only import check_rule
 from dlm.core.errors import UserError, shown, unknown
-from dlm.core.text import is_one_line
+from dlm.core.names import is_one_line
 
 if TYPE_CHECKING:
     from dlm.submit.cell_now import CellNow

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from support.demo_runs import demo_runs
+from support.submissions import prepend_to_path
 from typer.testing import CliRunner
 
 from dlm.cli import gather, verbs
@@ -179,3 +180,15 @@ def test_the_log_of_a_job_commands_no_terminal(workdir):
     shown = dlm("logs", "mdm-4k", "--lines", "2")
     assert shown.exit_code == 0 and shown.output.endswith("\n2 %\nred \\x1b]0;title\\x07 \\xff\n")
     assert "log.txt" in shown.output and "early" not in shown.output
+
+
+def test_the_exit_code_of_tail_is_kept_and_a_character_that_is_cut_off_is_shown(workdir, tmp_path, monkeypatch):
+    """A process closes its output before it ends; here it takes its time in between."""
+    run = workdir / "s/runs/mdm-4k-1e9-00000000"
+    run.mkdir(parents=True)
+    (run / "log.txt").write_text("a")
+    (tmp_path / "tail").write_text("#!/bin/bash\nprintf 'a\\xe2\\x82'\nexec >&-\nsleep 0.3\nexit 3\n")
+    (tmp_path / "tail").chmod(0o755)
+    prepend_to_path(tmp_path, monkeypatch)
+    shown = dlm("logs", "mdm-4k")
+    assert (shown.exit_code, shown.output) == (3, "a\\xe2\\x82")

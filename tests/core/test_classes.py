@@ -61,8 +61,8 @@ def test_a_flag_without_a_name_is_refused(words):
 )
 def test_an_override_that_names_another_class_is_refused_before_a_job_is_queued(word):
     with pytest.raises(UserError, match=r"^--override \+*callbacks\.x.*: _target_ is 'os\.system'"):
-        classes.check_words(["seed=1", word])
-    classes.check_words(["logger._target_=null", "callbacks.x._target_=lightning.pytorch.callbacks.Timer"])
+        classes.check_override_classes(["seed=1", word])
+    classes.check_override_classes(["logger._target_=null", "callbacks.x._target_=lightning.pytorch.callbacks.Timer"])
 
 
 def test_a_planned_cell_may_set_what_a_definition_can_set():

@@ -12,7 +12,7 @@ from dlm.core.configs import load_mapping, nest, parse_setting, parse_yaml
 from dlm.core.errors import UserError
 from dlm.core.files import read_json, read_jsonl
 from dlm.core.flops import check_budget
-from dlm.core.limits import MAX_BYTES, MAX_DEPTH, MAX_VALUES, check_words
+from dlm.core.limits import MAX_BYTES, MAX_DEPTH, MAX_VALUES, check_override_extents
 from dlm.fit import frozen
 from dlm.plan.cost import with_estimates
 from dlm.plan.definition import load_sweep
@@ -125,7 +125,7 @@ def test_an_override_that_hydra_cannot_read_is_refused(word, said):
     ):
         with pytest.raises(UserError, match=said):
             check([word])
-    check_words(["a=[[1,2],[3,4]]", "b={c:{d:1}}", f"e={'7' * 300}", "f='a(b]'"])
+    check_override_extents(["a=[[1,2],[3,4]]", "b={c:{d:1}}", f"e={'7' * 300}", "f='a(b]'"])
 
 
 @pytest.mark.parametrize("value", [DIGITS, 10**400, 1e308, "1e999", "inf", -1, 1.1e40])

@@ -100,8 +100,9 @@ def test_frozen_predictions_cannot_be_changed(world, bootstrapped, tmp_path):
     with pytest.raises(UserError, match="has been changed since it was written"):
         score_runs(path, old)
     path.write_text("{")
-    with pytest.raises(UserError, match="is no file of frozen predictions"):
+    with pytest.raises(UserError, match="is no file of frozen predictions, as it is not valid JSON: ") as refused:
         score_runs(path, old)
+    assert str(refused.value).count(str(path)) == 1 and "delete" not in str(refused.value)
     path.write_text('{"format": 9, "dlm": "7.1"}')
     with pytest.raises(
         UserError, match=r"format 9, and this dlm \(.*\) reads formats 1 and 2: use .* wrote it \(7.1\)"

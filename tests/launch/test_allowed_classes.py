@@ -163,6 +163,13 @@ def test_the_file_of_a_planned_cell_is_data(more, said, launch, planned_cell, ma
     assert f"{path}: " in complaint and said in complaint and not marker.exists()
 
 
+@pytest.mark.parametrize("defaults", ["5", "text", "{model: 4k}"])
+def test_a_file_whose_defaults_are_no_list_is_refused_in_one_line(defaults, launch, planned_cell):
+    _, path, words = planned_cell
+    path.write_text(f"# @package _global_\ndefaults: {defaults}\n")
+    assert f"{path}: defaults is " in launch(*words).complaint
+
+
 def test_the_folder_of_a_sweep_offers_no_other_configs(launch, planned_cell):
     """A plan that chooses `callbacks: evil` must not find evil.yaml beside itself."""
     folder, path, words = planned_cell
