@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 
 # What a user gives is text: make expands nothing in it, as in SWEEP='$(shell ...)', and `quoted` passes it to the shell.
-GIVEN := PYTHON VENV BUDGET SWEEP LAUNCHER YES ALLOW_DIRTY
+GIVEN := PYTHON VENV BUDGET SWEEP LAUNCHER YES ALLOW_DIRTY UPGRADE
 define NEWLINE
 
 
@@ -109,14 +109,14 @@ format: $(READY) ## format, and mend what ruff can mend
 # These two need no $(READY), which cannot be made while constraints.txt and pyproject.toml contradict each other.
 .PHONY: lock audit
 lock: $(LOCKER)/bin/uv ## pin all packages in constraints.txt and requirements.lock: UPGRADE=NAME or UPGRADE=all updates
-	@$(PYTHON) tools/lock.py --uv $< $(if $(UPGRADE),--upgrade "$$UPGRADE")
+	@$(call quoted,$(PYTHON)) tools/lock.py --uv $< $(if $(UPGRADE),--upgrade $(call quoted,$(UPGRADE)))
 
 $(LOCKER)/bin/uv:
-	@$(PYTHON) -m venv $(LOCKER)
+	@$(call quoted,$(PYTHON)) -m venv $(LOCKER)
 	@$(LOCKER)/bin/python -m pip install --quiet --disable-pip-version-check $(subst uv-,uv==,$(notdir $(LOCKER)))
 
 audit: ## ask a public list whether packages of constraints.txt have known vulnerabilities
-	@$(PYTHON) tools/audit.py
+	@$(call quoted,$(PYTHON)) tools/audit.py
 
 clean: ## remove the virtual environment and the caches; workdir/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

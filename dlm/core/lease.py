@@ -210,7 +210,7 @@ def stop_holder(folder: Path) -> str | None:
         return f"{folder / 'lease.json'} names {name}, which is no run: not stopped; delete that file"
     with _handle_of(holder["pid"]) as handle:
         if process_started(holder["pid"]) != holder["started"] or not holds(holder["pid"], folder):
-            return f"{folder / 'lease.json'} names {name}, which is none of yours that runs there: not stopped"
+            return f"{folder / 'lease.json'} names {name}, which is not a run of yours in that folder: not stopped"
         with contextlib.suppress(ProcessLookupError):  # it has ended in the meantime
             if handle is None:
                 os.kill(holder["pid"], signal.SIGTERM)

@@ -1,6 +1,7 @@
 """The targets of the Makefile, by make itself: what a user gives reaches dlm as one word, whatever it holds."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def make(checkout: Path, *words: str) -> tuple[list[str], str]:
     return found, done.stdout + done.stderr
 
 
+def locker(checkout: Path) -> str:
+    """Return the folder of the resolver, as the Makefile names it."""
+    (name,) = re.findall(r"^LOCKER := \$\(VENV\)/(\S+)$", (checkout / "Makefile").read_text(), re.MULTILINE)
+    return f".venv/{name}"
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_a_variable_is_one_word_to_dlm_and_runs_nothing(checkout, value):
     given = [f"{name}={value}" for name in ("SWEEP", "BUDGET", "LAUNCHER", "YES", "ALLOW_DIRTY")]
@@ -53,6 +60,20 @@ def test_so_it_is_for_every_target(checkout):
     for target in ("plan", "status", "collect", "report", "cancel"):
         assert make(checkout, target, f"SWEEP={value}")[0] == [target, value]
     assert make(checkout, "fit", f"SWEEP={value}")[0] == ["fit", f"workdir/{value}/runs.csv"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_the_targets_that_pin_packages_take_words_too(checkout, value):
+    (python := checkout / "my python").symlink_to(checkout / ".venv/bin/dlm")
+    uv = f"{locker(checkout)}/bin/uv"
+    (checkout / uv).parent.mkdir(parents=True)
+    (checkout / uv).touch()
+    words = ["tools/lock.py", "--uv", uv, "--upgrade", value]
+    assert make(checkout, "lock", f"UPGRADE={value}", f"PYTHON={python}")[0] == words
+    assert make(checkout, "audit", f"PYTHON={python}")[0] == ["tools/audit.py"]
+    (checkout / uv).unlink()
+    for target in ("lock", "audit"):
+        make(checkout, target, f"PYTHON={value}")
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, "x: ; touch M #", "x#y", ""])
