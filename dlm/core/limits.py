@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, shown
 from dlm.core.json_text import MAX_DIGITS
 
 MAX_BYTES = 10 * 1024 * 1024  # of a file, and of its text with every alias written out
@@ -101,11 +101,7 @@ def check_override_extents(words: Iterable[str]) -> None:
             depth += 1 if bracket in "[({" else -1
             deepest = max(deepest, depth)
         if deepest > MAX_DEPTH:
-            raise UserError(f"{_short(word)}: more than {MAX_DEPTH} brackets stand inside each other: write it flatter")
+            raise UserError(f"{shown(word)}: more than {MAX_DEPTH} brackets stand inside each other: write it flatter")
         if found := re.search(rf"[0-9_]{{{MAX_DIGITS + 1},}}", word):
             digits = f"{len(found[0]):,} digits"
-            raise UserError(f"{_short(word)}: a number has {digits}, and at most {MAX_DIGITS} are allowed")
-
-
-def _short(word: str) -> str:
-    return word if len(word) <= 60 else f"{word[:57]}..."
+            raise UserError(f"{shown(word)}: a number has {digits}, and at most {MAX_DIGITS} are allowed")

@@ -18,7 +18,7 @@ import submitit
 from submitit.core import utils
 from submitit.slurm.slurm import SlurmInfoWatcher
 
-from dlm.core.errors import UserError
+from dlm.core.errors import UserError, shown
 from dlm.core.files import OWNER_ONLY, write_atomic
 from dlm.core.names import is_one_line
 from dlm.record.run import read_result
@@ -129,7 +129,7 @@ class Executor(submitit.SlurmExecutor):
         for key, value in header.items():
             if isinstance(value, str) and not is_one_line(value):
                 raise UserError(
-                    f"{key} of the batch script is {value!r}: a line break or another control character in it"
+                    f"{key} of the batch script is {shown(value)}: no line break or other control character is allowed"
                 )
         write_atomic(script, self._make_submission_file_text(body, script.stem), mode=OWNER_ONLY)
 
