@@ -131,8 +131,8 @@ class SlurmSettings:
                 if not is_one_line(words.replace("\t", " ") if key in _SHELL_LINES else words):
                     advice = "give each line as an entry of the list" if key in _SHELL_LINES else "write it on one line"
                     raise UserError(
-                        f"hydra.launcher.{key} has {shown(words)}: no line break or other control character is allowed; "
-                        f"{advice}"
+                        f"hydra.launcher.{key} has {shown(words)}: no line break or other control character is "
+                        f"allowed; {advice}"
                     )
         if re.search(r"[,|\s]", self.name or ""):
             raise UserError(f"hydra.launcher.name is {self.name!r}: no comma, bar or space is allowed")

@@ -100,3 +100,17 @@ def test_the_command_imports_no_torch(run_dir):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0
     assert not any(slow in done.stderr for slow in ("torch", "lightning", "pandas", "hydra", "numpy"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "more"), [("admit", "restarts.json", ()), ("timeouts", "timeouts.json", ("2",))]
+)
+def test_a_damaged_count_is_one_line_in_the_log_of_the_job_and_an_exit_code(run_dir, module, name, more):
+    (run_dir / name).write_text('{"submission": 7}')
+    command = [sys.executable, "-m", f"dlm.submit.{module}", run_dir, *more]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == ExitCode.USER_ERROR and done.stderr == ""
+    assert (
+        done.stdout
+        == f"dlm: {run_dir / name} is damaged (submission is 7, and must be text): restore or delete that file\n"
+    )
