@@ -78,7 +78,6 @@ class Lease:
                     "wait for it or stop it, nothing was started"
                 )
             time.sleep(0.2)
-        self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)  # by which ``holds`` recognises us
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
@@ -86,17 +85,19 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._folder is not None:
-            os.close(self._folder)
         holder = live_holder(self.path.parent)
         if holder is None or self._is_us(holder):  # else another process took over while this host was disconnected
             self.path.unlink(missing_ok=True)
+        if self._folder is not None:
+            os.close(self._folder)
 
     def _take(self) -> dict[str, Any] | None:
         """Take the lease if it is free. Return the other live holder, or None if this process has taken the lease."""
         with self._lock():
             holder = live_holder(self.path.parent)
             if holder is None:
+                # By the open folder ``holds`` recognises this process, from before the lease names it.
+                self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
                 self._beat()
             return holder
 

@@ -31,7 +31,7 @@ from dlm.core.files import (
     write_json,
     write_through,
 )
-from dlm.core.lease import STALE_SEC, Lease, live_holder
+from dlm.core.lease import STALE_SEC, Lease, holds, live_holder
 from dlm.core.paths import PACKAGE
 
 
@@ -299,6 +299,20 @@ def test_a_new_file_never_replaces_one_that_has_come_to_exist(tmp_path):
     with write_through(path, replaces=False) as building:
         building.write_text("ours")
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_holder_is_recognised_as_soon_as_the_lease_names_it(tmp_path, monkeypatch):
+    recognised, beat = [], Lease._beat
+
+    def noting(lease):
+        recognised.append(holds(os.getpid(), tmp_path))
+        beat(lease)
+
+    monkeypatch.setattr(Lease, "_beat", noting)
+    assert not holds(os.getpid(), tmp_path)
+    with Lease(tmp_path):
+        assert recognised[0] and holds(os.getpid(), tmp_path)
+    assert not holds(os.getpid(), tmp_path)
 
 
 def test_nobody_can_guess_the_name_of_a_temporary_file_and_a_link_there_is_not_followed(tmp_path, monkeypatch):
