@@ -105,6 +105,7 @@ def test_the_class_of_a_lab_needs_the_flag(launch, workdir, mylab, marker, monke
     said = launch(*words).complaint
     assert "callbacks.mine._target_ is 'mylab.Mine'" in said and "--allow-target" in said
     assert not marker.exists()  # it is not even imported
+    assert not list(workdir.rglob("status.json"))  # the run does not even begin
     assert "is 'mylab.Mine'" in launch("--allow-target", "mylab.Part", *words).complaint and not marker.exists()
     monkeypatch.setenv(classes.VARIABLE, "")
     assert launch("--allow-target", "mylab", *words).code == 0
