@@ -134,8 +134,10 @@ def test_the_definition_in_a_plan_is_checked_too(tmp_path, stdlib_data):
         read_plan(tmp_path)
 
 
-def test_the_cells_of_a_frozen_forecast_are_checked_too(tmp_path):
-    cell = {"cell_id": "c", "groups": {}, "overrides": {f"{BAR}._target_": "os.system"}}
+def test_the_cells_of_a_frozen_forecast_are_checked_too(tmp_path, stdlib_data):
+    write_plan(tmp_path, make_plan(parse_sweep(TINY, "tiny.yaml")))
+    (cell,) = json.loads((tmp_path / "plan.json").read_text())["cells"]
+    cell |= {"cell_id": "c", "overrides": {f"{BAR}._target_": "os.system"}}
     forecasts = [{"label": "x", "sha256": "y", "proof": {"cells": [cell]}}]
     (tmp_path / "proof.json").write_text(json.dumps({"forecasts": forecasts}))
     with pytest.raises(UserError, match=r"proof\.json, cell c: .*_target_, which runs code"):
