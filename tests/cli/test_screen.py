@@ -1,5 +1,6 @@
 """What a terminal shows of plans, states and a run on this machine."""
 
+import dataclasses
 import re
 import sys
 from types import SimpleNamespace
@@ -64,6 +65,13 @@ def test_a_plan_shows_its_cells_its_price_and_the_first_dropped_cells(workdir, s
     assert out.count("\ndropped ") == screen.SHOWN_DROPPED
     assert f"... and {len(plan.dropped) - screen.SHOWN_DROPPED} more dropped" in out
     assert "of one process (measured here, 1e+09 full_masked_head FLOP/s a cell)" in out
+
+
+def test_a_reason_for_dropping_a_cell_is_text(workdir, stdlib_data, capsys):
+    plan = planned(PlanOptions(target="smoke")).plan
+    row = {"model": "4k", "budget_flops": 1e9, "reason": "no [bold]data[/] at [/x]\n\x1b[2J"}
+    screen.show_plan(dataclasses.replace(with_estimates(plan, rates={"4k": 1e9}), dropped=(row,)))
+    assert "\ndropped 4k at 1e9: no [bold]data[/] at [/x]\\n\\x1b[2J\n" in capsys.readouterr().out
 
 
 def test_a_plan_on_80_columns_shows_whole_values_and_says_which_columns_are_missing(

@@ -7,7 +7,8 @@ import sys
 import pytest
 from rich.text import Text
 
-from dlm.core import terminal
+from dlm.cli import entry, verbs
+from dlm.core import signals, terminal
 
 
 class Screen(io.StringIO):
@@ -66,3 +67,11 @@ def test_a_log_is_shown_without_colours_and_with_the_last_state_of_a_bar(log, sh
 def test_a_long_line_of_a_log_is_shown_at_once():
     line = "x" * 1_000_000
     assert terminal.shown_log(line) == line
+
+
+def test_the_command_guards_what_it_prints(monkeypatch):
+    monkeypatch.setattr(signals, "exit_at_ctrl_c", lambda: None)
+    monkeypatch.setattr(verbs, "main", lambda: print("\x1b[2J"))
+    with screen(monkeypatch) as sent:
+        entry.main()
+    assert sent.getvalue() == "\\x1b[2J\n"
