@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from dlm.core.errors import UserError, shown
 from dlm.core.files import numbered_lines, read_json
@@ -21,6 +21,7 @@ from dlm.core.files import numbered_lines, read_json
 T = TypeVar("T")
 Reader = Callable[[Any], Any]  # takes a value, and returns it as its type has it
 
+Unsigned = NewType("Unsigned", int)  # of 64 bits, such as a part of a hash; it goes into no table
 LARGEST_WHOLE = 2**63  # larger whole numbers fit neither into a table nor, beyond 308 digits, into a float
 
 
@@ -138,6 +139,7 @@ def _is_text(value: Any) -> bool:
 _PLAIN: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: type(value) is bool),
     int: ("a whole number", _is_whole),
+    Unsigned: ("a whole number from 0 to 2**64 - 1", lambda value: type(value) is int and 0 <= value < 2**64),
     float: ("a finite number", _is_number),
     str: ("text", _is_text),
 }

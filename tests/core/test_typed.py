@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from dlm.core.errors import UserError
-from dlm.core.typed import MisfitError, read_log, read_typed, typed
+from dlm.core.typed import MisfitError, Unsigned, read_log, read_typed, typed
 
 
 class Colour(Enum):
@@ -37,6 +37,7 @@ class Outer:
         (bool, True, True),
         (int, -(2**63), -(2**63)),
         (int, 2**63 - 1, 2**63 - 1),
+        (Unsigned, 2**64 - 1, 2**64 - 1),
         (float, 3, 3),
         (str, "é\N{GRINNING FACE}\n", "é\N{GRINNING FACE}\n"),
         (Any, {"a": [float("nan")]}, None),
@@ -69,6 +70,8 @@ def test_a_value_of_the_type_is_read(kind, value, read):
         (int, 1.0, "the content is 1.0, and must be a whole number"),
         (int, 2**63, "the content is 9223372036854775808, and must be a whole number"),
         (int, -(2**63) - 1, "the content is -9223372036854775809, and must be a whole number"),
+        (Unsigned, 2**64, "and must be a whole number from 0 to 2**64 - 1"),
+        (Unsigned, -1, "the content is -1, and must be a whole number from 0 to 2**64 - 1"),
         (float, False, "the content is false, and must be a finite number"),
         (float, float("nan"), "the content is nan, and must be a finite number"),
         (float, float("-inf"), "the content is -inf, and must be a finite number"),

@@ -254,7 +254,9 @@ class EncoderPool:
     def __init__(self, job: TextJob, building: Path, units: Mapping[str, Unit], workers: int) -> None:
         self.job, self.building, self.units, self.log = job, building, units, building / "done.jsonl"
         records = read_log(self.log, UnitRecord, otherwise=f"delete the folder {building} to start over")
-        self.done = {(record.key, record.limit): record for record in records if self._is_whole(record)}
+        self.done: dict[tuple[str, int], UnitRecord] = {
+            (one.key, one.limit): one for one in records if self._is_whole(one)
+        }
         self._bad: dict[str, list[str]] = {}
         processes = min(workers, len(units))
         held_out = [key for key, unit in units.items() if unit.split == VALIDATION]

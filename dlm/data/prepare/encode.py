@@ -17,6 +17,7 @@ import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
+from dlm.core.typed import Unsigned
 from dlm.data.manifest import PackedFile
 from dlm.data.packed import write_packed
 from dlm.data.prepare.bad import MAX_DOCUMENT, Bad, Report, refuse
@@ -65,14 +66,14 @@ class UnitRecord:
     """The result of encoding a unit: one line of done.jsonl."""
 
     key: str  # of the unit
-    limit: int  # documents with a key below this limit were held out
+    limit: Unsigned  # documents with a key below this limit were held out
     files: dict[str, list[PackedFile]]  # split -> files
     documents: dict[str, int]  # split -> documents
     skipped: dict[str, int]  # reason of SKIPPED -> documents
     bad: list[str]  # what is wrong with each row without text
     unreadable: list[str]  # what is wrong with each file that was read in part or not at all
     max_document: int = MAX_DOCUMENT  # that of the job
-    smallest: int | None = None  # smallest key of the documents; chooses one to hold out if the share held out none
+    smallest: Unsigned | None = None  # smallest key of all; chooses a document to hold out if the share held out none
 
     def fits(self, job: TextJob) -> bool:
         """Return whether a job would leave out the same rows and files. It may have another --max-document."""
@@ -173,14 +174,14 @@ class Encoder:
             write_atomic(digests_path(self.building, key), b"".join(digests))
         return UnitRecord(
             key=key,
-            limit=limit,
+            limit=Unsigned(limit),
             files={split: writer.close() for split, writer in writers.items()},
             documents={split: writer.num_documents for split, writer in writers.items()},
             skipped=skipped | {NO_TEXT: sum(not item.is_file for item in bad)},
             bad=[str(item) for item in bad if not item.is_file],
             unreadable=[str(item) for item in bad if item.is_file],
             max_document=self.job.max_document,
-            smallest=min(keys, default=None) if unit.split is None else None,
+            smallest=Unsigned(min(keys)) if keys and unit.split is None else None,
         )
 
     def _kept(self, unit: Unit, skipped: dict[str, int], bad: list[Bad]) -> Iterator[str]:
