@@ -74,7 +74,10 @@ WHOLE = {
 
 
 MOST = 2**63 - 1  # what 64 bits hold, the highest allowed value of every whole number except these
-MOST_OF = {"seed": 2**32 - 1, "validation.seed": 2**32 - 1}  # Lightning's seeds have 32 bits
+MOST_OF = {
+    "seed": 2**32 - 1, "validation.seed": 2**32 - 1,  # Lightning's seeds have 32 bits
+    "--max-document": 2**40,  # MiB, whose bytes fit into 64 bits too
+}  # fmt: skip
 
 
 # The numbers that may be null, because dlm then finds their value itself, or leaves something out.

@@ -85,6 +85,26 @@ def test_a_long_element_or_text_file_is_a_file_that_cannot_be_read(tmp_path):
     assert read(text, ".txt", max_document=2) == ([LONG], [])
 
 
+def test_a_long_first_line_of_a_json_file_is_a_bad_row(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"".join(LINES.splitlines(keepends=True)[1:]))
+    assert read(path, ".json", max_document=1) == (
+        FINE[1:], [f"{path}:1 is longer than 1 MiB, which is --max-document"],
+    )  # fmt: skip
+    assert read(path, ".json", max_document=2) == ([LONG, FINE[1]], [])
+
+
+@pytest.mark.parametrize("kind", [".txt", ".txt.gz", ".jsonl", ".json", ".parquet"])
+def test_a_high_limit_takes_no_memory_of_its_own(kind, tmp_path):
+    path = tmp_path / f"a{kind}"
+    rows = LINES.splitlines(keepends=True)[0]
+    content = {".txt": b"first", ".txt.gz": gzip.compress(b"first")}.get(kind, rows)
+    path.write_bytes(content)
+    if kind == ".parquet":
+        pq.write_table(pa.table({"text": FINE[:1]}), path)
+    assert read(path, kind, max_document=2**40) == (FINE[:1], [])
+
+
 def test_slices_of_a_file_with_a_long_line_hold_its_rows_once(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES)
@@ -105,7 +125,10 @@ def test_the_command_refuses_a_long_row_leaves_it_out_or_takes_it(source, tmp_pa
     line = refusal(capsys, *words, "--max-document", 1)
     advice = "raise --max-document, correct or remove that row, or leave out such rows with --skip-bad N"
     assert f"a.jsonl:2 is longer than 1 MiB, which is --max-document: {advice}" in line
-    assert "--max-document is 0" in refusal(capsys, *words, "--max-document", 0)
+    for wrong in (0, 2**43):
+        assert f"--max-document is {wrong}: it must be a whole number" in refusal(
+            capsys, *words, "--max-document", wrong
+        )
     assert prepare(*words) == 0
     whole, notes = files_of(tmp_path / "out"), read_manifest(tmp_path / "out").notes
     assert "max_document" not in json.dumps(notes)

@@ -27,6 +27,14 @@ def open_bytes(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
+def read_at_most(stream: IO[bytes], size: int) -> bytearray:
+    """Read up to ``size`` bytes. Unlike ``read``, it takes no memory for bytes that are not there."""
+    content = bytearray()
+    while part := stream.read(min(size - len(content), BUFFER_BYTES)):
+        content += part
+    return content
+
+
 def skip_line(stream: IO[bytes]) -> int:
     """Read up to the next line break or the end, without holding it in memory. Return the number of bytes."""
     size, part = 0, b""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlm.data.prepare.bad import MAX_DOCUMENT, MIB, Report, UnreadableError, naming_damage, refuse, unreadable
-from dlm.data.prepare.compressed import open_bytes
+from dlm.data.prepare.compressed import open_bytes, read_at_most
 from dlm.data.prepare.kinds import FORMATS
 from dlm.data.prepare.rows import read_json, read_lines
 from dlm.data.prepare.tables import read_arrow, read_parquet
@@ -56,7 +56,7 @@ def _read(path: Path, unit: Unit, text_key: str, report: Report, limit: int) -> 
 
 def _read_text(path: Path, text_key: str, report: Report, *, limit: int) -> Iterator[str]:
     with open_bytes(path) as stream:
-        content = stream.read(limit + 1)
+        content = read_at_most(stream, limit + 1)
     if len(content) > limit:
         what = f"is one document of more than {limit / MIB:g} MiB, which is --max-document"
         raise unreadable(path, what, "raise --max-document, divide the file")

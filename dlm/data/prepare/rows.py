@@ -41,8 +41,9 @@ def read_json(path: Path, text_key: str, report: Report, *, limit: int) -> Itera
 def _is_one_object(path: Path, text_key: str, limit: int) -> bool:
     """Return whether a .json file holds one object that is no row: over several lines, or alone and without text."""
     with open_bytes(path) as stream:
-        first = stream.readline(limit + 1).removeprefix(b"\xef\xbb\xbf").strip()
-        second = stream.readline(START_BYTES).strip()
+        first, second = stream.readline(limit + 1), stream.readline(START_BYTES).strip()
+    if _is_cut(first, limit):
+        return False  # the reader of lines says that it is too long
     if second:
         return not second.startswith(b"{")
     try:
@@ -104,7 +105,7 @@ def read_lines(
             position += skip_line(stream) - 1
         while (stop is None or position < stop) and (line := stream.readline(limit + 1)):
             number, size = number + 1, len(line)
-            if size > limit and not line.endswith(b"\n"):
+            if _is_cut(line, limit):
                 line = b""  # the next line may be as long
                 size += skip_line(stream)
                 report(too_long(_Place(path, number, start), limit))
@@ -113,6 +114,11 @@ def read_lines(
                 if text is not None:
                     yield text
             position += size
+
+
+def _is_cut(line: bytes, limit: int) -> bool:
+    """Return whether a line that was read up to ``limit + 1`` bytes is longer than ``limit``."""
+    return len(line) > limit and not line.endswith(b"\n")
 
 
 @dataclass(frozen=True)
