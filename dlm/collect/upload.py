@@ -220,7 +220,7 @@ def _upload_files(path: str, arrivals: Sequence[Arrival]) -> None:
         with tempfile.TemporaryDirectory() as here:  # `wandb sync` writes its own logs into the working directory
             done = subprocess.run([*command, *folders], cwd=here, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = without_passwords(done.stderr.strip()[-300:])
+            said = without_passwords(done.stderr.strip())[-300:]
             print(f"wandb sync ended with {done.returncode}: {said}", file=sys.stderr, flush=True)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.core.identity import content_hash
+from dlm.core.names import inside
 from dlm.core.typed import read_typed
 
 MANIFEST = "manifest.json"
@@ -75,7 +76,8 @@ def read_manifest(data_dir: Path) -> Manifest | None:
     """Read the manifest of ``data_dir``; return None if the data are not prepared.
 
     Raises:
-        UserError: The manifest is damaged, or a data file is missing or does not have the size in the manifest.
+        UserError: The manifest is damaged or names a file that is not in its folder, or a data file is missing or does
+            not have the size in the manifest.
     """
     path = data_dir / MANIFEST
     if data_dir.is_file():
@@ -90,9 +92,7 @@ def read_manifest(data_dir: Path) -> Manifest | None:
         raise UserError(f"{path} does not match its own hash: prepare the data again with dlm prepare")
     for files in manifest.splits.values():
         for file in files:
-            if Path(file.name).name != file.name:
-                raise UserError(f"{path} names {file.name!r}, which is no file of its folder: prepare the data again")
-            _check_size(data_dir / file.name, file.bytes)
+            _check_size(inside(data_dir, file.name), file.bytes)
     return manifest
 
 
