@@ -165,7 +165,8 @@ def _load(source: Runs) -> tuple[pd.DataFrame, str]:
     try:
         frame = read_csv(io.BytesIO(_content(path)))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from error
+        kinds = "is not a CSV file, plain or compressed as .gz, .bz2 or .xz"
+        raise UserError(f"{path} {kinds}: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise UserError(f"{path} has rows with more fields than its header has names")
     return frame, str(path)
@@ -175,7 +176,7 @@ def _content(path: Path) -> bytes:
     """Return the text of a CSV file, which may be compressed. Raises UserError if there is more of it than allowed."""
     opens: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
-        with opens.get(path.suffix, open)(path, "rb") as stream:
+        with opens.get(path.suffix.lower(), open)(path, "rb") as stream:
             content: bytes = stream.read(MAX_BYTES + 1)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:  # of the file system

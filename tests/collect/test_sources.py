@@ -204,6 +204,14 @@ def test_verify_tells_which_runs_have_no_second_source(sweep):
     assert collect(sweep_dir).unconfirmed == ()
 
 
+def test_the_source_of_a_row_does_not_confirm_it(sweep):
+    sweep_dir, plan = sweep
+    cell = plan.cells[0]
+    log_to_wandb(sweep_dir, cell, final_rows(cell)[:2], summary=summary_of(cell, plan), config=config_of(cell))
+    collected = collect(sweep_dir, verify=True)
+    assert list(collected.runs.source) == ["wandb"] and collected.unconfirmed == (cell.cell_id,)
+
+
 def test_verify_does_not_trust_what_an_earlier_collection_has_kept(sweep):
     sweep_dir, plan = sweep
     cell = plan.cells[0]

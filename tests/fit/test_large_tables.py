@@ -35,12 +35,12 @@ def test_a_cell_of_megabytes_is_named_in_one_short_line(tmp_path):
         read_runs(path)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".GZ", ".bz2", ".xz"])
 def test_a_compressed_table_is_read_and_a_damaged_one_is_named(suffix, tmp_path):
     rows = np.random.default_rng(0).uniform(1, 9, (300, 3))
     path = tmp_path / f"runs.csv{suffix}"
     opens = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    with opens[suffix](path, "wt") as stream:
+    with opens[suffix.lower()](path, "wt") as stream:
         stream.write(HEAD + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
     assert len(read_runs(path)) == 300
     path.write_bytes(path.read_bytes()[:-50])
