@@ -374,12 +374,12 @@ def test_without_a_plan_one_config_that_cannot_be_read_keeps_no_other_from_its_r
     assert "its config cannot be read" in collected.excluded["reason"].iloc[0]
 
 
-# With each of these lines, pyarrow's parser ends the whole process.
+# pyarrow's parser ends the whole process if `null` is the first line.
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("line", ["null", "{} null", f'{{"step": 2, "a": {"[" * 200_000}', '{"a":' * 200_000])
-def test_a_line_of_the_metrics_that_would_crash_the_parser_is_a_torn_one(tmp_path, line):
+def test_a_line_of_the_metrics_that_would_crash_the_parser_is_a_torn_one(tmp_path, line, is_first):
     path = tmp_path / "metrics.jsonl"
     append_jsonl(path, metrics_row(step=1, tokens=8, **{"train/loss": 2.0}))
-    with open(path, "a") as stream:
-        stream.write(f"{line}\n")
+    path.write_text(f"{line}\n{path.read_text()}" if is_first else f"{path.read_text()}{line}\n")
     history = from_metrics(path, "a", [])
     assert history.last_step == 1 and "1 line is torn" in history.warnings[0]

@@ -1,6 +1,7 @@
 """A document that is longer than --max-document is never held in memory: it is refused, or left out as a bad row."""
 
 import gzip
+import itertools
 import json
 
 import pyarrow as pa
@@ -105,12 +106,12 @@ def test_a_high_limit_takes_no_memory_of_its_own(kind, tmp_path):
     assert read(path, kind, max_document=2**40) == (FINE[:1], [])
 
 
-def test_slices_of_a_file_with_a_long_line_hold_its_rows_once(tmp_path):
+@pytest.mark.parametrize("cuts", [range(0, len(LINES), 100_000), [0, LINES.rindex(b"{")]])
+def test_slices_of_a_file_with_a_long_line_hold_its_rows_once(cuts, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES)
     found, bad = [], []
-    for start in range(0, len(LINES), 100_000):
-        stop = min(start + 100_000, len(LINES))
+    for start, stop in itertools.pairwise([*cuts, len(LINES)]):
         unit = Unit(split=None, kind=".jsonl", paths=(str(path),), size=1, start=start, stop=stop)
         found += read_unit(unit, "text", bad.append, max_document=1)
     assert found == FINE
@@ -137,17 +138,21 @@ def test_the_command_refuses_a_long_row_leaves_it_out_or_takes_it(source, tmp_pa
     assert sum(map(len, whole.values())) - sum(map(len, files_of(tmp_path / "other").values())) > MIB / 2
 
 
-def test_a_raised_limit_continues_an_unfinished_preparation_with_the_row_that_was_left_out(source, tmp_path, capsys):
+LOWER = ["--max-document", 1, "--skip-bad", 1]
+
+
+@pytest.mark.parametrize(("first", "then"), [(LOWER, []), ([], LOWER)])
+def test_another_limit_continues_an_unfinished_preparation_as_if_it_had_begun_it(source, tmp_path, capsys, first, then):
     (source / "a.jsonl").write_bytes(LINES)
     (source / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(b'{"text": "%d"}\n' % k for k in range(99))))
     (source / "c.json").write_bytes(b"no row\n")
     out = tmp_path / "out"
     words = [source, "--out", out, "--name", "x", *IN_ALL]
-    refusal(capsys, *words, "--max-document", 1, "--skip-bad", 1)  # a and b are done, c is not
+    refusal(capsys, *words, *first)  # a and b are done, c is not
     (source / "c.json").write_bytes(b'{"text": "row"}\n')
-    assert prepare(*words) == 0
+    assert prepare(*words, *then) == 0
     fresh = tmp_path / "fresh"
-    assert prepare(source, "--out", fresh, "--name", "x", *IN_ALL) == 0
+    assert prepare(source, "--out", fresh, "--name", "x", *IN_ALL, *then) == 0
     assert files_of(out) == files_of(fresh)
 
 
