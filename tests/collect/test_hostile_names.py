@@ -137,9 +137,11 @@ def test_a_notebook_shows_a_name_as_it_is(fitted, name):
 def test_matplotlib_draws_a_name_as_it_is(fitted):
     name = "$\\frac$ a $x$ _^{ \x1b nul\0 \\"
     figure = replace(fitted[1], label=name).plot()
+    description = 'a "figure" of <a> & <b>'
     with mpl.rc_context({"svg.fonttype": "none"}):
-        svg = figures.inline_svg(figure, "x", "a figure")
-    assert printable(name) in Elements(svg).words
+        svg = figures.inline_svg(figure, "x", description)
+    page = Elements(svg)
+    assert printable(name) in page.words and page.labels == [description]
 
 
 def test_a_run_on_the_server_cannot_choose_its_folder(sweep, server, tmp_path):

@@ -44,17 +44,18 @@ NAMES = (
 
 
 class Elements(HTMLParser):
-    """The elements of a page with the names of their attributes, its ids, and its text."""
+    """The elements of a page with the names of their attributes, its ids, labels and links, and its text."""
 
     def __init__(self, page):
         super().__init__()
-        self.found, self.ids, self.links, self.words = set(), [], [], ""
+        self.found, self.ids, self.labels, self.links, self.words = set(), [], [], [], ""
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.found |= {(tag, name) for name, _ in (("", ""), *attrs)}
         self.ids += [value for name, value in attrs if name == "id"]
+        self.labels += [value for name, value in attrs if name == "aria-label"]
         self.links += [value for name, value in attrs if name in ("href", "xlink:href", "src")]
 
     def handle_data(self, data):
