@@ -18,7 +18,6 @@ from typing import Any
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.core.identity import content_hash
-from dlm.core.names import inside
 from dlm.core.typed import read_typed
 
 MANIFEST = "manifest.json"
@@ -92,7 +91,7 @@ def read_manifest(data_dir: Path) -> Manifest | None:
         raise UserError(f"{path} does not match its own hash: prepare the data again with dlm prepare")
     for files in manifest.splits.values():
         for file in files:
-            _check_size(inside(data_dir, file.name), file.bytes)
+            _check_size(data_dir / file.name, file.bytes)
     return manifest
 
 
