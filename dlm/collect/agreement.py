@@ -93,7 +93,8 @@ def _logs_to_wandb(cell: FoundCell) -> bool:
     path = cell.run_dir / "config.yaml"
     with contextlib.suppress(UserError):  # `run_row` has warned of it
         config = load_yaml(path) if path.is_file() else None
-        return isinstance(config, Mapping) and bool(config.get("logger"))
+        logger = config.get("logger") if isinstance(config, Mapping) else None
+        return isinstance(logger, Mapping) and logger.get("_target_") is not None  # null with `logger: none`
     return False
 
 

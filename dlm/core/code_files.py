@@ -32,9 +32,10 @@ _SECRET_CONTENT = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
     rb"|\bgithub_pat_\w{30,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{20,}|hooks\.slack\.com/services/\w+/"
     rb"|\bwandb_v\d+_\w{20,}|\bsk-[\w-]{30,}"
-    rb"|(?i:key|secret|token|password|passwd)[\"']?[ \t]*[:=][ \t]*[\"']?(?=[A-Za-z/+]*\d)"
+    rb"|\bglpat-[\w-]{20,}|\bpassword[ \t]+[0-9a-f]{40}\b"
+    rb"|(?i:key|secret|token|password|passwd)[\"']?[ \t]*[:=][ \t]*[\"']?(?:local-)?(?=[A-Za-z/+]*\d)"
     rb"([A-Za-z0-9]{20,}|[A-Za-z0-9/+]{40})(?![\w/+.(\[-])"
-    rb"|\b[a-z]+://[^\s/:@\"']+:[^\s/:@\"'{}<>$]{4,}@[\w.-]"
+    rb"|\bhttps?://(?=[A-Za-z_]*\d)\w{20,}@|\b[a-z]+://[^\s/:@\"']+:[^\s/:@\"'{}<>$]{4,}@[\w.-]"
 )
 
 

@@ -166,7 +166,7 @@ def parse_setting(word: str, option: str, *, otherwise: str = "write it as KEY=V
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise UserError(f"{option} {word}: {otherwise}")
-    return key, parse_yaml(value, f"{option} {word}")
+    return key, parse_yaml(value, f"{option} {word if len(word) <= 200 else f'{word[:197]}...'}")
 
 
 def choices(group: str) -> list[str]:
@@ -183,7 +183,7 @@ def load_choice(group: str, choice: str) -> dict[str, Any]:
     Raises UserError with the close matches for a choice that does not exist.
     """
     path = configs_dir() / group / f"{choice}.yaml"
-    if not path.is_file():
+    if "/" in choice or not path.is_file():  # '../' would lead out of the folder of the group
         raise unknown(group, choice, choices(group))
     content = dict(_load(path))
     defaults = [name for name in content.pop("defaults", ()) if isinstance(name, str) and name != "_self_"]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.core.errors import UserError, hint, shown
+from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 
 # The groups that a cell chooses, and the other config keys that it may set.
 GROUPS = ("model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger")
@@ -60,14 +61,18 @@ def check_settings(values: object, source: str) -> None:
             )
 
 
-def check_cell(groups: object, overrides: object, source: str) -> None:
-    """Raise UserError for the choices or the config keys of a planned cell that no definition can give.
+def check_cell(groups: object, overrides: object, source: str, *, names: Iterable[str | None] = ()) -> None:
+    """Raise UserError for the choices, config keys or names of a planned cell that no definition can give.
 
     Args:
         groups: Group -> choice.
         overrides: Config key -> value.
         source: The file that holds the cell.
+        names: The id of the cell and the names in it that stand for files. Hydra would carry out some others.
     """
+    for name in names:
+        if name is not None and not re.fullmatch(SWEEP_NAME, name):
+            raise UserError(f"{source}: {shown(name)} is no name of a cell, a model or a run: {SWEEP_NAME_WORDS}")
     if not isinstance(groups, Mapping) or not isinstance(overrides, Mapping):
         raise UserError(f"{source}: the groups and overrides of a cell must hold keys and values: plan again")
     for group, choice in groups.items():

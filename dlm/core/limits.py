@@ -91,7 +91,7 @@ def _line(event: yaml.Event) -> int:
 
 
 def check_override_extents(words: Iterable[str]) -> None:
-    """Raise UserError for an override whose value Hydra cannot read, because it nests too much or has too many digits.
+    """Raise UserError for an override that Hydra cannot read, because it nests too much or has too many digits.
 
     Brackets and digits inside quotes count too.
     """
@@ -102,6 +102,8 @@ def check_override_extents(words: Iterable[str]) -> None:
             deepest = max(deepest, depth)
         if deepest > MAX_DEPTH:
             raise UserError(f"{shown(word)}: more than {MAX_DEPTH} brackets stand inside each other: write it flatter")
+        if word.partition("=")[0].count(".") > MAX_DEPTH:
+            raise UserError(f"{shown(word)}: a key has at most {MAX_DEPTH} dots: it cannot be the one that was meant")
         if found := re.search(rf"[0-9_]{{{MAX_DIGITS + 1},}}", word):
             digits = f"{len(found[0]):,} digits"
             raise UserError(f"{shown(word)}: a number has {digits}, and at most {MAX_DIGITS} are allowed")

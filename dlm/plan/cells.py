@@ -5,8 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dlm.core.data_only import check_cell
+from dlm.core.errors import UserError
+from dlm.core.flops import CONVENTIONS
+from dlm.core.names import printable
 from dlm.plan.definition import SweepSpec
 
 
@@ -75,6 +80,18 @@ class Cell:
     def row(self) -> dict[str, Any]:
         """Return the decisions and the estimate in one dict, as `dlm plan --json` prints them."""
         return {**self.decisions(), **dataclasses.asdict(self.estimate)}
+
+
+def check_planned(cell: Cell, path: Path) -> None:
+    """Raise UserError for a cell in the file ``path`` that no definition can give."""
+    source = f"{path}, cell {printable(cell.cell_id)}"
+    check_cell(cell.groups, cell.overrides, source, names=(cell.cell_id, cell.model, cell.parent))
+    for key in ("num_params", "num_params_total", "budget_flops", "tokens", "steps", "global_batch_size", "block_size"):
+        if getattr(cell, key) <= 0:
+            raise UserError(f"{source}: {key} is {getattr(cell, key):g}, and must be above 0: plan again")
+    for convention in CONVENTIONS:
+        if convention not in cell.flops:
+            raise UserError(f"{source}: flops.{convention} is missing: plan again")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,13 @@ from typing import Any
 
 from dlm.core import text
 from dlm.core.configs import choices
-from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import read_json, temporary_beside, write_json
 from dlm.core.shape import ModelShape, load_shape
 from dlm.core.sizes import NEAR, shape_near
 from dlm.core.typed import read_typed, typed
 from dlm.data.manifest import read_data
-from dlm.plan.cells import Cell, Plan
+from dlm.plan.cells import Cell, Plan, check_planned
 from dlm.plan.definition import SweepSpec
 from dlm.plan.grid import Point, cell_at, cell_config, data_node, point_of
 
@@ -143,11 +142,10 @@ def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:
     path = sweep_dir / PROOF_FILE
     if not path.is_file():
         return []
-    read_typed(path, _Forecasts, what="file of forecasts", otherwise="restore it from a copy")
+    stored = read_typed(path, _Forecasts, what="file of forecasts", otherwise="restore it from a copy")
+    for cell in (cell for one in stored.forecasts for cell in one.proof.cells):
+        check_planned(cell, path)
     found: list[dict[str, Any]] = read_json(path)["forecasts"]
-    for one in found:
-        for cell in one["proof"]["cells"]:
-            check_cell(cell["groups"], cell["overrides"], f"{path}, cell {cell['cell_id']}")
     return found
 
 

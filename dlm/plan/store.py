@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from dlm.core.configs import nest
-from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.core.names import inside
 from dlm.core.typed import MisfitError, read_typed, typed
-from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan
+from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan, check_planned
 from dlm.plan.cost import estimated_like
 from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
 from dlm.plan.grid import make_plan, with_shared_trunks
@@ -139,7 +138,7 @@ def read_plan(sweep_dir: Path) -> Plan:
     stored = read_typed(path, _Stored, what="plan", otherwise="move it away and plan again")
     estimates = read_estimates(sweep_dir)
     for cell in stored.cells:
-        check_cell(cell.groups, cell.overrides, f"{path}, cell {cell.cell_id}")
+        check_planned(cell, path)
     cells = [dataclasses.replace(one, estimate=estimates.get(one.cell_id, NOT_ESTIMATED)) for one in stored.cells]
     spec = parse_sweep(dict(stored.spec), str(path))
     plan = Plan(**{**vars(stored), "spec": spec, "cells": tuple(cells)})

@@ -202,6 +202,9 @@ def stop_following(folder: Path) -> str | None:
     with Lease(folder, doing="submitted", patience_sec=PATIENCE_SEC):
         following = read_following(folder) or following
         write_following(folder, dataclasses.replace(following, ended="cancelled"))
+    # Anyone who can write the record can write the id of another job into it.
+    if "-follower-" not in (following.name or "") or not is_in_queue(following, Slurm()):
+        return f"job {following.job_id}, which looked after the sweep, is not in the queue"
     if following.job_id is not None:
         Slurm().cancel([following.job_id])
     return f"job {following.job_id}, which looks after the sweep: cancelled"

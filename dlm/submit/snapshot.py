@@ -5,8 +5,10 @@ Hydra composes the config of a job when the job runs. Without a copy, an edit af
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Collection, Mapping
@@ -45,7 +47,7 @@ def snapshot_code(
     else:
         target = _copied(code, {"dlm": package, "configs": configs})
     if not content_hash_of(target).startswith(target.name):
-        raise UserError(f"{target} was changed after it was written: delete it, and submit again")
+        raise _changed(target)
     if origin is not None and origin.diff:
         write_atomic(target.with_name(f"{target.name}.diff"), origin.diff, mode=OWNER_ONLY)
     return target
@@ -63,9 +65,14 @@ def _copied(code: Path, folders: Mapping[str, Path]) -> Path:
                 to = copy / name / path.relative_to(folders[name])
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
-        target = code / content_hash_of(copy)[:8]
+        whole = content_hash_of(copy)
+        target = code / whole[:8]
         if not target.exists():
             copy.rename(target)
+        elif content_hash_of(target) != whole:  # others can make a folder with the same 8 digits
+            raise _changed(target)
+        else:
+            _delete_bytecode(target)
     except (FileNotFoundError, shutil.SpecialFileError) as error:  # a link to nothing, a pipe
         raise UserError(f"cannot copy the code of dlm to {code}: {error}") from error
     finally:
@@ -84,11 +91,31 @@ def _files_to_copy(folder: Path, *, without: Collection[str]) -> list[Path]:
     return [*files.tracked, *files.new]
 
 
+def _changed(target: Path) -> UserError:
+    return UserError(f"{target} was changed after it was written: delete it, and submit again")
+
+
+def _delete_bytecode(copy: Path) -> None:
+    """Delete the bytecode of this user's in a copy: Python would prefer it to the source, and no hash covers it.
+
+    Another user's stays, who may write to the folder anyway. Python writes it again when the next job starts.
+    """
+    for path in copy.rglob("__pycache__/*.pyc"):
+        with contextlib.suppress(FileNotFoundError):  # a job that runs replaces it at this moment
+            if path.lstat().st_uid == os.geteuid():
+                path.unlink()
+
+
 def content_hash_of(folder: Path) -> str:
-    """Return the SHA-256 (hex) of the names and contents of all files except the bytecode that Python writes."""
+    """Return the SHA-256 (hex) of the names and contents of all files except the bytecode that Python writes.
+
+    Links count too, of which a copy has none, and a .pyc file outside of __pycache__, which Python would import.
+    """
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+        if path.is_symlink():
+            whole.update(f"{path.relative_to(folder).as_posix()} is a link\n".encode())
+        elif path.is_file() and path.parent.name != "__pycache__":
             name = path.relative_to(folder).as_posix()
             whole.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()

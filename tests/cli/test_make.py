@@ -80,7 +80,17 @@ def test_the_targets_that_pin_packages_take_words_too(checkout, value):
 def test_a_hostile_python_or_folder_of_the_environment_runs_nothing(checkout, value):
     assert "must be the path of one folder" in make(checkout, "clean", f"VENV={value}")[1]
     (checkout / ".venv/.ready").unlink()
-    make(checkout, "setup", f"PYTHON={value}")
+    for target in ("setup", "audit", "lock"):
+        make(checkout, target, f"PYTHON={value}")
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_to_update_is_one_word_to_the_resolver(checkout, value):
+    uv = checkout / ".venv/uv-0.13.9/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.touch()
+    words, _ = make(checkout, "lock", "PYTHON=.venv/bin/dlm", f"UPGRADE={value}")
+    assert words == ["tools/lock.py", "--uv", ".venv/uv-0.13.9/bin/uv", "--upgrade", value]
 
 
 def test_a_line_break_is_refused_and_the_defaults_stay(checkout):

@@ -1,11 +1,13 @@
 """A definition and a plan are data: what Hydra would carry out is refused in one line, and nothing is run."""
 
 import json
+import os
 
 import pytest
 
 from dlm.core.data_only import RULE_KEYS
 from dlm.core.errors import UserError
+from dlm.core.paths import configs_dir
 from dlm.plan.definition import load_sweep, parse_sweep
 from dlm.plan.grid import make_plan
 from dlm.plan.proof import read_forecasts
@@ -99,7 +101,8 @@ def edited(tmp_path, stdlib_data):
 
     def complaint(**changes):
         content = json.loads(whole)
-        content["cells"][0] |= {key: content["cells"][0][key] | value for key, value in changes.items()}
+        cell = content["cells"][0]
+        cell |= {key: cell[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
         path.write_text(json.dumps(content))
         with pytest.raises(UserError) as error:
             read_plan(tmp_path)
@@ -125,6 +128,23 @@ def test_a_plan_that_was_edited_by_hand_is_refused(edited):
         assert said in edited(**changes), said
 
 
+@pytest.mark.parametrize("name", ["${oc.env:HOME}", "[a,b]", "a@hydra.job_logging", "../x", "a=b", "a\nb", "", "é"])
+def test_names_in_a_plan_that_hydra_would_carry_out_are_refused(edited, name):
+    for key in ("cell_id", "model", "parent"):
+        assert "is no name of a cell, a model or a run" in edited(**{key: name})
+
+
+@pytest.mark.parametrize("key", ["num_params", "budget_flops", "tokens", "steps", "global_batch_size", "block_size"])
+def test_numbers_in_a_plan_that_nothing_can_have_are_refused(edited, key):
+    assert f"{key} is 0, and must be above 0" in edited(**{key: 0})
+
+
+def test_a_choice_of_another_folder_is_unknown(tmp_path, stdlib_data):
+    (tmp_path / "evil.yaml").write_text((configs_dir() / "model/4k.yaml").read_text())
+    for name in (os.path.relpath(tmp_path / "evil", configs_dir() / "model"), str(tmp_path / "evil"), "../model/4k"):
+        assert "unknown model '" in refused(models=[name])
+
+
 def test_the_definition_in_a_plan_is_checked_too(tmp_path, stdlib_data):
     write_plan(tmp_path, make_plan(parse_sweep(TINY, "tiny.yaml")))
     content = json.loads((tmp_path / "plan.json").read_text())
@@ -135,9 +155,8 @@ def test_the_definition_in_a_plan_is_checked_too(tmp_path, stdlib_data):
 
 
 def test_the_cells_of_a_frozen_forecast_are_checked_too(tmp_path, stdlib_data):
-    write_plan(tmp_path, make_plan(parse_sweep(TINY, "tiny.yaml")))
-    (cell,) = json.loads((tmp_path / "plan.json").read_text())["cells"]
-    cell |= {"cell_id": "c", "overrides": {f"{BAR}._target_": "os.system"}}
+    (planned,) = make_plan(parse_sweep(TINY, "tiny.yaml")).cells
+    cell = planned.decisions() | {"cell_id": "c", "overrides": {f"{BAR}._target_": "os.system"}}
     forecasts = [{"label": "x", "sha256": "y", "proof": {"cells": [cell]}}]
     (tmp_path / "proof.json").write_text(json.dumps({"forecasts": forecasts}))
     with pytest.raises(UserError, match=r"proof\.json, cell c: .*_target_, which runs code"):

@@ -17,6 +17,7 @@ from dlm.core.files import write_json
 from dlm.core.lease import live_holder, process_started
 from dlm.record.outcomes import State
 from dlm.submit.cells import cancel
+from dlm.submit.follower import Following, stop_following, write_following
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
@@ -72,6 +73,15 @@ def test_cancel_stops_the_live_jobs_of_slurm_only(slurm, sweep_dir):
     end(slurm, "1001_1", "FAILED|1:0")
     assert cancel(["a", "b", "c"], sweep_dir) == {"a": "cancelled job 1001_0", "c": "cancelled job 1001_2"}
     assert state_of(sweep_dir, "a")[0] is State.CANCELLED and state_of(sweep_dir, "b")[0] is State.FAILED
+
+
+@pytest.mark.parametrize("name", [None, "another-job", "swept-follower-123456"])
+def test_a_forged_record_of_a_follower_cancels_no_other_job(slurm, sweep_dir, name):
+    submit(make_plan("a"), sweep_dir, Slurm())
+    write_following(sweep_dir, Following(name=name, job_id="1001_0"))
+    assert stop_following(sweep_dir) == "job 1001_0, which looked after the sweep, is not in the queue"
+    assert state_of(sweep_dir, "a")[0] is State.SUBMITTED
+    assert stop_following(sweep_dir) is None
 
 
 def test_a_job_that_could_not_be_cancelled_is_not_shown_as_cancelled(slurm, sweep_dir, tmp_path):

@@ -94,6 +94,10 @@ def test_copy_and_diff_hold_code_and_nothing_else(root, tmp_path, monkeypatch, c
         ("configs/secrets.yaml", "x: 1"),
         ("dlm/wandb_key.py", "KEY = 1"),
         ("configs/mine.yaml", f"a: 1\nenv:\n  WANDB_API_KEY: {KEY}"),
+        ("configs/mine.yaml", f"a: 1\nenv:\n  WANDB_API_KEY: local-{KEY}"),
+        ("configs/mine.yaml", f"machine api.wandb.ai login user password {KEY}"),
+        ("configs/mine.yaml", f"remote: https://{KEY}@git.example.org/a/b"),
+        ("configs/mine.yaml", "a: glpat-" + "aB3-" * 5),
         ("configs/config.yaml", "logger: https://me:hunter22@wandb.example.org"),  # this file is in the commit
         ("configs/mine.yaml", "a: hf_" + "aB3" * 11),
         ("configs/mine.yaml", "a: AKIA" + "ABCD" * 4),

@@ -10,7 +10,7 @@ import pytest
 from dlm.core.errors import UserError
 from dlm.core.git import code_origin
 from dlm.core.paths import PACKAGE, configs_dir
-from dlm.submit import submission
+from dlm.submit import snapshot, submission
 from dlm.submit.job import Job
 from dlm.submit.slurm import Slurm
 from dlm.submit.snapshot import snapshot_code
@@ -29,6 +29,41 @@ def test_the_snapshot_is_made_once_per_content_and_an_edit_of_it_is_seen(tmp_pat
     assert second != first and (first / "dlm/core/flops.py").read_text() != "# changed\n"
     assert sorted(path.name for path in (tmp_path / "code").iterdir()) == sorted([first.name, second.name])
     (second / "dlm/core/flops.py").write_text("# edited in place\n")
+    with pytest.raises(UserError, match="was changed after it was written"):
+        snapshot_code(tmp_path, package=package)
+
+
+def test_what_a_copy_holds_besides_the_code_is_not_run(tmp_path):
+    package = tmp_path / "src/dlm"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = snapshot_code(tmp_path, package=package)
+    bytecode = copy / "dlm/__pycache__/launch.cpython-312.pyc"
+    bytecode.parent.mkdir()
+    bytecode.write_bytes(b"Python would prefer this to launch.py")
+    assert snapshot_code(tmp_path, package=package) == copy and not bytecode.exists()
+    (tmp_path / "evil").mkdir()
+    for add in (
+        lambda: (copy / "sitecustomize.pyc").write_bytes(b"Python would import this without a source"),
+        lambda: (copy / "torch").symlink_to(tmp_path / "evil"),
+        lambda: (copy / "torch.py").symlink_to(tmp_path / "nothing"),
+        lambda: (copy / "torch.py").touch(),
+    ):
+        add()
+        with pytest.raises(UserError, match="was changed after it was written"):
+            snapshot_code(tmp_path, package=package)
+        shutil.rmtree(copy)
+        snapshot_code(tmp_path, package=package)
+
+
+def test_the_whole_hash_of_a_copy_counts(tmp_path, monkeypatch):
+    package = tmp_path / "src/dlm"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    real = snapshot.content_hash_of
+    copy = snapshot_code(tmp_path, package=package)
+    (copy / "dlm/core/flops.py").write_text("# another content, whose hash was made to begin with the same digits\n")
+    monkeypatch.setattr(
+        snapshot, "content_hash_of", lambda folder: copy.name + real(folder)[8:] if folder == copy else real(folder)
+    )
     with pytest.raises(UserError, match="was changed after it was written"):
         snapshot_code(tmp_path, package=package)
 
