@@ -189,8 +189,9 @@ def test_verify_tells_which_runs_have_no_second_source(sweep):
     forged(folders[alone.cell_id], alone, 2.0)
     (folders[torn.cell_id] / "validation.csv").write_bytes(b"sequence,loss\n0,\xff\n")
     (folders[without_result.cell_id] / "result.json").unlink()
-    path = folders[alone.cell_id] / "config.yaml"
-    path.write_text(path.read_text() + "logger: {offline: true}\n")
+    for cell, logger in ((alone, "dlm.train.wandb_logger.WandbLogger"), (whole, "null")):  # null is `logger: none`
+        path = folders[cell.cell_id] / "config.yaml"
+        path.write_text(path.read_text() + f"logger: {{_target_: {logger}}}\n")
     collected = collect(sweep_dir, verify=True)
     assert collected.unconfirmed == (alone.cell_id, torn.cell_id)
     assert collected.warnings[-1] == (
