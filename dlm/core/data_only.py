@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.core.errors import UserError, hint, shown
-from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 
 # The groups that a cell chooses, and the other config keys that it may set.
 GROUPS = ("model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger")
@@ -25,10 +24,11 @@ RULE_KEYS = (
     "exclusive", "gres", "wckey", "comment", "array_parallelism", "signal_delay_s", "max_num_timeout", "requeue",
 )  # fmt: skip
 
+_NAME = re.compile(r"\w[\w.-]*")  # of a cell, or of a file of a group; no path, and nothing that Hydra reads in another way
+
 # The keys by which Hydra makes objects, wherever they stand in a text.
 _MAKES_OBJECTS = re.compile(r"(?<!\w)_(?:target|args|partial|recursive|convert)_(?!\w)")
 _NAMES_PROGRAMS = re.compile(r"\W*hydra(?!\w)|logger\.settings(?!\w)")  # the keys of Hydra and of W&B's settings
-_CHOICE = re.compile(r"\w[\w.-]*")
 
 
 def check_data(content: object, source: str) -> None:
@@ -71,12 +71,15 @@ def check_cell(groups: object, overrides: object, source: str, *, names: Iterabl
         names: The id of the cell and the names in it that stand for files. Hydra would carry out some others.
     """
     for name in names:
-        if name is not None and not re.fullmatch(SWEEP_NAME, name):
-            raise UserError(f"{source}: {shown(name)} is no name of a cell, a model or a run: {SWEEP_NAME_WORDS}")
+        if name is not None and not _NAME.fullmatch(name):
+            raise UserError(
+                f"{source}: {shown(name)} is no name of a cell, a model or a run: allowed are letters, digits, '_', '.'"
+                " and '-'"
+            )
     if not isinstance(groups, Mapping) or not isinstance(overrides, Mapping):
         raise UserError(f"{source}: the groups and overrides of a cell must hold keys and values: plan again")
     for group, choice in groups.items():
-        if group not in GROUPS or not _CHOICE.fullmatch(str(choice)):
+        if group not in GROUPS or not _NAME.fullmatch(str(choice)):
             raise UserError(
                 f"{source}: no cell chooses {group}: {shown(choice)}; allowed are the groups {_all(GROUPS)}"
             )

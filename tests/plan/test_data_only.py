@@ -128,7 +128,7 @@ def test_a_plan_that_was_edited_by_hand_is_refused(edited):
         assert said in edited(**changes), said
 
 
-@pytest.mark.parametrize("name", ["${oc.env:HOME}", "[a,b]", "a@hydra.job_logging", "../x", "a=b", "a\nb", "", "é"])
+@pytest.mark.parametrize("name", ["${oc.env:HOME}", "[a,b]", "a@hydra.job_logging", "../x", "a=b", "a\nb", "", "-x"])
 def test_names_in_a_plan_that_hydra_would_carry_out_are_refused(edited, name):
     for key in ("cell_id", "model", "parent"):
         assert "is no name of a cell, a model or a run" in edited(**{key: name})
