@@ -24,7 +24,8 @@ RULE_KEYS = (
     "exclusive", "gres", "wckey", "comment", "array_parallelism", "signal_delay_s", "max_num_timeout", "requeue",
 )  # fmt: skip
 
-_NAME = re.compile(r"\w[\w.-]*")  # of a cell, or of a file of a group; no path, and nothing that Hydra reads in another way
+# The name of a cell, or of a file of a group: no path, and nothing that Hydra reads in another way.
+_NAME = re.compile(r"\w[\w.-]*")
 
 # The keys by which Hydra makes objects, wherever they stand in a text.
 _MAKES_OBJECTS = re.compile(r"(?<!\w)_(?:target|args|partial|recursive|convert)_(?!\w)")
