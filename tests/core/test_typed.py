@@ -70,7 +70,7 @@ def test_a_value_of_the_type_is_read(kind, value, read):
         (int, 1.0, "the content is 1.0, and must be a whole number"),
         (int, 2**63, "the content is 9223372036854775808, and must be a whole number"),
         (int, -(2**63) - 1, "the content is -9223372036854775809, and must be a whole number"),
-        (Unsigned, 2**64, "and must be a whole number from 0 to 2**64 - 1"),
+        (Unsigned, 2**64, "the content is 18446744073709551616, and must be a whole number from 0 to 2**64 - 1"),
         (Unsigned, -1, "the content is -1, and must be a whole number from 0 to 2**64 - 1"),
         (float, False, "the content is false, and must be a finite number"),
         (float, float("nan"), "the content is nan, and must be a finite number"),
