@@ -22,14 +22,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from dlm.core import classes, paths
-from dlm.core.checks import check_keys, dotted_keys
-from dlm.core.configs import choices
+from dlm.core.checks import check_keys, dotted_keys, takes
+from dlm.core.configs import choices, load_choice
 from dlm.core.errors import ExitCode, UserError, causes, hint, unknown
 from dlm.core.files import explain_os_error
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS, cell_id
@@ -37,6 +38,7 @@ from dlm.core.lease import HeldError
 from dlm.core.limits import check_override_extents
 from dlm.core.names import printable
 from dlm.core.recipe import derive, fill
+from dlm.core.replaced_keys import MODELS, instead_of
 from dlm.record.wandb import check_names
 
 # The config nodes that determine the id of the run.
@@ -76,6 +78,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("dlm.sweep_name", check_sweep_name, replace=True)
     OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
     submit_hydra.register(sys.argv[1:])
+    for name, ours in MODELS.items():
+        ConfigStore.instance().store(group="model", name=name, node=load_choice("model", ours))
 
 
 def check_cell(config: dict[str, Any]) -> None:
@@ -98,7 +102,7 @@ def explain(error: Exception) -> str | None:
             return str(cause)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return str(unknown(group or "config", choice, choices(group)))
+        return str(instead_of(f"{group}={choice}") or unknown(group or "config", choice, choices(group)))
     if isinstance(error, ConfigCompositionException):
         *_, deepest = causes(error)
         if isinstance(deepest, (ConfigAttributeError, ConfigKeyError)):
@@ -123,14 +127,20 @@ def _unknown_key(key: str) -> str:
         from dlm.submit.job import unknown_setting
 
         return str(unknown_setting(key.removeprefix("hydra.launcher.")))
+    if (error := instead_of(key)) is not None:
+        return str(error)
     with hydra.initialize_config_dir(str(paths.configs_dir()), version_base=None):
         base = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     assert isinstance(base, dict)
-    of_any_choice = {name for name in dotted_keys() if not name.startswith("trainer.")}  # trainer's are added with a +
+    known = set(dotted_keys())
+    owner, _, argument = key.rpartition(".")
+    if (owner == "trainer" and key in known) or takes(OmegaConf.select(OmegaConf.create(base), owner), argument):
+        return f"{key} is not in the config yet: add it with a plus, +{key}=VALUE"
+    of_any_choice = {name for name in known if not name.startswith("trainer.")}
     if key in of_any_choice:
         group = key.partition(".")[0]
         return f"{key} is not in the chosen {group}: choose another with {group}=NAME, or leave the key out"
-    known = {*_keys(base), *of_any_choice}
+    known |= set(_keys(base))
     at_the_top = f"allowed at the top are {', '.join(map(str, base))}"
     return f"unknown key '{key}': {hint(key, known, otherwise=at_the_top)}"
 

@@ -12,6 +12,7 @@ from dlm.core import schedule
 from dlm.core.errors import UserError, shown, unknown
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.objectives import OBJECTIVES
+from dlm.core.replaced_keys import INSTEAD, instead_of
 
 SHARDED = ("fsdp", "fsdp2")  # names of one strategy, PyTorch's FSDP2
 
@@ -44,8 +45,8 @@ NAMES = {
     "trainer.strategy": ("auto", "ddp", *SHARDED),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.fsdp_wrap": ("block", "model"),
-    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
-    "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa4"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true"),
+    "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa3", "fa4"),
     "callbacks.checkpoint.mode": ("min", "max"),
 }
 
@@ -119,15 +120,12 @@ KEYS = {
     "paths": ("workdir", "data_dir", "run_dir"),
     "trainer": (  # dlm's own keys, and the arguments of lightning.Trainer
         "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
-        "accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks", "fast_dev_run",
-        "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time",
-        "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
-        "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
-        "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
-        "enable_model_summary", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
-        "deterministic", "benchmark", "inference_mode", "use_distributed_sampler", "profiler", "detect_anomaly",
-        "barebones", "plugins", "sync_batchnorm", "reload_dataloaders_every_n_epochs", "default_root_dir",
-        "enable_autolog_hparams", "model_registry", "resume_from_checkpoint",
+        "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run",
+        "min_epochs", "min_steps", "max_time", "limit_test_batches", "limit_predict_batches",
+        "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing",
+        "enable_progress_bar", "enable_model_summary", "gradient_clip_algorithm", "deterministic", "benchmark",
+        "inference_mode", "use_distributed_sampler", "detect_anomaly", "barebones", "plugins", "sync_batchnorm",
+        "reload_dataloaders_every_n_epochs", "default_root_dir", "enable_autolog_hparams", "model_registry",
     ),
 }  # fmt: skip
 
@@ -174,18 +172,26 @@ def check_keys(config: Mapping[str, Any]) -> None:
         if group == "experiment":
             raise UserError("the experiment's file does not begin with '# @package _global_': add this line at its top")
         if group not in TOP_LEVEL:
-            raise unknown("key", group, TOP_LEVEL)
+            raise instead_of(group) or unknown("key", group, TOP_LEVEL)
         if group in KEYS:
             unread = UNREAD.get(str(node.get("name")), ()) if isinstance(node, Mapping) else ()
             _check_node(group, node, [key for key in KEYS[group] if key not in unread])
     _check_arguments("logger", config.get("logger"))
     for name, node in (config.get("callbacks") or {}).items():
+        if (error := instead_of(f"callbacks.{name}")) is not None:
+            raise error
         _check_arguments(f"callbacks.{name}", node)
 
 
 def dotted_keys() -> list[str]:
-    """Return every key of KEYS with its group, for example 'optimizer.lr'."""
-    return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
+    """Return every key of KEYS that may be set, with its group, for example 'optimizer.lr'."""
+    every = (f"{group}.{key}" for group, keys in KEYS.items() for key in keys)
+    return [key for key in every if key not in INSTEAD]
+
+
+def takes(node: Any, key: str) -> bool:
+    """Return whether a callback or the logger, a node of the config with a ``_target_``, has an argument ``key``."""
+    return isinstance(node, Mapping) and key in ARGUMENTS.get(str(node.get("_target_")), ())
 
 
 def _check_arguments(where: str, node: Any) -> None:
@@ -199,6 +205,8 @@ def _check_node(where: str, node: Any, allowed: list[str]) -> None:
     if not isinstance(node, Mapping):
         raise UserError(f"{where} is {shown(node)}: it must hold the keys {', '.join(allowed)}")
     for key in node:
+        if (error := instead_of(f"{where}.{key}")) is not None:
+            raise error
         if key not in allowed:
             raise unknown(f"key of {where}", key, allowed)
 

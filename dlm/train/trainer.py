@@ -22,20 +22,6 @@ from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
 from dlm.train.instantiate import made
 
-COMPUTED = {  # arguments of lightning.Trainer that dlm computes, and what to set instead
-    "max_steps": "set training.budget or training.steps",
-    "max_epochs": "set training.budget or training.steps",
-    "accumulate_grad_batches": "set data.batch_size and data.micro_batch_size",
-    "gradient_clip_val": "set optimizer.gradient_clip_val",
-    "callbacks": "choose the group callbacks",
-    "logger": "choose the group logger",
-    "profiler": "set profiler=simple at the top level",
-    "resume_from_checkpoint": "set ckpt_path=PATH",
-    "val_check_interval": "set validation.times",
-    "limit_val_batches": "set validation.num_sequences",
-    "limit_train_batches": "set training.steps",
-    "overfit_batches": "set training.steps",
-}
 OURS = (  # trainer keys that Lightning does not know
     "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
 )  # fmt: skip
@@ -68,13 +54,9 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         run_dir: The run directory; None for a fast_dev_run, which has neither callbacks nor a logger.
 
     Raises:
-        UserError: The node ``trainer`` sets a value that dlm computes, the batch cannot be divided over the devices, or
-            Lightning rejects an argument.
+        UserError: The batch cannot be divided over the devices, or Lightning rejects an argument.
     """
     options = {key: value for key, value in config["trainer"].items() if key not in OURS}
-    for key, instead in COMPUTED.items():
-        if key in options:
-            raise UserError(f"trainer.{key} is computed by dlm: {instead}")
     for key in ("devices", "num_nodes"):
         options[key] = whole(f"trainer.{key}", options[key])
     world_size = options["devices"] * options["num_nodes"]
@@ -144,8 +126,6 @@ def resolved_precision(precision: str, accelerator: str) -> str:
         return "bf16-mixed" if has_bf16 else "32-true"
     if on_gpu and precision.startswith("bf16") and not has_bf16:
         raise UserError(f"trainer.precision {precision} needs a device with bfloat16, this one has none: set 32-true")
-    if precision == "16-mixed" and not on_gpu:  # Lightning would use bf16-mixed instead
-        raise UserError("trainer.precision 16-mixed needs a GPU: set bf16-mixed or 32-true")
     return precision
 
 

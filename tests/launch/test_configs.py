@@ -1,28 +1,15 @@
 """The Hydra groups: every experiment with every trainer, the overrides of the README, and what plan reads of them."""
 
-import hydra
 import pytest
 import yaml
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from omegaconf import OmegaConf
 
-from dlm import launch
 from dlm.core.configs import choices, load_base, load_choice
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import Recipe, derive, fill
 from dlm.plan.grid import DECIDING
 from dlm.train.trainer import make_trainer
-
-
-@pytest.fixture
-def compose(stdlib_data):
-    launch.register()
-
-    def composed(*overrides: str):
-        with hydra.initialize_config_dir(str(configs_dir()), version_base=None):
-            return hydra.compose("config", overrides=list(overrides))
-
-    return composed
 
 
 def recipe_of(config) -> Recipe:

@@ -42,22 +42,17 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
 def test_auto_precision_is_bf16_where_the_device_has_it(accelerator, gpu):
     gpu(there=True, bf16=True)
-    assert [resolved_precision(name, accelerator) for name in ("auto", "bf16-true", "16-mixed", "32-true")] == [
-        "bf16-mixed", "bf16-true", "16-mixed", "32-true"
+    assert [resolved_precision(name, accelerator) for name in ("auto", "bf16-true", "32-true")] == [
+        "bf16-mixed", "bf16-true", "32-true"
     ]  # fmt: skip
     assert resolved_precision("auto", "cpu") == "32-true"
     gpu(there=True, bf16=False)  # PyTorch would emulate it, slowly
-    assert (
-        resolved_precision("auto", accelerator) == "32-true"
-        and resolved_precision("16-mixed", accelerator) == "16-mixed"
-    )
+    assert resolved_precision("auto", accelerator) == "32-true"
     for name in ("bf16-mixed", "bf16-true"):
         with pytest.raises(UserError, match=rf"trainer\.precision {name} needs a device with bfloat16.*: set 32-true"):
             resolved_precision(name, accelerator)
     gpu(there=False, bf16=False)
     assert resolved_precision("auto", accelerator) == "32-true"
-    with pytest.raises(UserError, match="16-mixed needs a GPU: set bf16-mixed or 32-true"):
-        resolved_precision("16-mixed", accelerator)
 
 
 def test_a_run_in_float32_refuses_16_bit_attention_at_its_setup():

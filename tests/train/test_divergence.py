@@ -19,6 +19,7 @@ def test_a_loss_that_is_nan_ends_the_run_with_exit_code_3(launch, workdir):
     status = read_status(only_run(workdir))
     assert ended.code == 3 and "loss is nan" in ended.err
     assert status is not None and status.state is State.DIVERGED and "loss is nan at step" in str(status.reason)
+    assert str(status.reason).endswith("with attention auto")
     assert read_result(only_run(workdir)) is None
     assert all(math.isfinite(value) for row in losses(only_run(workdir)).values() for value in row.values())
 

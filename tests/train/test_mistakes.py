@@ -55,7 +55,10 @@ from dlm.data.prepare.command import index_packed
         ((*SHORT, "sweep=../../x"), ("sweep is '../../x'", "allowed are letters")),
         (("experiment=debug", f"sweep={'s' * 120}"), ("logger.id is 'sss", "W&B allows 128", "name of the sweep")),
         (("experiment=debug", "logger.tags=['']"), ("logger.tags is ['']", "no empty tag")),
-        ((*SHORT, "trainer.profiler=simple"), ("unknown key 'trainer.profiler'", "or profiler")),
+        (
+            (*SHORT, "trainer.profiler=simple"),
+            ("trainer.profiler is no key of dlm: set profiler=simple at the top level",),
+        ),
         ((*SHORT, "ckpt_path=/etc/hostname"), ("ckpt_path /etc/hostname cannot be read", "step_* folder")),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value[0], str) else None,

@@ -142,11 +142,11 @@ def test_every_attention_kernel_gives_the_same_result(option, causal):
 
 def test_attention_kernels_that_are_missing_are_refused():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for name in ("efficient", "cudnn", "flash_attn", "fa4"):
+    for name in ("efficient", "cudnn", "flash_attn", "fa3", "fa4"):
         with pytest.raises(UserError, match=rf"trainer\.attention {name} needs a CUDA device, this run is on cpu"):
             kernels(name, cpu)
     for precision in ("32-true", "64-true"):
-        for name in ("flash", "cudnn", "flash_attn", "fa4"):
+        for name in ("flash", "cudnn", "flash_attn", "fa3", "fa4"):
             words = rf"trainer\.attention {name} computes in 16 bits, trainer\.precision is {precision}: set auto"
             with pytest.raises(UserError, match=words):
                 kernels(name, gpu, precision=precision)

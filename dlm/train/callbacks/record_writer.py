@@ -113,7 +113,9 @@ class RecordWriter(StepCallback):
             return
         loss, overflows = module.take_logged()
         if not math.isfinite(loss):
-            raise DivergedError(f"the training loss is {loss} at step {trainer.global_step}")
+            raise DivergedError(
+                f"the training loss is {loss} at step {trainer.global_step}, with attention {module.attention}"
+            )
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         values = {"train/loss": loss, "lr": learning_rate, "overflows": overflows, **module.observed}
         self._write(trainer, module, values)
@@ -127,7 +129,9 @@ class RecordWriter(StepCallback):
         self._validation_sec += time.perf_counter() - self._validation_began
         loss, error = module.validation_loss
         if not math.isfinite(loss):
-            raise DivergedError(f"the validation loss is {loss} at step {trainer.global_step}")
+            raise DivergedError(
+                f"the validation loss is {loss} at step {trainer.global_step}, with attention {module.attention}"
+            )
         self._write(trainer, module, {"val/loss": loss, "val/loss_se": error})
 
     def _write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:

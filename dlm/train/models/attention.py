@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
+from torch.nn.attention import SDPBackend, activate_flash_attention_impl, restore_flash_attention_impl, sdpa_kernel
 
 from dlm.core.errors import UserError
 from dlm.core.shape import ModelShape
@@ -53,8 +53,13 @@ SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-_HALF_ONLY = ("flash", "cudnn", "flash_attn", "fa4")  # these compute in 16 bits on a GPU
-_HOPPER = 9  # compute capability from which cuDNN's kernel is faster than PyTorch's own FlashAttention 2
+# What `auto` tries on a GPU, best first. cuDNN's kernel may be the faster one on Hopper, but users of PyTorch report
+# NaN in its bf16 backward pass there, so it comes after FlashAttention 2 until both are measured.
+ORDER = ("flash", "cudnn", "efficient", "math")
+# Kernels that replace those of `flash`: the name in PyTorch's registry, and the package that has them.
+REGISTERED = {"fa3": ("FA3", "flash_attn_interface of FlashAttention 3"), "fa4": ("FA4", "flash-attn-4")}
+FULL = ("32-true", "64-true")  # the precisions in which everything is computed in 32 bits or more
+HALF_ONLY = ("flash", "cudnn", "flash_attn", *REGISTERED)  # these compute in 16 bits on a GPU
 
 
 def kernels(
@@ -63,8 +68,8 @@ def kernels(
     """Choose the attention kernels of a run.
 
     ``auto`` depends only on the device, so that a resumed run uses the same kernels whichever packages are installed.
-    Among PyTorch's back ends, ``auto`` prefers cuDNN on Hopper and newer GPUs, and FlashAttention 2 on older GPUs. It
-    never chooses flash-attn or FA4, because their gain over PyTorch's back ends has not been measured yet.
+    It takes PyTorch's back ends in the ORDER, and never flash-attn, FA3 or FA4, because their gain over these has not
+    been measured yet.
 
     Args:
         backend: The value of ``trainer.attention``.
@@ -78,50 +83,45 @@ def kernels(
         UserError: The back end is not installed, or does not support the device or the precision.
     """
     on_gpu = device.type == "cuda"
-    if backend in ("efficient", "cudnn", "flash_attn", "fa4") and not on_gpu:
+    if backend in ("efficient", "cudnn", "flash_attn", *REGISTERED) and not on_gpu:
         raise UserError(f"trainer.attention {backend} needs a CUDA device, this run is on {device.type}: set auto")
-    if on_gpu and backend in _HALF_ONLY and precision in ("32-true", "64-true"):
+    if on_gpu and backend in HALF_ONLY and precision in FULL:
         raise UserError(
             f"trainer.attention {backend} computes in 16 bits, trainer.precision is {precision}: set auto, or "
             "trainer.precision=bf16-mixed"
         )
     if backend == "auto":
-        if not on_gpu:
-            return contextlib.nullcontext
-        first = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-        if torch.cuda.get_device_capability(device)[0] < _HOPPER:
-            first.reverse()
-        order = [*first, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        return lambda: sdpa_kernel(order, set_priority=True)
+        order = [SDPA[name] for name in ORDER]
+        return (lambda: sdpa_kernel(order, set_priority=True)) if on_gpu else contextlib.nullcontext
     if backend == "flash_attn":
         if util.find_spec("flash_attn") is None:
             raise UserError("trainer.attention flash_attn needs the package flash-attn: install dlm[flash] or set auto")
         return contextlib.nullcontext
-    if backend == "fa4":
-        _activate_fa4()
+    restore_flash_attention_impl(_raise_warn=False)
+    if backend in REGISTERED:
+        _activate(backend)
         return lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)
     return lambda: sdpa_kernel(SDPA[backend])
 
 
-def _activate_fa4() -> None:
+def _activate(backend: str) -> None:
+    name, package = REGISTERED[backend]
     try:
-        activate_flash_attention_impl("FA4")
-    except (ValueError, ImportError) as error:  # this PyTorch does not know FA4, or the package is missing
-        raise UserError("trainer.attention fa4 needs the package flash-attn-4: install it or set auto") from error
+        activate_flash_attention_impl(name)
+    except (ValueError, ImportError) as error:  # this PyTorch does not know the name, or the package is missing
+        raise UserError(f"trainer.attention {backend} needs the package {package}: install it or set auto") from error
 
 
 class Attention(nn.Module):
     """Multi-head attention without biases, with grouped queries and with normalised queries and keys if configured.
 
-    Args:
-        shape: The shape of the model.
-        use_flash_attn: Call the package flash-attn instead of PyTorch's attention.
+    The attribute ``use_flash_attn`` makes it call the package flash-attn instead of PyTorch's attention.
     """
 
-    def __init__(self, shape: ModelShape, *, use_flash_attn: bool = False) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.n_head, self.num_kv_heads, self.head_dim = shape.n_head, shape.num_kv_heads, shape.head_dim
-        self.use_flash_attn = use_flash_attn
+        self.use_flash_attn = False
         self.qkv = nn.Linear(shape.n_embd, (self.n_head + 2 * self.num_kv_heads) * self.head_dim, bias=False)
         self.proj = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
         norm = (lambda: nn.RMSNorm(self.head_dim, eps=shape.norm_eps)) if shape.qk_norm else nn.Identity
@@ -132,8 +132,9 @@ class Attention(nn.Module):
         batch, length, width = x_BTC.shape
         heads_BHTD = self.qkv(x_BTC).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q_BHTD, k_BHTD, v_BHTD = heads_BHTD.split([self.n_head, self.num_kv_heads, self.num_kv_heads], dim=1)
-        q_BHTD = rotate(self.norm_q(q_BHTD), cos_TR, sin_TR)
-        k_BHTD = rotate(self.norm_k(k_BHTD), cos_TR, sin_TR)
+        # Under autocast the norms return float32, which flash-attn refuses.
+        q_BHTD = rotate(self.norm_q(q_BHTD), cos_TR, sin_TR).type_as(v_BHTD)
+        k_BHTD = rotate(self.norm_k(k_BHTD), cos_TR, sin_TR).type_as(v_BHTD)
         y_BTHD = self._attend(q_BHTD, k_BHTD, v_BHTD, causal)
         return self.proj(y_BTHD.reshape(batch, length, width))
 

@@ -38,11 +38,11 @@ class Block(nn.Module):
     for alpha = 1).
     """
 
-    def __init__(self, shape: ModelShape, *, use_flash_attn: bool) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.residual_scale = 1 / shape.depth_ratio
         self.norm_1 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
-        self.attention = Attention(shape, use_flash_attn=use_flash_attn)
+        self.attention = Attention(shape)
         self.norm_2 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.mlp = SwiGLU(shape)
 
@@ -58,20 +58,17 @@ class TransEncoder(nn.Module):
     Args:
         shape: The shape of the model, as in configs/model.
         causal: Attend to earlier tokens only. If False, the embedding has one more row, number V, for the mask token.
-        use_flash_attn: Call the package flash-attn instead of PyTorch's attention.
         checkpointing: Recompute the activations of every block in the backward pass instead of keeping them.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(
-        self, shape: ModelShape, *, causal: bool, use_flash_attn: bool = False, checkpointing: bool = False
-    ) -> None:
+    def __init__(self, shape: ModelShape, *, causal: bool, checkpointing: bool = False) -> None:
         super().__init__()
         self.shape, self.causal, self.checkpointing = shape, causal, checkpointing
         self.embedding = nn.Embedding(shape.vocab_size + (0 if causal else 1), shape.n_embd)
-        self.blocks = nn.ModuleList(Block(shape, use_flash_attn=use_flash_attn) for _ in range(shape.n_layer))
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
         rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
@@ -85,6 +82,11 @@ class TransEncoder(nn.Module):
         cos, sin = rotary_tables(self.shape.block_size, self.cos.shape[-1])
         self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
         return self
+
+    def use_flash_attn(self, switch: bool) -> None:
+        """Let every layer call the package flash-attn instead of PyTorch's attention, or not."""
+        for block in self.blocks:
+            block.attention.use_flash_attn = switch
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise the weights from normal distributions, as in SMDM.

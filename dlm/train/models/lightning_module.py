@@ -20,7 +20,7 @@ from dlm.core.recipe import Recipe
 from dlm.core.schedule import rates_of
 from dlm.core.typed import MisfitError, typed
 from dlm.train.checkpoint_files import check_format
-from dlm.train.models.attention import kernels
+from dlm.train.models.attention_check import working_kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer
@@ -46,7 +46,6 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.model = TransEncoder(
             recipe.shape,
             causal=recipe.causal,
-            use_flash_attn=how["attention"] == "flash_attn",
             checkpointing=how["activation_checkpointing"],
         )
         self.model.init_weights(torch.Generator().manual_seed(config["seed"]))
@@ -89,8 +88,14 @@ class DiffusionLMLightningModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Choose the attention kernels. Raises UserError if the device does not support the back end."""
-        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
-        self.kernels = kernels(self.config["trainer"]["attention"], device, precision=precision)
+        self.attention, self.kernels = working_kernels(
+            self.config["trainer"]["attention"],
+            self.recipe.shape,
+            causal=self.recipe.causal,
+            device=self.trainer.strategy.root_device,
+            precision=str(self.trainer.precision),
+        )
+        self.model.use_flash_attn(self.attention == "flash_attn")
 
     def configure_model(self) -> None:
         """Compile the loss if trainer.compile is set. Under fsdp, shard the model in units of trainer.fsdp_wrap.
