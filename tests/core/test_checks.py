@@ -17,6 +17,7 @@ from dlm.core.checks import ARGUMENTS, KEYS, TOP_LEVEL, check_keys, check_values
 from dlm.core.configs import choices, load_base, load_choice, merge, nest
 from dlm.core.errors import UserError
 from dlm.core.paths import configs_dir
+from dlm.core.replaced_keys import INSTEAD
 from dlm.plan.definition import parse_sweep
 from dlm.plan.grid import make_plan
 
@@ -35,7 +36,6 @@ MISSPELT = {
     "training": ("config.yaml", "budgt", "budget"),
     "validation": ("config.yaml", "draw", "draws"),
 }
-from dlm.core.replaced_keys import INSTEAD
 
 
 def definition(**changes):

@@ -57,7 +57,7 @@ from dlm.data.prepare.command import index_packed
         (("experiment=debug", "logger.tags=['']"), ("logger.tags is ['']", "no empty tag")),
         (
             (*SHORT, "trainer.profiler=simple"),
-            ("trainer.profiler is no key of dlm: set profiler=simple at the top level",),
+            ("trainer.profiler is no key of dlm", "set profiler=simple"),
         ),
         ((*SHORT, "ckpt_path=/etc/hostname"), ("ckpt_path /etc/hostname cannot be read", "step_* folder")),
     ],

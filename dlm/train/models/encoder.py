@@ -85,8 +85,9 @@ class TransEncoder(nn.Module):
 
     def use_flash_attn(self, switch: bool) -> None:
         """Let every layer call the package flash-attn instead of PyTorch's attention, or not."""
-        for block in self.blocks:
-            block.attention.use_flash_attn = switch
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.use_flash_attn = switch
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise the weights from normal distributions, as in SMDM.
