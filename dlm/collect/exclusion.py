@@ -14,6 +14,7 @@ class Cause(StrEnum):
     OTHER_CONVENTION = "another convention"
     DUPLICATE = "duplicate"
     SHORT = "short"
+    STOPPED_EARLY = "stopped early"
     LONG = "long"
     NO_VALIDATION = "missing validation"
     NOT_LEARNED = "did not learn"

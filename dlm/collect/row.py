@@ -114,6 +114,11 @@ def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
     """Return why the loss that was found does not count as the loss of this cell; None when it counts."""
     if not math.isfinite(loss["loss"]):
         return Excluded(State.DIVERGED, f"its loss is {loss['loss']}")
+    result = cell.now.result
+    if result is not None and result.stopped_early:
+        progress = f" at step {result.step} of {cell.recipe.steps}"
+        details = "laws need the loss at the planned last step: train it without the callback that stopped it"
+        return Excluded(Cause.STOPPED_EARLY, details, progress=progress)
     return _of_other_config(cell, loss["source"])
 
 

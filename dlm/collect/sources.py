@@ -199,7 +199,7 @@ def _add_source(cell: FoundCell, one: WandbSource, key: Key) -> None:
         cell.merged = cell.stored_with(key) or filled(cell.merged, one.history, cell.merged.key + key)
     cell.in_wandb.append(one)
     result = one.result if cell.lacks_result else None
-    if result is not None and (result.cell_id, result.step) == (cell.name, cell.recipe.steps):
+    if result is not None and result.is_of(cell.name, cell.recipe.steps):
         cell.now = dataclasses.replace(cell.now, state=State.DONE, reason=None, result=result)
         cell.source = one.source
 

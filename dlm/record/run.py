@@ -72,7 +72,7 @@ def gpu_hours_used(sweep_dir: Path) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The content of result.json: the result of a run, written once after the validation at the planned last step."""
+    """The content of result.json: the result of a run, written once after the validation at the last step."""
 
     cell_id: str
     step: int
@@ -92,6 +92,11 @@ class Result:
     data_hash: str
     unigram_entropy: float  # of the validation text, nats/token; a model whose loss is not below it learnt nothing
     finished: float  # seconds since the epoch
+    stopped_early: bool = False  # a callback ended the run before its planned last step; laws leave it out
+
+    def is_of(self, cell_id: str, steps: int | None) -> bool:
+        """Whether it is the result of the cell ``cell_id``, whose planned last step is ``steps`` (None: any step)."""
+        return self.cell_id == cell_id and (steps in (None, self.step) or self.stopped_early)
 
 
 def write_result(run_dir: Path, result: Result) -> None:
@@ -220,8 +225,6 @@ def checkpoint_steps(run_dir: Path) -> list[int]:
 
 
 def finished(run_dir: Path, cell_id: str, steps: int | None) -> Result | None:
-    """Read the result of a finished cell; None unless it belongs to ``cell_id`` and step ``steps`` (None: any step)."""
+    """Read the result of a finished cell; None unless it is that of ``cell_id`` (``Result.is_of``)."""
     result = read_result(run_dir)
-    if result is None or result.cell_id != cell_id or steps not in (None, result.step):
-        return None
-    return result
+    return result if result is not None and result.is_of(cell_id, steps) else None

@@ -226,7 +226,7 @@ def _fit(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: 
     if any(preemption.requested for preemption in preemptions) and trainer.global_step < recipe.steps:
         return trainer.global_step
     if run_dir is not None:
-        if module.validated_step != recipe.steps:
+        if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             _write_result(trainer, module, data, run_dir)
@@ -279,24 +279,24 @@ def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
 def _write_result(
     trainer: L.Trainer, module: DiffusionLMLightningModule, data: PackedDataModule, run_dir: Path
 ) -> None:
-    """Write validation.csv and result.json. Raises UserError if a callback stopped the run before the last step."""
-    recipe, seed = module.recipe, module.config["seed"]
+    """Write validation.csv and result.json, also for a run that a callback has stopped before its planned last step."""
+    recipe, seed, step = module.recipe, module.config["seed"], trainer.global_step
     record = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RecordWriter))
-    if trainer.global_step != recipe.steps:
-        raise UserError(f"stopped at step {trainer.global_step} of {recipe.steps}: no result is written, see callbacks")
     loss, error = module.validation_loss
-    print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {recipe.steps} steps, {record.wall_sec:.0f} s")
-    seen = recipe.steps * recipe.global_batch_size
+    print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {step} steps, {record.wall_sec:.0f} s")
+    if step != recipe.steps:
+        print(f"{run_dir.name} stopped early, at step {step} of {recipe.steps}: laws leave it out")
+    seen, tokens = step * recipe.global_batch_size, step * recipe.tokens_per_step
     patiently(run_dir, lambda: write_validation(run_dir, *module.validation_terms.T.tolist()))
     result = Result(
         cell_id=module.config["cell_id"],
-        step=recipe.steps,
-        tokens=recipe.tokens,
+        step=step,
+        tokens=tokens,
         loss=loss,
         loss_se=error,
         estimator=module.objective.estimator,
         wall_sec=record.wall_sec,
-        tokens_per_sec=recipe.tokens / record.training_sec,
+        tokens_per_sec=tokens / record.training_sec,
         device=device_name(module.device),
         num_devices=trainer.world_size,
         gpu_hours=record.gpu_hours,
@@ -307,6 +307,7 @@ def _write_result(
         data_hash=data.data_set.hash,
         unigram_entropy=data.unigram_entropy(),
         finished=time.time(),
+        stopped_early=step != recipe.steps,
     )
     patiently(run_dir, lambda: write_result(run_dir, result))
     for logger in trainer.loggers:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from support.runs import DEBUG, SHORT, TINY, losses, only_run, rows_of
 
+from dlm.collect.tables import collect
 from dlm.core.errors import UserError
 from dlm.core.files import read_json
 from dlm.core.recipe import derive
@@ -164,11 +165,24 @@ def test_a_development_run_keeps_nothing(launch, workdir):
     assert [path.name for path in only_run(workdir).iterdir()] in ([], [".hydra"])
 
 
-def test_a_run_that_stops_early_has_no_result(launch, workdir):
-    ended = launch(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
-                   "+callbacks.early_stopping.min_delta=10")  # fmt: skip
-    assert "stopped at step 20 of 40" in ended.complaint
-    assert read_result(only_run(workdir)) is None
+def test_a_run_that_stops_early_is_done_and_laws_leave_it_out(launch, workdir):
+    words = (*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1",
+             "+callbacks.early_stopping.min_delta=10")  # fmt: skip
+    ended, run_dir = launch(*words), only_run(workdir)
+    result, status = read_result(run_dir), read_status(run_dir)
+    assert ended.code == 0 and "stopped early, at step 20 of 40: laws leave it out" in ended.out
+    assert result is not None and (result.step, result.stopped_early) == (20, True)
+    assert result.tokens * 2 == derive(yaml.safe_load((run_dir / "config.yaml").read_text())).tokens
+    assert result.loss == losses(run_dir)[20]["val/loss"]
+    assert status is not None and (status.state, status.step) == (State.DONE, 20)
+    again = launch(*words)
+    assert again.code == 0 and "is done" in again.out
+    collected = collect(workdir / "adhoc")
+    assert collected.runs.empty
+    assert collected.excluded["reason"].tolist() == [
+        "stopped early at step 20 of 40: laws need the loss at the planned last step: train it without the callback "
+        "that stopped it"
+    ]
 
 
 def test_a_run_killed_between_its_last_step_and_its_result_only_validates(launch, trained):
