@@ -47,7 +47,7 @@ def _check_result(cell: FoundCell, result: Result, histories: list[tuple[str, Hi
     for one in cell.in_wandb:
         if one.source != cell.source and (other := one.result) is not None:
             cell.warn(*differing_values(_fields_of(result), _fields_of(other), first, one.where))
-    step = cell.recipe.steps
+    step = cell.last_step
     names = (f"val/loss at step {step}", f"val/loss_se at step {step}")
     ours = dict(zip(names, (result.loss, result.loss_se), strict=True))
     for where, history in histories:
@@ -69,7 +69,7 @@ def check_second_source(cell: FoundCell, row: Mapping[str, Any]) -> bool:
         Whether a second source has the final loss.
     """
     others = [one for one in cell.in_wandb if one.source != row["source"]]
-    has_second = any(one.result is not None or one.history.at(row["steps"])[0] is not None for one in others)
+    has_second = any(one.result is not None or one.history.at(cell.last_step)[0] is not None for one in others)
     if not cell.run_dir.is_dir():
         return has_second
     if not cell.in_wandb and _logs_to_wandb(cell):

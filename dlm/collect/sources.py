@@ -106,9 +106,15 @@ class FoundCell(Candidate):
         return self.now.result is None and self.now.state not in LIVE and read_result(self.run_dir) is None
 
     @property
+    def last_step(self) -> int:
+        """The last step of a whole run: the planned one, or that at which a callback stopped it."""
+        result = self.now.result
+        return result.step if result is not None and result.stopped_early else self.recipe.steps
+
+    @property
     def is_incomplete(self) -> bool:
         """Whether less trusted sources may add the result, or steps of the history that the run reached."""
-        history, status, steps = self.merged, self.now.status, self.recipe.steps
+        history, status, steps = self.merged, self.now.status, self.last_step
         if self.now.state in LIVE:
             return False
         if history.last_step is None or history.warnings:  # an empty or damaged history
@@ -210,9 +216,9 @@ def settle(cell: FoundCell) -> None:
         cell.warn(*one.run.warnings, *one.history.warnings)
         if one.run.unread is not None:
             cell.warn(f"its history on the W&B server could not be read: {one.run.unread}")
-    if cell.now.result is not None and not cell.merged.reached(cell.recipe.steps):
+    if cell.now.result is not None and not cell.merged.reached(cell.last_step):
         ends = "is nowhere" if cell.merged.last_step is None else f"ends at step {cell.merged.last_step}"
-        cell.warn(f"its history {ends}, of {cell.recipe.steps} steps: no source that was read has the rest")
+        cell.warn(f"its history {ends}, of {cell.last_step} steps: no source that was read has the rest")
     if cell.now.state is State.PLANNED and cell.in_wandb:
         runs = [one.run for one in cell.in_wandb]
         telling = next((run for run in runs if run.exit_code is not None or run.state is not None), runs[0])
