@@ -68,6 +68,11 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.loss_count += 1
         return loss
 
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients. With activation checkpointing, the blocks attend again here, with the same kernels."""
+        with self.kernels():
+            super().backward(loss, *args, **kwargs)
+
     def take_logged(self) -> tuple[float, float]:
         """Return the mean training loss, nats/token, and the number of overflows since the last call, and reset both.
 
