@@ -150,6 +150,17 @@ def test_a_disk_that_is_full_after_a_new_checkpoint_gets_room_for_the_status(lau
     assert f"going on from {kept[1]}" in launch(*SHORT, f"paths.run_dir={workdir}/a").out
 
 
+@pytest.mark.parametrize(("mode", "best"), [("min", min), ("max", max)])
+def test_the_checkpoint_with_the_best_score_is_kept(mode, best, launch, workdir):
+    steps = ("training.steps=16", "validation.times=8", "optimizer.lr=1e-2")
+    assert launch(*TINY, *steps, f"callbacks.checkpoint.mode={mode}", f"paths.run_dir={workdir}/a").code == 0
+    scores = {step: row["val/loss"] for step, row in losses(workdir / "a").items() if "val/loss" in row}
+    assert list(scores) == list(range(2, 17, 2))
+    del scores[16]  # it comes after the last deletion
+    kept = {int(path.name[-8:]) for path in (workdir / "a/checkpoints").iterdir()}
+    assert kept == {14, 16, best(scores, key=scores.__getitem__)}
+
+
 def test_a_run_goes_on_with_another_micro_batch(launch, trained):
     run_dir = trained
     truth = losses(run_dir)

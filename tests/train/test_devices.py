@@ -7,7 +7,7 @@ import torch
 from support.modules import make_module
 
 from dlm.core.errors import UserError
-from dlm.train.callbacks.monitors import peak_flops
+from dlm.train.callbacks.monitors import SpeedMonitor, peak_flops
 from dlm.train.trainer import resolved_precision
 
 
@@ -26,6 +26,18 @@ def test_the_peak_is_that_of_the_exact_card(name, peak, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_mfu_is_a_share_of_the_peak_of_all_devices(devices):
+    module = make_module({"training.steps": 10})
+    trainer = SimpleNamespace(global_step=0, max_steps=10, log_every_n_steps=5, world_size=devices)
+    monitor = SpeedMonitor(peak_flops_per_device=1e12)
+    monitor.on_train_start(trainer, module)
+    trainer.global_step = 5
+    monitor.on_step_end(trainer, module, validates=False)
+    flops_per_sec = module.recipe.flops["full_masked_head"] / 10 / module.observed["step_time"]
+    assert module.observed["mfu"] == pytest.approx(flops_per_sec / (devices * 1e12), rel=1e-9)
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from support.runs import TINY, losses, only_run, wait_for
 from support.two_processes import SECONDS, two_processes
 
@@ -12,6 +14,7 @@ from dlm.record.run import (
     read_result,
     read_status,
 )
+from dlm.train.callbacks.preemption import Preemption
 
 
 def checkpoints_after(run_dir, step: int) -> list[int]:
@@ -59,6 +62,30 @@ def test_a_run_that_is_told_to_stop_and_then_killed_goes_on_bit_for_bit(start, l
     finished = read_result(truth)
     assert finished is not None and (result.loss, result.loss_se) == (finished.loss, finished.loss_se)
     assert finished.steps_redone == 0 <= result.steps_redone < 250 - first
+
+
+@pytest.mark.parametrize("told", [(False, False), (True, False), (False, True), (True, True)])
+def test_all_ranks_stop_if_any_of_them_is_told_to(told):
+    """Two ranks, whose values are reduced here as a process group reduces them."""
+    sent = [torch.tensor([float(flag), seconds]) for flag, seconds in zip(told, (0.5, 0.1), strict=True)]
+    asked = []
+
+    def reduce(mine, reduce_op):
+        asked.append(mine)
+        return getattr(torch.stack(sent), f"a{reduce_op}")(dim=0)
+
+    for flag in told:
+        preemption = Preemption()
+        preemption._flag = flag
+        trainer = SimpleNamespace(world_size=2, global_step=1, max_steps=9, should_stop=False,
+                                  limit_val_batches=4, strategy=SimpleNamespace(reduce=reduce))  # fmt: skip
+        module = SimpleNamespace(device=torch.device("cpu"))
+        preemption.on_step_end(trainer, module, validates=False)
+        assert preemption.requested == trainer.should_stop == any(told)
+        assert trainer.limit_val_batches == (0 if any(told) else 4)
+        trainer.global_step = 2  # by the slowest rank, two steps fit into the interval, so nothing is agreed here
+        preemption.on_step_end(trainer, module, validates=False)
+    assert [float(mine[0]) for mine in asked] == [float(flag) for flag in told]
 
 
 @pytest.mark.long  # the tests above send one signal to one process

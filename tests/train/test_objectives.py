@@ -82,6 +82,23 @@ def test_the_autoregressive_loss_and_every_gradient_follow_the_formula():
     agree(model, weights, objective.loss(model, batch).mean(), truth)
 
 
+@pytest.mark.parametrize("objective", [MaskedDiffusion(vocab_size=V), Autoregressive(bos_id=BOS)])
+def test_the_loss_of_logits_in_bfloat16_is_computed_in_float32(objective):
+    random = torch.Generator().manual_seed(0)
+
+    def model(dtype):
+        def logits_of(tokens_BT, index_M=None):
+            logits = torch.randn(*tokens_BT.shape, V, generator=random.manual_seed(0)).bfloat16().to(dtype)
+            return logits if index_M is None else logits.flatten(0, 1)[index_M]
+
+        return logits_of
+
+    batch = random_batch(objective)
+    rough, exact = (objective.loss(model(dtype), batch) for dtype in (torch.bfloat16, torch.float64))
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact.float(), rtol=1e-5, atol=0)
+
+
 # A small world that is known exactly: all sequences of three letters, and how likely each is.
 LETTERS, LENGTH = 3, 4
 TEXTS = torch.tensor(list(itertools.product(range(LETTERS), repeat=LENGTH)))

@@ -63,6 +63,20 @@ def adamw_by_hand(weight, gradients, *, lr, weight_decay, eps, betas=(0.9, 0.95)
     return weight
 
 
+def muon_by_hand(weight, gradients, *, lr, weight_decay, momentum):
+    """Muon with Nesterov's momentum and changes of AdamW's size (Liu et al. 2502.16982), in float64."""
+    weight, average = weight.double(), 0.0
+    for gradient in gradients:
+        average = momentum * average + (1 - momentum) * gradient
+        change = momentum * average + (1 - momentum) * gradient
+        change = change / change.norm()
+        for _ in range(5):  # towards the orthogonal matrix that is nearest
+            square = change @ change.T
+            change = 3.4445 * change + (-4.7750 * square + 2.0315 * square @ square) @ change
+        weight = weight - lr * (0.2 * max(weight.shape) ** 0.5 * change + weight_decay * weight)
+    return weight
+
+
 # What Dey et al. (2505.01618), table 1, say of twice the width (m_N = 2) and three times the depth (m_L = 3).
 COMPLETEP = {
     "embedding": {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3 / 2},
@@ -157,6 +171,25 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_them_orthogonal():
         assert other.max() > 2.5 * other.median(), name
         size = (by_muon - start[name]).square().mean().sqrt() / config["lr"]
         assert 0.1 < size < 0.3, name  # as large as AdamW's changes usually are: .2 of the learning rate
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.95])
+def test_muon_moves_a_matrix_as_its_formula_with_the_momentum_of_the_config(momentum):
+    shape = shape_of()
+    model = model_of(shape)
+    optimizer = make_optimizer(model, {**MUON, "momentum": momentum}, shape)
+    matrices = {name: p for name, p in model.named_parameters() if kind_of(name, p) == "hidden"}
+    start = {name: p.detach().clone() for name, p in matrices.items()}
+    random = torch.Generator().manual_seed(0)
+    gradients = {name: torch.randn(3, *p.shape, generator=random) for name, p in matrices.items()}
+    for step in range(3):
+        for name, parameter in matrices.items():
+            parameter.grad = gradients[name][step]
+        optimizer.step()
+    settings = {"lr": MUON["lr"], "weight_decay": MUON["weight_decay"], "momentum": momentum}
+    for name, parameter in matrices.items():
+        truth = muon_by_hand(start[name], gradients[name].double(), **settings)
+        assert (parameter - truth).norm() < 0.05 * (truth - start[name]).norm(), name  # PyTorch computes in bfloat16
 
 
 def test_muon_shrinks_a_matrix_by_rate_times_decay():

@@ -116,7 +116,23 @@ def test_losses_of_single_sequences_are_kept_and_can_be_paired(launch, workdir):
 
 
 def test_the_monitors_write_true_numbers(launch, workdir, monkeypatch):
-    """MFU of a stated peak, the weights' norm, and every micro-batch with more masked than there is room for."""
+    """The mean loss since the last row, the gradients' norm before they are clipped, MFU of a stated peak, the weights'
+    norm, and every micro-batch with more masked than there is room for.
+    """
+    seen, norms = [], []
+    plain, clip = DiffusionLMLightningModule.training_step, DiffusionLMLightningModule.configure_gradient_clipping
+
+    def keep_loss(self, batch, batch_idx):
+        loss = plain(self, batch, batch_idx)
+        seen.append(loss.item())
+        return loss
+
+    def keep_norm(self, *given, **named):
+        norms.append(sum(float(parameter.grad.double().square().sum()) for parameter in self.parameters()) ** 0.5)
+        clip(self, *given, **named)
+
+    monkeypatch.setattr(DiffusionLMLightningModule, "training_step", keep_loss)
+    monkeypatch.setattr(DiffusionLMLightningModule, "configure_gradient_clipping", keep_norm)
     monkeypatch.setattr(
         "dlm.train.objectives.masked_diffusion.capacity", lambda *_, eps: 16
     )  # of about 64 masked tokens
@@ -126,6 +142,9 @@ def test_the_monitors_write_true_numbers(launch, workdir, monkeypatch):
     run_dir = only_run(workdir)
     rows = [row for row in rows_of(run_dir) if "train/loss" in row]
     assert [row["overflows"] for row in rows] == [10, 10, 10, 10]  # five steps of two
+    means = [statistics.fmean(seen[start : start + 10]) for start in range(0, 40, 10)]
+    assert [row["train/loss"] for row in rows] == pytest.approx(means, rel=1e-5)
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms[4::5], rel=1e-5) and max(norms[4::5]) > 1.1
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     per_step = derive(config).flops["full_masked_head"] / 20
     for row in rows:
