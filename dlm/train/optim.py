@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from dlm.core.errors import UserError
 from dlm.core.schedule import Rates
@@ -43,7 +44,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any], shape: ModelShap
     hidden = {name: p for name, p in parameters.items() if kind_of(name, p) == "hidden"}
     rest = {name: p for name, p in parameters.items() if name not in hidden}
     return MuonAndAdamW(
-        torch.optim.Muon(
+        Muon(
             hidden.values(),
             lr=config["lr"],
             weight_decay=config["weight_decay"],
@@ -88,6 +89,47 @@ def _adamw(
             settings["weight_decay"] = 0.0
         groups.setdefault(tuple(settings.items()), {"params": [], **settings})["params"].append(parameter)
     return torch.optim.AdamW(list(groups.values()), betas=tuple(config["betas"]), fused=True)
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon; a matrix that is sharded over processes gets the update that it would get in one process.
+
+    PyTorch's own step would orthogonalise the shards together in bfloat16. As sums of bfloat16 numbers depend on how
+    they are split, its updates differ from those of one process by some percent.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters and return the value of ``closure``, which computes the loss and its gradients."""
+        if not any(isinstance(parameter, DTensor) for group in self.param_groups for parameter in group["params"]):
+            return super().step(closure)
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_sharded(parameter, group)
+        return loss
+
+    def _step_sharded(self, parameter: torch.Tensor, group: Group) -> None:
+        """Update one matrix. Momentum stays sharded; every process orthogonalises the whole matrix."""
+        # These are the functions of PyTorch's own step, so both ways to compute stay the same.
+        from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+        gradient: Any = parameter.grad
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+        whole = update.bfloat16().full_tensor()  # orthogonalised in bfloat16, so no more has to be sent
+        whole = _zeropower_via_newtonschulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        mesh = gradient.device_mesh
+        change = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], parameter.shape)
+        parameter.add_(change.redistribute(mesh, gradient.placements), alpha=-rate)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
