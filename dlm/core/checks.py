@@ -45,6 +45,7 @@ NAMES = {
     "trainer.strategy": ("auto", "ddp", *SHARDED),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.fsdp_wrap": ("block", "model"),
+    "trainer.fsdp_shard_over": ("auto", "node", "all"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true"),
     "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa3", "fa4"),
     "callbacks.checkpoint.mode": ("min", "max"),
@@ -119,7 +120,8 @@ KEYS = {
     "validation": ("num_sequences", "estimator", "draws", "seed", "times"),
     "paths": ("workdir", "data_dir", "run_dir"),
     "trainer": (  # dlm's own keys, and the arguments of lightning.Trainer
-        "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
+        "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
+        "process_group_timeout",
         "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run",
         "min_epochs", "min_steps", "max_time", "limit_test_batches", "limit_predict_batches",
         "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing",

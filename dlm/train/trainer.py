@@ -14,16 +14,18 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from dlm.core.checks import SHARDED, whole
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
 from dlm.train.instantiate import made
+from dlm.train.sharding import ShardedStrategy
 
 OURS = (  # trainer keys that Lightning does not know
-    "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "process_group_timeout",
+    "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
+    "process_group_timeout",
 )  # fmt: skip
 IGNORED_WARNINGS = (
     "isinstance.treespec, LeafSpec",
@@ -66,8 +68,7 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         world_size=world_size,
         num_params=recipe.shape.num_params,
     )
-    seconds = config["trainer"].get("process_group_timeout")
-    options["strategy"] = _strategy(options["strategy"], world_size, seconds)
+    options["strategy"] = _strategy(config["trainer"], devices=options["devices"], num_nodes=options["num_nodes"])
     options["precision"] = resolved_precision(options["precision"], options["accelerator"])
     options["log_every_n_steps"] = options["log_every_n_steps"] or evenly(recipe.steps, 100)
     logger = run_dir is not None and _logger(config)
@@ -95,22 +96,25 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         raise UserError(f"Lightning refuses the trainer: {' '.join(str(error).split())}") from error
 
 
-def _strategy(name: str, world_size: int, timeout_sec: int | None) -> Any:
+def _strategy(how: Mapping[str, Any], *, devices: int, num_nodes: int) -> Any:
     """Return the argument ``strategy`` of Lightning's Trainer.
 
     Args:
-        name: The value of ``trainer.strategy``.
-        world_size: The number of processes.
-        timeout_sec: How long the processes wait for one another, in seconds; None for Lightning's default.
+        how: The config node ``trainer``.
+        devices: The number of processes on each node.
+        num_nodes: The number of nodes.
     """
-    timeout: Any = {} if timeout_sec is None else {"timeout": timedelta(seconds=timeout_sec)}
+    name, seconds = how["strategy"], how.get("process_group_timeout")
+    timeout: Any = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
+    world_size = devices * num_nodes
     if name == "ddp" or (name == "auto" and world_size > 1):
-        # The only buffers are the rotary tables, which are the same in every process.
+        # The only buffers are the rotary tables, which are the same in every process. Every parameter gets a gradient,
+        # so find_unused_parameters stays off: it would search the graph at every step.
         return DDPStrategy(broadcast_buffers=False, **timeout)
-    if name in SHARDED:  # the checkpoint is a single file, which any strategy and world size can load
-        return ModelParallelStrategy(
-            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False, **timeout
-        )
+    if name in SHARDED:
+        over = how.get("fsdp_shard_over", "auto")
+        inside_nodes = over == "node" or (over == "auto" and devices > 1)
+        return ShardedStrategy(world_size, copies=num_nodes if inside_nodes else 1, **timeout)
     return name
 
 

@@ -103,3 +103,14 @@ def test_several_gpus_shard_the_model_and_wait_as_long_as_asked(compose):
         strategy = make_trainer(plain, recipe_of(config), None).strategy
         assert isinstance(strategy, kind) and strategy._timeout.total_seconds() == 90
     assert compose(*words).trainer.strategy == "fsdp"
+
+
+def test_every_node_has_a_copy_of_a_sharded_model_unless_it_has_a_single_device(compose):
+    words = ("experiment=debug", "trainer.accelerator=cpu", "trainer.strategy=fsdp")
+    copies = {}
+    for nodes, devices, over in [(1, 2, "auto"), (2, 2, "auto"), (2, 1, "auto"), (2, 2, "all"), (2, 1, "node")]:
+        config = compose(*words, f"trainer.num_nodes={nodes}", f"trainer.devices={devices}",
+                         f"trainer.fsdp_shard_over={over}")  # fmt: skip
+        plain = fill(OmegaConf.to_container(config, resolve=True))
+        copies[nodes, devices, over] = make_trainer(plain, recipe_of(config), None).strategy.copies
+    assert copies == {(1, 2, "auto"): 1, (2, 2, "auto"): 2, (2, 1, "auto"): 1, (2, 2, "all"): 1, (2, 1, "node"): 2}

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,6 +23,7 @@ from dlm.train.models.attention_check import working_kernels
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer
+from dlm.train.sharding import ShardedStrategy, shard
 
 FORMAT = 1  # version of the entry `dlm` in checkpoints and weights files
 
@@ -116,13 +116,13 @@ class DiffusionLMLightningModule(L.LightningModule):
             if compiled:
                 self.compute_loss = torch.compile(self.objective.loss, dynamic=False)
             return
-        assert self.device_mesh is not None
-        for block in self.model.blocks:
-            if compiled:  # each block alone, so that gathering the next block's parameters is not compiled
+        if compiled:
+            for block in self.model.blocks:  # each alone, so that gathering the next block's parameters is not compiled
                 block.compile(dynamic=False)
-            if how.get("fsdp_wrap", "block") == "block":
-                fully_shard(block, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, ShardedStrategy)
+        wrap, precision = how.get("fsdp_wrap", "block"), str(self.trainer.precision)
+        shard(self.model, strategy.shard_mesh, wrap=wrap, precision=precision)
 
     def on_validation_epoch_start(self) -> None:
         """Make a row for every sequence of the fixed set: the loss and the Monte Carlo variance of the loss."""
