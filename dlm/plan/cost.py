@@ -7,7 +7,6 @@ has just been measured on this machine.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import subprocess
@@ -24,6 +23,7 @@ from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.plan.cells import Cell, Estimate, Plan
 from dlm.plan.definition import Hardware
 from dlm.plan.grid import cell_config
+from dlm.plan.speed import assumed_share, interpolate, is_compiled
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
@@ -32,7 +32,7 @@ def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> P
     Args:
         plan: The plan.
         rates: Model -> training FLOP/s measured on this machine; the cells are to run on its CPUs. None: the cells are
-            to run on the hardware of the definition, at its assumed share of the peak.
+            to run on the hardware of the definition, at an assumed share of its peak.
     """
     return dataclasses.replace(plan, cells=tuple(estimated(plan.cells, plan.spec.hardware, rates=rates)))
 
@@ -55,7 +55,7 @@ def estimated_like(cell: Cell, others: Iterable[Cell]) -> Cell:
         near.estimate,
         hours=(near.estimate.hours or 0.0) * more,
         gpu_hours=(near.estimate.gpu_hours or 0.0) * more,
-        memory_gib=memory_gib(cell, max(gpus, 1)),
+        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0),
     )
     return dataclasses.replace(cell, estimate=estimate)
 
@@ -94,6 +94,8 @@ def validation_flops(cell: Cell) -> float:
 
 
 GIB = 2**30
+# Bytes of activations per token, layer and channel, by whether the run is compiled: measured in bf16-mixed.
+ACTIVATION_BYTES = {False: 64, True: 46}
 
 
 def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None) -> Estimate:
@@ -103,7 +105,7 @@ def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None)
     return Estimate(
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
-        memory_gib=memory_gib(cell, max(gpus, 1)),
+        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0),
         nodes=hardware.nodes,
         gpus_per_node=gpus // hardware.nodes,
         device=hardware.device,
@@ -117,17 +119,20 @@ def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] 
         measured = rate_of(cell.num_params, rates)
         return measured, f"measured here, {measured:.3g} full_masked_head FLOP/s a cell"
     if gpus:
-        assumed = hardware.peak * hardware.mfu * gpus
-        return assumed, f"{gpus} x {hardware.device} at an assumed {hardware.mfu:.0%} of the peak"
+        share, how = hardware.mfu, ""
+        if share is None:
+            compiled = is_compiled(cell, on_gpu=True)
+            share = assumed_share(cell.num_params, hardware.device, compiled=compiled)
+            how = ", compiled" if compiled else ", not compiled"
+        return hardware.peak * share * gpus, f"{gpus} x {hardware.device} at an assumed {share:.0%} of the peak{how}"
     return None, "not measured on this machine yet"
 
 
-def memory_gib(cell: Cell, devices: int) -> float:
+def memory_gib(cell: Cell, devices: int, *, on_gpu: bool) -> float:
     """Estimate an upper limit of the training memory on each of ``devices`` devices, in GiB.
 
-    The estimate counts 16 bytes per parameter (float32 weights, gradients and two moments), activations of 34 bytes per
-    token, layer and channel (Korthikanti et al. 2205.05198, without the attention matrix), and float32 logits with
-    their gradient.
+    The estimate counts 16 bytes per parameter (float32 weights, gradients and two moments), the activations that the
+    backward pass keeps (ACTIVATION_BYTES), and float32 logits with their gradient.
     """
     objective, shape = OBJECTIVES[cell.objective], shape_of(cell)
     # A batch that does not divide evenly over the devices is refused earlier.
@@ -137,7 +142,8 @@ def memory_gib(cell: Cell, devices: int) -> float:
     )
     tokens = micro * cell.block_size
     state = 16 * shape.num_params_total(causal=objective.causal)
-    activations = 34 * tokens * shape.n_layer * shape.n_embd
+    compiled = is_compiled(cell, on_gpu=on_gpu)
+    activations = ACTIVATION_BYTES[compiled] * tokens * shape.n_layer * shape.n_embd
     logits = 2 * 4 * tokens * shape.vocab_size * (0.6 if objective.head_share < 1 else 1.0)
     return (state + activations + logits) / GIB
 
@@ -191,18 +197,3 @@ def rate_of(num_params: int, rates: Mapping[str, float]) -> float:
     """
     points = sorted((math.log(load_shape(name).num_params), math.log(rate)) for name, rate in rates.items())
     return math.exp(interpolate(math.log(num_params), points))
-
-
-def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:
-    """Interpolate linearly between ``points``, like numpy.interp but without importing NumPy, which takes 0.1 s.
-
-    Args:
-        x: Where to interpolate. Before the first point and after the last point, y is constant.
-        points: (x, y), ascending in x.
-    """
-    if x <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x < x1:
-            return (y1 - y0) / (x1 - x0) * (x - x0) + y0
-    return points[-1][1]

@@ -92,7 +92,8 @@ class Hardware(_Frozen):
     device: str = "H100"  # cpu, a key of flops.PEAK_FLOPS, or another GPU with its peak_flops
     nodes: Annotated[Whole, Field(ge=1, le=10**6)] = 1
     gpus_per_node: Annotated[Whole, Field(ge=0, le=10**6)] = 8
-    mfu: Annotated[Number, Field(ge=1e-6, le=1)] = 0.4  # assumed share of the peak, counted in full_masked_head FLOPs
+    # Assumed share of the peak, counted in full_masked_head FLOPs; None: by size, device and compilation (speed.py).
+    mfu: Annotated[Number, Field(ge=1e-6, le=1)] | None = None
     # Dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS.
     peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = None
 

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlm.core.flops import PEAK_FLOPS
 from dlm.core.paths import PACKAGE, sweeps_dir
 from dlm.core.shape import load_shape
-from dlm.plan.cost import interpolate, measure_flops_per_sec, rate_of
-from dlm.plan.definition import load_sweep
+from dlm.plan.cost import estimated, measure_flops_per_sec, memory_gib, rate_of
+from dlm.plan.definition import Hardware, load_sweep
 from dlm.plan.grid import make_plan
+from dlm.plan.speed import BANDWIDTH, assumed_share, interpolate
 
 COORDINATE = st.floats(1, 60)  # the logarithms of sizes and rates
 
@@ -65,3 +67,35 @@ def test_making_a_plan_imports_no_numpy(stdlib_data):
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "dlm.plan.cost" in done.stdout.split() and "numpy" not in done.stdout.split()
+
+
+def test_the_assumed_speed_rises_with_size_and_compilation_and_on_devices_with_more_bandwidth_per_flop():
+    assert assumed_share(6_000_000, "H100", compiled=False) == pytest.approx(0.10)
+    assert assumed_share(170_000_000, "H100", compiled=True) == pytest.approx(0.40)
+    assert assumed_share(10**9, "H100", compiled=True) == assumed_share(170_000_000, "H100", compiled=True)
+    for compiled in (False, True):
+        shares = [assumed_share(size, "H100", compiled=compiled) for size in (10**6, 10**7, 10**8)]
+        assert shares == sorted(shares) and 0.1 <= shares[0] < shares[-1] < 0.78
+    for size in (10**7, 10**9):
+        assert assumed_share(size, "H100", compiled=False) < assumed_share(size, "H100", compiled=True)
+        assert assumed_share(size, "L40S", compiled=True) < assumed_share(size, "H100", compiled=True)
+        assert assumed_share(size, "H100", compiled=True) < assumed_share(size, "H200", compiled=True) < 0.78
+        assert assumed_share(size, "RTX4090", compiled=True) == assumed_share(size, "H100", compiled=True)
+    assert BANDWIDTH.keys() == PEAK_FLOPS.keys()
+
+
+def test_a_plan_assumes_the_speed_and_the_memory_of_what_its_cells_will_do(stdlib_data):
+    hardware = Hardware(device="H100", gpus_per_node=1)
+    (compiled, *_), (eager, *_) = (
+        estimated(make_plan(load_sweep(sweeps_dir() / "smoke.yaml", words)).cells, hardware)
+        for words in (["trainer.compile=true"], ["trainer.compile=false"])
+    )
+    (default, *_) = estimated(make_plan(load_sweep(sweeps_dir() / "smoke.yaml")).cells, hardware)
+    assert default.estimate.basis == compiled.estimate.basis == "1 x H100 at an assumed 18% of the peak, compiled"
+    assert default.estimate.hours == compiled.estimate.hours
+    assert eager.estimate.basis == "1 x H100 at an assumed 10% of the peak, not compiled"
+    assert eager.estimate.hours == pytest.approx(1.8 * compiled.estimate.hours)
+    assert eager.estimate.memory_gib > compiled.estimate.memory_gib
+    (own, *_) = estimated([default], Hardware(device="H100", gpus_per_node=1, mfu=0.5))
+    assert own.estimate.basis == "1 x H100 at an assumed 50% of the peak"
+    assert memory_gib(default, 1, on_gpu=False) == eager.estimate.memory_gib  # the trainer of CPUs does not compile

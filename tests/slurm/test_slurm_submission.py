@@ -42,7 +42,7 @@ def test_mixed_resource_classes_become_arrays_and_a_cell_spans_two_nodes_by_fsdp
     cluster, command, stdlib_data, workdir
 ):
     short = ("experiment=debug", "logger=none", f"paths.data_dir={stdlib_data}")
-    on_two = ("trainer=fsdp2", "trainer.accelerator=cpu", "trainer.threads=1")
+    on_two = ("trainer=fsdp2", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.compile=false")
     jobs = [
         Job(
             name=name,

@@ -129,7 +129,8 @@ def test_the_command_of_the_readme_trains_by_fsdp_on_two_nodes(cluster, command,
     words = re.sub(r"\s+#.*", "", line).split("dlm.launch ")[1].split()
     toy = ("model=4k", "data=stdlib", "data.batch_size=8", "data.block_size=32", "training.budget=null",
            "training.steps=20", "validation.num_sequences=16", "validation.draws=2", "logger=none")  # fmt: skip
-    on_cpu = ("trainer=multi_node", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.threads=1")
+    on_cpu = ("trainer=multi_node", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.threads=1",
+              "trainer.compile=false")  # fmt: skip
     ended = command("dlm.launch", *words, *toy, *on_cpu, "hydra.launcher.allow_dirty=true", "hydra.launcher.poll_sec=1")
     assert ended.code == 0, ended.err
     (run_dir,) = (workdir / "adhoc/runs").glob("mdm-*")
