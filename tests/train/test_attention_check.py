@@ -60,6 +60,19 @@ def test_a_right_kernel_has_no_fault(shape, causal, precision):
     assert fault_of("flash", kernels("flash", CPU), SHAPES[shape], **how) == ""
 
 
+def test_a_long_block_is_checked_with_fewer_tokens(monkeypatch):
+    seen = []
+
+    def look(q, *given, plain=F.scaled_dot_product_attention, **options):
+        seen.append(q.shape[-2])
+        return plain(q, *given, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", look)
+    monkeypatch.setattr(attention_check, "MOST_TOKENS", 16)
+    assert fault_of("flash", kernels("flash", CPU), TINY, causal=True, device=CPU, precision="32-true") == ""
+    assert seen == [16, 16, 16] and TINY.block_size > 16
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("change", "said"),

@@ -17,7 +17,7 @@ import torch
 from dlm.core.shape import ModelShape
 from dlm.train.models.attention import FULL, HALF_ONLY, ORDER, Attention, kernels, rotary_tables
 
-SEQUENCES = 2
+SEQUENCES, MOST_TOKENS = 2, 2048  # what is computed; the memory of `math` grows with the square of the tokens
 MORE = 3.0  # how many times the rounding error of `math` in the same precision is allowed
 COMPARED = ("output", "gradient of the input", "gradient of the weights")
 LEAST = 2e-3  # the relative error that is always allowed: products in TF32 round to 10 bits
@@ -34,7 +34,7 @@ def working_kernels(
 
     Args:
         backend: The value of ``trainer.attention``.
-        shape: The shape of the model; the check uses its heads and its block size.
+        shape: The shape of the model; the check uses its heads, and its block size up to MOST_TOKENS.
         causal: Whether tokens attend to earlier ones only.
         device: The device that the model runs on.
         precision: The value of ``trainer.precision``, with ``auto`` resolved.
@@ -103,12 +103,13 @@ def _layer(
     for parameter in layer.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=shape.n_embd**-0.5, generator=random)
-    x_BTC, towards_BTC = torch.randn(2, SEQUENCES, shape.block_size, shape.n_embd, generator=random)
+    length = min(shape.block_size, MOST_TOKENS)
+    x_BTC, towards_BTC = torch.randn(2, SEQUENCES, length, shape.n_embd, generator=random)
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     layer, x_BTC, towards_BTC = layer.to(device, dtype), x_BTC.to(device, dtype), towards_BTC.to(device)
     x_BTC.requires_grad_()
     rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
-    cos_TR, sin_TR = (table.to(device) for table in rotary_tables(shape.block_size, rotated))
+    cos_TR, sin_TR = (table.to(device) for table in rotary_tables(length, rotated))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"), enter():
         y_BTC = layer(x_BTC, cos_TR, sin_TR, causal)
         (y_BTC * towards_BTC).sum().backward()
