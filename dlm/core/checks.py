@@ -12,7 +12,7 @@ from dlm.core import schedule
 from dlm.core.errors import UserError, shown, unknown
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.objectives import OBJECTIVES
-from dlm.core.replaced_keys import INSTEAD, instead_of
+from dlm.core.replaced_keys import instead_of
 
 SHARDED = ("fsdp", "fsdp2")  # names of one strategy, PyTorch's FSDP2
 
@@ -180,15 +180,15 @@ def check_keys(config: Mapping[str, Any]) -> None:
             _check_node(group, node, [key for key in KEYS[group] if key not in unread])
     _check_arguments("logger", config.get("logger"))
     for name, node in (config.get("callbacks") or {}).items():
-        if (error := instead_of(f"callbacks.{name}")) is not None:
+        is_whole = isinstance(node, Mapping) and "_target_" in node  # a callback of the user, with any name
+        if not is_whole and (error := instead_of(f"callbacks.{name}")) is not None:
             raise error
         _check_arguments(f"callbacks.{name}", node)
 
 
 def dotted_keys() -> list[str]:
-    """Return every key of KEYS that may be set, with its group, for example 'optimizer.lr'."""
-    every = (f"{group}.{key}" for group, keys in KEYS.items() for key in keys)
-    return [key for key in every if key not in INSTEAD]
+    """Return every key of KEYS with its group, for example 'optimizer.lr'."""
+    return [f"{group}.{key}" for group, keys in KEYS.items() for key in keys]
 
 
 def takes(node: Any, key: str) -> bool:
@@ -207,10 +207,8 @@ def _check_node(where: str, node: Any, allowed: list[str]) -> None:
     if not isinstance(node, Mapping):
         raise UserError(f"{where} is {shown(node)}: it must hold the keys {', '.join(allowed)}")
     for key in node:
-        if (error := instead_of(f"{where}.{key}")) is not None:
-            raise error
         if key not in allowed:
-            raise unknown(f"key of {where}", key, allowed)
+            raise instead_of(f"{where}.{key}") or unknown(f"key of {where}", key, allowed)
 
 
 def check_values(config: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from dlm.core.errors import UserError
 
 STEPS = "set training.budget or training.steps"
@@ -68,10 +66,3 @@ def instead_of(key: str) -> UserError | None:
         if known in INSTEAD:
             return UserError(f"{key} is no {'choice' if '=' in key else 'key'} of dlm: {INSTEAD[known]}")
     return None
-
-
-def refuse_replaced(keys: Iterable[str]) -> None:
-    """Raise UserError for the first of the dotted keys that dlm replaces by others."""
-    for key in keys:
-        if (error := instead_of(key)) is not None:
-            raise error

@@ -59,6 +59,12 @@ def test_a_model_has_its_name_of_another_project_too(compose):
         assert config.model == same.model and config.cell_id == same.cell_id
 
 
+def test_a_callback_of_the_user_may_have_any_name(compose):
+    for name, kind in (("model_checkpoint", "ModelCheckpoint"), ("learning_rate_monitor", "LearningRateMonitor")):
+        config = compose(*DEBUG, f"+callbacks.{name}._target_=lightning.pytorch.callbacks.{kind}")
+        check_keys(OmegaConf.to_container(config, resolve=False))
+
+
 def test_mixed_precision_of_16_bits_without_bfloat_is_refused(launch):
     assert (
         "unknown trainer.precision '16-mixed': did you mean bf16-mixed?"

@@ -87,12 +87,29 @@ def test_wrong_numbers_are_a_fault(change, said, precision):
     assert said in fault_of("flash", lambda: wrong(change), TINY, **how)
 
 
-def test_a_kernel_that_refuses_the_shape_is_a_fault():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("No available kernel.\nAborting execution."),
+            "RuntimeError No available kernel. Aborting execution.",
+        ),
+        (ImportError("undefined symbol"), "ImportError undefined symbol"),  # of a package built for another PyTorch
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_kernel_that_fails_in_any_way_is_a_fault(error, said):
     def refuse(y):
-        raise RuntimeError("No available kernel.\nAborting execution.")
+        raise error
 
-    said = fault_of("flash", lambda: wrong(refuse), TINY, causal=False, device=CPU, precision="bf16-mixed")
-    assert said == "No available kernel. Aborting execution."
+    how = {"causal": False, "device": CPU, "precision": "bf16-mixed"}
+    assert fault_of("flash", lambda: wrong(refuse), TINY, **how) == said
+
+
+def test_the_check_leaves_the_random_numbers_of_a_run_as_they_are():
+    before = torch.get_rng_state()
+    assert fault_of("flash", kernels("flash", CPU), TINY, causal=True, device=CPU, precision="32-true") == ""
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
