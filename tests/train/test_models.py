@@ -9,7 +9,7 @@ from support.reference_model import TINY, reference_logits, rotated
 
 from dlm.core.errors import UserError
 from dlm.core.shape import load_shape
-from dlm.train.models.attention import kernels, rotary_tables, rotate
+from dlm.train.models.attention import RMSNorm, kernels, rotary_tables, rotate
 from dlm.train.models.encoder import TransEncoder
 
 
@@ -34,6 +34,23 @@ def test_rotary_scores_depend_on_the_distance_only():
     assert turned_q.norm(dim=-1) == pytest.approx(q.norm().expand(2048), rel=1e-5)
     exact = rotated(q.double().expand(2048, -1))
     assert (turned_q.double() - exact).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("of_weight", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_input", [torch.float32, torch.bfloat16])
+def test_a_norm_of_two_types_computes_in_the_wider_one_without_a_warning(of_input, of_weight, recwarn):
+    x, weight = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)).to(of_input).unbind()
+    norm = RMSNorm(16, eps=1e-5)
+    norm.weight = torch.nn.Parameter(weight[0].to(of_weight))
+    torch.set_warn_always(True)  # PyTorch warns only once in a process
+    try:
+        y = norm(x)
+    finally:
+        torch.set_warn_always(False)
+    assert not recwarn.list
+    assert y.dtype == (torch.bfloat16 if of_input == of_weight == torch.bfloat16 else torch.float32)
+    exact = torch.nn.functional.rms_norm(x.double(), (16,), norm.weight.double(), 1e-5)
+    assert (y.double() - exact).abs().max() < (0.02 if y.dtype == torch.bfloat16 else 1e-5)
 
 
 def test_the_rotary_tables_are_float32_with_distinct_positions():

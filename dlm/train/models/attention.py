@@ -47,6 +47,18 @@ def rotate(x_XTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> t
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm, also for inputs and weights of two types, as under autocast and fsdp.
+
+    Both are brought to the wider type. PyTorch would do this too, with a warning and without its fused kernel.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension: (..., D) -> (..., D)."""
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps)
+
+
 SDPA = {
     "math": SDPBackend.MATH,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -124,7 +136,7 @@ class Attention(nn.Module):
         self.use_flash_attn = False
         self.qkv = nn.Linear(shape.n_embd, (self.n_head + 2 * self.num_kv_heads) * self.head_dim, bias=False)
         self.proj = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
-        norm = (lambda: nn.RMSNorm(self.head_dim, eps=shape.norm_eps)) if shape.qk_norm else nn.Identity
+        norm = (lambda: RMSNorm(self.head_dim, eps=shape.norm_eps)) if shape.qk_norm else nn.Identity
         self.norm_q, self.norm_k = norm(), norm()
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:

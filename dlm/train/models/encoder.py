@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlm.core.shape import ModelShape
-from dlm.train.models.attention import Attention, rotary_tables
+from dlm.train.models.attention import Attention, RMSNorm, rotary_tables
 
 
 class SwiGLU(nn.Module):
@@ -41,9 +41,9 @@ class Block(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.residual_scale = 1 / shape.depth_ratio
-        self.norm_1 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.norm_1 = RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.attention = Attention(shape)
-        self.norm_2 = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.norm_2 = RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.mlp = SwiGLU(shape)
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -69,7 +69,7 @@ class TransEncoder(nn.Module):
         self.shape, self.causal, self.checkpointing = shape, causal, checkpointing
         self.embedding = nn.Embedding(shape.vocab_size + (0 if causal else 1), shape.n_embd)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
-        self.norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
+        self.norm = RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
         rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
         cos, sin = rotary_tables(shape.block_size, rotated)
