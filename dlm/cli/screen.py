@@ -152,7 +152,14 @@ def _cost_line(plan: Plan) -> str:
     gpu_hours = sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
     seconds = sum(3600 * (cell.estimate.hours or 0) for cell in plan.cells)
     price = f"{gpu_hours:,.4g} GPU-hours" if gpu_hours else f"{text.duration(seconds)} of one process"
-    return f"{line}, {price} ({first.basis})"
+    ends = (min(plan.cells, key=_size), max(plan.cells, key=_size))
+    smallest, largest = (cell.estimate.basis for cell in ends)
+    basis = smallest if smallest == largest else f"smallest cell: {smallest}; largest: {largest}"
+    return f"{line}, {price} ({basis})"
+
+
+def _size(cell: Cell) -> int:
+    return cell.num_params
 
 
 def _proof_line(proof: Sequence[Cell]) -> str:

@@ -22,6 +22,7 @@ from dlm.core.errors import UserError, unknown
 from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
+from dlm.core.replaced_keys import instead_of
 from dlm.data.manifest import DataSet, read_data
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SEED_STEP, SweepSpec
@@ -216,7 +217,8 @@ def _check_keys(point: Point) -> None:
             raise UserError(f"{key} is a group: choose it under groups: or vary: of the sweep definition")
         if not _can_be_set(config, key):
             keys = [f"{group}.{name}" for group, node in config.items() if isinstance(node, dict) for name in node]
-            raise unknown("config key in the sweep definition", key, keys, listed_in="the folder configs/")
+            where = {"listed_in": "the folder configs/"}
+            raise instead_of(key) or unknown("config key in the sweep definition", key, keys, **where)
     complete = merge(config, nest(point.overrides))
     check_keys(complete)
     check_values(complete)

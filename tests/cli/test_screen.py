@@ -11,7 +11,10 @@ from support.stub_cell import result, status
 from dlm.cli import screen
 from dlm.cli.options import PlanOptions
 from dlm.cli.targets import Sweep, planned
+from dlm.core.paths import sweeps_dir
 from dlm.plan.cost import with_estimates
+from dlm.plan.definition import Hardware, load_sweep
+from dlm.plan.grid import make_plan
 from dlm.record.outcomes import State
 from dlm.record.run import run_directory, write_result, write_status
 from dlm.submit.cell_now import CellNow
@@ -72,6 +75,17 @@ def test_a_reason_for_dropping_a_cell_is_text(workdir, stdlib_data, capsys):
     row = {"model": "4k", "budget_flops": 1e9, "reason": "no [bold]data[/] at [/x]\n\x1b[2J"}
     screen.show_plan(dataclasses.replace(with_estimates(plan, rates={"4k": 1e9}), dropped=(row,)))
     assert "\ndropped 4k at 1e9: no [bold]data[/] at [/x]\\n\\x1b[2J\n" in capsys.readouterr().out
+
+
+def test_a_plan_says_which_speeds_it_assumes_for_its_smallest_and_its_largest_cell(workdir, capsys):
+    spec = load_sweep(sweeps_dir() / "isoflop.yaml").model_copy(update={"hardware": Hardware(gpus_per_node=1)})
+    screen.show_plan(with_estimates(make_plan(spec)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"\(smallest cell: 1 x H100 at an assumed \d+% of the peak, compiled; "
+        r"largest: 1 x H100 at an assumed 40% of the peak, compiled\)",
+        shown,
+    ), shown
 
 
 def test_a_plan_on_80_columns_shows_whole_values_and_says_which_columns_are_missing(

@@ -237,6 +237,7 @@ def test_the_config_of_a_cell_is_whole_and_gives_its_recipe(tmp_path, monkeypatc
             {"vary": {"optimiser.lr": [1e-3]}},
             ["unknown config key in the sweep definition 'optimiser.lr'", "mean optimizer.lr"],
         ),
+        ({"set": {"model_config.n_layer": 2}}, ["model_config.n_layer is no key of dlm: choose the model"]),
         ({"set": {"data.block_size": 512}}, ["data.block_size 512", "256", "model.block_size"]),
         ({"models": ["6M"], "budgets": [1e15]}, ["6M has vocab_size 32000", "stdlib have 256", "groups.data"]),
         ({"seeds": [0, 0]}, ["2 times", "seeds"]),
