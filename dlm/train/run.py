@@ -78,7 +78,8 @@ def run(config: Mapping[str, Any]) -> ExitCode:
         return ExitCode.DONE
     result = finished(run_dir, config["cell_id"], recipe.steps)
     if result is not None:
-        print(f"{run_dir.name} is done: {result.loss:.4f} nats/token, nothing to train")
+        early = f" (stopped early, at step {result.step} of {recipe.steps})" if result.stopped_early else ""
+        print(f"{run_dir.name} is done{early}: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
     if _rank():
         code = _beside_the_first(config, recipe, data_set, run_dir, started)

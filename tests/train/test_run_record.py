@@ -195,12 +195,12 @@ def test_a_run_that_stops_early_is_done_and_laws_leave_it_out(launch, workdir):
     assert result.loss == losses(run_dir)[20]["val/loss"]
     assert status is not None and (status.state, status.step) == (State.DONE, 20)
     again = launch(*words)
-    assert again.code == 0 and "is done" in again.out
+    assert again.code == 0 and "is done (stopped early, at step 20 of 40): " in again.out
     collected = collect(workdir / "adhoc", verify=True)
     assert collected.runs.empty and not collected.warnings
     assert collected.excluded["reason"].tolist() == [
-        "stopped early at step 20 of 40: laws need the loss at the planned last step: train it without the callback "
-        "that stopped it"
+        "stopped early at step 20 of 40: laws need the loss at the planned last step: move its folder away, then train "
+        "it without the callback that stopped it"
     ]
 
 
