@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlm.core import signals
@@ -280,8 +281,16 @@ def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
 def _write_result(
     trainer: L.Trainer, module: DiffusionLMLightningModule, data: PackedDataModule, run_dir: Path
 ) -> None:
-    """Write validation.csv and result.json, also for a run that a callback has stopped before its planned last step."""
+    """Write validation.csv and result.json, also for a run that a callback has stopped before its planned last step.
+
+    Raises UserError if the time of ``trainer.max_time`` is over, because such a run may go on.
+    """
     recipe, seed, step = module.recipe, module.config["seed"], trainer.global_step
+    if step != recipe.steps and any(isinstance(one, Timer) and _is_over(one) for one in callbacks_of(trainer)):
+        raise UserError(
+            f"trainer.max_time ended the run at step {step} of {recipe.steps}: no result is written; start it again to "
+            "go on"
+        )
     record = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RecordWriter))
     loss, error = module.validation_loss
     print(f"{run_dir.name}: {loss:.4f} +- {error:.4f} nats/token after {step} steps, {record.wall_sec:.0f} s")
@@ -314,3 +323,8 @@ def _write_result(
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_result(dataclasses.asdict(result))
+
+
+def _is_over(timer: Timer) -> bool:
+    left = timer.time_remaining()
+    return left is not None and left <= 0

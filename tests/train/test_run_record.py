@@ -204,6 +204,12 @@ def test_a_run_that_stops_early_is_done_and_laws_leave_it_out(launch, workdir):
     ]
 
 
+def test_a_run_whose_time_is_over_has_no_result_and_goes_on(launch, workdir):
+    assert "trainer.max_time ended the run at step " in launch(*SHORT, "+trainer.max_time={microseconds:1}").complaint
+    assert read_result(only_run(workdir)) is None
+    assert launch(*SHORT).code == 0 and read_result(only_run(workdir)).step == 40  # type: ignore[union-attr]
+
+
 def test_a_run_killed_between_its_last_step_and_its_result_only_validates(launch, trained):
     run_dir = trained
     truth, before = losses(run_dir), read_result(run_dir)
