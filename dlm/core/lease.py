@@ -195,8 +195,8 @@ def stop_holder(folder: Path) -> str | None:
     """Send SIGTERM to the process that holds the lease of ``folder``, if that is a process of this user on this host.
 
     Anyone who can write to the folder can write any process id into its lease. Therefore the process must have started
-    when the lease says, and hold the folder (``holds``). It is addressed by a handle, so that none of
-    this can change before the signal.
+    when the lease says, and hold the folder (``holds``). It is addressed by a handle, so that the id cannot pass to
+    another process before the signal.
 
     Returns:
         What was done or why nothing was done, in words; None if nobody holds the lease.

@@ -75,8 +75,7 @@ def read_manifest(data_dir: Path) -> Manifest | None:
     """Read the manifest of ``data_dir``; return None if the data are not prepared.
 
     Raises:
-        UserError: The manifest is damaged or names a file that is not in its folder, or a data file is missing or does
-            not have the size in the manifest.
+        UserError: The manifest is damaged, or a data file is missing or does not have the size in the manifest.
     """
     path = data_dir / MANIFEST
     if data_dir.is_file():
