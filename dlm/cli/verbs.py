@@ -20,7 +20,6 @@ from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, tak
 from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
 from dlm.core.files import check_writable, complaint
-from dlm.core.text import counted
 from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
@@ -190,7 +189,8 @@ def cancel(
     done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
     for name, what in done.items():
         print(f"{name}: {what}")
-    print(f"stopped {counted(len(done), 'cell')}" if done else "nothing runs or waits")
+    if not done:
+        print("nothing runs or waits")
 
 
 @app.command(hidden=True)
