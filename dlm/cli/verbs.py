@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dlm.cli import gather, options, screen, targets
-from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, Target, Yes, takes
+from dlm.cli import fitting_verbs, gather, options, screen, targets
+from dlm.cli.options import AsJson, Target, Yes, takes
 from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
-from dlm.core.files import check_writable, complaint
+from dlm.core.files import complaint
 from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dlm.collect.upload import Arrival
 
 LONGEST_WAIT_SEC = 30.0  # between two looks of `dlm status --watch`, which begins with 5 seconds
-MOST_REASONS = 4  # of a refused fit that the error names
 
 
 class _Verbs(TyperGroup):
@@ -272,75 +271,7 @@ def _show_arrival(arrival: Arrival) -> None:
         targets.warn(f"{run_id}: what can be read of it has arrived, but a part of it is lost: {lost}")
 
 
-@app.command()
-@takes(options.FitOptions)
-def fit(given: options.FitOptions) -> None:
-    """Fit a law to a table of runs, from dlm or elsewhere, and state how far the law can be trusted."""
-    from dlm.fit.table import fit_runs
-
-    result = fit_runs(given.runs, **given.keywords())
-    if result.status == "refused":
-        more = len(result.warnings) - MOST_REASONS
-        reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
-        raise UserError(f"{given.law}: {'; '.join(reasons)}")
-    _show_result(result, as_json=given.as_json)
-
-
-@app.command()
-@takes(options.PredictOptions)
-def predict(given: options.PredictOptions) -> None:
-    """Predict larger runs before they exist; `dlm score` grades the predictions afterwards."""
-    from dlm.fit.table import predict_runs
-
-    if given.freeze is not None:
-        check_writable(given.freeze.parent)  # before the fit
-    result, written = predict_runs(given.runs, **given.keywords())
-    _show_result(result, as_json=given.as_json)
-    if written and not given.as_json:
-        print(f"frozen in {given.freeze}: sha256 {written['sha256']}, made {written['made']}")
-
-
-@app.command()
-def score(
-    frozen: Annotated[Path, typer.Argument(help="The file that `dlm predict --freeze` wrote.")],
-    runs: RunsFile,
-    as_json: AsJson = False,
-) -> None:
-    """Grade frozen predictions against the runs that exist now."""
-    from dlm.fit.table import score_runs
-
-    _show_result(score_runs(frozen, runs), as_json=as_json)
-
-
-@app.command()
-def compare(
-    runs: RunsFile,
-    other: Annotated[
-        Path | None, typer.Argument(help="A second CSV file; without it, two objectives of the first are compared.")
-    ] = None,
-    law: Annotated[str, typer.Option(help="chinchilla, skaling or isoflop.")] = "chinchilla",
-    objective: Annotated[
-        list[str] | None, typer.Option(help="Give it twice: the objective of the first and of the second runs.")
-    ] = None,
-    bootstrap: Replicates = 4000,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Estimate how many times as much compute the second runs need as the first runs to reach the same loss."""
-    from dlm.fit.table import compare_runs
-
-    names = list(objective or ())
-    if len(names) == 1 and other is not None:
-        names *= 2
-    if len(names) not in (0, 2):
-        raise UserError(f"--objective is given {len(names)} times: name two, that of the first runs and of the second")
-    first, second = names or (None, None)
-    found = compare_runs(runs, other, first=first, second=second, law=law, bootstrap=bootstrap, seed=seed)
-    _show_result(found, as_json=as_json)
-
-
-def _show_result(result: Any, *, as_json: bool) -> None:
-    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
+fitting_verbs.add_to(app)
 
 
 @app.command()

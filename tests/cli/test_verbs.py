@@ -17,7 +17,7 @@ from dlm.fit.budgets import TOLERANCE
 from dlm.fit.frozen import extended
 from dlm.submit import follower
 
-VERBS = [command.callback.__name__ for command in verbs.app.registered_commands]
+VERBS = {command.callback.__name__: command.callback for command in verbs.app.registered_commands}
 
 
 def dlm(*arguments):
@@ -31,7 +31,7 @@ def test_there_is_a_verb_for_each_step_of_the_flow():
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("prepare", "convert")])
 def test_the_help_of_a_verb_fits_80_columns(verb):
     shown = dlm(verb, "--help")
-    assert shown.exit_code == 0 and getattr(verbs, verb).__doc__.split()[0] in shown.output
+    assert shown.exit_code == 0 and VERBS[verb].__doc__.split()[0] in shown.output
     assert all(len(line) <= 80 for line in shown.output.splitlines()) and "…" not in shown.output
 
 
