@@ -22,6 +22,8 @@ UNBOUNDED: Interval = (NAN, NAN)  # the interval of a number for which the data 
 
 REACH_NATS = 60.0  # log N is searched within this distance of log(FLOPs per token), wide enough for any unit of N
 POWERS = np.array([0.0, 1 / 3, 1 / 2, 2 / 3])  # of 1/N in the cost; the first is for costs that are a multiple of 6 N
+CLEARLY = 0.5  # an inverse cost is taken only if it leaves at most this share of the error
+STEEP_POWERS = np.append(POWERS, 1.0)  # the same, where the sum divides 6 N
 SIX_ND_TOLERANCE = 0.01  # rows whose FLOPs are 6 N D to within this share count as 6 N D
 
 
@@ -181,6 +183,9 @@ def _check_length(column: npt.NDArray[np.generic], name: str, size: int | None) 
 class Cost:
     """FLOPs per token as a function of the model size: 6 N (base + the sum of w N^-p over the `POWERS` p), each w >= 0.
 
+    If N counts parameters that cost nothing, such as an input embedding, C / 6 N D rises with N. Then 6 N is divided by
+    this sum instead (`is_inverse`).
+
     6 N leaves out the head, whose cost grows with the width, and attention, whose cost grows with width times depth.
     Relative to 6 N, both fall as N^-1/2 if models differ in width alone. If depth grows with the width, the head falls
     as N^-2/3 and attention as N^-1/3.
@@ -188,11 +193,13 @@ class Cost:
     The cost is a smooth fit to the sizes that were run. A curve through them would have wiggles where their proportions
     change, at which N* sticks to a size and D* falls as C rises. Where alpha A N^-alpha = beta B D^-beta e, the
     condition of the optimum, N* and D* both rise with C if the elasticity e = d log cost / d log N never falls as N
-    grows. Here it rises and stays between 1/3 and 1, because the cost is a sum of such powers of N.
+    grows. Here it rises and stays between 1/3 and 1, because the cost is a sum of such powers of N. The elasticity of
+    an inverse cost falls, but by so little (d log e / d log N > -0.18) that this holds for every alpha above 0.18.
     """
 
-    weights: Array = field(default_factory=lambda: np.zeros(0))  # w, one for each of `POWERS`; empty where C = 6 N D
+    weights: Array = field(default_factory=lambda: np.zeros(0))  # w, one for each of `powers`; empty where C = 6 N D
     base: float = 1.0
+    is_inverse: bool = False
     over_6n: float = 1.0  # the ratio of the FLOPs per token to 6 N, in the middle of the sizes that were run
 
     @property
@@ -200,13 +207,18 @@ class Cost:
         """Whether C = 6 N D, so that the optimum of most laws has a closed form."""
         return not len(self.weights)
 
+    @property
+    def powers(self) -> Array:
+        """The powers p, one for each of the weights."""
+        return STEEP_POWERS if self.is_inverse else POWERS
+
     def log_per_token(self, log_params: Array) -> Array:
         """The log of the FLOPs per token at each log N, in the shape of `log_params`."""
         log_6n = np.log(6.0) + log_params
         if self.is_6nd:
             return np.asarray(log_6n, dtype=np.float64)
-        ratio = self.base + np.exp(-np.multiply.outer(log_params, POWERS)) @ self.weights
-        return np.asarray(log_6n + np.log(ratio), dtype=np.float64)
+        log_sum = np.log(self.base + np.exp(-np.multiply.outer(log_params, self.powers)) @ self.weights)
+        return np.asarray(log_6n - log_sum if self.is_inverse else log_6n + log_sum, dtype=np.float64)
 
     def log_size(self, log_per_token: Array) -> Array:
         """Invert the function `log_per_token` by bisection: log N for each log of the FLOPs per token."""
@@ -228,12 +240,21 @@ def cost_of(points: Points) -> Cost:
     ratio = points.flops / (6.0 * points.params * points.tokens)
     if np.abs(ratio - 1.0).max() <= SIX_ND_TOLERANCE:
         return Cost()
-    from scipy.optimize import nnls  # takes a while to load
-
     sizes, place = np.unique(points.params, return_inverse=True)
     medians = np.array([float(np.median(ratio[place == k])) for k in range(len(sizes))])
-    base = 1.0 if medians.min() >= 1.0 else 0.0
+    direct, error = _sum_of_powers(sizes, medians, POWERS)
+    inverse, other = _sum_of_powers(sizes, 1.0 / medians, STEEP_POWERS)
+    is_inverse = other < CLEARLY * error
+    weights, base = inverse if is_inverse else direct
+    return Cost(weights=weights, base=base, is_inverse=is_inverse, over_6n=float(np.median(medians)))
+
+
+def _sum_of_powers(sizes: Array, ratio: Array, powers: Array) -> tuple[tuple[Array, float], float]:
+    """Fit base + the sum of w N^-p to the ratio at each size, (k,): w and the base, and the relative error left."""
+    from scipy.optimize import nnls  # takes a while to load
+
+    base = 1.0 if ratio.min() >= 1.0 else 0.0
     middle = np.log(sizes).mean()  # as the unit of N, it keeps the columns alike
-    columns = np.exp(-np.multiply.outer(np.log(sizes) - middle, POWERS))
-    found = nnls(columns / medians[:, None], 1.0 - base / medians)[0]
-    return Cost(weights=found * np.exp(middle * POWERS), base=base, over_6n=float(np.median(medians)))
+    columns = np.exp(-np.multiply.outer(np.log(sizes) - middle, powers))
+    found, error = nnls(columns / ratio[:, None], 1.0 - base / ratio)
+    return (found * np.exp(middle * powers), base), float(error)

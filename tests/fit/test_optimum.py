@@ -190,6 +190,18 @@ def test_the_cost_is_close_to_that_of_the_sizes(sweep, convention):
     np.testing.assert_allclose(np.exp(cost.log_per_token(np.log(sizes))), per_token, rtol=most)
 
 
+def test_the_cost_of_a_token_may_rise_faster_than_n(world):
+    """As with N of all parameters, where the input embedding and the head cost nothing."""
+    blocks = np.geomspace(2e7, 2e9, 8)
+    n = blocks + 9e4 * blocks ** (1 / 3)  # 55 % of the smallest model are embeddings, and 5 % of the largest
+    tokens = np.full(8, 1e10)
+    cost = cost_of(as_points(n, tokens, world.loss(n, tokens), flops=6 * blocks * tokens))
+    assert np.exp(cost.log_per_token(np.log(n))) == pytest.approx(6 * blocks, rel=0.02)
+    assert np.exp(cost.log_size(np.log(6 * blocks))) == pytest.approx(n, rel=0.02)
+    beyond = np.exp(cost.log_per_token(np.log([1e11, 1e12])))
+    assert beyond == pytest.approx([6e11, 6e12], rel=0.03)
+
+
 def test_the_cost_of_one_size_is_that_of_its_runs():
     cost = cost_of(as_points([1e4, 1e4], [1e6, 2e6], [2.0, 1.0], flops=[9e10, 18e10]))
     np.testing.assert_allclose(cost.log_per_token(np.log([1e2, 1e4, 1e6])), np.log([9e2, 9e4, 9e6]))
