@@ -1,4 +1,4 @@
-"""The verbs of the `dlm` command that fit laws: fit, predict, score and compare."""
+"""The verbs of the `dlm` command that fit laws: fit, predict, score, compare and reconcile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_REASONS = 4  # of a refused fit that the error names
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command, in the order of the flow."""
-    for verb in (fit, predict, score, compare):
+    for verb in (fit, predict, score, compare, reconcile):
         app.command()(verb)
 
 
@@ -82,6 +82,41 @@ def compare(
         raise UserError(f"--objective is given {len(names)} times: name two, that of the first runs and of the second")
     first, second = names or (None, None)
     found = compare_runs(runs, other, first=first, second=second, law=law, bootstrap=bootstrap, seed=seed)
+    _show_result(found, as_json=as_json)
+
+
+def reconcile(
+    runs: Annotated[list[Path], typer.Argument(help="CSV files of runs, or folders with runs.csv: two sets or more.")],
+    objective: Annotated[
+        list[str] | None, typer.Option(help="Use this objective only; each objective is a set. Repeatable.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COLUMN",
+            help="Read COLUMN as NAME in the tables that lack NAME; FILE:NAME=COLUMN: in one table. Repeatable.",
+        ),
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(help="isoflop, chinchilla, skaling or tied; by default the first three. Repeatable."),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="How often the losses are redrawn, to find the noise.")] = 200,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Refit several sets of runs under each count of N and C, and split the spread of their exponents."""
+    from dlm.fit.reconciliation import USUAL
+    from dlm.fit.reconciliation import reconcile as reconcile_sets
+
+    found = reconcile_sets(
+        list(runs),
+        objectives=objective or (),
+        columns=column or (),
+        forms=form or USUAL,
+        replicates=bootstrap,
+        seed=seed,
+    )
     _show_result(found, as_json=as_json)
 
 

@@ -11,6 +11,8 @@ from .multiplier import Multiplier as Multiplier
 from .multiplier import compare as compare
 from .optimum import optima as optima
 from .points import Points as Points
+from .reconciled import Reconciliation as Reconciliation
+from .reconciliation import reconcile as reconcile
 from .resample import bootstrap as bootstrap
 from .result import FitResult as FitResult
 from .surface.fit import fit_surface as fit_surface

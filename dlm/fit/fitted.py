@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from dlm.fit.combined.floor import FloorLaw
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
+
+if TYPE_CHECKING:
+    from dlm.fit.conventions import Conventions
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
@@ -218,6 +221,7 @@ class Fitted:
     noise: Noise = field(default_factory=Noise)
     outliers: tuple[int, ...] = ()  # indices of points far from the law; they still count in the fit
     verdict: Verdict | None = field(default=None, repr=False)  # how far the law may be extrapolated; set by `judge`
+    conventions: Conventions | None = field(default=None, repr=False)  # a and b if N and C are counted otherwise
     failed: int = 0  # number of replicates that found no law
     dof: int = 0  # degrees of freedom of Student's t for the intervals; 0 if they are plain percentiles
 

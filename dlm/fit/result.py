@@ -57,6 +57,7 @@ class FitResult(Fitted):
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
             "combination": self._combination(),
+            "conventions": None if self.conventions is None else self.conventions.to_dict(),
             "intervals": {"method": self.interval_method, "replicates": replicates, "failed": self.failed},
         }
         return {key: plain(value) for key, value in values.items()}
@@ -73,6 +74,7 @@ class FitResult(Fitted):
         rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _numbers(self)]
         rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += [f"  {_held_out(name, errors)}" for name, errors in self.holdout.items()]
+        rows += [] if self.conventions is None else [f"  {line}" for line in self.conventions.lines()]
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]

@@ -47,7 +47,7 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
         UserError: If the file cannot be read, a column is missing, no run is finished, or a value is not allowed; in
             the last case, the message names the row.
     """
-    frame, where = _load(source)
+    frame, where = load_table(source)
     lacking = [name for name in REQUIRED if name not in frame]
     if lacking:
         columns = [str(column) for column in frame.columns]
@@ -84,6 +84,15 @@ def run_table(frame: pd.DataFrame) -> RunTable:
 def spent_flops(frame: pd.DataFrame) -> pd.Series[float]:
     """C of each run, FLOPs; 6 N D if the table does not say."""
     return frame["flops"] if "flops" in frame else 6.0 * frame["params"] * frame["tokens"]
+
+
+def check_convention(frame: pd.DataFrame) -> None:
+    """Raise a UserError if the runs count their FLOPs in several conventions."""
+    if "convention" in frame and frame["convention"].nunique() > 1:
+        names = text.listed(sorted(frame["convention"].dropna().astype(str).unique()))
+        raise UserError(
+            f"the runs count FLOPs in several conventions ({names}): one law needs one, so keep the rows of one"
+        )
 
 
 def checkpoints(frame: pd.DataFrame) -> list[str]:
@@ -154,7 +163,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _load(source: Runs) -> tuple[pd.DataFrame, str]:
+def load_table(source: Runs) -> tuple[pd.DataFrame, str]:
+    """Read all rows of a table as they are, and return them with a name of the table for messages."""
     if isinstance(source, pd.DataFrame):
         return source.copy(), "the table"
     path = Path(source)

@@ -15,6 +15,7 @@ from dlm.core.flops import MOST_FLOPS
 from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
 from dlm.fit.combined.fit import fit_combined
+from dlm.fit.conventions import conventions_of
 from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
@@ -24,7 +25,7 @@ from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
-from dlm.fit.rows import Runs, checkpoints, read_runs, run_table, spent_flops, with_budgets
+from dlm.fit.rows import Runs, check_convention, checkpoints, read_runs, run_table, spent_flops, with_budgets
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
@@ -59,6 +60,7 @@ def fit_runs(
     budget_tolerance: float = TOLERANCE,
     holdout: bool = True,
     drop_outliers: bool = False,
+    conventions: bool = True,
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with intervals and the verdict of `judge`.
 
@@ -82,6 +84,7 @@ def fit_runs(
             For isoFLOP curves of a table without budgets, FLOPs are grouped in this manner.
         holdout: Whether the top budgets are held out to check a surface and to weight the parts of the combined law.
         drop_outliers: Whether a surface is fitted again without the runs that lie far from it. A warning names them.
+        conventions: Whether a and b are also found under every count of N and C that the table allows.
 
     Raises:
         UserError: For runs that cannot be fitted, and for an option that the law does not have.
@@ -109,6 +112,9 @@ def fit_runs(
         result = _surface(frame, law, at=places, holdout=holdout, **options)
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
     result = replace(result, runs=run_table(frame))
+    if conventions:
+        found = conventions_of(frame, law, how=how, fixed=fixed, weights=weights, curve=curve)
+        result = replace(result, conventions=found)
     if not bootstrap:
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
@@ -161,17 +167,9 @@ def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
     """Warn if the runs differ in a property that no law models. Mixed conventions of FLOPs raise a UserError."""
-    _check_convention(frame)
+    check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
-
-
-def _check_convention(frame: pd.DataFrame) -> None:
-    if "convention" in frame and frame["convention"].nunique() > 1:
-        names = text.listed(sorted(frame["convention"].dropna().astype(str).unique()))
-        raise UserError(
-            f"the runs count FLOPs in several conventions ({names}): one law needs one, so keep the rows of one"
-        )
 
 
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
@@ -310,7 +308,7 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     label = forecast["label"]
     if label and "objective" in frame:
         frame = _one_objective(frame, label)
-    _check_convention(frame)
+    check_convention(frame)
     columns = _columns(frame)
     del columns["label"]
     found = frozen.grade(forecast, as_points(**columns), run_table(frame))
@@ -346,7 +344,9 @@ def compare_runs(
     fits = []
     for k, (table, name) in enumerate(zip(tables, names, strict=True)):
         top = float(spent_flops(read_runs(table)).max())  # no optimum is needed beyond the runs
-        fits.append(fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, at=[top]))
+        fits.append(
+            fit_runs(table, law=law, objective=name, bootstrap=bootstrap, seed=seed + k, at=[top], conventions=False)
+        )
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
     return compare(one, two)

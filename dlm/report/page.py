@@ -177,6 +177,7 @@ def _section(
         "best": _best(fits),
         "minima": _minima(fits),
         "parameters": _parameter_table(fits),
+        "conventions": _conventions(fits),
         "checks": _checks(fits),
         "reservations": words.reservations(fits),
         "methods": [words.method(fit) for fit in fits if fit.params],
@@ -259,6 +260,20 @@ def _parameter_table(fits: Iterable[FitResult]) -> Table:
                 rows.append((law, name, text.number(value), text.interval(fit.ci.get(key)), words.PARAMETERS[name]))
     heads = ("fit", "parameter", "value", "95 % interval", "meaning")
     return Table(heads=heads, rows=rows, words=("fit", "parameter", "meaning"))
+
+
+def _conventions(fits: Sequence[FitResult]) -> Table:
+    """Tabulate a and b under every count of N and C, from the fit with the most of them."""
+    known = [fit.conventions for fit in fits if fit.conventions is not None]
+    most = max(known, key=lambda found: len(found.rows), default=None)
+    heads = ("N counts", "C counts", "by", "a", "b", "a + b")
+    if most is None:
+        return Table(heads=heads, rows=(), words=heads[:3])
+    rows = [
+        (words.SIZES[row.N], row.C, LAW_NAMES[row.by], *(f"{value:.3f}" for value in (row.a, row.b, row.a + row.b)))
+        for row in most.rows
+    ]
+    return Table(heads=heads, rows=rows, words=heads[:3], caption=words.CONVENTIONS_CAPTION)
 
 
 def _checks(fits: Iterable[FitResult]) -> Table:

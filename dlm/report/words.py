@@ -48,6 +48,16 @@ CONVENTIONS = {
     "full_masked_head": "body and attention scores for every token, the output head for masked tokens only, forward "
     "and backward: what masked-diffusion training in dlm computes.",
 }
+SIZES = {
+    "blocks": "the blocks",
+    "with_head": "blocks and output head",
+    "with_embeddings": "blocks, head and input embedding",
+}
+CONVENTIONS_CAPTION = (
+    "The exponents of the same runs, if N and C are counted in another way: a changes with the count of N, but at one "
+    "count of C, b of the isoFLOP curves, whose minima are then taken over log D, does not, and a + b = 1 only if C is "
+    "proportional to N D with that N."
+)
 COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # table of runs: heading, format
     "run_id": ("run", str),
     "objective": ("objective", str),

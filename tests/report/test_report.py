@@ -13,7 +13,7 @@ import pytest
 from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
-from dlm.fit.table import fit_sweep
+from dlm.fit.table import fit_runs, fit_sweep
 from dlm.report import figures, words
 from dlm.report import page as report_page
 
@@ -222,3 +222,16 @@ def test_exponents_are_called_untuned_unless_the_rate_was_tuned_at_both_ends():
     by_size = demo_runs().assign(learning_rate=lambda runs: 1 / runs["params"])  # a rate for each size tunes nothing
     assert words.untuned(by_size).startswith(said)
     assert words.untuned(demo_runs()) == ""  # the rates are not known
+
+
+def test_the_page_shows_the_exponents_under_other_counts_of_n_and_c(write):
+    def page_of(runs):
+        return write(runs, fits={"isoflop": fit_runs(runs, law="isoflop", bootstrap=0)})[0]
+
+    runs = demo_runs()
+    page = page_of(runs.assign(params_total=2 * runs["params"] + 1000))
+    head = "What the exponents would be if N and C were counted otherwise"
+    table = page.split(head, 1)[1].split("</table>", 1)[0]
+    assert table.count("<caption>") == 1 and "b of the isoFLOP curves" in table
+    assert "blocks, head and input embedding" in table and "full_masked_head" in table
+    assert head not in page_of(runs[["params", "tokens", "loss", "budget"]])
