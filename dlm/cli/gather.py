@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
+    from dlm.report.look import Paper
 
 
 def collect(options: CollectOptions) -> tuple[Path, Collected]:
@@ -78,7 +79,7 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None) -> None:
+def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: Paper | None = None) -> None:
     """Collect the runs of a sweep, fit the laws, write the report, and print the laws and the path of the report.
 
     Args:
@@ -86,6 +87,7 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None) -> None:
         anew: Fit and write even if nothing has changed since the last report. Otherwise what that report said is
             printed again.
         out: The folder for the tables, the fits and the report. None: the folder of the sweep.
+        paper: Figures to write besides those of the page.
 
     Raises:
         UserError: The folder cannot be written to, or is that of another sweep, or no run can be used.
@@ -101,13 +103,13 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None) -> None:
     said = None if anew else said_before(folder)
     if said is None:
         print("fitting ...", flush=True)
-        said = _fit_and_write(sweep, collected, folder)
+        said = _fit_and_write(sweep, collected, folder, paper)
         remember(folder, said)
     print(*said, sep="\n")
     print(f"report: {folder / PAGE}")
 
 
-def report_tables(folder: Path, out: Path) -> None:
+def report_tables(folder: Path, out: Path, *, paper: Paper | None = None) -> None:
     """Fit the laws to the tables of a folder that has neither a plan nor runs, and write the report to `out`."""
     from dlm.fit.csv_file import read_csv
     from dlm.fit.table import fit_sweep, read_runs
@@ -129,7 +131,7 @@ def report_tables(folder: Path, out: Path) -> None:
     write_fits(out, fits)
     data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
     facts = {"data": ", ".join(data)} if data else {}
-    write_report(out, runs, excluded, fits, title=folder.absolute().name, facts=facts)
+    write_report(out, runs, excluded, fits, title=folder.absolute().name, facts=facts, paper=paper)
     print(*(fit.report() for fit in fits.values()), f"report: {out / PAGE}", sep="\n")
 
 
@@ -165,7 +167,7 @@ def _run_ids(path: Path) -> set[str | None]:
             return {None}
 
 
-def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path) -> list[str]:
+def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Paper | None) -> list[str]:
     """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
     from dlm.cli.advice import advice
     from dlm.cli.fits import fits_of
@@ -185,6 +187,7 @@ def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path) -> list[str
         facts={"budgets": len(plan.spec.budgets), "cells": len(plan.grid), "data": plan.data},
         proofs=proofs,
         advice=settling,
+        paper=paper,
     )
     return [
         *(fit.report() for fit in fits.values()),

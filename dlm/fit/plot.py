@@ -32,7 +32,8 @@ def draw(result: Fitted) -> Figure:
     best = optima(result, compute.tolist())
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.scatter(points.flops, points.loss, s=14, c=np.log(points.params), cmap="viridis")
+    runs = left.scatter(points.flops, points.loss, s=14, c=points.params, cmap="viridis", norm="log")
+    figure.colorbar(runs, ax=left, label="parameters N")
     for axes, key, name in ((left, "L", "loss, nats/token"), (right, "N", "best size N*, parameters")):
         _curve(axes, best, key)
         axes.axvspan(top, compute[-1], color="#000000", alpha=0.05, lw=0)

@@ -6,8 +6,9 @@ pandas, matplotlib and jinja2 are imported by the functions that need them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from dlm.fit.points import UNBOUNDED
 from dlm.fit.proof import Proof
 from dlm.fit.result import FitResult
 from dlm.report import figures, words
+from dlm.report.look import SIZES, Paper
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 BEST_HEADS = ("parameters N*", "tokens D*", "D*/N*", "loss L*")
 NO_LABEL = "runs"  # stands in the names of files for a label that is empty
@@ -57,6 +60,7 @@ def write_report(
     facts: Mapping[str, object] | None = None,
     proofs: Mapping[str, Proof] | None = None,
     advice: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    paper: Paper | None = None,
 ) -> Path:
     """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs neither network nor scripts.
 
@@ -70,6 +74,7 @@ def write_report(
         proofs: The proof run of each objective, by its name.
         advice: What would settle the questions that the fits of an objective leave open, by its name: pairs of a
             sentence and a command, which may be ''.
+        paper: Also write report/figures/SIZE/*, the same figures for a paper and for slides.
 
     Returns:
         The path of the page.
@@ -88,6 +93,7 @@ def write_report(
             folder / "figures",
             proof=(proofs or {}).get(label),
             advice=(advice or {}).get(label, ()),
+            paper=paper,
         )
         for label, group in groups.items()
     ]
@@ -161,6 +167,7 @@ def _section(
     *,
     proof: Proof | None,
     advice: Sequence[tuple[str, str]],
+    paper: Paper | None,
 ) -> dict[str, Any]:
     """Return the content of the section on one training objective, by the variable names of the template."""
     own = runs[runs["objective"] == label] if label and "objective" in runs else runs
@@ -173,7 +180,7 @@ def _section(
         "proof_table": None if proof is None else _proof(proof),
         "advice": advice,
         "untuned": words.untuned(own),
-        "svgs": _figures(slug, {fit.law: fit for fit in fits}, own, folder),
+        "svgs": _figures(slug, {fit.law: fit for fit in fits}, own, folder, paper),
         "best": _best(fits),
         "minima": _minima(fits),
         "parameters": _parameter_table(fits),
@@ -187,17 +194,23 @@ def _section(
     }
 
 
-def _figures(slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Draw and save the figures that these fits allow; return the figures as <svg> elements by name."""
-    drawn = {}
+def _figures(
+    slug: str, fits: Mapping[str, FitResult], runs: pd.DataFrame, folder: Path, paper: Paper | None
+) -> dict[str, str]:
+    """Draw and save the figures that these fits allow; return the figures of the page as <svg> elements by name."""
+    draw: dict[str, Callable[..., Figure]] = {}
     isoflop = fits.get("isoflop")
     if isoflop is not None and isoflop.points is not None:
         loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and len(runs) == isoflop.n else None
-        drawn["isoflop"] = figures.isoflop_figure(isoflop, fits.get("combined"), loss_se=loss_se)
+        draw["isoflop"] = partial(figures.isoflop_figure, isoflop, fits.get("combined"), loss_se=loss_se)
     if any(math.isfinite(best.N) for fit in fits.values() for best in fit.at.values()):
-        drawn["allocation"] = figures.allocation_figure(fits)
+        draw["allocation"] = partial(figures.allocation_figure, fits)
+    drawn = {name: figure() for name, figure in draw.items()}
     for name, figure in drawn.items():
         figures.save(figure, folder, f"{name}-{slug}")
+        if paper is not None:
+            for size in [size for size in SIZES if size != "page"]:
+                figures.save(draw[name](size=size, style=paper.style), folder / size, f"{name}-{slug}")
     return {name: figures.inline_svg(figure, f"{name}-{slug}", FIGURES[name]) for name, figure in drawn.items()}
 
 

@@ -179,7 +179,7 @@ def test_isoflop_figure_marks_the_minima(good):
     axes = figures.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
     marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "D"]
     np.testing.assert_allclose(marks, [(m.N, m.L) for m in isoflop.minima])
-    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() == "o"])
+    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() in figures.BUDGET_SHAPES])
     np.testing.assert_allclose(np.sort(dots[:, 1]), np.sort(runs["loss"]))
 
 
