@@ -9,13 +9,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dlm.cli import fitting_verbs, gather, options, screen, targets
+import dlm
+from dlm.cli import debug, fitting_verbs, gather, options, screen, targets
 from dlm.cli.options import AsJson, Target, Yes, takes
 from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
@@ -26,22 +28,45 @@ if TYPE_CHECKING:
     from dlm.cli.start import Started
     from dlm.collect.upload import Arrival
 
+FOR_ALL_VERBS = ("--version", "--debug")  # options that stand before the verb
 LONGEST_WAIT_SEC = 30.0  # between two looks of `dlm status --watch`, which begins with 5 seconds
 
 
 class _Verbs(TyperGroup):
+    """The verbs. Errors and an end by Ctrl-C are shown as dlm shows them: typer draws a box, and says "Aborted."."""
+
+    def make_context(self, *given: Any, **how: Any) -> Any:
+        with _one_line():
+            return super().make_context(*given, **how)
+
     def invoke(self, context: Any) -> Any:
-        """Run a verb. Otherwise typer would say "Aborted." at Ctrl-C and end the command with exit code 1."""
         try:
-            return super().invoke(context)
+            with _one_line():
+                return super().invoke(context)
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Raise a UserError where typer cannot use the words of the command line."""
+    try:
+        yield
+    except typer.TyperException as error:
+        said = " ".join(error.format_message().split()).rstrip(".")
+        if not said:  # `dlm` without any words has shown its help
+            raise
+        context = getattr(error, "ctx", None)
+        verb = "" if context is None or context.parent is None else f" {context.info_name}"
+        option = getattr(error, "option_name", "")
+        if option in FOR_ALL_VERBS:
+            raise UserError(f"{option} stands before the verb: dlm {option}{verb} ...") from error
+        raise UserError(f"{said[0].lower()}{said[1:]} (`dlm{verb} --help` lists what is allowed)") from error
 
 
 app = typer.Typer(
     cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help=(
@@ -52,6 +77,27 @@ app = typer.Typer(
         "twice. Start with `dlm sweep sweeps/smoke.yaml`; `dlm VERB --help` explains a verb."
     ),
 )
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"dlm {dlm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def for_all_verbs(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    with_log: Annotated[
+        bool, typer.Option("--debug", help=f"Write the log {debug.LOG}, and show the traceback of every error.")
+    ] = False,
+) -> None:
+    """Obey the options that stand before the verb."""
+    if with_log:
+        debug.start()
 
 
 @app.command()
@@ -332,6 +378,7 @@ def main() -> None:
             if signals.is_end_by_ctrl_c(error):
                 sys.exit(ExitCode.INTERRUPTED)
             line = complaint(error)
+            debug.note(error, is_mistake=line is not None)
             if line is None:
                 raise
             print(f"dlm: {line}", file=sys.stderr)

@@ -157,13 +157,13 @@ def _read_style(path: str) -> tuple[Mapping[str, Any], list[str]]:
     log.addHandler(complaints)
     before, log.propagate = log.propagate, False
     try:
-        settings = rc_params_from_file(path, use_default_template=False)
+        settings: Any = rc_params_from_file(path, use_default_template=False)
     except (KeyError, ValueError, OSError) as error:
         return {}, [" ".join(str(error).split())]
     finally:
         log.removeHandler(complaints)
         log.propagate = before
-    return dict(settings), [record.getMessage().strip().splitlines()[0] for record in complaints.buffer]
+    return {**settings}, [record.getMessage().strip().splitlines()[0] for record in complaints.buffer]
 
 
 def budget_colours(count: int) -> list[str]:
