@@ -62,6 +62,7 @@ WHOLE = {
     "data.block_size": 1,
     "data.stride": 1,
     "data.batch_size": 1,
+    "data.unique_tokens": 1,
     "data.micro_batch_size": 1,
     "data.num_workers": 0,
     "trainer.threads": 1,
@@ -85,8 +86,9 @@ MOST_OF = {
 # The numbers that may be null, because dlm then finds their value itself, or leaves something out.
 NULLS = (
     "optimizer.lr", "optimizer.gradient_clip_val", "scheduler.warmup_tokens_per_param", "callbacks.record.spike",
-    "data.batch_size", "data.micro_batch_size", "trainer.threads", "trainer.process_group_timeout",
-    "trainer.log_every_n_steps", "callbacks.checkpoint.times", "callbacks.checkpoint.every_n_steps",
+    "data.batch_size", "data.micro_batch_size", "data.unique_tokens", "trainer.threads",
+    "trainer.process_group_timeout", "trainer.log_every_n_steps", "callbacks.checkpoint.times",
+    "callbacks.checkpoint.every_n_steps",
 )  # fmt: skip
 
 
@@ -113,8 +115,8 @@ KEYS = {
         "name", "warmup_fraction", "warmup_min_steps", "warmup_tokens_per_param", "min_ratio", "decay_fraction",
     ),
     "data": (
-        "name", "data_dir", "sources", "prepare", "hub", "block_size", "stride", "batch_size", "micro_batch_size",
-        "num_workers",
+        "name", "data_dir", "sources", "prepare", "hub", "block_size", "stride", "unique_tokens", "batch_size",
+        "micro_batch_size", "num_workers",
     ),
     "training": ("budget", "convention", "steps"),
     "validation": ("num_sequences", "estimator", "draws", "seed", "times"),

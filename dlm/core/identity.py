@@ -49,6 +49,8 @@ def content_hash(value: Any) -> str:
 # In these config nodes, all keys determine the result except the listed ones.
 _DECIDING = {"model": ("name",), "objective": (), "optimizer": (), "scheduler": (), "validation": ("times",)}
 
+_DATA = ("block_size", "stride", "batch_size", "unique_tokens")  # the keys of the node data that determine the result
+
 
 def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) -> dict[str, Any]:
     """Return the values whose hash is part of the cell id.
@@ -69,7 +71,7 @@ def identity(config: Mapping[str, Any], *, steps: int, data_hash: str | None) ->
             name: {key: value for key, value in config[name].items() if key not in without}
             for name, without in left_out.items()
         },
-        "data": {"hash": data_hash, **{key: config["data"].get(key) for key in ("block_size", "stride", "batch_size")}},
+        "data": {"hash": data_hash, **{key: config["data"].get(key) for key in _DATA}},
         "training": {"budget": _budget(config), "convention": config["training"].get("convention"), "steps": steps},
         "seed": config["seed"],
         "parent": config.get("ckpt_path"),

@@ -117,6 +117,23 @@ class WeightedSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unique:
+    """The limit on the training text of a run: it reads the first sequences of a fixed order, again and again."""
+
+    tokens: int  # rounded down to whole sequences
+    block_size: int  # tokens of a sequence
+    stride: int  # tokens from one packed sequence to the next
+
+
+def unique_of(data: Mapping[str, Any]) -> Unique | None:
+    """Return the limit that a ``data`` node sets; None if ``unique_tokens`` is null or absent."""
+    tokens = data.get("unique_tokens")
+    if tokens is None:
+        return None
+    return Unique(tokens=int(tokens), block_size=int(data["block_size"]), stride=int(data["stride"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
     """The data of a run: one source, or several in fixed proportions."""
 
@@ -143,11 +160,44 @@ class DataSet:
         """The token that the autoregressive model reads before a sequence, the same for every source."""
         return self.sources[0].manifest.bos_id
 
-    def epochs(self, tokens: int) -> float:
-        """Return the epochs of the most repeated source when ``tokens`` tokens are read from all sources together."""
+    def epochs(self, tokens: int, *, unique: Unique | None = None) -> float:
+        """Return the epochs of the most repeated source when ``tokens`` tokens are read from all sources together.
+
+        Args:
+            tokens: The tokens that a run reads.
+            unique: The limit on the training sequences that are read; by default all are read.
+        """
+        held = [source.manifest.tokens("train") for source in self.sources]
+        if unique is not None:
+            held = [count * unique.block_size for count in self.limits(unique)]
         return max(
-            tokens * source.samples / BLOCK_SAMPLES / max(source.manifest.tokens("train"), 1) for source in self.sources
+            tokens * source.samples / BLOCK_SAMPLES / max(own, 1)
+            for source, own in zip(self.sources, held, strict=True)
         )
+
+    def limits(self, unique: Unique) -> list[int]:
+        """Return how many training sequences of each source a run reads at most.
+
+        The sequences are divided over the sources like the samples of a mixture.
+
+        Raises:
+            UserError: A source holds fewer sequences than its share, or its share is less than one sequence.
+        """
+        counts = apportion(unique.tokens // unique.block_size, [source.samples for source in self.sources])
+        for source, count in zip(self.sources, counts, strict=True):
+            held = max((source.manifest.tokens("train") - unique.block_size) // unique.stride + 1, 0)
+            wanted, have = count * unique.block_size, held * unique.block_size
+            if not count:
+                raise UserError(
+                    f"data.unique_tokens is {unique.tokens}, less than one sequence of {unique.block_size} tokens from "
+                    f"{source.data_dir}: raise data.unique_tokens or lower data.block_size"
+                )
+            if count > held:
+                raise UserError(
+                    f"data.unique_tokens is {unique.tokens}, which takes {wanted} tokens of {source.data_dir}, and its "
+                    f"training split has {have} in whole sequences: lower data.unique_tokens, or set it to null"
+                )
+        return counts
 
 
 def source_weights(data: Mapping[str, Any]) -> dict[Path, float]:

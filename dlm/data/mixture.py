@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlm.core.errors import UserError
-from dlm.data.manifest import DataSet, apportion
-from dlm.data.noise import MIXTURE_STREAM, ORDER_STREAM, permute
+from dlm.data.manifest import DataSet, Unique, apportion
+from dlm.data.noise import MIXTURE_STREAM, ORDER_STREAM, UNIQUE_STREAM, permute
 from dlm.data.packed import PackedTokens, open_split
+
+UNIQUE_SEED = 0  # of the order from which a limited run takes its sequences; the seed of the run does not change it
 
 
 class Mixture:
@@ -30,6 +32,8 @@ class Mixture:
         samples: How many samples of a block come from each source.
         streams: The random stream that determines the order of each source.
         vocab_size: ``text`` refuses tokens that are not below it. None: any token is accepted.
+        limits: How many sequences of each source ``order`` uses: the first ones of a random order that is the same for
+            every seed, so a smaller limit uses a part of what a larger one does. None: all sequences.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class Mixture:
         streams: Sequence[int],
         *,
         vocab_size: int | None = None,
+        limits: Sequence[int] | None = None,
     ) -> None:
         self.sources, self.samples, self.streams = list(sources), tuple(samples), tuple(streams)
         self.vocab_size = vocab_size
         self.block_samples, self.block_size = sum(samples), sources[0].block_size
         self._sizes = tuple(len(source) for source in sources)
+        self.limits = self._sizes if limits is None else tuple(limits)
         self.row_ends = np.cumsum(self._sizes).tolist()
 
     def __len__(self) -> int:
@@ -52,7 +58,7 @@ class Mixture:
     def order(self, first: int, count: int, *, seed: int) -> np.ndarray:
         """Return the (count,) int64 rows of the samples ``first`` to ``first + count - 1`` of a run with ``seed``."""
         block, place = divmod(first, self.block_samples)
-        sources = (self._sizes, self.samples, self.streams)
+        sources = (self._sizes, self.limits, self.samples, self.streams)
         rows = _block(*sources, seed, block)[place : place + count]
         while len(rows) < count:
             block += 1
@@ -112,20 +118,28 @@ class Mixture:
     def epochs(self, count: int, *, seed: int) -> float:
         """Return the epochs of the most repeated source in the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
-        return max(n / len(source) for n, source in zip(read, self.sources, strict=True))
+        return max(n / limit for n, limit in zip(read, self.limits, strict=True))
 
     def unique_tokens(self, count: int, *, seed: int) -> int:
         """Return the number of tokens in the distinct sequences among the first ``count`` samples."""
         read = self.samples_read(count, seed=seed)
-        return self.block_size * sum(min(n, len(source)) for n, source in zip(read, self.sources, strict=True))
+        return self.block_size * sum(map(min, read, self.limits))
 
 
 @functools.lru_cache(maxsize=4)
-def _block(sizes: Sequence[int], samples: Sequence[int], streams: Sequence[int], seed: int, block: int) -> np.ndarray:
+def _block(
+    sizes: Sequence[int],
+    limits: Sequence[int],
+    samples: Sequence[int],
+    streams: Sequence[int],
+    seed: int,
+    block: int,
+) -> np.ndarray:
     """Return the (K,) int64 rows of a block. This takes about a millisecond, so the last blocks are cached.
 
     Args:
         sizes: How many sequences each source has.
+        limits: How many of them are used.
         samples: How many samples of a block come from each source.
         streams: The random stream that determines the order of each source.
         seed: The seed of the run.
@@ -134,9 +148,11 @@ def _block(sizes: Sequence[int], samples: Sequence[int], streams: Sequence[int],
     source_K = _layout(samples, seed, block)
     rows_K = np.empty(len(source_K), dtype=np.int64)
     first = 0
-    for number, (size, count, stream) in enumerate(zip(sizes, samples, streams, strict=True)):
-        ordinal = block * count + np.arange(count)
-        rows_K[source_K == number] = first + _permuted(ordinal, size, seed, stream)
+    for number, (size, limit, count, stream) in enumerate(zip(sizes, limits, samples, streams, strict=True)):
+        place = _permuted(block * count + np.arange(count), limit, seed, stream)
+        if limit < size:
+            place = permute(place, size, seed=UNIQUE_SEED, epoch=0, stream=UNIQUE_STREAM)
+        rows_K[source_K == number] = first + place
         first += size
     return rows_K
 
@@ -167,7 +183,7 @@ def spread_rows(available: int, wanted: int) -> np.ndarray:
     return np.arange(wanted) * available // max(wanted, 1)
 
 
-def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> Mixture:
+def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int, unique: Unique | None = None) -> Mixture:
     """Open one split of prepared data.
 
     Args:
@@ -175,9 +191,10 @@ def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> 
         split: train or validation.
         block_size: Tokens per sequence.
         stride: Tokens between the starts of consecutive packed sequences.
+        unique: The limit on the sequences that are read, of the training split only.
 
     Raises:
-        UserError: A source has no sequence of ``block_size`` tokens.
+        UserError: A source has no sequence of ``block_size`` tokens, or not as many as ``unique`` takes.
     """
     sources = [
         open_split(source.data_dir, source.manifest, split, block_size=block_size, stride=stride)
@@ -185,4 +202,6 @@ def open_mixture(data: DataSet, split: str, *, block_size: int, stride: int) -> 
     ]
     # In a mixture, the order of a source does not depend on the other sources.
     streams = [int(source.manifest.hash, 16) for source in data.sources] if len(sources) > 1 else [ORDER_STREAM]
-    return Mixture(sources, [source.samples for source in data.sources], streams, vocab_size=data.vocab_size)
+    limits = None if unique is None else data.limits(unique)
+    samples = [source.samples for source in data.sources]
+    return Mixture(sources, samples, streams, vocab_size=data.vocab_size, limits=limits)

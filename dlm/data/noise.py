@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-_T_STREAM, _MASK_STREAM, ORDER_STREAM, MIXTURE_STREAM = 0, 1, 2, 3
+_T_STREAM, _MASK_STREAM, ORDER_STREAM, MIXTURE_STREAM, UNIQUE_STREAM = 0, 1, 2, 3, 4
 
 
 def _key(seed: int, stream: int) -> np.ndarray:

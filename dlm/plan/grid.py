@@ -23,7 +23,7 @@ from dlm.core.identity import canonical_json, cell_id, content_hash
 from dlm.core.paths import configs_dir
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.core.replaced_keys import instead_of
-from dlm.data.manifest import DataSet, read_data
+from dlm.data.manifest import DataSet, read_data, unique_of
 from dlm.plan.cells import Cell, Plan
 from dlm.plan.definition import SEED_STEP, SweepSpec
 from dlm.plan.trunks import share_trunks
@@ -278,7 +278,7 @@ def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: Data
             f"model {recipe.shape.name} has vocab_size {recipe.shape.vocab_size}, the data "
             f"{point.groups['data']} have {data.vocab_size}: change models or groups.data"
         )
-    epochs = None if data is None else data.epochs(recipe.tokens)
+    epochs = None if data is None else data.epochs(recipe.tokens, unique=unique_of(config["data"]))
     _check_divides(spec, point, recipe.global_batch_size)
     reason = _refusal(spec, recipe, epochs)
     if reason is not None:

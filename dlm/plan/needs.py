@@ -29,7 +29,9 @@ def tokens_needed(spec: SweepSpec) -> list[Need]:
     found: dict[str, Need] = {}
     for cell in (*plan.cells, *expected_proof(plan)):
         node = data_node(cell.groups, cell.overrides)
-        tokens = math.ceil(cell.tokens / node["block_size"]) * node["stride"]
+        limit = node.pop("unique_tokens", None)
+        read = cell.tokens if limit is None else min(cell.tokens, limit)
+        tokens = math.ceil(read / node["block_size"]) * node["stride"]
         before = found.get(canonical_json(node))
         if before is None or before.tokens < tokens:
             found[canonical_json(node)] = Need(data=node, tokens=tokens)

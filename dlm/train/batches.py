@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe
-from dlm.data.manifest import DataSet
+from dlm.data.manifest import DataSet, unique_of
 from dlm.data.mixture import Mixture, open_mixture
 from dlm.data.noise import stratified_t, uniforms
 from dlm.train.objectives import Batch, Objective
@@ -153,7 +153,7 @@ class PackedDataModule(L.LightningDataModule):
         super().__init__()
         self.data_set, self.objective, self.recipe, self.config = data_set, objective, recipe, config
         lengths = {"block_size": recipe.block_size, "stride": config["data"]["stride"]}
-        self.train_tokens = open_mixture(data_set, "train", **lengths)
+        self.train_tokens = open_mixture(data_set, "train", **lengths, unique=unique_of(config["data"]))
         self.validation_tokens = open_mixture(data_set, "validation", **lengths)
 
     def _place(self) -> dict[str, int]:
