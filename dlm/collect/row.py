@@ -58,6 +58,8 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
         "global_batch_size": recipe.global_batch_size,
         "block_size": recipe.block_size,
         "learning_rate": config["optimizer"]["lr"],
+        "weight_decay": config["optimizer"]["weight_decay"],
+        "dropout": 0.0,
         "schedule": config["scheduler"]["name"],
         "parent": config.get("parent") or config.get("ckpt_path"),
         "seed": config["seed"],

@@ -28,7 +28,7 @@ class Noise:
     """Standard deviations of the loss, as shares of the loss; NaN for a part that the runs do not show."""
 
     residual: float = NAN  # about the law: all parts except the Monte Carlo error that all runs share
-    seed: float = NAN  # between runs of equal N and D
+    seed: float = NAN  # between replicates: runs that differ in their seed alone
     trunk: float = NAN  # shared by the points of one trunk or run
     monte_carlo: float = NAN  # median of loss_se / loss
     monte_carlo_own: float = NAN  # median of loss_se_own / loss: the part that the runs do not share
@@ -51,7 +51,7 @@ class Noise:
         return ", ".join(said)
 
     def warnings(self) -> list[str]:
-        """A warning if runs of the same N and D show that the law does not fit."""
+        """A warning if replicates show that the law does not fit."""
         if not self.lack_of_fit_p < LACK_OF_FIT_P:
             return []
         test = f"F = {self.lack_of_fit:.2g}, p = {self.lack_of_fit_p:.2g}"

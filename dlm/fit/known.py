@@ -18,19 +18,21 @@ import numpy as np
 
 from dlm.fit.points import Mask, Points
 
-# The columns that tell runs apart. A bare table may have params and tokens only.
-IDENTITY = (
+# The columns that two runs share if they differ in chance alone. A bare table may have params and tokens only.
+SETTINGS = (
     "objective",
     "model",
     "params",
     "tokens",
     "global_batch_size",
     "learning_rate",
+    "weight_decay",
+    "dropout",
     "schedule",
     "data_hash",
     "unique_tokens",
-    "seed",
 )
+IDENTITY = (*SETTINGS, "seed")  # the columns that tell runs apart
 SAME_LOSS = 1e-5  # rounding to float32 and the order of additions change a loss by a smaller share
 
 RunTable = Mapping[str, Sequence[Any]]  # columns of IDENTITY as text, and 'loss' as numbers, a value for each run

@@ -40,6 +40,7 @@ class Points:
     cluster: npt.NDArray[np.int64]  # points of one cluster share noise and are resampled together
     convention: str  # name of the convention by which `flops` are counted
     unique: Array | None = None  # unique tokens among `tokens`; None if they are not known
+    cell: npt.NDArray[np.int64] | None = None  # points of one cell differ in chance alone; None: not known
     loss_se: Array | None = None  # Monte Carlo standard error of an estimated loss, nats/token
     loss_se_own: Array | None = None  # the part of `loss_se` that the runs do not share, nats/token
 
@@ -87,6 +88,7 @@ class SurfaceColumns(RunColumns, total=False):
     budget: npt.ArrayLike | None
     cluster: npt.ArrayLike | None
     unique_tokens: npt.ArrayLike | None
+    cell: npt.ArrayLike | None
 
 
 def as_points(
@@ -99,6 +101,7 @@ def as_points(
     weights: npt.ArrayLike | str | None = None,
     cluster: npt.ArrayLike | None = None,
     unique_tokens: npt.ArrayLike | None = None,
+    cell: npt.ArrayLike | None = None,
     loss_se: npt.ArrayLike | None = None,
     loss_se_own: npt.ArrayLike | None = None,
     convention: str | None = None,
@@ -114,6 +117,8 @@ def as_points(
         weights: Factor of each run in the objective, (n,), or 'compute' for C over the mean C; 1 by default.
         cluster: Labels, (n,); runs with equal labels share noise. By default every run is a cluster of its own.
         unique_tokens: Unique tokens of each run, (n,).
+        cell: Labels, (n,); runs with equal labels, N, D and unique tokens are replicates, which differ in their seed
+            alone. By default, equal N, D and unique tokens make replicates.
         loss_se: Monte Carlo standard error of each loss, (n,), nats/token.
         loss_se_own: The part of `loss_se` that the runs do not share, (n,), nats/token.
         convention: Name of the convention by which `flops` are counted; '6n' by default if `flops` is absent.
@@ -129,8 +134,7 @@ def as_points(
         raise UserError(f"every loss is {losses[0]:g}: nothing to fit")
     n, d = _column(params, "params", size), _column(tokens, "tokens", size)
     spent = 6.0 * n * d if flops is None else _column(flops, "flops", size)
-    labels = np.arange(size) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
-    _check_length(labels, "cluster", size)
+    labels = np.arange(size) if cluster is None else _labels(cluster, "cluster", size)
     points = Points(
         params=n,
         tokens=d,
@@ -139,6 +143,7 @@ def as_points(
         budget=None if budget is None else _column(budget, "budget", size),
         weight=np.ones(size) if weights is None else _weights(weights, spent),
         cluster=labels.astype(np.int64),
+        cell=None if cell is None else _labels(cell, "cell", size),
         convention=convention or ("6n" if flops is None else "as given"),
         unique=None if unique_tokens is None else _column(unique_tokens, "unique_tokens", size),
         loss_se=None if loss_se is None else _column(loss_se, "loss_se", size, may_be_0=True),
@@ -161,6 +166,13 @@ def _column(values: npt.ArrayLike, name: str, size: int | None = None, *, may_be
         allowed = "not below 0" if may_be_0 else "above 0"
         raise UserError(f"{name}[{bad[0]}] is {column[bad[0]]}: every value must be a finite number {allowed}")
     return column
+
+
+def _labels(values: npt.ArrayLike, name: str, size: int) -> npt.NDArray[np.int64]:
+    """Number the distinct labels of one column, which has a label for every run."""
+    labels = np.unique(np.asarray(values), return_inverse=True)[1]
+    _check_length(labels, name, size)
+    return labels.astype(np.int64)
 
 
 def _weights(values: npt.ArrayLike | str, flops: Array) -> Array:

@@ -1,7 +1,7 @@
 """Read the finished runs of a CSV file or DataFrame, check every number, and group the runs by budget.
 
 Columns: params, tokens, loss; optional: flops, budget, weight, run_id, parent, loss_se, loss_se_own, unique_tokens,
-objective, convention, status, role.
+objective, convention, status, role, and the other columns of `known.SETTINGS`, which tell replicates from other runs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from dlm.core import text
 from dlm.core.errors import UserError, hint, shown
 from dlm.fit import budgets
 from dlm.fit.csv_file import read_csv
-from dlm.fit.known import IDENTITY, RunTable, as_text
+from dlm.fit.known import IDENTITY, SETTINGS, RunTable, as_text
 from dlm.fit.points import Array
 
 REQUIRED = ("params", "tokens", "loss")
-POSITIVE = (*REQUIRED, "flops", "budget")
+POSITIVE = (*REQUIRED, "flops", "budget", "unique_tokens")
 NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
-MAY_BE_EMPTY = ("budget", "loss_se", "loss_se_own")
+MAY_BE_EMPTY = ("budget", "unique_tokens", "loss_se", "loss_se_own")
 PROOF = "proof"  # the role of a run that tests a law
 MAX_BYTES = 256 * 1024**2  # of a CSV file, uncompressed: a million rows of dlm
 ONE_EPOCH = 1.05  # number of epochs up to which no data count as repeated
+ROUNDED = 1.001  # ratio of unique tokens to tokens up to which a table is taken as rounded
 
 Runs = str | Path | pd.DataFrame
 
@@ -69,7 +70,7 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
             frame[name] = _numbers(frame, name, where)
     frame, warnings = _once(frame)
     frame = frame.drop(columns="row").reset_index(drop=True)
-    said = {"warnings": [*without_loss, *warnings, *_remarks(frame)], "notes": notes}
+    said = {"warnings": [*without_loss, *warnings, *_remarks(frame)], "notes": [*notes, *_unread(frame)]}
     frame.attrs = {name: [*dict.fromkeys([*earlier[name], *said[name]])] for name in said}
     return frame
 
@@ -79,6 +80,23 @@ def run_table(frame: pd.DataFrame) -> RunTable:
     names = [name for name in IDENTITY if name in frame and frame[name].notna().any()]
     texts = {name: ["" if pd.isna(v) else as_text(v, name) for v in frame[name].tolist()] for name in names}
     return {**texts, "loss": frame["loss"].tolist()}
+
+
+def cells(frame: pd.DataFrame) -> pd.Series[int]:
+    """The number of the cell of each run: the replicates of a cell are equal in all `SETTINGS` that the table has."""
+    if "unique_tokens" in frame:
+        frame = frame.assign(unique_tokens=unique_tokens(frame))
+    table = run_table(frame)
+    return (
+        pd.DataFrame({name: table[name] for name in SETTINGS if name in table}, dtype=str)
+        .groupby([name for name in SETTINGS if name in table], sort=False)
+        .ngroup()
+    )
+
+
+def unique_tokens(frame: pd.DataFrame) -> pd.Series[float]:
+    """The unique tokens among those that each run reads: at most its tokens."""
+    return frame["unique_tokens"].clip(upper=frame["tokens"])
 
 
 def spent_flops(frame: pd.DataFrame) -> pd.Series[float]:
@@ -262,7 +280,20 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def _remarks(frame: pd.DataFrame) -> list[str]:
     """A warning if the runs repeat their data, which most laws ignore."""
     epochs = pd.to_numeric(frame["epochs"], errors="coerce").max() if "epochs" in frame else 0.0
+    if "unique_tokens" in frame and not epochs > ONE_EPOCH:
+        epochs = (frame["tokens"] / frame["unique_tokens"]).max()
     if not epochs > ONE_EPOCH:
         return []
     said = "every law but data-constrained counts repeated tokens as new"
     return [f"runs read their data up to {epochs:.1f} times: {said}"]
+
+
+def _unread(frame: pd.DataFrame) -> list[str]:
+    """A note if runs have more unique tokens than they read, as where the column holds the size of the data set."""
+    if "unique_tokens" not in frame:
+        return []
+    count = int((frame["unique_tokens"] > ROUNDED * frame["tokens"]).sum())
+    if not count:
+        return []
+    rows = "1 row has" if count == 1 else f"{count} rows have"
+    return [f"{rows} more unique_tokens than tokens: as many as tokens count, because a run reads no more of its text"]

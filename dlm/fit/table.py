@@ -25,7 +25,17 @@ from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
-from dlm.fit.rows import Runs, check_convention, checkpoints, read_runs, run_table, spent_flops, with_budgets
+from dlm.fit.rows import (
+    Runs,
+    cells,
+    check_convention,
+    checkpoints,
+    read_runs,
+    run_table,
+    spent_flops,
+    unique_tokens,
+    with_budgets,
+)
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
@@ -39,6 +49,8 @@ MOST_RESAMPLED = 1_000_000  # rows that are resampled for a combined law: more r
 LEAST_RESAMPLES = 200
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
+# The same, unless every size and number of tokens has runs of each value, as in a sweep that varies them on purpose.
+MIXED_UNLESS_CROSSED = ("weight_decay", "dropout")
 
 
 def fit_runs(
@@ -169,7 +181,14 @@ def _mixtures(frame: pd.DataFrame) -> list[str]:
     """Warn if the runs differ in a property that no law models. Mixed conventions of FLOPs raise a UserError."""
     check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
+    mixed += [name for name in MIXED_UNLESS_CROSSED if name in frame and not _is_crossed(frame, name)]
     return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+
+
+def _is_crossed(frame: pd.DataFrame, name: str) -> bool:
+    """Whether the runs of every size and number of tokens take all values of a column."""
+    values = frame.groupby(["params", "tokens"])[name].nunique()
+    return bool((values == frame[name].nunique()).all())
 
 
 def _places(frame: pd.DataFrame, at: Sequence[float]) -> list[float]:
@@ -230,6 +249,8 @@ def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
         empty = int(unique.isna().sum())
         raise UserError(f"data-constrained needs the unique tokens of every run: {empty} rows have no unique_tokens")
     columns = {**_columns(frame), **_known(frame, "budget", "loss_se", "loss_se_own"), "cluster": _clusters(frame)}
+    columns["cell"] = cells(frame)
+    unique = None if unique is None else unique_tokens(frame)
     if law == COMBINED:
         return fit_combined(**columns, **options)
     return fit_surface(**columns, **options, law=law, unique_tokens=unique)

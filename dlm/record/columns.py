@@ -34,6 +34,8 @@ class RunRow:
     global_batch_size: int  # sequences
     block_size: int  # tokens
     learning_rate: float
+    weight_decay: float
+    dropout: float  # 0: dlm's models have none; tables of other runs may have it
     schedule: str
     parent: str | None  # the trunk of a branch: the run, or the path of the checkpoint, that it starts from
     seed: int

@@ -51,6 +51,8 @@ def test_a_finished_cell_becomes_a_row_of_what_was_planned_and_measured(sweep):
         "loss_se": 0.01,
         "steps": cell.steps,
         "learning_rate": 5e-3,
+        "weight_decay": 0.1,
+        "dropout": 0.0,
         "schedule": "cosine",
         "seed": 0,
         "data": "stdlib",

@@ -157,12 +157,13 @@ def test_a_dotted_name_is_read_however_it_was_nested(server, tmp_path):
     server.add("torn", config=base | configs["flat"], state="finished",
                rows=[{"step": 40, "eval": {"nll": 2.5}, "eval.nll": 2.6}])  # fmt: skip
     columns = {"params": "n", "tokens": "tokens", "steps": "steps", "learning_rate": "train.opt.lr"}
+    columns |= {"weight_decay": "train.opt.lr", "dropout": {"value": 0.1}}
     history = {"step": "step", "val/loss": "eval.nll"}
     answer = collect(server, tmp_path / "out", columns=columns, history=history)
     assert answer.code == 0 and answer.err == ""
     runs = runs_in(tmp_path / "out")
     assert sorted(runs.index) == ["flat", "head", "middle", "nested", "twice"]
-    assert set(runs.learning_rate) == {0.1} and set(runs.loss) == {2.5}
+    assert set(runs.learning_rate) == set(runs.weight_decay) == set(runs.dropout) == {0.1} and set(runs.loss) == {2.5}
     assert reasons_in(tmp_path / "out") == {
         "disagree": "another config: its config has two values of train.opt.lr, 0.2 and 0.1",
         "torn": "missing validation: its history could not be read (the row 0 of its history has two values of "

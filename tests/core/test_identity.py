@@ -81,7 +81,7 @@ DECIDING = [
     ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "betas"), ("optimizer", "gradient_clip_val"),
     ("optimizer", "decay"),
     ("scheduler", "warmup_fraction"), ("scheduler", "warmup_tokens_per_param"), ("scheduler", "min_ratio"),
-    ("data", "batch_size"), ("data", "block_size"),
+    ("data", "batch_size"), ("data", "block_size"), ("data", "unique_tokens"),
     ("data", "stride"), ("validation", "seed"), ("validation", "draws"), ("validation", "num_sequences"),
     ("validation", "estimator"),
     ("training", "budget"), ("training", "convention"), ("trainer", "precision"), ("seed",), ("ckpt_path",),

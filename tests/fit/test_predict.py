@@ -219,6 +219,8 @@ def test_a_run_is_known_by_what_was_trained_and_not_by_its_loss(world, bootstrap
         ("model", "33k", "34k"),
         ("global_batch_size", 32, 64),
         ("learning_rate", 3e-3, 1e-3),
+        ("weight_decay", 0.1, 0.0),
+        ("dropout", 0.0, 0.1),
         ("schedule", "wsd", "cosine"),
         ("data_hash", "ab", "cd"),
         ("unique_tokens", 1e9, 2e9),

@@ -75,6 +75,7 @@ def fit_surface(
             * loss_se: standard error of the loss, (n,), nats/token, where the loss is a Monte Carlo estimate on text
               and noise that all runs share.
             * loss_se_own: the part of `loss_se` that the runs do not share, (n,), nats/token.
+            * cell: labels, (n,); points with equal labels, N, D and unique tokens differ in their seed alone.
             * convention: name of the convention by which `flops` are counted.
 
     Raises:
@@ -148,6 +149,12 @@ def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> 
 
 def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Mapping[str, float]) -> dict[str, float]:
     """The parameters of the Chinchilla law that determines U_N, the best size for the unique tokens."""
+    most = float((points.tokens / unique).max())
+    if "R_D" not in fixed and most <= ONE_EPOCH:
+        raise UserError(
+            f"no run reads its unique tokens more than {most:.3g} times, so R_D, what repetition is worth, cannot be "
+            "determined: fit chinchilla, or add runs that repeat their text"
+        )
     if set(Chinchilla.params) <= set(fixed):
         return {name: fixed[name] for name in Chinchilla.params}
     once = points.take(points.tokens <= ONE_EPOCH * unique)

@@ -1,7 +1,7 @@
 """Split the noise about a fitted law into its parts, and simulate it.
 
 The noise has three sources. Monte Carlo noise comes from estimating a validation bound; the part of it that all runs
-share shifts E only. Seed noise is seen between runs of one cell (equal N and D). Trunk noise is shared by the branches
+share shifts E only. Seed noise is seen between replicates, the runs of one cell. Trunk noise is shared by the branches
 or checkpoints of one run.
 """
 
@@ -27,11 +27,11 @@ def parts(points: Points, problem: newton.Problem, theta: Array) -> Noise:
     residual = relative_residual(points, problem, theta)
     dof = max(len(points) - len(problem.free), 1)
     squares = float((points.weight * residual**2).sum())
-    seed, pure, replicates = _replicates(points)
-    lack_of_fit, chance = _lack_of_fit(squares - pure, dof - replicates, pure, replicates)
+    pure, replicates = _replicates(points, residual)
+    lack_of_fit, chance = _lack_of_fit(max(squares - pure, 0.0), dof - replicates, pure, replicates)
     return Noise(
         residual=float(np.sqrt(squares / dof)),
-        seed=seed,
+        seed=float(np.sqrt(pure / replicates)) if replicates else NAN,
         trunk=_trunk(points, problem, theta),
         monte_carlo=_median(points.loss_se, points),
         monte_carlo_own=_median(points.loss_se_own, points),
@@ -118,18 +118,18 @@ def _posterior(points: Points, problem: newton.Problem, theta: Array) -> tuple[A
     return likelihood / likelihood.sum(), squares, dof
 
 
-def _replicates(points: Points) -> tuple[float, float, int]:
-    """The relative sd between runs of equal N, D and unique tokens, its sum of squares, and its degrees of freedom."""
-    keys = np.stack([points.params, points.tokens, *([] if points.unique is None else [points.unique])], axis=1)
-    _, place = np.unique(keys, axis=0, return_inverse=True)
-    dof = int((np.bincount(place) - 1).sum())
-    if not dof:
-        return NAN, 0.0, 0
-    log_loss = np.log(points.loss)
+def _replicates(points: Points, residual: Array) -> tuple[float, int]:
+    """The noise between replicates: its sum of squares, as shares of the loss squared, and its degrees of freedom.
+
+    Replicates have equal N, D and unique tokens, so the law gives them one loss, and the squares of their residuals are
+    these squares plus those of the mean residual of each cell.
+    """
+    optional = [column for column in (points.unique, points.cell) if column is not None]
+    _, place = np.unique(np.stack([points.params, points.tokens, *optional], axis=1), axis=0, return_inverse=True)
     weight = np.bincount(place, weights=points.weight)
-    mean = np.bincount(place, weights=points.weight * log_loss) / np.maximum(weight, TINY)
-    squares = float((points.weight * (log_loss - mean[place]) ** 2).sum())
-    return float(np.sqrt(squares / dof)), squares, dof
+    mean = np.bincount(place, weights=points.weight * residual) / np.maximum(weight, TINY)
+    squares = float((points.weight * (residual - mean[place]) ** 2).sum())
+    return squares, int((np.bincount(place) - 1).sum())
 
 
 def _lack_of_fit(misfit: float, dof: int, pure: float, replicates: int) -> tuple[float, float]:
