@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def fits_of(runs: pd.DataFrame) -> dict[str, FitResult]:
     """Fit the laws of a sweep to its runs, without its proof runs. Equal runs are not fitted twice by one command."""
     from dlm.fit.csv_file import as_csv
+    from dlm.fit.rows import PROOF
 
-    return _fitted(as_csv(runs[runs["role"].isna()]))
+    return _fitted(as_csv(runs[runs["role"] != PROOF]))
 
 
 @functools.lru_cache(maxsize=1)

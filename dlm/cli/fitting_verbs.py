@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dlm.cli import options
+from dlm.cli.hparams_verb import hparams
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, takes
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
@@ -18,7 +19,7 @@ MOST_REASONS = 4  # of a refused fit that the error names
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command, in the order of the flow."""
-    for verb in (fit, predict, score, compare, reconcile):
+    for verb in (fit, predict, score, compare, reconcile, hparams):
         app.command()(verb)
 
 

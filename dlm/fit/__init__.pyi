@@ -6,6 +6,8 @@ from .fitted import Fitted as Fitted
 from .fitted import Minimum as Minimum
 from .fitted import Optimum as Optimum
 from .fitted import Verdict as Verdict
+from .hparams.fit import fit_hparams as fit_hparams
+from .hparams.result import Hparams as Hparams
 from .isoflop.fit import fit_isoflop as fit_isoflop
 from .multiplier import Multiplier as Multiplier
 from .multiplier import compare as compare

@@ -210,6 +210,7 @@ class Fitted:
     runs: Mapping[str, Sequence[Any]] = field(
         default_factory=dict, repr=False
     )  # what tells the runs apart: `fit.known`
+    tuning: Mapping[str, Any] | None = None  # how well rate and batch were tuned: `fit.hparams`; None if not known
     points: Points | None = field(default=None, repr=False)
     cost: Cost = field(default_factory=Cost, repr=False)
     draws: Array | None = field(default=None, repr=False)  # refitted params, (replicates, params); failed rows are NaN

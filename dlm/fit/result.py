@@ -56,6 +56,7 @@ class FitResult(Fitted):
             "noise": vars(self.noise),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "outliers": self.outliers,
+            "tuning": self.tuning,
             "combination": self._combination(),
             "conventions": None if self.conventions is None else self.conventions.to_dict(),
             "intervals": {"method": self.interval_method, "replicates": replicates, "failed": self.failed},
@@ -77,6 +78,7 @@ class FitResult(Fitted):
         rows += [] if self.conventions is None else [f"  {line}" for line in self.conventions.lines()]
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
+        rows += [] if self.tuning is None else [f"  tuning: {self.tuning['sentence']}"]
         rows += [f"  warning: {warning}" for warning in self.warnings]
         rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
@@ -95,7 +97,8 @@ class FitResult(Fitted):
         table = html_table([("", "value", "95 % interval"), *_numbers(self)])
         best = html_list(f"{text.flops(c)} FLOPs: {sentence(o)}" for c, o in self.at.items())
         verdict = "" if self.verdict is None else f"<p>{escaped(self.verdict.sentence())}</p>"
-        remarks = html_list((*self.warnings, *self.notes))
+        tuning = () if self.tuning is None else (str(self.tuning["sentence"]),)
+        remarks = html_list((*tuning, *self.warnings, *self.notes))
         return html_block(f"<b>{escaped(_head(self))}</b>: {escaped(self.status)}", table, best, verdict, remarks)
 
 

@@ -76,10 +76,10 @@ def read_runs(source: Runs, *, proofs: bool = False) -> pd.DataFrame:
 
 
 def run_table(frame: pd.DataFrame) -> RunTable:
-    """What tells the runs apart, and their losses; columns without any value are left out."""
+    """What tells the runs apart, and their losses as measured; columns without any value are left out."""
     names = [name for name in IDENTITY if name in frame and frame[name].notna().any()]
     texts = {name: ["" if pd.isna(v) else as_text(v, name) for v in frame[name].tolist()] for name in names}
-    return {**texts, "loss": frame["loss"].tolist()}
+    return {**texts, "loss": frame.get("measured_loss", frame["loss"]).tolist()}
 
 
 def cells(frame: pd.DataFrame) -> pd.Series[int]:

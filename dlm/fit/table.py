@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from dlm.fit.conventions import conventions_of
 from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
+from dlm.fit.hparams import untuned
+from dlm.fit.hparams.excess import term_of
 from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.optimum import with_warnings
@@ -104,9 +107,23 @@ def fit_runs(
     if law not in LAWS:
         raise unknown("law", law, LAWS)
     how = Norm(norm=loss, delta=delta, space=space, under_tuned=under_tuned)
-    frame = _one_objective(read_runs(source), objective)
+    frame = one_objective(read_runs(source), objective)
     if frame.empty:
         raise UserError("there are no runs: give at least one row of params, tokens and loss")
+    frame, term = term_of(frame)
+    if term is not None:
+        given: dict[str, Any] = {
+            "at": at,
+            "fixed": fixed,
+            "weights": weights,
+            "curve": curve,
+            "axis": axis,
+            **vars(how),
+        }
+        given |= {"budget_tolerance": budget_tolerance, "holdout": holdout, "drop_outliers": drop_outliers}
+        given["conventions"] = conventions
+        given["loss"] = given.pop("norm")
+        return term.fit(partial(fit_runs, law=law, seed=seed, **given), bootstrap)
     frame.attrs["warnings"] += [*_mixtures(frame), *checkpoints(frame)]
     frame = with_budgets(frame, law, budget_tolerance)
     places = _places(frame, at)
@@ -123,7 +140,7 @@ def fit_runs(
             options["weights"] = frame.get("weight") if weights is None else weights
         result = _surface(frame, law, at=places, holdout=holdout, **options)
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
-    result = replace(result, runs=run_table(frame))
+    result = replace(result, runs=run_table(frame), tuning=untuned.told(frame, result))
     if conventions:
         found = conventions_of(frame, law, how=how, fixed=fixed, weights=weights, curve=curve)
         result = replace(result, conventions=found)
@@ -163,7 +180,7 @@ def _objectives(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["objective"].dropna().astype(str).unique()) if "objective" in frame else []
 
 
-def _one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
+def one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
     """Select the runs of one objective. An unknown objective is a UserError, as is None if the table has several."""
     names = _objectives(frame)
     if objective is not None and objective not in names:
@@ -328,7 +345,7 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     frame = read_runs(source, proofs=True)
     label = forecast["label"]
     if label and "objective" in frame:
-        frame = _one_objective(frame, label)
+        frame = one_objective(frame, label)
     check_convention(frame)
     columns = _columns(frame)
     del columns["label"]

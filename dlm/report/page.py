@@ -179,7 +179,7 @@ def _section(
         "proof": proof,
         "proof_table": None if proof is None else _proof(proof),
         "advice": advice,
-        "untuned": words.untuned(own),
+        "untuned": words.untuned(own, fits),
         "svgs": _figures(slug, {fit.law: fit for fit in fits}, own, folder, paper),
         "best": _best(fits),
         "minima": _minima(fits),

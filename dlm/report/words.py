@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dlm.core import text
 from dlm.core.objectives import OBJECTIVES
 from dlm.fit.fitted import Optimum
+from dlm.fit.hparams.untuned import where_tuned
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.points import UNBOUNDED
 from dlm.fit.result import FitResult
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 INSIDE = 1.05  # a C up to this multiple of the highest budget counts as run: runs miss their budget by some per cent
 SAME_SIZE = 0.03  # two methods agree if their N* differ by less than this fraction
-LEAST_RATES = 3  # with fewer, the best learning rate cannot lie between two others
 WIDE = 10.0  # if the ends of the interval of N* differ by a larger factor, the size is not determined
 MISSING = "–"
 
@@ -255,27 +255,19 @@ def _sentence(words: str) -> str:
     return f"{first}{words[1:]}{'' if words.endswith('.') else '.'}"
 
 
-def untuned(runs: pd.DataFrame) -> str:
-    """Return a sentence if the learning rate was not tuned at both ends of the budgets, otherwise ''.
+def untuned(runs: pd.DataFrame, fits: Sequence[FitResult] = ()) -> str:
+    """Return a sentence on how the learning rate was tuned, or that it was not; '' if the table does not show it.
 
-    It was tuned at a budget if the runs of the size with the lowest loss have three or more rates, and the best of
-    these is neither the lowest nor the highest. Nothing is said if the table does not hold these values.
+    The first fit with exponents that knows it says what that does to these. Without such a fit, a sentence says where
+    the rate was not tuned.
     """
-    needed = ["learning_rate", "budget", "params"]
-    if not {*needed} <= {*runs} or runs[needed].isna().any(axis=None):
+    said = [str(fit.tuning["sentence"]) for fit in fits if fit.tuning is not None and math.isfinite(fit.allocation.a)]
+    if said:
+        return _sentence(said[0])
+    where = where_tuned(runs)
+    if where is None:
         return ""
-    ends = (runs["budget"].min(), runs["budget"].max())
-    tuned = [text.flops(end) for end in ends if _is_tuned(runs[runs["budget"] == end])]
-    if len(tuned) == len(ends):
-        return ""
-    where = f"at {tuned[0]} FLOPs only" if tuned else "neither at the lowest nor at the highest budget"
     return f"Untuned: these exponents describe this recipe; its learning rate was tuned {where}."
-
-
-def _is_tuned(runs: pd.DataFrame) -> bool:
-    best = runs.sort_values("loss").iloc[0]
-    rates = runs[runs["params"] == best["params"]]["learning_rate"].unique()
-    return len(rates) >= LEAST_RATES and bool(rates.min() < best["learning_rate"] < rates.max())
 
 
 def refused(fits: Iterable[FitResult]) -> list[str]:

@@ -235,3 +235,11 @@ def test_the_page_shows_the_exponents_under_other_counts_of_n_and_c(write):
     assert table.count("<caption>") == 1 and "b of the isoFLOP curves" in table
     assert "blocks, head and input embedding" in table and "full_masked_head" in table
     assert head not in page_of(runs[["params", "tokens", "loss", "budget"]])
+
+
+def test_the_page_says_what_tuning_did_to_the_exponents_or_could_do():
+    untuned = fit_runs(tuned(at=[]), law="isoflop", bootstrap=0)
+    said = words.untuned(tuned(at=[]), [untuned])
+    assert said.startswith("Untuned: these exponents describe this recipe") and "tuning would move a by" in said
+    with_term = replace(untuned, tuning={"sentence": "the losses are those at the best rate"})
+    assert words.untuned(tuned(at=[]), [with_term, untuned]) == "The losses are those at the best rate."
