@@ -92,6 +92,7 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: P
     Raises:
         UserError: The folder cannot be written to, or is that of another sweep, or no run can be used.
     """
+    from dlm.cli.tuned import next_step, open_ends
     from dlm.collect.tables import collect as collect_runs
 
     folder = sweep.folder if out is None else out
@@ -100,6 +101,9 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: P
     show_collected(collected, folder)
     if collected.runs.empty:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
+    if sweep.plan.waits_for_recipe:
+        print(*(" ".join(one) for found in open_ends(sweep).values() for one in found), next_step(sweep), sep="\n")
+        return
     said = None if anew else said_before(folder)
     if said is None:
         print("fitting ...", flush=True)
@@ -172,12 +176,15 @@ def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Pape
     from dlm.cli.advice import advice
     from dlm.cli.fits import fits_of
     from dlm.cli.proof import outcomes
+    from dlm.cli.tuned import open_ends
     from dlm.report.page import write_fits, write_report
 
     plan, fits = sweep.plan, fits_of(collected.runs)
     write_fits(folder, fits)
     proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
     settling = advice(sweep, collected.runs, fits) if is_sweep_dir(sweep.folder) else {}  # it changes a definition
+    for label, found in open_ends(sweep).items():
+        settling[label] = [*settling.get(label, []), *found]
     write_report(
         folder,
         collected.runs,

@@ -60,7 +60,7 @@ def _is_too_large(now: CellNow) -> bool:
 
 def missing_forecasts(sweep: Sweep) -> list[str]:
     """Return the objectives whose proof run is asked for and whose forecast is not frozen yet."""
-    if sweep.plan.spec.proof is None:
+    if sweep.plan.spec.proof is None or sweep.plan.waits_for_recipe:
         return []
     known = [one["label"] for one in read_forecasts(sweep.folder)]
     return [name for name in sweep.plan.spec.objectives if name not in known]
@@ -154,7 +154,7 @@ def _best_varied(sweep: Sweep, runs: pd.DataFrame, objective: str) -> dict[str, 
     """Return the values of the keys that the definition varies, as the lowest loss at the top budget has them."""
     if not sweep.plan.spec.vary:
         return {}
-    own = runs[runs["objective"] == objective]
+    own = runs[(runs["objective"] == objective) & runs["role"].isna()]
     best = own.loc[own[own["budget"] == own["budget"].max()]["loss"].idxmin()]
     (cell,) = [cell for cell in sweep.plan.grid if cell.cell_id == best["run_id"]]
     return {key: {**cell.groups, **cell.overrides}[key] for key in sweep.plan.spec.vary}

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
-WORDS = ("cell", "state", "reason", "job")  # left-aligned columns of text; all other columns hold numbers
+WORDS = ("cell", "state", "reason", "job", "role")  # left-aligned columns of text; all other columns hold numbers
 # A narrow terminal lacks the first of these columns: of a plan, and of the states of a sweep.
-EXPENDABLE = ("error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")
+EXPENDABLE = ("batch error %", "error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")
 LESS_URGENT = ("redone", "attempts", "tokens/s")
 STATE_COLOURS = {
     State.DONE: "green",
@@ -53,10 +53,13 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
         plan: The plan.
         proof: The expected proof runs, with estimates; their cost is printed on a line of its own.
     """
+    from dlm.plan.recipes import recipe_lines
+    from dlm.plan.tuning import tuning_lines
+
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
-    for line in _settings_lines(plan.spec):
-        out.print(line, markup=False)
+    for line in (*_settings_lines(plan.spec), *recipe_lines(plan.spec, plan.recipe, plan.grid), *tuning_lines(plan)):
+        out.print(printable(line), markup=False)
     rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
     show_table(rows)
     if missing:
@@ -105,7 +108,26 @@ def _plan_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
         others = {key: value for key, value in cell.overrides.items() if key != "seed"}
         alike.setdefault(repr((sorted(cell.groups.items()), sorted(others.items(), key=str))), []).append(cell)
     several = any(len(same) > 1 for same in alike.values())
-    return [_plan_row(same[0]) | ({"runs": str(len(same))} if several else {}) for same in alike.values()]
+    shown = _recipe_columns([same[0] for same in alike.values()])
+    return [
+        _plan_row(same[0]) | columns | ({"runs": str(len(same))} if several else {})
+        for same, columns in zip(alike.values(), shown, strict=True)
+    ]
+
+
+def _recipe_columns(cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """Return the columns about the recipe, of which a plan shows those in which its cells differ."""
+    columns = [
+        {
+            "rate": f"{cell.learning_rate:.3g}",
+            "batch": str(cell.global_batch_size),
+            "batch error %": "-" if cell.batch_error_pct is None else f"{cell.batch_error_pct:+.1f}",
+            "role": cell.role or "-",
+        }
+        for cell in cells
+    ]
+    differ = [head for head in columns[0] if len({row[head] for row in columns}) > 1]
+    return [{head: row[head] for head in differ} for row in columns]
 
 
 def _plan_row(cell: Cell) -> dict[str, str]:

@@ -71,6 +71,7 @@ def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
     from dlm.data.manifest import read_data
     from dlm.plan.definition import with_settings
     from dlm.plan.grid import make_plan
+    from dlm.plan.recipes import RECIPE_FILE
     from dlm.plan.store import read_plan
 
     target = by_name(options.target)
@@ -78,7 +79,9 @@ def planned(options: DefinitionOptions, *, prepare: bool = False) -> Sweep:
     if folder is not None and not changes_definition(options):
         if prepare:
             check_writable(folder)
-        return Sweep(folder, read_plan(folder))
+        plan = read_plan(folder)
+        if not (plan.waits_for_recipe and (folder / RECIPE_FILE).is_file()):
+            return Sweep(folder, plan)
     if folder is None:
         spec = _definition(target, options.settings or ())
     else:
@@ -174,10 +177,11 @@ def check_classes(plan: Plan, options: DefinitionOptions, overrides: Sequence[st
 
 def data_nodes(plan: Plan) -> list[dict[str, Any]]:
     """Return the resolved config nodes of the data that the cells read, without duplicates."""
+    from dlm.plan.data_sets import data_key
     from dlm.plan.grid import data_node
 
     nodes = [data_node(cell.groups, cell.overrides) for cell in plan.cells]
-    return list({repr(node): node for node in nodes}.values())
+    return list({data_key(node): node for node in nodes}.values())
 
 
 def read_or_prepare(node: Mapping[str, Any]) -> DataSet | None:

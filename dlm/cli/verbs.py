@@ -113,6 +113,7 @@ def doctor(given: options.DoctorOptions) -> None:
 @takes(options.PlanOptions)
 def plan(given: options.PlanOptions) -> None:
     """Turn a definition into cells: model sizes, tokens and costs. No cell is started."""
+    from dlm.cli.tuned import warn_open_ends
     from dlm.plan.cost import estimated, with_estimates
     from dlm.plan.proof import expected_proof
     from dlm.plan.store import write_plan
@@ -121,6 +122,7 @@ def plan(given: options.PlanOptions) -> None:
     targets.check_classes(sweep.plan, given)
     priced = with_estimates(sweep.plan)
     targets.warn_unprepared(priced)
+    warn_open_ends(sweep)
     if not given.dry_run and (targets.changes_definition(given) or not targets.is_sweep_dir(given.target)):
         write_plan(sweep.folder, priced)
     if given.as_json:

@@ -113,6 +113,7 @@ def _planned(plan: Plan) -> dict[str, Candidate]:
                 **cell_config(cell.groups, cell.overrides),
                 "forecast": cell.forecast,
                 "parent": cell.parent,
+                "role": cell.role,
             },
             sweep=plan.spec.name,
             run_id=record.run_id(plan.spec.name, cell.cell_id),

@@ -66,7 +66,7 @@ def _columns_of_config(cell: FoundCell) -> dict[str, Any]:
         "data": config["data"]["name"],
         "data_hash": cell.data_hash,
         "status": str(cell.now.state),
-        "role": "proof" if config.get("forecast") else None,
+        "role": "proof" if config.get("forecast") else config.get("role"),
     }
 
 

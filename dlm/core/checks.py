@@ -37,6 +37,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 NAMES = {
     "recipe": ("smdm", "power_law"),
+    "role": ("tune",),
     "optimizer.name": ("adamw", "muon"),
     "optimizer.decay": ("all", "matrices"),
     "scheduler.name": tuple(schedule.SHAPES),
@@ -88,7 +89,7 @@ NULLS = (
     "optimizer.lr", "optimizer.gradient_clip_val", "scheduler.warmup_tokens_per_param", "callbacks.record.spike",
     "data.batch_size", "data.micro_batch_size", "data.unique_tokens", "trainer.threads",
     "trainer.process_group_timeout", "trainer.log_every_n_steps", "callbacks.checkpoint.times",
-    "callbacks.checkpoint.every_n_steps",
+    "callbacks.checkpoint.every_n_steps", "role",
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ _ABSENT = object()
 TOP_LEVEL = (
     "model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "hydra", "sweep",
     "recipe", "training", "validation", "seed", "ckpt_path", "parent", "branch_step", "keep_steps", "profiler",
-    "planned_cell_id", "cell_id", "forecast",
+    "planned_cell_id", "cell_id", "forecast", "role",
 )  # fmt: skip
 
 OBJECTIVE_KEYS = list(dict.fromkeys(key for info in OBJECTIVES.values() for key in info.keys))

@@ -15,7 +15,7 @@ from dlm.core.errors import UserError, hint, shown
 GROUPS = ("model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger")
 SETTABLE = (*GROUPS, "recipe", "training", "validation", "seed")
 # The keys that the file of a planned cell has besides those.
-OF_CELL_FILES = ("sweep", "planned_cell_id", "forecast", "keep_steps", "parent", "branch_step")
+OF_CELL_FILES = ("sweep", "planned_cell_id", "forecast", "role", "keep_steps", "parent", "branch_step")
 
 # The keys of hydra.launcher that a definition may set: what a job requests. None of them names a command or a file.
 RULE_KEYS = (

@@ -14,6 +14,7 @@ from dlm.core import flops, schedule
 from dlm.core.checks import NAMES, check_values, whole
 from dlm.core.errors import UserError, unknown
 from dlm.core.objectives import objective_info
+from dlm.core.power_recipe import BATCH_LAW, RATE_LAW
 from dlm.core.shape import ModelShape, shape_from_config
 
 MIN_STEPS = 20  # a run needs at least this many optimiser steps
@@ -103,9 +104,8 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
     Every reader of a composed config calls this function first, so that ids and runs use numbers. The recipes:
 
     * smdm: 256 sequences and 2e-4 for every size (2410.18514, pretrain/train_mdm.py);
-    * power_law: with D the tokens that the budget pays for, a batch of 3.614e-3 D^.8179 tokens (von Ruette et al.
-      2512.10858, masked diffusion), as whole sequences, above 16 a multiple of 16; and with N non-embedding
-      parameters a learning rate of 1.79 N^-.713 D^.307 (Step Law, Li et al. 2503.04715, autoregressive models).
+    * power_law: BATCH_LAW and RATE_LAW, with N non-embedding parameters and D the tokens that the budget pays for; the
+      batch as whole sequences, above 16 a multiple of 16.
 
     Returns:
         A new config.
@@ -142,14 +142,18 @@ def _affordable_tokens(config: Mapping[str, Any]) -> float:
 
 
 def _batch_law(config: Mapping[str, Any]) -> int:
-    sequences: float = 3.614e-3 * _affordable_tokens(config) ** 0.8179 / config["data"]["block_size"]
+    sequences: float = BATCH_LAW.at(*size_and_length(config)) / config["data"]["block_size"]
     unit = 16 if sequences > 16 else 1
     return max(round(sequences / unit), 1) * unit
 
 
 def _lr_law(config: Mapping[str, Any]) -> float:
-    num_params = shape_from_config(config["model"]).num_params
-    return float(1.79 * num_params**-0.713 * _affordable_tokens(config) ** 0.307)
+    return RATE_LAW.at(*size_and_length(config))
+
+
+def size_and_length(config: Mapping[str, Any]) -> tuple[int, float]:
+    """Return N, and D before rounding down to whole steps: the arguments of a recipe that follows both."""
+    return shape_from_config(config["model"]).num_params, _affordable_tokens(config)
 
 
 def _steps(training: Mapping[str, Any], per_token: Fraction, tokens_per_step: int) -> tuple[int, float | None]:

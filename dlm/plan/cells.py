@@ -12,7 +12,8 @@ from dlm.core.data_only import check_cell
 from dlm.core.errors import UserError
 from dlm.core.flops import CONVENTIONS
 from dlm.core.names import printable
-from dlm.plan.definition import SweepSpec
+from dlm.core.power_recipe import PowerRecipe
+from dlm.plan.definition import FITTED, SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Estimate:
 
 
 NOT_ESTIMATED = Estimate()
+TUNE = "tune"  # the role of a cell that tunes the recipe
+LATER_FIELDS = ("role", "batch_target_tokens")  # fields of Cell that plan.json holds only if they are not None
 TRUNK_FIELDS = ("parent", "branch_step")  # fields of Cell that only the plans of sweeps with shared trunks hold
 
 
@@ -59,6 +62,8 @@ class Cell:
     overrides: Mapping[str, Any]  # dotted config key -> value, set in addition to the groups
     parent: str | None = None  # the trunk: this cell starts from a checkpoint of that cell; None: from nothing
     branch_step: int | None = None  # the step of that checkpoint
+    role: str | None = None  # TUNE: the cell varies the recipe, or is a further run of a cell that does
+    batch_target_tokens: float | None = None  # what the recipe gives before it is rounded to whole sequences
     estimate: Estimate = NOT_ESTIMATED
     forecast: str | None = None  # of a proof run: the SHA-256 of the forecast that it tests
 
@@ -72,10 +77,18 @@ class Cell:
         """The share of the steps that this cell trains itself; the others are those of its trunk."""
         return 1 - (self.branch_step or 0) / self.steps
 
+    @property
+    def batch_error_pct(self) -> float | None:
+        """100 (actual - target) / target of the tokens of a step: the rounding of the batch. None without a target."""
+        if self.batch_target_tokens is None:
+            return None
+        return 100 * (self.global_batch_size * self.block_size / self.batch_target_tokens - 1)
+
     def decisions(self) -> dict[str, Any]:
         """Return the fields that plan.json holds: all except the estimate and the forecast."""
-        others = ("estimate", "forecast")
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        absent = {name for name in LATER_FIELDS if values[name] is None}
+        return {name: value for name, value in values.items() if name not in {"estimate", "forecast", *absent}}
 
     def row(self) -> dict[str, Any]:
         """Return the decisions and the estimate in one dict, as `dlm plan --json` prints them."""
@@ -94,6 +107,24 @@ def check_planned(cell: Cell, path: Path) -> None:
             raise UserError(f"{source}: flops.{convention} is missing: plan again")
 
 
+@dataclass(frozen=True)
+class Point:
+    """The choices of a cell's groups, and the config keys that the cell sets."""
+
+    groups: Mapping[str, str]
+    overrides: Mapping[str, Any]
+
+    def dropped(self, reason: str) -> dict[str, Any]:
+        """Return the row of ``Plan.dropped`` for this combination."""
+        return {
+            "model": self.groups["model"],
+            "objective": self.groups["objective"],
+            "seed": self.overrides["seed"],
+            "budget_flops": self.overrides["training.budget"],
+            "reason": reason,
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The cells of a sweep, and the combinations that were dropped, each with a reason.
@@ -107,6 +138,12 @@ class Plan:
     data_hash: str | None  # None while the data are not prepared; the cell ids are then provisional
     cells: tuple[Cell, ...]
     dropped: tuple[Mapping[str, Any], ...]
+    recipe: PowerRecipe | None = None  # the laws that `recipe` of the definition names, as they were read
+
+    @property
+    def waits_for_recipe(self) -> bool:
+        """Whether these are the tuning cells only, because the recipe that the other cells follow is not fitted yet."""
+        return self.spec.recipe == FITTED and self.recipe is None
 
     @property
     def grid(self) -> tuple[Cell, ...]:
@@ -123,4 +160,6 @@ class Plan:
         cells = [cell.row() for cell in self.cells] if estimates else [cell.decisions() for cell in self.grid]
         if not self.spec.branches:
             cells = [{key: value for key, value in cell.items() if key not in TRUNK_FIELDS} for cell in cells]
-        return {**vars(self), "spec": self.spec.plain(), "cells": cells, "dropped": list(self.dropped)}
+        recipe = {} if self.recipe is None else {"recipe": dataclasses.asdict(self.recipe)}
+        own = {key: value for key, value in vars(self).items() if key != "recipe"}
+        return {**own, "spec": self.spec.plain(), "cells": cells, "dropped": list(self.dropped), **recipe}

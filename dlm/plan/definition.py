@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from dlm.core.checks import MOST_OF
+from dlm.core.checks import MOST_OF, NAMES
 from dlm.core.configs import load_base, load_mapping, parse_setting
 from dlm.core.data_only import check_data, check_settings
 from dlm.core.errors import UserError, hint, shown, unknown
@@ -30,36 +25,7 @@ from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.paths import sweeps_dir
 from dlm.core.validation import validated
-
-
-def _no_switch(value: object) -> object:
-    """Refuse true and false, which pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("switch", "true and false are no numbers")
-    return value
-
-
-def _number(value: object) -> object:
-    """Convert a fraction such as '1/3' to a float. Return other values unchanged, for pydantic to check."""
-    if isinstance(value, str) and "/" in value:
-        with contextlib.suppress(ValueError, ZeroDivisionError):
-            return float(Fraction(value))
-    return _no_switch(value)
-
-
-def _plain(value: Any) -> Any:
-    """Refuse a value that plan.json cannot hold, such as an infinite number."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise PydanticCustomError("plain", "a key is no text")
-            _plain(item)
-    elif isinstance(value, list):
-        for item in value:
-            _plain(item)
-    elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-        raise PydanticCustomError("plain", "no plain value")
-    return value
+from dlm.plan.values import Extent, Factor, Frozen, Number, Share, Value, Whole, no_switch
 
 
 def _sweep_name(value: str) -> str:
@@ -68,25 +34,14 @@ def _sweep_name(value: str) -> str:
     return value
 
 
-Extent = Annotated[float, BeforeValidator(_number)]  # may be infinite
-Number = Annotated[Extent, Field(allow_inf_nan=False)]
-Whole = Annotated[int, BeforeValidator(_no_switch)]
-Share = Annotated[Number, Field(gt=0, le=1)]
-Value = Annotated[Any, AfterValidator(_plain)]  # of a config key
-
-
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
-LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates")
+LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates", "tune")
 # Fields that earlier versions lack; plan.json has them only if they differ from their defaults.
-NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells")
+NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells", "tune", "recipe")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Hardware(_Frozen):
+class Hardware(Frozen):
     """The devices that one cell runs on. They determine its estimate and the resources of its job."""
 
     device: str = "H100"  # cpu, a key of flops.PEAK_FLOPS, or another GPU with its peak_flops
@@ -122,15 +77,15 @@ class Hardware(_Frozen):
         return {key: value for key, value in plain.items() if key != "peak_flops" or value is not None}
 
 
-class Proof(_Frozen):
+class Proof(Frozen):
     """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
 
     factor: Annotated[Number, Field(ge=1, le=1e6)] = 3.0  # its budget over the top budget
     # 3: also half and twice the best size; the minimum of the three tests N* itself.
-    sizes: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] = 1
+    sizes: Annotated[Literal[1, 3], BeforeValidator(no_switch)] = 1
 
 
-class Replicates(_Frozen):
+class Replicates(Frozen):
     """A rule for further runs of cells.
 
     Short runs vary more between seeds than long ones, and cost less. The smallest and the largest size of a budget say
@@ -148,7 +103,49 @@ class Replicates(_Frozen):
         return plain if self.sizes == "ends" else {key: value for key, value in plain.items() if key != "sizes"}
 
 
-class LauncherRule(_Frozen):
+class Tune(Frozen):
+    """Further cells that vary the learning rate and the batch at one size of some budgets."""
+
+    lr: tuple[Factor, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # times the learning rate of the recipe
+    batch: tuple[Factor, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # times its batch
+    at: tuple[Literal["lowest", "highest"], ...] = Field(default=("lowest", "highest"), min_length=1)  # budgets
+    # The size at each of these budgets, by its name; null: the middle one of the budget.
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    replicates: Annotated[Whole, Field(ge=0, le=100)] = 3  # how many of the cells are trained with a second seed too
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Tune:
+        for name, factors in (("lr", self.lr), ("batch", self.batch)):
+            if 1.0 not in factors:
+                raise UserError(f"tune.{name} is {[*factors]}: it must hold 1, the recipe itself")
+        if self.models is not None and len(self.models) != len(self.at):
+            raise UserError(
+                f"tune.models names {len(self.models)} sizes, and tune.at {len(self.at)} budgets: name one for each"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the plain values, without `models` if it is null."""
+        plain: dict[str, Any] = dump(self)
+        return {key: value for key, value in plain.items() if key != "models" or value is not None}
+
+
+def _switched(value: object) -> object:
+    """Convert `tune: true` to the defaults of Tune, and false to null."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+FITTED = "fitted"  # the recipe that was fitted to the tuning cells of the sweep
+
+
+def _recipe_name(value: str) -> str:
+    if value not in (*NAMES["recipe"], FITTED) and not value.endswith(".json"):
+        raise ValueError(f"allowed are {', '.join(NAMES['recipe'])}, {FITTED}, and the path of a recipe.json")
+    return value
+
+
+class LauncherRule(Frozen):
     """Keys of hydra.launcher for the jobs of some cells, such as another partition for large models."""
 
     at_least: Annotated[Number, Field(ge=0)] = 0.0  # N; the rule holds for models from this size
@@ -178,7 +175,7 @@ def _rules(value: object) -> object:
 SEED_STEP = 1000  # the further runs of a cell with seed s have the seeds s + 1000, s + 2000, ...
 
 
-class SweepSpec(_Frozen):
+class SweepSpec(Frozen):
     """A sweep definition: the cells to train, and the settings that they share."""
 
     name: Annotated[str, AfterValidator(_sweep_name)]
@@ -204,6 +201,9 @@ class SweepSpec(_Frozen):
     proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
     replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # a rule, or a list of rules
     launcher: Annotated[tuple[LauncherRule, ...], BeforeValidator(_rules)] = ()  # later rules take precedence
+    tune: Annotated[Tune | None, BeforeValidator(_switched)] = None  # true: as Tune has it
+    # smdm, power_law, fitted, or the path of a recipe.json; null: the `recipe` of the config keys.
+    recipe: Annotated[str, AfterValidator(_recipe_name)] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it, without the NEW_FIELDS that are as usual."""
@@ -232,7 +232,10 @@ class SweepSpec(_Frozen):
     def num_combinations(self) -> int:
         """Return the number of combinations of the values, each of which is a cell or is dropped; it makes none."""
         seeds = sum(len(self.seeds) * self._runs_at(budget, True) for budget in self.budgets)
-        return math.prod(map(len, self.vary.values())) * len(self.objectives) * len(self.models) * seeds
+        tune = self.tune
+        tuning = 0 if tune is None else len(tune.at) * len(tune.lr) * len(tune.batch) + tune.replicates
+        grid = math.prod(map(len, self.vary.values())) * len(self.models) * seeds
+        return len(self.objectives) * (grid + tuning)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that all definitions of one sweep must share.
@@ -243,7 +246,10 @@ class SweepSpec(_Frozen):
         cost = {"max_cells", "max_gpu_hours", "max_local_hours", "hardware"}
         others = {"budget_fractions", "description", "proof", "branches", "launcher"}
         without = {*cost, *others, *LISTS_OF_CELLS, *LIMITS_OF_CELLS}
-        return {key: value for key, value in self.plain().items() if key not in without}
+        plain = self.plain()
+        if self.recipe in NAMES["recipe"]:  # earlier versions have it under `set`
+            plain["set"] = {**plain["set"], "recipe": plain.pop("recipe")}
+        return {key: value for key, value in plain.items() if key not in without}
 
     def with_budgets(self, budgets: Iterable[float]) -> SweepSpec:
         """Return this definition with other budgets (target FLOPs), sorted and without duplicates."""
@@ -315,14 +321,18 @@ def _set(content: dict[str, Any], setting: str) -> None:
             f"--set {setting} would change nothing, because the definition varies {config_key}: "
             f"use --set vary.{config_key}=[{shown(value)}]"
         )
-    if top in ("set", "vary", "groups", "hardware", "proof", "replicates") and rest:
+    if top in ("set", "vary", "groups", "hardware", "proof", "replicates", "tune") and rest:
         node = content.get(top) or {}
+        if top == "tune" and node is True:
+            node = {}
         if isinstance(node, list) and len(node) == 1:  # a list of one rule is that rule
             (node,) = node
         if not isinstance(node, dict):
             raise UserError(f"--set {setting}: {top} is {node}: set all of it, --set {top}=...")
         content[top] = {**node, rest: value}
     elif top in SweepSpec.model_fields:
+        if key == "recipe" and isinstance(content.get("set"), dict):  # the key of the definition replaces that of cells
+            content["set"] = {name: one for name, one in content["set"].items() if name != "recipe"}
         content[key] = value
     elif "." not in key and key not in load_base():
         raise unknown("key in --set", key, [*SweepSpec.model_fields, "groups.GROUP", "GROUP.KEY"])
@@ -343,6 +353,8 @@ def parse_sweep(content: dict[str, Any], source: str) -> SweepSpec:
     spec = validated(SweepSpec, content, source)
     for budget in spec.budgets:
         check_budget(budget, f"{source}: a value of budgets")
+    if spec.recipe is not None and "recipe" in {**spec.set, **spec.vary}:
+        raise UserError(f"{source}: recipe stands at the top and under set or vary: remove one of them")
     window = spec.tokens_per_param
     if window is not None and not 0 < window[0] < window[1]:
         raise UserError(

@@ -10,23 +10,27 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlm.core import paths, text
-from dlm.core.checks import check_keys, check_values
+from dlm.core import text
+from dlm.core.checks import NAMES, check_keys, check_values
 from dlm.core.configs import choices, load_base, load_choice, merge, nest
 from dlm.core.data_only import check_rule
 from dlm.core.errors import UserError, unknown
-from dlm.core.identity import canonical_json, cell_id, content_hash
+from dlm.core.identity import canonical_json, cell_id
 from dlm.core.paths import configs_dir
+from dlm.core.power_recipe import PowerRecipe
 from dlm.core.recipe import MIN_STEPS, Recipe, derive, fill
 from dlm.core.replaced_keys import instead_of
 from dlm.data.manifest import DataSet, read_data, unique_of
-from dlm.plan.cells import Cell, Plan
-from dlm.plan.definition import SEED_STEP, SweepSpec
+from dlm.plan.cells import TUNE, Cell, Plan, Point
+from dlm.plan.data_sets import DataSets, resolved
+from dlm.plan.definition import FITTED, SEED_STEP, SweepSpec
+from dlm.plan.recipes import check_cells, devices_of, followed, load_recipe
+from dlm.plan.selection import at_ends, thin
 from dlm.plan.trunks import share_trunks
+from dlm.plan.tuning import tuning_points
 from dlm.record.wandb import check_names
 
 # The groups that determine the result of a run. The other groups do not enter the identity of a cell.
@@ -61,31 +65,19 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
     _check_definition(spec, groups)
     points = list(_points(spec))
     # What is checked depends neither on the budget nor on the seed, so one point per combination of the rest is enough.
-    distinct = {canonical_json([point.groups, point.given]): point for point in points}
+    distinct = {canonical_json([point.groups, _given(point)]): point for point in points}
     for point in distinct.values():
         _check_keys(point)
-    found: dict[str, DataSet | None] = {}
-    cells, dropped = [], []
-    for point in points:
-        config = cell_config(point.groups, point.overrides)
-        node = _in_place(config["data"])
-        key = canonical_json({name: node.get(name) for name in ("data_dir", "sources")})
-        if key not in found:
-            found[key] = read(node)
-        cell = cell_at(spec, point, config, found[key])
-        if isinstance(cell, Cell):
-            cells.append(cell)
-        else:
-            dropped.append(point.dropped(cell))
-    cells, thinned = _thin(spec, cells)
-    dropped += thinned
-    cells, dropped = _at_ends(spec, cells, dropped)
-    if not cells:
-        first = dropped[0]
-        raise UserError(
-            f"no cell is left of {len(dropped)} (the first, {first['model']} at {text.flops(first['budget_flops'])}: "
-            f"{first['reason']}): change budgets, models, tokens_per_param or max_epochs"
-        )
+    recipe, data = load_recipe(spec), DataSets(read)
+    # Tuning cells vary the recipe of the configuration if the fitted one is to come from them.
+    own = None if spec.recipe == FITTED else recipe
+    cells, dropped = _grid(spec, points, own, data)
+    tuning = [] if spec.tune is None else _tuning_cells(spec, cells, data)
+    if spec.recipe == FITTED:
+        cells, dropped = ([], dropped) if recipe is None else _grid(spec, points, recipe, data)
+    if recipe is not None:
+        check_cells(spec, recipe, cells)
+    cells += tuning
     _check_wandb(spec.name, cells)
     if spec.branches:
         cells = list(with_shared_trunks(cells))
@@ -99,10 +91,52 @@ def make_plan(spec: SweepSpec, *, read: Callable[[Mapping[str, Any]], DataSet | 
         spec=spec,
         convention=spec.convention,
         data=groups["data"],
-        data_hash=_hash_of_all(list(found.values())),
+        data_hash=data.hash,
         cells=tuple(cells),
         dropped=tuple(dropped),
+        recipe=recipe,
     )
+
+
+def _grid(
+    spec: SweepSpec, points: Sequence[Point], recipe: PowerRecipe | None, data: DataSets
+) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """Return the cells of the grid under a recipe, and the rows of ``Plan.dropped``."""
+    cells, dropped = [], []
+    for point in points:
+        cell = recipe_cell(spec, point, recipe, data.of)
+        if isinstance(cell, Cell):
+            cells.append(cell)
+        else:
+            dropped.append(point.dropped(cell))
+    cells, thinned = thin(spec, cells)
+    dropped += thinned
+    cells, dropped = at_ends(spec, cells, dropped)
+    if not cells:
+        first = dropped[0]
+        raise UserError(
+            f"no cell is left of {len(dropped)} (the first, {first['model']} at {text.flops(first['budget_flops'])}: "
+            f"{first['reason']}): change budgets, models, tokens_per_param or max_epochs"
+        )
+    return cells, dropped
+
+
+def _tuning_cells(spec: SweepSpec, cells: Sequence[Cell], data: DataSets) -> list[Cell]:
+    """Return the tuning cells around cells of the grid; ``tokens_per_param`` limits them no more than a proof run."""
+
+    def micro_of(cell: Cell) -> int | None:
+        micro: int | None = cell_config(cell.groups, cell.overrides)["data"].get("micro_batch_size")
+        return micro
+
+    anywhere, found = spec.model_copy(update={"tokens_per_param": None}), []
+    for one in tuning_points(spec, cells, micro_of):
+        config = cell_config(one.groups, one.overrides)
+        cell = cell_at(anywhere, one, config, data.of(config), role=TUNE)
+        if not isinstance(cell, Cell):
+            place = f"{one.groups['model']} at {text.flops(one.overrides['training.budget'])}"
+            raise UserError(f"the tuning cell {place} cannot be trained ({cell}): change tune.batch or tune.models")
+        found.append(cell)
+    return found
 
 
 def with_shared_trunks(cells: Sequence[Cell]) -> tuple[Cell, ...]:
@@ -116,7 +150,9 @@ def _check_number(spec: SweepSpec) -> None:
     if number > spec.max_cells:
         lists = {"budgets": spec.budgets, "models": spec.models, "objectives": spec.objectives, "seeds": spec.seeds}
         sizes = {key: len(values) for key, values in {**lists, **spec.vary}.items() if len(values) > 1}
-        longest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:4] + (["replicates"] if spec.replicates else [])
+        longest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:4] + [
+            name for name, is_given in (("replicates", spec.replicates), ("tune", spec.tune)) if is_given
+        ]
         raise UserError(
             f"the definition has {number:,} combinations of values, and max_cells is {spec.max_cells:,}: shorten "
             f"{', '.join(longest)}, or raise max_cells"
@@ -139,27 +175,9 @@ def _check_definition(spec: SweepSpec, groups: Mapping[str, str]) -> None:
             raise unknown(group, choice, choices(group))
 
 
-@dataclass(frozen=True)
-class Point:
-    """The choices of a cell's groups, and the config keys that the cell sets."""
-
-    groups: Mapping[str, str]
-    overrides: Mapping[str, Any]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The config keys that stand under set or vary of the definition."""
-        return {key: value for key, value in self.overrides.items() if key not in OWN_KEYS}
-
-    def dropped(self, reason: str) -> dict[str, Any]:
-        """Return the row of ``Plan.dropped`` for this combination."""
-        return {
-            "model": self.groups["model"],
-            "objective": self.groups["objective"],
-            "seed": self.overrides["seed"],
-            "budget_flops": self.overrides["training.budget"],
-            "reason": reason,
-        }
+def _given(point: Point) -> dict[str, Any]:
+    """Return the config keys of a point that stand under set or vary of the definition."""
+    return {key: value for key, value in point.overrides.items() if key not in OWN_KEYS}
 
 
 def _points(spec: SweepSpec) -> Iterator[Point]:
@@ -181,8 +199,9 @@ def point_of(
     chosen = {key: value for key, value in varied.items() if key in DEFAULT_GROUPS}
     keys = {key: value for key, value in varied.items() if key not in DEFAULT_GROUPS}
     fixed = {"seed": seed, "training.budget": budget, "training.convention": spec.convention}
+    named = {"recipe": spec.recipe} if spec.recipe in NAMES["recipe"] else {}
     groups = {"model": model, "objective": objective, **DEFAULT_GROUPS, **spec.groups, **chosen}
-    return Point(groups, {**spec.set, **keys, **fixed})
+    return Point(groups, {**spec.set, **keys, **fixed, **named})
 
 
 def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,10 +211,15 @@ def cell_config(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict
         groups: Group -> choice.
         overrides: Dotted config key -> value.
     """
+    return fill(_unfilled(groups, overrides))
+
+
+def _unfilled(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of ``cell_config`` before ``fill``."""
     composed = _composed(configs_dir(), *(groups[group] for group in DECIDING))
     deciding = {key: value for key, value in overrides.items() if key.split(".")[0] not in OTHER_GROUPS}
     trainer = {"precision": overrides.get("trainer.precision", "auto")}
-    return fill({**merge(composed, nest(deciding)), "trainer": trainer})
+    return {**merge(composed, nest(deciding)), "trainer": trainer}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -243,27 +267,36 @@ def _can_be_set(config: Mapping[str, Any], key: str) -> bool:
 
 def data_node(groups: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``data`` node of a cell, with ``${paths.data_dir}`` resolved as Hydra does."""
-    return dict(_in_place(cell_config(groups, overrides)["data"]))
+    return resolved(cell_config(groups, overrides)["data"])
 
 
-def _in_place(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _in_place(item) for key, item in value.items()}
-    return value.replace("${paths.data_dir}", str(paths.data_dir())) if isinstance(value, str) else value
+def recipe_cell(
+    spec: SweepSpec,
+    point: Point,
+    recipe: PowerRecipe | None,
+    data_of: Callable[[Mapping[str, Any]], DataSet | None],
+    *,
+    limits: SweepSpec | None = None,
+) -> Cell | str:
+    """Return the cell of a point with the values that a recipe gives it, or the reason why the point is dropped.
 
-
-def _hash_of_all(found: Sequence[DataSet | None]) -> str | None:
-    """Return the hash of the data sets that the cells use, or None while any of them is not prepared.
-
-    A single data set keeps its own hash.
+    Args:
+        spec: The definition.
+        point: The choices and the keys of the cell.
+        recipe: The laws of the recipe that the cell follows; None: as configured.
+        data_of: Returns the data set of a config; None if it is not prepared.
+        limits: The definition whose limits decide whether the point is dropped, if it is another one.
     """
-    hashes = [data.hash for data in found if data is not None]
-    if len(hashes) < len(found):
-        return None
-    return hashes[0] if len(hashes) == 1 else content_hash(sorted(hashes))[:16]
+    target = None
+    if recipe is not None:
+        point, target = followed(spec, recipe, point, _unfilled(point.groups, point.overrides))
+    config = cell_config(point.groups, point.overrides)
+    return cell_at(limits or spec, point, config, data_of(config), batch_target_tokens=target)
 
 
-def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None) -> Cell | str:
+def cell_at(
+    spec: SweepSpec, point: Point, config: Mapping[str, Any], data: DataSet | None, **others: Any
+) -> Cell | str:
     """Return the cell of a point, or the reason why the point is dropped.
 
     Args:
@@ -271,6 +304,7 @@ def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: Data
         point: The choices and the keys of the cell.
         config: Its config, as ``cell_config`` returns it.
         data: Its data set; None if it is not prepared.
+        others: Fields of the cell that do not follow from these.
     """
     recipe = derive(config)
     if data is not None and data.vocab_size != recipe.shape.vocab_size:
@@ -293,6 +327,7 @@ def cell_at(spec: SweepSpec, point: Point, config: Mapping[str, Any], data: Data
         epochs=epochs,
         groups=point.groups,
         overrides=point.overrides,
+        **others,
     )
 
 
@@ -320,12 +355,8 @@ def described(config: Mapping[str, Any], recipe: Recipe, **others: Any) -> Cell:
 
 def _check_divides(spec: SweepSpec, point: Point, batch_size: int) -> None:
     """Raise UserError for a batch that cannot be divided evenly over the devices of a cell."""
-    devices = point.overrides.get("trainer.devices")
-    if isinstance(devices, int):
-        devices *= point.overrides.get("trainer.num_nodes") or spec.hardware.nodes
-    else:
-        devices = spec.hardware.gpus_per_node * spec.hardware.nodes
-    if batch_size % max(devices, 1):
+    devices = devices_of(spec, point.overrides)
+    if batch_size % devices:
         raise UserError(
             f"data.batch_size {batch_size} of {point.groups['model']} does not divide evenly over {devices} devices: "
             "change data.batch_size, or the devices (hardware.gpus_per_node and hardware.nodes of the definition, "
@@ -344,44 +375,3 @@ def _refusal(spec: SweepSpec, recipe: Recipe, epochs: float | None) -> str | Non
     if epochs is not None and epochs > spec.max_epochs:
         return f"{epochs:.2f} epochs of the data, above max_epochs {spec.max_epochs:g}"
     return None
-
-
-def _at_ends(
-    spec: SweepSpec, cells: list[Cell], dropped: list[dict[str, Any]]
-) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Remove the runs that the rules grant to the ends of a budget only, wherever a size is no end."""
-
-    def curve(cell: Cell) -> str:
-        keys = {key: value for key, value in cell.overrides.items() if key != "seed"}
-        return canonical_json([cell.budget_flops, {**cell.groups, "model": ""}, keys])
-
-    sizes: dict[str, list[int]] = {}
-    for cell in cells:
-        sizes.setdefault(curve(cell), []).append(cell.num_params)
-
-    def is_planned(cell: Cell) -> bool:
-        own = sizes[curve(cell)]
-        return cell.seed in spec.seeds_at(cell.budget_flops, is_end=cell.num_params in (min(own), max(own)))
-
-    rows = [row for row in dropped if row["seed"] in spec.seeds_at(row["budget_flops"], is_end=False)]
-    return [cell for cell in cells if is_planned(cell)], rows
-
-
-def _thin(spec: SweepSpec, cells: list[Cell]) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Keep ``sizes_per_budget`` of the model sizes at each budget, evenly spread over the sorted sizes.
-
-    Returns:
-        The cells that are kept, and the rows of ``Plan.dropped`` for the others.
-    """
-    if spec.sizes_per_budget is None:
-        return cells, []
-    kept: set[tuple[float, str]] = set()
-    for budget in spec.budgets:
-        sizes = sorted({(cell.num_params, cell.model) for cell in cells if cell.budget_flops == budget})
-        count = min(spec.sizes_per_budget, len(sizes))
-        places = {round(place * (len(sizes) - 1) / max(count - 1, 1)) for place in range(count)}
-        kept |= {(budget, sizes[place][1]) for place in places}
-    reason = f"not among the sizes_per_budget {spec.sizes_per_budget} of its budget"
-    out = [cell for cell in cells if (cell.budget_flops, cell.model) not in kept]
-    dropped = [Point(cell.groups, cell.overrides).dropped(reason) for cell in out]
-    return [cell for cell in cells if (cell.budget_flops, cell.model) in kept], dropped

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dlm.core.identity import canonical_json
+from dlm.plan.data_sets import data_key
 from dlm.plan.definition import SweepSpec
 from dlm.plan.grid import data_node, make_plan
 from dlm.plan.proof import expected_proof
@@ -32,9 +32,9 @@ def tokens_needed(spec: SweepSpec) -> list[Need]:
         limit = node.pop("unique_tokens", None)
         read = cell.tokens if limit is None else min(cell.tokens, limit)
         tokens = math.ceil(read / node["block_size"]) * node["stride"]
-        before = found.get(canonical_json(node))
+        before = found.get(data_key(node))
         if before is None or before.tokens < tokens:
-            found[canonical_json(node)] = Need(data=node, tokens=tokens)
+            found[data_key(node)] = Need(data=node, tokens=tokens)
     return list(found.values())
 
 

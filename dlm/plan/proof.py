@@ -20,10 +20,12 @@ from dlm.core.files import read_json, temporary_beside, write_json
 from dlm.core.shape import ModelShape, load_shape
 from dlm.core.sizes import NEAR, shape_near
 from dlm.core.typed import read_typed, typed
-from dlm.data.manifest import read_data
-from dlm.plan.cells import Cell, Plan, check_planned
+from dlm.data.manifest import DataSet, read_data
+from dlm.plan.cells import TUNE, Cell, Plan, Point, check_planned
+from dlm.plan.data_sets import resolved
 from dlm.plan.definition import SweepSpec
-from dlm.plan.grid import Point, cell_at, cell_config, data_node, point_of
+from dlm.plan.grid import point_of, recipe_cell
+from dlm.plan.recipes import check_cells
 
 PROOF_FILE = "proof.json"
 BUILT = ("n_layer", "n_head", "n_embd", "intermediate_size")  # the keys of a shape that determine its size
@@ -84,7 +86,7 @@ def expected_proof(plan: Plan) -> list[Cell]:
     varied = {key: values[0] for key, values in spec.vary.items()}
     known = {cell.groups["objective"] for cell in plan.cells if cell.is_proof}
     for objective in spec.objectives:
-        own = [cell for cell in plan.grid if cell.groups["objective"] == objective]
+        own = [cell for cell in plan.grid if cell.groups["objective"] == objective and cell.role != TUNE]
         if objective in known or not own:
             continue
         top = max(cell.budget_flops for cell in own)
@@ -121,16 +123,20 @@ def _cell(plan: Plan, objective: str, varied: Mapping[str, Any], shape: ModelSha
     built = {f"model.{key}": getattr(shape, key) for key in BUILT}
     name = f"proof-{text.count(shape.num_params, digits=2)}"
     point = Point(point.groups, {**point.overrides, "model.name": name, **built})
-    data = read_data(data_node(point.groups, point.overrides))
-    found = cell_at(
-        spec.model_copy(update={"tokens_per_param": None}), point, cell_config(point.groups, point.overrides), data
-    )
+    unlimited = spec.model_copy(update={"tokens_per_param": None})
+    found = recipe_cell(spec, point, plan.recipe, _data_of, limits=unlimited)
     if isinstance(found, Cell):
+        if plan.recipe is not None:
+            check_cells(spec, plan.recipe, [found])
         return found
     raise UserError(
         f"the proof run of {text.flops(budget)} FLOPs at {text.count(shape.num_params)} parameters: {found}; lower "
         "proof.factor, or leave the proof run out with --set proof=null"
     )
+
+
+def _data_of(config: Mapping[str, Any]) -> DataSet | None:
+    return read_data(resolved(config["data"]))
 
 
 def read_forecasts(sweep_dir: Path) -> list[dict[str, Any]]:

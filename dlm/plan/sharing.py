@@ -53,7 +53,7 @@ def sharing(cells: Sequence[Cell]) -> Sharing:
         branches=len(parents),
         trunks=len(set(parents)),
         flops=own_flops(cells) / sum(cell.budget_flops for cell in cells),
-        width=_relative_width([cell for cell in cells if cell.objective == cells[0].objective]),
+        width=_relative_width([cell for cell in cells if cell.objective == cells[0].objective and cell.role is None]),
     )
 
 

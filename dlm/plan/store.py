@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from dlm.core import text
 from dlm.core.configs import nest
 from dlm.core.errors import UserError
 from dlm.core.files import dump_json, read_json, write_if_changed
 from dlm.core.names import inside
+from dlm.core.power_recipe import PowerRecipe, check_recipe
 from dlm.core.typed import MisfitError, read_typed, typed
-from dlm.plan.cells import NOT_ESTIMATED, Cell, Estimate, Plan, check_planned
+from dlm.plan.cells import NOT_ESTIMATED, TUNE, Cell, Estimate, Plan, check_planned
 from dlm.plan.cost import estimated_like
 from dlm.plan.definition import LIMITS_OF_CELLS, SweepSpec, parse_sweep
 from dlm.plan.grid import make_plan, with_shared_trunks
@@ -77,7 +79,8 @@ def _plan_with(kept: Sequence[Cell], spec: SweepSpec, before: SweepSpec) -> Plan
     }
     spec = spec.model_copy(update=grown).with_budgets({*spec.budgets, *(cell.budget_flops for cell in kept)})
     whole = make_plan(spec)
-    if {cell.cell_id for cell in kept} <= {cell.cell_id for cell in whole.cells}:
+    law_cells = {cell.cell_id for cell in kept if cell.role != TUNE}  # tuning cells of earlier ends of the budgets stay
+    if law_cells <= {cell.cell_id for cell in whole.cells}:
         return whole
     return make_plan(spec.model_copy(update={key: getattr(before, key) for key in LIMITS_OF_CELLS}))
 
@@ -97,6 +100,8 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
         if not (set(one) <= set(other) or set(other) <= set(one)):
             old, new = {**old, key: one}, {**new, key: other}
     changed = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in new if old.get(key) != new[key]]
+    if not changed and before.recipe not in (None, plan.recipe):
+        changed = [f"the recipe {plan.spec.recipe} was {_laws(before.recipe)}, is {_laws(plan.recipe)}"]
     if not changed and before.data_hash not in (None, plan.data_hash):
         changed = [f"the data {plan.data} had hash {before.data_hash}, have {plan.data_hash}"]
     if changed:
@@ -104,6 +109,15 @@ def _check_same(sweep_dir: Path, before: Plan, plan: Plan) -> None:
             f"{sweep_dir} holds the plan of another definition ({'; '.join(changed)}): give this one another name, "
             "or move the folder away"
         )
+
+
+def _laws(recipe: PowerRecipe | None) -> str:
+    """Write the laws of a recipe in one line."""
+    if recipe is None:
+        return "absent"
+    laws = {"lr": recipe.lr, "batch": recipe.batch_tokens}
+    words = [f"{name} {law.factor:.4g} N^{law.params:.4g} D^{law.tokens:.4g}" for name, law in laws.items() if law]
+    return text.listed(words)
 
 
 def cell_yaml(sweep: str, cell: Cell, *, keep_steps: Sequence[int] = ()) -> str:
@@ -120,6 +134,7 @@ def cell_yaml(sweep: str, cell: Cell, *, keep_steps: Sequence[int] = ()) -> str:
         "sweep": sweep,
         "planned_cell_id": cell.cell_id,
         **({"forecast": cell.forecast} if cell.is_proof else {}),
+        **({"role": cell.role} if cell.role is not None else {}),
         **({"keep_steps": list(keep_steps)} if keep_steps else {}),
         **({"parent": cell.parent, "branch_step": cell.branch_step} if cell.parent is not None else {}),
         **nest(overrides),
@@ -139,6 +154,8 @@ def read_plan(sweep_dir: Path) -> Plan:
     estimates = read_estimates(sweep_dir)
     for cell in stored.cells:
         check_planned(cell, path)
+    if stored.recipe is not None:
+        check_recipe(stored.recipe, str(path), "plan again")
     cells = [dataclasses.replace(one, estimate=estimates.get(one.cell_id, NOT_ESTIMATED)) for one in stored.cells]
     spec = parse_sweep(dict(stored.spec), str(path))
     plan = Plan(**{**vars(stored), "spec": spec, "cells": tuple(cells)})
@@ -155,6 +172,7 @@ class _Stored:
     data_hash: str | None
     cells: tuple[Cell, ...]
     dropped: tuple[Mapping[str, Any], ...]
+    recipe: PowerRecipe | None = None
 
 
 def with_proof_cells(sweep_dir: Path, plan: Plan) -> Plan:

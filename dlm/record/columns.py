@@ -51,7 +51,8 @@ class RunRow:
     git_sha: str | None = None
     source: str = ""  # where ``loss`` was read from: run_dir, wandb (local files) or wandb_api
     status: str
-    role: str | None = None  # proof: the run tests the law of its sweep, and no law is fitted to it
+    # proof: the run tests the law of its sweep, and no law is fitted to it; tune: it varies the recipe.
+    role: str | None = None
 
 
 RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
