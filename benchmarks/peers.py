@@ -31,9 +31,9 @@ class Absent(Exception):
     """A peer is not there; the message says what was tried."""
 
 
-def smdm(folder: Path) -> Any:
-    """SMDM's package lit_gpt (github.com/ML-GSAI/SMDM) from ``folder``/SMDM. Raises Absent."""
-    checkout = folder / "SMDM"
+def smdm(folder: Path, *, checkout: Path | None = None) -> Any:
+    """SMDM's package lit_gpt (github.com/ML-GSAI/SMDM) from ``checkout``, by default ``folder``/SMDM. Raises Absent."""
+    checkout = checkout or folder / "SMDM"
     if not (checkout / "lit_gpt" / "diffmodel.py").is_file():
         raise Absent(f"no checkout of SMDM at {checkout}: git clone https://github.com/ML-GSAI/SMDM {checkout}")
     _shim("flash_attn", flash_attn_func=_flash_attention)
