@@ -115,6 +115,32 @@ def script(card, tmp_path):
         one.worker.end()
 
 
+HANGS = """
+import json, sys, time
+if {answers}:
+    print(json.dumps(dict(type="cpu", device="a CPU", free_gib=8, product_flops_per_sec=1e12, torch="2", python="3",
+                          cpu="a CPU", cores=1)), flush=True)
+    sys.stdin.readline()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_script_ends_within_its_seconds_when_a_row_or_the_start_hangs(answers, script, card, tmp_path, capsys):
+    rows = card("card.rows").all_rows()[:3]
+    made = script(*rows, seconds=6.0)
+    made.worker = card("card.worker").Worker({}, tmp_path / "log.txt", program=("-c", HANGS.format(answers=answers)))
+    began = time.monotonic()
+    assert made.run() == 1
+    assert time.monotonic() - began < 30  # the least limit of a row is as long; 6 s, and what a busy machine adds
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("not run: "))
+    left_out = rows[1:] if answers else rows
+    assert [name for name in (row.name for row in rows) if name in line] == [row.name for row in left_out]
+    if answers:
+        assert "no answer within" in made.results.row(rows[0].name)["failed"]
+        assert made.results.content["not_run"].keys() == {row.name for row in left_out}
+
+
 def test_a_row_without_enough_memory_is_halved_and_says_so(script, card):
     small = row_named(card, "steps/170M/x8/eager/flash")
     small = dataclasses.replace(small, overrides={**small.overrides, "trainer.precision": "32-true"})
