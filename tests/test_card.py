@@ -193,6 +193,26 @@ def test_a_row_that_hangs_or_crashes_costs_only_that_row(card, tmp_path):
         worker.end()
 
 
+BUSY = """
+import time
+from benchmarks.card.worker import lines_of_parent
+lines_of_parent()
+print("{}", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_process_that_measures_ends_when_the_script_is_gone(card, tmp_path):
+    worker = card("card.worker").Worker({}, tmp_path / "log.txt", program=("-c", BUSY))
+    try:
+        worker.start(timeout=60)
+        process = worker._process
+        process.stdin.close()  # as when the script is killed
+        process.wait(timeout=60)
+    finally:
+        worker.end()
+
+
 def test_a_row_with_a_peer_or_an_old_failure_comes_after_the_others(script, card, tmp_path):
     results = card("card.results")
     rows = card("card.rows").all_rows()[:3]

@@ -11,11 +11,8 @@ import gc
 import json
 import os
 import platform
-import queue
 import resource
-import signal
 import sys
-import threading
 import time
 import traceback
 from importlib import metadata
@@ -28,6 +25,7 @@ from torch.nn.attention import restore_flash_attention_impl
 from benchmarks.card import against, kinds
 from benchmarks.card.bench import Bench
 from benchmarks.card.rows import SCALES, Row, Scale
+from benchmarks.card.worker import lines_of_parent
 from benchmarks.peers import Absent
 from dlm.core.errors import UserError, causes
 from dlm.record.outcomes import State
@@ -60,21 +58,6 @@ def answer(answers: IO[str], content: dict[str, Any]) -> None:
     """Write a line."""
     answers.write(json.dumps(content) + "\n")
     answers.flush()
-
-
-def lines_of_parent() -> queue.Queue[str]:
-    """Read standard input in a thread, which ends this process and its children once the parent is gone."""
-    lines: queue.Queue[str] = queue.Queue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
 
 
 def set_up(scale: Scale) -> None:

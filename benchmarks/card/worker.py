@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,3 +130,18 @@ class Worker:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         return code
+
+
+def lines_of_parent() -> queue.Queue[str]:
+    """Read standard input in a thread, which ends this process and its children once the parent is gone."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
