@@ -22,6 +22,7 @@ $(error VENV is '$(VENV)': it must be the path of one folder, without spaces and
 endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := $(VENV)-oldest
 # The resolver of `make lock`, apart from the packages that it pins.
 LOCKER := $(VENV)/uv-0.13.9
 
@@ -115,8 +116,12 @@ $(LOCKER)/bin/uv:
 	@$(call quoted,$(PYTHON)) -m venv $(LOCKER)
 	@$(LOCKER)/bin/python -m pip install --quiet --disable-pip-version-check $(subst uv-,uv==,$(notdir $(LOCKER)))
 
+.PHONY: test-oldest
+test-oldest: $(LOCKER)/bin/uv ## run dlm with the oldest packages that pyproject.toml allows, but torch; takes minutes
+	@$(call quoted,$(PYTHON)) tools/oldest.py --uv $< --venv $(OLDEST)
+
 audit: ## ask a public list whether packages of constraints.txt have known vulnerabilities
 	@$(call quoted,$(PYTHON)) tools/audit.py
 
 clean: ## remove the virtual environment and the caches; workdir/ and data/ stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

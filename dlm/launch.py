@@ -18,7 +18,8 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -39,7 +40,12 @@ from dlm.core.limits import check_override_extents
 from dlm.core.names import printable
 from dlm.core.recipe import derive, fill
 from dlm.core.replaced_keys import MODELS, instead_of
+from dlm.record.aside import RERUN, in_words, set_aside
+from dlm.record.run import Result
 from dlm.record.wandb import check_names
+
+# The groups of configs/ of which every run has a choice.
+GROUPS = ("model", "data", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths")
 
 # The config nodes that determine the id of the run.
 NODES = ("model", "data", "objective", "optimizer", "scheduler", "training", "validation", "seed", "ckpt_path",
@@ -50,6 +56,9 @@ def config_cell_id(root: DictConfig) -> str:
     """Return the id of the run that a composed config describes. Prepares the data first if the config states how."""
     from dlm.data.prepare.command import ensure_data
 
+    for group in GROUPS:
+        if root.get(group) is None:
+            raise unknown(group, None, choices(group))
     check_keys(OmegaConf.to_container(root, resolve=False))  # type: ignore[arg-type]
     nodes = {name: root[name] for name in NODES}
     config = fill(
@@ -69,15 +78,27 @@ def check_sweep_name(name: str) -> str:
     return str(name)
 
 
-def register() -> None:
-    """Register dlm's resolvers with OmegaConf and dlm's launchers with Hydra."""
+def check_choices(words: Iterable[str]) -> None:
+    """Raise UserError for an override that sets a group to null, which Hydra does not accept."""
+    for word in words:
+        group, _, choice = word.lstrip("+").partition("=")
+        if choice == "null" and choices(group):
+            raise unknown(group, None, choices(group))
+
+
+def register(*, anew: bool = False) -> None:
+    """Register dlm's resolvers with OmegaConf and dlm's launchers with Hydra.
+
+    Args:
+        anew: Whether these launchers train runs anew that are done.
+    """
     from dlm.submit import hydra as submit_hydra
 
     OmegaConf.register_new_resolver("dlm.workdir", lambda: str(paths.workdir()), replace=True)
     OmegaConf.register_new_resolver("dlm.data_dir", lambda: str(paths.data_dir()), replace=True)
     OmegaConf.register_new_resolver("dlm.sweep_name", check_sweep_name, replace=True)
     OmegaConf.register_new_resolver("dlm.cell_id", lambda *, _root_: config_cell_id(_root_), replace=True)
-    submit_hydra.register(sys.argv[1:])
+    submit_hydra.register(sys.argv[1:], anew=anew)
     for name, ours in MODELS.items():
         ConfigStore.instance().store(group="model", name=name, node=load_choice("model", ours))
 
@@ -183,6 +204,52 @@ def preload() -> None:
     from dlm.train import run, wandb_logger  # noqa: F401
 
 
+def train(config: Mapping[str, Any], *, anew: bool) -> ExitCode:
+    """Train one run, unless it is done.
+
+    Args:
+        config: The composed config, resolved and filled (dlm.core.recipe.fill).
+        anew: Whether to move the directory of a run that is done to set_aside/, and train it again.
+
+    Raises:
+        UserError: The config does not describe a valid run, or another process runs it.
+    """
+    from dlm.train.before import checked, nothing_to_train, result_before
+
+    recipe, data_set = checked(config)
+    result = result_before(config, recipe)
+    if result is not None and not anew:
+        print(nothing_to_train(result, recipe))
+        return ExitCode.DONE
+    if result is not None:
+        _set_aside(Path(config["paths"]["run_dir"]), result)
+    from dlm.train.run import run
+
+    return run(config, recipe, data_set)
+
+
+def _set_aside(run_dir: Path, result: Result) -> None:
+    """Move the directory of a run that is done, but leave there what Hydra has just written about the new run."""
+    earlier = set_aside(run_dir)
+    print(in_words(earlier, result))
+    if (earlier / ".hydra").is_dir():
+        run_dir.mkdir(exist_ok=True)
+        (earlier / ".hydra").rename(run_dir / ".hydra")
+
+
+def _check_alone() -> None:
+    """Raise UserError for --rerun if srun or torchrun has started several processes, of which one would move the run.
+
+    The others would take the run for done or for unfinished, depending on when they look.
+    """
+    number = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if number > 1:
+        raise UserError(
+            f"{RERUN} is for one process, and {number} were started: use -m with hydra/launcher=submitit_slurm, or "
+            "move the folder of the run away yourself"
+        )
+
+
 def main() -> int:
     """Compose the config and train. Return the exit code of the run; of a multirun, the first one that is not 0.
 
@@ -199,11 +266,15 @@ def main() -> int:
 
 def _main() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors, and exit_code_of prints them
+    anew = RERUN in sys.argv[1:]
     try:
-        sys.argv[1:] = classes.take_flags(sys.argv[1:])
+        # The processes that Lightning starts for further devices get the words that are left.
+        sys.argv[1:] = [word for word in classes.take_flags(sys.argv[1:]) if word != RERUN]
+        if anew:
+            _check_alone()
     except UserError as error:
         return exit_code_of(error)
-    register()
+    register(anew=anew)
     codes: list[int] = []
 
     def task(root: DictConfig) -> None:
@@ -211,14 +282,17 @@ def _main() -> int:
             config: dict[str, Any] = OmegaConf.to_container(root, resolve=True)  # type: ignore[assignment]
             check_cell(config)
             classes.check_classes(config)
-            from dlm.train.run import run
-
-            codes.append(run(fill(config)))
+            codes.append(train(fill(config), anew=anew))
         except Exception as error:
             codes.append(exit_code_of(error))
 
+    from dlm.submit.combinations import check_combinations
+
     try:
         check_override_extents(sys.argv[1:])
+        check_choices(sys.argv[1:])
+        if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv[1:]):
+            check_combinations(sys.argv[1:])
         hydra.main(version_base=None, config_path=str(paths.configs_dir()), config_name="config")(task)()
     except Exception as error:
         codes.append(exit_code_of(error, everywhere=True))  # only this process may lack the data or a path

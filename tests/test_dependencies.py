@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from support import ROOT
 
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
@@ -79,6 +80,16 @@ def test_the_pins_are_in_the_ranges_of_pyproject():
         for requirement in required_by_dlm(extra):
             name = canonicalize_name(requirement.name)
             assert name == "dlm" or requirement.specifier.contains(PINS[name]), f"{requirement}: run `make lock`"
+
+
+def test_the_lowest_version_of_every_package_was_tried():
+    """`make test-oldest` writes the list once everything has worked with these versions."""
+    tried = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "tools" / "oldest.txt").read_text(), re.M)
+    versions = {canonicalize_name(name): Version(version) for name, version in tried}
+    for requirement in [one for extra in ("hub", "notebook") for one in required_by_dlm(extra)]:
+        lowest = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
+        if requirement.name != "torch":
+            assert lowest == [versions[canonicalize_name(requirement.name)]], f"{requirement}: run `make test-oldest`"
 
 
 def test_torch_is_pinned_without_its_build_and_without_cuda():

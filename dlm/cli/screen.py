@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dlm.plan.definition import SweepSpec
     from dlm.submit.cell_now import CellNow
     from dlm.submit.cluster import Event
+    from dlm.submit.job import BranchPoint
 
 MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
@@ -259,6 +261,17 @@ def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
+def alone_line(run_dir: Path, at: BranchPoint) -> str:
+    """Return the line about a branch that starts from nothing, because its trunk will not write the checkpoint."""
+    trunk = run_dir.with_name(at.trunk)
+    result = read_result(trunk)
+    reason = f", because it stopped early, at step {result.step}" if result is not None and result.stopped_early else ""
+    return (
+        f"{run_dir.name} trains from nothing: its trunk {trunk.name} will not write the checkpoint of step {at.step}"
+        f"{reason}"
+    )
+
+
 class LocalProgress:
     """The progress display of a sweep on this machine: a line for each cell that ends, and bars on a terminal.
 
@@ -305,10 +318,7 @@ class LocalProgress:
         elif event.kind == "deferred":
             self._say(f"{name} is run by another process: waiting for it")
         elif event.kind == "alone" and event.job.awaits is not None:
-            at = event.job.awaits
-            self._say(
-                f"{name} trains from nothing: its trunk {at.trunk} will not write the checkpoint of step {at.step}"
-            )
+            self._say(alone_line(event.job.run_dir, event.job.awaits))
         elif event.kind == "ended":
             self._show_ended(event)
 

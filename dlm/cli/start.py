@@ -5,6 +5,7 @@ The verbs import this file only when they start something, so its own imports ma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, pool_of, slurm_of
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
-from dlm.cli.screen import LocalProgress, show_plan
+from dlm.cli.screen import LocalProgress, alone_line, show_plan
 from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths, text
 from dlm.core.configs import load_base
@@ -30,10 +31,12 @@ from dlm.plan.cells import Plan
 from dlm.plan.grid import DECIDING
 from dlm.plan.proof import expected_proof
 from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
+from dlm.record.outcomes import OUTCOMES, State
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
-from dlm.submit.cluster import Submission
+from dlm.submit.cluster import Event, Submission
 from dlm.submit.job import SETTING_NAMES, with_changes
+from dlm.submit.ledger import Ledger
 from dlm.submit.local import LocalPool
 from dlm.submit.state import cells_now
 
@@ -97,11 +100,11 @@ def start(
     )
     if not is_here:
         announce = functools.partial(before_first, sweep.folder)
-        done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now, before_first=announce)
+        done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now, before_first=announce, on_event=_show_alone)
         _show_submitted(done, sweep.folder)
         if is_first and missing_forecasts(sweep):
             print("the proof run follows: run the same command again when these cells are done")
-        return Started(sweep=sweep, ran_here=False, code=ExitCode.DONE, postponed=bool(done.postponed))
+        return Started(sweep=sweep, ran_here=False, code=_code_of_rest(done, now), postponed=bool(done.postponed))
     has_more = any(cell.result is None for cell in now.values())
     pool = pool_of(launcher, sweep.folder) if has_more else LocalPool()
     code = _run_here(sweep, now, submit, pool)
@@ -138,20 +141,24 @@ def _cells_of(options: StartOptions, plan: Plan) -> set[str]:
 
 def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Submission], pool: LocalPool) -> int:
     """Run the cells of a sweep that are not done on this machine, and return the exit code of the command."""
+    ledger = Ledger(sweep.folder)
+    before, plan = ledger.cancelled_now(), sweep.plan
     while True:
         with LocalProgress(sweep, now) as progress:
             done = submit(
-                sweep.plan,
+                plan,
                 sweep.folder,
                 cluster=pool,
                 now=now,
                 on_event=progress.on_event,
                 on_tick=progress.on_tick,
             )
-        code = _exit_code(done)
+        code = _exit_code(done) or _code_of_rest(done, now)
         if code or not done.postponed or not done.submitted:
             return code
         now = look(sweep)  # the pilot is done
+        cancelled = ledger.cancelled_now() - before  # while they were postponed
+        plan = dataclasses.replace(plan, cells=tuple(cell for cell in plan.cells if cell.cell_id not in cancelled))
 
 
 def _agreed(
@@ -239,6 +246,26 @@ def _exit_code(done: Submission) -> int:
         raise typer.Exit(ExitCode.PREEMPTED)
     code = next((code for code in done.exit_codes.values() if code), ExitCode.DONE)
     return code if code >= 0 else 128 - code
+
+
+def _code_of_rest(done: Submission, now: Mapping[str, CellNow]) -> int:
+    """Return 0 if anything is left of what the command was to start: a cell that is done, waits, runs or is to start.
+
+    Otherwise every cell has failed and is not to be tried again; the exit code is that of the first failure.
+
+    Args:
+        done: The outcome of the submission.
+        now: The states of all cells before it.
+    """
+    left = [now[name] for name in done.skipped]
+    if done.submitted or done.postponed or any(cell.state is State.DONE or cell.is_live for cell in left):
+        return ExitCode.DONE
+    return next((code for cell in left if (code := OUTCOMES[cell.state].exit_code)), ExitCode.DONE)
+
+
+def _show_alone(event: Event) -> None:
+    if event.kind == "alone" and event.job.awaits is not None:
+        print(alone_line(event.job.run_dir, event.job.awaits))
 
 
 def _show_submitted(done: Submission, folder: Path) -> None:

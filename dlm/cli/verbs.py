@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dlm.collect.upload import Arrival
 
 FOR_ALL_VERBS = ("--version", "--debug")  # options that stand before the verb
+MISUSE: Any = typer.BadParameter.__mro__[2]  # what all errors of typer derive from; its name differs between versions
 LONGEST_WAIT_SEC = 30.0  # between two looks of `dlm status --watch`, which begins with 5 seconds
 
 
@@ -52,7 +53,7 @@ def _one_line() -> Iterator[None]:
     """Raise a UserError where typer cannot use the words of the command line."""
     try:
         yield
-    except typer.TyperException as error:
+    except MISUSE as error:
         said = " ".join(error.format_message().split()).rstrip(".")
         if not said:  # `dlm` without any words has shown its help
             raise
@@ -233,7 +234,7 @@ def cancel(
         typer.confirm(f"Stop what runs or waits of {sweep.folder}?", abort=True)
     if not cell and not state and (stopped := stop_following(sweep.folder)):
         print(stopped)
-    done = cancel_cells(cell or names, sweep.folder, states=[State(name) for name in state or ()])
+    done = cancel_cells(cell or names, sweep.folder, states=[State(one) for one in state or ()], by_name=bool(cell))
     for name, what in done.items():
         print(f"{name}: {what}")
     if not done:

@@ -120,8 +120,8 @@ def _unusable(cell: FoundCell, loss: Mapping[str, Any]) -> Excluded | None:
     if result is not None and result.stopped_early:
         progress = f" at step {result.step} of {cell.recipe.steps}"
         details = (
-            "laws need the loss at the planned last step: move its folder away, then train it without the callback "
-            "that stopped it"
+            "laws need the loss at the planned last step: train it with `python -m dlm.launch --rerun` and without the "
+            "callback that stopped it"
         )
         return Excluded(Cause.STOPPED_EARLY, details, progress=progress)
     return _of_other_config(cell, loss["source"])

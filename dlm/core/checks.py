@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# The allowed names of each choice. A test has the training code take every one of them.
 NAMES = {
     "recipe": ("smdm", "power_law"),
     "role": ("tune",),
@@ -49,7 +50,11 @@ NAMES = {
     "trainer.fsdp_shard_over": ("auto", "node", "all"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true"),
     "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa3", "fa4"),
+    "trainer.gradient_clip_algorithm": ("norm", "value"),
+    "profiler": ("simple", "advanced", "pytorch"),
     "callbacks.checkpoint.mode": ("min", "max"),
+    "callbacks.early_stopping.mode": ("min", "max"),
+    "callbacks.lr_monitor.logging_interval": ("step", "epoch"),
 }
 
 
@@ -84,12 +89,12 @@ MOST_OF = {
 }  # fmt: skip
 
 
-# The numbers that may be null, because dlm then finds their value itself, or leaves something out.
+# The values that may be null, because dlm then finds them itself, or leaves something out.
 NULLS = (
     "optimizer.lr", "optimizer.gradient_clip_val", "scheduler.warmup_tokens_per_param", "callbacks.record.spike",
     "data.batch_size", "data.micro_batch_size", "data.unique_tokens", "trainer.threads",
-    "trainer.process_group_timeout", "trainer.log_every_n_steps", "callbacks.checkpoint.times",
-    "callbacks.checkpoint.every_n_steps", "role",
+    "trainer.process_group_timeout", "trainer.log_every_n_steps", "trainer.gradient_clip_algorithm", "profiler", "role",
+    "callbacks.checkpoint.times", "callbacks.checkpoint.every_n_steps", "callbacks.lr_monitor.logging_interval",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dlm.core.json_text import MAX_DIGITS
 
 MAX_BYTES = 10 * 1024 * 1024  # of a file, and of its text with every alias written out
 MAX_VALUES = 20_000  # keys, values, lists and mappings, with every alias written out
+MOST_CELLS = 10_000  # of a plan, unless its definition allows more, and of one multirun of Hydra
 MAX_DEPTH = 50  # lists and mappings inside each other; libyaml ends the process at some ten thousand
 _WHOLE = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|[0-9_:]+)")
 

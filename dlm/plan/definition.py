@@ -23,6 +23,7 @@ from dlm.core.data_only import check_data, check_settings
 from dlm.core.errors import UserError, hint, shown, unknown
 from dlm.core.flops import PEAK_FLOPS, Convention, check_budget
 from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
+from dlm.core.limits import MOST_CELLS
 from dlm.core.paths import sweeps_dir
 from dlm.core.validation import validated
 from dlm.plan.values import Extent, Factor, Frozen, Number, Share, Value, Whole, no_switch
@@ -194,7 +195,9 @@ class SweepSpec(Frozen):
     vary: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
     branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
     max_epochs: Annotated[Number, Field(gt=0)] = 4.0  # cells that read their data more often are dropped
-    max_cells: Annotated[Whole, Field(ge=1)] = 10_000  # a definition with more combinations of values is not planned
+    max_cells: Annotated[Whole, Field(ge=1)] = (
+        MOST_CELLS  # a definition with more combinations of values is not planned
+    )
     max_gpu_hours: Annotated[Number, Field(gt=0)] | None = None  # a plan that costs more needs YES=1
     max_local_hours: Annotated[Number, Field(gt=0)] = 24.0  # a longer sweep is not started on this machine
     hardware: Hardware = Hardware()

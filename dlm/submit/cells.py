@@ -239,7 +239,9 @@ class _Starter:
         )
 
 
-def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = ()) -> dict[str, str]:
+def cancel(
+    cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] = (), by_name: bool = False
+) -> dict[str, str]:
     """Stop cells that run or wait: cancel queued jobs, and send SIGTERM to processes on this machine.
 
     A `dlm sweep` on this machine learns of the cancellation from the ledger: it ends the cells that it has just started
@@ -249,6 +251,8 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
         cell_ids: The ids of the cells to stop.
         sweep_dir: The folder of the sweep.
         states: Stop only cells in these states; if empty, cells in any state.
+        by_name: The user names these cells. Those that neither run nor wait are then not submitted either by the job
+            that looks after the sweep, or by a multirun.
 
     Returns:
         Cell id -> what was done, in words.
@@ -268,9 +272,18 @@ def cancel(cell_ids: Sequence[str], sweep_dir: Path, *, states: Sequence[State] 
     for cluster in {record.cluster for record in queued.values()}:
         ids = [str(record.job_id) for record in queued.values() if record.cluster == cluster]
         cluster_called(cluster).cancel(ids)
-    if live or waiting:
-        Ledger(sweep_dir).cancelled([*live, *waiting])
+    postponed = [
+        name
+        for name, cell in chosen.items()
+        if by_name
+        and not cell.is_live
+        and name not in waiting
+        and why_not(cell, retry_failed=False, unattended=True) is None
+    ]
+    if live or waiting or postponed:
+        Ledger(sweep_dir).cancelled([*live, *waiting, *postponed])
     done = dict.fromkeys(waiting, "taken off the list of the sweep here")
+    done |= dict.fromkeys(postponed, "neither ran nor waited; it is not submitted until you ask for it again")
     for name in live:
         if name in queued:
             done[name] = f"cancelled job {queued[name].job_id}"

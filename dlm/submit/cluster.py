@@ -26,7 +26,7 @@ class Event:
 
     A job is "started" or "ended"; it is "deferred" while another process runs its cell, and "skipped" if another
     process has finished the cell or if the cell was cancelled. It is "alone" if it starts from nothing, because its
-    trunk will not write the checkpoint that it was to start from.
+    trunk will not write the checkpoint that it was to start from. Jobs in a queue can be "alone" too.
     """
 
     kind: Literal["started", "ended", "deferred", "skipped", "alone"]

@@ -28,12 +28,14 @@ from dlm.core.errors import ExitCode, unknown
 from dlm.core.files import OWNER_ONLY
 from dlm.core.names import printable
 from dlm.core.text import counted
+from dlm.record.aside import RERUN, in_words, set_aside
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import finished, read_status
 from dlm.submit import config_files
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cluster import Cluster, Event
 from dlm.submit.job import LAUNCHERS, Job, Resources, SlurmSettings, slurm_settings
+from dlm.submit.ledger import Ledger
 from dlm.submit.local import LocalPool, LocalSettings, local_settings
 from dlm.submit.slurm import Slurm
 from dlm.submit.slurm_commands import JobLimitError
@@ -74,12 +76,14 @@ SlurmConf = _config_node("SlurmConf", plugin_config.SlurmQueueConf, SlurmSetting
 LocalConf = _config_node("LocalConf", plugin_config.LocalQueueConf, LocalSettings, "hydra_plugins.dlm.LocalLauncher")
 
 
-def register(arguments: Sequence[str] = ()) -> None:
+def register(arguments: Sequence[str] = (), *, anew: bool = False) -> None:
     """Register both launchers, their config nodes and the reader of config files with Hydra.
 
     Args:
         arguments: The command line. If it names the class of a launcher, the launchers of the plugin stay as they are.
+        anew: Whether the launchers train runs anew that are done.
     """
+    CoreLauncher.anew = anew
     wants_original = any(_ASKS_FOR_ORIGINAL.match(word) for word in arguments)
     plugins = Plugins.instance()  # loads the installed plugins and their configs
     for name, own, original in (
@@ -147,6 +151,8 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
     jobs the same resources.
     """
 
+    anew = False  # Hydra makes the launcher from the config, where this is not a key
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs, and print a line on stderr for each job that failed. Hydra calls this method.
 
@@ -177,10 +183,11 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
     def _run(self, jobs: Mapping[str, Job], sweep_dir: Path) -> dict[str, int]:
         """Submit the jobs that are worth starting, and wait for all jobs; return the known exit codes by job name."""
         cluster, codes, left = self.cluster, dict[str, int](), dict(jobs)
-        while True:
+        before = Ledger(sweep_dir).cancelled_now()
+        while left:
             try:
                 with submitting(cluster, sweep_dir):
-                    starting, live = _worth_starting(left, sweep_dir, cluster)
+                    starting, live = _worth_starting(left, sweep_dir, cluster, anew=self.anew)
                     done = submit_jobs(starting, cluster=cluster, sweep_dir=sweep_dir, live=live, on_event=_show)
             except JobLimitError as error:  # other jobs of the user fill the queue
                 if len(left) == len(jobs):  # nothing has run yet
@@ -206,7 +213,9 @@ class CoreLauncher(plugin.BaseSubmititLauncher):
                 raise SystemExit(130) from None
             if not done.postponed:
                 return codes
-            left = {name: job for name, job in left.items() if name in done.postponed}
+            cancelled = Ledger(sweep_dir).cancelled_now() - before
+            left = {name: job for name, job in left.items() if name in done.postponed and name not in cancelled}
+        return codes
 
     def _compose(self, overrides: Sequence[str], index: int) -> tuple[Job, DictConfig]:
         """Return a job and its config.
@@ -245,15 +254,23 @@ class SlurmLauncher(CoreLauncher, plugin.SlurmLauncher):
         return Slurm(slurm_settings(self.params), file=f"{LAUNCHERS}/{chosen}.yaml")
 
 
-def _worth_starting(jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster) -> tuple[list[Job], list[CellNow]]:
+def _worth_starting(
+    jobs: Mapping[str, Job], sweep_dir: Path, cluster: Cluster, *, anew: bool
+) -> tuple[list[Job], list[CellNow]]:
     """Return (the jobs to start, the cells that wait or run).
 
-    To start are the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run.
+    To start are the jobs whose cells are not done and, on a cluster with a queue, neither wait nor run. With ``anew``,
+    the cells that are done are moved away first.
     """
     now, _ = cells_now([(name, None) for name in jobs], sweep_dir, repair=cluster.queues)
+    for name, cell in now.items():
+        if anew and cell.result is not None:
+            _say(in_words(set_aside(jobs[name].run_dir), cell.result))
+            now[name] = CellNow(state=State.PLANNED)
     skip = {name for name, cell in now.items() if cell.state is State.DONE or (cluster.queues and cell.is_live)}
     for name in sorted(skip):
-        _say(f"{name} is {now[name].state}: not started again")
+        how = f"; {RERUN} trains it anew" if now[name].state is State.DONE else ""
+        _say(f"{name} is {now[name].state}: not started again{how}")
     live = [cell for cell in now.values() if cell.is_live]
     return [job for name, job in jobs.items() if name not in skip], live
 

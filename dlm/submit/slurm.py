@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_atomic
-from dlm.submit.cluster import Answer, Cluster, Request, Submission
+from dlm.core.lease import live_holder
+from dlm.submit.cluster import Answer, Cluster, Event, Request, Submission
 from dlm.submit.job import LAUNCHER_CONFIG, Job, SlurmSettings, job_name
 from dlm.submit.limits import gpus_of, room_left, shares
 from dlm.submit.partitions import controllers_array_limit
@@ -84,6 +85,9 @@ class Slurm(Cluster):
                 jobs |= self._submit_array(
                     array, at_once=at_once, after=before if trunk is None else trunk.job_id, num_before=len(jobs)
                 )
+                for job in array.jobs if trunk is None and before is None else ():
+                    if job.awaits is not None and live_holder(job.run_dir.with_name(job.awaits.trunk)) is None:
+                        request.on_event(Event(kind="alone", job=job))
             except JobLimitError as error:
                 if len(array.jobs) > 1:
                     waiting.extendleft(reversed(halves(array, at_once)))

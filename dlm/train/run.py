@@ -24,15 +24,13 @@ from dlm.core.errors import ExitCode, UserError
 from dlm.core.files import patiently, write_atomic
 from dlm.core.lease import Lease
 from dlm.core.names import inside
-from dlm.core.recipe import MIN_STEPS, Recipe, derive
+from dlm.core.recipe import Recipe
 from dlm.data.manifest import DataSet
-from dlm.data.prepare.command import ensure_data
 from dlm.record.outcomes import State
 from dlm.record.run import (
     Result,
     Status,
     checkpoint_folder,
-    finished,
     read_result,
     read_status,
     write_result,
@@ -53,34 +51,27 @@ from dlm.train.trainer import make_trainer, quieten_lightning
 from dlm.train.wandb_logger import WandbLogger, end_wandb
 
 
-def run(config: Mapping[str, Any]) -> ExitCode:
-    """Train, validate and record a run, or resume it from its newest checkpoint.
+def run(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet) -> ExitCode:
+    """Train, validate and record a run that is not done, or resume it from its newest checkpoint.
 
     In a run on several devices, every process calls this function.
 
     Args:
         config: The composed config, resolved and filled (dlm.core.recipe.fill).
+        recipe: The recipe that was derived from ``config``, and
+        data_set: the data that it names (dlm.train.before.checked).
 
     Returns:
         The exit code that states how the run ended.
 
     Raises:
-        UserError: The config does not describe a valid run. Errors in the values, the number of steps or the data are
-            raised before anything is written to the run directory.
+        UserError: The config does not describe a valid run.
     """
     started = time.time()
-    recipe = derive(config)
-    _check_steps(config, recipe)
-    data_set = _check_data(config, recipe)
     run_dir = Path(config["paths"]["run_dir"])
     if config["trainer"]["fast_dev_run"]:
         _fit(config, recipe, data_set, None)
         print(f"fast_dev_run: {int(config['trainer']['fast_dev_run'])} steps ran, nothing was kept")
-        return ExitCode.DONE
-    result = finished(run_dir, config["cell_id"], recipe.steps)
-    if result is not None:
-        early = f" (stopped early, at step {result.step} of {recipe.steps})" if result.stopped_early else ""
-        print(f"{run_dir.name} is done{early}: {result.loss:.4f} nats/token, nothing to train")
         return ExitCode.DONE
     if _rank():
         code = _beside_the_first(config, recipe, data_set, run_dir, started)
@@ -102,29 +93,6 @@ def _wait_for_all() -> None:
 def _rank() -> int:
     """Return the rank of this process in the run. Rank 0 holds the lease and keeps the record."""
     return getattr(rank_zero_only, "rank", 0)
-
-
-def _check_steps(config: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raise UserError if the budget pays for too few steps; print a note if training.steps overrides the budget."""
-    steps, budget = config["training"]["steps"], config["training"]["budget"]
-    if steps is None and recipe.steps < MIN_STEPS:
-        raise UserError(
-            f"training.budget {budget:g} gives {recipe.steps} steps of {recipe.tokens_per_step} tokens, fewer than "
-            f"{MIN_STEPS}: raise training.budget, lower data.batch_size or choose a smaller model"
-        )
-    if steps is not None and budget is not None:
-        print(f"training.steps {recipe.steps} counts, training.budget {budget:g} does not")
-
-
-def _check_data(config: Mapping[str, Any], recipe: Recipe) -> DataSet:
-    """Return the data set of the run. Raises UserError if it is not prepared or its vocabulary is not the model's."""
-    data_set = ensure_data(config["data"])
-    if data_set.vocab_size != recipe.shape.vocab_size:
-        raise UserError(
-            f"model.vocab_size {recipe.shape.vocab_size} is not the {data_set.vocab_size} of the data "
-            f"{config['data']['name']}: choose another model or data, or set model.vocab_size={data_set.vocab_size}"
-        )
-    return data_set
 
 
 def _recorded(config: Mapping[str, Any], recipe: Recipe, data_set: DataSet, run_dir: Path, started: float) -> ExitCode:
@@ -271,11 +239,18 @@ def _branch_point(config: Mapping[str, Any], run_dir: Path) -> Path | None:
         )
     trunk, step = inside(run_dir.parent, config["parent"]), whole("branch_step", config["branch_step"])
     checkpoint = checkpoint_folder(trunk, step)
-    reason = damage(checkpoint) if checkpoint.is_dir() else "it does not exist"
+    reason = damage(checkpoint) if checkpoint.is_dir() else _why_missing(trunk)
     if not _rank():
         what = f"the checkpoint of its trunk {trunk.name} at step {step}"
         print(f"starting from {what}" if reason is None else f"starting from nothing instead of {what}: {reason}")
     return state_file(checkpoint) if reason is None else None
+
+
+def _why_missing(trunk: Path) -> str:
+    result = read_result(trunk)
+    if result is not None and result.stopped_early:
+        return f"the trunk stopped early, at step {result.step}"
+    return "it does not exist"
 
 
 def _write_result(

@@ -20,6 +20,7 @@ from dlm.core.checks import SHARDED, whole
 from dlm.core.errors import UserError
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
+from dlm.train.callbacks.record_writer import RecordWriter
 from dlm.train.instantiate import made
 from dlm.train.sharding import ShardedStrategy
 
@@ -134,8 +135,13 @@ def resolved_precision(precision: str, accelerator: str) -> str:
 
 
 def _callbacks(config: Mapping[str, Any], *, logs: bool) -> list[L.Callback]:
-    """Return the configured callbacks, without Lightning's LearningRateMonitor if the run has no logger."""
+    """Return the configured callbacks, without Lightning's LearningRateMonitor if the run has no logger.
+
+    Raises UserError if the one that keeps the record of the run is not among them.
+    """
     callbacks = [made(node, f"callbacks.{name}") for name, node in config["callbacks"].items() if node is not None]
+    if not any(isinstance(callback, RecordWriter) for callback in callbacks):
+        raise UserError("callbacks.record is missing: it writes metrics.jsonl and the result, so leave it as it is")
     return [callback for callback in callbacks if logs or not isinstance(callback, LearningRateMonitor)]
 
 

@@ -5,7 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.stub_cell import result
+from support import slurm_stand_in
+from support.stub_cell import result, status
+from support.submissions import prepend_to_path
 from typer.testing import CliRunner
 
 from dlm.cli import start as start_module
@@ -15,7 +17,8 @@ from dlm.cli.verbs import app
 from dlm.core.errors import UserError
 from dlm.plan import cost, grid
 from dlm.plan.store import write_plan
-from dlm.record.run import run_directory, write_result
+from dlm.record.outcomes import State
+from dlm.record.run import run_directory, write_result, write_status
 from dlm.submit import cells
 from dlm.submit.cluster import Submission
 
@@ -124,6 +127,52 @@ def test_a_start_with_nothing_left_says_so(half_done, jobs, capsys):
     _, ran_here, code = start()
     assert (ran_here, code, jobs) == (True, 0, [])
     assert "is done: nothing to train" in capsys.readouterr().out
+
+
+@pytest.fixture
+def all_bad(workdir, stdlib_data):
+    """A sweep whose cells all have a mistake in their config."""
+    sweep = planned(PlanOptions(target="smoke"))
+    write_plan(sweep.folder, sweep.plan)
+    for cell in sweep.plan.cells:
+        folder = run_directory(sweep.folder, cell.cell_id)
+        folder.mkdir(parents=True)
+        write_status(folder, status(State.BAD_CONFIG, exit_code=2, reason="optimizer.lr is x"))
+    return sweep
+
+
+def test_a_start_of_which_nothing_is_left_fails(all_bad, jobs):
+    assert start()[1:] == (True, 2)
+    cell = all_bad.plan.cells[0]
+    write_result(run_directory(all_bad.folder, cell.cell_id), result(cell.cell_id, step=cell.steps))
+    assert start()[1:] == (True, 0) and jobs == []  # one cell is done, which is something
+
+
+def test_a_submission_to_slurm_of_which_nothing_is_left_fails(all_bad, tmp_path, monkeypatch, capsys):
+    prepend_to_path(tmp_path / "bin", monkeypatch)
+    slurm_stand_in.install(tmp_path / "bin", tmp_path / "db")
+    done = start_module.start(StartOptions(target="smoke", launcher="submitit_slurm", yes=True))
+    assert done.code == 2 and not done.ran_here and "submitted 0 cells" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_cancelled_while_it_is_postponed_is_not_started_here(workdir, stdlib_data, monkeypatch, jobs):
+    started = []
+    steps = {cell.cell_id: cell.steps for cell in planned(PlanOptions(target="smoke")).plan.cells}
+
+    def submit_jobs(asked, *, sweep_dir, **_):
+        started.append([job.name for job in asked])
+        for job in asked:
+            write_result(job.run_dir, result(job.name, step=steps[job.name]))
+        if len(started) == 1:
+            left = next(name for name in steps if name not in started[0])
+            words = ["cancel", str(sweep_dir), "--cell", left, "--yes"]
+            assert f"{left}: neither ran nor waited" in CliRunner().invoke(app, words).output
+            started.append([left])
+        return Submission(submitted=tuple(job.name for job in asked))
+
+    monkeypatch.setattr(cells, "submit_jobs", submit_jobs)
+    assert start(pilot=True)[1:] == (True, 0)
+    assert len(started[0]) == 1 and sorted([*started[0], *started[1], *started[2]]) == sorted(steps)  # and none twice
 
 
 @pytest.mark.parametrize(

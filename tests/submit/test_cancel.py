@@ -10,18 +10,21 @@ import time
 
 import pytest
 from support.slurm_stand_in import end
+from support.stub_cell import result
 from support.submissions import ask_mode, make_plan, run_dir, state_of, submit, wait_until
 
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.core.lease import live_holder, process_started
 from dlm.record.outcomes import State
+from dlm.record.run import write_result
 from dlm.submit.cells import cancel
 from dlm.submit.follower import Following, stop_following, write_following
 from dlm.submit.local import LocalPool
 from dlm.submit.slurm import Slurm
 
 OFF_THE_LIST = "taken off the list of the sweep here"
+NOT_ASKED_FOR = "neither ran nor waited; it is not submitted until you ask for it again"
 
 
 def test_cancel_stops_a_cell_of_this_machine_through_its_lease(sweep_dir):
@@ -179,6 +182,26 @@ def test_cancel_signals_no_process_of_another_user(sweep_dir):
     finally:
         other.kill()
         other.communicate()
+
+
+def test_a_postponed_cell_that_is_cancelled_by_name_is_not_submitted_unless_somebody_asks_for_it(slurm, sweep_dir):
+    plan = make_plan("a", "b", "c")
+    assert set(submit(plan, sweep_dir, Slurm(), pilot=True).postponed) == {"b", "c"}
+    assert cancel(["b", "c"], sweep_dir) == {}  # nothing was asked about them by name
+    assert cancel(["b"], sweep_dir, by_name=True) == {"b": NOT_ASKED_FOR}
+    assert cancel(["b"], sweep_dir, by_name=True) == {}
+    write_result(run_dir(sweep_dir, "a"), result("a"))
+    end(slurm, "1001_0", "COMPLETED|0:0")
+    done = submit(plan, sweep_dir, Slurm(), pilot=True, unattended=True)  # as the job that looks after a sweep does
+    assert done.submitted == ("c",) and done.skipped["b"] == "cancelled: by dlm cancel"
+    assert submit(plan, sweep_dir, Slurm(), pilot=True).submitted == ("b",)
+
+
+def test_a_cell_that_would_not_be_started_anyway_keeps_its_state_when_it_is_cancelled(sweep_dir):
+    ask_mode(sweep_dir, "b", "config")
+    submit(make_plan("a", "b"), sweep_dir)
+    assert cancel(["a", "b"], sweep_dir, by_name=True) == {}
+    assert [state_of(sweep_dir, name)[0] for name in "ab"] == [State.DONE, State.BAD_CONFIG]
 
 
 def test_an_id_that_scancel_would_take_for_an_option_is_refused(slurm):

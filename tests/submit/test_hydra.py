@@ -37,7 +37,8 @@ APPLICATION = """
             super().__init__(**keys, module="support.stub_cell", poll_sec=0.02)
 
     launchers.LocalPool = StubPool
-    launchers.register()
+    launchers.register(anew="--rerun" in sys.argv)
+    sys.argv = [word for word in sys.argv if word != "--rerun"]
     returns = launchers.CoreLauncher.launch
 
     def launch(self, job_overrides, initial_job_idx):
@@ -106,8 +107,13 @@ def test_local_multirun_runs_each_job_and_gives_back_its_loss(multirun, tmp_path
     assert "hydra" not in rows[0][4] and "sweep" in rows[0][4]
     assert "Warning" not in said  # ours is not checked against the schema of an installed hydra-submitit-launcher
     again, said, rows = multirun("cell=a,b", "hydra/launcher=submitit_local")
-    assert again == 0 and said.count("not started again") == 2 and "a started" not in said
+    assert again == 0 and said.count("not started again; --rerun trains it anew") == 2 and "a started" not in said
     assert [row[2] for row in rows] == [2.5, 2.5]
+    (tmp_path / "adhoc/runs/b/result.json").unlink()
+    again, said, rows = multirun("cell=a,b", "hydra/launcher=submitit_local", "--rerun")
+    kept = [path.name for path in (tmp_path / "adhoc/set_aside").iterdir()]
+    assert again == 0 and said.count("is trained anew") == 1 and "a started" in said and "b started" in said
+    assert kept == ["a-1"] and [row[2] for row in rows] == [2.5, 2.5]
 
 
 def test_a_failed_job_is_one_line_and_the_exit_code_and_the_others_run(multirun, tmp_path):

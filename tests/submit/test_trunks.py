@@ -9,6 +9,7 @@ from support.slurm_stand_in import end
 from support.stub_cell import result, status
 from support.submissions import ask_mode, make_cell, make_pool, plan_of, run_dir, submit
 
+from dlm.cli.screen import alone_line
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.core.lease import Lease
@@ -16,7 +17,7 @@ from dlm.record.outcomes import State
 from dlm.record.run import checkpoint_folder, write_result, write_status
 from dlm.submit.cells import cancel
 from dlm.submit.executor import Executor, key_behind
-from dlm.submit.job import SlurmSettings
+from dlm.submit.job import BranchPoint, SlurmSettings
 from dlm.submit.ledger import Ledger
 from dlm.submit.slurm import Slurm
 
@@ -172,6 +173,17 @@ def test_a_branch_depends_on_a_trunk_that_is_already_queued(slurm, sweep_dir):
     settings = SlurmSettings(additional_parameters={"dependency": "singleton"})
     assert submit(make_plan(make_family("a")), sweep_dir, Slurm(settings)).job_ids == {"a": "1002_0"}
     assert dependency_of(slurm, "1002") == "singleton,afterany:1001_0"
+
+
+def test_it_is_said_which_branches_will_find_no_checkpoint(slurm, sweep_dir):
+    families = make_plan(make_family("a", "b"), make_family("c", trunk="other"), make_family("d", trunk="here"))
+    write_result(run_dir(sweep_dir, "trunk"), result("trunk", step=3, stopped_early=True))
+    watch = Watch()
+    with Lease(run_dir(sweep_dir, "here")):
+        submit(families, sweep_dir, Slurm(), on_event=watch)
+    assert watch.events == [("alone", "a"), ("alone", "b")]
+    line = alone_line(run_dir(sweep_dir, "a"), BranchPoint(trunk="trunk", step=AT))
+    assert line.endswith("its trunk trunk will not write the checkpoint of step 4, because it stopped early, at step 3")
 
 
 def test_a_branch_depends_on_nothing_once_its_trunk_has_ended(slurm, sweep_dir):

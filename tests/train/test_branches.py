@@ -1,5 +1,6 @@
 """A branch starts from the checkpoint of a longer run, its trunk, and ends as it would from nothing, bit for bit."""
 
+import dataclasses
 import random
 import shutil
 import signal
@@ -9,7 +10,7 @@ import pytest
 import torch
 from support.runs import TINY, launch_here, losses, only_run, wait_for
 
-from dlm.record.run import checkpoint_folder, checkpoint_steps, read_result, read_status, read_validation
+from dlm.record.run import checkpoint_folder, checkpoint_steps, read_result, read_status, read_validation, write_result
 from dlm.train.checkpoint_files import seal
 
 WSD = (*TINY, "scheduler=wsd", "scheduler.warmup_tokens_per_param=0.4", "scheduler.decay_fraction=0.2",
@@ -70,7 +71,10 @@ def test_a_branch_ends_as_it_would_from_nothing(settings, step, place, launch, o
 def test_a_branch_without_the_checkpoint_of_its_trunk_trains_from_nothing_and_says_so(launch, once, trunk):
     state = checkpoint_folder(trunk, AT) / "state.ckpt"
     state.write_bytes(state.read_bytes()[:-1])
-    for reason in ("state.ckpt is missing or has another size", "it does not exist"):
+    early = "the trunk stopped early, at step 30"
+    for reason in ("state.ckpt is missing or has another size", "it does not exist", early):
+        if reason == early:
+            write_result(trunk, dataclasses.replace(read_result(trunk), step=30, stopped_early=True))
         ended = launch(*branch_off(trunk, SHORT, AT))
         said = f"starting from nothing instead of the checkpoint of its trunk {trunk.name} at step {AT}: {reason}"
         assert ended.code == 0 and said in ended.out

@@ -199,9 +199,11 @@ def test_a_run_that_stops_early_is_done_and_laws_leave_it_out(launch, workdir):
     collected = collect(workdir / "adhoc", verify=True)
     assert collected.runs.empty and not collected.warnings
     assert collected.excluded["reason"].tolist() == [
-        "stopped early at step 20 of 40: laws need the loss at the planned last step: move its folder away, then train "
-        "it without the callback that stopped it"
+        "stopped early at step 20 of 40: laws need the loss at the planned last step: train it with `python -m "
+        "dlm.launch --rerun` and without the callback that stopped it"
     ]
+    assert launch(*SHORT, "--rerun").code == 0  # so it is done
+    assert read_result(only_run(workdir)).step == 40  # type: ignore[union-attr]
 
 
 def test_a_run_whose_time_is_over_has_no_result_and_goes_on(launch, workdir):
