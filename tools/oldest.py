@@ -55,7 +55,7 @@ def resolve(uv: str) -> str:
         command += [word for extra in EXTRAS for word in ("--extra", extra)]
         command += ["--python-version", "3.11", "--python-platform", "linux", "--no-header", "--no-annotate", "--quiet"]
         answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return "".join(f"{line}\n" for line in answer.splitlines() if not CUDA_ONLY.match(line))
+    return "".join(f"{line}\n" for line in answer.splitlines() if not CUDA_ONLY.match(line.partition("==")[0]))
 
 
 def install(folder: Path, versions: str) -> Path:

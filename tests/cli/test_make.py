@@ -71,6 +71,8 @@ def test_the_targets_that_pin_packages_take_words_too(checkout, value):
     words = ["tools/lock.py", "--uv", uv, "--upgrade", value]
     assert make(checkout, "lock", f"UPGRADE={value}", f"PYTHON={python}")[0] == words
     assert make(checkout, "audit", f"PYTHON={python}")[0] == ["tools/audit.py"]
+    words = ["tools/oldest.py", "--uv", uv, "--venv", ".venv-oldest"]
+    assert make(checkout, "test-oldest", f"PYTHON={python}")[0] == words
     (checkout / uv).unlink()
     for target in ("lock", "audit"):
         make(checkout, target, f"PYTHON={value}")
