@@ -50,6 +50,7 @@ NAMES = {
     "trainer.fsdp_shard_over": ("auto", "node", "all"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "64-true"),
     "trainer.attention": ("auto", "math", "efficient", "flash", "cudnn", "flash_attn", "fa3", "fa4"),
+    "trainer.cross_entropy": ("auto", "dense", "chunked", "liger", "cut"),
     "trainer.gradient_clip_algorithm": ("norm", "value"),
     "profiler": ("simple", "advanced", "pytorch"),
     "callbacks.checkpoint.mode": ("min", "max"),
@@ -128,7 +129,7 @@ KEYS = {
     "validation": ("num_sequences", "estimator", "draws", "seed", "times"),
     "paths": ("workdir", "data_dir", "run_dir"),
     "trainer": (  # dlm's own keys, and the arguments of lightning.Trainer
-        "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
+        "threads", "attention", "cross_entropy", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
         "process_group_timeout",
         "accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run",
         "min_epochs", "min_steps", "max_time", "limit_test_batches", "limit_predict_batches",

@@ -166,26 +166,15 @@ def _steps(training: Mapping[str, Any], per_token: Fraction, tokens_per_step: in
     return flops.budget_to_steps(budget, per_token, tokens_per_step), budget
 
 
-def micro_batch_limit(num_params: int) -> int:
-    """Return how many sequences a device processes at once, by the size of the model.
-
-    The numbers are from SMDM (pretrain/train_mdm.py), for devices of 80 GB.
-    """
-    for limit, sequences in ((20e6, 32), (50e6, 16), (1000e6, 8)):
-        if num_params <= limit:
-            return sequences
-    return 4
-
-
-def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: int, num_params: int) -> tuple[int, int]:
+def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: int, limit: int) -> tuple[int, int]:
     """Divide the batch of an optimiser step into micro-batches over devices and time.
 
     Args:
         batch_size: Sequences of an optimiser step, on all devices together.
         micro_batch_size: Sequences that a device processes at once. None: the largest divisor of the sequences of a
-            device that is at most ``micro_batch_limit``.
+            device that is at most ``limit``.
         world_size: Number of devices.
-        num_params: N, non-embedding.
+        limit: How many sequences a device computes at once at most (dlm.core.memory.micro_batch_limit).
 
     Returns:
         (micro-batch, accumulation): the sequences that a device processes at once, and the number of micro-batches that
@@ -201,7 +190,6 @@ def accumulation(*, batch_size: int, micro_batch_size: int | None, world_size: i
         )
     per_device = batch_size // world_size
     if micro_batch_size is None:
-        limit = micro_batch_limit(num_params)
         micro = max(size for size in range(1, min(limit, per_device) + 1) if per_device % size == 0)
         return micro, per_device // micro
     micro = whole("data.micro_batch_size", micro_batch_size)

@@ -17,13 +17,21 @@ from typing import Any
 from dlm.core.configs import load_base, load_choice
 from dlm.core.errors import ExitCode, UserError
 from dlm.core.flops import flops_per_token
+from dlm.core.memory import GIB, micro_batch_limit, training_bytes
 from dlm.core.objectives import OBJECTIVES
 from dlm.core.recipe import accumulation
 from dlm.core.shape import ModelShape, load_shape, shape_from_config
 from dlm.plan.cells import Cell, Estimate, Plan
 from dlm.plan.definition import Hardware
 from dlm.plan.grid import cell_config
-from dlm.plan.speed import assumed_share, interpolate, is_compiled
+from dlm.plan.speed import (
+    MEMORY_GIB,
+    OTHER_MEMORY_GIB,
+    assumed_share,
+    interpolate,
+    is_compiled,
+    trainer_of,
+)
 
 
 def with_estimates(plan: Plan, *, rates: Mapping[str, float] | None = None) -> Plan:
@@ -55,7 +63,7 @@ def estimated_like(cell: Cell, others: Iterable[Cell]) -> Cell:
         near.estimate,
         hours=(near.estimate.hours or 0.0) * more,
         gpu_hours=(near.estimate.gpu_hours or 0.0) * more,
-        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0),
+        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0, device=near.estimate.device),
     )
     return dataclasses.replace(cell, estimate=estimate)
 
@@ -93,11 +101,6 @@ def validation_flops(cell: Cell) -> float:
     return float(passes * cell.block_size * per_token / 3)
 
 
-GIB = 2**30
-# Bytes of activations per token, layer and channel, by whether the run is compiled: measured in bf16-mixed.
-ACTIVATION_BYTES = {False: 64, True: 46}
-
-
 def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None) -> Estimate:
     gpus = 0 if hardware.device == "cpu" else hardware.gpus_per_node * hardware.nodes
     rate, basis = _rate(cell, hardware, gpus, rates)
@@ -105,7 +108,7 @@ def _estimate(cell: Cell, hardware: Hardware, rates: Mapping[str, float] | None)
     return Estimate(
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
-        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0),
+        memory_gib=memory_gib(cell, max(gpus, 1), on_gpu=gpus > 0, device=hardware.device),
         nodes=hardware.nodes,
         gpus_per_node=gpus // hardware.nodes,
         device=hardware.device,
@@ -128,24 +131,38 @@ def _rate(cell: Cell, hardware: Hardware, gpus: int, rates: Mapping[str, float] 
     return None, "not measured on this machine yet"
 
 
-def memory_gib(cell: Cell, devices: int, *, on_gpu: bool) -> float:
-    """Estimate an upper limit of the training memory on each of ``devices`` devices, in GiB.
-
-    The estimate counts 16 bytes per parameter (float32 weights, gradients and two moments), the activations that the
-    backward pass keeps (ACTIVATION_BYTES), and float32 logits with their gradient.
-    """
-    objective, shape = OBJECTIVES[cell.objective], shape_of(cell)
+def memory_gib(cell: Cell, devices: int, *, on_gpu: bool, device: str = "") -> float:
+    """Estimate an upper limit of the training memory on each of ``devices`` devices, in GiB (dlm.core.memory)."""
     # A batch that does not divide evenly over the devices is refused earlier.
     batch_size = max(cell.global_batch_size // devices * devices, devices)
     micro, _ = accumulation(
-        batch_size=batch_size, micro_batch_size=None, world_size=devices, num_params=shape.num_params
+        batch_size=batch_size,
+        micro_batch_size=None,
+        world_size=devices,
+        limit=sequences_at_once(cell, on_gpu=on_gpu, device=device),
     )
-    tokens = micro * cell.block_size
-    state = 16 * shape.num_params_total(causal=objective.causal)
-    compiled = is_compiled(cell, on_gpu=on_gpu)
-    activations = ACTIVATION_BYTES[compiled] * tokens * shape.n_layer * shape.n_embd
-    logits = 2 * 4 * tokens * shape.vocab_size * (0.6 if objective.head_share < 1 else 1.0)
-    return (state + activations + logits) / GIB
+    needed = training_bytes(
+        shape_of(cell),
+        OBJECTIVES[cell.objective],
+        trainer_of(cell, on_gpu=on_gpu),
+        tokens=micro * cell.block_size,
+        compiled=is_compiled(cell, on_gpu=on_gpu),
+    )
+    return needed / GIB
+
+
+def sequences_at_once(cell: Cell, *, on_gpu: bool, device: str) -> int:
+    """Return how many sequences of a cell a device computes at once at most.
+
+    Training asks the GPU for its memory; a plan takes it from MEMORY_GIB.
+    """
+    return micro_batch_limit(
+        shape_of(cell),
+        OBJECTIVES[cell.objective],
+        trainer_of(cell, on_gpu=on_gpu),
+        block_size=cell.block_size,
+        memory_bytes=MEMORY_GIB.get(device, OTHER_MEMORY_GIB) * GIB if on_gpu else None,
+    )
 
 
 def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0) -> dict[str, float]:
@@ -163,7 +180,7 @@ def measure_flops_per_sec(models: list[str], *, like: Cell, seconds: float = 1.0
         batch_size=like.global_batch_size,
         micro_batch_size=like.overrides.get("data.micro_batch_size"),
         world_size=1,
-        num_params=like.num_params,
+        limit=sequences_at_once(like, on_gpu=False, device="cpu"),
     )
     sizes = {"block_size": like.block_size, "batch_size": micro}
     optimizer = cell_config(like.groups, like.overrides)["optimizer"]

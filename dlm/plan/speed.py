@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from dlm.core.configs import load_choice
 from dlm.core.flops import PEAK_FLOPS
@@ -26,6 +27,9 @@ BANDWIDTH = {
     "B200": 8.0e12, "H200": 4.8e12, "H100": 3.35e12, "H100 PCIe": 2.0e12, "H100 NVL": 3.9e12, "A100": 2.04e12,
     "L40S": 0.864e12,
 }  # fmt: skip
+# The memory of a GPU in GiB, as PyTorch reports it. An A100 counts as one of 80 GB, and so does a GPU that is not here.
+MEMORY_GIB = {"B200": 178, "H200": 139, "H100": 79, "H100 PCIe": 79, "H100 NVL": 93, "A100": 79, "L40S": 44}
+OTHER_MEMORY_GIB = 79
 
 
 def assumed_share(num_params: int, device: str, *, compiled: bool) -> float:
@@ -50,11 +54,17 @@ def _balance(device: str) -> float:
     return PEAK_FLOPS[name] / BANDWIDTH[name]
 
 
-def is_compiled(cell: Cell, *, on_gpu: bool) -> bool:
-    """Return whether a cell is trained with torch.compile. Jobs with GPUs take a GPU trainer if the cell has none."""
+def trainer_of(cell: Cell, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the config node ``trainer`` of a cell. Jobs with GPUs take a GPU trainer if the cell has none."""
     group = str(cell.groups.get("trainer", "cpu"))
-    trainer = "single_gpu" if on_gpu and group == "cpu" else group
-    return bool(cell.overrides.get("trainer.compile", load_choice("trainer", trainer)["compile"]))
+    choice = load_choice("trainer", "single_gpu" if on_gpu and group == "cpu" else group)
+    own = {key.removeprefix("trainer."): value for key, value in cell.overrides.items() if key.startswith("trainer.")}
+    return {**choice, **own}
+
+
+def is_compiled(cell: Cell, *, on_gpu: bool) -> bool:
+    """Return whether a cell is trained with torch.compile."""
+    return bool(trainer_of(cell, on_gpu=on_gpu)["compile"])
 
 
 def interpolate(x: float, points: Sequence[tuple[float, float]]) -> float:

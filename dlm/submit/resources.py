@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dlm.core.errors import UserError
+from dlm.core.memory import GIB
 from dlm.core.recipe import accumulation
-from dlm.plan.cost import GIB
+from dlm.plan.cost import sequences_at_once
 from dlm.plan.grid import cell_config
 from dlm.submit.job import Resources, SlurmSettings
 
@@ -117,14 +118,14 @@ def dividing_micro_batch(cell: Cell, resources: Resources, *, at_most: int) -> i
 def largest_micro_batch(cell: Cell, resources: Resources, *, asked: int | None = None) -> int:
     """Return the micro-batch of a cell that has never run out of memory.
 
-    This is ``asked`` or, if ``asked`` is None, the micro-batch that training chooses. Raises UserError if the batch
-    cannot be divided evenly among the devices and into micro-batches.
+    This is ``asked`` or, if ``asked`` is None, the micro-batch that training chooses on the planned device. Raises
+    UserError if the batch cannot be divided evenly among the devices and into micro-batches.
     """
     micro, _ = accumulation(
         batch_size=cell.global_batch_size,
         micro_batch_size=asked,
         world_size=num_devices(resources),
-        num_params=cell.num_params,
+        limit=sequences_at_once(cell, on_gpu=resources.gpus_per_node > 0, device=cell.estimate.device),
     )
     return micro
 

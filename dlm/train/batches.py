@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dlm.core.errors import UserError
@@ -155,6 +156,16 @@ class PackedDataModule(L.LightningDataModule):
         lengths = {"block_size": recipe.block_size, "stride": config["data"]["stride"]}
         self.train_tokens = open_mixture(data_set, "train", **lengths, unique=unique_of(config["data"]))
         self.validation_tokens = open_mixture(data_set, "validation", **lengths)
+
+    def setup(self, stage: str) -> None:
+        """Check that all processes divide the batch alike. Raises UserError if their devices differ in memory."""
+        strategy = self.trainer.strategy
+        times = strategy.all_gather(torch.tensor(self.trainer.accumulate_grad_batches, device=strategy.root_device))
+        if len(times.unique()) > 1:
+            raise UserError(
+                "the devices of this run differ in memory, so they would choose different micro-batches: set "
+                "data.micro_batch_size"
+            )
 
     def _place(self) -> dict[str, int]:
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}

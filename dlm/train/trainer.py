@@ -18,6 +18,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dlm.core.checks import SHARDED, whole
 from dlm.core.errors import UserError
+from dlm.core.memory import micro_batch_limit
+from dlm.core.objectives import objective_info
 from dlm.core.recipe import Recipe, accumulation
 from dlm.train.callbacks import evenly
 from dlm.train.callbacks.record_writer import RecordWriter
@@ -25,7 +27,7 @@ from dlm.train.instantiate import made
 from dlm.train.sharding import ShardedStrategy
 
 OURS = (  # trainer keys that Lightning does not know
-    "threads", "attention", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
+    "threads", "attention", "cross_entropy", "compile", "activation_checkpointing", "fsdp_wrap", "fsdp_shard_over",
     "process_group_timeout",
 )  # fmt: skip
 IGNORED_WARNINGS = (
@@ -67,7 +69,13 @@ def make_trainer(config: Mapping[str, Any], recipe: Recipe, run_dir: Path | None
         batch_size=recipe.global_batch_size,
         micro_batch_size=config["data"]["micro_batch_size"],
         world_size=world_size,
-        num_params=recipe.shape.num_params,
+        limit=micro_batch_limit(
+            recipe.shape,
+            objective_info(config["objective"]["name"]),
+            config["trainer"],
+            block_size=recipe.block_size,
+            memory_bytes=gpu_memory(options["accelerator"]),
+        ),
     )
     options["strategy"] = _strategy(config["trainer"], devices=options["devices"], num_nodes=options["num_nodes"])
     options["precision"] = resolved_precision(options["precision"], options["accelerator"])
@@ -117,6 +125,13 @@ def _strategy(how: Mapping[str, Any], *, devices: int, num_nodes: int) -> Any:
         inside_nodes = over == "node" or (over == "auto" and devices > 1)
         return ShardedStrategy(world_size, copies=num_nodes if inside_nodes else 1, **timeout)
     return name
+
+
+def gpu_memory(accelerator: str) -> int | None:
+    """Return the memory of a GPU of this node in bytes; None if the run is not on GPUs of CUDA."""
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def resolved_precision(precision: str, accelerator: str) -> str:

@@ -8,7 +8,7 @@ from dlm.core.checks import whole
 from dlm.core.configs import load_base, load_choice, merge, nest
 from dlm.core.errors import UserError
 from dlm.core.flops import CONVENTIONS
-from dlm.core.recipe import accumulation, derive, fill, micro_batch_limit
+from dlm.core.recipe import accumulation, derive, fill
 from dlm.plan.grid import cell_config
 
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
@@ -18,29 +18,25 @@ def config(**overrides):
     return cell_config(GROUPS, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-@given(per_device=st.integers(1, 600), world_size=st.integers(1, 64), num_params=st.floats(1e3, 3e9))
-def test_the_chosen_micro_batch_drops_no_sequence(per_device, world_size, num_params):
+@given(per_device=st.integers(1, 600), world_size=st.integers(1, 64), limit=st.integers(1, 600))
+def test_the_chosen_micro_batch_drops_no_sequence(per_device, world_size, limit):
     batch = per_device * world_size
-    micro, times = accumulation(batch_size=batch, micro_batch_size=None, world_size=world_size, num_params=num_params)
+    micro, times = accumulation(batch_size=batch, micro_batch_size=None, world_size=world_size, limit=limit)
     assert micro * times * world_size == batch
-    assert micro <= micro_batch_limit(num_params)
-    larger = range(micro + 1, min(micro_batch_limit(num_params), per_device) + 1)
+    assert micro <= limit
+    larger = range(micro + 1, min(limit, per_device) + 1)
     assert all(per_device % size for size in larger)  # the largest that divides
 
 
 @given(batch=st.integers(1, 600), micro=st.integers(1, 64), world_size=st.integers(1, 16))
 def test_a_micro_batch_of_the_config_is_used_or_refused(batch, micro, world_size):
-    arguments = {"batch_size": batch, "micro_batch_size": micro, "world_size": world_size, "num_params": 1e6}
+    arguments = {"batch_size": batch, "micro_batch_size": micro, "world_size": world_size, "limit": 9}
     if batch % (micro * world_size) == 0:
         assert accumulation(**arguments) == (micro, batch // micro // world_size)
         return
     with pytest.raises(UserError) as error:
         accumulation(**arguments)
     assert str(batch) in str(error.value) and "data." in str(error.value)
-
-
-def test_the_limits_of_micro_batches_are_those_of_smdm():
-    assert [micro_batch_limit(n) for n in (19e6, 21e6, 48e6, 66e6, 944e6, 1028e6)] == [32, 16, 16, 8, 8, 4]
 
 
 @given(budget=st.floats(1e9, 1e14), convention=st.sampled_from(CONVENTIONS), batch=st.integers(1, 64))

@@ -17,7 +17,7 @@ from dlm.core.shape import load_shape
 from dlm.plan.cost import estimated, measure_flops_per_sec, memory_gib, rate_of
 from dlm.plan.definition import Hardware, load_sweep
 from dlm.plan.grid import make_plan
-from dlm.plan.speed import BANDWIDTH, assumed_share, interpolate
+from dlm.plan.speed import BANDWIDTH, MEMORY_GIB, assumed_share, interpolate
 
 COORDINATE = st.floats(1, 60)  # the logarithms of sizes and rates
 
@@ -81,7 +81,7 @@ def test_the_assumed_speed_rises_with_size_and_compilation_and_on_devices_with_m
         assert assumed_share(size, "L40S", compiled=True) < assumed_share(size, "H100", compiled=True)
         assert assumed_share(size, "H100", compiled=True) < assumed_share(size, "H200", compiled=True) < 0.78
         assert assumed_share(size, "RTX4090", compiled=True) == assumed_share(size, "H100", compiled=True)
-    assert BANDWIDTH.keys() == PEAK_FLOPS.keys()
+    assert BANDWIDTH.keys() == PEAK_FLOPS.keys() == MEMORY_GIB.keys()
 
 
 def test_a_plan_assumes_the_speed_and_the_memory_of_what_its_cells_will_do(stdlib_data):

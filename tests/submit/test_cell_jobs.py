@@ -4,12 +4,16 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.submissions import make_cell
+from support.submissions import GROUPS, make_cell
 
+from dlm.core.configs import load_choice
 from dlm.core.errors import UserError
+from dlm.core.memory import GIB, micro_batch_limit
+from dlm.core.objectives import OBJECTIVES
+from dlm.core.shape import load_shape
 from dlm.submit.job import SlurmSettings
 from dlm.submit.overrides import cell_overrides, quote, trainer_overrides
-from dlm.submit.resources import cell_resources, time_limit_min
+from dlm.submit.resources import cell_resources, largest_micro_batch, smaller_micro_batch, time_limit_min
 
 
 def test_overrides_of_a_planned_cell(tmp_path):
@@ -91,3 +95,24 @@ def test_the_trainer_follows_the_devices_unless_the_definition_chose_one():
         ("trainer=multi_node", "trainer.devices=8", "trainer.num_nodes=2"),
         ("trainer.devices=8", "trainer.num_nodes=2"),
     ]
+
+
+@pytest.mark.parametrize(("device", "gib"), [("L40S", 44), ("H200", 139), ("RTX4090", 79)])
+def test_after_out_of_memory_a_gpu_computes_half_of_what_training_chose(device, gib):
+    cell = make_cell("a", global_batch_size=2048, device=device, groups={**GROUPS, "model": "6M"}, block_size=2048)
+    resources = cell_resources(cell, SlurmSettings(gpus_per_node=1))
+    allowed = micro_batch_limit(
+        load_shape("6M"),
+        OBJECTIVES["masked_diffusion"],
+        load_choice("trainer", "single_gpu"),
+        block_size=2048,
+        memory_bytes=gib * GIB,
+    )
+    chosen = largest_micro_batch(cell, resources)
+    assert chosen == max(size for size in range(1, allowed + 1) if 2048 % size == 0)
+    assert smaller_micro_batch(cell, resources, None) == chosen // 2
+
+
+def test_after_out_of_memory_a_cpu_computes_half_of_smdms_sequences():
+    cell = make_cell("a", global_batch_size=2048, device="cpu")
+    assert [smaller_micro_batch(cell, cell_resources(cell), before) for before in (None, 16)] == [16, 8]

@@ -29,7 +29,8 @@ def make_cell(name: str, **changes) -> SimpleNamespace:
     values = {
         "cell_id": name, "global_batch_size": 8, "num_params": 4144, "num_params_total": 8000, "steps": STEPS,
         "groups": GROUPS, "overrides": {}, "estimate": Estimate(**estimate), "parent": None,
-        "branch_step": None, "own_share": 1.0, "flops": {"full_masked_head": 1e9},
+        "objective": "masked_diffusion", "block_size": 128, "branch_step": None, "own_share": 1.0,
+        "flops": {"full_masked_head": 1e9},
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 

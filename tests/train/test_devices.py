@@ -1,4 +1,4 @@
-"""What depends on the device, with the GPU faked: its peak, its precision."""
+"""What depends on the device, with the GPU faked: its peak, its precision, its memory."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,13 @@ import pytest
 import torch
 from support.modules import make_module
 
+from dlm.core.configs import load_choice
 from dlm.core.errors import UserError
+from dlm.core.memory import GIB
+from dlm.train import trainer as trainer_module
+from dlm.train.batches import PackedDataModule
 from dlm.train.callbacks.monitors import SpeedMonitor, peak_flops
-from dlm.train.trainer import resolved_precision
+from dlm.train.trainer import gpu_memory, make_trainer, resolved_precision
 
 
 @pytest.mark.parametrize(
@@ -76,3 +80,39 @@ def test_a_run_in_float32_refuses_16_bit_attention_at_its_setup():
     module.trainer.precision = "bf16-mixed"
     with pytest.raises(UserError, match="needs the package flash-attn"):  # the next thing to look for
         module.setup("fit")
+
+
+def test_a_gpu_computes_as_many_sequences_at_once_as_fit_into_its_memory(monkeypatch):
+    changes = {"training.steps": 40, "data.batch_size": 1200, "data.block_size": 128}
+
+    def micro_batches(memory, micro=None):
+        module = make_module({**changes, "data.micro_batch_size": micro})
+        trainer = {**load_choice("trainer", "cpu"), "devices": 2, "strategy": "ddp"}
+        monkeypatch.setattr(trainer_module, "gpu_memory", lambda accelerator: memory)
+        config = {**module.config, "trainer": trainer, "profiler": None}
+        return make_trainer(config, module.recipe, None).accumulate_grad_batches
+
+    assert micro_batches(None) == 600 // 30  # SMDM's 32 sequences; 30 divides the 600 of a device
+    assert micro_batches(79 * GIB) == 600 // 300  # 65,536 tokens are 512 sequences
+    assert 2 < micro_batches(GIB / 16) < 20
+    assert micro_batches(GIB / 16, micro=600) == 1
+
+
+def test_the_memory_is_that_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=79 * GIB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [gpu_memory(name) for name in ("auto", "gpu", "cuda", "cpu")] == [79 * GIB] * 3 + [None]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_memory("auto") is None
+
+
+@pytest.mark.parametrize("others", [[4, 4], [4, 2]])
+def test_devices_that_would_choose_different_micro_batches_are_refused(others):
+    strategy = SimpleNamespace(all_gather=lambda one: torch.tensor(others), root_device=torch.device("cpu"))
+    data = PackedDataModule.__new__(PackedDataModule)
+    data.trainer = SimpleNamespace(strategy=strategy, accumulate_grad_batches=4)  # type: ignore[assignment]
+    if others == [4, 4]:
+        data.setup("fit")
+        return
+    with pytest.raises(UserError, match=r"differ in memory, .* set data\.micro_batch_size"):
+        data.setup("fit")
