@@ -76,8 +76,6 @@ def shard(model: TransEncoder, mesh: DeviceMesh, *, wrap: str, precision: str) -
     root: Any = model
     for unit, following in zip([root, *blocks], blocks, strict=False):
         unit.set_modules_to_forward_prefetch([following])  # PyTorch prefetches in the backward pass by itself
-    if policy.param_dtype is not None:
-        model.embedding.register_forward_hook(_to_float32)
 
 
 def _policy(precision: str) -> MixedPrecisionPolicy:
@@ -91,8 +89,3 @@ def _policy(precision: str) -> MixedPrecisionPolicy:
         reduce_dtype=torch.float32 if precision.startswith("bf16") else None,
         cast_forward_inputs=False,
     )
-
-
-def _to_float32(module: torch.nn.Module, inputs: Any, x_BTC: torch.Tensor) -> torch.Tensor:
-    """Give the residual stream the type that it has on one device, where the embedding is in float32."""
-    return x_BTC.float()

@@ -17,6 +17,7 @@ from dlm.train.objectives.masked_diffusion import MaskedDiffusion
 GROUPS = {"model": "8k", "data": "stdlib", "objective": "masked_diffusion", "optimizer": "adamw", "scheduler": "cosine"}
 TRAINER = {
     "attention": "auto",
+    "cross_entropy": "auto",
     "compile": False,
     "activation_checkpointing": False,
     "strategy": "auto",

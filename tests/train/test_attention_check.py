@@ -139,7 +139,7 @@ def test_the_first_kernel_without_a_fault_is_used_and_the_others_are_named(
         assert torch._C._get_math_sdp_enabled() == (chosen == "math")
         assert torch._C._get_flash_sdp_enabled() == (chosen == "flash"), backends
     assert [str(one.message) for one in recwarn] == [
-        f"attention {name} is not used: its output is wrong" for name in faulty
+        f"attention {name} is not used: its output is wrong; {chosen} is used instead" for name in faulty
     ]
 
 

@@ -82,7 +82,7 @@ def test_parameters_are_gathered_in_the_type_of_the_computation(run, kind, width
         total = sum(size for size, _ in gathered)
         assert validated or width * parameters < total < 2 * width * parameters
     inputs = {kinds for row in recorded(folder / run)[1] for name, _, kinds in row if name == "block"}
-    assert inputs == {"torch.float32 torch.float32"}  # residual stream and rotary tables, as on one process
+    assert inputs == {f"{kind} torch.float32"}  # residual stream and rotary tables, as on one process
 
 
 def test_the_next_block_is_gathered_before_a_block_computes(folder):

@@ -38,19 +38,35 @@ def test_rotary_scores_depend_on_the_distance_only():
 
 @pytest.mark.parametrize("of_weight", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("of_input", [torch.float32, torch.bfloat16])
-def test_a_norm_of_two_types_computes_in_the_wider_one_without_a_warning(of_input, of_weight, recwarn):
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_a_norm_returns_the_type_of_its_input_without_a_warning(of_input, of_weight, is_autocast, recwarn):
     x, weight = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)).to(of_input).unbind()
     norm = RMSNorm(16, eps=1e-5)
     norm.weight = torch.nn.Parameter(weight[0].to(of_weight))
     torch.set_warn_always(True)  # PyTorch warns only once in a process
     try:
-        y = norm(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            y = norm(x)
     finally:
         torch.set_warn_always(False)
     assert not recwarn.list
-    assert y.dtype == (torch.bfloat16 if of_input == of_weight == torch.bfloat16 else torch.float32)
+    assert y.dtype == of_input
     exact = torch.nn.functional.rms_norm(x.double(), (16,), norm.weight.double(), 1e-5)
     assert (y.double() - exact).abs().max() < (0.02 if y.dtype == torch.bfloat16 else 1e-5)
+
+
+def test_autocast_does_not_reach_a_norm(monkeypatch):
+    """On a GPU, autocast would return float32, and on a CPU it would not; so both see none."""
+    seen, plain = [], torch.nn.functional.rms_norm
+
+    def look(*given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", look)
+    with torch.autocast("cpu", torch.bfloat16):
+        RMSNorm(16)(torch.zeros(2, 16))
+    assert seen == [False]
 
 
 def test_the_rotary_tables_are_float32_with_distinct_positions():
@@ -234,3 +250,24 @@ def test_the_mask_token_has_a_row_and_no_logit():
     assert made().embedding.weight.shape[0] == TINY.vocab_size + 1
     assert made(causal=True).embedding.weight.shape[0] == TINY.vocab_size
     assert made()(torch.full((1, 3), TINY.vocab_size)).shape == (1, 3, TINY.vocab_size)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_under_autocast_the_residual_stream_is_in_bfloat16_and_the_losses_are_in_float32(causal):
+    shape, target = dataclasses.replace(TINY, qk_norm=True), TOKENS.flatten() % TINY.vocab_size
+    streams, results = [], []
+    for is_autocast in (False, True):
+        model = scattered(shape, causal=causal)
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, given, result: streams.append((given[0].dtype, result.dtype)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            losses = model(TOKENS, None, target)
+        losses.mean().backward()
+        assert losses.dtype == torch.float32
+        gradients = [parameter.grad for parameter in model.parameters()]
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+        results.append([losses, torch.cat([gradient.flatten() for gradient in gradients])])
+    layers = len(streams) // 2
+    assert streams == [(torch.float32,) * 2] * layers + [(torch.bfloat16,) * 2] * layers
+    for exact, rough in zip(*results, strict=True):
+        assert 0 < (rough - exact).norm() < 0.05 * exact.norm()

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.answering import answering
 from support.masked import taken_apart
 from support.reference_model import TINY, reference_logits
 
@@ -82,23 +83,6 @@ def test_the_autoregressive_loss_and_every_gradient_follow_the_formula():
     agree(model, weights, objective.loss(model, batch).mean(), truth)
 
 
-@pytest.mark.parametrize("objective", [MaskedDiffusion(vocab_size=V), Autoregressive(bos_id=BOS)])
-def test_the_loss_of_logits_in_bfloat16_is_computed_in_float32(objective):
-    random = torch.Generator().manual_seed(0)
-
-    def model(dtype):
-        def logits_of(tokens_BT, index_M=None):
-            logits = torch.randn(*tokens_BT.shape, V, generator=random.manual_seed(0)).bfloat16().to(dtype)
-            return logits if index_M is None else logits.flatten(0, 1)[index_M]
-
-        return logits_of
-
-    batch = random_batch(objective)
-    rough, exact = (objective.loss(model(dtype), batch) for dtype in (torch.bfloat16, torch.float64))
-    assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough, exact.float(), rtol=1e-5, atol=0)
-
-
 # A small world that is known exactly: all sequences of three letters, and how likely each is.
 LETTERS, LENGTH = 3, 4
 TEXTS = torch.tensor(list(itertools.product(range(LETTERS), repeat=LENGTH)))
@@ -140,7 +124,7 @@ def of_every_text(objective, model, mask, weight) -> float:
     """The expectation over texts of the loss under one mask."""
     texts = len(TEXTS)
     batch = tensors(objective.masked(TEXTS.numpy(), mask.expand(texts, -1).numpy(), np.full(texts, weight)))
-    return (PROB * objective.loss(model, batch)).sum().item()
+    return (PROB * objective.loss(answering(model), batch)).sum().item()
 
 
 def counted(objective: MaskedDiffusion, model) -> float:
@@ -204,7 +188,7 @@ def test_an_estimator_is_unbiased_for_its_bound(estimator):
     texts = np.random.default_rng(2).choice(len(TEXTS), size=n, p=PROB.numpy())
     noise = stratified_t(3, 0, np.arange(n)), uniforms(3, 0, n, LENGTH)
     batch = tensors(objective.probe(TEXTS.numpy()[texts], *noise))
-    loss = objective.loss(Doubter(), batch).double()
+    loss = objective.loss(answering(Doubter()), batch).double()
     error = loss.std().item() / n**0.5
     truth = with_eps if estimator == "mc" else without
     assert error < 0.005 * truth and loss.mean().item() == pytest.approx(truth, abs=4 * error)
@@ -227,14 +211,14 @@ def test_the_drawn_bound_has_the_entropy_as_its_mean():
     batch = tensors(
         objective.corrupt(TEXTS.numpy()[texts], stratified_t(0, 0, np.arange(n)), uniforms(0, 0, n, LENGTH))
     )
-    nll = objective.loss(ExactDenoiser(), batch).double()
+    nll = objective.loss(answering(ExactDenoiser()), batch).double()
     error = nll.std().item() / n**0.5
     assert error < 0.02 * ENTROPY
     assert nll.mean().item() == pytest.approx(ENTROPY, abs=4 * error)
 
 
 def test_the_autoregressive_loss_with_exact_conditionals_is_the_entropy():
-    nll = Autoregressive(bos_id=LETTERS).loss(ExactReader(), {"tokens": TEXTS})
+    nll = Autoregressive(bos_id=LETTERS).loss(answering(ExactReader()), {"tokens": TEXTS})
     assert (PROB * nll).sum().item() == pytest.approx(ENTROPY, rel=1e-6)
 
 
@@ -248,8 +232,8 @@ def test_both_objectives_score_every_token():
 
     everything = MaskedDiffusion(vocab_size=V).masked(tokens.numpy(), np.ones((1, T), dtype=bool), np.full(1, 1 / T))
     everything = tensors(everything)
-    assert MaskedDiffusion(vocab_size=V).loss(blind, everything).item() == pytest.approx(np.log(V))
-    assert Autoregressive(bos_id=BOS).loss(blind, {"tokens": tokens}).item() == pytest.approx(np.log(V))
+    assert MaskedDiffusion(vocab_size=V).loss(answering(blind), everything).item() == pytest.approx(np.log(V))
+    assert Autoregressive(bos_id=BOS).loss(answering(blind), {"tokens": tokens}).item() == pytest.approx(np.log(V))
     for place in range(T):  # each counts for 1 / T
 
         def sure_of_one(tokens_BT, index_M=None, place=place):
@@ -258,13 +242,15 @@ def test_both_objectives_score_every_token():
             return logits if index_M is None else logits.flatten(0, 1)[index_M]
 
         share = np.log(V) * (T - 1) / T
-        assert MaskedDiffusion(vocab_size=V).loss(sure_of_one, everything).item() == pytest.approx(share)
-        assert Autoregressive(bos_id=BOS).loss(sure_of_one, {"tokens": tokens}).item() == pytest.approx(share)
+        assert MaskedDiffusion(vocab_size=V).loss(answering(sure_of_one), everything).item() == pytest.approx(share)
+        assert Autoregressive(bos_id=BOS).loss(answering(sure_of_one), {"tokens": tokens}).item() == pytest.approx(
+            share
+        )
 
 
 def seen_logits(objective, model, batch):
     seen = []
-    objective.loss(lambda *args, **options: seen.append(model(*args, **options)) or seen[0], batch)
+    objective.loss(answering(lambda *args: seen.append(model(*args)) or seen[0]), batch)
     return seen[0].detach()
 
 

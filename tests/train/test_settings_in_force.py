@@ -11,7 +11,7 @@ from support.modules import make_batch, make_module, set_up
 from support.runs import DEBUG
 
 from dlm.core.configs import load_choice
-from dlm.train.models import lightning_module
+from dlm.train.models import cross_entropy, lightning_module
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 from dlm.train.trainer import make_trainer
 
@@ -102,3 +102,55 @@ def test_lightning_does_not_requeue_a_job_of_slurm(monkeypatch):
     config = {**module.config, "trainer": load_choice("trainer", "cpu"), "profiler": None}
     environment = make_trainer(config, module.recipe, None)._accelerator_connector.cluster_environment
     assert environment.detect() and environment.auto_requeue is False
+
+
+@pytest.mark.parametrize("name", ["auto", "dense", "chunked"])
+def test_the_chosen_cross_entropy_is_used_in_training_and_validation(name, monkeypatch):
+    used = []
+    for way in ("auto", "dense", "chunked"):
+        plain = getattr(cross_entropy, way)
+        looking = lambda *given, way=way, plain=plain: used.append(way) or plain(*given)  # noqa: E731
+        monkeypatch.setattr(cross_entropy, way, looking)
+    module = set_up(make_module({"trainer.cross_entropy": name}))
+    expected = ["auto", "dense"] if name == "auto" else [name]  # the logits are small
+    module.training_step(make_batch(module.objective), 0)
+    module.validation_terms = torch.zeros(4, 2, dtype=torch.float64)
+    with torch.no_grad():
+        module.validation_step({**make_batch(module.objective), "draws": 1, "sequence": torch.arange(4)}, 0)
+    assert used == expected * 2
+
+
+@pytest.mark.parametrize("name", ["liger", "cut"])
+def test_the_package_of_a_cross_entropy_computes_the_losses_if_it_is_chosen(name, monkeypatch):
+    """A stand-in for the package, which needs a GPU; the losses show that it is given the right tensors."""
+    calls = []
+
+    def package(hidden_MC, weight_VC, target_M, *, reduction, ignore_index, **others):
+        calls.append((hidden_MC.dtype, weight_VC.dtype, others))
+        return F.cross_entropy(hidden_MC @ weight_VC.T, target_M, reduction=reduction, ignore_index=ignore_index)
+
+    functional = SimpleNamespace(liger_fused_linear_cross_entropy=package)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", functional)
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", SimpleNamespace(linear_cross_entropy=package))
+    monkeypatch.setattr(cross_entropy.util, "find_spec", lambda module: module)
+    module, plain = set_up(make_module()), set_up(make_module())
+    module.model.cross_entropy = cross_entropy.cross_entropy_named(name, torch.device("cuda"))
+    losses = [one.training_step(make_batch(one.objective), 0) for one in (module, plain)]
+    torch.testing.assert_close(*losses)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(make_batch(module.objective), 0)
+    assert loss.dtype == torch.float32
+    kwargs = {"accum_dtype": torch.float32} if name == "liger" else {"filter_eps": None}
+    assert calls == [(torch.float32, torch.float32, kwargs), (torch.bfloat16, torch.bfloat16, kwargs)]
+
+
+def test_a_validation_after_the_training_keeps_the_kernels_of_the_training(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        lightning_module, "working_kernels", lambda *_, **__: chosen.append("math") or ("math", nullcontext)
+    )
+    module = set_up(make_module())
+    module.setup("validate")
+    assert chosen == ["math"] and module.attention == "math"

@@ -22,7 +22,12 @@ CELL = ("experiment=debug", "logger=none", "model=4k", "model.qk_norm=true", "da
         "optimizer.gradient_clip_val=0.05", "callbacks.checkpoint.every_n_steps=10",
         "callbacks.checkpoint.save_top_k=9")  # fmt: skip
 TWO = {
-    name: ("trainer.devices=2", f"trainer.strategy={name}", "data.micro_batch_size=2")  # accumulated twice on each
+    name: (  # accumulated twice on each
+        "trainer.devices=2",
+        f"trainer.strategy={name}",
+        "data.micro_batch_size=2",
+        "trainer.cross_entropy=chunked",
+    )
     for name in ("ddp", "fsdp")
 }
 ROUNDING = {"train/loss": 1e-6, "val/loss": 1e-6, "grad_norm": 1e-5}  # relative, over 40 steps; seen: 3e-7

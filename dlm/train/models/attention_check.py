@@ -49,13 +49,17 @@ def working_kernels(
         return backend, kernels(backend, device, precision=precision)
     able = [name for name in ORDER if name not in HALF_ONLY or precision not in FULL]
     names = able if backend == "auto" else [backend, *(name for name in able if name != backend)]
-    for name in names[:-1]:
+    faults: dict[str, str] = {}
+    for name in names:
         enter = kernels(name, device, precision=precision)
-        fault = fault_of(name, enter, shape, causal=causal, device=device, precision=precision)
+        is_last = name == names[-1]
+        fault = "" if is_last else fault_of(name, enter, shape, causal=causal, device=device, precision=precision)
         if not fault:
-            return name, enter
-        warnings.warn(f"attention {name} is not used: {fault}", stacklevel=2)
-    return names[-1], kernels(names[-1], device, precision=precision)
+            break
+        faults[name] = fault
+    for other, fault in faults.items():
+        warnings.warn(f"attention {other} is not used: {fault}; {name} is used instead", stacklevel=2)
+    return name, enter
 
 
 def fault_of(name: str, enter: Enter, shape: ModelShape, *, causal: bool, device: torch.device, precision: str) -> str:

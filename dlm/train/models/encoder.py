@@ -1,4 +1,4 @@
-"""The transformer that every objective trains; it maps tokens to logits.
+"""The transformer that every objective trains; it maps tokens to logits, or to the losses of given targets.
 
 Legend: B sequences, T tokens, C channels, V vocabulary, M selected positions, R rotated channels.
 """
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlm.core.shape import ModelShape
+from dlm.train.models import cross_entropy
 from dlm.train.models.attention import Attention, RMSNorm, rotary_tables
 
 
@@ -48,12 +49,15 @@ class Block(nn.Module):
 
     def forward(self, x_BTC: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, causal: bool) -> torch.Tensor:
         """Apply the block: (B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.residual_scale * self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
-        return x_BTC + self.residual_scale * self.mlp(self.norm_2(x_BTC))
+        attended_BTC = self.attention(self.norm_1(x_BTC), cos_TR, sin_TR, causal)
+        x_BTC = torch.add(x_BTC, attended_BTC, alpha=self.residual_scale)
+        return torch.add(x_BTC, self.mlp(self.norm_2(x_BTC)), alpha=self.residual_scale)
 
 
 class TransEncoder(nn.Module):
     """A transformer that maps tokens to logits.
+
+    The attribute ``cross_entropy`` is the function that computes losses (dlm.train.models.cross_entropy).
 
     Args:
         shape: The shape of the model, as in configs/model.
@@ -71,6 +75,7 @@ class TransEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
+        self.cross_entropy: cross_entropy.CrossEntropy = cross_entropy.auto
         rotated = int(shape.rotary_percentage * shape.head_dim) // 2 * 2
         cos, sin = rotary_tables(shape.block_size, rotated)
         self.register_buffer("cos", cos, persistent=False)
@@ -109,23 +114,36 @@ class TransEncoder(nn.Module):
                 inner = name.startswith("blocks.")
                 nn.init.normal_(parameter, std=std if inner else outer_std, generator=generator)
 
-    def forward(self, tokens_BT: torch.Tensor, index_M: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute logits.
+    def forward(
+        self, tokens_BT: torch.Tensor, index_M: torch.Tensor | None = None, target_M: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute logits, or cross-entropies, for which not all logits have to exist at once.
+
+        Under bf16-mixed, the residual stream is in bfloat16.
 
         Args:
             tokens_BT: (B, T) token numbers.
             index_M: (M,) positions in the flattened tokens; None for all positions.
+            target_M: (M,) tokens to predict at these positions; IGNORED where the loss is to be zero.
 
         Returns:
-            (B, T, V) logits, or (M, V) logits at the positions ``index_M``.
+            (B, T, V) logits, or (M, V) logits at the positions ``index_M``; with ``target_M`` (M,) cross-entropies in
+            float32, nats.
         """
         length = tokens_BT.shape[1]
         cos_TR, sin_TR = self.cos[:length], self.sin[:length]
         x_BTC = self.embedding(tokens_BT)
+        if torch.is_autocast_enabled(x_BTC.device.type):
+            x_BTC = x_BTC.to(torch.get_autocast_dtype(x_BTC.device.type))
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x_BTC = checkpoint(block, x_BTC, cos_TR, sin_TR, self.causal, use_reentrant=False)
             else:
                 x_BTC = block(x_BTC, cos_TR, sin_TR, self.causal)
         hidden = x_BTC if index_M is None else x_BTC.flatten(0, 1)[index_M]
-        return self.head(self.norm(hidden) / self.shape.width_ratio)
+        hidden = self.norm(hidden) / self.shape.width_ratio
+        return (
+            self.head(hidden)
+            if target_M is None
+            else self.cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head.weight, target_M)
+        )

@@ -20,6 +20,7 @@ from dlm.core.schedule import rates_of
 from dlm.core.typed import MisfitError, typed
 from dlm.train.checkpoint_files import check_format
 from dlm.train.models.attention_check import working_kernels
+from dlm.train.models.cross_entropy import cross_entropy_named
 from dlm.train.models.encoder import TransEncoder
 from dlm.train.objectives import Batch, Objective
 from dlm.train.optim import check_branch, make_optimizer
@@ -92,12 +93,19 @@ class DiffusionLMLightningModule(L.LightningModule):
         self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def setup(self, stage: str) -> None:
-        """Choose the attention kernels. Raises UserError if the device does not support the back end."""
+        """Choose the attention kernels and the cross-entropy. Raises UserError if the device does not support one.
+
+        A validation after the training calls this again, and keeps what the training used.
+        """
+        if hasattr(self, "kernels"):
+            return
+        how, device = self.config["trainer"], self.trainer.strategy.root_device
+        self.model.cross_entropy = cross_entropy_named(how.get("cross_entropy", "auto"), device)
         self.attention, self.kernels = working_kernels(
-            self.config["trainer"]["attention"],
+            how["attention"],
             self.recipe.shape,
             causal=self.recipe.causal,
-            device=self.trainer.strategy.root_device,
+            device=device,
             precision=str(self.trainer.precision),
         )
         self.model.use_flash_attn(self.attention == "flash_attn")

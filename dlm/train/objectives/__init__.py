@@ -61,6 +61,7 @@ class Objective(abc.ABC):
 
         Args:
             model: A TransEncoder, which maps (B, T) tokens to (B, T, V) logits, or to (M, V) logits at given positions.
+                Given targets too, it returns their (M,) cross-entropies, for which it needs less memory.
             batch: Tensors from ``corrupt`` or ``probe``.
 
         Returns:

@@ -23,11 +23,9 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from dlm.train.models.cross_entropy import IGNORED
 from dlm.train.objectives import Batch, Objective
-
-IGNORED = -100  # the target value that torch's cross_entropy skips
 
 
 class MaskedDiffusion(Objective):
@@ -75,11 +73,10 @@ class MaskedDiffusion(Objective):
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Compute the (B,) weighted sums of the cross-entropies of the masked tokens, nats/token.
 
-        The model's head computes logits only at the positions in ``index``.
+        The model's head computes only the positions in ``index``.
         """
         input_BT, index_M = batch["tokens"], batch["index"]
-        logits_MV = model(input_BT, index_M)
-        ce_M = F.cross_entropy(logits_MV.float(), batch["target"], reduction="none") * batch["weight"]
+        ce_M = model(input_BT, index_M, batch["target"]) * batch["weight"]
         # Masked positions are distinct and padding adds zeros, so the order of summation is the same on every device.
         ce_BT = ce_M.new_zeros(input_BT.shape).view(-1).index_add(0, index_M, ce_M).view_as(input_BT)
         return ce_BT.sum(dim=1)
