@@ -155,10 +155,16 @@ class LawOptions:
 
     runs: RunsFile
     law: Annotated[
-        str, typer.Option(help="combined, chinchilla, skaling, tied, data-constrained, isoflop or envelope.")
+        str,
+        typer.Option(
+            help="combined, chinchilla, skaling, tied, isoflop or envelope; of repeated data: repeated, epochs, "
+            "data-constrained, penalty or onset."
+        ),
     ] = "combined"
     loss: Annotated[str, typer.Option(help="The norm of a surface fit: huber, mse or l1.")] = "huber"
-    delta: Annotated[float, typer.Option(help="The residual at which the Huber norm turns linear.")] = 1e-3
+    delta: Annotated[
+        float | None, typer.Option(help="The residual at which the Huber norm turns linear: 1e-3 by default.")
+    ] = None
     space: Annotated[str, typer.Option(help="Residuals of the log or of the raw loss.")] = "log"
     bootstrap: Replicates = 4000
     seed: Seed = 0
@@ -193,6 +199,9 @@ class FitOptions(LawOptions):
     under_tuned: Annotated[float, typer.Option(help="Below 1: how much less points above the law count.")] = 1.0
     weights: Annotated[str | None, typer.Option(help="'compute' weighs each run by its FLOPs.")] = None
     curve: Annotated[str, typer.Option(help="The curve of isoflop: parabola, cubic or akima.")] = "parabola"
+    unique: Annotated[
+        float | None, typer.Option(help="The unique tokens for which laws of repeated data give optima.")
+    ] = None
     axis: Annotated[str, typer.Option(help="The axis of isoflop: log 'params' or log 'tokens'.")] = "params"
 
 

@@ -1,5 +1,6 @@
 from .comparison import SideBySide as SideBySide
 from .comparison import side_by_side as side_by_side
+from .crossing import crossover as crossover
 from .envelope import fit_envelope as fit_envelope
 from .fitted import Allocation as Allocation
 from .fitted import Fitted as Fitted
@@ -15,7 +16,10 @@ from .optimum import optima as optima
 from .points import Points as Points
 from .reconciled import Reconciliation as Reconciliation
 from .reconciliation import reconcile as reconcile
+from .repeated import allocation as allocation
+from .repeated import best_epochs as best_epochs
 from .resample import bootstrap as bootstrap
 from .result import FitResult as FitResult
 from .surface.fit import fit_surface as fit_surface
+from .surface.repeated import fit_repeated as fit_repeated
 from .verdict import judge as judge

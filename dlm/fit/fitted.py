@@ -17,6 +17,7 @@ from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
 if TYPE_CHECKING:
+    from dlm.fit.choice import Choice
     from dlm.fit.conventions import Conventions
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
@@ -218,6 +219,10 @@ class Fitted:
     surface: Surface | None = field(default=None, repr=False)  # None for the lines of isoflop and envelope
     combination: Combination | None = field(default=None, repr=False)  # of a combined law only
     fixed: Mapping[str, float] = field(default_factory=dict)  # parameters that were held fixed, and their values
+    choice: Choice | None = field(
+        default=None, repr=False
+    )  # of a law of repeated data: its errors on what was held out
+    at_bound: tuple[str, ...] = ()  # parameters that the points push to a bound; they have no interval
     rivals: tuple[Mapping[str, float], ...] = ()  # other minima within 1 % of the lowest: params and 'objective'
     noise: Noise = field(default_factory=Noise)
     outliers: tuple[int, ...] = ()  # indices of points far from the law; they still count in the fit

@@ -33,6 +33,7 @@ from dlm.fit.frozen_content import check_content, form_from_dict, form_to_dict
 from dlm.fit.isoflop.curves import polynomial, turning
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.optimum import UNTESTED, UNTESTED_BELOW, optima
 from dlm.fit.points import NAN, Points
 from dlm.fit.predict import error_of, forms_of, lower_laws_of, missed_by, predict_from, too_high, too_low
@@ -47,7 +48,7 @@ def freeze(result: Fitted, at: Sequence[float], path: Path, *, level: float = 0.
     """Write the predictions at each C (FLOPs) to `path`, and return the content of this file.
 
     Raises:
-        UserError: If the law is data-constrained or not a surface with draws, if the file exists (it is never
+        UserError: If the law depends on unique tokens or is not a surface with draws, if the file exists (it is never
             overwritten), or if it cannot be written.
     """
     check_free(path)
@@ -70,12 +71,12 @@ def forecast(result: Fitted, at: Sequence[float], *, level: float = 0.95) -> dic
     """Return the predictions at each C (FLOPs) and all that is needed to predict any other run, dated and hashed.
 
     Raises:
-        UserError: If the law is data-constrained or not a surface with draws.
+        UserError: If the law depends on unique tokens or is not a surface with draws.
     """
     if result.surface is None or result.draws is None or result.points is None:
         raise UserError(f"{result.law} gives no prediction: freeze a surface ({', '.join(LAWS)}) with its bootstrap")
-    if isinstance(result.surface, DataConstrained):
-        raise UserError("data-constrained predictions need the unique tokens of each run: not frozen yet")
+    if isinstance(result.surface, DataConstrained | Epochs):
+        raise UserError(f"{result.law} predictions need the unique tokens of each run: not frozen yet")
     code, runs = running_code(), result.runs or known.of_points(result.points)
     content: dict[str, Any] = plain(
         {

@@ -22,6 +22,7 @@ from dlm.fit.draws import ends, hull
 from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.laws.law import Surface
 from dlm.fit.points import NAN, UNBOUNDED, Array, Cost, Interval, Points
 
@@ -43,6 +44,11 @@ UNTESTED_BELOW = (
 )
 NOT_BOUNDED = "resampled runs do not bound it"
 TOO_WIDE = f"the interval of N* spans a factor above {MOST_SPREAD:g}"
+
+NEAR_SIZES = 2.0
+FAR_SIZE = (
+    f"to spend all of C on these unique tokens takes a size {NEAR_SIZES:g} times or more beyond those of the runs"
+)
 
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
 
@@ -84,6 +90,8 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
         return _without(best, UNTESTED)
     if result.draws is not None and bottom_of(result) > TOP * MOST_REACH * flops:
         return _without(best, UNTESTED_BELOW)
+    if isinstance(result.surface, Epochs) and not _is_near_sizes(result, best.N):
+        return _without(best, FAR_SIZE)
     if result.verdict is not None:
         best = _judged(result, best, result.verdict, flops, level)
         low, high = best.ci["N"]
@@ -97,6 +105,12 @@ def _optimum(result: Fitted, flops: float, level: float) -> Optimum:
     ci = {**best.ci, "L": UNBOUNDED} if best.ci else {}
     why = WITHHELD_LINE if result.surface is None else WITHHELD_FORM if result.combination is None else WITHHELD_NOISE
     return replace(best, ci=ci, withheld=why)
+
+
+def _is_near_sizes(result: Fitted, size: float) -> bool:
+    assert result.points is not None
+    low, high = result.points.params.min(), result.points.params.max()
+    return bool(low / NEAR_SIZES <= size <= high * NEAR_SIZES)
 
 
 def _without(best: Optimum, why: str) -> Optimum:
@@ -361,6 +375,8 @@ def exponents(law: Surface | None, rows: Array, span: tuple[float, float], cost:
 
 def allocation(law: Surface, params: Mapping[str, float], points: Points, cost: Cost) -> Allocation:
     """The exponents of a surface, and a text on how they were found and for how many unique tokens they hold."""
+    if isinstance(law, Epochs):
+        return Allocation(how="no exponents: on a fixed number of unique tokens, N* and D* are no power laws of C")
     rows, span = as_rows(law, params), span_of(points)
     a, b = (float(v) for v in exponents(law, rows, span, cost)[0])
     if cost.is_6nd and law.exponents_at_6nd(rows) is not None:
@@ -369,7 +385,8 @@ def allocation(law: Surface, params: Mapping[str, float], points: Points, cost: 
         return Allocation(a=a, b=b, how=f"closed form for C = 6 N D: {how}")
     slope = f"mean slope between C = {text.flops(span[0])} and {text.flops(span[1])}"
     under = "6 N D = C" if cost.is_6nd else "cost(N) D = C, with the cost from the rows' flops/tokens"
-    until = (
-        f"; for {text.count(law.unique)} unique tokens, the most of any run" if isinstance(law, DataConstrained) else ""
-    )
+    until = ""
+    if isinstance(law, DataConstrained) and points.unique is not None:
+        most = ", the most of any run" if law.unique == points.unique.max() else ""
+        until = f"; for {text.count(law.unique)} unique tokens{most}"
     return Allocation(a=a, b=b, how=f"numerical: N* minimises L under {under}; {slope}{until}")

@@ -22,7 +22,7 @@ from dlm.fit.draws import Draws, ends
 from dlm.fit.fitted import Fitted, Minimum
 from dlm.fit.isoflop import resample as isoflop_resample
 from dlm.fit.isoflop.fit import LEAST_BUDGETS, without
-from dlm.fit.points import Array, Interval
+from dlm.fit.points import UNBOUNDED, Array, Interval
 from dlm.fit.result import FitResult
 from dlm.fit.surface import resample as surface_resample
 from dlm.fit.surface.diagnose import EXPONENT_RANGE, ZERO
@@ -189,6 +189,7 @@ def _parameters(result: Fitted, draws: Draws, level: float) -> dict[str, Interva
         for k, name in enumerate(optimum.names(law))
         if name not in result.fixed
     }
+    ci |= dict.fromkeys(result.at_bound, UNBOUNDED)
     for k, name in enumerate("ab"):
         value = getattr(result.allocation, name)
         low, high = ends(value, slopes[:, k], draws.dof, level)

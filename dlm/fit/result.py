@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dlm.core import text
 from dlm.fit.fitted import Fitted, Optimum, plain, shown
 from dlm.fit.laws.combined import Combined
+from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.layout import escaped, html_block, html_list, html_table
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class FitResult(Fitted):
             "tuning": self.tuning,
             "combination": self._combination(),
             "conventions": None if self.conventions is None else self.conventions.to_dict(),
+            "at_bound": self.at_bound,
+            "repeated": self._repeated(),
             "intervals": {"method": self.interval_method, "replicates": replicates, "failed": self.failed},
         }
         return {key: plain(value) for key, value in values.items()}
@@ -72,8 +76,10 @@ class FitResult(Fitted):
         """The result as a page of text."""
         rows = [f"{_head(self)}: {self.status}"]
         rows += [f"  {self.surface.formula}"] if self.surface is not None else []
-        rows += [f"  {name:<7}{value:<14}{ends}" for name, value, ends in _numbers(self)]
-        rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
+        rows += [f"  {name:<8}{value:<13}{ends}" for name, value, ends in _numbers(self)]
+        if not isinstance(self.surface, Epochs):  # whose best use of C may be to spend less
+            rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
+        rows += self._of_unique_tokens()
         rows += [f"  {_held_out(name, errors)}" for name, errors in self.holdout.items()]
         rows += [] if self.conventions is None else [f"  {line}" for line in self.conventions.lines()]
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
@@ -82,6 +88,21 @@ class FitResult(Fitted):
         rows += [f"  warning: {warning}" for warning in self.warnings]
         rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
+
+    def _of_unique_tokens(self) -> list[str]:
+        """The best epochs, the best use of each C, and the errors of the law, if it depends on unique tokens."""
+        if not isinstance(self.surface, DataConstrained | Epochs):
+            return []
+        from dlm.fit import repeated  # which needs `Fitted` and its optima
+
+        return [*repeated.lines(self), *([] if self.choice is None else [f"  {self.choice.sentence()}"])]
+
+    def _repeated(self) -> dict[str, Any] | None:
+        if not isinstance(self.surface, DataConstrained | Epochs):
+            return None
+        from dlm.fit import repeated
+
+        return {**repeated.shown(self), "choice": None if self.choice is None else self.choice.shown()}
 
     def plot(self) -> Figure:
         """Draw L*(C) with the runs, and N*(C), both with intervals, as a matplotlib figure.
@@ -125,7 +146,10 @@ def _numbers(result: Fitted) -> list[tuple[str, str, str]]:
     """The name, value and interval of every parameter and of a and b, as text."""
     shown = {} if result.combination is not None else result.params  # a combined law has 30 and more
     values = {**shown, "a": result.allocation.a, "b": result.allocation.b}
-    return [(name, text.number(v, digits=6), text.interval(result.ci.get(name))) for name, v in values.items()]
+    if isinstance(result.surface, Epochs):
+        values = dict(shown)  # no power law gives N*
+    said = {name: "at its bound" if name in result.at_bound else text.interval(result.ci.get(name)) for name in values}
+    return [(name, text.number(value, digits=6), said[name]) for name, value in values.items()]
 
 
 def _held_out(name: str, errors: Mapping[str, float]) -> str:

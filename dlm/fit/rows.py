@@ -284,7 +284,7 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
         epochs = (frame["tokens"] / frame["unique_tokens"]).max()
     if not epochs > ONE_EPOCH:
         return []
-    said = "every law but data-constrained counts repeated tokens as new"
+    said = "only the laws of repeated data (repeated, and those of unique tokens) do not count repeated tokens as new"
     return [f"runs read their data up to {epochs:.1f} times: {said}"]
 
 

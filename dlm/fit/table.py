@@ -17,6 +17,7 @@ from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
 from dlm.fit.combined.fit import fit_combined
 from dlm.fit.conventions import conventions_of
+from dlm.fit.crossing import Crossover, crossover, shared_budgets
 from dlm.fit.engine.newton import Norm
 from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
@@ -39,17 +40,19 @@ from dlm.fit.rows import (
     unique_tokens,
     with_budgets,
 )
+from dlm.fit.surface import repeated
 from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_forecast", "score_runs"]
 
 COMBINED = "combined"
-LAWS = (COMBINED, *laws.LAWS, "isoflop", "envelope")
+LAWS = (COMBINED, repeated.REPEATED, *laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
 MOST_TO_JUDGE = 1000  # replicates of each part of the combined law, and of each form that checks a law, at most
 MOST_RESAMPLED = 1_000_000  # rows that are resampled for a combined law: more rows are resampled less often
 LEAST_RESAMPLES = 200
+MASKED = "masked_diffusion"
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 # The same, unless every size and number of tokens has runs of each value, as in a sweep that varies them on purpose.
@@ -61,7 +64,7 @@ def fit_runs(
     *,
     law: str = COMBINED,
     loss: str = "huber",
-    delta: float = 1e-3,
+    delta: float | None = None,
     space: str = "log",
     bootstrap: int = 4000,
     seed: int = 0,
@@ -76,14 +79,16 @@ def fit_runs(
     holdout: bool = True,
     drop_outliers: bool = False,
     conventions: bool = True,
+    unique: float | None = None,
 ) -> FitResult:
     """Fit one law to the finished runs of one objective, with intervals and the verdict of `judge`.
 
     Args:
         source: A CSV file or DataFrame with the columns that `dlm.fit.rows` lists.
-        law: 'combined', a surface of `dlm.fit.laws.LAWS`, or 'isoflop' or 'envelope', which are plain least squares.
+        law: 'combined', a surface of `dlm.fit.laws.LAWS`, 'repeated' for the best law of repeated data, or 'isoflop' or
+            'envelope', which are plain least squares.
         loss: The norm of the residuals of a surface, as `norm` in `fit_surface`.
-        delta: As in `fit_surface`.
+        delta: As in `fit_surface`; by default 1e-2 for laws of repeated data, else 1e-3.
         space: As in `fit_surface`.
         bootstrap: Number of replicates; 0 gives neither intervals nor a verdict.
         seed: Seed of the bootstrap.
@@ -100,31 +105,47 @@ def fit_runs(
         holdout: Whether the top budgets are held out to check a surface and to weight the parts of the combined law.
         drop_outliers: Whether a surface is fitted again without the runs that lie far from it. A warning names them.
         conventions: Whether a and b are also found under every count of N and C that the table allows.
+        unique: The unique tokens for which a law of unique tokens gives optima; by default the most of any run.
 
     Raises:
         UserError: For runs that cannot be fitted, and for an option that the law does not have.
     """
     if law not in LAWS:
         raise unknown("law", law, LAWS)
-    how = Norm(norm=loss, delta=delta, space=space, under_tuned=under_tuned)
+    usual = repeated.DELTA if law in repeated.NAMES else Norm().delta
+    how = Norm(norm=loss, delta=usual if delta is None else delta, space=space, under_tuned=under_tuned)
+    if unique is not None and law not in (repeated.REPEATED, *laws.UNIQUE):
+        raise UserError(f"{law} does not depend on unique tokens: leave out --unique, or fit --law {repeated.REPEATED}")
+    if law == repeated.REPEATED and drop_outliers:
+        raise UserError("repeated compares laws on the same runs, so it drops no outliers: name one of them")
     frame = one_objective(read_runs(source), objective)
     if frame.empty:
         raise UserError("there are no runs: give at least one row of params, tokens and loss")
     frame, term = term_of(frame)
     if term is not None:
-        given: dict[str, Any] = {
-            "at": at,
-            "fixed": fixed,
-            "weights": weights,
-            "curve": curve,
-            "axis": axis,
-            **vars(how),
-        }
-        given |= {"budget_tolerance": budget_tolerance, "holdout": holdout, "drop_outliers": drop_outliers}
-        given["conventions"] = conventions
-        given["loss"] = given.pop("norm")
-        return term.fit(partial(fit_runs, law=law, seed=seed, **given), bootstrap)
-    frame.attrs["warnings"] += [*_mixtures(frame), *checkpoints(frame)]
+        again = partial(
+            fit_runs,
+            law=law,
+            loss=loss,
+            delta=delta,
+            space=space,
+            seed=seed,
+            at=at,
+            fixed=fixed,
+            under_tuned=under_tuned,
+            weights=weights,
+            curve=curve,
+            axis=axis,
+            budget_tolerance=budget_tolerance,
+            holdout=holdout,
+            drop_outliers=drop_outliers,
+            conventions=conventions,
+            unique=unique,
+        )
+        return term.fit(again, bootstrap)
+    frame.attrs["warnings"] += _mixtures(frame)
+    if law not in repeated.NAMES:  # they take the points of a curve for one run where no run_id tells
+        frame.attrs["warnings"] += checkpoints(frame)
     frame = with_budgets(frame, law, budget_tolerance)
     places = _places(frame, at)
     _check_options(law, how, fixed, weights, curve, axis, drop_outliers=drop_outliers, holdout=holdout)
@@ -134,7 +155,7 @@ def fit_runs(
         result = _envelope(frame, places)
     else:
         weight = frame.get("weight") if weights is None else weights
-        options: dict[str, Any] = {"fixed": fixed, "weights": weight, **vars(how)}
+        options: dict[str, Any] = {"fixed": fixed, "weights": weight, "unique": unique, **vars(how)}
         if drop_outliers:
             frame = _without_outliers(frame, _surface(frame, law, holdout=False, **options), weights)
             options["weights"] = frame.get("weight") if weights is None else weights
@@ -147,7 +168,8 @@ def fit_runs(
     if not bootstrap:
         return result
     few = min(bootstrap, MOST_TO_JUDGE)
-    many = min(few, max(LEAST_RESAMPLES, MOST_RESAMPLED // len(frame))) if law == COMBINED else bootstrap
+    is_slow = law in (COMBINED, *repeated.NAMES)
+    many = min(few, max(LEAST_RESAMPLES, MOST_RESAMPLED // len(frame))) if is_slow else bootstrap
     return judge(add_intervals(result, replicates=many, seed=seed), replicates=few, seed=seed, holdout=holdout)
 
 
@@ -234,7 +256,7 @@ def _check_options(
     """Refuse an option that the law does not have, rather than ignore it."""
     if law != "isoflop" and (curve, axis) != ("parabola", "params"):
         raise UserError(f"{law} has no curve or axis: only isoflop has them")
-    if law == COMBINED or law in laws.LAWS:
+    if law in (COMBINED, repeated.REPEATED, *laws.LAWS):
         return
     odd = ["loss" if name == "norm" else name for name, usual in vars(Norm()).items() if getattr(how, name) != usual]
     odd += ["fixed parameters"] if fixed else []
@@ -261,16 +283,20 @@ def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
 
 def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
     """Fit a surface to the columns that it reads; `options` are the other arguments of `fit_surface`."""
-    unique = frame.get("unique_tokens") if law == "data-constrained" else None
+    repeats = law in (repeated.REPEATED, *laws.UNIQUE)
+    unique = frame.get("unique_tokens") if repeats else None
     if unique is not None and unique.isna().any():
         empty = int(unique.isna().sum())
-        raise UserError(f"data-constrained needs the unique tokens of every run: {empty} rows have no unique_tokens")
+        raise UserError(f"{law} needs the unique tokens of every run: {empty} rows have no unique_tokens")
     columns = {**_columns(frame), **_known(frame, "budget", "loss_se", "loss_se_own"), "cluster": _clusters(frame)}
     columns["cell"] = cells(frame)
     unique = None if unique is None else unique_tokens(frame)
+    asked = options.pop("unique", None)
     if law == COMBINED:
         return fit_combined(**columns, **options)
-    return fit_surface(**columns, **options, law=law, unique_tokens=unique)
+    if law in repeated.NAMES:
+        return repeated.fit_repeated(**columns, **options, law=law, unique=asked, unique_tokens=unique)
+    return fit_surface(**columns, **options, law=law, unique_tokens=unique, unique=asked)
 
 
 def _without_outliers(frame: pd.DataFrame, result: FitResult, weights: str | None) -> pd.DataFrame:
@@ -362,8 +388,11 @@ def compare_runs(
     law: str = "chinchilla",
     bootstrap: int = 4000,
     seed: int = 0,
-) -> Multiplier:
+) -> Multiplier | Crossover:
     """Compare the compute that two groups of runs need for equal loss (see `compare`).
+
+    With a law of repeated data, find instead where one overtakes the other on each number of unique tokens
+    (see `repeated.crossover`).
 
     Args:
         source: The first group of runs, or both groups.
@@ -387,7 +416,10 @@ def compare_runs(
         )
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
-    return compare(one, two)
+    if law not in repeated.NAMES:
+        return compare(one, two)
+    late, early = (two, one) if two.label == MASKED else (one, two)
+    return crossover(late, early, shared_budgets(one, two))
 
 
 def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) -> tuple[str, str]:

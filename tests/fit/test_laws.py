@@ -6,7 +6,7 @@ import pytest
 from dlm.core.errors import UserError
 from dlm.fit import bootstrap, fit_surface
 from dlm.fit.engine import newton
-from dlm.fit.laws import LAWS
+from dlm.fit.laws import LAWS, UNIQUE
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.points import as_points
 from dlm.fit.surface import resample
@@ -154,7 +154,8 @@ def test_the_data_constrained_law_names_what_it_lacks(world):
 @pytest.mark.parametrize("name", LAWS)
 def test_every_replicate_begins_at_its_own_scan(world, name):
     """A law makes several starts of the Chinchilla law of each replicate; none may be handed to another replicate."""
-    law = DataConstrained(vars(world), 3e9) if name == "data-constrained" else LAWS[name]()
+    law = LAWS[name](3e9) if name in UNIQUE and name != "data-constrained" else None
+    law = law or (DataConstrained(vars(world), 3e9) if name == "data-constrained" else LAWS[name]())
     n, d, loss, _ = world.grid([1e18, 1e19, 1e20], sizes=6, sigma=0.01)
     points = as_points(n, d, loss, unique_tokens=np.full(len(n), 3e9))
     problem = newton.problem_of(points, law, newton.Norm())

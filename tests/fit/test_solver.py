@@ -3,17 +3,20 @@ import pytest
 import scipy.optimize
 
 from dlm.fit.engine import newton, scan, search
-from dlm.fit.laws import LAWS
+from dlm.fit.laws import LAWS, UNIQUE
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.law import Law
 from dlm.fit.points import as_points
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28, "R": 1.3, "k": 0.6, "R_D": 6.0, "R_N": 3.0}
+TRUTH |= {"kappa": 0.2, "e0": 2.0, "P": 0.01, "delta": 0.4, "epsilon": 0.7, "K": 0.7, "u": 0.5, "n": 0.4, "s": 0.5}
 
 
 def law_of(name):
-    return DataConstrained(TRUTH, 3e9) if name == "data-constrained" else LAWS[name]()
+    if name in UNIQUE:
+        return DataConstrained(TRUTH, 3e9) if name == "data-constrained" else LAWS[name](3e9)
+    return LAWS[name]()
 
 
 def make(world, space, norm, *, sigma=0.02, delta=1e-3, law=None, under=1.0):
@@ -49,7 +52,7 @@ def test_derivatives_equal_finite_differences(world, name, space, norm, under):
     np.testing.assert_allclose(hess, slopes, rtol=1e-5, atol=1e-7 * np.abs(hess).max())
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", ["chinchilla", "skaling", "tied", "data-constrained"])  # whose jets take complex theta
 def test_the_curvature_of_a_law_equals_that_by_complex_steps(world, name):
     law = law_of(name)
     problem, *_ = make(world, "raw", "mse", law=law)

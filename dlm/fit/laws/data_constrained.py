@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from dlm.fit.laws.chinchilla import Chinchilla
-from dlm.fit.laws.law import Features, Law
+from dlm.fit.laws.law import Features, Law, add_power
 from dlm.fit.points import Array, Points
 
 R_STARTS = (0.5, 1.5, 5.0, 15.0, 50.0, 150.0)
@@ -59,12 +59,26 @@ class DataConstrained(Law):
 
     def jet(self, theta: Array, x: Features) -> tuple[Array, Array]:
         a, alpha, b, beta, e, log_rd, log_rn = (theta[:, k : k + 1] for k in range(7))
-        log_n, by_rn = _worth(x[0], x[2], log_rn)
-        log_d, by_rd = _worth(x[1], x[3], log_rd)
+        log_n, by_rn, _ = _worth(x[0], x[2], log_rn)
+        log_d, by_rd, _ = _worth(x[1], x[3], log_rd)
         size, tokens = np.exp(a - alpha * log_n), np.exp(b - beta * log_d)
         own = [size, -size * log_n, tokens, -tokens * log_d, np.ones_like(size)]
         both = [*own, -tokens * beta * by_rd, -size * alpha * by_rn]
         return size + tokens + e, np.stack(np.broadcast_arrays(*both), axis=1)
+
+    def bend(self, theta: Array, x: Features, slopes: Array, pull: Array) -> Array:
+        second = np.zeros((len(theta), 7, 7))
+        for amount, power, limit, own in ((0, 1, 6, 0), (2, 3, 5, 1)):
+            exponent = theta[:, power : power + 1]
+            log_worth, by_r, bent = _worth(x[own], x[own + 2], theta[:, limit : limit + 1])
+            weighted = pull * slopes[:, amount]
+            tilts = [np.ones_like(weighted), -log_worth * np.ones_like(weighted), -exponent * by_r]
+            add_power(second, [amount, power, limit], weighted, tilts)
+            cross = -(weighted * by_r).sum(axis=1)
+            second[:, power, limit] += cross
+            second[:, limit, power] += cross
+            second[:, limit, limit] -= (weighted * exponent * bent).sum(axis=1)
+        return second
 
     def rows(self, theta: Array, centre: Array) -> Array:
         return np.column_stack([PLAIN.rows(theta[:, :5], centre), np.exp(theta[:, 5:])])
@@ -78,9 +92,11 @@ class DataConstrained(Law):
         return np.column_stack([np.tile(chinchilla, (len(pairs), 1)), np.repeat(pairs, len(chinchilla), axis=0)])
 
 
-def _worth(log_unique: Array, repeated: Array, log_r: Array) -> tuple[Array, Array]:
-    """log D' (or log N') from the features, and its derivative with respect to log R_D (or log R_N)."""
+def _worth(log_unique: Array, repeated: Array, log_r: Array) -> tuple[Array, Array, Array]:
+    """log D' (or log N') from the features, and its two derivatives with respect to log R_D (or log R_N)."""
     r = np.exp(log_r)
     left = np.exp(-repeated / r)
     gain = r * (1.0 - left)
-    return log_unique + np.log1p(gain), (gain - repeated * left) / (1.0 + gain)
+    first = (gain - repeated * left) / (1.0 + gain)
+    second = (gain - repeated * left * (1.0 + repeated / r)) / (1.0 + gain)
+    return log_unique + np.log1p(gain), first, second - first**2

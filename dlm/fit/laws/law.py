@@ -123,3 +123,13 @@ def two_term_optimum(log_ratio: Array, alpha: Array, beta: Array, flops: float) 
     return np.asarray(
         (np.log(alpha) - np.log(beta) - log_ratio + beta * np.log(flops / 6.0)) / (alpha + beta), dtype=np.float64
     )
+
+
+def add_power(second: Array, columns: list[int], weighted: Array, tilts: list[Array]) -> None:
+    """Add to `second` the part g g' of the second derivatives of a term exp(z), where g = dz/dtheta in `columns`.
+
+    `weighted` is the term times the weight of each point, (R, n), and `tilts` are g, each (R, n).
+    """
+    g = np.stack(tilts, axis=1)
+    place = np.array(columns)
+    second[:, place[:, None], place] += (g * weighted[:, None]) @ g.transpose(0, 2, 1)

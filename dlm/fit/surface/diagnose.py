@@ -7,8 +7,10 @@ import numpy.typing as npt
 
 from dlm.core import text
 from dlm.fit.engine.search import Solution
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
+from dlm.fit.turn import log_best
 
 EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside this range shows that the points do not determine its term
 UNSEEN = "is not believable: these points do not determine it"
@@ -19,6 +21,7 @@ RANGES = {  # the plausible range of each parameter, and the meaning of a value 
     "k": ((0.05, 20.0), "is at its bound: these points do not determine how the two terms mix"),
     "R_D": ((0.01, 1e3), NO_REPETITION),
     "R_N": ((0.01, 1e3), NO_REPETITION),
+    "e0": ((1e-3, 1e3), "is at its bound: these runs do not show from which epoch on the loss falls as a power"),
 }
 ZERO = 1e-3  # E below this share of the lowest loss counts as zero
 COLLINEAR = 0.97  # correlation of log N and log D above which the effects of N and D cannot be separated
@@ -78,10 +81,37 @@ def _values(points: Points, found: Solution) -> list[str]:
     for name, ((low, high), why) in RANGES.items():
         if name in params and name not in found.pinned and not low < params[name] < high:
             warned.append(f"{name} = {params[name]:.3g} {why}")
+    law = found.problem.law
+    if isinstance(law, Epochs) and law.turn and not _turns(points, found):
+        warned.append("no loss of these runs rises with the epochs: they do not show where it turns")
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
     return warned
+
+
+def at_bound(points: Points, found: Solution) -> tuple[str, ...]:
+    """The parameters that the points push to a bound, where a resampled interval means nothing."""
+    params, law = found.params, found.problem.law
+    names = ["E"] if params["E"] < ZERO * points.loss.min() else []
+    names += [
+        n for n, (range_, why) in RANGES.items() if why is not UNSEEN and n in params and not _within(params[n], range_)
+    ]
+    names += law.turn if isinstance(law, Epochs) and not _turns(points, found) else ()
+    return tuple(name for name in names if name not in found.pinned)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] < value < bounds[1]
+
+
+def _turns(points: Points, found: Solution) -> bool:
+    """Whether the law turns upward at any size and number of unique tokens of the runs."""
+    law = found.problem.law
+    assert isinstance(law, Epochs) and points.unique is not None
+    row = law.rows(found.theta, found.problem.centre)
+    pairs = np.unique(np.log(np.stack([points.params, points.unique], axis=1)), axis=0).tolist()
+    return any(np.isfinite(log_best(law, row, log_n, log_u)[0]) for log_n, log_u in pairs)
 
 
 def _design(points: Points) -> list[str]:

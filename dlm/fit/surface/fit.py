@@ -15,20 +15,24 @@ import numpy.typing as npt
 
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
+from dlm.fit.curves import weighed
 from dlm.fit.engine import newton
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import Solution, solve
 from dlm.fit.laws import LAWS
 from dlm.fit.laws.chinchilla import Chinchilla
 from dlm.fit.laws.data_constrained import DataConstrained
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.laws.law import Law
-from dlm.fit.points import Points, SurfaceColumns, as_points, cost_of
+from dlm.fit.points import Array, Points, SurfaceColumns, as_points, cost_of
 from dlm.fit.result import FitResult
 from dlm.fit.surface import diagnose, noise
 from dlm.fit.surface.holdout import leave_future_out
 
 ONE_BUDGET = 1.25  # runs whose C differ by a smaller factor show L(N, D) along one curve only
 MOST_ROUNDS, SETTLED = 200, 1e-9  # maximum iterations and tolerance of the fixed point of the data-constrained law
+DEPTH, LONGEST = 4, 2.0  # fits from which the next base is extrapolated, and the longest such step in the logs
+NEAR = 1e-4  # a base this close to its fit in the logs is no longer extrapolated
 ONE_EPOCH = 1.05  # ratio of tokens to unique tokens up to which no token counts as repeated
 
 
@@ -47,6 +51,7 @@ def fit_surface(
     at: Sequence[float] = (),
     label: str = "",
     holdout: bool = True,
+    unique: float | None = None,
     **columns: Unpack[SurfaceColumns],
 ) -> FitResult:
     """Fit a loss surface L(N, D), and find the optimum at each C of `at`. Intervals come from `bootstrap`.
@@ -65,13 +70,14 @@ def fit_surface(
         at: The values of C at which to report the optimum, FLOPs.
         label: Name of the group of runs, shown in reports.
         holdout: Whether to refit without the top budgets, to check the extrapolation.
+        unique: The unique tokens that predictions assume; by default the most of any run.
         **columns: Optional columns of the runs, by name:
 
             * flops: C, (n,), counted by the convention `convention`; 6 N D by default.
             * budget: the FLOPs that the run aimed at, (n,).
             * weights: factor on the term of the run, (n,), or 'compute' for C over the mean C.
             * cluster: labels, (n,); points with equal labels share noise.
-            * unique_tokens: unique tokens, (n,), for the law 'data-constrained'.
+            * unique_tokens: unique tokens, (n,), for the laws that need them (`laws.UNIQUE`).
             * loss_se: standard error of the loss, (n,), nats/token, where the loss is a Monte Carlo estimate on text
               and noise that all runs share.
             * loss_se_own: the part of `loss_se` that the runs do not share, (n,), nats/token.
@@ -85,8 +91,10 @@ def fit_surface(
         raise unknown("law", law, tuple(LAWS))
     how = checked_norm(norm=norm, delta=delta, space=space, under_tuned=under_tuned)
     points = with_two_budgets(as_points(params, tokens, loss, **columns))
+    if issubclass(LAWS[law], Epochs) and points.unique is not None:
+        points = weighed(points)
     pinned = dict(fixed or {})
-    result = fit_points(points, law_of(law, points, how, pinned), how, pinned, holdout=holdout)
+    result = fit_points(points, law_of(law, points, how, pinned, unique=unique), how, pinned, holdout=holdout)
     return optimum.with_optima(replace(result, label=label), at)
 
 
@@ -122,14 +130,18 @@ def fit_points(
         cost=cost,
         surface=surface,
         fixed=fixed,
+        at_bound=diagnose.at_bound(points, found),
         rivals=found.rivals,
         outliers=outliers,
         noise=scatter,
     )
 
 
-def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> Law:
-    """Create the law called `name`, after a check of the values in `fixed`."""
+def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float], *, unique: float | None = None) -> Law:
+    """Create the law called `name`, after a check of the values in `fixed`.
+
+    A law of unique tokens predicts for `unique` of them, by default the most of any run.
+    """
     law = LAWS[name]
     odd = [key for key in fixed if key not in law.pins]
     if odd:
@@ -140,11 +152,14 @@ def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float]) -> 
     lowest = points.loss.min()
     if fixed.get("E", 0.0) >= lowest:
         raise UserError(f"fixed E is {fixed['E']}: it must lie below every loss, and the lowest is {lowest:g}")
-    if law is not DataConstrained:
+    if not issubclass(law, DataConstrained | Epochs):
         return law()
     if points.unique is None:
-        raise UserError("data-constrained needs the unique tokens of every run: add a column unique_tokens")
-    return DataConstrained(_base(points, points.unique, how, fixed), float(points.unique.max()))
+        raise UserError(f"{name} needs the unique tokens of every run: add a column unique_tokens")
+    most = float(points.unique.max()) if unique is None else unique
+    if issubclass(law, Epochs):
+        return law(most)
+    return DataConstrained(_base(points, points.unique, how, fixed), most)
 
 
 def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Mapping[str, float]) -> dict[str, float]:
@@ -170,16 +185,37 @@ def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Map
 def _consistent(
     points: Points, law: DataConstrained, found: Solution, how: Norm, fixed: Mapping[str, float]
 ) -> tuple[DataConstrained, Solution]:
-    """Repeat the fit until U_N follows from the fitted E, A, B, alpha and beta (a fixed point)."""
+    """Repeat the fit until U_N follows from the fitted A, B, alpha and beta (a fixed point).
+
+    Each base is extrapolated from the last ones by Anderson's method (J. ACM 12, 547, 1965), which needs far fewer fits
+    than to take each fit as the next base.
+    """
+    names = [name for name in Chinchilla.params if name != "E"]  # U_N does not depend on E
+    tried: list[Array] = []
+    gave: list[Array] = []
     for _ in range(MOST_ROUNDS):
-        base = {name: found.params[name] for name in Chinchilla.params}
-        moved = max(abs(base[name] / law.base[name] - 1) for name in base)
+        tried.append(np.log([law.base[name] for name in names]))
+        gave.append(np.log([found.params[name] for name in names]))
+        moved = float(np.abs(gave[-1] - tried[-1]).max())
         if moved < SETTLED:
             return law, found
-        law = DataConstrained(base, law.unique)
+        # The solver does not follow a change far below the errors of the parameters, so the last steps are plain.
+        is_near = moved < NEAR
+        base = np.exp(gave[-1] if is_near else _extrapolated(np.array(tried[-DEPTH:]), np.array(gave[-DEPTH:])))
+        law = DataConstrained(dict(zip(names, base.tolist(), strict=True)), law.unique)
         rows = np.array([list(found.params.values()), *([r[k] for k in found.params] for r in found.rivals)])
         found = solve(points, law, how, fixed, begin=rows)
     return law, replace(found, converged=False)
+
+
+def _extrapolated(tried: Array, gave: Array) -> Array:
+    """The mean of the last results, with the weights for which the mean of their residuals is smallest."""
+    residuals = gave - tried
+    if len(residuals) < 2:
+        return np.asarray(gave[-1])
+    share = np.linalg.lstsq(np.diff(residuals, axis=0).T, residuals[-1], rcond=1e-8)[0]
+    found = gave[-1] - share @ np.diff(gave, axis=0)
+    return np.asarray(found if np.abs(found - gave[-1]).max() < LONGEST else gave[-1])
 
 
 def checked_norm(*, norm: str, delta: float, space: str, under_tuned: float) -> Norm:

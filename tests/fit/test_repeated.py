@@ -1,0 +1,220 @@
+"""Laws of repeated data: worlds whose best epochs are known, and published curves that the fit has not seen."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlm.core.errors import UserError
+from dlm.fit import allocation, best_epochs, crossover
+from dlm.fit.choice import Score, chosen, groups, score
+from dlm.fit.curves import TAIL, curves, weighed
+from dlm.fit.engine.newton import Norm
+from dlm.fit.laws.epochs import Epochs
+from dlm.fit.laws.onset import Onset
+from dlm.fit.laws.penalty import Penalty
+from dlm.fit.points import as_points
+from dlm.fit.surface import fit as surface_fit
+from dlm.fit.surface.fit import fit_points
+from dlm.fit.table import compare_runs, fit_runs
+
+SIZES = np.geomspace(1e7, 1e9, 5)
+BUDGETS = (1e7, 3e7, 1e8, 3e8)
+STEPS = 2.0 ** np.arange(11)
+BASE = {"E": 2.0, "A": 300.0, "B": 900.0, "alpha": 0.33, "beta": 0.33, "kappa": 0.3, "e0": 2.0}
+PENALTY = {**BASE, "P": 0.002, "delta": 0.5, "epsilon": 0.9}
+WORLDS = {
+    "penalty": (Penalty, PENALTY),
+    "onset": (Onset, {**BASE, "K": 100.0, "u": 0.4, "n": 0.4, "s": 0.4, "k": 2.0}),
+    "epochs": (Epochs, BASE),
+}
+WITHIN = {"bootstrap": 0, "at": [1e18]}
+
+
+def loss_of(world, n, u, e):
+    law, params = world
+    row = np.array([[params[name] for name in law.params]])
+    n, u, e = (np.atleast_1d(np.asarray(v, dtype=float)) for v in np.broadcast_arrays(n, u, e))
+    return law(1e8).loss(law(1e8).theta(row, np.zeros(3)), (np.log(n)[None], np.log(u * e)[None], np.log(e)[None]))[0]
+
+
+def runs(world, *, sigma=0.003, steps=STEPS, seed=0, objective="masked_diffusion"):
+    n, u, e = (v.ravel() for v in np.meshgrid(SIZES, BUDGETS, steps, indexing="ij"))
+    noise = np.exp(sigma * np.random.default_rng(seed).standard_normal(len(n)))
+    columns = {"params": n, "tokens": u * e, "unique_tokens": u, "loss": loss_of(world, n, u, e) * noise}
+    frame = pd.DataFrame({**columns, "objective": objective})
+    frame["run_id"] = [f"{row.Index}" for row in frame.itertuples()]
+    return frame
+
+
+def true_best(world, n, u):
+    grid = np.geomspace(1.0, 1e5, 4001)
+    return grid[loss_of(world, n, u, grid).argmin()]
+
+
+@pytest.mark.parametrize("name", ["penalty", "onset"])
+def test_the_best_epochs_of_a_known_world_are_found_and_covered(name):
+    """They hold for a number of unique tokens that no run has, too."""
+    world = WORLDS[name]
+    result = fit_runs(runs(world), law=name, bootstrap=200, at=[1e18])
+    for n, u in ((SIZES[1], 1e7), (SIZES[2], 6e7), (SIZES[3], 3e8)):
+        found, truth = best_epochs(result, n, u), true_best(world, n, u)
+        assert found.epochs == pytest.approx(truth, rel=0.15)
+        assert found.ci[0] < truth < found.ci[1] < 3 * found.ci[0]
+        assert pytest.approx(loss_of(world, n, u, truth)[0], rel=0.005) == found.L
+
+
+@pytest.mark.parametrize("name", ["penalty", "onset", "epochs"])
+def test_a_law_that_turns_is_chosen_if_and_only_if_the_losses_turn(name):
+    result = fit_runs(runs(WORLDS[name], steps=STEPS[::2]), law="repeated", **WITHIN)
+    turns = result.law in ("penalty", "onset")
+    assert turns == (name != "epochs")
+    assert set(result.choice.scores) | set(result.choice.refused) == {"epochs", "data-constrained", "penalty", "onset"}
+    found = best_epochs(result, SIZES[4], BUDGETS[0])
+    assert np.isfinite(found.epochs) == turns
+    assert ("no turn within the runs, which have up to 1024 epochs" in result.report()) != turns
+    shown = result.to_dict()["repeated"]
+    assert shown["choice"]["law"] == result.law and set(shown["choice"]["scores"]) == set(result.choice.scores)
+    assert "the optima hold for 300M unique tokens; the runs have 10M to 300M" in result.report()
+
+
+def test_a_parameter_at_its_bound_has_no_interval():
+    """Losses that never rise do not show the penalty."""
+    result = fit_runs(runs(WORLDS["epochs"], sigma=1e-5), law="penalty", bootstrap=100, at=[1e18])
+    assert {"P", "delta", "epsilon"} <= set(result.at_bound)
+    assert np.isnan(result.ci["P"]).all() and np.isfinite(result.ci["kappa"]).all()
+    assert result.to_dict()["ci"]["P"] == [None, None]
+    assert [line.split()[-3:] for line in result.report().splitlines() if line.startswith("  P ")] == [
+        ["at", "its", "bound"]
+    ]
+
+
+def test_more_compute_than_the_unique_tokens_can_use_is_not_spent():
+    world = WORLDS["penalty"]
+    result = fit_runs(runs(world), law="penalty", bootstrap=100, unique=3e7, at=[1e17, 1e19])
+    grid_n, grid_e = np.meshgrid(np.geomspace(5e6, 2e9, 120), np.geomspace(1, 1e4, 240), indexing="ij")
+    loss = loss_of(world, grid_n.ravel(), 3e7, grid_e.ravel()).reshape(grid_n.shape)
+    cost = 6 * grid_n * grid_e * 3e7
+    for flops in (1e17, 1e19):
+        place = np.where(cost <= flops, loss, np.inf).argmin()
+        found = allocation(result, flops)
+        assert pytest.approx(loss.ravel()[place], rel=0.005) == found.L
+        assert pytest.approx(grid_n.ravel()[place], rel=0.35) == found.N
+        assert found.ci["L"][0] < loss.ravel()[place] < found.ci["L"][1] * 1.003
+        assert found.epochs * 3e7 * found.N * 6 == pytest.approx(found.used, rel=1e-9)
+    assert found.used < 0.9 * 1e19 and "more raises the loss" in found.sentence()
+    assert "withheld" in allocation(result, 1e25).sentence()
+
+
+def test_the_compute_at_which_diffusion_overtakes_is_found():
+    """Autoregressive training learns faster, and pays more for repetition."""
+    late = WORLDS["penalty"]
+    early = (Penalty, {**PENALTY, "B": 700.0, "P": 0.02})
+    table = pd.concat([runs(early, objective="autoregressive"), runs(late, objective="masked_diffusion", seed=1)])
+    found = compare_runs(table, law="penalty", bootstrap=100)
+    assert found.names == ("masked_diffusion", "autoregressive")
+    assert "upper bound on -log p, and that of autoregressive training is exact" in found.report()
+    grid_n, grid_e = np.meshgrid(np.geomspace(5e6, 2e9, 80), np.geomspace(1, 1e4, 160), indexing="ij")
+    crossed = [at for at in found.at if np.isfinite(at.C)]
+    assert len(crossed) >= 2
+    assert [at.C for at in crossed] == sorted(at.C for at in crossed)  # more unique tokens favour the exact loss
+    for at in crossed:
+        cost = 6 * grid_n * grid_e * at.U
+        losses = [loss_of(world, grid_n.ravel(), at.U, grid_e.ravel()).reshape(cost.shape) for world in (late, early)]
+        lowest = [min(each[cost <= at.C * 1.5]) for each in losses]
+        before = [min(each[cost <= at.C / 1.5]) for each in losses]
+        assert lowest[0] < lowest[1] and before[0] > before[1]
+        assert at.ci[0] <= at.C <= at.ci[1]
+    assert found.to_dict()["at"][0]["U"] == BUDGETS[0]
+
+
+def test_two_fits_that_count_flops_differently_are_not_compared():
+    frame = runs(WORLDS["penalty"])
+    one = fit_runs(frame, law="penalty", **WITHIN)
+    other = fit_runs(frame.assign(flops=7 * frame.params * frame.tokens, convention="full"), law="penalty", **WITHIN)
+    with pytest.raises(UserError, match="count both alike"):
+        crossover(one, other, [1e8])
+
+
+def test_close_checkpoints_count_no_more_than_a_few_and_the_far_tail_counts_less():
+    world = WORLDS["penalty"]
+    dense = np.linspace(1, 1024, 1024)
+    e = np.concatenate([STEPS, dense])
+    n = np.repeat([1e8, 2e8], [len(STEPS), len(dense)])
+    points = weighed(as_points(n, e * 1e8, loss_of(world, n, 1e8, e), unique_tokens=np.full(len(n), 1e8)))
+    sparse, close = list(curves(points))
+    assert points.num_clusters == 2
+    assert points.weight[close.rows].sum() == pytest.approx(points.weight[sparse.rows].sum(), rel=0.1)
+    tail = points.weight[sparse.rows][~sparse.below]
+    assert len(tail) and tail / points.weight[sparse.rows][0] == pytest.approx(TAIL)
+
+
+def test_the_simplest_law_within_one_standard_error_of_the_best_is_taken():
+    def of(*errors):
+        zero = np.zeros(len(errors))
+        return Score(excess=np.array(errors), log_error=zero, absolute=zero, rms=zero)
+
+    assert chosen({"plain": of(0.011, 0.009, 0.01), "turning": of(0.009, 0.0105, 0.0095)}) == "plain"
+    assert chosen({"plain": of(0.05, 0.06, 0.055), "turning": of(0.009, 0.0105, 0.0095)}) == "turning"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"law": "chinchilla", "unique": 1e8}, "chinchilla does not depend on unique tokens"),
+        ({"law": "penalty", "unique": -1.0}, "unique is -1.0: give a number of unique tokens above 0"),
+        ({"law": "repeated", "holdout": False}, "--no-holdout forbids it: name one law, such as --law penalty"),
+    ],
+)
+def test_a_mistake_in_the_options_is_named(how, said):
+    with pytest.raises(UserError, match=said):
+        fit_runs(runs(WORLDS["penalty"]), **how, **WITHIN)
+
+
+def test_runs_without_unique_tokens_or_without_enough_of_them_are_refused():
+    frame = runs(WORLDS["penalty"])
+    with pytest.raises(UserError, match="penalty needs the unique tokens of every run: add a column unique_tokens"):
+        fit_runs(frame.drop(columns="unique_tokens"), law="penalty", **WITHIN)
+    few = frame[frame["unique_tokens"].isin(BUDGETS[:2]) & frame["params"].isin(SIZES[:2])]
+    with pytest.raises(UserError, match="fewer than three of both: name one law, such as --law penalty"):
+        fit_runs(few, law="repeated", **WITHIN)
+
+
+def test_far_from_the_runs_no_best_epochs_are_given():
+    result = fit_runs(runs(WORLDS["penalty"]), law="penalty", **WITHIN)
+    assert (
+        best_epochs(result, 1e8, 1e12).withheld == "withheld: 1T unique tokens are far from the 10M to 300M of the runs"
+    )
+    assert np.isnan(best_epochs(result, 1e12, 1e8).epochs)
+    with pytest.raises(UserError, match="params is 0"):
+        best_epochs(result, 0.0)
+    with pytest.raises(UserError, match="chinchilla does not depend on unique tokens: fit --law repeated"):
+        best_epochs(fit_runs(runs(WORLDS["penalty"]), law="chinchilla", **WITHIN), 1e8)
+
+
+def test_the_base_of_the_data_constrained_law_settles_within_a_few_fits(world, monkeypatch):
+    """Taking each fit as the next base takes 58 fits here."""
+    axes = np.geomspace(1e7, 3e9, 6), [1e8, 1e9, 1e10], [1, 3, 10, 30]
+    n, u, e = (v.ravel() for v in np.meshgrid(*axes, indexing="ij"))
+    law = surface_fit.DataConstrained(vars(world), 1e9)
+    row = np.array([[vars(world)[name] for name in ("E", "A", "B", "alpha", "beta")] + [12.0, 4.0]])
+    x = law._features(np.log(n), np.log(u * e), u)
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(len(n)))
+    loss = law.loss(law.theta(row, np.zeros(4)), tuple(v[None] for v in x))[0] * noise
+    fits = []
+    monkeypatch.setattr(surface_fit, "solve", lambda *a, solve=surface_fit.solve, **k: fits.append(1) or solve(*a, **k))
+    surface_fit.fit_surface(n, u * e, loss, law="data-constrained", unique_tokens=u, norm="mse", holdout=False)
+    assert len(fits) <= 30
+
+
+def test_published_curves_that_the_fit_has_not_seen_are_decided_well(reference):
+    """Quokka, 2510.03280, figure 4: masked diffusion, 4 numbers of unique tokens and 8 sizes each."""
+    frame = reference("quokka_data_constrained_masked.csv")
+    columns = {name: frame[name] for name in ("params", "tokens", "loss", "flops", "unique_tokens")}
+    points = weighed(as_points(**columns))
+    for law in (Penalty, Onset):
+        fit = fit_points(points, law(1e8), Norm(delta=1e-2), {}, holdout=False)
+        for by in ("unique", "params"):
+            errors = score(fit, groups(points, by=[by]))
+            assert len(errors.excess) == 32
+            assert np.median(errors.excess) < 0.01 and np.median(errors.rms) < 0.03
+            assert errors.log_epochs_error < 0.5
