@@ -13,17 +13,16 @@ from scipy.optimize import approx_fprime
 ROOT = Path(__file__).resolve().parents[1]
 
 
-FIT = ROOT / "benchmarks" / "fit.py"
-
-
 @pytest.mark.parametrize("folder", [None, "nowhere"])
-def test_without_the_published_points_the_fitting_script_measures_nothing(folder, tmp_path):
+@pytest.mark.parametrize("name", ["fit", "repeated"])
+def test_without_the_published_points_a_script_measures_nothing(name, folder, tmp_path):
     there = {} if folder is None else {"DLM_REFERENCE_DATA": str(tmp_path / folder)}
     clean = {key: value for key, value in os.environ.items() if key != "DLM_REFERENCE_DATA"}
-    ended = subprocess.run([sys.executable, FIT], capture_output=True, text=True, cwd=tmp_path, env=clean | there)
+    script = ROOT / "benchmarks" / f"{name}.py"
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env=clean | there)
     assert ended.returncode == 2 and ended.stdout == ""
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("fit: absent: ") and "DLM_REFERENCE_DATA" in line
+    assert line.startswith(f"{name}: absent: ") and "DLM_REFERENCE_DATA" in line
 
 
 def test_the_objective_given_to_scipy_is_the_one_that_our_fit_reports(monkeypatch):
