@@ -17,7 +17,7 @@ from dlm.fit import optimum
 from dlm.fit.draws import ends
 from dlm.fit.fitted import Fitted
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval, Points
-from dlm.fit.turn import Repeated, log_best, of_unique
+from dlm.fit.turn import MOST_EPOCHS, Repeated, log_best, of_unique
 
 LEVEL = 0.95
 FAR = 2.0  # beyond this multiple of the sizes or the unique tokens of the runs, nothing is given
@@ -226,7 +226,8 @@ def _widened(point: float, draws: Array, result: Fitted, level: float) -> Interv
     missed = NAN if result.choice is None else result.choice.own.log_epochs_error
     more = NORMAL * missed if np.isfinite(missed) else 0.0
     below, above = (float(np.hypot(np.log(end / point), more)) for end in (low, high))
-    return point * float(np.exp(-below)), point * float(np.exp(above))
+    high = point * float(np.exp(above))
+    return point * float(np.exp(-below)), high if not high > MOST_EPOCHS else np.inf  # some draws may not turn
 
 
 def law_of(result: Fitted) -> Repeated:
