@@ -99,10 +99,10 @@ def test_the_trainer_follows_the_devices_unless_the_definition_chose_one():
 
 @pytest.mark.parametrize(("device", "gib"), [("L40S", 44), ("H200", 139), ("RTX4090", 79)])
 def test_after_out_of_memory_a_gpu_computes_half_of_what_training_chose(device, gib):
-    cell = make_cell("a", global_batch_size=2048, device=device, groups={**GROUPS, "model": "6M"}, block_size=2048)
+    cell = make_cell("a", global_batch_size=2048, device=device, groups={**GROUPS, "model": "170M"}, block_size=2048)
     resources = cell_resources(cell, SlurmSettings(gpus_per_node=1))
     allowed = micro_batch_limit(
-        load_shape("6M"),
+        load_shape("170M"),
         OBJECTIVES["masked_diffusion"],
         load_choice("trainer", "single_gpu"),
         block_size=2048,
