@@ -1,4 +1,4 @@
-"""Fit laws to the runs of any CSV file or DataFrame. In dlm.fit, only this module and `dlm.fit.rows` use pandas."""
+"""Fit laws to the runs of any CSV file or DataFrame."""
 
 from __future__ import annotations
 
@@ -15,38 +15,32 @@ from dlm.core.errors import UserError, unknown
 from dlm.core.flops import MOST_FLOPS
 from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
-from dlm.fit.combined.fit import fit_combined
 from dlm.fit.conventions import conventions_of
 from dlm.fit.crossing import Crossover, crossover, shared_budgets
 from dlm.fit.engine.newton import Norm
-from dlm.fit.envelope import fit_envelope
 from dlm.fit.frozen import Score
 from dlm.fit.hparams import untuned
 from dlm.fit.hparams.excess import term_of
-from dlm.fit.isoflop.fit import fit_isoflop
 from dlm.fit.multiplier import Multiplier, compare
+from dlm.fit.one_law import COMBINED, columns_of, envelope_of, isoflop_of, surface_of, without_outliers
 from dlm.fit.optimum import with_warnings
 from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
 from dlm.fit.rows import (
     Runs,
-    cells,
     check_convention,
     checkpoints,
     read_runs,
     run_table,
     spent_flops,
-    unique_tokens,
     with_budgets,
 )
 from dlm.fit.surface import repeated
-from dlm.fit.surface.fit import fit_surface
 from dlm.fit.verdict import judge
 
 __all__ = ["compare_runs", "fit_runs", "fit_sweep", "predict_runs", "read_runs", "score_forecast", "score_runs"]
 
-COMBINED = "combined"
 LAWS = (COMBINED, repeated.REPEATED, *laws.LAWS, "isoflop", "envelope")
 FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at each; with more, at the highest only
 MOST_TO_JUDGE = 1000  # replicates of each part of the combined law, and of each form that checks a law, at most
@@ -150,16 +144,16 @@ def fit_runs(
     places = _places(frame, at)
     _check_options(law, how, fixed, weights, curve, axis, drop_outliers=drop_outliers, holdout=holdout)
     if law == "isoflop":
-        result = _isoflop(frame, at=places, curve=curve, axis=axis)
+        result = isoflop_of(frame, at=places, curve=curve, axis=axis)
     elif law == "envelope":
-        result = _envelope(frame, places)
+        result = envelope_of(frame, places)
     else:
         weight = frame.get("weight") if weights is None else weights
         options: dict[str, Any] = {"fixed": fixed, "weights": weight, "unique": unique, **vars(how)}
         if drop_outliers:
-            frame = _without_outliers(frame, _surface(frame, law, holdout=False, **options), weights)
+            frame = without_outliers(frame, surface_of(frame, law, holdout=False, **options), weights)
             options["weights"] = frame.get("weight") if weights is None else weights
-        result = _surface(frame, law, at=places, holdout=holdout, **options)
+        result = surface_of(frame, law, at=places, holdout=holdout, **options)
     result = replace(with_warnings(result, frame.attrs["warnings"]), notes=(*result.notes, *frame.attrs["notes"]))
     result = replace(result, runs=run_table(frame), tuning=untuned.told(frame, result))
     if conventions:
@@ -267,85 +261,6 @@ def _check_options(
         raise UserError(f"{law} has no {odd[0]}: only surfaces do ({', '.join(laws.LAWS)})")
 
 
-def _columns(frame: pd.DataFrame) -> dict[str, Any]:
-    """The arguments that every fit takes from the table; convention and label are the first values in their columns."""
-    said = {name: frame[name].dropna().astype(str) for name in ("convention", "objective") if name in frame}
-    first = {name: values.iloc[0] for name, values in said.items() if len(values)}
-    columns = {name: frame[name] for name in ("params", "tokens", "loss")}
-    label = first.get("objective", "")
-    return {**columns, "flops": frame.get("flops"), "convention": first.get("convention"), "label": label}
-
-
-def _known(frame: pd.DataFrame, *names: str) -> dict[str, Any]:
-    """The named columns that have a value in every row."""
-    return {name: frame[name] for name in names if name in frame and frame[name].notna().all()}
-
-
-def _surface(frame: pd.DataFrame, law: str, **options: Any) -> FitResult:
-    """Fit a surface to the columns that it reads; `options` are the other arguments of `fit_surface`."""
-    repeats = law in (repeated.REPEATED, *laws.UNIQUE)
-    unique = frame.get("unique_tokens") if repeats else None
-    if unique is not None and unique.isna().any():
-        empty = int(unique.isna().sum())
-        raise UserError(f"{law} needs the unique tokens of every run: {empty} rows have no unique_tokens")
-    columns = {**_columns(frame), **_known(frame, "budget", "loss_se", "loss_se_own"), "cluster": _clusters(frame)}
-    columns["cell"] = cells(frame)
-    unique = None if unique is None else unique_tokens(frame)
-    asked = options.pop("unique", None)
-    if law == COMBINED:
-        return fit_combined(**columns, **options)
-    if law in repeated.NAMES:
-        return repeated.fit_repeated(**columns, **options, law=law, unique=asked, unique_tokens=unique)
-    return fit_surface(**columns, **options, law=law, unique_tokens=unique, unique=asked)
-
-
-def _without_outliers(frame: pd.DataFrame, result: FitResult, weights: str | None) -> pd.DataFrame:
-    """The rows without those that lie far from a fitted surface, and a warning that names these."""
-    used = frame[frame["weight"] > 0] if "weight" in frame and weights is None else frame
-    far = used.iloc[list(result.outliers)]
-    if far.empty:
-        return frame
-    names = [
-        str(row["run_id"])
-        if "run_id" in far
-        else f"N {text.count(row['params'])}, D {text.count(row['tokens'])}, loss {text.number(row['loss'])}"
-        for row in far.to_dict("records")
-    ]
-    kept = frame.drop(index=far.index).reset_index(drop=True)
-    kept.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
-    count = "1 run" if len(far) == 1 else f"{len(far)} runs"
-    kept.attrs["warnings"].append(f"dropped {count} far from the law: {'; '.join(names)}")
-    return kept
-
-
-def _clusters(frame: pd.DataFrame) -> pd.Series[str] | None:
-    """The cluster label of each run: the branches of one trunk, and the points of one run, share noise."""
-    if "run_id" not in frame:
-        return None
-    own = frame["run_id"].astype(str)
-    return own if "parent" not in frame else frame["parent"].fillna(own).astype(str)
-
-
-def _isoflop(frame: pd.DataFrame, **options: Any) -> FitResult:
-    """Fit isoFLOP curves to the columns that they read; `options` are the other arguments of `fit_isoflop`."""
-    known = frame["budget"].notna()
-    if not known.all():
-        frame.attrs["warnings"].append(f"{int((~known).sum())} rows without a budget are in no isoFLOP curve")
-    frame = frame[known]
-    columns = {**_columns(frame), **_known(frame, "loss_se", "loss_se_own")}
-    return fit_isoflop(**columns, budget=frame["budget"], weights=frame.get("weight"), **options)
-
-
-def _envelope(frame: pd.DataFrame, at: Sequence[float]) -> FitResult:
-    if "weight" in frame:
-        frame.attrs["warnings"].append(
-            "an envelope knows no weights: runs of weight 0 are left out, others count alike"
-        )
-        frame = frame[frame["weight"] > 0]
-    named: dict[str, Any] = {name: frame[name].astype(str).tolist() for name in ("run_id", "schedule") if name in frame}
-    return fit_envelope(**_columns(frame), **named, at=at)
-
-
 def predict_runs(
     source: Runs, *, at: Sequence[float], freeze: Path | None = None, **how: Any
 ) -> tuple[FitResult, dict[str, Any] | None]:
@@ -373,7 +288,7 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     if label and "objective" in frame:
         frame = one_objective(frame, label)
     check_convention(frame)
-    columns = _columns(frame)
+    columns = columns_of(frame)
     del columns["label"]
     found = frozen.grade(forecast, as_points(**columns), run_table(frame))
     return replace(found, notes=(*found.notes, *frame.attrs["warnings"]))
