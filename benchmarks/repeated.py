@@ -29,10 +29,11 @@ import numpy as np
 import pandas as pd
 
 from dlm.core.errors import UserError
-from dlm.fit.choice import Score, groups, score
+from dlm.fit.choice import Score
 from dlm.fit.curves import weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws import UNIQUE
+from dlm.fit.left_out import groups, score
 from dlm.fit.points import Points, as_points
 from dlm.fit.surface.fit import fit_points, law_of
 from dlm.fit.surface.repeated import DELTA

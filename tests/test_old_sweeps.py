@@ -112,7 +112,9 @@ def test_an_old_sweep_is_collected_and_reported(finished: Path):
     folder = finished / "workdir" / "old"
     collected, expected = rows(folder / "runs.csv"), rows(finished / "expected_runs.csv")
     assert (collected[HALF]["attempts"], collected[HALF]["steps_redone"]) == ("2", "40")
-    assert {row.pop("role") for row in collected.values()} == {""}  # a column that came later
+    assert {row.pop("role") for row in collected.values()} == {""}  # columns that came later
+    assert {float(row.pop("dropout")) for row in collected.values()} == {0.0}
+    assert {float(row.pop("weight_decay")) for row in collected.values()} == {0.1}
     for row in (*collected.values(), *expected.values()):
         for column in ("tokens_per_sec", "gpu_hours", "attempts", "steps_redone", "git_sha"):
             row.pop(column)

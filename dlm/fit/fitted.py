@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dlm.core import text
+from dlm.fit.choice import Choice
 from dlm.fit.combined.error import FormError
 from dlm.fit.combined.floor import FloorLaw
 from dlm.fit.engine.newton import Norm
+from dlm.fit.exponents import Conventions
 from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
-
-if TYPE_CHECKING:
-    from dlm.fit.choice import Choice
-    from dlm.fit.conventions import Conventions
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from dlm.core import text
-from dlm.core.errors import UserError, hint, shown
+from dlm.core.errors import UserError, hint, shown, unknown
 from dlm.fit import budgets
 from dlm.fit.csv_file import read_csv
 from dlm.fit.known import IDENTITY, SETTINGS, RunTable, as_text
@@ -179,6 +179,24 @@ def _check_groups(grouped: Array, name: str, tolerance: float) -> None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+def objectives_of(frame: pd.DataFrame) -> list[str]:
+    return sorted(frame["objective"].dropna().astype(str).unique()) if "objective" in frame else []
+
+
+def one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
+    """Select the runs of one objective. An unknown objective is a UserError, as is None if the table has several."""
+    names = objectives_of(frame)
+    if objective is not None and objective not in names:
+        raise unknown("objective", objective, names)
+    if objective is None and len(names) > 1:
+        raise UserError(
+            f"the runs have several objectives ({text.listed(names)}): choose one with --objective, or objective="
+        )
+    chosen = frame if objective is None else frame[frame["objective"] == objective].reset_index(drop=True)
+    chosen.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
+    return chosen
 
 
 def load_table(source: Runs) -> tuple[pd.DataFrame, str]:

@@ -31,6 +31,8 @@ from dlm.fit.rows import (
     Runs,
     check_convention,
     checkpoints,
+    objectives_of,
+    one_objective,
     read_runs,
     run_table,
     spent_flops,
@@ -179,7 +181,7 @@ def fit_sweep(
     frame = read_runs(source)
     return {
         f"{name}/{law}" if name else law: _fit_or_refuse(frame, law, name, bootstrap, seed)
-        for name in _objectives(frame) or [""]
+        for name in objectives_of(frame) or [""]
         for law in laws
     }
 
@@ -190,24 +192,6 @@ def _fit_or_refuse(frame: pd.DataFrame, law: str, name: str, bootstrap: int, see
     except UserError as error:
         rows = frame[frame["objective"] == name] if name else frame
         return FitResult(law=law, n=len(rows), status="refused", warnings=(str(error),), label=name)
-
-
-def _objectives(frame: pd.DataFrame) -> list[str]:
-    return sorted(frame["objective"].dropna().astype(str).unique()) if "objective" in frame else []
-
-
-def one_objective(frame: pd.DataFrame, objective: str | None) -> pd.DataFrame:
-    """Select the runs of one objective. An unknown objective is a UserError, as is None if the table has several."""
-    names = _objectives(frame)
-    if objective is not None and objective not in names:
-        raise unknown("objective", objective, names)
-    if objective is None and len(names) > 1:
-        raise UserError(
-            f"the runs have several objectives ({text.listed(names)}): choose one with --objective, or objective="
-        )
-    chosen = frame if objective is None else frame[frame["objective"] == objective].reset_index(drop=True)
-    chosen.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
-    return chosen
 
 
 def _mixtures(frame: pd.DataFrame) -> list[str]:
@@ -341,7 +325,7 @@ def _two_objectives(frame: pd.DataFrame, first: str | None, second: str | None) 
     """Both objectives to compare. A name that is None is taken from the table, which must leave no choice."""
     if first is not None and second is not None:
         return first, second
-    names = _objectives(frame)
+    names = objectives_of(frame)
     rest = [name for name in names if name not in (first, second)]
     if len(rest) == (first, second).count(None):
         return first or rest[0], second or rest[-1]

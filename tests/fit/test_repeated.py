@@ -6,12 +6,13 @@ import pytest
 
 from dlm.core.errors import UserError
 from dlm.fit import allocation, best_epochs, crossover
-from dlm.fit.choice import Score, chosen, groups, score
+from dlm.fit.choice import Score, chosen
 from dlm.fit.curves import TAIL, curves, weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.laws.onset import Onset
 from dlm.fit.laws.penalty import Penalty
+from dlm.fit.left_out import groups, score
 from dlm.fit.points import as_points
 from dlm.fit.surface import fit as surface_fit
 from dlm.fit.surface.fit import fit_points

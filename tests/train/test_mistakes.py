@@ -33,7 +33,7 @@ from dlm.data.prepare.command import index_packed
         ((*SHORT, "data=slim_pajama"), ("no prepared data", "dlm prepare packed", "data.data_dir")),
         ((*SHORT, "+trainer.max_steps=7"), ("trainer.max_steps", "training.steps")),
         ((*SHORT, "+trainer.no_such=7"), ("unknown key of trainer 'no_such'",)),
-        ((*SHORT, "+trainer.gradient_clip_algorithm=no_such"), ("Lightning refuses", "gradient_clip_algorithm")),
+        ((*SHORT, "+trainer.gradient_clip_algorithm=no_such"), ("trainer.gradient_clip_algorithm 'no_such'", "norm")),
         ((*SHORT, "trainer.precision=bf16"), ("trainer.precision", "did you mean bf16-")),
         ((*SHORT, "optimizer.name=adam"), ("optimizer.name", "did you mean adamw")),
         ((*SHORT, "optimizer.decay=some"), ("optimizer.decay 'some'", "allowed: all, matrices")),

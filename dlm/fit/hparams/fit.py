@@ -45,7 +45,7 @@ def fit_hparams(
         UserError: If no cell has three learning rates or batches, the loss does not turn upward over them, or no cell
             has its minimum within those tried. The message says what to run.
     """
-    from dlm.fit.table import one_objective, read_runs
+    from dlm.fit.rows import one_objective, read_runs
 
     if replicates < LEAST_REPLICATES or seed < 0:
         raise UserError(

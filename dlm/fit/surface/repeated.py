@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
-from dlm.fit.choice import Choice, chosen, groups, score
+from dlm.fit.choice import Choice, chosen
 from dlm.fit.curves import weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws import UNIQUE
+from dlm.fit.left_out import groups, score
 from dlm.fit.points import Points, SurfaceColumns, as_points
 from dlm.fit.result import FitResult
 from dlm.fit.surface.fit import checked_norm, fit_points, law_of, with_two_budgets
