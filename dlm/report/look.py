@@ -33,6 +33,9 @@ LAW_COLOURS = {
     "skaling": "#7a5195",
     "tied": "#8d6e3f",
     "data-constrained": "#4f7942",
+    "epochs": "#5f7d95",
+    "penalty": "#b0562f",
+    "onset": "#9c6b98",
 }
 
 

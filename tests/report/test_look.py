@@ -8,6 +8,7 @@ import pytest
 from support.demo_runs import demo_runs, no_excluded
 
 from dlm.core.errors import UserError
+from dlm.fit.laws import LAW_NAMES
 from dlm.fit.table import fit_sweep
 from dlm.report import figures, look
 from dlm.report.page import write_report
@@ -50,6 +51,10 @@ def test_no_text_overlaps_another_or_leaves_the_figure(fits):
             for one in titles:
                 assert one.x1 <= figure.bbox.x1, size
                 assert not any(one.overlaps(other) for other in titles if other is not one and other.width), size
+
+
+def test_every_law_has_a_colour():
+    assert look.LAW_COLOURS.keys() == LAW_NAMES.keys()
 
 
 def test_a_report_for_a_paper_writes_each_figure_in_each_size(tmp_path, fits, monkeypatch):
