@@ -131,3 +131,16 @@ def test_the_sensitivity_is_the_shift_that_one_rate_for_all_runs_makes():
     curvature = untuned._curvature(fitted)
     shift = untuned.shift_of_a(fitted.allocation.a, curvature, CURVATURE, X, Y)
     assert fitted.allocation.a + shift == pytest.approx(A, abs=0.03) and shift > 0.05
+
+
+def test_runs_of_one_size_and_length_at_several_rates_are_said_to_be_averaged():
+    runs = table(at=[])
+    both = pd.concat([runs, runs.assign(learning_rate=2 * runs["learning_rate"], loss=runs["loss"] + 0.01)])
+
+    def said(frame):
+        fitted = fit_runs(frame, law="chinchilla", bootstrap=0, conventions=False)
+        return [line for line in fitted.warnings if "differ in learning_rate" in line]
+
+    assert said(runs.assign(learning_rate=runs["params"] ** -0.5)) == []  # a rate that follows the size
+    (line,) = said(both)
+    assert "the law describes their average" in line
