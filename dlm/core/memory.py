@@ -44,7 +44,7 @@ def training_bytes(
     layers = per_layer * shape.n_layer
     if trainer.get("activation_checkpointing"):
         layers = BLOCK_INPUT_BYTES * shape.n_layer + per_layer
-    least, most = (0.5, 0.6) if objective.head_share < 1 else (1.0, 1.0)  # the share of positions that have logits
+    least, most = _head_shares(objective)
     every_logit = 4 * tokens * shape.vocab_size
     chosen = trainer.get("cross_entropy", "auto")
     if chosen == "dense":
@@ -53,6 +53,11 @@ def training_bytes(
         held = DENSE_BYTES if chosen == "auto" and least * every_logit <= DENSE_BYTES else CHUNK_BYTES
     logits = min(most * every_logit, held)
     return state + layers * tokens * shape.n_embd + COPIES * logits
+
+
+def _head_shares(objective: ObjectiveInfo) -> tuple[float, float]:
+    """Return the least and the largest share of the positions of a micro-batch that have logits."""
+    return (0.5, 0.6) if objective.head_share < 1 else (1.0, 1.0)
 
 
 def micro_batch_limit(
@@ -78,9 +83,15 @@ def micro_batch_limit(
     if memory_bytes is None:
         return next((n for limit, n in ((20e6, 32), (50e6, 16), (1000e6, 8)) if shape.num_params <= limit), 4)
     compiled = bool(trainer.get("compile"))
+    # So many sequences at most have dense logits under `auto`, which can take more than the chunked ones of further
+    # sequences. All smaller micro-batches have to fit too, because a run takes one that divides its batch.
+    most_dense = max(int(DENSE_BYTES / (4 * _head_shares(objective)[0] * block_size * shape.vocab_size)), 1)
 
     def needed(sequences: int) -> float:
-        return training_bytes(shape, objective, trainer, tokens=sequences * block_size, compiled=compiled)
+        return max(
+            training_bytes(shape, objective, trainer, tokens=number * block_size, compiled=compiled)
+            for number in {sequences, min(sequences, most_dense)}
+        )
 
     candidates = range(1, max(MOST_TOKENS // block_size, 1) + 1)
     return max(bisect.bisect_right(candidates, SHARE * memory_bytes, key=needed), 1)

@@ -96,3 +96,17 @@ def test_the_estimate_covers_the_logits_of_every_share_of_masked_tokens(tokens, 
     others = 16 * shape.num_params_total(causal=False) + 46 * tokens * shape.n_layer * shape.n_embd
     logits = 4 * int(share * tokens) * shape.vocab_size
     assert needed >= others + COPIES * (logits if logits <= DENSE_BYTES else CHUNK_BYTES) - 1
+
+
+@pytest.mark.parametrize("objective", [DIFFUSION, CAUSAL])
+@pytest.mark.parametrize("model", ["6M", "34M", "85M"])
+def test_every_micro_batch_up_to_the_limit_fits(model, objective):
+    """A run takes the largest one that divides its batch. Dense logits can take more than chunked ones of more text."""
+    for gib in range(6, 49):
+        for trainer in (COMPILED, {"compile": False}):
+            compiled, largest = trainer["compile"], limit(model, memory_gib=gib, trainer=trainer, objective=objective)
+            needed = [
+                training_bytes(load_shape(model), objective, trainer, tokens=count * 2048, compiled=compiled)
+                for count in range(1, largest + 1)
+            ]
+            assert largest == 1 or max(needed) <= SHARE * gib * GIB, (gib, compiled, largest)
