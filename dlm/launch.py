@@ -221,20 +221,35 @@ def train(config: Mapping[str, Any], *, anew: bool) -> ExitCode:
     if result is not None and not anew:
         print(nothing_to_train(result, recipe))
         return ExitCode.DONE
-    if result is not None:
-        _set_aside(Path(config["paths"]["run_dir"]), result)
+    run_dir = Path(config["paths"]["run_dir"])
+    earlier = None if result is None else _set_aside(run_dir, result)
     from dlm.train.run import run
 
-    return run(config, recipe, data_set)
+    try:
+        return run(config, recipe, data_set)
+    except UserError:
+        if earlier is not None and not any(run_dir.glob("checkpoints/*")):
+            _put_back(earlier, run_dir)
+        raise
 
 
-def _set_aside(run_dir: Path, result: Result) -> None:
+def _set_aside(run_dir: Path, result: Result) -> Path:
     """Move the directory of a run that is done, but leave there what Hydra has just written about the new run."""
     earlier = set_aside(run_dir)
     print(in_words(earlier, result))
     if (earlier / ".hydra").is_dir():
         run_dir.mkdir(exist_ok=True)
         (earlier / ".hydra").rename(run_dir / ".hydra")
+    return earlier
+
+
+def _put_back(earlier: Path, run_dir: Path) -> None:
+    """Exchange a run that this machine refused to train, for its devices or packages, for the one that was done."""
+    refused = set_aside(run_dir)
+    if (refused / ".hydra").is_dir():
+        (refused / ".hydra").rename(earlier / ".hydra")
+    earlier.rename(run_dir)
+    print(f"nothing was trained, so {run_dir.name} is back in its place; the attempt is now in {refused}")
 
 
 def _check_alone() -> None:

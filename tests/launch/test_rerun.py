@@ -89,3 +89,15 @@ def test_what_cannot_run_is_not_moved(launch, done, workdir, monkeypatch):
             assert "--rerun is for one process, and 2 were started" in launch(*RUN, "--rerun").complaint
     assert launch(*RUN, "--rerun", "trainer.fast_dev_run=2").code == 0
     assert read_status(done) == before and not (workdir / "adhoc/set_aside").exists()
+
+
+def test_a_run_that_only_the_device_refuses_is_put_back(launch, done, workdir):
+    """Only the training process knows the device, so the run is moved before it is refused."""
+    before, words = read_result(done), sorted(path.name for path in done.rglob("*") if ".hydra" not in path.parts)
+    ended = launch(*RUN, "--rerun", "trainer.cross_entropy=liger")
+    assert ended.code == 2 and "needs a CUDA device" in ended.complaint
+    assert f"nothing was trained, so {done.name} is back in its place" in ended.out
+    assert read_result(done) == before and (done / ".hydra/overrides.yaml").is_file()
+    assert sorted(path.name for path in done.rglob("*") if ".hydra" not in path.parts) == words
+    assert [path.name for path in (workdir / "adhoc/set_aside").iterdir()] == [f"{done.name}-2"]
+    assert "nothing to train" in launch(*RUN).out
