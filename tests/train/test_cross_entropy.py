@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from dlm.core.errors import UserError
 from dlm.core.shape import load_shape
+from dlm.train.models import cross_entropy
 from dlm.train.models.cross_entropy import IGNORED, auto, chunked, cross_entropy_named, dense
 
 M, C, V = 37, 16, 300
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU, PRECISION = torch.device("cpu"), torch.device("cuda"), "bf16-mixed"
 SMALL = {"chunk_bytes": 4 * V * 8}  # 8 positions: four chunks and a part of one
 
 
@@ -161,9 +162,53 @@ def test_the_peak_of_the_chunked_loss_is_at_most_three_fifths_of_the_dense_one(p
 
 def test_cross_entropies_that_are_missing_are_refused(monkeypatch):
     for name in ("auto", "dense", "chunked"):
-        assert cross_entropy_named(name, CPU) is cross_entropy_named(name, GPU)
+        on_cpu = cross_entropy_named(name, CPU, precision=PRECISION)
+        assert on_cpu is cross_entropy_named(name, GPU, precision=PRECISION)
     for name, package in (("liger", "liger-kernel"), ("cut", "cut-cross-entropy")):
         with pytest.raises(UserError, match=rf"trainer\.cross_entropy {name} needs a CUDA device, this run is on cpu"):
-            cross_entropy_named(name, CPU)
+            cross_entropy_named(name, CPU, precision=PRECISION)
         with pytest.raises(UserError, match=rf"needs the package {package}: install dlm\[{name}\] or set auto"):
-            cross_entropy_named(name, GPU)
+            cross_entropy_named(name, GPU, precision=PRECISION)
+
+
+class FirstWeightOnly(torch.autograd.Function):
+    """The error of liger-kernel 0.8.0: the weight of the first position counts for all positions."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[:1].expand_as(gradient)
+
+
+def half_only(hidden, weight, target):
+    """A kernel like that of cut-cross-entropy 25.1, which has no backward pass in float32."""
+    assert torch.is_autocast_enabled("cpu"), "Backwards requires embeddings to be bf16 or fp16"
+    return dense(hidden, weight, target)
+
+
+WRONG = {
+    "one weight": (lambda *given: FirstWeightOnly.apply(dense(*given)), "its gradient of the input is off by"),
+    "nan": (lambda *given: dense(*given) * torch.nan, "its loss is off by nan"),
+    "refuses": (half_only, "AssertionError Backwards requires embeddings to be bf16 or fp16"),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("compute", [dense, chunked])
+def test_the_check_of_packages_accepts_right_numbers_in_every_precision(compute, precision):
+    assert cross_entropy.fault_of(compute, CPU, precision) == ""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_package_that_computes_wrong_numbers_is_refused(name, monkeypatch):
+    compute, fault = WRONG[name]
+    real = cross_entropy.fault_of
+    monkeypatch.setattr(cross_entropy, "fault_of", lambda compute, _, precision: real(compute, CPU, precision))
+    monkeypatch.setattr(cross_entropy.util, "find_spec", lambda module: module)
+    monkeypatch.setattr(cross_entropy, "_liger", compute)
+    with pytest.raises(UserError, match=f"liger does not work here under trainer.precision 32-true: {fault}"):
+        cross_entropy_named("liger", GPU, precision="32-true")
+    assert real(half_only, CPU, "bf16-mixed") == ""

@@ -20,26 +20,31 @@ PACKAGES = {"liger": ("liger_kernel", "liger-kernel"), "cut": ("cut_cross_entrop
 
 CrossEntropy = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+CHECKED = (96, 128, 1000)  # M, C and V of what a package computes before the first step
+ROUNDING = 0.05  # the relative error that bfloat16 explains; that of a wrong kernel is far larger
 
-def cross_entropy_named(name: str, device: torch.device) -> CrossEntropy:
+
+def cross_entropy_named(name: str, device: torch.device, *, precision: str) -> CrossEntropy:
     """Return the function that computes the cross-entropies of a run.
 
     * ``dense`` holds all logits, and their gradient in the backward pass.
     * ``chunked`` holds CHUNK_BYTES of them. It computes the product with the head twice.
     * ``auto`` is dense up to DENSE_BYTES of logits, else chunked. It depends on the micro-batch only.
-    * ``liger`` and ``cut`` call kernels of packages, on a GPU.
+    * ``liger`` and ``cut`` call kernels of packages, on a GPU, once these have computed the right numbers there.
 
     Args:
         name: The value of ``trainer.cross_entropy``.
         device: The device that the model runs on.
+        precision: The value of ``trainer.precision``, with ``auto`` resolved.
 
     Returns:
         A function of (M, C) hidden states, the (V, C) weights of the head and (M,) targets, some of them IGNORED. It
         returns (M,) losses in float32, nats.
 
     Raises:
-        UserError: The package is not installed, or the device is not a GPU.
+        UserError: The package is not installed or computes wrong numbers, or the device is not a GPU.
     """
+    compute = {"auto": auto, "dense": dense, "chunked": chunked, "liger": _liger, "cut": _cut}[name]
     if name in PACKAGES:
         if device.type != "cuda":
             raise UserError(f"trainer.cross_entropy {name} needs a CUDA device, this run is on {device.type}: set auto")
@@ -48,7 +53,51 @@ def cross_entropy_named(name: str, device: torch.device) -> CrossEntropy:
             raise UserError(
                 f"trainer.cross_entropy {name} needs the package {package}: install dlm[{name}] or set auto"
             )
-    return {"auto": auto, "dense": dense, "chunked": chunked, "liger": _liger, "cut": _cut}[name]
+        if fault := fault_of(compute, device, precision):
+            raise UserError(
+                f"trainer.cross_entropy {name} does not work here under trainer.precision {precision}: {fault}: set "
+                f"auto, or install dlm[{name}] again"
+            )
+    return compute
+
+
+def fault_of(compute: CrossEntropy, device: torch.device, precision: str) -> str:
+    """Say what is wrong with the kernels of a package on this device; '' if their numbers are right.
+
+    Losses and gradients are compared with those of ``dense`` in float32. Every position has a weight of its own, as in
+    training: liger-kernel 0.8.0, for example, multiplies all gradients by the weight of the first position.
+
+    Args:
+        compute: What calls the kernels.
+        device: The device that the model runs on.
+        precision: The value of ``trainer.precision``.
+    """
+    positions, channels, vocabulary = CHECKED
+    random = torch.Generator().manual_seed(0)
+    hidden_MC = torch.randn(positions, channels, generator=random)
+    weight_VC = torch.randn(vocabulary, channels, generator=random) * channels**-0.5
+    target_M = torch.randint(vocabulary, (positions,), generator=random)
+    target_M[::7] = IGNORED
+    dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+
+    def results(compute: CrossEntropy, dtype: torch.dtype, *, mixed: bool) -> list[torch.Tensor]:
+        hidden, weight = (one.to(device, dtype, copy=True).requires_grad_() for one in (hidden_MC, weight_VC))
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            losses = compute(hidden, weight, target_M.to(device))
+        (losses * torch.linspace(-1, 2, positions, device=device)).sum().backward()
+        assert hidden.grad is not None and weight.grad is not None
+        return [one.detach().double() for one in (losses, hidden.grad, weight.grad)]
+
+    truth = results(dense, torch.float32, mixed=False)
+    try:
+        found = results(compute, dtype, mixed=precision == "bf16-mixed")
+    except Exception as error:  # a package cannot be imported, or its assertions fail ...
+        return " ".join(f"{type(error).__name__} {error}".split())
+    for what, got, right in zip(("loss", "gradient of the input", "gradient of the head"), found, truth, strict=True):
+        off = float((got - right).norm() / right.norm())
+        if not off <= ROUNDING:  # so that NaN is a fault
+            return f"its {what} is off by {off:.2g} (relative error; {ROUNDING:g} would be rounding)"
+    return ""
 
 
 def auto(hidden_MC: torch.Tensor, weight_VC: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:

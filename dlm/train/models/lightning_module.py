@@ -99,14 +99,14 @@ class DiffusionLMLightningModule(L.LightningModule):
         """
         if hasattr(self, "kernels"):
             return
-        how, device = self.config["trainer"], self.trainer.strategy.root_device
-        self.model.cross_entropy = cross_entropy_named(how.get("cross_entropy", "auto"), device)
+        how, device, precision = self.config["trainer"], self.trainer.strategy.root_device, str(self.trainer.precision)
+        self.model.cross_entropy = cross_entropy_named(how.get("cross_entropy", "auto"), device, precision=precision)
         self.attention, self.kernels = working_kernels(
             how["attention"],
             self.recipe.shape,
             causal=self.recipe.causal,
             device=device,
-            precision=str(self.trainer.precision),
+            precision=precision,
         )
         self.model.use_flash_attn(self.attention == "flash_attn")
 
