@@ -20,7 +20,7 @@ def pid_of(sweep: Sweep) -> int:
 
 def test_a_failing_cell_is_failed_with_its_own_exit_code(make_sweep):
     ways = {
-        "bug": (["~callbacks.record"], "budgets=[2e10]", 1, "failed"),
+        "bug": (["+callbacks.t._target_=lightning.pytorch.callbacks.BatchSizeFinder"], "budgets=[2e10]", 1, "failed"),
         "wrong": (["+trainer.nonsense=1"], "budgets=[2e10]", 2, "bad_config"),
         "hot": ([], "optimizer.lr=1e4", 3, "diverged"),
     }

@@ -77,7 +77,7 @@ def test_multirun_through_the_launcher_waits_or_does_not(cluster, command, stdli
     waited = command("dlm.launch", *words, "optimizer.lr=1e-3,2e-3")
     assert waited.code == 0 and "submitted 2 jobs" in waited.err, waited.err
     assert [read_result(run).step for run in (workdir / "adhoc/runs").glob("mdm-*")] == [40, 40]
-    wrong = command("dlm.launch", *words, "+trainer.gradient_clip_algorithm=no_such")
+    wrong = command("dlm.launch", *words, "trainer.attention=cudnn")  # which only a GPU has
     assert wrong.code == 2 and "failed with exit code 2" in wrong.err
     at_once = command("dlm.launch", *words, "optimizer.lr=3e-3", "hydra.launcher.wait=false")
     assert (
