@@ -95,7 +95,7 @@ class _File:
     """The content of a file. Other keys, such as intervals, are for people and are not read."""
 
     format: str
-    objective: str
+    objective: str | None
     lr: _Law | None
     batch_tokens: _Law | None
     range: _Range

@@ -177,6 +177,8 @@ def _set_of(frame: pd.DataFrame, label: str) -> RunSet:
         frame = frame.assign(params=frame[sizes[0]])
     try:
         runs = read_runs(frame)
+        if runs.empty:
+            raise UserError("there are no runs: give at least one row of params, tokens and loss")
         runs = runs[runs["weight"] > 0].reset_index(drop=True) if "weight" in runs else runs
         counts, warnings = counts_of(runs), (*runs.attrs["warnings"], *checkpoints(runs))
     except UserError as error:

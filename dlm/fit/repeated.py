@@ -24,6 +24,7 @@ FAR = 2.0  # beyond this multiple of the sizes or the unique tokens of the runs,
 NORMAL = 1.96
 FEW_SIZES = 6  # sizes of the runs whose best epochs a report shows
 SIZES, STEPS = 49, 41  # the grid over log N and over log C on which the lowest loss is searched
+EDGES = {"smallest": "smaller", "largest": "larger"}  # the ends of the sizes considered, and where more sizes lie
 NEAR, ROUNDS = np.linspace(-1.0, 1.0, 7), 3  # the finer grids around the best, in steps of the grid before
 
 
@@ -57,6 +58,7 @@ class Spending:
     L: float  # nats/token
     used: float  # the FLOPs that this use spends; less than C if more training would raise the loss
     ci: dict[str, Interval] = field(default_factory=dict)  # of N, epochs and L
+    edge: str = ""  # which end of the sizes considered N is, if it is one: then N is no optimum
     withheld: str = ""  # why there are no numbers
 
     def sentence(self) -> str:
@@ -73,9 +75,12 @@ class Spending:
             if self.used < 0.9 * self.C
             else ""
         )
+        edge = (
+            f"; N is the {self.edge} size considered, and a {EDGES[self.edge]} one may be better" if self.edge else ""
+        )
         return (
             f"{where}: N = {text.count(self.N)} ({ci['N']}) for {text.number(self.epochs, digits=3)} epochs "
-            f"({ci['epochs']}), L = {text.number(self.L)} ({ci['L']}){less}"
+            f"({ci['epochs']}), L = {text.number(self.L)} ({ci['L']}){less}{edge}"
         )
 
 
@@ -135,7 +140,7 @@ def allocation(result: Fitted, flops: float, unique: float | None = None, *, lev
         return replace(nothing, withheld=why)
     rows = optimum.as_rows(law, result.params)
     n, e, loss, used = (float(v[0]) for v in _spend(result, rows, flops, unique))
-    found = replace(nothing, N=n, epochs=e, L=loss, used=used)
+    found = replace(nothing, N=n, epochs=e, L=loss, used=used, edge=_edge(result, n))
     if result.draws is None:
         return found
     drawn = _spend(result, result.draws, flops, unique)
@@ -143,7 +148,7 @@ def allocation(result: Fitted, flops: float, unique: float | None = None, *, lev
         name: ends(value, draws, result.dof, level, log=True)
         for name, value, draws in zip(("N", "epochs", "L"), (n, e, loss), drawn, strict=False)
     }
-    return replace(found, ci=ci)
+    return replace(found, ci={**ci, "N": UNBOUNDED} if found.edge else ci)
 
 
 def summary(result: Fitted) -> dict[str, Any]:
@@ -218,6 +223,12 @@ def _size_range(side: Fitted) -> tuple[float, float]:
     """The log of the sizes that are considered: FAR times beyond those of the runs."""
     sizes = points_of(side).params
     return float(np.log(sizes.min() / FAR)), float(np.log(sizes.max() * FAR))
+
+
+def _edge(side: Fitted, params: float) -> str:
+    """The end of the sizes considered at which a size lies; empty between the ends."""
+    at_end = np.isclose(np.log(params), _size_range(side), rtol=0.0, atol=1e-6)
+    return next((name for name, is_there in zip(EDGES, at_end, strict=True) if is_there), "")
 
 
 def _widened(point: float, draws: Array, result: Fitted, level: float) -> Interval:

@@ -30,6 +30,7 @@ NOT_NEGATIVE = ("weight", "loss_se", "loss_se_own")
 MAY_BE_EMPTY = ("budget", "unique_tokens", "loss_se", "loss_se_own")
 PROOF = "proof"  # the role of a run that tests a law
 MAX_BYTES = 256 * 1024**2  # of a CSV file, uncompressed: a million rows of dlm
+REPEATS = "runs read their data up to"  # how the warning begins that does not concern laws of unique tokens
 ONE_EPOCH = 1.05  # number of epochs up to which no data count as repeated
 ROUNDED = 1.001  # ratio of unique tokens to tokens up to which a table is taken as rounded
 
@@ -303,7 +304,7 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
     if not epochs > ONE_EPOCH:
         return []
     said = "only the laws of repeated data (repeated, and those of unique tokens) do not count repeated tokens as new"
-    return [f"runs read their data up to {epochs:.1f} times: {said}"]
+    return [f"{REPEATS} {epochs:.1f} times: {said}"]
 
 
 def _unread(frame: pd.DataFrame) -> list[str]:

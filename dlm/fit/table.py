@@ -28,6 +28,7 @@ from dlm.fit.points import as_points
 from dlm.fit.resample import bootstrap as add_intervals
 from dlm.fit.result import FitResult
 from dlm.fit.rows import (
+    REPEATS,
     Runs,
     check_convention,
     checkpoints,
@@ -140,6 +141,8 @@ def fit_runs(
             unique=unique,
         )
         return term.fit(again, bootstrap)
+    if law in (repeated.REPEATED, *laws.UNIQUE):
+        frame.attrs["warnings"] = [said for said in frame.attrs["warnings"] if not said.startswith(REPEATS)]
     frame.attrs["warnings"] += _mixtures(frame)
     if law not in repeated.NAMES:  # they take the points of a curve for one run where no run_id tells
         frame.attrs["warnings"] += checkpoints(frame)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from dlm.core.errors import UserError
+from dlm.core.power_recipe import read_recipe
 from dlm.fit import fit_hparams
 
 X, Y, Z = -0.5, -0.1, 0.4  # exponents: lr* = e^5 N^X D^Y, B* = e^2 D^Z
@@ -112,7 +113,7 @@ def test_two_cells_give_the_law_along_their_line_and_say_so():
 def test_one_size_shows_no_exponent_of_n():
     fitted = fit_hparams(runs([(1e8, 1e9), (1e8, 4e9), (1e8, 2e10)], sigma=1e-5))
     assert fitted.powers["lr"].params == 0 and fitted.powers["lr"].tokens == pytest.approx(Y, abs=0.01)
-    assert "nearly one N, so its exponent" in fitted.report()
+    assert "nearly one N, so the exponent of N for the learning rate is not known" in fitted.report()
     single = fit_hparams(runs([(1e8, 1e9)], sigma=1e-5)).powers["lr"]
     assert (single.params, single.tokens) == (0, 0)
 
@@ -144,6 +145,17 @@ def test_runs_that_show_no_best_rate_are_refused_in_one_line(change, words):
     with pytest.raises(UserError, match=words) as caught:
         fit_hparams(change(runs()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_runs_is_refused():
+    with pytest.raises(UserError, match=r"^there are no runs: give at least one row of params, .* and learning_rate$"):
+        fit_hparams(runs().iloc[:0])
+
+
+def test_a_recipe_of_a_table_without_objective_holds_for_any(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(fit_hparams(runs(), replicates=100).recipe()))
+    assert read_recipe(path).objective is None
 
 
 def test_the_result_as_json_has_no_number_that_json_lacks():

@@ -144,6 +144,12 @@ def test_one_set_is_refused(write):
         reconcile(paths)
 
 
+def test_a_table_without_runs_is_refused_by_its_name(write):
+    paths = write(nothing=counted_runs().iloc[:0].drop(columns="objective", errors="ignore"), some=counted_runs())
+    with pytest.raises(UserError, match=r"^nothing: there are no runs: give at least one row"):
+        reconcile(paths)
+
+
 def test_the_same_runs_twice_are_refused(write):
     first, second = write(first=counted_runs(), second=counted_runs())
     with pytest.raises(UserError, match=r"first\.csv is given twice: give each set once"):

@@ -180,6 +180,28 @@ def test_runs_without_unique_tokens_or_without_enough_of_them_are_refused():
         fit_runs(few, law="repeated", **WITHIN)
 
 
+@pytest.mark.parametrize("law", ["epochs", "penalty", "onset", "repeated"])
+def test_runs_that_repeat_nothing_are_refused_by_every_law_of_repeated_data(law):
+    """Nothing would move the parameters of repetition from where the search starts."""
+    with pytest.raises(UserError, match=r"no run reads its unique tokens more than 1 times, so \w+, what repetition"):
+        fit_runs(runs(WORLDS["onset"], steps=[1.0]), law=law, bootstrap=0)
+
+
+def test_a_size_at_the_end_of_those_considered_is_no_optimum():
+    result = fit_runs(runs(WORLDS["epochs"], steps=STEPS[::3]), law="epochs", bootstrap=100, at=[1e18])
+    inside, small = allocation(result, 1e18, 1e7), allocation(result, 1e15, 3e8)
+    assert inside.edge == "" and np.isfinite(inside.ci["N"]).all() and "size considered" not in inside.sentence()
+    assert small.edge == "smallest" and not np.isfinite(small.ci["N"]).any() and np.isfinite(small.ci["L"]).all()
+    assert small.sentence().endswith("; N is the smallest size considered, and a smaller one may be better")
+
+
+def test_a_law_of_repeated_data_does_not_warn_of_repeated_data():
+    frame = runs(WORLDS["epochs"], steps=STEPS[::3])
+    said = {law: fit_runs(frame, law=law, bootstrap=0, holdout=False).warnings for law in ("epochs", "chinchilla")}
+    warned = {law: any(line.startswith("runs read their data up to") for line in lines) for law, lines in said.items()}
+    assert warned == {"epochs": False, "chinchilla": True}
+
+
 def test_far_from_the_runs_no_best_epochs_are_given():
     result = fit_runs(runs(WORLDS["penalty"]), law="penalty", **WITHIN)
     assert (

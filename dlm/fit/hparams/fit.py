@@ -52,6 +52,8 @@ def fit_hparams(
             f"replicates is {replicates}, seed {seed}: give {LEAST_REPLICATES} or more, and a seed of 0 or above"
         )
     frame = one_objective(read_runs(source), objective)
+    if frame.empty:
+        raise UserError("there are no runs: give at least one row of params, tokens, loss and learning_rate")
     name = str(source) if isinstance(source, str | Path) else "a table"
     return fit_frame(frame, name, replicates=replicates, seed=seed)
 

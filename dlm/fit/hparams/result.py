@@ -97,7 +97,7 @@ class Hparams:
         }
         return {
             "format": FORMAT,
-            "objective": self.objective,
+            "objective": self.objective or None,
             **laws,
             "range": {name: list(ends) for name, ends in self.range.items()},
             "runs": self.num_runs,

@@ -73,8 +73,8 @@ def undetermined(powers: Mapping[str, Power], log_n: Array, log_d: Array) -> Ite
         missing = [size for size in needed if size not in varies]
         if missing:
             yield (
-                f"the cells have nearly one {text.listed(missing)}, so its exponent for the {what} is not known, and 0 "
-                f"in the recipe: tune at another {text.listed(missing)} too"
+                f"the cells have nearly one {text.listed(missing)}, so the exponent of {text.listed(missing)} for the "
+                f"{what} is not known, and 0 in the recipe: tune at another {text.listed(missing)} too"
             )
         elif power.free < len(needed):
             slope = float(np.polyfit(log_n, log_d, 1)[0])

@@ -158,18 +158,26 @@ def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float], *, 
         raise UserError(f"{name} needs the unique tokens of every run: add a column unique_tokens")
     most = float(points.unique.max()) if unique is None else unique
     if issubclass(law, Epochs):
+        if "kappa" not in fixed:
+            _check_repeated(points, points.unique, "kappa")
         return law(most)
     return DataConstrained(_base(points, points.unique, how, fixed), most)
 
 
+def _check_repeated(points: Points, unique: npt.NDArray[np.float64], name: str) -> None:
+    """Raise UserError if no run repeats its text; `name` is the parameter that only such runs determine."""
+    most = float((points.tokens / unique).max())
+    if most <= ONE_EPOCH:
+        raise UserError(
+            f"no run reads its unique tokens more than {most:.3g} times, so {name}, what repetition is worth, cannot "
+            "be determined: fit chinchilla, or add runs that repeat their text"
+        )
+
+
 def _base(points: Points, unique: npt.NDArray[np.float64], how: Norm, fixed: Mapping[str, float]) -> dict[str, float]:
     """The parameters of the Chinchilla law that determines U_N, the best size for the unique tokens."""
-    most = float((points.tokens / unique).max())
-    if "R_D" not in fixed and most <= ONE_EPOCH:
-        raise UserError(
-            f"no run reads its unique tokens more than {most:.3g} times, so R_D, what repetition is worth, cannot be "
-            "determined: fit chinchilla, or add runs that repeat their text"
-        )
+    if "R_D" not in fixed:
+        _check_repeated(points, unique, "R_D")
     if set(Chinchilla.params) <= set(fixed):
         return {name: fixed[name] for name in Chinchilla.params}
     once = points.take(points.tokens <= ONE_EPOCH * unique)
