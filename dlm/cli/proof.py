@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.targets import Sweep
+from dlm.cli.tuned import recipe_notes
 from dlm.core import text
 from dlm.core.configs import load_mapping
 from dlm.core.errors import UserError
@@ -125,7 +126,7 @@ def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -
             print(f"no proof run of {objective}: {known[0]} was trained before there was a forecast of it")
             continue
         assert sweep.plan.spec.proof is not None
-        asked, notes = sweep.plan.spec.proof.sizes, [*notes, *_notes(sweep, varied)]
+        asked, notes = sweep.plan.spec.proof.sizes, [*notes, *_notes(sweep, varied), *recipe_notes(sweep.plan, own)]
         decisions = [cell.decisions() for cell in cells]
         made.append(freeze_proof(own, flops, decisions, asked_sizes=asked, notes=notes))
     return made

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dlm.cli.targets import Sweep, is_sweep_dir, warn
 from dlm.plan.recipes import RECIPE_FILE
 from dlm.plan.tuning import one_sided, tuning_sets
 from dlm.record.run import read_result, run_directory
+
+if TYPE_CHECKING:
+    from dlm.fit.result import FitResult
+    from dlm.plan.cells import Plan
 
 
 def open_ends(sweep: Sweep) -> dict[str, list[tuple[str, str]]]:
@@ -21,6 +27,18 @@ def open_ends(sweep: Sweep) -> dict[str, list[tuple[str, str]]]:
             lead = "The tuning cells lie on one side of the best:"
             found.setdefault(cells[0].objective, []).append((f"{lead} {sentence}. This adds cells:", command))
     return found
+
+
+def recipe_notes(plan: Plan, fits: Sequence[FitResult]) -> list[str]:
+    """Say that a forecast of well tuned runs is tested by a run that may not be, if that is so."""
+    is_tuned = any(fit.tuning is not None and fit.tuning["tuned"] for fit in fits)
+    if not is_tuned or (plan.recipe is not None and plan.recipe.runs is not None):
+        return []
+    return [
+        "the forecast is of the loss at the best settings that the tuning runs show, and the proof run follows the "
+        "recipe of the sweep: the loss that this recipe leaves on the table counts as an error of the forecast; a "
+        "sweep with recipe: fitted avoids this"
+    ]
 
 
 def warn_open_ends(sweep: Sweep) -> None:

@@ -15,6 +15,7 @@ from dlm.fit.budgets import TOLERANCE
 from dlm.fit.conventions import ISOFLOP, refit_of
 from dlm.fit.counts import GIVEN, SIZE_COLUMNS, Counts, counts_of
 from dlm.fit.engine.newton import Norm
+from dlm.fit.hparams.excess import at_best
 from dlm.fit.known import hash_of
 from dlm.fit.points import Array
 from dlm.fit.reconciled import Reconciliation, SetFacts
@@ -179,6 +180,7 @@ def _set_of(frame: pd.DataFrame, label: str) -> RunSet:
         runs = read_runs(frame)
         if runs.empty:
             raise UserError("there are no runs: give at least one row of params, tokens and loss")
+        runs = at_best(runs)
         runs = runs[runs["weight"] > 0].reset_index(drop=True) if "weight" in runs else runs
         counts, warnings = counts_of(runs), (*runs.attrs["warnings"], *checkpoints(runs))
     except UserError as error:

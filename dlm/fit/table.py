@@ -20,7 +20,7 @@ from dlm.fit.crossing import Crossover, crossover, shared_budgets
 from dlm.fit.engine.newton import Norm
 from dlm.fit.frozen import Score
 from dlm.fit.hparams import untuned
-from dlm.fit.hparams.excess import term_of
+from dlm.fit.hparams.excess import TUNE, term_of
 from dlm.fit.multiplier import Multiplier, compare
 from dlm.fit.one_law import COMBINED, columns_of, envelope_of, isoflop_of, surface_of, without_outliers
 from dlm.fit.optimum import with_warnings
@@ -54,7 +54,6 @@ FURTHER = 10.0  # multiple of the highest budget at which the optimum is reporte
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 # The same, unless every size and number of tokens has runs of each value, as in a sweep that varies them on purpose.
 MIXED_UNLESS_CROSSED = ("weight_decay", "dropout")
-RECIPE = ("learning_rate", "global_batch_size")  # columns that may follow size and tokens, but not differ at one place
 
 
 def fit_runs(
@@ -203,21 +202,7 @@ def _mixtures(frame: pd.DataFrame) -> list[str]:
     check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     mixed += [name for name in MIXED_UNLESS_CROSSED if name in frame and not _is_crossed(frame, name)]
-    found = (
-        [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
-    )
-    several = [name for name in RECIPE if name in frame and _is_varied(frame, name)]
-    if several:
-        found.append(
-            f"runs of one size and number of tokens differ in {text.listed(several)}: the law describes their average, "
-            "not the best of them; `dlm hparams` finds the best, and rows with the role 'tune' stay out of a law"
-        )
-    return found
-
-
-def _is_varied(frame: pd.DataFrame, name: str) -> bool:
-    """Whether some runs of equal size and number of tokens have different values in a column."""
-    return bool((frame.groupby(["params", "tokens"])[name].nunique() > 1).any())
+    return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
 
 
 def _is_crossed(frame: pd.DataFrame, name: str) -> bool:
@@ -290,10 +275,24 @@ def score_forecast(forecast: Mapping[str, Any], source: Runs) -> Score:
     if label and "objective" in frame:
         frame = one_objective(frame, label)
     check_convention(frame)
+    frame = _without_tuning(frame, forecast)
     columns = columns_of(frame)
     del columns["label"]
     found = frozen.grade(forecast, as_points(**columns), run_table(frame))
     return replace(found, notes=(*found.notes, *frame.attrs["warnings"]))
+
+
+def _without_tuning(frame: pd.DataFrame, forecast: Mapping[str, Any]) -> pd.DataFrame:
+    """The runs without tuning runs that the law did not use, and a note: their recipes differ from the best one."""
+    if "role" not in frame:
+        return frame
+    left_out = frozen.matched(forecast, run_table(frame)).new & (frame["role"] == TUNE).to_numpy()
+    if not left_out.any():
+        return frame
+    kept = frame[~left_out].reset_index(drop=True)
+    kept.attrs = {name: list(lines) for name, lines in frame.attrs.items()}
+    kept.attrs["warnings"].append(f"{text.counted(int(left_out.sum()), 'tuning run')} not graded: they vary the recipe")
+    return kept
 
 
 def compare_runs(
@@ -333,7 +332,7 @@ def compare_runs(
         )
     labels = _labels(tables, fits)
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
-    if law not in repeated.NAMES:
+    if law not in (repeated.REPEATED, *laws.UNIQUE):
         return compare(one, two)
     late, early = (two, one) if two.label == MASKED else (one, two)
     return crossover(late, early, shared_budgets(one, two))

@@ -163,3 +163,8 @@ def test_the_result_as_json_has_no_number_that_json_lacks():
     content = json.loads(json.dumps(few.to_dict(), allow_nan=False))
     assert content["noise"] is None and "nothing shows the noise" in " ".join(content["warnings"])
     assert content["recipe"]["lr"]["params"] == 0
+
+
+def test_runs_that_do_not_show_their_noise_have_no_line_about_it():
+    found = fit_hparams(runs(cells=[GRID[0]], rates=(0.5, 1, 2)), replicates=100)
+    assert "nan" not in found.report() and "nothing shows the noise" in found.report()

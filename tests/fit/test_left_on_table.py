@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from dlm.core.errors import UserError
+from dlm.fit import reconcile
+from dlm.fit.frozen import forecast
 from dlm.fit.hparams import untuned
-from dlm.fit.table import fit_runs, fit_sweep
+from dlm.fit.table import fit_runs, fit_sweep, score_forecast
 
 X, Y, CURVATURE = -0.7, 0.3, 0.03  # the best rate is .01 at N = 1e8, D = 2e9, and drifts as N^X D^Y
 ALPHA, BETA = 0.34, 0.30
@@ -133,14 +135,21 @@ def test_the_sensitivity_is_the_shift_that_one_rate_for_all_runs_makes():
     assert fitted.allocation.a + shift == pytest.approx(A, abs=0.03) and shift > 0.05
 
 
-def test_runs_of_one_size_and_length_at_several_rates_are_said_to_be_averaged():
-    runs = table(at=[])
-    both = pd.concat([runs, runs.assign(learning_rate=2 * runs["learning_rate"], loss=runs["loss"] + 0.01)])
+def test_tuning_runs_are_not_graded_against_predictions_for_the_best_recipe():
+    frame = table()
+    predicted = forecast(fit_runs(frame, law="chinchilla", bootstrap=100), [1e21])
+    scored = score_forecast(predicted, frame)
+    assert (scored.known, scored.rows) == (35, ()) and "20 tuning runs not graded: they vary the recipe" in scored.notes
+    n = np.sqrt(1e21 / 120)
+    later = pd.DataFrame([run(1e21, 1.0, best_rate(n, 1e21 / 6 / n), np.random.default_rng(1))])
+    assert [row["params"] for row in score_forecast(predicted, pd.concat([frame, later])).rows] == [pytest.approx(n)]
 
-    def said(frame):
-        fitted = fit_runs(frame, law="chinchilla", bootstrap=0, conventions=False)
-        return [line for line in fitted.warnings if "differ in learning_rate" in line]
 
-    assert said(runs.assign(learning_rate=runs["params"] ** -0.5)) == []  # a rate that follows the size
-    (line,) = said(both)
-    assert "the law describes their average" in line
+def test_reconcile_takes_the_runs_as_a_fit_does_without_what_they_leave_on_the_table():
+    frames = [table(), table(seed=1).assign(objective="autoregressive")]
+    found = reconcile(frames, forms=["isoflop"], replicates=50)
+    (cell,) = found.common
+    for frame, values in zip(frames, found.exponents["a"], strict=True):
+        assert values[cell][0] == pytest.approx(fit_runs(frame, law="isoflop", bootstrap=0).allocation.a, abs=1e-9)
+    assert [one.num_runs for one in found.sets] == [35, 35]
+    assert "the losses are those at the best learning rate, by 20 tuning runs" in found.report()

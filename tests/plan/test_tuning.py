@@ -11,8 +11,10 @@ import yaml
 from support.recipes import LAWS, write_recipe
 
 from dlm import launch as launching
+from dlm.cli.tuned import recipe_notes
 from dlm.core.errors import UserError
 from dlm.core.paths import configs_dir, sweeps_dir
+from dlm.fit.result import FitResult
 from dlm.plan.definition import load_sweep, parse_sweep, with_settings
 from dlm.plan.grid import cell_config, make_plan
 from dlm.plan.needs import tokens_needed
@@ -411,3 +413,13 @@ def test_the_published_recipe_of_isoflop_follows_size_and_tokens_and_divides_ove
     lower = make_plan(load_sweep(sweeps_dir() / "isoflop.yaml").with_budgets([3e16, 1e18]))  # batches below 8 sequences
     assert min(cell.global_batch_size for cell in lower.cells) == 8
     assert "outside that range" in recipe_lines(lower.spec, lower.recipe, lower.cells)[1]
+
+
+def test_a_forecast_of_tuned_runs_says_that_the_proof_run_follows_another_recipe(tmp_path):
+    tuned = FitResult(law="isoflop", n=9, status="ok", warnings=(), tuning={"tuned": True})
+    untuned = FitResult(law="isoflop", n=9, status="ok", warnings=(), tuning={"tuned": False})
+    (said,) = recipe_notes(plan(tune=True), [untuned, tuned])
+    assert "counts as an error of the forecast" in said
+    assert recipe_notes(plan(tune=True), [untuned]) == []
+    fitted = plan(**BY_RECIPE, recipe=str(write_recipe(tmp_path / "recipe.json")))
+    assert recipe_notes(fitted, [tuned]) == []

@@ -43,6 +43,12 @@ class Term:
         found.attrs = {name: list(lines) for name, lines in self.runs.attrs.items()}
         return found
 
+    @property
+    def meaning(self) -> str:
+        """What the losses without their excess are, in words."""
+        settings = " and ".join(WORDS[name] for name in self.hparams.powers)
+        return f"the losses are those at the best {settings}, by {text.counted(self.num_tuning, 'tuning run')}"
+
     def fit(self, fit: Callable[..., FitResult], bootstrap: int) -> FitResult:
         """Fit the law to the runs without their excess, and again with it, to say what the term does to a and b."""
         result = fit(self.without(self.excess), bootstrap=bootstrap)
@@ -84,8 +90,7 @@ class Term:
 
     def _sentence(self, a: dict[str, float], flagged: list[dict[str, Any]]) -> str:
         said = [
-            f"the losses are those at the best {' and '.join(WORDS[name] for name in self.hparams.powers)}, by "
-            + text.counted(self.num_tuning, "tuning run"),
+            self.meaning,
             f"a is {text.number(a['with'], digits=3)} with this term and {text.number(a['without'], digits=3)} without",
         ]
         if np.isfinite(a["error"]):
@@ -138,6 +143,16 @@ def term_of(frame: pd.DataFrame) -> tuple[pd.DataFrame, Term | None]:
     where = (runs.log_n, runs.log_d, runs.settings)
     excess, draws = hparams.excess(*where), hparams.excesses(*where)
     return law, Term(runs=law, excess=excess, draws=draws, hparams=hparams, num_tuning=int(is_tuning.sum()))
+
+
+def at_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the law as `term_of` finds them, without their excess; a warning of the table says so."""
+    law, term = term_of(frame)
+    if term is None:
+        return law
+    found = term.without(term.excess)
+    found.attrs["warnings"].append(term.meaning)
+    return found
 
 
 def _rows(frame: pd.DataFrame, keep: Mask) -> pd.DataFrame:

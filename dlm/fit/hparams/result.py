@@ -125,7 +125,7 @@ class Hparams:
         label = f" of {self.objective}" if self.objective else ""
         rows = [f"best settings{label}: {text.counted(self.num_runs, 'run')} in {text.counted(len(self.used), 'cell')}"]
         rows += [line for name, power in self.powers.items() for line in self._lines(name, power)]
-        rows.append(f"  noise: {self.noise:.2%} of the loss between runs")
+        rows += [f"  noise: {self.noise:.2%} of the loss between runs"] if np.isfinite(self.noise) else []
         ranges = self.range
         sizes, tokens = (text.interval(ranges[name], "count") for name in ("params", "tokens"))
         rows.append(f"  range: N {sizes}, D {tokens}")
