@@ -65,7 +65,7 @@ def compare(
     other: Annotated[
         Path | None, typer.Argument(help="A second CSV file; without it, two objectives of the first are compared.")
     ] = None,
-    law: Annotated[str, typer.Option(help="chinchilla, skaling or isoflop.")] = "chinchilla",
+    law: Annotated[str, typer.Option(help="chinchilla, skaling, isoflop, or a law of repeated data.")] = "chinchilla",
     objective: Annotated[
         list[str] | None, typer.Option(help="Give it twice: the objective of the first and of the second runs.")
     ] = None,

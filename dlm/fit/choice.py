@@ -63,7 +63,10 @@ class Choice:
             f"{name} {score.total.mean():.2%} (excess loss {np.median(score.excess):.2%} in the median and "
             f"{score.excess.max():.2%} at worst, {np.median(score.rms):.2%} root mean square)"
             for name, score in self.scores.items()
+            if np.isfinite(score.total).all()
         ]
+        lost = [name for name, score in self.scores.items() if not np.isfinite(score.total).all()]
+        parts += [f"none of {name}, which some of the remaining runs do not determine" for name in lost]
         why = [f"{name} cannot be fitted: {reason}" for name, reason in self.refused.items()]
         return "; ".join([f"on left-out unique budgets and sizes, {self.law} is taken: {text.listed(parts)}", *why])
 
@@ -78,7 +81,8 @@ def chosen(scores: Mapping[str, Score]) -> str:
 
     The laws are in the order of `scores`, the simplest first. The standard error is that of the mean over the curves.
     """
-    best = min(scores, key=lambda name: float(scores[name].total.mean()))
+    mean = {name: float(score.total.mean()) for name, score in scores.items()}
+    best = min(scores, key=lambda name: mean[name] if np.isfinite(mean[name]) else np.inf)
     for name, score in scores.items():
         worse = score.total - scores[best].total
         if worse.mean() <= worse.std(ddof=1) / np.sqrt(len(worse)):

@@ -141,6 +141,10 @@ def allocation(result: Fitted, flops: float, unique: float | None = None, *, lev
     rows = optimum.as_rows(law, result.params)
     n, e, loss, used = (float(v[0]) for v in _spend(result, rows, flops, unique))
     found = replace(nothing, N=n, epochs=e, L=loss, used=used, edge=_edge(result, n))
+    most = FAR * _most_epochs(points)
+    if e > most:
+        why = f"withheld: its best use takes {text.number(e, digits=3)} epochs, and nothing is given above"
+        return replace(nothing, withheld=f"{why} {text.number(most, digits=3)}, twice the most of any run")
     if result.draws is None:
         return found
     drawn = _spend(result, result.draws, flops, unique)

@@ -6,7 +6,7 @@ import pytest
 
 from dlm.core.errors import UserError
 from dlm.fit import allocation, best_epochs, crossover
-from dlm.fit.choice import Score, chosen
+from dlm.fit.choice import Choice, Score, chosen
 from dlm.fit.curves import TAIL, curves, weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws.epochs import Epochs
@@ -241,3 +241,65 @@ def test_published_curves_that_the_fit_has_not_seen_are_decided_well(reference):
             assert len(errors.excess) == 32
             assert np.median(errors.excess) < 0.01 and np.median(errors.rms) < 0.03
             assert errors.log_epochs_error < 0.5
+
+
+@pytest.mark.parametrize("law", ["repeated", "epochs"])
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (lambda frame: frame["params"] == SIZES[2], "all runs have one size, 100M, so nothing shows alpha"),
+        (
+            lambda frame: frame["tokens"] == frame["unique_tokens"],
+            "what repetition is worth, cannot be determined: fit chinchilla",
+        ),
+    ],
+)
+def test_runs_that_do_not_show_the_law_are_refused(own, words, law):
+    frame = runs(WORLDS["penalty"])
+    with pytest.raises(UserError, match=words):
+        fit_runs(frame[own(frame)], law=law, **WITHIN)
+
+
+def test_one_size_supports_a_law_whose_alpha_is_held_fixed():
+    frame = runs(WORLDS["penalty"])
+    result = fit_runs(frame[frame["params"] == SIZES[2]], law="penalty", fixed={"alpha": BASE["alpha"]}, **WITHIN)
+    assert result.noise.residual < 0.01
+    assert best_epochs(result, SIZES[2], 1e8).epochs == pytest.approx(
+        true_best(WORLDS["penalty"], SIZES[2], 1e8), rel=0.2
+    )
+
+
+def test_runs_with_one_number_of_unique_tokens_say_that_the_law_holds_for_it():
+    frame = runs(WORLDS["epochs"], steps=STEPS[::2])
+    one = fit_runs(frame[frame["unique_tokens"] == 1e7], law="epochs", **WITHIN)
+    assert "all runs have 10M unique tokens: the law holds for this number" in one.report()
+    assert "unique tokens: the law holds" not in fit_runs(frame, law="epochs", **WITHIN).report()
+
+
+def test_no_use_of_compute_is_given_that_takes_far_more_epochs_than_the_runs():
+    """A law that never turns would read few unique tokens for ever."""
+    frame = runs(WORLDS["epochs"])
+    result = fit_runs(frame[frame["tokens"] <= 8 * frame["unique_tokens"]], law="epochs", **WITHIN)
+    far = allocation(result, result.points.top_flops, 1e7)
+    assert np.isnan([far.N, far.epochs, far.L]).all()
+    assert "withheld: its best use takes" in far.sentence() and "above 16, twice the most" in far.sentence()
+    assert np.isfinite(allocation(result, 1e15, 1e7).L)
+
+
+def test_a_law_that_the_rest_of_the_runs_does_not_determine_is_never_chosen():
+    lost, known = np.full(3, np.nan), np.full(3, 0.01)
+    scores = {
+        "plain": Score(excess=lost, log_error=lost, absolute=lost, rms=lost),
+        "turning": Score(excess=known, log_error=known, absolute=known, rms=known),
+    }
+    choice = Choice(law=chosen(scores), scores=scores, refused={})
+    assert choice.law == "turning" and "nan" not in choice.sentence() and "none of plain" in choice.sentence()
+
+
+def test_data_constrained_laws_are_compared_at_each_number_of_unique_tokens():
+    tables = [
+        runs(WORLDS["epochs"], steps=STEPS[:4], objective=name) for name in ("autoregressive", "masked_diffusion")
+    ]
+    few = pd.concat(tables).query("params in @SIZES[::2]")
+    found = compare_runs(few, law="data-constrained", bootstrap=0)
+    assert [at.U for at in found.at] == [*BUDGETS] and "upper bound on -log p" in found.report()

@@ -44,6 +44,7 @@ def surface(points: Points, found: Solution) -> tuple[list[str], list[str], tupl
     warnings = [
         *_fit(points, found),
         *_design(points),
+        *_one_unique(points, found),
         *_determined(points, found, residual),
         *([] if is_robust else told),
         *_quantised(points.loss, residual, found.problem.how.space),
@@ -112,6 +113,13 @@ def _turns(points: Points, found: Solution) -> bool:
     row = law.rows(found.theta, found.problem.centre)
     pairs = np.unique(np.log(np.stack([points.params, points.unique], axis=1)), axis=0).tolist()
     return any(np.isfinite(log_best(law, row, log_n, log_u)[0]) for log_n, log_u in pairs)
+
+
+def _one_unique(points: Points, found: Solution) -> list[str]:
+    if not isinstance(found.problem.law, Epochs) or points.unique is None or np.ptp(points.unique) > 0:
+        return []
+    own = text.count(float(points.unique[0]))
+    return [f"all runs have {own} unique tokens: the law holds for this number, and nothing shows what another does"]
 
 
 def _design(points: Points) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from dlm.core import text
 from dlm.core.errors import UserError, unknown
 from dlm.fit import optimum
 from dlm.fit.curves import weighed
@@ -158,8 +159,7 @@ def law_of(name: str, points: Points, how: Norm, fixed: Mapping[str, float], *, 
         raise UserError(f"{name} needs the unique tokens of every run: add a column unique_tokens")
     most = float(points.unique.max()) if unique is None else unique
     if issubclass(law, Epochs):
-        if "kappa" not in fixed:
-            _check_repeated(points, points.unique, "kappa")
+        check_repeats(points, fixed)
         return law(most)
     return DataConstrained(_base(points, points.unique, how, fixed), most)
 
@@ -171,6 +171,18 @@ def _check_repeated(points: Points, unique: npt.NDArray[np.float64], name: str) 
         raise UserError(
             f"no run reads its unique tokens more than {most:.3g} times, so {name}, what repetition is worth, cannot "
             "be determined: fit chinchilla, or add runs that repeat their text"
+        )
+
+
+def check_repeats(points: Points, fixed: Mapping[str, float]) -> None:
+    """Raise UserError for points that do not show what an epoch does, or what the size does."""
+    assert points.unique is not None, "the callers check that they are given"
+    if "kappa" not in fixed:
+        _check_repeated(points, points.unique, "kappa")
+    if np.ptp(points.params) == 0 and "alpha" not in fixed:
+        raise UserError(
+            f"all runs have one size, {text.count(float(points.params[0]))}, so nothing shows alpha: add runs of "
+            "another size, or hold it fixed, as in --pin alpha=0.34"
         )
 
 

@@ -18,7 +18,7 @@ from dlm.fit.laws import UNIQUE
 from dlm.fit.left_out import groups, score
 from dlm.fit.points import Points, SurfaceColumns, as_points
 from dlm.fit.result import FitResult
-from dlm.fit.surface.fit import checked_norm, fit_points, law_of, with_two_budgets
+from dlm.fit.surface.fit import check_repeats, checked_norm, fit_points, law_of, with_two_budgets
 
 REPEATED = "repeated"
 NAMES = (REPEATED, "epochs", "penalty", "onset")
@@ -73,6 +73,7 @@ def fit_repeated(
     points = with_two_budgets(as_points(params, tokens, loss, **columns))
     if points.unique is None:
         raise UserError(f"{law} needs the unique tokens of every run: add a column unique_tokens")
+    check_repeats(points, fixed or {})
     found = _choose(weighed(points), law, how, dict(fixed or {}), unique=unique, holdout=holdout)
     return optimum.with_optima(replace(found, label=label), at)
 
