@@ -22,10 +22,13 @@ def hparams(
     as_json: AsJson = False,
 ) -> None:
     """Fit the best learning rate and batch as laws of size and tokens, from runs of any table that vary them."""
+    from dlm.core.errors import UserError
     from dlm.core.files import check_writable, write_json
     from dlm.fit.hparams.fit import fit_hparams
 
     if out is not None:
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give the name of a file in it, such as {out / 'recipe.json'}")
         check_writable(out.parent)
     found = fit_hparams(runs, objective=objective, replicates=bootstrap, seed=seed)
     print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else found.report())

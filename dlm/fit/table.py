@@ -54,6 +54,7 @@ FURTHER = 10.0  # multiple of the highest budget at which the optimum is reporte
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 # The same, unless every size and number of tokens has runs of each value, as in a sweep that varies them on purpose.
 MIXED_UNLESS_CROSSED = ("weight_decay", "dropout")
+RECIPE = ("learning_rate", "global_batch_size")  # columns that may follow size and tokens, but not differ at one place
 
 
 def fit_runs(
@@ -202,7 +203,21 @@ def _mixtures(frame: pd.DataFrame) -> list[str]:
     check_convention(frame)
     mixed = [name for name in MIXED if name in frame and frame[name].nunique() > 1]
     mixed += [name for name in MIXED_UNLESS_CROSSED if name in frame and not _is_crossed(frame, name)]
-    return [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+    found = (
+        [f"the runs differ in {text.listed(mixed)}: one law for all of them mixes those effects in"] if mixed else []
+    )
+    several = [name for name in RECIPE if name in frame and _is_varied(frame, name)]
+    if several:
+        found.append(
+            f"runs of one size and number of tokens differ in {text.listed(several)}: the law describes their average, "
+            "not the best of them; `dlm hparams` finds the best, and rows with the role 'tune' stay out of a law"
+        )
+    return found
+
+
+def _is_varied(frame: pd.DataFrame, name: str) -> bool:
+    """Whether some runs of equal size and number of tokens have different values in a column."""
+    return bool((frame.groupby(["params", "tokens"])[name].nunique() > 1).any())
 
 
 def _is_crossed(frame: pd.DataFrame, name: str) -> bool:

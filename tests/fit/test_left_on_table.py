@@ -153,3 +153,16 @@ def test_reconcile_takes_the_runs_as_a_fit_does_without_what_they_leave_on_the_t
         assert values[cell][0] == pytest.approx(fit_runs(frame, law="isoflop", bootstrap=0).allocation.a, abs=1e-9)
     assert [one.num_runs for one in found.sets] == [35, 35]
     assert "the losses are those at the best learning rate, by 20 tuning runs" in found.report()
+
+
+def test_runs_of_one_size_and_length_at_several_rates_are_said_to_be_averaged():
+    runs = table(at=[])
+    both = pd.concat([runs, runs.assign(learning_rate=2 * runs["learning_rate"], loss=runs["loss"] + 0.01)])
+
+    def said(frame):
+        fitted = fit_runs(frame, law="chinchilla", bootstrap=0, conventions=False)
+        return [line for line in fitted.warnings if "differ in learning_rate" in line]
+
+    assert said(runs.assign(learning_rate=runs["params"] ** -0.5)) == []  # a rate that follows the size
+    (line,) = said(both)
+    assert "the law describes their average" in line
