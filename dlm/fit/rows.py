@@ -303,7 +303,7 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
         epochs = (frame["tokens"] / frame["unique_tokens"]).max()
     if not epochs > ONE_EPOCH:
         return []
-    said = "only the laws of repeated data (repeated, and those of unique tokens) do not count repeated tokens as new"
+    said = "laws without unique tokens count repeated text as new, and --law repeated fits those that do not"
     return [f"{REPEATS} {epochs:.1f} times: {said}"]
 
 

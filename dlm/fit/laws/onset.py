@@ -87,7 +87,7 @@ class Onset(Epochs):
         place, u, n, log_s, log_k = (theta[:, j : j + 1] for j in range(NUM_BASE, NUM_BASE + 5))
         s, k = np.exp(log_s), np.exp(log_k)
         late = x[2] - place - u * (x[1] - x[2]) + n * x[0]
-        return Rise(s * np.logaddexp(0.0, k * late) / k, late, 1.0 / (1.0 + np.exp(-k * late)), s, k)
+        return Rise(s * np.logaddexp(0.0, k * late) / k, late, np.exp(-np.logaddexp(0.0, -k * late)), s, k)
 
 
 def _along(x: Features, like: Array) -> Array:
