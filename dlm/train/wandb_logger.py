@@ -116,7 +116,9 @@ def end_wandb(exit_code: int) -> None:
             sys.modules["wandb"].teardown(exit_code)
     finally:
         timer.cancel()
-        sys.modules["wandb"].run = None  # else the next run of this process would log to this one, which has ended
+        vars(sys.modules["wandb"])["run"] = (
+            None  # else the next run of this process would log to this one, which has ended
+        )
 
 
 def _give_up(patience: float) -> None:
