@@ -10,6 +10,7 @@ import numpy as np
 
 from dlm.core import text
 from dlm.core.errors import UserError
+from dlm.core.objectives import OBJECTIVES
 from dlm.fit import optimum
 from dlm.fit.draws import ends
 from dlm.fit.fitted import Fitted, plain
@@ -106,7 +107,7 @@ def crossover(first: Fitted, second: Fitted, unique: Sequence[float], *, level: 
     log_c = np.linspace(np.log(low), np.log(high), STEPS)
     names = (first.label or "first", second.label or "second")
     found = tuple(_crossing(sides, float(u), log_c, level) for u in unique)
-    notes = (BOUND,) if "masked_diffusion" in names else ()
+    notes = (BOUND,) if any(map(is_bound, names)) else ()
     return Crossover(names=names, laws=(first.law, second.law), at=found, notes=notes)
 
 
@@ -144,3 +145,8 @@ def _place(gap: Array, log_c: Array) -> float:
         return -np.inf
     k = int(above[-1])
     return float(log_c[k] + (log_c[k + 1] - log_c[k]) * gap[k] / (gap[k] - gap[k + 1]))
+
+
+def is_bound(label: str) -> bool:
+    """Whether the loss of this objective is an upper bound on -log p; False for a name that dlm does not know."""
+    return label in OBJECTIVES and OBJECTIVES[label].is_bound

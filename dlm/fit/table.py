@@ -16,7 +16,7 @@ from dlm.core.flops import MOST_FLOPS
 from dlm.fit import frozen, laws
 from dlm.fit.budgets import TOLERANCE
 from dlm.fit.conventions import conventions_of
-from dlm.fit.crossing import Crossover, crossover, shared_budgets
+from dlm.fit.crossing import Crossover, crossover, is_bound, shared_budgets
 from dlm.fit.engine.newton import Norm
 from dlm.fit.frozen import Score
 from dlm.fit.hparams import untuned
@@ -49,7 +49,6 @@ FEW_BUDGETS = 8  # with at most this many budgets, the optimum is reported at ea
 MOST_TO_JUDGE = 1000  # replicates of each part of the combined law, and of each form that checks a law, at most
 MOST_RESAMPLED = 1_000_000  # rows that are resampled for a combined law: more rows are resampled less often
 LEAST_RESAMPLES = 200
-MASKED = "masked_diffusion"
 FURTHER = 10.0  # multiple of the highest budget at which the optimum is reported by default
 MIXED = ("data", "data_hash", "schedule", "estimator")  # columns that should be the same for all runs of a fit
 # The same, unless every size and number of tokens has runs of each value, as in a sweep that varies them on purpose.
@@ -349,7 +348,7 @@ def compare_runs(
     one, two = (replace(fit, label=label) for fit, label in zip(fits, labels, strict=True))
     if law not in (repeated.REPEATED, *laws.UNIQUE):
         return compare(one, two)
-    late, early = (two, one) if two.label == MASKED else (one, two)
+    late, early = (two, one) if is_bound(two.label) else (one, two)
     return crossover(late, early, shared_budgets(one, two))
 
 
