@@ -1,4 +1,4 @@
-"""The verbs of the `dlm` command that fit laws: fit, predict, score, compare and reconcile."""
+"""The verbs of the `dlm` command that fit laws and use them."""
 
 from __future__ import annotations
 
