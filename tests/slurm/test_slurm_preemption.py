@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ def test_preempted_cells_go_on_where_they_were(cluster, make_sweep, undisturbed)
         "grace-no-signal": "partition=grace signal_delay_s=0",
     }
     sweeps = {name: make_sweep(name) for name in ways}
-    for name, keys in ways.items():
-        assert sweeps[name].submit(LONG, launcher=keys).code == 0
+    with ThreadPoolExecutor() as pool:  # one after the other, the first would be done before the last is submitted
+        ended = pool.map(lambda name: sweeps[name].submit(LONG, launcher=ways[name]), ways)
+        assert [one.code for one in ended] == [0] * len(ways)
     for sweep in sweeps.values():
         wait_for(sweep.trains)
     cluster(*RIVAL)
