@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 
 # What a user gives is text: make expands nothing in it, as in SWEEP='$(shell ...)', and `quoted` passes it to the shell.
-GIVEN := PYTHON VENV BUDGET SWEEP LAUNCHER YES ALLOW_DIRTY UPGRADE
+GIVEN := PYTHON VENV TORCH_INDEX BUDGET SWEEP LAUNCHER YES ALLOW_DIRTY UPGRADE
 define NEWLINE
 
 
@@ -14,6 +14,8 @@ quoted = '$(subst ','\'',$(1))'
 
 PYTHON ?= python3
 VENV ?= .venv
+# The package index from which torch comes, if it is not the usual one (docs/set_up.md).
+TORCH_INDEX ?=
 # The name of a target: make reads these characters in another way.
 HASH := \#
 ODD := ; : | % & ' " ` $$ ( ) { } < > ? * [ ] \ ! = ~
@@ -43,13 +45,10 @@ FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITI
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make a virtual environment with everything in it (the other targets do this too)
+setup: $(READY) ## make a virtual environment with everything in it (the other targets do this too): TORCH_INDEX=
 
 $(READY): pyproject.toml constraints.txt
-	@python=$(call quoted,$(PYTHON)); "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dlm needs Python >= 3.11, $$python is $$("$$python" --version): make PYTHON=python3.12 ..."; exit 2; }
-	@test -x $(BIN)/python || $(call quoted,$(PYTHON)) -m venv $(VENV)
-	@echo "installing dlm and its libraries into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(call quoted,$(PYTHON)) tools/setup.py --venv $(VENV) --torch-index=$(call quoted,$(TORCH_INDEX))
 	@touch $@
 
 sweep: $(READY) ## plan, train, collect, fit and report: BUDGET=1e19 SWEEP=isoflop LAUNCHER=auto YES=1 ALLOW_DIRTY=1
