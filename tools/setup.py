@@ -47,7 +47,7 @@ def advise_on_torch() -> None:
     is_served_with_cuda = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
     if is_served_with_cuda and not any(path.exists() for path in NVIDIA):
         print(
-            "This machine has no NVIDIA driver. If pip now downloads gigabytes of CUDA packages, stop it, and install uv "
+            "This machine has no NVIDIA driver. If pip now downloads gigabytes of CUDA packages, stop it: install uv, "
             "or give TORCH_INDEX (docs/set_up.md)."
         )
 
@@ -113,7 +113,8 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.version_info < OLDEST_PYTHON:
         found, wanted = platform.python_version(), ".".join(map(str, OLDEST_PYTHON))
-        sys.exit(f"dlm needs Python {wanted} or newer, and {sys.executable} is {found}: make PYTHON=python3.12 ...")
+        print(f"dlm needs Python {wanted} or newer, {sys.executable} is {found}: give PYTHON=", file=sys.stderr)
+        sys.exit(2)
     try:
         main()
     except subprocess.CalledProcessError as error:
