@@ -51,7 +51,12 @@ class Curve:
     @property
     def turns(self) -> bool:
         """Whether the loss rises again after the best epochs."""
-        return bool(self.log_loss[-1] - self.log_loss.min() > RISE)
+        return self.rise > RISE
+
+    @property
+    def rise(self) -> float:
+        """How far the log loss at the last epochs lies above the lowest."""
+        return float(self.log_loss[-1] - self.log_loss.min())
 
     @property
     def shares(self) -> Array:

@@ -1,4 +1,4 @@
-"""Find the number of epochs at which a law of repeated data is lowest."""
+"""Find the number of epochs at which a law of repeated data is lowest, and whether the runs agree that it turns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from copy import copy
 
 import numpy as np
 
+from dlm.core import text
+from dlm.fit.curves import Curve, curves
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.epochs import Epochs
-from dlm.fit.points import Array
+from dlm.fit.points import Array, Points
 
 Repeated = DataConstrained | Epochs  # the laws of unique tokens
 
 MOST_EPOCHS = 1e5  # a law that still falls here has no best number of epochs
 STEPS = 231  # of the grid over log epochs, 5 % apart
 FLAT = 1e-7  # a relative rise that is only rounding
+CLEAR_RISE = 0.01  # a rise of the log loss at the end of a curve that is more than the noise of its points
 
 
 def of_unique(law: Repeated, unique: float) -> Repeated:
@@ -41,3 +44,23 @@ def log_best(law: Repeated, rows: Array, log_n: float, log_u: float) -> Array:
     found = grid[low] + np.where(low == middle, np.clip(np.nan_to_num(shift), -1.0, 1.0), 0.0) * (grid[1] - grid[0])
     falls = loss[:, -1] <= loss[each, low] * (1.0 + FLAT)
     return np.where(law.found(rows), np.where(falls, np.inf, found), np.nan)
+
+
+def turns_within(law: Repeated, row: Array, curve: Curve) -> bool:
+    """Whether a law, given as one row of parameters, is lowest before the last epochs of a curve of the runs."""
+    return bool(log_best(law, row, np.log(curve.params), np.log(curve.unique))[0] < curve.log_epochs[-1])
+
+
+def overlooked(law: Repeated, row: Array, points: Points) -> list[str]:
+    """Return a warning if curves of the runs clearly turn upward where the law, given as one row, still falls."""
+    missed = [curve for curve in curves(points) if curve.rise > CLEAR_RISE and not turns_within(law, row, curve)]
+    if not missed:
+        return []
+    worst = max(missed, key=lambda curve: curve.rise)
+    model = f"{text.count(worst.params)} parameters on {text.count(worst.unique)} unique tokens"
+    low, last = (text.number(float(np.exp(log_e)), digits=2) for log_e in (worst.best, worst.log_epochs[-1]))
+    others = f"; {text.counted(len(missed) - 1, 'more curve')} too" if len(missed) > 1 else ""
+    return [
+        f"the runs turn upward where {law.name} still falls: the loss of {model} is lowest after about "
+        f"{low} epochs, and {np.expm1(worst.rise):.0%} higher after {last}{others}"
+    ]

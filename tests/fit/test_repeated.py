@@ -89,6 +89,25 @@ def test_a_parameter_at_its_bound_has_no_interval():
     ]
 
 
+def test_a_turn_beyond_the_runs_is_at_its_bound():
+    """Losses that have not risen yet may fit a turn that lies further on, with intervals that mean nothing."""
+    result = fit_runs(runs(WORLDS["penalty"], steps=STEPS[:3], sigma=1e-5), law="onset", bootstrap=0)
+    assert {"K", "u", "n", "s", "k"} <= set(result.at_bound)
+    assert any("they do not show where it turns" in line for line in result.warnings)
+
+
+def test_a_law_that_cannot_turn_says_which_runs_do():
+    """The loss of the largest model on the least text rises most."""
+    table = runs(WORLDS["penalty"], sigma=1e-4)
+    (said,) = (line for line in fit_runs(table, law="epochs", **WITHIN).warnings if "the runs turn upward" in line)
+    rise = loss_of(WORLDS["penalty"], SIZES[-1], BUDGETS[0], STEPS)
+    assert said.startswith(
+        "the runs turn upward where epochs still falls: the loss of 1B parameters on 10M unique tokens"
+    )
+    assert f"{rise[-1] / rise.min() - 1:.0%} higher after 1e+03; 18 more curves too" in said
+    assert not any("the runs turn upward" in line for line in fit_runs(table, law="penalty", **WITHIN).warnings)
+
+
 def test_more_compute_than_the_unique_tokens_can_use_is_not_spent():
     world = WORLDS["penalty"]
     result = fit_runs(runs(world), law="penalty", bootstrap=100, unique=3e7, at=[1e17, 1e19])

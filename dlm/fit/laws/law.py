@@ -111,7 +111,8 @@ class Law(Surface):
         """L of every row in nats/token, at log N and log D that are both (R,) or both (R, m)."""
         flat = np.ndim(log_n) == 1
         x = tuple(v[:, None] if flat else v for v in self.along(log_n, log_d))
-        found = self.loss(self.theta(rows, np.zeros(len(x))), x)
+        with np.errstate(all="ignore"):  # a resampled row may overflow, and callers leave out what is not finite
+            found = self.loss(self.theta(rows, np.zeros(len(x))), x)
         return found[:, 0] if flat else found
 
 

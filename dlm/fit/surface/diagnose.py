@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.core import text
+from dlm.fit.curves import curves
 from dlm.fit.engine.search import Solution
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.points import Array, Points
 from dlm.fit.surface import noise
-from dlm.fit.turn import log_best
+from dlm.fit.turn import Repeated, overlooked, turns_within
 
 EXPONENT_RANGE = (0.02, 3.0)  # an exponent outside this range shows that the points do not determine its term
 UNSEEN = "is not believable: these points do not determine it"
@@ -85,6 +86,8 @@ def _values(points: Points, found: Solution) -> list[str]:
     law = found.problem.law
     if isinstance(law, Epochs) and law.turn and not _turns(points, found):
         warned.append("no loss of these runs rises with the epochs: they do not show where it turns")
+    if isinstance(law, Repeated) and points.unique is not None:
+        warned += overlooked(law, law.rows(found.theta, found.problem.centre), points)
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
@@ -107,12 +110,11 @@ def _within(value: float, bounds: tuple[float, float]) -> bool:
 
 
 def _turns(points: Points, found: Solution) -> bool:
-    """Whether the law turns upward at any size and number of unique tokens of the runs."""
+    """Whether the law turns upward within the epochs of any curve of the runs."""
     law = found.problem.law
-    assert isinstance(law, Epochs) and points.unique is not None
+    assert isinstance(law, Epochs)
     row = law.rows(found.theta, found.problem.centre)
-    pairs = np.unique(np.log(np.stack([points.params, points.unique], axis=1)), axis=0).tolist()
-    return any(np.isfinite(log_best(law, row, log_n, log_u)[0]) for log_n, log_u in pairs)
+    return any(turns_within(law, row, curve) for curve in curves(points))
 
 
 def _one_unique(points: Points, found: Solution) -> list[str]:
