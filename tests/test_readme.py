@@ -208,8 +208,9 @@ def test_every_choice_of_a_table_is_one(tmp_path):
     assert all(f"`{name}`" in fitting for name in CONVENTIONS)
 
 
-def test_every_yaml_block_is_a_mapping_file(tmp_path):
-    blocks = Page(ROOT / "docs" / "collecting.md").blocks("yaml")
+@pytest.mark.parametrize("name", ["collecting", "your_wandb"])
+def test_every_yaml_block_is_a_mapping_file(name, tmp_path):
+    blocks = Page(ROOT / "docs" / f"{name}.md").blocks("yaml")
     assert blocks
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.yaml"
@@ -231,8 +232,9 @@ def tables(tmp_path, monkeypatch):
     one = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss, "budget": budget})
     one["objective"] = "autoregressive"
     both = pd.concat([one, one.assign(loss=1.01 * loss, objective="masked_diffusion")])
-    (tmp_path / "workdir" / "demo").mkdir(parents=True)
-    one.to_csv(tmp_path / "workdir" / "demo" / "runs.csv")
+    for name in ("demo", "theirs"):
+        (tmp_path / "workdir" / name).mkdir(parents=True)
+        one.to_csv(tmp_path / "workdir" / name / "runs.csv")
     one.to_csv(tmp_path / "OTHER.csv")
     return one, both
 
