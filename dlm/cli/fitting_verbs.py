@@ -11,6 +11,8 @@ import typer
 from dlm.cli import options
 from dlm.cli.hparams_verb import hparams
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, takes
+from dlm.cli.table import say
+from dlm.core import terminal
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
 
@@ -33,7 +35,7 @@ def fit(given: options.FitOptions) -> None:
         more = len(result.warnings) - MOST_REASONS
         reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(f"{given.law}: {'; '.join(reasons)}")
-    _show_result(result, as_json=given.as_json)
+    _show_result(result, as_json=given.as_json, width=terminal.width())
 
 
 @takes(options.PredictOptions)
@@ -44,7 +46,7 @@ def predict(given: options.PredictOptions) -> None:
     if given.freeze is not None:
         check_writable(given.freeze.parent)  # before the fit
     result, written = predict_runs(given.runs, **given.keywords())
-    _show_result(result, as_json=given.as_json)
+    _show_result(result, as_json=given.as_json, width=terminal.width())
     if written and not given.as_json:
         print(f"frozen in {given.freeze}: sha256 {written['sha256']}, made {written['made']}")
 
@@ -74,6 +76,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Estimate how many times as much compute the second runs need as the first runs to reach the same loss."""
+    from dlm.fit.multiplier import Multiplier
     from dlm.fit.table import compare_runs
 
     names = list(objective or ())
@@ -83,7 +86,7 @@ def compare(
         raise UserError(f"--objective is given {len(names)} times: name two, that of the first runs and of the second")
     first, second = names or (None, None)
     found = compare_runs(runs, other, first=first, second=second, law=law, bootstrap=bootstrap, seed=seed)
-    _show_result(found, as_json=as_json)
+    _show_result(found, as_json=as_json, **({"width": terminal.width()} if isinstance(found, Multiplier) else {}))
 
 
 def reconcile(
@@ -118,8 +121,12 @@ def reconcile(
         replicates=bootstrap,
         seed=seed,
     )
-    _show_result(found, as_json=as_json)
+    _show_result(found, as_json=as_json, width=terminal.width())
 
 
-def _show_result(result: Any, *, as_json: bool) -> None:
-    print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result.report())
+def _show_result(result: Any, *, as_json: bool, **how: Any) -> None:
+    """Print a result; ``how`` goes to its report, which has tables if it takes the width of the terminal."""
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2, allow_nan=False))
+    else:
+        say(*result.report(**how).split("\n"))

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from dlm.cli.options import AsJson, RunsFile, Seed
+from dlm.cli.table import say
+from dlm.core import terminal
 
 
 def hparams(
@@ -31,7 +33,10 @@ def hparams(
             raise UserError(f"--out {out} is a folder: give the name of a file in it, such as {out / 'recipe.json'}")
         check_writable(out.parent)
     found = fit_hparams(runs, objective=objective, replicates=bootstrap, seed=seed)
-    print(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else found.report())
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        say(*found.report(width=terminal.width()).split("\n"))
     if out is not None:
         write_json(out, found.recipe())
         if not as_json:

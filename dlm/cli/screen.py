@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
-from dlm.core import text
+from dlm.cli.table import WORDS, plain_lines, say, show_table
+from dlm.core import terminal, text
 from dlm.core.errors import ExitCode
 from dlm.core.names import printable
+from dlm.core.table import columns_of, wrapped
 from dlm.core.terminal import console
 from dlm.plan.sharing import own_flops, sharing
-from dlm.record.outcomes import State
 from dlm.record.run import read_result, read_status, run_directory
 
 if TYPE_CHECKING:
@@ -28,22 +29,13 @@ if TYPE_CHECKING:
     from dlm.submit.cluster import Event
     from dlm.submit.job import BranchPoint
 
-MANY_ROWS = 200  # a table with more rows is printed as plain lines, because rich takes a millisecond per row
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
-WORDS = ("cell", "state", "reason", "job", "role")  # left-aligned columns of text; all other columns hold numbers
 # A narrow terminal lacks the first of these columns: of a plan, and of the states of a sweep.
 EXPENDABLE = ("batch error %", "error %", "epochs", "GiB", "tokens/N", "GPU-h", "budget")
 LESS_URGENT = ("redone", "attempts", "tokens/s")
-STATE_COLOURS = {
-    State.DONE: "green",
-    State.RUNNING: "cyan",
-    State.SUBMITTED: "blue",
-    State.PLANNED: "dim",
-    State.PREEMPTED: "yellow",
-}  # all other states are red
-
 CHECK_COLOURS = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
-CHECK_WIDTHS = (7, 14, None)  # of the state, the name and the rest
+CHECK_WIDTHS = (7, 14)  # of the state and the name of a check; what was found takes the rest
+NARROW = 60  # a terminal with fewer columns shows what a check has found below its name
 
 
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
@@ -62,10 +54,7 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
     for line in (*_settings_lines(plan.spec), *recipe_lines(plan.spec, plan.recipe, plan.grid), *tuning_lines(plan)):
         out.print(printable(line), markup=False)
-    rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
-    show_table(rows)
-    if missing:
-        out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm plan --json` has all columns[/]")
+    show_table(_plan_rows(plan.cells), expendable=EXPENDABLE, whole="dlm plan --json")
     dropped = list(
         dict.fromkeys(f"{one['model']} at {text.flops(one['budget_flops'])}: {one['reason']}" for one in plan.dropped)
     )  # once for all seeds
@@ -79,18 +68,6 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     out.print(_cost_line(plan), markup=False)
     if proof:
         out.print(_proof_line(proof), markup=False)
-
-
-def _fitting(
-    rows: list[dict[str, str]], width: int, expendable: Sequence[str]
-) -> tuple[list[dict[str, str]], list[str]]:
-    """Return (the rows without those columns of ``expendable`` that do not fit into ``width``, these columns)."""
-    missing: list[str] = []
-    left = [head for head in expendable if head in rows[0]]
-    while len(plain_lines(rows)[0]) > width and left:
-        missing.append(left.pop(0))
-        rows = [{head: value for head, value in row.items() if head not in missing} for row in rows]
-    return rows, missing
 
 
 def _settings_lines(spec: SweepSpec) -> list[str]:
@@ -198,67 +175,43 @@ def _proof_line(proof: Sequence[Cell]) -> str:
     return f"then the proof run: {flops} FLOPs{about}; the law decides its size (expected: {sizes} parameters)"
 
 
-def show_status(rows: Sequence[Mapping[str, Any]], summary: str) -> None:
-    """Print the table of ``status_rows`` with one line for each cell, then a summary line.
+def show_status(rows: Sequence[Mapping[str, Any]], summary: Sequence[str]) -> None:
+    """Print the lines that sum up a sweep, then the table of ``status_rows`` with one line for each cell.
 
     Columns without any value are left out. If the reasons do not fit beside the other columns, they follow below, and
     the columns that still do not fit are left out.
     """
-    out = console()
+    say(*summary)
+    if not rows:
+        return
     filled = [head for head in rows[0] if head in WORDS[:2] or any(row[head] for row in rows)]
     shown = [{head: "-" if row[head] is None else printable(row[head]) for head in filled} for row in rows]
     below: list[str] = []
-    if "reason" in filled and len(rows) <= MANY_ROWS and max(map(len, plain_lines(shown))) > out.width:
-        below = [printable(f"{row['cell']}: {row['reason']}") for row in rows if row["reason"]]
+    width = terminal.width()
+    if "reason" in filled and width is not None and any(columns_of(line) > width for line in plain_lines(shown)):
+        below = [f"{row['cell']}: {row['reason']}" for row in rows if row["reason"]]
         shown = [{head: value for head, value in row.items() if head != "reason"} for row in shown]
-    shown, missing = _fitting(shown, out.width, LESS_URGENT)
-    show_table(shown)
-    if missing:
-        out.print(f"[dim]the terminal is too narrow for {', '.join(missing)}; `dlm status --json` has all columns[/]")
-    for line in (*below, summary):
-        out.print(line, markup=False, soft_wrap=True)
-
-
-def show_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table whose column headings are the keys of the first row."""
-    if len(rows) > MANY_ROWS:
-        print("\n".join(plain_lines(rows)))
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for head in rows[0]:
-        table.add_column(head, justify="left" if head in WORDS else "right", no_wrap=True)
-    for row in rows:
-        cells = {head: Text(value) for head, value in row.items()}
-        if "state" in row:
-            cells["state"].style = STATE_COLOURS.get(State(row["state"]), "red")
-        table.add_row(*cells.values())
-    console().print(table)
+    show_table(shown, expendable=LESS_URGENT, whole="dlm status --json")
+    say(*below)
 
 
 def show_check(check: Check) -> None:
-    """Print a check of `dlm doctor`; what was found and the advice are wrapped in a column of their own."""
-    from rich.table import Table
+    """Print a check of `dlm doctor`: its state, its name, what was found and what to do about it.
+
+    Below NARROW columns, what was found stands under the state and the name.
+    """
     from rich.text import Text
 
-    row = Table.grid(padding=(0, 2))
-    for width in CHECK_WIDTHS:
-        row.add_column(width=width, overflow="fold")
-    words = printable(check.found) + (f"\nto do: {printable(check.advice)}" if check.advice else "")
-    row.add_row(Text(check.state, style=CHECK_COLOURS[check.state]), Text(check.name), Text(words))
-    console().print(row)
-
-
-def plain_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the lines of a table including the column headings; columns of numbers are right-aligned."""
-    columns = []
-    for head in rows[0]:
-        cells = [head, *(row[head] for row in rows)]
-        width = max(len(cell) for cell in cells)
-        columns.append([cell.ljust(width) if head in WORDS else cell.rjust(width) for cell in cells])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    out = console()
+    heads = f"{check.state:<{CHECK_WIDTHS[0]}}  {check.name:<{CHECK_WIDTHS[1]}}"
+    indent = sum(CHECK_WIDTHS) + 4 if out.width >= NARROW else 2
+    said = [check.found, *([f"to do: {check.advice}"] if check.advice else [])]
+    parts = [part.strip() for line in said for part in wrapped(printable(line), out.width - indent, indent=0)]
+    lines = [" " * indent + part for part in parts]
+    lines = [heads + lines[0][len(heads) :], *lines[1:]] if out.width >= NARROW else [heads.rstrip(), *lines]
+    shown = Text("\n".join(lines))
+    shown.stylize(CHECK_COLOURS[check.state], 0, len(check.state))
+    out.print(shown, soft_wrap=True)
 
 
 def alone_line(run_dir: Path, at: BranchPoint) -> str:

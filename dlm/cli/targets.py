@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dlm.cli.table import say
 from dlm.core import paths, text
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
-from dlm.core.names import printable
 
 if TYPE_CHECKING:
     from dlm.cli.options import DefinitionOptions
@@ -252,4 +252,4 @@ def _prepare_command(need: Need, folder: Path | str) -> str:
 
 
 def warn(line: str) -> None:
-    print(f"dlm: warning: {printable(line)}", file=sys.stderr)
+    say(f"dlm: warning: {line}", to=sys.stderr)

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import dlm
-from dlm.cli import debug, fitting_verbs, gather, options, screen, targets
+from dlm.cli import debug, fitting_verbs, gather, options, screen, table, targets
 from dlm.cli.options import AsJson, Target, Yes, takes
 from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
@@ -65,18 +66,23 @@ def _one_line() -> Iterator[None]:
         raise UserError(f"{said[0].lower()}{said[1:]} (`dlm{verb} --help` lists what is allowed)") from error
 
 
+HELP = (
+    "From a compute budget to a scaling law for diffusion language models.\n\n"
+    "The flow: sweeps/*.yaml -> [bold]plan[/] -> [bold]submit[/] -> training -> [bold]collect[/] -> "
+    "[bold]fit[/] -> [bold]report[/]. The verb [bold]sweep[/] does it all.\n\n"
+    "A sweep lives in one folder, workdir/NAME. Every verb can be run alone, and again: what is done is not done "
+    "twice. Start with `dlm sweep sweeps/smoke.yaml`; `dlm VERB --help` explains a verb."
+)
+# In a terminal narrower than this, the boxes that typer draws around the help cut words.
+WIDTH = shutil.get_terminal_size().columns
+HAS_ROOM = WIDTH >= 80
 app = typer.Typer(
     cls=_Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help=(
-        "From a compute budget to a scaling law for diffusion language models.\n\n"
-        "The flow: sweeps/*.yaml -> [bold]plan[/] -> [bold]submit[/] -> training -> [bold]collect[/] -> "
-        "[bold]fit[/] -> [bold]report[/]. The verb [bold]sweep[/] does it all.\n\n"
-        "A sweep lives in one folder, workdir/NAME. Every verb can be run alone, and again: what is done is not done "
-        "twice. Start with `dlm sweep sweeps/smoke.yaml`; `dlm VERB --help` explains a verb."
-    ),
+    rich_markup_mode="rich" if HAS_ROOM else None,
+    context_settings={} if HAS_ROOM else {"terminal_width": WIDTH},
+    help=HELP if HAS_ROOM else HELP.replace("[bold]", "").replace("[/]", ""),
 )
 
 
@@ -186,21 +192,27 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Repeat until no cell runs or waits and no job looks after the sweep.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Only the sums: cells, FLOPs, hours and the time until the end.")
+    ] = False,
 ) -> None:
-    """Show the state, step, loss, speed and time left of every cell, and why it failed."""
+    """Sum up a sweep, then show the state, step, loss, speed and time left of every cell, and why it failed."""
     from dlm.submit.follower import follower_line, is_looked_after
-    from dlm.submit.table import status_rows, status_values, summary_line, sweep_now
+    from dlm.submit.progress import progress_of
+    from dlm.submit.table import status_rows, status_values, sweep_now
 
     sweep = targets.existing(target)
     wait_sec = 5.0
     while True:
         cells, warnings = sweep_now(sweep.folder, sweep.plan)
+        progress = progress_of(cells, sweep.plan)
         if as_json:
-            print(json.dumps(status_values(cells), indent=2, allow_nan=False))
+            values = progress.values() if summary else status_values(cells)
+            print(json.dumps(values, indent=2, allow_nan=False))
         else:
-            screen.show_status(status_rows(cells), summary_line(cells, sweep.plan))
+            screen.show_status([] if summary else status_rows(cells), progress.lines(sweep.folder.name))
             if looked_after := follower_line(sweep.folder):
-                print(looked_after)
+                table.say(looked_after)
             for warning in warnings:
                 targets.warn(warning)
         is_live = any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells)
@@ -384,5 +396,5 @@ def main() -> None:
             debug.note(error, is_mistake=line is not None)
             if line is None:
                 raise
-            print(f"dlm: {line}", file=sys.stderr)
+            table.say(*f"dlm: {line}".split("\n"), to=sys.stderr)
             sys.exit(ExitCode.PREEMPTED if isinstance(error, TryAgainError) else ExitCode.USER_ERROR)

@@ -6,6 +6,7 @@ rich prints past the guard, because it writes colours and progress bars; ``conso
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from dlm.core.names import printable_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
+USUAL_WIDTH = 80  # of a terminal that does not tell its width
 TABLE_WIDTH = 140  # of the output of rich that does not go to a terminal
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -71,6 +73,26 @@ def console() -> Console:
     while hasattr(stream, "rich_proxied_file"):  # a guard, or rich's own while it shows a bar
         stream = stream.rich_proxied_file
     return Guarded(file=stream, width=None if stream.isatty() else TABLE_WIDTH, highlight=False)
+
+
+def width(stream: TextIO | None = None) -> int | None:
+    """Return how many columns of characters a terminal has; None if the stream is no terminal.
+
+    The variable COLUMNS overrides the width of a terminal, as it does for rich.
+
+    Args:
+        stream: The stream that is printed to; None: the standard output.
+    """
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
+    except OSError:  # a terminal that does not tell
+        return USUAL_WIDTH
 
 
 def shown_log(part: str) -> str:

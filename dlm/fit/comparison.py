@@ -51,9 +51,9 @@ class SideBySide:
     rows: tuple[Row, ...]
     spread: float  # ratio of the largest to the smallest N*; NaN if fewer than two methods give an N*
 
-    def report(self) -> str:
-        """The table as text."""
-        table = text_table([HEADS, *(row.cells() for row in self.rows)])
+    def report(self, *, width: int | None = None) -> str:
+        """The table as text, which fits a terminal of ``width`` columns."""
+        table = text_table([HEADS, *(row.cells() for row in self.rows)], width)
         return "\n".join([f"best use of {text.flops(self.flops)} FLOPs", *table, self.verdict()])
 
     def verdict(self) -> str:

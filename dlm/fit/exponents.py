@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm.core import text
+from dlm.fit.layout import text_table, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +57,12 @@ class Conventions:
             "remarks": self.remarks,
         }
 
-    def lines(self) -> list[str]:
-        """A table of at most 80 columns with 'a b' in each cell: rows are counts of N, and columns counts of C."""
-        names = [*self.compute]
-        widths = [max(len(name), 11) for name in names]
+    def lines(self, width: int | None = None) -> list[str]:
+        """A table with 'a b' in each cell: rows are counts of N, and columns counts of C. It fits ``width`` columns."""
         found = {(row.by, row.N, row.C): row.shown() for row in self.rows}
         lines = ["a and b under other counts of N (rows) and C (columns):"]
         for form in dict.fromkeys(row.by for row in self.rows):
-            heads = [name.ljust(width) for name, width in zip(names, widths, strict=True)]
-            lines.append(f"  {form:<15}  {'  '.join(heads)}".rstrip())
-            for size in self.size:
-                cells = [
-                    found.get((form, size, name), "-").ljust(width) for name, width in zip(names, widths, strict=True)
-                ]
-                lines.append(f"  {size:<15}  {'  '.join(cells)}".rstrip())
+            heads = [f"{form:<15}", *(f"{name:<11}" for name in self.compute)]  # columns of one width in all forms
+            rows = [[size, *(found.get((form, size, name), "-") for name in self.compute)] for size in self.size]
+            lines += [f"  {line}" for line in text_table([heads, *rows], within(width))]
         return [*lines, *self.remarks, *self.sentences()]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dlm.core.names import printable
+from dlm.core.table import laid_out
 
 
 def two_digits(value: float, towards: np.ufunc) -> float:
@@ -16,10 +17,17 @@ def two_digits(value: float, towards: np.ufunc) -> float:
     return float(f"{towards(value / unit) * unit:.1e}")
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns are aligned; the first row holds the column headings."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def text_table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """The lines of a table whose columns are aligned; the first row holds the column headings.
+
+    On a terminal that has not as many columns as the table needs, ``width``, the rows are stacked.
+    """
+    return list(laid_out(rows, width).lines)
+
+
+def within(width: int | None, indent: int = 2) -> int | None:
+    """The width that is left for a table that is indented on a terminal of this width."""
+    return None if width is None else width - indent
 
 
 def escaped(words: str) -> str:

@@ -52,9 +52,10 @@ class Multiplier:
     overlap: Interval  # the losses that both laws reach within their own budgets, nats/token
     warnings: tuple[str, ...] = ()
 
-    def report(self) -> str:
-        """The table, the verdict and the warnings as text."""
-        return "\n".join([*text_table(self._table()), self.verdict(), *(f"warning: {w}" for w in self.warnings)])
+    def report(self, *, width: int | None = None) -> str:
+        """The table, the verdict and the warnings as text; the table fits a terminal of ``width`` columns."""
+        table = text_table(self._table(), width)
+        return "\n".join([*table, self.verdict(), *(f"warning: {w}" for w in self.warnings)])
 
     def verdict(self) -> str:
         """A summary of the table in words."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dlm.core.table import laid_out
 from dlm.fit.fitted import plain
 from dlm.fit.spread import Cell, Part, shares
 
@@ -90,45 +91,39 @@ class Reconciliation:
         known: dict[str, Any] = plain({**found, "share": shares(parts).get(name, float("nan")), **more})
         return {**known, "sets": part.sets}
 
-    def report(self) -> str:
-        """The result as a page of text."""
+    def report(self, *, width: int | None = None) -> str:
+        """The result as a page of text, whose tables fit a terminal of ``width`` columns."""
         lines = [f"reconcile: {len(self.sets)} sets"]
         for place, one in enumerate(self.sets, start=1):
             lines.append(f"  [{place}] {one.label}: {one.num_runs} runs, budgets in {one.own}, noise {one.noise:.2%}")
             lines += [f"      {line}" for line in (*one.missing, *one.warnings)]
         for name in self.exponents:
-            lines += ["", *self._table(name)]
-        lines += ["", *self._parts_table(), *self.meaning()]
+            lines += ["", *self._table(name, width)]
+        lines += ["", *self._parts_table(width), *self.meaning()]
         return "\n".join(lines)
 
-    def _table(self, name: str) -> list[str]:
+    def _table(self, name: str, width: int | None) -> list[str]:
         """One row per cell and one column per set; a star marks the cells that all sets allow."""
         sets = self.exponents[name]
-        widths = [max(len(getattr(cell, key)) for cell in self.cells()) + 1 for key in ("N", "C", "by")]
-        heads = [f"[{place}]" for place in range(1, len(sets) + 1)]
-        lines = [_row((f"{name}: N", "C", "form"), widths, [*heads, "sd"], " ")]
+        names = (f" {name}: N", "C ", "form ")
+        rows = [[*names, *(f"[{place}]" for place in range(1, len(sets) + 1)), "sd"]]
         for cell in self.cells():
             values = [found[cell][0] if cell in found else float("nan") for found in sets]
             known = [value for value in values if np.isfinite(value)]
             spread = float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
             mark = "*" if cell in self.common else " "
-            lines.append(_row((cell.N, cell.C, cell.by), widths, [_number(v) for v in (*values, spread)], mark))
-        return lines
+            rows.append([f"{mark}{cell.N}", cell.C, cell.by, *(_number(value) for value in (*values, spread))])
+        return list(laid_out(rows, width, left=names, gap=1).lines)
 
-    def _parts_table(self) -> list[str]:
-        lines = [f"{'spread of the exponents':<28}{'a: sd':>8}{'share':>8}{'b: sd':>10}{'share':>8}"]
+    def _parts_table(self, width: int | None) -> list[str]:
+        rows = [["spread of the exponents", "  a: sd", "share", "  b: sd", "share"]]
         for key, words in PARTS.items():
             cells = []
             for parts in self.parts.values():
                 share = shares(parts).get(key, float("nan"))
                 cells += [_number(parts[key].sd), f"{share:.0%}" if np.isfinite(share) else "-"]
-            lines.append(f"{words:<28}{cells[0]:>8}{cells[1]:>8}{cells[2]:>10}{cells[3]:>8}")
-        return lines
-
-
-def _row(names: Sequence[str], widths: Sequence[int], numbers: Sequence[str], mark: str) -> str:
-    head = "".join(name.ljust(width) for name, width in zip(names, widths, strict=True))
-    return f"{mark}{head}" + "".join(number.rjust(5) for number in numbers)
+            rows.append([words, *cells])
+        return list(laid_out(rows, width, left=rows[0][:1]).lines)
 
 
 def _number(value: float) -> str:

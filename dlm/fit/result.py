@@ -12,7 +12,7 @@ from dlm.fit.fitted import Fitted, Optimum, plain, shown
 from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.epochs import Epochs
-from dlm.fit.layout import escaped, html_block, html_list, html_table
+from dlm.fit.layout import escaped, html_block, html_list, html_table, within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,8 +72,8 @@ class FitResult(Fitted):
             return None
         return self.combination.shown(self.surface.weights)
 
-    def report(self) -> str:
-        """The result as a page of text."""
+    def report(self, *, width: int | None = None) -> str:
+        """The result as a page of text, whose tables fit a terminal of ``width`` columns."""
         rows = [f"{_head(self)}: {self.status}"]
         rows += [f"  {self.surface.formula}"] if self.surface is not None else []
         rows += [f"  {name:<8}{value:<13}{ends}" for name, value, ends in _numbers(self)]
@@ -81,7 +81,7 @@ class FitResult(Fitted):
             rows += [f"  best at {text.flops(c)} FLOPs: {sentence(best)}" for c, best in self.at.items()]
         rows += self._of_unique_tokens()
         rows += [f"  {_held_out(name, errors)}" for name, errors in self.holdout.items()]
-        rows += [] if self.conventions is None else [f"  {line}" for line in self.conventions.lines()]
+        rows += [] if self.conventions is None else [f"  {line}" for line in self.conventions.lines(within(width))]
         rows += [f"  noise: {said}"] if (said := self.noise.sentence()) else []
         rows += [] if self.verdict is None else [f"  verdict: {self.verdict.sentence()}"]
         rows += [] if self.tuning is None else [f"  tuning: {self.tuning['sentence']}"]

@@ -1,9 +1,8 @@
-"""Summarise the state of every cell of a sweep and the progress of the sweep, for `dlm status`."""
+"""Show the state of every cell of a sweep, for `dlm status`; `progress.py` sums the cells up."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,13 @@ class CellStatus:
     attempts: int = 0
     steps_redone: int = 0  # steps that were trained again because an attempt ended between two checkpoints
     gpu_hours: float = 0.0  # of all attempts
+    gpus: int | None = None  # the number of GPUs that its latest submission asked for
+    wall_sec: float | None = None  # of the steps up to ``step``, those of a trunk and validations included
+    started: float | None = None  # when its latest attempt took its first step, seconds since the epoch
+    ended: float | None = None  # when that attempt ended
+    after_sec: float | None = None  # the time that a finished cell took after its last step
+    is_expected: bool = False  # a queue holds the cell, or a process on this machine has still to start it
+    is_suspended: bool = False  # the cluster has stopped its processes, and will let them go on
     reason: str | None = None  # evidence for the state: the last failure, a process, or what the scheduler reports
 
 
@@ -51,13 +57,21 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
     reason = now.reason
     if now.record.before is not None and now.is_live:  # the cell has failed before and is being tried again
         reason = f"{now.reason}; before, {now.record.before}"
-    job = now.record.job_id
-    shown = CellStatus(cell_id=cell.cell_id, state=now.state, job=job, steps=cell.steps, reason=reason)
+    is_suspended = now.job is not None and now.job.is_suspended
+    shown = CellStatus(
+        cell_id=cell.cell_id,
+        state=now.state,
+        job=now.record.job_id,
+        steps=cell.steps,
+        gpus=now.record.gpus,
+        is_expected=now.state is State.SUBMITTED or (now.state is State.PLANNED and now.record.waits_here),
+        is_suspended=is_suspended,
+        reason=reason,
+    )
     latest = now.result or now.status
     if latest is None:
         return shown
     step, rate = min(latest.step, cell.steps or latest.step), latest.tokens_per_sec
-    is_suspended = now.job is not None and now.job.is_suspended
     tokens_left = (cell.steps - step) * cell.tokens / cell.steps if cell.steps else 0.0
     return dataclasses.replace(
         shown,
@@ -68,41 +82,33 @@ def _status(cell: Cell, now: CellNow) -> CellStatus:
         attempts=latest.attempts,
         steps_redone=latest.steps_redone,
         gpu_hours=latest.gpu_hours,
+        wall_sec=_wall_sec(cell, now, step),
+        started=None if now.status is None else now.status.started,
+        ended=_ended(now),
+        after_sec=_after_sec(now),
     )
 
 
-def fraction_done(cells: Sequence[CellStatus], plan: Plan) -> float:
-    """Return the share of the planned FLOPs of a sweep that is done, from 0 to 1.
-
-    Every cell contributes its FLOPs in proportion to the steps that it has done, whatever its state.
-    """
-    flops = {cell.cell_id: cell.flops[cell.convention] for cell in plan.cells}
-    total = sum(flops.values())
-    return sum(flops[cell.cell_id] * _share(cell) for cell in cells) / total if total else 0.0
+def _wall_sec(cell: Cell, now: CellNow, step: int) -> float | None:
+    """Return the seconds of the steps of a cell up to its latest; None if they are not known."""
+    if now.result is not None:
+        return now.result.wall_sec
+    rate = None if now.status is None else now.status.tokens_per_sec
+    return step * cell.tokens / cell.steps / rate if rate and cell.steps else None
 
 
-def _share(cell: CellStatus) -> float:
-    """Return the share of its steps that a cell has done; 0 if its number of steps is not known yet."""
-    return cell.step / cell.steps if cell.steps else 0.0
+def _ended(now: CellNow) -> float | None:
+    """Return when the latest attempt of a cell ended, by the clock of its node."""
+    if now.result is not None:
+        return now.result.finished
+    return now.status.updated if now.status is not None and now.status.exit_code is not None else None
 
 
-def time_left_sec(cells: Sequence[CellStatus], plan: Plan) -> float | None:
-    """Return the seconds until all cells that wait or run have ended at the present rate; None if none trains now.
-
-    This is the time of the FLOPs that are left at the rate of the cells that train, but at least that of the slowest
-    of them.
-    """
-    planned = {cell.cell_id: cell for cell in plan.cells}
-    left, rate, longest = 0.0, 0.0, 0.0
-    for cell in cells:
-        of = planned[cell.cell_id]
-        flops = of.flops[of.convention]
-        if cell.state in (State.PLANNED, State.SUBMITTED, State.RUNNING, State.PREEMPTED):
-            left += flops * (1 - _share(cell))
-        if cell.eta_sec is not None and cell.tokens_per_sec is not None and of.tokens:
-            rate += cell.tokens_per_sec * flops / of.tokens
-            longest = max(longest, cell.eta_sec)
-    return max(left / rate, longest) if rate else None
+def _after_sec(now: CellNow) -> float | None:
+    """Return the seconds of the last validation and checkpoint of a cell that was done in one attempt."""
+    if now.result is None or now.status is None or now.result.attempts != 1:
+        return None
+    return max(now.result.finished - now.status.started - now.result.wall_sec, 0.0)
 
 
 def status_values(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
@@ -127,27 +133,3 @@ def status_rows(cells: Sequence[CellStatus]) -> list[dict[str, Any]]:
         }
         for cell in cells
     ]
-
-
-def summary_line(cells: Sequence[CellStatus], plan: Plan) -> str:
-    """Return the line under the table.
-
-    The line states the number of cells by state, the share of the FLOPs that is done, the GPU-hours, the steps redone
-    and the time left.
-    """
-    counts = Counter(cell.state for cell in cells)
-    total_flops = sum(cell.flops[cell.convention] for cell in plan.cells)
-    used, planned = sum(cell.gpu_hours for cell in cells), sum(cell.estimate.gpu_hours or 0 for cell in plan.cells)
-    redone = sum(cell.steps_redone for cell in cells)
-    left = time_left_sec(cells, plan)
-    parts = [
-        ", ".join(f"{counts[state]} {state}" for state in State if counts[state]),
-        f"{100 * fraction_done(cells, plan):.1f} % of {text.flops(total_flops)} FLOPs",
-    ]
-    if used or planned:
-        parts.append(f"{used:,.3g} GPU-hours used of {planned:,.3g} planned")
-    if redone:
-        parts.append(f"{redone:,} steps redone")
-    if left is not None:
-        parts.append(f"at this rate, the sweep ends in {text.duration(left)}")
-    return "; ".join(parts)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from support.stub_cell import result, status
 
-from dlm.cli import screen
+from dlm.cli import screen, table
 from dlm.cli.options import PlanOptions
 from dlm.cli.targets import Sweep, planned
 from dlm.core.paths import sweeps_dir
@@ -26,8 +26,8 @@ def row(cell, state=State.RUNNING, **values):
 
 
 def test_a_status_shows_what_is_not_known_as_a_dash_and_keeps_brackets(capsys):
-    screen.show_status([row("a", loss="2.5"), row("b", State.FAILED, reason="no [bold] key")], "1 running; 50 %")
-    head, first, second, summary = capsys.readouterr().out.splitlines()
+    screen.show_status([row("a", loss="2.5"), row("b", State.FAILED, reason="no [bold] key")], ["1 running; 50 %"])
+    summary, head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["cell", "state", "loss", "reason"]
     assert first.split() == ["a", "running", "2.5", "-"]
     assert second.split() == ["b", "failed", "-", "no", "[bold]", "key"]
@@ -36,28 +36,28 @@ def test_a_status_shows_what_is_not_known_as_a_dash_and_keeps_brackets(capsys):
 
 def test_a_reason_with_an_escape_sequence_and_a_line_break_is_one_line_of_text(capsys):
     reason = "exit code 1: \x1b[2Jno\nb  done [link=x]y[/link]"
-    screen.show_status([row("a", State.FAILED, reason=reason)], "1 failed \x1b[1m")
+    screen.show_status([row("a", State.FAILED, reason=reason)], ["1 failed \x1b[1m"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "\\x1b[2Jno\\nb  done [link=x]y[/link]" in lines[1]
-    assert lines[2] == "1 failed \\x1b[1m"
+    assert len(lines) == 3 and "\\x1b[2Jno\\nb  done [link=x]y[/link]" in lines[2]
+    assert lines[0] == "1 failed \\x1b[1m"
 
 
 def test_the_reason_of_a_failure_can_be_read_at_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     numbers = {"step": "123", "steps": "4567", "tokens/s": "12345", "left": "3.4 h", "attempts": "2", "GPU-h": "1.25"}
     failed = row("mdm-170M-1e19-aaaa1111", State.FAILED, **numbers) | {"reason": "exit code 1: RuntimeError: disk full"}
-    screen.show_status([failed], "1 failed")
+    screen.show_status([failed], ["1 failed"])
     words = set(capsys.readouterr().out.split())
     assert {"RuntimeError:", "disk", "full"} <= words
 
 
 def test_a_long_table_shows_the_same_cells_as_plain_lines(capsys):
-    rows = [row(f"cell-{number}", loss=f"{number / 10:.1f}") for number in range(screen.MANY_ROWS + 1)]
-    screen.show_status(rows, "all of them")
+    rows = [row(f"cell-{number}", loss=f"{number / 10:.1f}") for number in range(table.MANY_ROWS + 1)]
+    screen.show_status(rows, ["all of them"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(rows) + 2 and lines[-1] == "all of them"
-    assert lines[12].split() == ["cell-11", "running", "1.1"]  # no cell has a reason
-    assert len({line.index("running") for line in lines[1:-1]}) == 1
+    assert len(lines) == len(rows) + 2 and lines[0] == "all of them"
+    assert lines[13].split() == ["cell-11", "running", "1.1"]  # no cell has a reason
+    assert len({line.index("running") for line in lines[2:]}) == 1
 
 
 def test_a_plan_shows_its_cells_its_price_and_the_first_dropped_cells(workdir, stdlib_data, capsys):
@@ -184,13 +184,20 @@ def test_the_status_keeps_cell_ids_whole_at_80_columns(capsys, monkeypatch):
             eta_sec=99.0, attempts=2,
         ),
     ]  # fmt: skip
-    screen.show_status(status_rows(cells), "2 cells")
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == names and "1001_1" in lines[2]
-    assert "redone" not in lines[0] and "reason" not in lines[0]
-    assert "the terminal is too narrow for attempts; `dlm status --json` has all columns" in lines[3]
-    assert lines[4:] == [f"{names[0]}: {why}", "2 cells"]
+    screen.show_status(status_rows(cells), ["2 cells"])
+    lines = plain(capsys.readouterr().out)
+    assert lines[0] == "2 cells"
+    assert [line.split()[0] for line in lines[2:4]] == names and "1001_1" in lines[3]
+    assert "redone" not in lines[1] and "reason" not in lines[1]
+    said = " ".join(" ".join(lines[4:]).split())
+    assert "the terminal is too narrow for attempts; `dlm status --json` has all columns" in said
+    assert said.endswith(f"{names[0]}: {why}") and max(map(len, lines)) <= 80
     monkeypatch.setenv("COLUMNS", "200")
-    screen.show_status(status_rows(cells), "2 cells")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].endswith(why) and len(lines) == 4
+    screen.show_status(status_rows(cells), ["2 cells"])
+    lines = plain(capsys.readouterr().out)
+    assert lines[2].endswith(why) and len(lines) == 4
+
+
+def plain(shown):
+    """The lines of what was shown, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()

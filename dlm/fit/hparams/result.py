@@ -12,7 +12,7 @@ from dlm.core import text
 from dlm.fit.fitted import plain
 from dlm.fit.hparams.cells import AXES
 from dlm.fit.hparams.powers import TERMS, Power
-from dlm.fit.layout import text_table
+from dlm.fit.layout import text_table, within
 from dlm.fit.points import Array, Interval
 
 FORMAT = "dlm-recipe-1"
@@ -120,8 +120,8 @@ class Hparams:
         }
         return {key: plain(value) for key, value in values.items()}
 
-    def report(self) -> str:
-        """The result as a page of text."""
+    def report(self, *, width: int | None = None) -> str:
+        """The result as a page of text, whose table fits a terminal of ``width`` columns."""
         label = f" of {self.objective}" if self.objective else ""
         rows = [f"best settings{label}: {text.counted(self.num_runs, 'run')} in {text.counted(len(self.used), 'cell')}"]
         rows += [line for name, power in self.powers.items() for line in self._lines(name, power)]
@@ -129,7 +129,7 @@ class Hparams:
         ranges = self.range
         sizes, tokens = (text.interval(ranges[name], "count") for name in ("params", "tokens"))
         rows.append(f"  range: N {sizes}, D {tokens}")
-        rows += [f"  {line}" for line in text_table(self._table())]
+        rows += [f"  {line}" for line in text_table(self._table(), within(width))]
         rows += [f"  warning: {warning}" for warning in self.warnings]
         rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
