@@ -58,7 +58,8 @@ class Hardware(Frozen):
     without (from the memory traffic of a step, not measured)."""
     peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = None
     """The dense bf16 FLOP/s of one GPU, for a GPU that dlm does not know, as in
-    `{device: RTX4090, peak_flops: 165e12}`; its runs log an MFU if `callbacks.speed_monitor.peak_flops_per_device` is set too. Null: from dlm's table."""
+    `{device: RTX4090, peak_flops: 165e12}`; its runs log an MFU if
+    `callbacks.speed_monitor.peak_flops_per_device` is set too. Null: from dlm's table."""
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:
