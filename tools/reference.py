@@ -1,7 +1,8 @@
-"""Write the pages of docs/ that repeat what the code says, from the code: `tools/reference.py --check` compares only.
+"""Write the pages of docs/ that repeat what the code says, from the code; with --check, compare them only.
 
-The keys of a definition come from SweepSpec and the docstrings of its fields, the config keys from the files of configs/
-and their comments, the commands from typer and argparse, and the public names of Python from the faces of the rooms.
+The keys of a definition come from SweepSpec and the docstrings of its fields, the config keys from the files of
+configs/ and their comments, the commands from typer and argparse, and the public names of Python from the faces of
+the rooms.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def commands() -> str:
 def launch_text() -> str:
     """Return what there is to say of the entry point of one run."""
     return (
-        "`python -m dlm.launch [-m] [--rerun] KEY=VALUE ...` trains one run; with `-m`, one for every combination of the "
-        "values. [config_keys.md](config_keys.md) lists the keys, and [training.md](training.md) explains them."
+        "`python -m dlm.launch [-m] [--rerun] KEY=VALUE ...` trains one run; with `-m`, one for every combination of "
+        "the values. [config_keys.md](config_keys.md) lists the keys, and [training.md](training.md) explains them."
     )
 
 
@@ -139,8 +140,8 @@ def python_names() -> str:
     """Return the page of the public names, which mkdocstrings fills from their docstrings."""
     sections = [
         "# Python",
-        "Everything that is meant to be imported. A room is imported in an instant; what it needs is loaded when a name is "
-        "used. [fitting.md](fitting.md#in-python) begins with an example.",
+        "Everything that is meant to be imported. A room is imported in an instant; what it needs is loaded when a "
+        "name is used. [fitting.md](fitting.md#in-python) begins with an example.",
     ]
     for module, names in public_names().items():
         sections += [f"## {module}", first_line(module), *(f"::: {module}.{name}" for name in names)]
@@ -162,11 +163,11 @@ def first_line(module: str) -> str:
     return (importlib.import_module(module).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Write the pages, or with --check say which are out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
-    is_check = parser.parse_args().check
+    is_check = parser.parse_args(argv).check
     made = pages()
     stale = [name for name, text in made.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     for name in stale:

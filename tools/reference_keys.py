@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def sweep_keys() -> str:
         raise SystemExit(f"tools/reference.py: sweep_keys lists {list(parts)}, and SweepSpec has {[*schema['$defs']]}")
     sections = [
         "# The keys of a sweep definition",
-        "[sweeps.md](sweeps.md) explains how definitions are used. `--set KEY=VALUE` changes a key on the command line, "
-        "as in `--set hardware.mfu=0.3`.",
+        "[sweeps.md](sweeps.md) explains how definitions are used. `--set KEY=VALUE` changes a key on the command "
+        "line, as in `--set hardware.mfu=0.3`.",
         key_table(spec, schema),
     ]
     for name, cls in parts.items():
@@ -52,7 +53,7 @@ def field_texts(cls: type) -> dict[str, str]:
     """Return the docstrings below the fields of a class."""
     (body,) = [node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef)]
     found: dict[str, str] = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             if not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
                 raise SystemExit(f"{cls.__name__}.{field.target.id}: write a docstring below it that says what it does")
@@ -142,9 +143,10 @@ def config_keys() -> str:
     groups = sorted({path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")} - {"."})
     sections = [
         "# Config keys",
-        "Every key of a run, by group: a group is a folder of [configs/](../configs/config.yaml), and a file in it is a "
-        "choice, as in `optimizer=muon`. Keys below are changed as `GROUP.KEY=VALUE`, such as `optimizer.lr=1e-3`; those "
-        "of config.yaml and of experiments need no group. [training.md](training.md) explains how they work together.",
+        "Every key of a run, by group: a group is a folder of [configs/](../configs/config.yaml), and a file in it is "
+        "a choice, as in `optimizer=muon`. A key of a group is changed as `GROUP.KEY=VALUE`, such as "
+        "`optimizer.lr=1e-3`; the keys of config.yaml and of experiments need no group. [training.md](training.md) "
+        "explains how they work together.",
         "## config.yaml",
         described(read_config(folder / "config.yaml")),
     ]
@@ -213,7 +215,7 @@ def read_config(path: Path) -> ConfigFile:
 
 
 def leaves(node: yaml.MappingNode, above: str = "") -> Iterator[tuple[str, yaml.Node]]:
-    """Yield the dotted keys of a YAML mapping and their value nodes; a list, and a mapping in one line, is one value."""
+    """Yield the dotted keys of a YAML mapping and their nodes; a list, and a mapping in one line, is one value."""
     for key, value in node.value:
         name = f"{above}{key.value}"
         if isinstance(value, yaml.MappingNode) and not value.flow_style:
