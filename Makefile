@@ -75,7 +75,7 @@ cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
 
 docs: $(VENV)/.docs ## build the documentation into site/, which opens without a server or a network
 	@$(BIN)/python tools/reference.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
 $(VENV)/.docs: $(READY)

@@ -290,14 +290,13 @@ def test_every_command_that_looks_at_a_planned_sweep_runs(tables):
         assert ended.exit_code == 0, (words, ended.output, ended.exception)
 
 
-def python_blocks() -> list[tuple[Page, int, str]]:
-    return [(page, number, block) for page in PAGES for number, block in enumerate(page.blocks("python"))]
+def python_blocks() -> dict[str, str]:
+    """Every block of Python in the pages, once, with a name for it."""
+    return {block: f"{page}-{number}" for page in PAGES for number, block in enumerate(page.blocks("python"))}
 
 
-@pytest.mark.parametrize(
-    ("page", "number", "block"), [pytest.param(*one, id=f"{one[0]}-{one[1]}") for one in python_blocks()]
-)
-def test_every_python_block_runs(page, number, block, tables, capsys):
+@pytest.mark.parametrize("block", python_blocks(), ids=python_blocks().values())
+def test_every_python_block_runs(block, tables, capsys):
     """A block that cannot run here says why in its first line: `# not run: REASON`."""
     if re.match(r"# not run: \w+", block):
         return
