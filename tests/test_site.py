@@ -65,11 +65,11 @@ def test_every_public_name_is_on_the_page_and_has_a_docstring():
 def test_a_comment_of_a_config_file_belongs_to_the_key_beside_it_or_below_it(tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text(
-        "# The file.\ndefaults: [base]\na: 1 # beside\n# above\n# it\nb:\n  c: [1, 2] # within | b\nd: 'x # y'\n"
+        "# The file.\ndefaults: [base]\na: 1 # beside\n# on b\nb:\n  # above\n  # it\n  c: [1, 2] # too\nd: 'x # y'\n"
     )
     file = reference_keys.read_config(path)
     assert (file.head, file.inherits) == ("The file.", ("base",))
-    assert file.keys == {"a": ("1", "beside"), "b.c": ("[1, 2]", "within | b"), "d": ("'x # y'", "")}
+    assert file.keys == {"a": ("1", "beside"), "b.c": ("[1, 2]", "above it too"), "d": ("'x # y'", "")}
 
 
 def test_every_link_of_a_page_leads_to_a_page_of_the_site():
