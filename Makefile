@@ -73,10 +73,10 @@ report: $(READY) ## collect, fit and write report.html: SWEEP=
 cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
 	@$(BIN)/dlm cancel $(call quoted,$(FOLDER)) $(if $(YES),--yes)
 
-docs: $(VENV)/.docs ## build the documentation into site/, which opens without a server or a network
+docs: $(VENV)/.docs ## build the documentation into site/, which needs no network
 	@$(BIN)/python tools/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "documentation: site/index.html"
+	@echo "documentation: site/index.html; to search it too: $(BIN)/python -m http.server --directory site"
 
 $(VENV)/.docs: $(READY)
 	@echo "installing mkdocs into $(VENV) ..."

@@ -33,10 +33,11 @@ from dlm.fit.table import LAWS
 from dlm.plan.definition import SweepSpec
 
 README, CONTRIBUTING = Page(ROOT / "README.md"), Page(ROOT / "CONTRIBUTING.md")
-DOCS = [Page(path) for path in sorted((ROOT / "docs").glob("*.md"))]
+MADE = [Page(ROOT / "docs" / f"{name}.md") for name in ("api", "commands", "config_keys", "sweep_keys")]  # by the code
+DOCS = [page for path in sorted((ROOT / "docs").glob("*.md")) if (page := Page(path)) not in MADE]
 PAGES = [README, CONTRIBUTING, *DOCS]
 BENCHMARKS = Page(ROOT / "BENCHMARKS.md")
-ALL_PAGES = [*PAGES, BENCHMARKS, Page(ROOT / "CHANGELOG.md")]
+ALL_PAGES = [*PAGES, *MADE, BENCHMARKS, Page(ROOT / "CHANGELOG.md")]
 FOLDERS = ("dlm", "configs", "sweeps", "tests", "benchmarks", "docs", "analysis")
 PYTHON = (".venv/bin/python", "python")
 DLM = (".venv/bin/dlm", "dlm")
