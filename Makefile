@@ -40,7 +40,7 @@ TOP = $(if $(BUDGET),--top-budget $(call quoted,$(BUDGET)))
 FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITION))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status collect fit report cancel test test-slurm test-long slurm-sandbox check format clean
+.PHONY: help setup sweep plan status collect fit report cancel docs test test-slurm test-long slurm-sandbox check format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,16 @@ report: $(READY) ## collect, fit and write report.html: SWEEP=
 
 cancel: $(READY) ## stop the cells that run or wait: SWEEP= YES=1
 	@$(BIN)/dlm cancel $(call quoted,$(FOLDER)) $(if $(YES),--yes)
+
+docs: $(VENV)/.docs ## build the documentation into site/, which needs no network
+	@$(BIN)/python tools/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "documentation: site/index.html; to search it too: $(BIN)/python -m http.server --directory site"
+
+$(VENV)/.docs: $(READY)
+	@echo "installing mkdocs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 test: $(READY) ## run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -122,5 +132,5 @@ test-oldest: $(LOCKER)/bin/uv ## run dlm with the oldest packages that pyproject
 audit: ## ask a public list whether packages of constraints.txt have known vulnerabilities
 	@$(call quoted,$(PYTHON)) tools/audit.py
 
-clean: ## remove the virtual environment and the caches; workdir/ and data/ stay
-	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove the virtual environment, the built documentation and the caches; workdir/ and data/ stay
+	rm -rf $(VENV) $(OLDEST) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

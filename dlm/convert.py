@@ -274,13 +274,17 @@ def _check_target(target: Path) -> None:
     check_writable(target.parent)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run `dlm convert`: read a source, write a weights file and print what it holds."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dlm convert", description="A checkpoint to one file of weights.")
     parser.add_argument("source", help="a run's folder, a step_* folder, a weights file, or SMDM's .pth")
     parser.add_argument("target", help="the file to write, ending in .safetensors or .pt")
     parser.add_argument("--model", help="the shape of an SMDM file: a name of configs/model, e.g. 170M")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `dlm convert`: read a source, write a weights file and print what it holds."""
+    options = _parser().parse_args(argv)
     try:
         _check_target(Path(options.target))  # before the weights are read
         about, weights = read_weights(Path(options.source), model=options.model)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +26,8 @@ from dlm.core.identity import SWEEP_NAME, SWEEP_NAME_WORDS
 from dlm.core.limits import MOST_CELLS
 from dlm.core.paths import sweeps_dir
 from dlm.core.validation import validated
-from dlm.plan.values import Extent, Factor, Frozen, Number, Share, Value, Whole, no_switch
+from dlm.plan.rules import LauncherRule, Proof, Replicates, Tune
+from dlm.plan.values import Frozen, Number, Share, Value, Whole
 
 
 def _sweep_name(value: str) -> str:
@@ -45,13 +46,20 @@ NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells", "tune"
 class Hardware(Frozen):
     """The devices that one cell runs on. They determine its estimate and the resources of its job."""
 
-    device: str = "H100"  # cpu, a key of flops.PEAK_FLOPS, or another GPU with its peak_flops
+    device: str = "H100"
+    """`cpu`, a GPU that dlm knows, such as `H100`, or another GPU with its `peak_flops`."""
     nodes: Annotated[Whole, Field(ge=1, le=10**6)] = 1
+    """The nodes of a job."""
     gpus_per_node: Annotated[Whole, Field(ge=0, le=10**6)] = 8
-    # Assumed share of the peak, counted in full_masked_head FLOPs; None: by size, device and compilation (speed.py).
+    """The GPUs of each node."""
     mfu: Annotated[Number, Field(ge=1e-6, le=1)] | None = None
-    # Dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS.
+    """The assumed share of the peak speed, counted in `full_masked_head` FLOPs. Null: dlm assumes a share by size,
+    device and compilation: 18 % for 6M and 40 % for 170M and above on an H100 with `trainer.compile=true`, 10 and 22 %
+    without (from the memory traffic of a step, not measured)."""
     peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = None
+    """The dense bf16 FLOP/s of one GPU, for a GPU that dlm does not know, as in
+    `{device: RTX4090, peak_flops: 165e12}`; its runs log an MFU if
+    `callbacks.speed_monitor.peak_flops_per_device` is set too. Null: from dlm's table."""
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:
@@ -78,60 +86,6 @@ class Hardware(Frozen):
         return {key: value for key, value in plain.items() if key != "peak_flops" or value is not None}
 
 
-class Proof(Frozen):
-    """The proof run: the compute-optimal model above the top budget, whose loss is predicted before it is trained."""
-
-    factor: Annotated[Number, Field(ge=1, le=1e6)] = 3.0  # its budget over the top budget
-    # 3: also half and twice the best size; the minimum of the three tests N* itself.
-    sizes: Annotated[Literal[1, 3], BeforeValidator(no_switch)] = 1
-
-
-class Replicates(Frozen):
-    """A rule for further runs of cells.
-
-    Short runs vary more between seeds than long ones, and cost less. The smallest and the largest size of a budget say
-    most about where its minimum lies.
-    """
-
-    below: Annotated[Number, Field(gt=0)]  # the rule holds below this multiple of the top budget
-    runs: Annotated[Whole, Field(ge=2, le=100)]  # how often each of these cells is trained, each time with another seed
-    sizes: Literal["all", "ends"] = "all"  # ends: only the smallest and the largest size of each budget
-
-    @model_serializer(mode="wrap")
-    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the rule as plain values, without `sizes` if it is the default, which earlier versions do not know."""
-        plain: dict[str, Any] = dump(self)
-        return plain if self.sizes == "ends" else {key: value for key, value in plain.items() if key != "sizes"}
-
-
-class Tune(Frozen):
-    """Further cells that vary the learning rate and the batch at one size of some budgets."""
-
-    lr: tuple[Factor, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # times the learning rate of the recipe
-    batch: tuple[Factor, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # times its batch
-    at: tuple[Literal["lowest", "highest"], ...] = Field(default=("lowest", "highest"), min_length=1)  # budgets
-    # The size at each of these budgets, by its name; null: the middle one of the budget.
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    replicates: Annotated[Whole, Field(ge=0, le=100)] = 3  # how many of the cells are trained with a second seed too
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Tune:
-        for name, factors in (("lr", self.lr), ("batch", self.batch)):
-            if 1.0 not in factors:
-                raise UserError(f"tune.{name} is {[*factors]}: it must hold 1, the recipe itself")
-        if self.models is not None and len(self.models) != len(self.at):
-            raise UserError(
-                f"tune.models names {len(self.models)} sizes, and tune.at {len(self.at)} budgets: name one for each"
-            )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the plain values, without `models` if it is null."""
-        plain: dict[str, Any] = dump(self)
-        return {key: value for key, value in plain.items() if key != "models" or value is not None}
-
-
 def _switched(value: object) -> object:
     """Convert `tune: true` to the defaults of Tune, and false to null."""
     return ({} if value else None) if isinstance(value, bool) else value
@@ -144,24 +98,6 @@ def _recipe_name(value: str) -> str:
     if value not in (*NAMES["recipe"], FITTED) and not value.endswith(".json"):
         raise ValueError(f"allowed are {', '.join(NAMES['recipe'])}, {FITTED}, and the path of a recipe.json")
     return value
-
-
-class LauncherRule(Frozen):
-    """Keys of hydra.launcher for the jobs of some cells, such as another partition for large models."""
-
-    at_least: Annotated[Number, Field(ge=0)] = 0.0  # N; the rule holds for models from this size
-    below: Annotated[Extent, Field(gt=0)] = math.inf  # N; and for models smaller than this
-    set: dict[str, Value] = Field(min_length=1)  # key of hydra.launcher -> value
-
-    def holds_for(self, num_params: int) -> bool:
-        """Whether the rule holds for a model with ``num_params`` parameters, embeddings not counted."""
-        return self.at_least <= num_params < self.below
-
-    @model_serializer(mode="wrap")
-    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the rule as plain values, without an infinite size, which JSON cannot hold."""
-        plain: dict[str, Any] = dump(self)
-        return {key: value for key, value in plain.items() if key != "below" or self.below < math.inf}
 
 
 def _rules(value: object) -> object:
@@ -180,33 +116,57 @@ class SweepSpec(Frozen):
     """A sweep definition: the cells to train, and the settings that they share."""
 
     name: Annotated[str, AfterValidator(_sweep_name)]
+    """The folder in `workdir/`, and the W&B group."""
     description: str = ""
-    budgets: tuple[Number, ...] = Field(min_length=1)  # target FLOPs of a cell
-    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)  # shares of top budget
+    """The title of the report."""
+    budgets: tuple[Number, ...] = Field(min_length=1)
+    """The target training FLOPs of the cells."""
+    budget_fractions: tuple[Share, ...] = Field(default=(1.0, 1 / 3, 0.1, 1 / 30), min_length=1)
+    """The budgets as shares of the top budget, for `--top-budget`."""
     convention: Convention = "6n"
+    """How FLOPs are counted (docs/conventions.md)."""
     models: tuple[str, ...] = Field(min_length=1)
-    tokens_per_param: tuple[Number, Number] | None = None  # (lowest, highest); cells outside are dropped
-    sizes_per_budget: Annotated[Whole, Field(ge=1)] | None = None  # sizes to keep, evenly spread
+    """The model sizes, by their names in `configs/model` (docs/config_keys.md#model)."""
+    tokens_per_param: tuple[Number, Number] | None = None
+    """`[lowest, highest]`; cells outside this range are dropped. Null: no limit."""
+    sizes_per_budget: Annotated[Whole, Field(ge=1)] | None = None
+    """The number of sizes to keep at each budget, evenly spread over the sizes inside the limits. Null: all."""
     objectives: tuple[str, ...] = Field(default=("masked_diffusion",), min_length=1)
+    """The training objectives: `masked_diffusion`, `autoregressive`."""
     seeds: tuple[Annotated[Whole, Field(ge=0, le=MOST_OF["seed"])], ...] = Field(default=(0,), min_length=1)
-    groups: dict[str, str] = Field(default_factory=dict)  # Hydra group -> choice, for every cell
-    set: dict[str, Value] = Field(default_factory=dict)  # config key -> value, for every cell
-    # Key or group -> values; one cell per combination.
+    """The random seeds; one cell for each."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """Choices of configuration groups for every cell, such as `data: stdlib` (docs/config_keys.md)."""
+    set: dict[str, Value] = Field(default_factory=dict)
+    """Values of configuration keys for every cell (docs/config_keys.md)."""
     vary: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
-    branches: bool = False  # cells of lower budgets start from checkpoints of the cell with the highest
-    max_epochs: Annotated[Number, Field(gt=0)] = 4.0  # cells that read their data more often are dropped
-    max_cells: Annotated[Whole, Field(ge=1)] = (
-        MOST_CELLS  # a definition with more combinations of values is not planned
-    )
-    max_gpu_hours: Annotated[Number, Field(gt=0)] | None = None  # a plan that costs more needs YES=1
-    max_local_hours: Annotated[Number, Field(gt=0)] = 24.0  # a longer sweep is not started on this machine
+    """Lists of values of configuration keys or groups; one cell for every combination."""
+    branches: bool = False
+    """Whether cells share trunks (docs/sweeps.md#shared-trunks); needs the scheduler `wsd`."""
+    max_epochs: Annotated[Number, Field(gt=0)] = 4.0
+    """Cells that would read their data more often are dropped; with `data.unique_tokens`, that much of their data
+    (docs/repeated_text.md)."""
+    max_cells: Annotated[Whole, Field(ge=1)] = MOST_CELLS
+    """A definition with more combinations of values is refused before any cell is made."""
+    max_gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """A plan that costs more needs `YES=1`. Null: no limit."""
+    max_local_hours: Annotated[Number, Field(gt=0)] = 24.0
+    """A sweep that would take longer on this machine is not started here."""
     hardware: Hardware = Hardware()
-    proof: Proof | None = None  # the run that tests the law of the sweep; null leaves it out
-    replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()  # a rule, or a list of rules
-    launcher: Annotated[tuple[LauncherRule, ...], BeforeValidator(_rules)] = ()  # later rules take precedence
-    tune: Annotated[Tune | None, BeforeValidator(_switched)] = None  # true: as Tune has it
-    # smdm, power_law, fitted, or the path of a recipe.json; null: the `recipe` of the config keys.
+    """The devices that one cell runs on; they determine its estimated time and the resources of its job."""
+    proof: Proof | None = None
+    """The run that tests the law (docs/sweeps.md#the-proof-run). Null: no such run."""
+    replicates: Annotated[tuple[Replicates, ...], BeforeValidator(_rules)] = ()
+    """Further runs of cells, as a rule or a list of rules. Null: every cell is trained once."""
+    launcher: Annotated[tuple[LauncherRule, ...], BeforeValidator(_rules)] = ()
+    """Keys of `hydra.launcher` for the jobs of some cells, as a rule or a list of rules
+    (docs/cluster.md#small-and-large-cells). Later rules take precedence."""
+    tune: Annotated[Tune | None, BeforeValidator(_switched)] = None
+    """Cells that vary the learning rate and the batch at one size of the lowest and the highest budget
+    (docs/tuning.md#tune-in-a-definition); `true` takes the defaults below. Null: none."""
     recipe: Annotated[str, AfterValidator(_recipe_name)] | None = None
+    """Where the learning rate and the batch of every cell are from: `smdm`, `power_law`, `fitted`, or the path of a
+    recipe.json (docs/tuning.md#recipes). Null: by the configuration."""
 
     def plain(self) -> dict[str, Any]:
         """Return the definition as plain values, as plan.json holds it, without the NEW_FIELDS that are as usual."""

@@ -28,7 +28,7 @@ from dlm.submit.submission import submit_jobs, submitting
 
 if TYPE_CHECKING:
     from dlm.plan.cells import Cell, Plan
-    from dlm.plan.definition import LauncherRule
+    from dlm.plan.rules import LauncherRule
 
 
 def submit_plan(
