@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 CONTEXT, EMBEDDING, BATCH = 16, 8, 256
 SIZES = (2, 4, 8, 16, 32)  # units of the hidden layer
 STEPS = (80, 200, 500, 1250)
+LEAST_BYTES = 4096  # of a .wandb file that holds a run
 VALIDATION = 20_000  # bytes at the end of the text
 
 
@@ -102,6 +103,8 @@ def train(folder: Path, *, hidden: int, steps: int, dataset: str = "stdlib", sto
         trainer.fit(model, batches, held)
         wandb.finish(exit_code=1 if stop else 0)
         for found in Path(scratch).rglob("*.wandb"):
+            if found.stat().st_size < LEAST_BYTES:
+                raise RuntimeError(f"W&B wrote only {found.stat().st_size} bytes of {name}: start again")
             shutil.copy(found, folder / f"{name}.wandb")
 
 
