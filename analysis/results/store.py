@@ -1,4 +1,4 @@
-"""Store the tables of a collected sweep here, small enough for git: `python analysis/results/store.py SWEEP [SWEEP ...]`.
+"""Store the tables of a collected sweep here, small enough for git: `python analysis/results/store.py SWEEP ...`.
 
 runs.csv and excluded.csv are copied; of several folders of one sweep, their rows are joined, without the runs that are
 in both. Of history.parquet, the losses are kept: every validation, and at most 40 training losses of each run. The
