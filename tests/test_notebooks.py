@@ -41,11 +41,8 @@ def test_the_notebooks_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     everything = nbformat.v4.new_notebook()
     for path in NOTEBOOKS:
-        everything.cells.append(nbformat.v4.new_code_cell("%reset -f", metadata={"notebook": path.stem}))
-        everything.cells += [
-            cell | {"metadata": {"notebook": path.stem}, "id": f"{path.stem[:2]}-{cell.id}"}
-            for cell in code_cells(path)
-        ]
+        for source in ("%reset -f", *(cell.source for cell in code_cells(path))):
+            everything.cells.append(nbformat.v4.new_code_cell(source, metadata={"notebook": path.stem}))
     nbclient.NotebookClient(
         everything, timeout=300, kernel_name="python3", resources={"metadata": {"path": ANALYSIS}}
     ).execute()
