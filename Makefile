@@ -40,7 +40,7 @@ TOP = $(if $(BUDGET),--top-budget $(call quoted,$(BUDGET)))
 FOLDER = $(if $(wildcard workdir/$(SWEEP)/plan.json),workdir/$(SWEEP),$(DEFINITION))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status collect fit report cancel docs test test-slurm test-long slurm-sandbox check format clean
+.PHONY: help setup sweep plan status collect fit report cancel docs notebook test test-slurm test-long slurm-sandbox check format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ $(VENV)/.docs: $(READY)
 	@echo "installing mkdocs into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
+
+notebook: $(READY) ## open the notebooks of analysis/ in Jupyter Lab, which is installed the first time
+	@test -x $(BIN)/jupyter-lab || { echo "installing Jupyter Lab into $(VENV) ..."; $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'jupyterlab>=4'; }
+	@$(BIN)/jupyter-lab --notebook-dir=analysis
 
 test: $(READY) ## run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -65,7 +65,8 @@ def _repeated(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 def map_run(run: WandbRun, history: History, mapping: RunMapping) -> MappedRun:
     """Turn one run into a row of runs.csv, or find out why the run is excluded."""
-    row: Row = {"run_id": run.run_id, "sweep": run.group, "source": "wandb_api", "status": run.state}
+    source = "wandb_api" if run.path is None else "wandb"  # as in WandbSource
+    row: Row = {"run_id": run.run_id, "sweep": run.group, "source": source, "status": run.state}
     excluded = cell = None
     is_one_short = False
     try:

@@ -11,6 +11,8 @@ import pandas as pd
 
 from dlm.core.names import as_cell, from_cell
 
+__all__ = ["as_csv", "read_csv"]
+
 
 def as_csv(table: pd.DataFrame) -> str:
     """Return a table as CSV. See ``as_cell`` for texts that a program would read as something else."""

@@ -16,6 +16,8 @@ from dlm.fit.laws.combined import Combined
 from dlm.fit.optimum import MOST_REACH, SHARE, as_rows
 from dlm.fit.points import NAN, Array, Mask
 
+__all__ = ["Prediction", "predict"]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:

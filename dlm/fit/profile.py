@@ -17,6 +17,8 @@ from dlm.fit.laws.law import Law
 from dlm.fit.optimum import as_rows
 from dlm.fit.points import Array
 
+__all__ = ["Profile", "profile"]
+
 STIFF = 1e4  # stiffness of the spring, as a multiple of the objective over the squared coordinate at the fit
 STEP = 1e-6  # step of the central differences
 

@@ -304,7 +304,8 @@ def test_runs_of_three_kinds_become_laws_and_reports_from_a_server_alone(server,
     together = pd.concat([pd.read_csv(tmp_path / "here" / kind / "runs.csv") for kind in ("s", *KINDS)])
     together.to_csv(tmp_path / "all.csv", index=False)
     monkeypatch.setenv("DLM_RUNS_CSV", str(tmp_path / "all.csv"))
-    shown = in_notebook(ROOT / "analysis/law.ipynb")
+    monkeypatch.setenv("DLM_DRAWS", "100")
+    shown = in_notebook(ROOT / "analysis/03_isoflop.ipynb")
     assert all(f"{name}/combined: at" in shown for name in ("masked_diffusion", "autoregressive", "trainer"))
 
 
