@@ -11,6 +11,7 @@ import typer
 from dlm.cli import options
 from dlm.cli.hparams_verb import hparams
 from dlm.cli.options import AsJson, Replicates, RunsFile, Seed, takes
+from dlm.core import terminal
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
 
@@ -26,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
 @takes(options.FitOptions)
 def fit(given: options.FitOptions) -> None:
     """Fit a law to a table of runs, from dlm or elsewhere, and state how far the law can be trusted."""
+    from dlm.fit.brief import WIDTH
     from dlm.fit.table import fit_runs
 
     result = fit_runs(given.runs, **given.keywords())
@@ -33,7 +35,10 @@ def fit(given: options.FitOptions) -> None:
         more = len(result.warnings) - MOST_REASONS
         reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(f"{given.law}: {'; '.join(reasons)}")
-    _show_result(result, as_json=given.as_json)
+    if given.as_json or given.verbose:
+        _show_result(result, as_json=given.as_json)
+    else:
+        print(result.summary(at=given.at or (), width=terminal.width() or WIDTH, rest="--verbose"))
 
 
 @takes(options.PredictOptions)

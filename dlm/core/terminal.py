@@ -73,6 +73,14 @@ def console() -> Console:
     return Guarded(file=stream, width=None if stream.isatty() else TABLE_WIDTH, highlight=False)
 
 
+def width() -> int | None:
+    """Return the width of the terminal in columns of characters; None if the standard output is not a terminal.
+
+    The variable COLUMNS overrides the width of a terminal, as it does for rich.
+    """
+    return console().width if sys.stdout.isatty() else None
+
+
 def shown_log(part: str) -> str:
     """Return a part of a log in lines as a terminal shows it: without colours, and of a progress bar its last state.
 
