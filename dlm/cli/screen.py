@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
+from dlm.cli.plan_summary import EXPENDABLE as SUMMARY_EXPENDABLE
+from dlm.cli.plan_summary import legend, picture, summary_rows
 from dlm.core import text
 from dlm.core.errors import ExitCode
 from dlm.core.names import printable
@@ -47,7 +49,7 @@ CHECK_WIDTHS = (7, 14, None)  # of the state, the name and the rest
 
 
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
-    """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
+    """Print what each budget costs, the cells with their estimates, the first dropped cells, and the total cost.
 
     Cells that differ in their seed alone share a row. It shows the id and the time of the first, and how many they are.
 
@@ -60,6 +62,7 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
 
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
+    _show_summary(plan, proof, out.width)
     for line in (*_settings_lines(plan.spec), *recipe_lines(plan.spec, plan.recipe, plan.grid), *tuning_lines(plan)):
         out.print(printable(line), markup=False)
     rows, missing = _fitting(_plan_rows(plan.cells), out.width, EXPENDABLE)
@@ -79,6 +82,21 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     out.print(_cost_line(plan), markup=False)
     if proof:
         out.print(_proof_line(proof), markup=False)
+
+
+def _show_summary(plan: Plan, proof: Sequence[Cell], width: int) -> None:
+    """Print what each budget holds and costs, and the picture of the sizes."""
+    rows, missing = summary_rows(plan, proof), list[str]()
+    for head in SUMMARY_EXPENDABLE:
+        if head in rows[0] and len(plain_lines(rows)[0]) > width:
+            missing.append(head)
+            rows = [{key: value for key, value in row.items() if key != head} for row in rows]
+    print("\n".join(plain_lines(rows)))
+    if missing:
+        print(f"too narrow for {', '.join(missing)}")
+    is_drawn = sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
+    shapes = {"dot": "\N{BLACK CIRCLE}", "empty": "\N{MIDDLE DOT}"} if is_drawn else {}
+    print("\n".join(["", *picture(plan, proof, width=width, **shapes), legend(plan, proof), ""]))
 
 
 def _fitting(

@@ -38,6 +38,7 @@ def _sweep_name(value: str) -> str:
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates", "tune")
+LATER_HARDWARE = ("peak_flops", "price_per_gpu_hour")  # keys of GPUs; plan.json has them only if they are set
 # Fields that earlier versions lack; plan.json has them only if they differ from their defaults.
 NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells", "tune", "recipe")
 
@@ -52,11 +53,14 @@ class Hardware(Frozen):
     mfu: Annotated[Number, Field(ge=1e-6, le=1)] | None = None
     # Dense bf16 FLOP/s of one GPU; None: from PEAK_FLOPS.
     peak_flops: Annotated[Number, Field(ge=1, le=1e30)] | None = None
+    # What one GPU costs in an hour, in the user's currency; None: plans show no price.
+    price_per_gpu_hour: Annotated[Number, Field(ge=0, le=1e9)] | None = None
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:
-        if self.device == "cpu" and self.peak_flops is not None:
-            raise UserError("hardware.peak_flops is for GPUs, and hardware.device is cpu: leave it out")
+        for key in LATER_HARDWARE:
+            if self.device == "cpu" and getattr(self, key) is not None:
+                raise UserError(f"hardware.{key} is for GPUs, and hardware.device is cpu: leave it out")
         if self.device != "cpu" and self.device not in PEAK_FLOPS and self.peak_flops is None:
             near = hint(self.device, ["cpu", *PEAK_FLOPS], otherwise="")
             raise UserError(
@@ -73,9 +77,9 @@ class Hardware(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the hardware as plain values, without `peak_flops` if it is not set, as earlier versions write it."""
+        """Return the hardware as plain values, without the LATER_HARDWARE that is not set, as earlier versions do."""
         plain: dict[str, Any] = dump(self)
-        return {key: value for key, value in plain.items() if key != "peak_flops" or value is not None}
+        return {key: value for key, value in plain.items() if key not in LATER_HARDWARE or value is not None}
 
 
 class Proof(Frozen):

@@ -107,7 +107,9 @@ def test_cells_that_differ_in_their_seed_alone_share_a_row_of_a_plan(workdir, st
     plan = planned(PlanOptions(target="smoke", settings=[*settings, "budgets=[1e10,2e10]"])).plan
     screen.show_plan(with_estimates(plan, rates={"4k": 1e9}))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[-1] for line in lines if line[0] == "cell" or line[0].startswith("mdm-4k-")] == ["runs", "4", "2"]
+    assert [line[-1] for line in lines if line and (line[0] == "cell" or line[0].startswith("mdm-4k-"))] == [
+        "runs", "4", "2",
+    ]  # fmt: skip
     once = planned(PlanOptions(target="smoke", settings=["seeds=[0]"])).plan
     screen.show_plan(with_estimates(once, rates={"4k": 1e9}))
     assert "runs" not in capsys.readouterr().out.splitlines()[1]
