@@ -79,7 +79,8 @@ def picture(plan: Plan, proof: Sequence[Cell], *, width: int, dot: str = "o", em
     budgets = sorted({cell.budget_flops for cell in cells})
     heads = max(len("N"), *(len(text.count(size)) for size in sizes.starts))
     most = Counter((sizes.of(cell.num_params), cell.budget_flops) for cell in cells)
-    column = max(max(len(text.flops(budget)) for budget in budgets), len(str(len(cells))) + 1, min(max(most.values()), MOST_DOTS))  # fmt: skip
+    widest = [*(len(text.flops(budget)) for budget in budgets), len(str(len(cells))) + 1]
+    column = max(*widest, min(max(most.values()), MOST_DOTS))
     columns = _Bins(budgets, max((width - heads) // (column + len(GAP)), 1))
     places: dict[tuple[int, int], Counter[str]] = {}
     for cell in cells:

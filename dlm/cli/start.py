@@ -18,8 +18,9 @@ import typer
 from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, pool_of, slurm_of
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
+from dlm.cli.progress import LocalProgress, alone_line
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
-from dlm.cli.screen import LocalProgress, alone_line, show_plan
+from dlm.cli.screen import show_plan
 from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths, text
 from dlm.core.configs import load_base

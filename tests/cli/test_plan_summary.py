@@ -41,7 +41,7 @@ def test_a_row_sums_up_the_cells_of_a_budget_and_the_last_one_all_of_them(workdi
 
 @pytest.mark.parametrize("value", ["-1", ".nan", ".inf", "true", "abc"])
 def test_a_price_that_is_no_amount_is_refused(workdir, value):
-    with pytest.raises(UserError, match="hardware.price_per_gpu_hour"):
+    with pytest.raises(UserError, match=r"hardware\.price_per_gpu_hour"):
         plan_of("isoflop", f"hardware.price_per_gpu_hour={value}")
 
 
