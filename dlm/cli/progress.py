@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WHOLE = "all cells"
 BAR, WIDE = 10, 100  # the width of a bar, and that of the narrowest terminal on which bars are drawn
 STARTING, FIRST = "starting torch", "first step"
+LEAST_ROOM, INDENT = 30, "  "  # beside the longest id; with less, what a cell does stands below its id, indented
 # What a run does before its first step: a file that it writes at its start, and what it does once the file is there.
 PHASES = (("config.yaml", "building the model"), ("env.json", "waiting for data"))
 
@@ -71,6 +72,9 @@ class LocalProgress:
         )
         names = [WHOLE, *map(printable, self._steps)]
         self._room = out.width - max(map(len, names)) - 1 - (BAR + 1 if bars else 0)
+        self._is_stacked = self._room < LEAST_ROOM
+        if self._is_stacked:
+            self._room = out.width - len(INDENT)
         self._whole = self._progress.add_task(WHOLE, total=sum(self._flops.values()), words="")
 
     def __enter__(self) -> LocalProgress:
@@ -125,10 +129,15 @@ class LocalProgress:
             step = 0 if status is None else status.step
             done_flops += flops * step / self._steps[name]
             if name in self._bars:
-                words = fitting(self._parts(name, status), self._room)
-                self._progress.update(self._bars[name], completed=step, words=words)
-        words = fitting(self._parts_of_all(done_flops), self._room)
-        self._progress.update(self._whole, completed=done_flops, words=words)
+                self._update(self._bars[name], printable(name), step, self._parts(name, status))
+        self._update(self._whole, WHOLE, done_flops, self._parts_of_all(done_flops))
+
+    def _update(self, bar: TaskID, name: str, completed: float, parts: Sequence[str]) -> None:
+        words = fitting(parts, self._room)
+        if self._is_stacked:
+            self._progress.update(bar, completed=completed, description=f"{name}\n{INDENT}{words}", words="")
+        else:
+            self._progress.update(bar, completed=completed, words=words)
 
     def _parts(self, name: str, status: Status | None) -> list[str]:
         """What is known of a running cell, the most important first."""
