@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WHOLE = "all cells"
 BAR, WIDE = 10, 100  # the width of a bar, and that of the narrowest terminal on which bars are drawn
 STARTING, FIRST = "starting torch", "first step"
+SURE = 0.02  # the share of the FLOPs to do that must be done before the time left is estimated from them
 LEAST_ROOM, INDENT = 30, "  "  # beside the longest id; with less, what a cell does stands below its id, indented
 # What a run does before its first step: a file that it writes at its start, and what it does once the file is there.
 PHASES = (("config.yaml", "building the model"), ("env.json", "waiting for data"))
@@ -162,10 +163,13 @@ class LocalProgress:
     def _parts_of_all(self, done_flops: float) -> list[str]:
         """How far the sweep is, the most important first."""
         total, now = sum(self._flops.values()), time.monotonic()
+        done = f"{self._num_done}/{len(self._steps)} done"
+        if not self._started:
+            return [STARTING, done]
         self._begun = self._begun or (now, done_flops)
-        parts = [f"{100 * done_flops / total:.0f} % of the FLOPs", f"{self._num_done}/{len(self._steps)} done"]
+        parts = [f"{100 * done_flops / total:.0f} % of the FLOPs", done]
         since, before = self._begun
-        if done_flops > before:
+        if done_flops - before > SURE * (total - before):
             parts.append(f"{text.duration((now - since) * (total - done_flops) / (done_flops - before))} left")
         return [*parts, f"{text.duration(now - since)} so far"]
 

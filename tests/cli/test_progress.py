@@ -78,6 +78,14 @@ def test_a_cell_says_what_it_does_before_its_first_step_and_while_it_validates(s
     assert "validating  loss 2.500" in shown(80, lambda at: running(at, phase="validating"))[NAMES[0]]
 
 
+def test_before_the_first_cell_is_started_the_whole_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cells = (SimpleNamespace(cell_id="a", steps=10, tokens=10240, flops={"full_masked_head": 1e9}),)
+    with LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=cells)), {}):
+        pass
+    assert re.search(r"all cells.* starting torch  0/1 done", capsys.readouterr().out)
+
+
 def test_the_status_of_an_earlier_attempt_is_not_shown(shown, tmp_path):
     write_status(run_directory(tmp_path, NAMES[0]), status(State.PREEMPTED, step=250, loss=2.5, updated=1.0))
     line = shown(80, lambda _: None)[NAMES[0]]
