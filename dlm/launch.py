@@ -229,7 +229,7 @@ def train(config: Mapping[str, Any], *, anew: bool) -> ExitCode:
 
     try:
         code = run(config, recipe, data_set)
-        if is_first_process() and run_dir.is_dir():
+        if is_first_process() and (run_dir / "status.json").is_file():  # a development run keeps nothing
             print(f"run directory: {run_dir}")
         return code
     except UserError:
