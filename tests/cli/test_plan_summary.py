@@ -1,5 +1,6 @@
 """The summary that a plan begins with: a row for each budget, and a picture of the sizes in characters."""
 
+import dataclasses
 import re
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from dlm.cli import screen
 from dlm.cli.options import PlanOptions
 from dlm.cli.plan_summary import MOST_SIZES, legend, picture, summary_rows
+from dlm.cli.start import _show_change
 from dlm.cli.targets import planned
 from dlm.core.errors import UserError
 from dlm.core.paths import sweeps_dir
@@ -15,6 +17,9 @@ from dlm.plan.cost import estimated, with_estimates
 from dlm.plan.definition import load_sweep
 from dlm.plan.grid import make_plan
 from dlm.plan.proof import expected_proof
+from dlm.plan.store import write_plan
+from dlm.record.outcomes import State
+from dlm.submit.cell_now import CellNow
 
 GPUS = ["hardware={device: H100, gpus_per_node: 8, price_per_gpu_hour: 2.5}"]
 
@@ -101,3 +106,15 @@ def test_the_summary_fits_a_narrow_terminal(workdir, capsys, monkeypatch, width)
     assert "\N{MIDDLE DOT}" in summary
     assert max(map(len, summary.splitlines()[1:])) <= width
     assert ("too narrow for" in summary) == (width == 40) and " 199.5" in summary
+
+
+def test_the_follower_prints_the_states_and_the_new_cells_in_place_of_the_plan(workdir, stdlib_data, capsys):
+    sweep = planned(PlanOptions(target="smoke"))
+    first, *others = sweep.plan.cells
+    write_plan(sweep.folder, dataclasses.replace(with_estimates(sweep.plan), cells=tuple(others)))
+    now = {cell.cell_id: CellNow(state=State.PLANNED) for cell in sweep.plan.cells}
+    now[first.cell_id] = CellNow(state=State.RUNNING)
+    _show_change(sweep, now)
+    count = len(now)
+    wanted = [f"smoke: {count} cells: 1 running, {count - 1} planned", f"new: {first.cell_id}"]
+    assert capsys.readouterr().out.splitlines() == wanted
