@@ -214,6 +214,8 @@ def train(config: Mapping[str, Any], *, anew: bool) -> ExitCode:
     Raises:
         UserError: The config does not describe a valid run, or another process runs it.
     """
+    if sys.stderr.isatty() and is_first_process():
+        print("starting torch ...", file=sys.stderr, flush=True)  # at once: the imports below take seconds
     from dlm.train.before import checked, nothing_to_train, result_before
 
     recipe, data_set = checked(config)
@@ -226,7 +228,10 @@ def train(config: Mapping[str, Any], *, anew: bool) -> ExitCode:
     from dlm.train.run import run
 
     try:
-        return run(config, recipe, data_set)
+        code = run(config, recipe, data_set)
+        if is_first_process() and (run_dir / "status.json").is_file():  # a development run keeps nothing
+            print(f"run directory: {run_dir}")
+        return code
     except UserError:
         if earlier is not None and not any(run_dir.glob("checkpoints/*")):
             _put_back(earlier, run_dir)

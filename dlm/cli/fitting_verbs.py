@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
 @takes(options.FitOptions)
 def fit(given: options.FitOptions) -> None:
     """Fit a law to a table of runs, from dlm or elsewhere, and state how far the law can be trusted."""
+    from dlm.fit.brief import WIDTH
     from dlm.fit.table import fit_runs
 
     result = fit_runs(given.runs, **given.keywords())
@@ -35,7 +36,10 @@ def fit(given: options.FitOptions) -> None:
         more = len(result.warnings) - MOST_REASONS
         reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(f"{given.law}: {'; '.join(reasons)}")
-    _show_result(result, as_json=given.as_json, width=terminal.width())
+    if given.as_json or given.verbose:
+        _show_result(result, as_json=given.as_json, width=terminal.width())
+    else:
+        say(*result.summary(at=given.at or (), width=terminal.width() or WIDTH, rest="--verbose").splitlines())
 
 
 @takes(options.PredictOptions)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm.cli.memory import FIGURES, PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
+from dlm.core import terminal
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
 from dlm.core.names import from_cell, printable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
+    from dlm.fit.result import FitResult
     from dlm.report.look import Paper
 
 
@@ -136,7 +139,7 @@ def report_tables(folder: Path, out: Path, *, paper: Paper | None = None) -> Non
     data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
     facts = {"data": ", ".join(data)} if data else {}
     write_report(out, runs, excluded, fits, title=folder.absolute().name, facts=facts, paper=paper)
-    print(*(fit.report() for fit in fits.values()), f"report: {out / PAGE}", sep="\n")
+    print(*_summaries(fits), f"report: {out / PAGE}", sep="\n")
 
 
 def _check_report_folder(sweep: Sweep, folder: Path) -> None:
@@ -197,7 +200,14 @@ def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Pape
         paper=paper,
     )
     return [
-        *(fit.report() for fit in fits.values()),
+        *_summaries(fits),
         *(f"what would settle it: {' '.join(filter(None, one))}" for found in settling.values() for one in found),
         *(proof.report() for proof in proofs.values()),
     ]
+
+
+def _summaries(fits: Mapping[str, FitResult]) -> list[str]:
+    """Return each law in ten lines."""
+    from dlm.fit.brief import WIDTH
+
+    return [fit.summary(width=terminal.width() or WIDTH, rest="see the report") for fit in fits.values()]

@@ -184,9 +184,9 @@ class LawOptions:
     def keywords(self) -> dict[str, Any]:
         """Return the options as keyword arguments of ``fit_runs`` or ``predict_runs``.
 
-        Options that are None, ``runs`` and ``as_json`` are left out. Raises UserError for a malformed --pin.
+        Options that are None, ``runs`` and how to print are left out. Raises UserError for a malformed --pin.
         """
-        others = ("runs", "as_json", "pin")
+        others = ("runs", "as_json", "verbose", "pin")
         given = {name: value for name, value in vars(self).items() if value is not None and name not in others}
         return {**given, "fixed": dict(_pinned(word) for word in self.pin or ())}
 
@@ -203,6 +203,9 @@ class FitOptions(LawOptions):
         float | None, typer.Option(help="The unique tokens for which laws of repeated data give optima.")
     ] = None
     axis: Annotated[str, typer.Option(help="The axis of isoflop: log 'params' or log 'tokens'.")] = "params"
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print all parameters, checks, warnings and notes, not ten lines.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

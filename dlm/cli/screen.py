@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
+from dlm.cli.plan_summary import EXPENDABLE as SUMMARY_EXPENDABLE
+from dlm.cli.plan_summary import legend, picture, summary_rows
 from dlm.cli.table import WORDS, plain_lines, say, show_table
 from dlm.core import terminal, text
-from dlm.core.errors import ExitCode
 from dlm.core.names import printable
 from dlm.core.table import columns_of, wrapped
 from dlm.core.terminal import console
 from dlm.plan.sharing import own_flops, sharing
-from dlm.record.run import read_result, read_status, run_directory
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from dlm.cli.targets import Sweep
     from dlm.plan.cells import Cell, Plan
     from dlm.plan.definition import SweepSpec
-    from dlm.submit.cell_now import CellNow
-    from dlm.submit.cluster import Event
-    from dlm.submit.job import BranchPoint
 
 SHOWN_DROPPED = 5  # how many of the dropped cells are listed
 # A narrow terminal lacks the first of these columns: of a plan, and of the states of a sweep.
@@ -39,7 +31,7 @@ NARROW = 60  # a terminal with fewer columns shows what a check has found below 
 
 
 def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
-    """Print the cells of a plan with their estimates, then the first dropped cells, then the total cost.
+    """Print what each budget costs, the cells with their estimates, the first dropped cells, and the total cost.
 
     Cells that differ in their seed alone share a row. It shows the id and the time of the first, and how many they are.
 
@@ -52,6 +44,7 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
 
     out = console()
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
+    _show_summary(plan, proof, out.width)
     for line in (*_settings_lines(plan.spec), *recipe_lines(plan.spec, plan.recipe, plan.grid), *tuning_lines(plan)):
         out.print(printable(line), markup=False)
     show_table(_plan_rows(plan.cells), expendable=EXPENDABLE, whole="dlm plan --json")
@@ -68,6 +61,14 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     out.print(_cost_line(plan), markup=False)
     if proof:
         out.print(_proof_line(proof), markup=False)
+
+
+def _show_summary(plan: Plan, proof: Sequence[Cell], width: int) -> None:
+    """Print what each budget holds and costs, and the picture of the sizes."""
+    show_table(summary_rows(plan, proof), expendable=SUMMARY_EXPENDABLE, whole="dlm plan --json")
+    is_drawn = sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
+    shapes = {"dot": "\N{BLACK CIRCLE}", "empty": "\N{MIDDLE DOT}"} if is_drawn else {}
+    print("\n".join(["", *picture(plan, proof, width=width, **shapes), legend(plan, proof), ""]))
 
 
 def _settings_lines(spec: SweepSpec) -> list[str]:
@@ -212,98 +213,3 @@ def show_check(check: Check) -> None:
     shown = Text("\n".join(lines))
     shown.stylize(CHECK_COLOURS[check.state], 0, len(check.state))
     out.print(shown, soft_wrap=True)
-
-
-def alone_line(run_dir: Path, at: BranchPoint) -> str:
-    """Return the line about a branch that starts from nothing, because its trunk will not write the checkpoint."""
-    trunk = run_dir.with_name(at.trunk)
-    result = read_result(trunk)
-    reason = f", because it stopped early, at step {result.step}" if result is not None and result.stopped_early else ""
-    return (
-        f"{run_dir.name} trains from nothing: its trunk {trunk.name} will not write the checkpoint of step {at.step}"
-        f"{reason}"
-    )
-
-
-class LocalProgress:
-    """The progress display of a sweep on this machine: a line for each cell that ends, and bars on a terminal.
-
-    Args:
-        sweep: The sweep that runs.
-        now: The states of its cells before the run, by cell id.
-    """
-
-    def __init__(self, sweep: Sweep, now: Mapping[str, CellNow]) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._folder = sweep.folder
-        self._flops = {cell.cell_id: cell.flops["full_masked_head"] for cell in sweep.plan.cells}
-        self._steps = {cell.cell_id: cell.steps for cell in sweep.plan.cells}
-        self._num_done = sum(cell.result is not None for cell in now.values())
-        self._looked = 0.0
-        self._bars: dict[str, TaskID] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[words]}", justify="right"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console(),
-            disable=not sys.stdout.isatty(),
-        )
-        self._whole = self._progress.add_task("all cells", total=sum(self._flops.values()), words="")
-
-    def __enter__(self) -> LocalProgress:
-        if left := len(self._steps) - self._num_done:
-            self._say(f"starting {left} of {text.counted(len(self._steps), 'cell')} ...")
-        self._progress.start()
-        self.on_tick()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def on_event(self, event: Event) -> None:
-        """Show that a cell was started, deferred or ended."""
-        name = event.job.name
-        if event.kind == "started":
-            self._bars[name] = self._progress.add_task(printable(name), total=self._steps[name], words="starts")
-        elif event.kind == "deferred":
-            self._say(f"{name} is run by another process: waiting for it")
-        elif event.kind == "alone" and event.job.awaits is not None:
-            self._say(alone_line(event.job.run_dir, event.job.awaits))
-        elif event.kind == "ended":
-            self._show_ended(event)
-
-    def _show_ended(self, event: Event) -> None:
-        job = event.job
-        result, status = read_result(job.run_dir), read_status(job.run_dir)
-        ending = f"exit code {event.exit_code}, see {job.run_dir / 'log.txt'}"
-        if event.exit_code == ExitCode.PREEMPTED and status is not None and status.reason:
-            ending = status.reason
-        if result is not None:
-            self._num_done += 1
-            ending = f"{result.loss:.4f} nats/token"
-        self._say(f"[{self._num_done}/{len(self._steps)}] {job.name}: {ending}, {event.wall_sec or 0:.0f} s")
-        if job.name in self._bars:
-            self._progress.remove_task(self._bars.pop(job.name))
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(printable(line), markup=False, soft_wrap=True)
-
-    def on_tick(self) -> None:
-        """Update the progress bars from the status of the cells, at most once a second, and only on a terminal."""
-        if self._progress.disable or time.monotonic() - self._looked < 1:
-            return
-        self._looked = time.monotonic()
-        done_flops = 0.0
-        for name, flops in self._flops.items():
-            status = read_status(run_directory(self._folder, name))
-            step = 0 if status is None else status.step
-            done_flops += flops * step / self._steps[name]
-            if name in self._bars and step:
-                loss = "-" if status is None or status.loss is None else f"{status.loss:.3f}"
-                words = f"step {step:,}/{self._steps[name]:,}  loss {loss}"
-                self._progress.update(self._bars[name], completed=step, words=words)
-        share = f"{100 * done_flops / sum(self._flops.values()):.0f} % of the FLOPs"
-        self._progress.update(self._whole, completed=done_flops, words=share)

@@ -18,8 +18,9 @@ import typer
 from dlm.cli.launcher import LAUNCHER_KEY, chosen, is_local, pool_of, slurm_of
 from dlm.cli.options import StartOptions
 from dlm.cli.price import agree_on_cost, price_here
+from dlm.cli.progress import LocalProgress, alone_line
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
-from dlm.cli.screen import LocalProgress, alone_line, show_plan
+from dlm.cli.screen import show_plan
 from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths, text
 from dlm.core.configs import load_base
@@ -30,7 +31,7 @@ from dlm.plan import cost, grid
 from dlm.plan.cells import Plan
 from dlm.plan.grid import DECIDING
 from dlm.plan.proof import expected_proof
-from dlm.plan.store import with_earlier_cells, with_proof_cells, write_plan
+from dlm.plan.store import read_plan, with_earlier_cells, with_proof_cells, write_plan
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.submit.cell_now import CellNow
 from dlm.submit.cells import submit_plan
@@ -85,7 +86,7 @@ def start(
         cluster = slurm_of(settings, allow_dirty=options.allow_dirty, launcher=launcher, sweep=sweep.folder)
         for rule in sweep.plan.spec.launcher:
             with_changes(cluster.settings, rule.set)
-    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_here, only)
+    plan, more, max_gpu_hours = _agreed(sweep, now, options, is_here, only, shows_plan=not unattended)
     sweep = Sweep(sweep.folder, write_plan(sweep.folder, plan))
     now |= look(sweep, known=now)  # the states of the cells that the sweep keeps from an earlier plan
     submit = functools.partial(
@@ -162,9 +163,18 @@ def _run_here(sweep: Sweep, now: Mapping[str, CellNow], submit: Callable[..., Su
 
 
 def _agreed(
-    sweep: Sweep, now: Mapping[str, CellNow], options: StartOptions, is_here: bool, only: Collection[str]
+    sweep: Sweep,
+    now: Mapping[str, CellNow],
+    options: StartOptions,
+    is_here: bool,
+    only: Collection[str],
+    *,
+    shows_plan: bool,
 ) -> tuple[Plan, list[str], float | None]:
     """Show the cost of the chosen cells that are not done on the launcher, and ask whether to start them.
+
+    Without ``shows_plan``, one line says how far the sweep is and which cells are new: the follower of a sweep looks
+    every few minutes, and its log would repeat the plan each time.
 
     Returns:
         (the plan with its estimates, the overrides that the jobs need on this machine, the GPU-hours that the sweep may
@@ -179,10 +189,23 @@ def _agreed(
         plan, overrides, hours = price_here(sweep.plan, left=left)
     else:
         plan, overrides = cost.with_estimates(sweep.plan), []
-        show_plan(plan, proof=cost.estimated(expected_proof(plan), plan.spec.hardware))
+        if shows_plan:
+            show_plan(plan, proof=cost.estimated(expected_proof(plan), plan.spec.hardware))
+        else:
+            _show_change(sweep, now)
     for node in data_nodes(plan):
         ensure_data(node)
     return plan, overrides, agree_on_cost(plan, sweep.folder, options, left=left, local_hours=hours)
+
+
+def _show_change(sweep: Sweep, now: Mapping[str, CellNow]) -> None:
+    """Print how many cells are in which state, and the ids of the cells that the stored plan does not have."""
+    states = ", ".join(f"{count} {state}" for state, count in Counter(str(cell.state) for cell in now.values()).items())
+    print(f"{sweep.plan.spec.name}: {text.counted(len(now), 'cell')}: {states}")
+    known = {cell.cell_id for cell in read_plan(sweep.folder).cells}
+    for cell in sweep.plan.cells:
+        if cell.cell_id not in known:
+            print(f"new: {cell.cell_id}")
 
 
 def check_overrides(words: Sequence[str]) -> None:

@@ -75,15 +75,22 @@ class Verdict:
     forms: Mapping[str, Fitted] = field(default_factory=dict, repr=False)  # both forms, by name
     methods: Sequence[Fitted] = field(default_factory=tuple, repr=False)  # all fits that give an N*
 
-    def sentence(self) -> str:
-        """The verdict in words, with its numbers."""
+    def first_words(self) -> str:
+        """Up to which C the law may be read, and its error on held-out budgets if one is known."""
         if self.words:
-            return " ".join(self.words)
+            return " ".join(self.words[:2])
         far = f"up to {text.flops(self.reach)} FLOPs ({self.reach / self.top:.3g} times the highest)"
         inside = f"within the runs, up to {text.flops(self.top)} FLOPs, and not beyond"
         said = [f"L* may be read {far if self.reach > self.top else inside}: {self.limit}"]
         if np.isfinite(self.missed):
             said.append(f"with the top budgets held out, the better form missed their loss by {self.missed:.2%}")
+        return "; ".join(said)
+
+    def sentence(self) -> str:
+        """The verdict in words, with its numbers."""
+        if self.words:
+            return " ".join(self.words)
+        said = [self.first_words()]
         if len(self.aicc) > 1:
             low, high = sorted(self.aicc, key=self.aicc.__getitem__)
             said.append(f"AICc prefers {low} to {high} by {self.aicc[high] - self.aicc[low]:.1f}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.fit.brief import WIDTH, brief
 from dlm.fit.fitted import Fitted, Optimum, plain, shown
 from dlm.fit.laws.combined import Combined
 from dlm.fit.laws.data_constrained import DataConstrained
@@ -88,6 +89,16 @@ class FitResult(Fitted):
         rows += [f"  warning: {warning}" for warning in self.warnings]
         rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
+
+    def summary(self, *, at: Sequence[float] = (), width: int = WIDTH, rest: str = "report() has them") -> str:
+        """The answer in at most ten lines: N*, D*, L*, the exponents, how far to trust them, and what limits them.
+
+        Args:
+            at: The C in FLOPs to show, of those in `self.at`. Empty: the two highest.
+            width: The width of the terminal; the ten lines are of 80 characters.
+            rest: Where the rest can be read, in words.
+        """
+        return brief(self, _head(self), at=at, width=width, rest=rest)
 
     def _of_unique_tokens(self) -> list[str]:
         """The best epochs, the best use of each C, and the errors of the law, if it depends on unique tokens."""

@@ -39,6 +39,7 @@ def _sweep_name(value: str) -> str:
 # The fields of a definition that select which cells exist and decide nothing about a cell. A sweep may grow in them.
 LISTS_OF_CELLS = ("budgets", "models", "seeds")
 LIMITS_OF_CELLS = ("tokens_per_param", "sizes_per_budget", "max_epochs", "replicates", "tune")
+LATER_HARDWARE = ("peak_flops", "price_per_gpu_hour")  # keys of GPUs; plan.json has them only if they are set
 # Fields that earlier versions lack; plan.json has them only if they differ from their defaults.
 NEW_FIELDS = ("proof", "replicates", "branches", "launcher", "max_cells", "tune", "recipe")
 
@@ -60,11 +61,14 @@ class Hardware(Frozen):
     """The dense bf16 FLOP/s of one GPU, for a GPU that dlm does not know, as in
     `{device: RTX4090, peak_flops: 165e12}`; its runs log an MFU if
     `callbacks.speed_monitor.peak_flops_per_device` is set too. Null: from dlm's table."""
+    price_per_gpu_hour: Annotated[Number, Field(ge=0, le=1e9)] | None = None
+    """What one GPU costs in an hour, in your currency. Null: plans show no price."""
 
     @model_validator(mode="after")
     def _has_peak(self) -> Hardware:
-        if self.device == "cpu" and self.peak_flops is not None:
-            raise UserError("hardware.peak_flops is for GPUs, and hardware.device is cpu: leave it out")
+        for key in LATER_HARDWARE:
+            if self.device == "cpu" and getattr(self, key) is not None:
+                raise UserError(f"hardware.{key} is for GPUs, and hardware.device is cpu: leave it out")
         if self.device != "cpu" and self.device not in PEAK_FLOPS and self.peak_flops is None:
             near = hint(self.device, ["cpu", *PEAK_FLOPS], otherwise="")
             raise UserError(
@@ -81,9 +85,9 @@ class Hardware(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the hardware as plain values, without `peak_flops` if it is not set, as earlier versions write it."""
+        """Return the hardware as plain values, without the LATER_HARDWARE that is not set, as earlier versions do."""
         plain: dict[str, Any] = dump(self)
-        return {key: value for key, value in plain.items() if key != "peak_flops" or value is not None}
+        return {key: value for key, value in plain.items() if key not in LATER_HARDWARE or value is not None}
 
 
 def _switched(value: object) -> object:

@@ -37,6 +37,7 @@ class Status:
     tokens_per_sec: float | None = None  # over wall time including validations, as the remaining steps will have them
     exit_code: int | None = None  # set once the attempt has ended
     reason: str | None = None
+    phase: str | None = None  # what the run does instead of training, such as validating
     submission: str | None = None  # the ledger's id of the submission that started this attempt; None: started by hand
     gpu_hours: float = 0.0  # of all attempts, including lost steps; every GPU of the allocation counts, used or not
     started: float  # start of this attempt, seconds since the epoch

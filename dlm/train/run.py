@@ -160,6 +160,7 @@ def _record_ending(
         state=ending.state,
         exit_code=int(ending.exit_code),
         reason=reason,
+        phase=None,
         submission=submission,
         updated=now,
     )

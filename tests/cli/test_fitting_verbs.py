@@ -34,10 +34,17 @@ def test_reconcile_prints_text_or_json(tables):
 
 def test_fit_prints_the_exponents_under_other_counts(tables):
     common = ("fit", "one.csv", "--law", "isoflop", "--bootstrap", "0")
-    assert "a and b under other counts of N (rows) and C (columns):" in dlm(*common)
+    assert "a and b under other counts of N (rows) and C (columns):" in dlm(*common, "--verbose")
     shown = json.loads(dlm(*common, "--json"))["conventions"]
     assert {row["N"] for row in shown["exponents"]} == {"blocks", "with_embeddings"}
     assert any(line.startswith("invariant: b of isoFLOP curves") for line in shown["meaning"])
+
+
+def test_fit_answers_in_ten_lines_and_verbose_gives_the_rest(tables):
+    common = ("fit", "one.csv", "--law", "isoflop", "--bootstrap", "0")
+    lines, whole = dlm(*common).splitlines(), dlm(*common, "--verbose").splitlines()
+    assert len(lines) <= 10 < len(whole) and max(map(len, lines)) <= 80
+    assert lines[0] == whole[0] and lines[-1].endswith(": --verbose")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from support.slurm_stand_in import end
 from support.stub_cell import result, status
 from support.submissions import ask_mode, make_cell, make_pool, plan_of, run_dir, submit
 
-from dlm.cli.screen import alone_line
+from dlm.cli.progress import alone_line
 from dlm.core.errors import UserError
 from dlm.core.files import write_json
 from dlm.core.lease import Lease

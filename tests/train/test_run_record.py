@@ -158,13 +158,17 @@ def test_validations_are_no_part_of_the_training_rate(launch, workdir, monkeypat
     """A validation that takes as long as many steps; wall time has it, step time and tokens per second do not."""
     plain, waits = DiffusionLMLightningModule.validation_step, 0.3
 
+    phases = set()
+
     def slow(self, batch, batch_idx):
         time.sleep(waits)
+        phases.add(read_status(only_run(workdir)).phase)
         plain(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionLMLightningModule, "validation_step", slow)
     assert launch(*TINY, "training.steps=40").code == 0
     run_dir = only_run(workdir)
+    assert phases == {"validating"} and read_status(run_dir).phase is None
     for resumed in (False, True):
         result = read_result(run_dir)
         training_sec = result.tokens / result.tokens_per_sec
@@ -180,7 +184,8 @@ def test_validations_are_no_part_of_the_training_rate(launch, workdir, monkeypat
 
 
 def test_a_development_run_keeps_nothing(launch, workdir):
-    assert launch(*DEBUG, "trainer.fast_dev_run=10").code == 0
+    ended = launch(*DEBUG, "trainer.fast_dev_run=10")
+    assert ended.code == 0 and "run directory" not in ended.out
     assert [path.name for path in only_run(workdir).iterdir()] in ([], [".hydra"])
 
 
@@ -190,6 +195,7 @@ def test_a_run_that_stops_early_is_done_and_laws_leave_it_out(launch, workdir):
     ended, run_dir = launch(*words), only_run(workdir)
     result, status = read_result(run_dir), read_status(run_dir)
     assert ended.code == 0 and "stopped early, at step 20 of 40: laws leave it out" in ended.out
+    assert ended.out.splitlines()[-1] == f"run directory: {run_dir}"
     assert result is not None and (result.step, result.stopped_early) == (20, True)
     assert result.tokens * 2 == derive(yaml.safe_load((run_dir / "config.yaml").read_text())).tokens
     assert result.loss == losses(run_dir)[20]["val/loss"]

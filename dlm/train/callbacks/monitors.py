@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.distributed.tensor import DTensor
 
 from dlm.core.flops import PEAK_FLOPS
-from dlm.train.callbacks import StepCallback, is_logged
+from dlm.train.callbacks import StepCallback, callbacks_of, is_logged
+from dlm.train.callbacks.record_writer import RecordWriter
 from dlm.train.models.lightning_module import DiffusionLMLightningModule
 
 
@@ -96,5 +97,6 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """Return no metrics: reading the loss would make a GPU wait at every refresh."""
-        return {}
+        """Return the last logged loss, which is on the host already: a newer one would make a GPU wait."""
+        record = next((one for one in callbacks_of(trainer) if isinstance(one, RecordWriter)), None)
+        return {} if record is None or record.loss is None else {"loss": f"{record.loss:.3f}"}

@@ -65,6 +65,7 @@ class RecordWriter(StepCallback):
         self.spike = Spike(spike)
         self.wall_sec = 0.0  # of all attempts, the earlier ones up to the checkpoint that was resumed; with validations
         self.training_sec = 0.0  # the same without validations
+        self.loss: float | None = None  # the last logged training loss of this attempt, nats/token
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,13 +89,15 @@ class RecordWriter(StepCallback):
         # No other job can use the GPUs of a SLURM job while it runs, so all of them count, used or not.
         used = trainer.world_size if module.device.type == "cuda" else 0
         self._gpus = int(os.environ.get("DLM_GPUS_HELD", used))
-        self._write_status(trainer, module, loss=None)
+        self._write_status(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock of the validation. If only the last validation is missing, the attempt begins here."""
+        assert isinstance(module, DiffusionLMLightningModule)
         self._validation_began = time.perf_counter()
         if not self._begun:
             self.on_train_start(trainer, module)
+        self._write_status(trainer, module, phase="validating")
 
     @property
     def gpu_hours(self) -> float:
@@ -120,7 +123,8 @@ class RecordWriter(StepCallback):
         values = {"train/loss": loss, "lr": learning_rate, "overflows": overflows, **module.observed}
         self._write(trainer, module, values)
         module.observed.clear()
-        self._write_status(trainer, module, loss=loss)
+        self.loss = loss
+        self._write_status(trainer, module)
         self.spike.check(loss, vocab_size=module.recipe.shape.vocab_size, step=trainer.global_step)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -133,6 +137,7 @@ class RecordWriter(StepCallback):
                 f"the validation loss is {loss} at step {trainer.global_step}, with attention {module.attention}"
             )
         self._write(trainer, module, {"val/loss": loss, "val/loss_se": error})
+        self._write_status(trainer, module)
 
     def _write(self, trainer: L.Trainer, module: DiffusionLMLightningModule, values: dict[str, Any]) -> None:
         """Write one row with the finite values to metrics.jsonl and to every logger."""
@@ -146,7 +151,9 @@ class RecordWriter(StepCallback):
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step)
 
-    def _write_status(self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, loss: float | None) -> None:
+    def _write_status(
+        self, trainer: L.Trainer, module: DiffusionLMLightningModule, *, phase: str | None = None
+    ) -> None:
         if not trainer.is_global_zero:
             return
         tokens = trainer.global_step * module.recipe.tokens_per_step
@@ -156,7 +163,8 @@ class RecordWriter(StepCallback):
             steps=module.recipe.steps,
             attempts=self.attempts,
             steps_redone=self.steps_redone,
-            loss=loss,
+            loss=self.loss,
+            phase=phase,
             tokens_per_sec=tokens / self.wall_sec if self.wall_sec > 0 else None,
             submission=os.environ.get("DLM_SUBMISSION"),
             gpu_hours=self.gpu_hours,
