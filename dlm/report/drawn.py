@@ -38,7 +38,7 @@ def draw(chart: Chart, *, size: str = "page", style: str | None = None) -> Figur
         )
         for axes, panel in zip(found.flat, chart.panels, strict=True):
             _panel(axes, panel, chosen, is_small=len(chart.panels) > 1)
-        _legend(figure, list(found.flat), chosen)
+        _legend(figure, list(found.flat), chart, chosen)
     plt.close(figure)  # pyplot would keep the figure in memory, and a notebook would show it twice
     return figure
 
@@ -63,6 +63,8 @@ def _panel(axes: Axes, panel: Panel, size: Size, *, is_small: bool) -> None:
     if panel.contours is not None:
         _contours(axes, panel.contours)
     for one in panel.series:
+        if not len(one.x):
+            continue
         x = np.array([places.index(str(x)) for x in one.x] if _is_named(one) else one.x, dtype=float)
         if one.mark == "bar":
             width = BAR_WIDTH / len(bars)
@@ -100,27 +102,29 @@ def _bars(axes: Axes, series: Series, x: np.ndarray, width: float, size: Size) -
     )  # fmt: skip
 
 
-def _marks(axes: Axes, series: Series, x: np.ndarray, size: Size) -> None:
-    y, has_points = np.asarray(series.y, dtype=float), "point" in series.mark
-    ink = INK if series.is_outlined else series.colour
-    label = words(series.name) if series.name and not series.label else "_nolegend_"
-    looks: dict[str, Any] = {
+def _looks(series: Series, size: Size) -> dict[str, Any]:
+    """Return how points and lines look, in matplotlib's words."""
+    return {
         "color": series.colour,
         "alpha": series.opacity,
         "ls": DASHES[series.dash] if "line" in series.mark else "none",
         "lw": 1.7 * size.line,
-        "marker": series.shape if has_points else "none",
+        "marker": series.shape if "point" in series.mark else "none",
         "mfc": PAPER if series.is_hollow else series.colour,
-        "mec": ink,
+        "mec": INK if series.is_outlined else series.colour,
         "mew": 1.2 * size.line,
         "ms": (7.0 if series.is_outlined else 4.5) * size.line,
-        "label": label,
+        "label": words(series.name) if series.name and not series.label else "_nolegend_",
         "zorder": 5 if series.is_outlined else 3,
     }
-    if has_points:
+
+
+def _marks(axes: Axes, series: Series, x: np.ndarray, size: Size) -> None:
+    y, looks = np.asarray(series.y, dtype=float), _looks(series, size)
+    if "point" in series.mark:
         axes.errorbar(
             x, y, yerr=_lengths(y, series.low, series.high), xerr=_lengths(x, series.low_x, series.high_x),
-            ecolor=ink, elinewidth=1.2 * size.line, capsize=2.0 * size.line if series.is_outlined else 0.0, **looks,
+            ecolor=looks["mec"], elinewidth=1.2 * size.line, capsize=2.0 * size.line if series.is_outlined else 0.0, **looks,
         )  # fmt: skip
     else:
         axes.plot(x, y, **looks)
@@ -188,9 +192,12 @@ def _place_marks(axis: DrawnAxis, described: Axis, most: int) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], size: Size) -> None:
-    """Draw one legend above all panels, each name once."""
-    entries: dict[str, Any] = {}
+def _legend(figure: Figure, panels: Sequence[Axes], chart: Chart, size: Size) -> None:
+    """Draw one legend above all panels, each name once; series without points come first."""
+    from matplotlib.lines import Line2D
+
+    keys = [one for panel in chart.panels for one in panel.series if not len(one.x)]
+    entries: dict[str, Any] = {words(one.name): Line2D([], [], **_looks(one, size)) for one in keys}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
