@@ -124,7 +124,8 @@ def _marks(axes: Axes, series: Series, x: np.ndarray, size: Size) -> None:
     if "point" in series.mark:
         axes.errorbar(
             x, y, yerr=_lengths(y, series.low, series.high), xerr=_lengths(x, series.low_x, series.high_x),
-            ecolor=looks["mec"], elinewidth=1.2 * size.line, capsize=2.0 * size.line if series.is_outlined else 0.0, **looks,
+            ecolor=looks["mec"], elinewidth=1.2 * size.line,
+            capsize=2.0 * size.line if series.is_outlined else 0.0, **looks,
         )  # fmt: skip
     else:
         axes.plot(x, y, **looks)

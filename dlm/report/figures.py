@@ -5,6 +5,7 @@ matplotlib is imported by the functions that draw.
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
@@ -68,25 +69,27 @@ def allocation_figure(fits: Fits, *, size: str = "page", style: str | None = Non
     return draw(chart, size=size, style=style)
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str) -> dict[str, bytes]:
     """Write NAME.png, NAME.svg and NAME.pdf without dates, so that the same figure gives the same bytes.
 
-    ``name`` is a ``slug``, or made of slugs.
+    ``name`` is a ``slug``, or made of slugs. Returns the content of each file, by its kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in METADATA:
-        write_atomic(inside(folder, f"{name}.{kind}"), _bytes(figure, kind, name))
+    saved = {kind: _bytes(figure, kind, name) for kind in METADATA}
+    for kind, content in saved.items():
+        write_atomic(inside(folder, f"{name}.{kind}"), content)
+    return saved
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """Return the figure as an <svg> element that adopts the colours and the typeface of the page.
+def inline_svg(drawing: bytes, name: str, description: str) -> str:
+    """Return an SVG file as an <svg> element that adopts the colours and the typeface of the page.
 
     Args:
-        figure: The figure.
+        drawing: The file.
         name: The prefix of all ids, a ``slug`` or made of slugs, so that several figures can stand on one page.
         description: The text for screen readers.
     """
-    svg = _bytes(figure, "svg", name).decode()
+    svg = drawing.decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"""font: ([0-9.]+)px [^;"]*""", r"font-size: \1px; font-family: inherit", svg)
@@ -94,6 +97,12 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+
+
+def inline_png(image: bytes, description: str) -> str:
+    """Return a PNG file as an <img> element that holds it."""
+    held = base64.b64encode(image).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{held}">'
 
 
 def _bytes(figure: Figure, kind: str, name: str) -> bytes:
