@@ -24,6 +24,8 @@ CONFIG = {
     "responsive": True,
     "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 }
+FORMATS = {"number": ":.5~g", "percent": ":.2%"}  # of the position over a line; plotly knows the others
+GRID = "rgba(154,165,177,0.25)"  # FAINT, faint enough for light and dark pages
 GAP = 0.09  # between two panels, as a part of the width
 
 
@@ -38,7 +40,7 @@ def as_plotly(chart: Chart) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 13},
-        "margin": {"l": 64, "r": 24, "t": 30, "b": 54},
+        "margin": {"l": 64, "r": 24, "t": 64 if any(panel.title for panel in chart.panels) else 40, "b": 54},
         "hoverlabel": {"bgcolor": PAPER, "bordercolor": FAINT, "font": {"color": INK}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "xref": "container", "yref": "container", "yanchor": "top"},
         "hovermode": "closest",
@@ -61,7 +63,9 @@ def _panel(
 ) -> None:
     suffix = "" if index == 0 else str(index + 1)
     places = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-    layout[f"xaxis{suffix}"] = _axis(panel.x, _spread(panel, "x"), anchor=places["yaxis"]) | {"domain": domain}
+    layout[f"xaxis{suffix}"] = _axis(
+        panel.x, _spread(panel, "x"), anchor=places["yaxis"], most=8 if domain == [0, 1] else 4
+    ) | {"domain": domain}
     layout[f"yaxis{suffix}"] = _axis(panel.y, _spread(panel, "y"), anchor=places["xaxis"])
     if panel.contours is not None:
         data.append(_contours(panel.contours) | places)
@@ -89,24 +93,24 @@ def words(said: str) -> str:
     return html.escape(printable(said), quote=False)
 
 
-def _axis(axis: Axis, spread: tuple[float, float] | None, *, anchor: str) -> dict[str, Any]:
+def _axis(axis: Axis, spread: tuple[float, float] | None, *, anchor: str, most: int = 8) -> dict[str, Any]:
     found: dict[str, Any] = {
         "title": {"text": words(axis.title), "standoff": 10},
         "type": "log" if axis.is_log else "-",
         "anchor": anchor,
         "automargin": True,
-        "gridcolor": FAINT,
-        "griddash": "dot",
-        "gridwidth": 0.5,
+        "gridcolor": GRID,
+        "tickangle": 0,
         "linecolor": FAINT,
         "zeroline": False,
         "showline": True,
+        "exponentformat": "e" if axis.kind == "flops" else "B",  # 3e11 FLOPs, and 1.2B tokens rather than 1.2G
     }
     if axis.kind == "percent":
         found["tickformat"] = "~%"
     if spread is not None and (axis.is_log or axis.kind in ("count", "flops", "duration")):
         low, high = spread
-        at = ticks.positions(low, high, axis, most=7)
+        at = ticks.positions(low, high, axis, most=most)
         found |= {"tickvals": [rounded(value) for value in at], "ticktext": [ticks.shown(value, axis) for value in at]}
     return found
 
@@ -143,6 +147,7 @@ def _traces(series: Series, panel: Panel, seen: set[str]) -> Iterable[dict[str, 
         "y": [rounded(y) for y in series.y],
         "name": words(series.name),
         "showlegend": is_listed,
+        "legendrank": 1001 if series.mark == "line" else 1000,  # runs stand before the laws
         **_hover(series, panel),
         **shared,
     }
@@ -208,14 +213,27 @@ def _band(series: Series) -> dict[str, Any]:
 
 
 def _hover(series: Series, panel: Panel) -> dict[str, Any]:
-    """Return the texts over the points: what the series says of each, and its position."""
+    """Return the texts over the points: what the series says of each, and its position.
+
+    plotly itself writes the position along a line, whose many points would otherwise make the page large.
+    """
     said = list(series.hover) or [""] * len(series.x)
-    over = [
-        f"{words(more)}<br>{_position(x, y, panel)}" if more else _position(x, y, panel)
-        for more, x, y in zip(said, list(series.x), list(series.y), strict=True)
-    ]
     name = "" if series.name and not series.hover else "<extra></extra>"
-    return {"hovertext": [one.replace("\n", "<br>") for one in over], "hovertemplate": "%{hovertext}" + name}
+    if "line" in series.mark and "duration" not in (panel.x.kind, panel.y.kind):
+        places = [f"{words(axis.title)}: %{{{key}{FORMATS.get(axis.kind, '')}}}" for key, axis in _axes(panel)]
+        return {"hovertext": [*map(_lines, said)], "hovertemplate": "%{hovertext}" + "<br>".join(places) + name}
+    pairs = zip(said, list(series.x), list(series.y), strict=True)
+    over = [_lines(more) + _position(x, y, panel) for more, x, y in pairs]
+    return {"hovertext": over, "hovertemplate": "%{hovertext}" + name}
+
+
+def _axes(panel: Panel) -> list[tuple[str, Axis]]:
+    return [("x", panel.x), ("y", panel.y)]
+
+
+def _lines(said: str) -> str:
+    """Return the lines of a text, each with a break after it."""
+    return "".join(f"{words(line)}<br>" for line in said.split("\n")) if said else ""
 
 
 def _position(x: Any, y: float, panel: Panel) -> str:

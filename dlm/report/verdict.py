@@ -28,6 +28,11 @@ class Point:
     more: str = ""
 
 
+def rest_of(reservations: Sequence[str], advice: Sequence[object]) -> Sequence[str]:
+    """Return the reservations for the list below the answer: none if the answer itself states all of them."""
+    return reservations if len(reservations) + len(advice) > MOST_LIMITS else ()
+
+
 def points(material: Material, slug: str) -> list[Point]:
     """Return the points of one objective: how sure, what limits it, and the proof run."""
     fits = [*material.fits.values()]

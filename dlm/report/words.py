@@ -112,7 +112,6 @@ def conclude(fits: Sequence[FitResult]) -> Conclusion:
         _open_minimum(fits, top),
         _growth(main),
         _extrapolation(usable, main, top),
-        next((fit.verdict.sentence() for fit in (main, *usable) if fit.verdict is not None), ""),
     ]
     best = main.at[top]
     lead = (

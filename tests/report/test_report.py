@@ -14,7 +14,7 @@ from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
-from dlm.report import figures, words
+from dlm.report import figures, look, words
 from dlm.report import page as report_page
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -179,7 +179,7 @@ def test_isoflop_figure_marks_the_minima(good):
     axes = figures.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
     marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "D"]
     np.testing.assert_allclose(marks, [(m.N, m.L) for m in isoflop.minima])
-    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() in figures.BUDGET_SHAPES])
+    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() in look.BUDGET_SHAPES])
     np.testing.assert_allclose(np.sort(dots[:, 1]), np.sort(runs["loss"]))
 
 
