@@ -64,7 +64,7 @@ def _panel(
     suffix = "" if index == 0 else str(index + 1)
     places = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     layout[f"xaxis{suffix}"] = _axis(
-        panel.x, _spread(panel, "x"), anchor=places["yaxis"], most=8 if domain == [0, 1] else 4
+        panel.x, _spread(panel, "x"), anchor=places["yaxis"], most=8 if domain == [0, 1] else 5
     ) | {"domain": domain}
     layout[f"yaxis{suffix}"] = _axis(panel.y, _spread(panel, "y"), anchor=places["xaxis"])
     if panel.contours is not None:

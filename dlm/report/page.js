@@ -18,17 +18,20 @@
   }
 
   // On a narrow screen, panels stand below each other.
-  function arranged(layout, width) {
+  function arranged(plot, width) {
+    const layout = plot.layout;
     const count = layout.meta.panels, isStacked = width < NARROW && count > 1;
     layout.height = isStacked ? PANEL * count + 60 : count > 1 ? 400 : width < NARROW ? 400 : 480;
-    if (width < NARROW) Object.assign(layout.margin, { l: 48, r: 12 });
+    if (width < NARROW) {
+      const entries = plot.data.filter((trace) => trace.showlegend).length;
+      Object.assign(layout.margin, { l: 48, r: 12, t: Math.max(layout.margin.t, Math.min(180, 22 * entries + 30)) });
+    }
     for (let i = 0; i < count && isStacked; i++) {
       const suffix = i ? String(i + 1) : "", gap = 0.3 / count, height = (1 - gap * (count - 1)) / count;
       const top = 1 - i * (height + gap);
       layout["xaxis" + suffix].domain = [0, 1];
       layout["yaxis" + suffix].domain = [Math.max(0, top - height), top];
     }
-    return layout;
   }
 
   // Marks at fixed places are too few after a zoom: plotly then chooses its own.
@@ -49,7 +52,7 @@
     const live = figure.querySelector(".live"), plot = described(figure), isFirst = !drawn.has(figure);
     figure.classList.add("drawn");
     drawn.set(figure, live.clientWidth);
-    arranged(plot.layout, live.clientWidth);
+    arranged(plot, live.clientWidth);
     Plotly.react(live, plot.data, plot.layout, plot.config).then(() => {
       if (isFirst) marksAfterZoom(live, plot);
     }).catch(() => figure.classList.remove("drawn"));

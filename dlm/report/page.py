@@ -115,13 +115,19 @@ def write_report(
         has_bound="objective" in runs
         and any(OBJECTIVES[name].is_bound for name in OBJECTIVES.keys() & runs["objective"]),
         files={name: said for name, said in FILES.items() if (Path(sweep_dir) / name).is_file()},
-        versions=versions or {},
+        versions={**(versions or {}), **_code_of(runs)},
         definition=definition,
         colours=for_script({INK: "--ink", FAINT: "--faint", PAPER: "--paper"}),
         script=_script() if any(section["charts"] for section in sections) else "",
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _code_of(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the commits of the code that trained the runs."""
+    shas = sorted(set(runs["git_sha"].dropna().astype(str))) if "git_sha" in runs else []
+    return {"commits of the runs": ", ".join(sha[:12] for sha in shas)} if shas else {}
 
 
 def _of(label: str, table: pd.DataFrame) -> pd.DataFrame:
