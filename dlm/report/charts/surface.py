@@ -143,10 +143,10 @@ def _best(fit: Fitted) -> tuple[list[Series], list[str]]:
         ]
     top = top_of(fit)
     reported = {flops: best for flops, best in fit.at.items() if flops <= TOP * top}
-    withheld = [best.withheld for best in reported.values() if not np.isfinite(best.N)]
-    if withheld:
-        return [], [f"No line of best sizes: {withheld[-1]}."]
-    line = optima(replace(fit, draws=None, verdict=None), np.geomspace(bottom_of(fit), top, LINE_POINTS))
+    for best in (*reported.values(), *optima(fit, [top]).values()):
+        if not np.isfinite(best.N):
+            return [], [f"No line of best sizes: {best.withheld}."]
+    line = optima(_without_draws(fit), np.geomspace(bottom_of(fit), top, LINE_POINTS))
     series = [
         Series(
             x=_short(np.array([best.N for best in line.values()])),
@@ -178,3 +178,11 @@ def _best(fit: Fitted) -> tuple[list[Series], list[str]]:
             )
         )
     return series, []
+
+
+def _without_draws(fit: Fitted) -> Fitted:
+    """The same law without its resampled ones, which take time and say nothing about the line itself."""
+    combination = fit.combination
+    if combination is not None and combination.line is not None:
+        combination = replace(combination, line=replace(combination.line, draws=None))
+    return replace(fit, draws=None, verdict=None, combination=combination)
