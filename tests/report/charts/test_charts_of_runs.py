@@ -16,7 +16,7 @@ WORST_JSON = 1_500_000  # bytes
 
 
 def history_of(names, *, steps=50, seed=0):
-    """Return a history in which each run logs a noisy training loss at each step and its validation loss at the last."""
+    """Return a history: a noisy training loss at each step, and a validation loss at the last one."""
     rng = np.random.default_rng(seed)
     step = np.tile(np.arange(1, steps + 1), len(names))
     train = 2 + 3 / step + 0.1 * rng.standard_normal(len(step))
@@ -119,7 +119,9 @@ def test_a_history_that_is_damaged_is_named_in_one_line(tmp_path):
 def test_the_sums_of_the_cost_are_those_of_the_table():
     runs = demo_runs().assign(gpu_hours=0.0)
     seconds = runs["tokens"] / runs["tokens_per_sec"]
-    planned = [Planned(cell_id=name, sec=sec / 1.25, gpu_hours=0.0) for name, sec in zip(runs["run_id"], seconds)]
+    planned = [
+        Planned(cell_id=name, sec=sec / 1.25, gpu_hours=0.0) for name, sec in zip(runs["run_id"], seconds, strict=True)
+    ]
     waiting = left_out(run_id=["w"], status=["planned"], budget=[BUDGETS[2]], tokens=[1e9], tokens_per_sec=[1.0])
     chart = cost_chart(runs, waiting, [*planned, Planned(cell_id="w", sec=7200.0, gpu_hours=0.0)])
     bars, cells = chart.panels
