@@ -65,7 +65,7 @@ class Costs:
         """An axis of costs."""
         if self.is_gpu:
             return Axis(title=f"{title}, GPU-hours", is_log=is_log)
-        return Axis(title=f"{title}, time of the process", kind="duration", is_log=is_log)
+        return Axis(title=f"{title}, process time", kind="duration", is_log=is_log)
 
 
 def costs_of(runs: pd.DataFrame, excluded: pd.DataFrame | None = None, planned: Sequence[Planned] = ()) -> Costs:
@@ -132,7 +132,7 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
         ("used, without an estimate", INK, costs.used, alone),
         ("planned, still to run", STILL, costs.planned, costs.open),
     )
-    names = [group.name.removesuffix(" FLOPs") for group in grouped]
+    names = [group.name for group in grouped]
     series = [
         Series(
             x=names,
@@ -150,7 +150,7 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
         for name, colour, values, which in bars
         if which.any()
     ]
-    return Panel(x=Axis(title="budget, FLOPs"), y=costs.axis("sum"), title="per budget", series=series)
+    return Panel(x=Axis(title="budget"), y=costs.axis("sum"), title="per budget", series=series)
 
 
 def _cells(costs: Costs, grouped: Sequence[Group]) -> Panel:

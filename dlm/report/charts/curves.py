@@ -25,8 +25,13 @@ HISTORY = ("run_id", "tokens", "train/loss", "val/loss")  # the columns of histo
 KINDS = {"train/loss": "training loss", "val/loss": "validation loss"}
 MOST_POINTS = 24_000  # of all curves of a chart: about 1.2 MB on the page
 LEAST_POINTS = 4  # of one curve
+MANY, FAINT_LINE, CLEAR_LINE = (
+    20,
+    0.5,
+    0.85,
+)  # opacity of the curves of a budget with more runs than MANY, and of others
 WIDE = 10.0  # ratio of the highest to the lowest loss from which the loss runs along a logarithmic axis
-FAILED, UNFINISHED, LEFT_OUT = "failed", "not finished", "finished, but left out of the law"
+FAILED, UNFINISHED, LEFT_OUT = "failed", "not finished", "left out of the law"
 ENDINGS = {FAILED: ("X", "#c4513b"), UNFINISHED: ("s", FAINT), LEFT_OUT: ("D", FAINT)}
 
 
@@ -93,7 +98,7 @@ def curves_chart(
             "Each line is the loss of one run as it reads more tokens; a budget in the legend shows or hides its runs, "
             "and a mark at the end of a line tells that the run failed, has not finished or is left out."
         ),
-        panels=[_panel(kind, curves, grouped, is_first=kind == kinds[0]) for kind in kinds],
+        panels=[_panel(kind, curves, grouped) for kind in kinds],
         notes=_notes(curves, drawn, total),
     )
 
@@ -147,11 +152,11 @@ def thinned(x: Array, y: Array, most: int) -> tuple[Array, Array]:
     return x[places], y[places]
 
 
-def _panel(kind: str, curves: Sequence[Curve], grouped: Sequence[Group], *, is_first: bool) -> Panel:
+def _panel(kind: str, curves: Sequence[Curve], grouped: Sequence[Group]) -> Panel:
     series = []
     for group in grouped:
         own = [curve for curve, is_own in zip(curves, group.rows, strict=True) if is_own and kind in curve.losses]
-        series += [_lines(kind, own, group, is_first=is_first)] if own else []
+        series += [_lines(kind, own, group, opacity=FAINT_LINE if len(own) > MANY else CLEAR_LINE)] if own else []
     for ending in ENDINGS:
         ended = [curve for curve in curves if curve.ending == ending and kind in curve.losses]
         series += [_ends(kind, ended, ending)] if ended else []
@@ -165,7 +170,7 @@ def _panel(kind: str, curves: Sequence[Curve], grouped: Sequence[Group], *, is_f
     )
 
 
-def _lines(kind: str, curves: Sequence[Curve], group: Group, *, is_first: bool) -> Series:
+def _lines(kind: str, curves: Sequence[Curve], group: Group, *, opacity: float) -> Series:
     """All curves of one budget as one series with gaps, which a browser draws faster than a series for each run."""
     x: list[float] = []
     y: list[float] = []
@@ -180,12 +185,12 @@ def _lines(kind: str, curves: Sequence[Curve], group: Group, *, is_first: bool) 
         x=x[:-1],
         y=y[:-1],
         mark="line and point" if kind == "val/loss" else "line",
-        name=group.name if is_first else "",
+        name=group.name,
         group=group.name,
         colour=group.look.colour,
         shape=group.look.shape,
         hover=texts[:-1],
-        opacity=0.8,
+        opacity=opacity,
     )
 
 
@@ -196,7 +201,7 @@ def _ends(kind: str, curves: Sequence[Curve], ending: str) -> Series:
     return Series(
         x=[float(tokens) for tokens, _, _ in last],
         y=[float(loss) for _, loss, _ in last],
-        name=ending if kind == "train/loss" else "",
+        name=ending,
         group=ending,
         colour=colour,
         shape=shape,
@@ -207,7 +212,8 @@ def _ends(kind: str, curves: Sequence[Curve], ending: str) -> Series:
 
 def _notes(curves: Sequence[Curve], drawn: int, total: int) -> list[str]:
     counts = {ending: sum(curve.ending == ending for curve in curves) for ending in ENDINGS}
-    said = [f"{count} {ending}" for ending, count in counts.items() if count]
+    verbs = {ending: "" if ending == FAILED else "is " if counts[ending] == 1 else "are " for ending in ENDINGS}
+    said = [f"{count} {verbs[ending]}{ending}" for ending, count in counts.items() if count]
     notes = [f"Of the {text.counted(len(curves), 'run')} shown, {text.listed(said)}."] if said else []
     if drawn < total:
         notes.append(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURED, PREDICTED = Axis(title="measured loss, nats/token"), Axis(title="predicted loss, nats/token")
-PERCENT = Axis(title="predicted over measured loss − 1", kind="percent")
+PERCENT = Axis(title="predicted over measured − 1", kind="percent")
 COMPUTE = Axis(title="compute C, FLOPs", kind="flops", is_log=True)
 
 
@@ -89,7 +89,7 @@ def _losses(combined: Fitted, runs: pd.DataFrame | None) -> list[Panel]:
             )
     return [
         Panel(x=MEASURED, y=PREDICTED, title="loss", series=[_equal(pairs), *pairs]),
-        Panel(x=COMPUTE, y=PERCENT, title="error of the predicted loss", series=[_zero(errors), *errors]),
+        Panel(x=COMPUTE, y=PERCENT, title="error of the loss", series=[_zero(errors), *errors]),
     ]
 
 
@@ -113,7 +113,8 @@ def _name(origin: Origin, combined: Fitted) -> str:
 
 def _equal(series: Sequence[Series]) -> Series:
     """The line on which prediction and measurement are equal, as long as the marks need it."""
-    values = [float(value) for one in series for value in (*one.x, *one.y)]
+    values = [float(value) for one in series for ends in (one.x, one.y, one.low_x, one.high_x) for value in ends or ()]
+    values = [value for value in values if np.isfinite(value)]
     ends = [min(values), max(values)]
     return Series(x=ends, y=ends, mark="line", name="predicted = measured", group="equal", colour=INK, dash="dash")
 
@@ -149,7 +150,7 @@ def _sizes(isoflop: Fitted) -> Panel | None:
         for (name, error), colour, shape in zip(held, budget_colours(len(held)), BUDGET_SHAPES, strict=False)
     ]
     return Panel(
-        x=Axis(title="N* of its own minimum, parameters", kind="count", is_log=True),
+        x=Axis(title="N* of its own curve, parameters", kind="count", is_log=True),
         y=Axis(title="predicted N*, parameters", kind="count", is_log=True),
         title=f"best size at {text.flops(top.budget)} FLOPs",
         series=[_equal(found), *found],

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SIZE = Axis(title="parameters N", kind="count", is_log=True)
 COMPUTE = Axis(title="compute C, FLOPs", kind="flops", is_log=True)
-OFF = "measured over predicted loss − 1"
 
 
 def residuals_chart(
@@ -41,7 +40,7 @@ def residuals_chart(
     points = fit.points
     residual = points.loss / fitted_losses(fit) - 1.0
     rows = rows_of_points(fit, runs)
-    off = Axis(title=f"{OFF}, {LAW_NAMES[fit.law]}", kind="percent")
+    off = Axis(title="loss over that of the law − 1", kind="percent")
     scatter = fit.noise.residual
     panels = [
         Panel(
@@ -150,8 +149,8 @@ def _about_curves(isoflop: Fitted, runs: pd.DataFrame | None, budgets: Sequence[
     sizes, residual = points.params[has_curve], points.loss[has_curve] / fitted[has_curve] - 1.0
     return Panel(
         x=SIZE,
-        y=Axis(title=f"{OFF}, isoFLOP curve", kind="percent"),
-        title=f"from the {isoflop.curve or 'curve'} of its budget",
+        y=Axis(title="loss over that of the curve − 1", kind="percent"),
+        title=f"from the {isoflop.curve or 'curve'}",
         series=[
             *_band(sizes, float("nan"), is_named=False),
             *_points(sizes, residual, rows, points.budget[has_curve], budgets, ()),

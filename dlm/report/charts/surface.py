@@ -62,7 +62,7 @@ def surface_chart(fit: Fitted, runs: pd.DataFrame | None = None, *, budgets: Seq
             y=_short(d),
             z=[_short(row) for row in z.reshape(len(d), len(n))],
             title=f"loss by the {LAW_NAMES[fit.law]}, nats/token",
-            levels=_levels(law),
+            levels=_levels(min(law.min(), z.min()), law.max()),
         ),
     )
     return Chart(
@@ -100,9 +100,8 @@ def _short(values: Array) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _levels(losses: Array) -> list[float]:
-    """Even, round levels across the losses of the runs."""
-    low, high = float(losses.min()), float(losses.max())
+def _levels(low: float, high: float) -> list[float]:
+    """Even, round levels from the lowest loss of the grid to the highest of the runs, above which the fit is steep."""
     rough = max((high - low) / LEVELS, 1e-6)
     unit = 10.0 ** np.floor(np.log10(rough))
     step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough * (1 - 1e-9))

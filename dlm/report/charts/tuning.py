@@ -143,7 +143,7 @@ def _around(
     series.sort(key=lambda one: [group.name for group in grouped].index(one.group))
     return Panel(
         x=SETTINGS[name],
-        y=Axis(title="loss above the best of the same size and tokens", kind="percent"),
+        y=Axis(title="loss above the best run", kind="percent"),
         title=f"loss over {WORDS[name]}",
         series=series,
     )
@@ -196,7 +196,7 @@ def _stars(fitted: Hparams, name: str, tuned: Tuned, grouped: Sequence[Group]) -
     return Panel(
         x=Axis(title="training tokens D", kind="count", is_log=True),
         y=Axis(title=f"best {WORDS[name]}", kind=SETTINGS[name].kind, is_log=True),
-        title=f"best {WORDS[name]}: found (marks) and by the law (lines)",
+        title=f"best {WORDS[name]}",
         series=series,
     )
 
@@ -214,4 +214,5 @@ def _sentence(shown: Sequence[str], fitted: Hparams | None) -> str:
     if fitted is None:
         return said
     name = next(iter(fitted.powers))
+    said += f" Beside it, the best {WORDS[name]} of each: found (marks), and by the law with its interval (lines)."
     return f"{said} A factor of two from the best {WORDS[name]} costs {fitted.cost_of_two()[name]:.2%} of the loss."

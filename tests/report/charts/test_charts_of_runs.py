@@ -90,9 +90,9 @@ def test_runs_that_failed_stopped_or_are_left_out_are_marked_at_their_last_loss(
     assert is_whole(chart)
     assert named(training, "failed").x == [7 * 2048.0] and "diverged at step 7" in named(training, "failed").hover[0]
     assert named(training, "not finished").x == [20 * 2048.0]
-    assert "did not learn" in named(training, "finished, but left out of the law").hover[0]
+    assert "did not learn" in named(training, "left out of the law").hover[0]
     assert named(training, "no budget")
-    assert "1 failed, 1 not finished and 1 finished" in chart.notes[0]
+    assert "1 failed, 1 is not finished and 1 is left out of the law." in chart.notes[0]
 
 
 def test_without_a_usable_logged_loss_there_are_no_curves():
@@ -125,7 +125,7 @@ def test_the_sums_of_the_cost_are_those_of_the_table():
     waiting = left_out(run_id=["w"], status=["planned"], budget=[BUDGETS[2]], tokens=[1e9], tokens_per_sec=[1.0])
     chart = cost_chart(runs, waiting, [*planned, Planned(cell_id="w", sec=7200.0, gpu_hours=0.0)])
     bars, cells = chart.panels
-    assert is_whole(chart) and bars.series[0].x == ["3e11", "1e12", "3e12"]
+    assert is_whole(chart) and bars.series[0].x == ["3e11 FLOPs", "1e12 FLOPs", "3e12 FLOPs"]
     assert named(bars, "used").y == pytest.approx(seconds.groupby(runs["budget"]).sum().to_list())
     assert sum(named(bars, "planned").y) == pytest.approx(seconds.sum() / 1.25)
     assert named(bars, "planned, still to run").y == [0.0, 0.0, 7200.0]
