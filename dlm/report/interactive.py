@@ -24,6 +24,7 @@ CONFIG = {
     "responsive": True,
     "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 }
+FORMATS = {"number": ":.5~g", "percent": ":.2%"}  # of the position over a line; plotly knows the others
 GAP = 0.09  # between two panels, as a part of the width
 
 
@@ -101,6 +102,7 @@ def _axis(axis: Axis, spread: tuple[float, float] | None, *, anchor: str) -> dic
         "linecolor": FAINT,
         "zeroline": False,
         "showline": True,
+        "exponentformat": "e" if axis.kind == "flops" else "B",  # 3e11 FLOPs, and 1.2B tokens rather than 1.2G
     }
     if axis.kind == "percent":
         found["tickformat"] = "~%"
@@ -208,14 +210,27 @@ def _band(series: Series) -> dict[str, Any]:
 
 
 def _hover(series: Series, panel: Panel) -> dict[str, Any]:
-    """Return the texts over the points: what the series says of each, and its position."""
+    """Return the texts over the points: what the series says of each, and its position.
+
+    plotly itself writes the position along a line, whose many points would otherwise make the page large.
+    """
     said = list(series.hover) or [""] * len(series.x)
-    over = [
-        f"{words(more)}<br>{_position(x, y, panel)}" if more else _position(x, y, panel)
-        for more, x, y in zip(said, list(series.x), list(series.y), strict=True)
-    ]
     name = "" if series.name and not series.hover else "<extra></extra>"
-    return {"hovertext": [one.replace("\n", "<br>") for one in over], "hovertemplate": "%{hovertext}" + name}
+    if "line" in series.mark and "duration" not in (panel.x.kind, panel.y.kind):
+        places = [f"{words(axis.title)}: %{{{key}{FORMATS.get(axis.kind, '')}}}" for key, axis in _axes(panel)]
+        return {"hovertext": [*map(_lines, said)], "hovertemplate": "%{hovertext}" + "<br>".join(places) + name}
+    pairs = zip(said, list(series.x), list(series.y), strict=True)
+    over = [_lines(more) + _position(x, y, panel) for more, x, y in pairs]
+    return {"hovertext": over, "hovertemplate": "%{hovertext}" + name}
+
+
+def _axes(panel: Panel) -> list[tuple[str, Axis]]:
+    return [("x", panel.x), ("y", panel.y)]
+
+
+def _lines(said: str) -> str:
+    """Return the lines of a text, each with a break after it."""
+    return "".join(f"{words(line)}<br>" for line in said.split("\n")) if said else ""
 
 
 def _position(x: Any, y: float, panel: Panel) -> str:
