@@ -1,14 +1,15 @@
 """What the tests of charts ask of a chart."""
 
-import dataclasses
 import json
 
 import numpy as np
 
+from dlm.report.interactive import as_plotly
 
-def numbers(chart):
-    """Return how many bytes a chart takes as JSON, which is about what it adds to the page."""
-    return len(json.dumps(dataclasses.asdict(chart), separators=(",", ":"), ensure_ascii=False).encode())
+
+def num_bytes(chart):
+    """Return how many bytes the description of a chart for plotly adds to the page."""
+    return len(json.dumps(as_plotly(chart)).encode())
 
 
 def named(panel, name):

@@ -156,7 +156,11 @@ def _panel(kind: str, curves: Sequence[Curve], grouped: Sequence[Group]) -> Pane
     series = []
     for group in grouped:
         own = [curve for curve, is_own in zip(curves, group.rows, strict=True) if is_own and kind in curve.losses]
-        series += [_lines(kind, own, group, opacity=FAINT_LINE if len(own) > MANY else CLEAR_LINE)] if own else []
+        series += (
+            [_lines(kind, own, group, opacity=FAINT_LINE if len(own) > MANY and kind == "train/loss" else CLEAR_LINE)]
+            if own
+            else []
+        )
     for ending in ENDINGS:
         ended = [curve for curve in curves if curve.ending == ending and kind in curve.losses]
         series += [_ends(kind, ended, ending)] if ended else []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CELLS = 48  # places of the grid along each axis
 MARGIN = 1.6  # the grid extends beyond the runs by this factor
-LEVELS = 12  # contours across the losses of the runs, about
+LEVELS = 16  # contours, at most
 LINE_POINTS = 24
 
 

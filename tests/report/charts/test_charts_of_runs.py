@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from support.charts import is_whole, named, numbers
+from support.charts import is_whole, named, num_bytes
 from support.demo_runs import BUDGETS, demo_runs, no_excluded
 
 from dlm.core.errors import UserError
@@ -11,6 +11,7 @@ from dlm.report.charts.cost import Planned, cost_chart, planned_of
 from dlm.report.charts.curves import HISTORY, MOST_POINTS, curves_chart, read_history, thinned
 from dlm.report.charts.excluded import excluded_summary
 from dlm.report.charts.tuning import tuning_chart
+from dlm.report.interactive import as_plotly
 
 WORST_JSON = 1_500_000  # bytes
 
@@ -65,7 +66,7 @@ def test_two_thousand_runs_stay_small_and_the_note_says_what_is_drawn():
     runs = runs.assign(budget=np.geomspace(1e18, 1e21, 8)[np.arange(2000) % 8], loss=2.1, loss_se=0.01)
     runs = runs.assign(params=1.7e8, tokens=3.1e9, learning_rate=1.25e-4, global_batch_size=256)
     chart = curves_chart(history_of(runs["run_id"], steps=100), runs)
-    assert is_whole(chart) and numbers(chart) < WORST_JSON
+    assert is_whole(chart) and num_bytes(chart) < WORST_JSON
     drawn = sum(int(np.isfinite(one.y).sum()) for panel in chart.panels for one in panel.series)
     assert chart.notes[-1].startswith(f"{drawn:,} of 202,000 logged points are drawn")
     assert MOST_POINTS / 2 < drawn <= MOST_POINTS
@@ -93,6 +94,16 @@ def test_runs_that_failed_stopped_or_are_left_out_are_marked_at_their_last_loss(
     assert "did not learn" in named(training, "left out of the law").hover[0]
     assert named(training, "no budget")
     assert "1 failed, 1 is not finished and 1 is left out of the law." in chart.notes[0]
+
+
+def test_over_a_point_the_page_shows_lines_of_text_and_over_a_curve_plotly_writes_the_position():
+    runs = demo_runs().assign(learning_rate=0.01)
+    curve = as_plotly(curves_chart(history_of(runs["run_id"]), runs))["data"][0]
+    assert curve["hovertext"][0] == f"{runs['run_id'][0]}<br>"
+    assert curve["hovertext"][49].count("<br>") == 5 and "learning rate 0.01<br>" in curve["hovertext"][49]
+    assert curve["hovertemplate"].startswith("%{hovertext}training tokens: %{x}<br>training loss, nats/token: %{y:")
+    point = as_plotly(cost_chart(runs))["data"][0]
+    assert point["hovertext"][0].startswith("8 cells, ") and r"\n" not in str(point)
 
 
 def test_without_a_usable_logged_loss_there_are_no_curves():
