@@ -159,8 +159,8 @@ def _sizes(isoflop: Fitted) -> Panel | None:
 
 def _notes(combined: Fitted) -> list[str]:
     return [
-        f"Without {WITHOUT.get(name, name)}, the loss of {errors['num_held_out']:.0f} held-out runs is off by "
-        f"{errors['L_error']:+.2%} on average ({errors['L_rms_error']:.2%} root mean square)."
+        f"Without {WITHOUT.get(name, name)}, the loss of {text.counted(int(errors['num_held_out']), 'held-out run')} is "
+        f"off by {errors['L_error']:+.2%} on average ({errors['L_rms_error']:.2%} root mean square)."
         for name, errors in combined.holdout.items()
         if "num_held_out" in errors
     ]

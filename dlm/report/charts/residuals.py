@@ -70,14 +70,19 @@ def residuals_chart(
         notes=[
             f"The root mean square of the residuals is {np.sqrt((residual**2).mean()):.2%}; the largest is "
             f"{residual[worst]:+.2%} ({furthest}N {text.count(points.params[worst])}).",
-            *_legend(scatter, rows),
+            *_legend(scatter, rows, len(fit.outliers)),
         ],
     )
 
 
-def _legend(scatter: float, rows: Sequence[Row]) -> list[str]:
+def _legend(scatter: float, rows: Sequence[Row], num_far: int) -> list[str]:
     said = [f"The band is twice the scatter of the runs about the law, ± {2 * scatter:.2%}."] if scatter > 0 else []
     has_bars = bool(np.isfinite(column(rows, "loss_se")).any())
+    said += (
+        [f"{text.counted(num_far, 'run')} far from the law {'is' if num_far == 1 else 'are'} hollow."]
+        if num_far
+        else []
+    )
     return [*said, *(["A bar is one Monte Carlo standard error of the measured loss."] if has_bars else [])]
 
 
@@ -102,13 +107,13 @@ def _band(values: Array, scatter: float, *, is_named: bool) -> list[Series]:
 def _points(
     x: Array, residual: Array, rows: Sequence[Row], spent: Array, budgets: Sequence[float], outliers: Sequence[int]
 ) -> list[Series]:
-    """The runs of each budget; runs that lie far from the law are drawn as crosses."""
+    """The runs of each budget; runs that lie far from the law are hollow."""
     share = column(rows, "loss_se") / column(rows, "loss")
     far = np.zeros(len(x), dtype=bool)
     far[list(outliers)] = True
     found = []
     for group in groups(spent, budgets):
-        for rest, shape in ((group.rows & ~far, group.look.shape), (group.rows & far, "X")):
+        for rest, is_far in ((group.rows & ~far, False), (group.rows & far, True)):
             places = np.flatnonzero(rest).tolist()
             if not places:
                 continue
@@ -117,13 +122,14 @@ def _points(
                 Series(
                     x=x[places].tolist(),
                     y=residual[places].tolist(),
-                    name="" if shape == "X" and (group.rows & ~far).any() else group.name,
+                    name="" if is_far and (group.rows & ~far).any() else group.name,
                     group=group.name,
                     colour=group.look.colour,
-                    shape=shape,
+                    shape=group.look.shape,
                     low=None if bars is None else (residual[places] - bars).tolist(),
                     high=None if bars is None else (residual[places] + bars).tolist(),
-                    hover=[_said(rows[place], residual[place], is_far=shape == "X") for place in places],
+                    hover=[_said(rows[place], residual[place], is_far=is_far) for place in places],
+                    is_hollow=is_far,
                 )
             )
     return found

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 CELLS = 48  # places of the grid along each axis
 MARGIN = 1.6  # the grid extends beyond the runs by this factor
 LEVELS = 16  # contours, at most
-LINE_POINTS = 24
+LINE_POINTS = 24  # of a line of equal compute
+BEST_POINTS = 8  # of the line of best sizes, which is nearly straight and takes a search for each point
 
 
 def surface_chart(fit: Fitted, runs: pd.DataFrame | None = None, *, budgets: Sequence[float] = ()) -> Chart | None:
@@ -145,7 +146,7 @@ def _best(fit: Fitted) -> tuple[list[Series], list[str]]:
     for best in (*reported.values(), *optima(fit, [top]).values()):
         if not np.isfinite(best.N):
             return [], [f"No line of best sizes: {best.withheld}."]
-    line = optima(_without_draws(fit), np.geomspace(bottom_of(fit), top, LINE_POINTS))
+    line = optima(_without_draws(fit), np.geomspace(bottom_of(fit), top, BEST_POINTS))
     series = [
         Series(
             x=_short(np.array([best.N for best in line.values()])),

@@ -90,13 +90,20 @@ def test_residuals_are_measured_over_predicted_loss(swept):
     assert named(by_compute, "± 2 × scatter").high == [2 * combined.noise.residual] * 2
 
 
-def test_a_run_far_from_the_law_is_a_cross(swept):
+def test_a_run_far_from_the_law_is_hollow(swept):
     runs = swept[0].copy()
     runs.loc[11, "loss"] *= 1.2
     law = fit_runs(runs, law="chinchilla", bootstrap=0, conventions=False, holdout=False)
-    crosses = [one for one in residuals_chart(law, None, runs).panels[0].series if one.shape == "X"]
-    assert [len(one.x) for one in crosses] == [1]
-    assert "far from it" in crosses[0].hover[0] and runs.loc[11, "run_id"] in crosses[0].hover[0]
+    chart = residuals_chart(law, None, runs)
+    (far,) = [one for one in chart.panels[0].series if one.is_hollow]
+    assert len(far.x) == 1 and "far from it" in far.hover[0] and runs.loc[11, "run_id"] in far.hover[0]
+    assert "1 run far from the law is hollow." in chart.notes
+
+
+def test_each_of_many_budgets_has_one_entry_in_the_legend():
+    runs = demo_runs(budgets=np.geomspace(1e11, 3e12, 9))  # more budgets than there are shapes
+    law = fit_runs(runs, law="chinchilla", bootstrap=0, conventions=False, holdout=False)
+    assert len([one for one in residuals_chart(law, None, runs).panels[0].series if "FLOPs" in one.name]) == 9
 
 
 def test_the_hold_out_shows_the_runs_that_were_held_out_and_what_was_predicted(swept):
