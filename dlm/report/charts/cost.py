@@ -17,7 +17,8 @@ from dlm.report.look import FAINT, INK
 if TYPE_CHECKING:
     import pandas as pd
 
-PLANNED, USED, STILL = "#8561b8", "#3f6fb5", FAINT  # colours of the bars
+STILL = "planned, still to run"
+OTHER = "#6b7785"  # the colour of costs without an estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +128,10 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
     """The sums of each budget: planned and used of the same cells, used of others, and planned for what is left."""
     alone = np.isfinite(costs.used) & ~np.isfinite(costs.planned)
     bars = (
-        ("planned", PLANNED, costs.planned, costs.both),
-        ("used", USED, costs.used, costs.both),
-        ("used, without an estimate", INK, costs.used, alone),
-        ("planned, still to run", STILL, costs.planned, costs.open),
+        ("planned", FAINT, costs.planned, costs.both),
+        ("used", INK, costs.used, costs.both),
+        ("used, without an estimate", OTHER, costs.used, alone),
+        (STILL, FAINT, costs.planned, costs.open),
     )
     names = [group.name for group in grouped]
     series = [
@@ -141,6 +142,7 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
             name=name,
             group=name,
             colour=colour,
+            is_hollow=name == STILL,
             hover=[
                 f"{text.counted(int((group.rows & which).sum()), 'cell')}, "
                 f"{costs.shown(float(values[group.rows & which].sum()))}"

@@ -16,7 +16,7 @@ from dlm.fit.points import Array
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.report.chart import Axis, Chart, Panel, Series
 from dlm.report.charts.runs import Group, Row, column, groups, hover, rows_of
-from dlm.report.look import FAINT
+from dlm.report.look import FAINT, INK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ MANY, FAINT_LINE, CLEAR_LINE = (
 )  # opacity of the curves of a budget with more runs than MANY, and of others
 WIDE = 10.0  # ratio of the highest to the lowest loss from which the loss runs along a logarithmic axis
 FAILED, UNFINISHED, LEFT_OUT = "failed", "not finished", "left out of the law"
-ENDINGS = {FAILED: ("X", "#c4513b"), UNFINISHED: ("s", FAINT), LEFT_OUT: ("D", FAINT)}
+ENDINGS = {FAILED: ("X", INK), UNFINISHED: ("s", FAINT), LEFT_OUT: ("D", FAINT)}
 
 
 @dataclass(kw_only=True, eq=False)

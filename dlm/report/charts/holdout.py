@@ -15,11 +15,12 @@ from dlm.fit.points import UNBOUNDED, Mask
 from dlm.fit.result import WITHOUT
 from dlm.report.chart import Axis, Chart, Panel, Series
 from dlm.report.charts.runs import Row, hover, rows_of_points
-from dlm.report.look import BUDGET_SHAPES, INK, budget_colours
+from dlm.report.look import FAINT, INK
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LOOKS = ((INK, "o"), ("#6b7785", "s"), (FAINT, "^"))  # of the hold-outs, the top budget alone first
 MEASURED, PREDICTED = Axis(title="measured loss, nats/token"), Axis(title="predicted loss, nats/token")
 PERCENT = Axis(title="predicted over measured − 1", kind="percent")
 COMPUTE = Axis(title="compute C, FLOPs", kind="flops", is_log=True)
@@ -64,10 +65,9 @@ def _losses(combined: Fitted, runs: pd.DataFrame | None) -> list[Panel]:
     if not held:
         return []
     rows, weights = rows_of_points(combined, runs), combined.surface.weights
-    colours = budget_colours(len(held))
     pairs: list[Series] = []
     errors: list[Series] = []
-    for origin, colour, shape in zip(held, colours, BUDGET_SHAPES, strict=False):
+    for origin, (colour, shape) in zip(held, LOOKS, strict=False):
         out = _held_out(combined, origin)
         measured, error = points.loss[out], np.expm1(origin.of(weights))
         predicted = measured * (1 + error)
@@ -137,8 +137,8 @@ def _sizes(isoflop: Fitted) -> Panel | None:
             y=[top.N * (1 + error)],
             low_x=[low],
             high_x=[high],
-            name=f"N* without {WITHOUT.get(name, name)}",
-            group=f"N* {name}",
+            name=f"without {WITHOUT.get(name, name)}",
+            group=f"without {WITHOUT.get(name, name)}",
             colour=colour,
             shape=shape,
             hover=[
@@ -147,7 +147,7 @@ def _sizes(isoflop: Fitted) -> Panel | None:
             ],
             is_outlined=True,
         )
-        for (name, error), colour, shape in zip(held, budget_colours(len(held)), BUDGET_SHAPES, strict=False)
+        for (name, error), (colour, shape) in zip(held, LOOKS, strict=False)
     ]
     return Panel(
         x=Axis(title="N* of its own curve, parameters", kind="count", is_log=True),
@@ -158,9 +158,11 @@ def _sizes(isoflop: Fitted) -> Panel | None:
 
 
 def _notes(combined: Fitted) -> list[str]:
-    return [
-        f"Without {WITHOUT.get(name, name)}, the loss of {text.counted(int(errors['num_held_out']), 'held-out run')} is "
-        f"off by {errors['L_error']:+.2%} on average ({errors['L_rms_error']:.2%} root mean square)."
-        for name, errors in combined.holdout.items()
-        if "num_held_out" in errors
-    ]
+    notes = []
+    for name, errors in combined.holdout.items():
+        if "num_held_out" in errors:
+            runs = text.counted(int(errors["num_held_out"]), "held-out run")
+            mean, rms = errors["L_error"], errors["L_rms_error"]
+            left_out = WITHOUT.get(name, name)
+            notes.append(f"Without {left_out}, the loss of {runs} is off by {mean:+.2%} ({rms:.2%} root mean square).")
+    return notes

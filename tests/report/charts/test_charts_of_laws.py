@@ -120,7 +120,7 @@ def test_the_hold_out_shows_the_runs_that_were_held_out_and_what_was_predicted(s
     assert len(two.x) == (runs["budget"] >= FOUR[-2]).sum()
     (same,) = [one for one in errors.series if one.group == top.name]
     assert list(same.y) == pytest.approx(share.tolist())
-    predicted = named(sizes, "N* without the top budget")
+    predicted = named(sizes, "without the top budget")
     assert predicted.y[0] / predicted.x[0] - 1 == pytest.approx(isoflop.holdout["without_top_1"]["N_error"])
     assert len(chart.notes) == len(combined.holdout)
 
