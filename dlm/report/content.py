@@ -12,7 +12,13 @@ from dlm.fit.result import FitResult
 from dlm.report import page_tables
 from dlm.report.chart import Chart
 from dlm.report.charts.allocation import allocation_chart
+from dlm.report.charts.cost import cost_chart, planned_of
+from dlm.report.charts.curves import curves_chart
+from dlm.report.charts.holdout import holdout_chart
 from dlm.report.charts.isoflop import isoflop_chart
+from dlm.report.charts.residuals import residuals_chart
+from dlm.report.charts.surface import surface_chart
+from dlm.report.charts.tuning import tuning_chart
 from dlm.report.published import beside
 from dlm.report.table import Table
 
@@ -83,9 +89,44 @@ def _allocation(material: Material) -> Chart | None:
     return allocation_chart(material.fits.values(), published=published, notes=notes)
 
 
+def _surface(material: Material) -> Chart | None:
+    if material.surface is None:
+        return None
+    return surface_chart(material.surface, material.runs, budgets=material.budgets)
+
+
+def _residuals(material: Material) -> Chart | None:
+    if material.surface is None:
+        return None
+    return residuals_chart(material.surface, material.fits.get("isoflop"), material.runs, budgets=material.budgets)
+
+
+def _holdout(material: Material) -> Chart | None:
+    return holdout_chart(material.fits.get("combined"), material.fits.get("isoflop"), material.runs)
+
+
+def _curves(material: Material) -> Chart | None:
+    return curves_chart(material.history, material.all_runs, material.excluded, budgets=material.budgets)
+
+
+def _tuning(material: Material) -> Chart | None:
+    return tuning_chart(material.all_runs, budgets=material.budgets)
+
+
+def _cost(material: Material) -> Chart | None:
+    planned = planned_of(material.estimate)
+    return cost_chart(material.all_runs, material.excluded, planned, budgets=material.budgets)
+
+
 # The figures of a section in the order of the page. A chart that returns None leaves no trace, and neither do its
 # tables.
 CONTENT: Sequence[Item] = (
     Item(chart=_isoflop, tables=lambda material: [page_tables.minima(material.fits.values())]),
     Item(chart=_allocation, tables=lambda material: [page_tables.best([*material.fits.values()])]),
+    Item(chart=_surface),
+    Item(chart=_residuals),
+    Item(chart=_holdout, tables=lambda material: [page_tables.checks(material.fits.values())]),
+    Item(chart=_curves),
+    Item(chart=_tuning),
+    Item(chart=_cost),
 )
