@@ -96,7 +96,7 @@ def test_text_stays_text():
 @pytest.mark.parametrize(
     ("low", "high", "axis", "shown"),
     [
-        (3e11, 3e13, Axis(title="", kind="flops", is_log=True), ["3e11", "1e12", "3e12", "1e13", "3e13"]),
+        (3e11, 3e13, Axis(title="", kind="flops", is_log=True), ["5e11", "1e12", "2e12", "5e12", "1e13", "2e13"]),
         (4e3, 3e5, Axis(title="", kind="count", is_log=True), ["5k", "10k", "20k", "50k", "100k", "200k"]),
         (3.02, 3.4, Axis(title="", is_log=True), ["3.05", "3.1", "3.15", "3.2", "3.25", "3.3", "3.35", "3.4"]),
         (-0.011, 0.012, Axis(title="", kind="percent"), ["-1 %", "-0.5 %", "0 %", "0.5 %", "1 %"]),

@@ -166,7 +166,7 @@ def test_any_table_of_runs_gives_a_report(write):
 
 
 def test_the_script_draws_what_the_drawing_for_paper_shows(good):
-    _, runs, page, fits = good
+    _, runs, page, _ = good
     found = plots(page)
     assert found.keys() == {"isoflop-masked_diffusion", "allocation-masked_diffusion"}
     points = [one for one in found["isoflop-masked_diffusion"]["data"] if one["mode"] == "markers"]
