@@ -79,7 +79,7 @@ def _isoflop(material: Material) -> Chart | None:
     is_aligned = len(runs) == isoflop.n
     loss_se = runs["loss_se"].astype(float).tolist() if "loss_se" in runs and is_aligned else None
     names = runs["run_id"].astype(str).tolist() if "run_id" in runs and is_aligned else None
-    return isoflop_chart(isoflop, material.fits.get("combined"), loss_se=loss_se, names=names)
+    return isoflop_chart(isoflop, material.fits.get("combined"), loss_se=loss_se, names=names, budgets=material.budgets)
 
 
 def _allocation(material: Material) -> Chart | None:

@@ -177,7 +177,7 @@ def _zone(axes: Axes, start: float, end: float, label: str, size: Size) -> None:
 
 
 def _place_marks(axis: DrawnAxis, described: Axis, most: int) -> None:
-    from matplotlib.ticker import Locator, NullFormatter, NullLocator
+    from matplotlib.ticker import Formatter, Locator, NullFormatter, NullLocator
 
     class Marks(Locator):
         def __call__(self) -> list[float]:
@@ -187,9 +187,16 @@ def _place_marks(axis: DrawnAxis, described: Axis, most: int) -> None:
         def tick_values(self, vmin: float, vmax: float) -> list[float]:
             return ticks.positions(vmin, vmax, described, most=most)
 
+    class Labels(Formatter):
+        def __call__(self, value: float, pos: int | None = None) -> str:
+            return ticks.shown(value, described)
+
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return ticks.labels([float(value) for value in values], described)
+
     axis.set_major_locator(Marks())
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: ticks.shown(value, described))
+    axis.set_major_formatter(Labels())
     axis.set_minor_formatter(NullFormatter())
 
 

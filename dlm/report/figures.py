@@ -75,6 +75,8 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, bytes]:
     ``name`` is a ``slug``, or made of slugs. Returns the content of each file, by its kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # type: ignore[arg-type] # the layout is found once, and not again for each kind
     saved = {kind: _bytes(figure, kind, name) for kind in METADATA}
     for kind, content in saved.items():
         write_atomic(inside(folder, f"{name}.{kind}"), content)
@@ -93,6 +95,8 @@ def inline_svg(drawing: bytes, name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"""font: ([0-9.]+)px [^;"]*""", r"font-size: \1px; font-family: inherit", svg)
+    svg = re.sub(r"<!--.*?-->|^ +", "", svg, flags=re.DOTALL | re.MULTILINE)
+    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # hundredths of a point are enough for a screen and for paper
     svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)

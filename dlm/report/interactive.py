@@ -111,7 +111,7 @@ def _axis(axis: Axis, spread: tuple[float, float] | None, *, anchor: str, most: 
     if spread is not None and (axis.is_log or axis.kind in ("count", "flops", "duration")):
         low, high = spread
         at = ticks.positions(low, high, axis, most=most)
-        found |= {"tickvals": [rounded(value) for value in at], "ticktext": [ticks.shown(value, axis) for value in at]}
+        found |= {"tickvals": [rounded(value) for value in at], "ticktext": ticks.labels(at, axis)}
     return found
 
 

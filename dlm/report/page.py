@@ -155,6 +155,8 @@ def _section(material: Material, folder: Path, paper: Paper | None) -> dict[str,
     """Return the content of the section on one training objective, by the variable names of the template."""
     fits, label = [*material.fits.values()], material.label
     slug = names.slug(label, reserved=(NO_LABEL,)) if label else NO_LABEL
+    charts = _charts(material, slug, folder, paper)
+    has_checks = any(chart.name == f"holdout-{slug}" for chart in charts)  # whose tables say the same
     return {
         "name": words.objective(label),
         "slug": slug,
@@ -164,10 +166,10 @@ def _section(material: Material, folder: Path, paper: Paper | None) -> dict[str,
         "proof_table": None if material.proof is None else page_tables.proof(material.proof),
         "advice": material.advice,
         "untuned": words.untuned(material.runs, fits),
-        "charts": _charts(material, slug, folder, paper),
+        "charts": charts,
         "parameters": page_tables.parameter_table(fits),
         "conventions": page_tables.conventions(fits),
-        "checks": page_tables.checks(fits),
+        "checks": page_tables.checks(() if has_checks else fits),
         "reservations": verdict.rest_of(words.reservations(fits), material.advice),
         "methods": [words.method(fit) for fit in fits if fit.params],
         "notes": words.notes(fits),

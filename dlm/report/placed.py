@@ -15,7 +15,7 @@ from dlm.report.interactive import as_plotly
 from dlm.report.look import SIZES, Paper
 from dlm.report.table import Table
 
-MOST_SVG_BYTES = 250_000  # a larger drawing is an image on the page; its SVG stands next to the page in any case
+MOST_SVG_BYTES = 100_000  # a larger drawing is an image on the page; its SVG stands next to the page in any case
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,14 +46,27 @@ def _step(least: float, axis: Axis) -> float:
     return next(multiple * power for multiple in STEPS if multiple * power >= least * (1 - 1e-9))
 
 
-def shown(value: float, axis: Axis) -> str:
-    """Write a value of the axis, as at its marks and over its points."""
+def labels(values: Sequence[float], axis: Axis) -> list[str]:
+    """Write the values at the marks of an axis, with as many digits as tell them apart."""
+    if axis.kind == "number" and all(abs(value) < 1e4 for value in values):
+        decimals = max((len(f"{value:.6g}".partition(".")[2]) for value in values), default=0)
+        if all("e" not in f"{value:.6g}" for value in values):
+            return [f"{value:.{decimals}f}" for value in values]
+    for digits in (3, 4, 5, 6):
+        said = [shown(value, axis, digits=digits) for value in values]
+        if len(set(said)) == len(said):
+            break
+    return said
+
+
+def shown(value: float, axis: Axis, *, digits: int = 3) -> str:
+    """Write a value of the axis, as over its points."""
     if axis.kind == "count":
-        return text.count(value)
+        return text.count(value, digits=digits)
     if axis.kind == "flops":
-        return text.flops(value)
+        return text.flops(value, digits=digits)
     if axis.kind == "duration":
         return "0" if value == 0 else text.duration(value)
     if axis.kind == "percent":
-        return f"{100 * value:.3g} %"
+        return f"{100 * value:.{digits}g} %"
     return text.number(value) if abs(value) < 1e4 or not np.isfinite(value) else f"{value:,.0f}"

@@ -32,6 +32,7 @@ def isoflop_chart(
     *,
     loss_se: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
+    budgets: Sequence[float] = (),
 ) -> Chart | None:
     """Describe the loss over model size, with a curve and its minimum for each budget.
 
@@ -40,6 +41,7 @@ def isoflop_chart(
         surface: A fitted surface, drawn as a dotted line for each budget.
         loss_se: The Monte Carlo standard error of each point of ``isoflop``, drawn as a bar; NaN where unknown.
         names: What is shown over each point of ``isoflop``.
+        budgets: All budgets of the page, so that each looks the same in every chart.
 
     Returns:
         The chart; None for a fit without stored points or without budgets.
@@ -47,9 +49,12 @@ def isoflop_chart(
     if isoflop.points is None or not isoflop.minima:
         return None
     drawn_surface = surface if surface is not None and surface.params else None
-    looks = zip(budget_colours(len(isoflop.minima)), itertools.cycle(BUDGET_SHAPES), strict=False)  # shapes never end
+    levels = sorted({*budgets, *(minimum.budget for minimum in isoflop.minima)})
+    pairs = zip(budget_colours(len(levels)), itertools.cycle(BUDGET_SHAPES), strict=False)  # the shapes never end
+    looks = dict(zip(levels, pairs, strict=True))
     series: list[Series] = _keys(isoflop, has_surface=drawn_surface is not None)
-    for minimum, (colour, shape) in zip(isoflop.minima, looks, strict=False):
+    for minimum in isoflop.minima:
+        colour, shape = looks[minimum.budget]
         series += _runs(isoflop, minimum, colour, shape, loss_se=loss_se, names=names)
         if drawn_surface is not None:
             series.append(_surface_curve(isoflop, drawn_surface, minimum, colour))
