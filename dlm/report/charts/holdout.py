@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOOKS = ((INK, "o"), ("#6b7785", "s"), (FAINT, "^"))  # of the hold-outs, the top budget alone first
 MEASURED, PREDICTED = Axis(title="measured loss, nats/token"), Axis(title="predicted loss, nats/token")
 PERCENT = Axis(title="predicted over measured − 1", kind="percent")
-COMPUTE = Axis(title="compute C, FLOPs", kind="flops", is_log=True)
+SIZE = Axis(title="parameters N", kind="count", is_log=True)
 
 
 def holdout_chart(
@@ -57,7 +57,7 @@ def holdout_chart(
 
 
 def _losses(combined: Fitted, runs: pd.DataFrame | None) -> list[Panel]:
-    """Predicted against measured loss, and the relative error against C, a series for each hold-out."""
+    """Predicted against measured loss, and the relative error against N, a series for each hold-out."""
     points = combined.points
     if combined.combination is None or not isinstance(combined.surface, Combined) or points is None:
         return []
@@ -75,7 +75,7 @@ def _losses(combined: Fitted, runs: pd.DataFrame | None) -> list[Panel]:
             hover(row, f"predicted {loss:.4f} ({share:+.2%})")
             for row, loss, share in zip(_of(rows, out), predicted, error, strict=True)
         ]
-        for series, x, y in ((pairs, measured, predicted), (errors, points.flops[out], error)):
+        for series, x, y in ((pairs, measured, predicted), (errors, points.params[out], error)):
             series.append(
                 Series(
                     x=x.tolist(),
@@ -89,7 +89,7 @@ def _losses(combined: Fitted, runs: pd.DataFrame | None) -> list[Panel]:
             )
     return [
         Panel(x=MEASURED, y=PREDICTED, title="loss", series=[_equal(pairs), *pairs]),
-        Panel(x=COMPUTE, y=PERCENT, title="error of the loss", series=[_zero(errors), *errors]),
+        Panel(x=SIZE, y=PERCENT, title="error by size", series=[_zero(errors), *errors]),
     ]
 
 
