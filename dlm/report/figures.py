@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METADATA: Mapping[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+FILE_DPI, INLINE_DPI = 180, 100  # of PNG files, and of images on the page, which must stay small
 Fits = Mapping[str, FitResult] | Iterable[FitResult]
 
 
@@ -103,17 +104,17 @@ def inline_svg(drawing: bytes, name: str, description: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
-def inline_png(image: bytes, description: str) -> str:
-    """Return a PNG file as an <img> element that holds it."""
-    held = base64.b64encode(image).decode()
+def inline_png(figure: Figure, description: str) -> str:
+    """Return the figure as an <img> element that holds it, for a drawing with too many points for an <svg>."""
+    held = base64.b64encode(_bytes(figure, "png", "inline", dots_per_inch=INLINE_DPI)).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{held}">'
 
 
-def _bytes(figure: Figure, kind: str, name: str) -> bytes:
+def _bytes(figure: Figure, kind: str, name: str, dots_per_inch: int = FILE_DPI) -> bytes:
     import matplotlib as mpl
 
     buffer = io.BytesIO()
     face = "none" if kind == "svg" else "white"
     with mpl.rc_context({**FONTS_IN_FILES, "svg.hashsalt": name}):
-        figure.savefig(buffer, format=kind, metadata=METADATA[kind], dpi=180, facecolor=face)
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind], dpi=dots_per_inch, facecolor=face)
     return buffer.getvalue()

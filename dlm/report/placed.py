@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.report import figures
 from dlm.report.chart import Chart
@@ -15,7 +15,10 @@ from dlm.report.interactive import as_plotly
 from dlm.report.look import SIZES, Paper
 from dlm.report.table import Table
 
-MOST_SVG_BYTES = 100_000  # a larger drawing is an image on the page; its SVG stands next to the page in any case
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_SVG_BYTES = 90_000  # a larger drawing is an image on the page; its SVG stands next to the page in any case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +61,17 @@ def placed(
         title=chart.title,
         sentence=chart.sentence,
         notes=chart.notes,
-        drawing=_element(saved, name, chart.title),
+        drawing=_element(saved, drawing, name, chart.title),
         data=for_script(as_plotly(chart)),
         tables=[table for table in tables if table.rows],
     )
 
 
-def _element(saved: dict[str, bytes], name: str, description: str) -> str:
-    if len(saved["svg"]) <= MOST_SVG_BYTES:
-        return figures.inline_svg(saved["svg"], name, description)
-    return figures.inline_png(saved["png"], description)
+def _element(saved: dict[str, bytes], drawing: Figure, name: str, description: str) -> str:
+    svg = figures.inline_svg(saved["svg"], name, description)
+    if len(svg) <= MOST_SVG_BYTES:
+        return svg
+    return figures.inline_png(drawing, description)
 
 
 def for_script(value: Any) -> str:

@@ -58,7 +58,7 @@ def test_every_law_has_a_colour():
 
 
 def test_a_report_for_a_paper_writes_each_figure_in_each_size(tmp_path, fits, monkeypatch):
-    monkeypatch.setattr(figures, "_bytes", lambda figure, kind, name: b"<svg></svg>")
+    monkeypatch.setattr(figures, "_bytes", lambda figure, kind, name, dots_per_inch=0: b"<svg></svg>")
     paper = look.asked_for(wanted=True, style=None)
     write_report(tmp_path, demo_runs(), no_excluded(), fits, title="any", paper=paper)
     folder = tmp_path / "report" / "figures"
