@@ -5,6 +5,16 @@
   const NARROW = 640, PANEL = 300, colours = JSON.parse(document.getElementById("colours").textContent);
   const drawn = new Map();
 
+  // plotly.js stands in the page compressed, and is unpacked when the first figure comes near the screen.
+  let unpacked = null;
+  async function unpack() {
+    const held = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([held]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+
   // The figure with the colours of the page, which change between light and dark.
   function described(figure) {
     let text = figure.querySelector("script").textContent;
@@ -48,21 +58,21 @@
     });
   }
 
-  function draw(figure) {
+  async function draw(figure) {
+    await (unpacked ??= unpack());
     const live = figure.querySelector(".live"), plot = described(figure), isFirst = !drawn.has(figure);
     figure.classList.add("drawn");
     drawn.set(figure, live.clientWidth);
     arranged(plot, live.clientWidth);
-    Plotly.react(live, plot.data, plot.layout, plot.config).then(() => {
-      if (isFirst) marksAfterZoom(live, plot);
-    }).catch(() => figure.classList.remove("drawn"));
+    await Plotly.react(live, plot.data, plot.layout, plot.config);
+    if (isFirst) marksAfterZoom(live, plot);
   }
 
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       near.unobserve(entry.target);
-      draw(entry.target);
+      draw(entry.target).catch(() => entry.target.classList.remove("drawn"));
     }
   }, { rootMargin: "600px" });
   document.querySelectorAll("figure.chart").forEach((figure) => near.observe(figure));

@@ -5,6 +5,8 @@ pandas, matplotlib, plotly and jinja2 are imported by the functions that need th
 
 from __future__ import annotations
 
+import base64
+import gzip
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +120,8 @@ def write_report(
         versions={**(versions or {}), **_code_of(runs)},
         definition=definition,
         colours=for_script({INK: "--ink", FAINT: "--faint", PAPER: "--paper"}),
-        script=_script() if any(section["charts"] for section in sections) else "",
+        plotly=_plotly() if any(section["charts"] for section in sections) else "",
+        script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
@@ -144,11 +147,11 @@ def _template() -> jinja2.Template:
     return environment.from_string((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
 
 
-def _script() -> str:
-    """Return plotly.js, which draws the figures, and then the script of the page."""
+def _plotly() -> str:
+    """Return plotly.js compressed, which makes a page of 6 MB one of 3 MB; page.js unpacks it."""
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-    return f"{get_plotlyjs()}\n{(Path(__file__).parent / 'page.js').read_text(encoding='utf-8')}"
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _section(material: Material, folder: Path, paper: Paper | None) -> dict[str, Any]:
