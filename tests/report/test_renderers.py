@@ -10,6 +10,7 @@ from dlm.report import ticks
 from dlm.report.chart import Axis, Chart, Contours, Panel, Series, Zone
 from dlm.report.drawn import draw
 from dlm.report.interactive import as_plotly
+from dlm.report.placed import for_script
 
 NAN = math.nan
 SIZE, LOSS = Axis(title="N", kind="count", is_log=True), Axis(title="loss")
@@ -118,3 +119,9 @@ def test_marks_are_few_round_and_inside(low, high, axis, shown):
     assert all(low * (1 - 1e-9) <= value <= high * (1 + 1e-9) for value in at if low > 0)
     if shown is not None:
         assert ticks.labels(at, axis) == shown
+
+
+def test_no_text_ends_the_script_element_that_holds_it():
+    evil = "</script><!-- & 日本"
+    held = for_script({"name": evil})
+    assert "<" not in held and json.loads(held) == {"name": evil}
