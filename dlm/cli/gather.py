@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlm.cli.memory import FIGURES, PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core import terminal
 from dlm.core.errors import UserError
-from dlm.core.files import check_writable
+from dlm.core.files import check_writable, read_json
 from dlm.core.names import from_cell, printable
 from dlm.core.text import counted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
@@ -142,6 +144,42 @@ def report_tables(folder: Path, out: Path, *, paper: Paper | None = None) -> Non
     print(*_summaries(fits), f"report: {out / PAGE}", sep="\n")
 
 
+def _of_plan(sweep: Sweep) -> dict[str, Any]:
+    """Return what the plan and the files beside it add to the report, as arguments of ``write_report``."""
+    import yaml
+
+    from dlm import __version__
+
+    estimate, history = sweep.folder / "estimate.json", sweep.folder / "history.parquet"
+    return {
+        "plan": [
+            {
+                "run_id": cell.cell_id,
+                "objective": cell.objective,
+                "model": cell.model,
+                "params": cell.num_params,
+                "tokens": cell.tokens,
+                "budget": cell.budget_flops,
+                "steps": cell.steps,
+            }
+            for cell in sweep.plan.grid
+        ],
+        "estimate": read_json(estimate) if estimate.is_file() else {},
+        "history": _history(history),
+        "definition": yaml.safe_dump(sweep.plan.spec.plain(), sort_keys=False, allow_unicode=True),
+        "versions": {"dlm": __version__},
+    }
+
+
+def _history(path: Path) -> pd.DataFrame | None:
+    """Read the losses of history.parquet along the runs; None if nothing was logged."""
+    if not path.is_file():
+        return None
+    import pandas as pd
+
+    return pd.read_parquet(path, columns=["run_id", "tokens", "train/loss", "val/loss"])
+
+
 def _check_report_folder(sweep: Sweep, folder: Path) -> None:
     """Raise UserError if the report of a sweep cannot be written to ``folder``; called before the fits."""
     if folder.resolve() != sweep.folder.resolve():
@@ -198,6 +236,7 @@ def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Pape
         proofs=proofs,
         advice=settling,
         paper=paper,
+        **_of_plan(sweep),
     )
     return [
         *_summaries(fits),

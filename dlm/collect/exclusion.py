@@ -1,23 +1,9 @@
-"""The reasons for which a run has no row in runs.csv, as excluded.csv states them."""
+"""The signal that a run gets no row in runs.csv, with the cause and the reason that excluded.csv states."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+from dlm.record.causes import Cause as Cause
 from dlm.record.outcomes import State
-
-
-class Cause(StrEnum):
-    """Why a run is left out of runs.csv, where its ``State`` does not give the reason."""
-
-    OTHER_CONFIG = "another config"
-    OTHER_CONVENTION = "another convention"
-    DUPLICATE = "duplicate"
-    SHORT = "short"
-    STOPPED_EARLY = "stopped early"
-    LONG = "long"
-    NO_VALIDATION = "missing validation"
-    NOT_LEARNED = "did not learn"
 
 
 class Excluded(Exception):

@@ -35,7 +35,7 @@ class Collected:
     """The tables of a sweep."""
 
     runs: pd.DataFrame  # the columns of record.RunRow
-    excluded: pd.DataFrame  # the columns of record.RunRow and ``reason``
+    excluded: pd.DataFrame  # the columns of record.RunRow, ``cause`` and ``reason``
     histories: Sequence[History]  # one for every cell that logged something
     warnings: list[str]  # about sources that disagree or are damaged
     unconfirmed: tuple[str, ...] = ()  # with ``verify``: the cells whose loss no second source has; see agreement.py
@@ -145,7 +145,9 @@ def _tables(
     from dlm.fit.csv_file import as_csv
 
     runs = [row for row, excluded in rows if excluded is None]
-    left_out = [{**row, "reason": str(excluded)} for row, excluded in rows if excluded is not None]
+    left_out = [
+        {**row, "cause": str(excluded.cause), "reason": str(excluded)} for row, excluded in rows if excluded is not None
+    ]
     collected = Collected(
         runs=_frame(runs, RUN_COLUMNS),
         excluded=_frame(left_out, EXCLUDED_COLUMNS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from dlm.fit.engine.newton import Norm
 from dlm.fit.exponents import Conventions
 from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
+
+if TYPE_CHECKING:
+    from dlm.fit.combined.origins import Origin  # which needs `Fitted`
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted
@@ -184,6 +187,7 @@ class Combination:
     line: Fitted | None  # the isoFLOP line that gives half of N*; None if its minima do not bound it
     floor: FloorLaw | None  # the law that L* beyond the runs follows in part; None with fewer than three minima
     error: FormError  # the error of the law's form beyond the runs
+    held: tuple[Origin, ...] = ()  # what the law of the lower budgets missed when the top ones were held out
     doubts: tuple[Doubt, ...] = ()  # the intervals of losses also cover those of the lower laws; found by `bootstrap`
 
     def shown(self, weights: Mapping[str, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dlm.fit.combined.error import FormError
 from dlm.fit.draws import ends, stretch
 from dlm.fit.fitted import Fitted
 from dlm.fit.laws.combined import Combined
+from dlm.fit.laws.law import Law
 from dlm.fit.optimum import MOST_REACH, SHARE, as_rows
 from dlm.fit.points import NAN, Array, Mask
 
@@ -52,6 +53,18 @@ def predict(result: Fitted, params: npt.ArrayLike, tokens: npt.ArrayLike, *, lev
     near = ~(too_high(params, tokens, own.max()) | too_low(params, tokens, own.min()))
     ci, pi = (np.where(near[:, None], pair, NAN) for pair in (seen.ci, seen.pi))
     return Prediction(loss=seen.loss, ci=ci, pi=pi)
+
+
+def fitted_losses(result: Fitted) -> Array:
+    """The loss of each run that the surface of ``result`` was fitted to, by this surface, (n,)."""
+    surface, points = result.surface, result.points
+    assert surface is not None and points is not None
+    row = as_rows(surface, result.params)
+    if not isinstance(surface, Law):
+        return np.asarray(surface.predict(row, np.log(points.params)[None], np.log(points.tokens)[None])[0])
+    features = surface.features(points)  # more than N and D for a law of unique tokens
+    theta = surface.theta(row, np.zeros(len(features)))
+    return np.asarray(surface.loss(theta, tuple(v[None] for v in features))[0])
 
 
 def too_high(params: npt.ArrayLike, tokens: npt.ArrayLike, most: float) -> Mask:

@@ -56,4 +56,4 @@ class RunRow:
 
 
 RUN_COLUMNS = tuple(field.name for field in dataclasses.fields(RunRow))
-EXCLUDED_COLUMNS = (*RUN_COLUMNS, "reason")
+EXCLUDED_COLUMNS = (*RUN_COLUMNS, "cause", "reason")  # a cause is a State or a Cause, a reason a sentence

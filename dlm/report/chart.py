@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["number", "count", "flops", "percent", "duration"]  # how the values along an axis are written
+# How the values along an axis are written: 'percent' writes 0.02 as '2 %', and 'duration' takes seconds.
+Kind = Literal["number", "count", "flops", "percent", "duration"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,16 @@ class Axis:
 class Series:
     """Values that belong together: the runs of one budget, the curve of one fit, one bar for each cell.
 
+    A series without points is an entry of the legend on paper alone, and explains a mark of other series.
+
     Attributes:
         x: The position of each point, (n,). Texts if ``mark`` is 'bar'.
         y: The value of each point, (n,); NaN breaks a line.
         mark: 'point', 'line', 'line and point', or 'bar'.
         name: The entry in the legend; '' for none.
         group: Series of one group are shown and hidden together by their one entry in the legend; '' for none.
+        label: A word beside the last point. On paper it takes the place of the entry in the legend; on the page,
+            where the legend hides and shows series, that entry stands as well.
         colour: A colour as #rrggbb. The same colour must mean the same thing on the whole page.
         shape: A marker of matplotlib, 'o', 's', '^', 'v', 'P', 'X', 'p', 'h', 'D'; shapes tell series apart in grey.
         dash: 'solid', 'dash' or 'dot'.
@@ -48,6 +53,7 @@ class Series:
     mark: Literal["point", "line", "line and point", "bar"] = "point"
     name: str = ""
     group: str = ""
+    label: str = ""
     colour: str = "#3f6fb5"
     shape: str = "o"
     dash: Literal["solid", "dash", "dot"] = "solid"

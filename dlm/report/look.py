@@ -22,6 +22,7 @@ INK, FAINT, PAPER = "#1f2933", "#9aa5b1", "#fffffe"  # the page replaces INK and
 
 
 BUDGET_ANCHORS = ("#3f6fb5", "#8561b8", "#c4508f", "#dd7630")  # from the lowest to the highest budget
+CONTOUR_COLOURS = ("#f4f7fb", "#b9c9df", "#6d84a6", "#33486a")  # from light to dark, in even steps
 BUDGET_SHAPES = "os^vPXph"  # of the runs of a budget; with more budgets, they repeat
 
 

@@ -100,7 +100,7 @@ def conclude(fits: Sequence[FitResult]) -> Conclusion:
     usable = [fit for fit in fits if fit.params and fit.at]
     if not usable:
         reasons = dict.fromkeys(fit.warnings[0] for fit in fits if fit.warnings)
-        more = [*_minima(fits), *(_sentence(reason) for reason in reasons)]
+        more = [*_minima(fits), *(sentence(reason) for reason in reasons)]
         return Conclusion(lead="The data do not support a law yet.", more=more, is_refusal=True)
     top = _highest_run(usable)
     main = max(usable, key=lambda fit: (_is_bounded(fit, top), fit.law == "combined"))
@@ -112,7 +112,6 @@ def conclude(fits: Sequence[FitResult]) -> Conclusion:
         _open_minimum(fits, top),
         _growth(main),
         _extrapolation(usable, main, top),
-        next((fit.verdict.sentence() for fit in (main, *usable) if fit.verdict is not None), ""),
     ]
     best = main.at[top]
     lead = (
@@ -247,10 +246,11 @@ def _once(said: Iterable[tuple[str, str]]) -> list[str]:
     methods: dict[str, list[str]] = {}
     for law, line in said:
         methods.setdefault(line, []).append(LAW_NAMES[law])
-    return [_sentence(line if len(names) > 1 else f"{names[0]}: {line}") for line, names in methods.items()]
+    return [sentence(line if len(names) > 1 else f"{names[0]}: {line}") for line, names in methods.items()]
 
 
-def _sentence(words: str) -> str:
+def sentence(words: str) -> str:
+    """Return words as a sentence: with a capital and a full stop."""
     first = words[0] if words.startswith("isoFLOP") else words[0].upper()
     return f"{first}{words[1:]}{'' if words.endswith('.') else '.'}"
 
@@ -263,7 +263,7 @@ def untuned(runs: pd.DataFrame, fits: Sequence[FitResult] = ()) -> str:
     """
     said = [str(fit.tuning["sentence"]) for fit in fits if fit.tuning is not None and math.isfinite(fit.allocation.a)]
     if said:
-        return _sentence(said[0])
+        return sentence(said[0])
     where = where_tuned(runs)
     if where is None:
         return ""
@@ -272,7 +272,7 @@ def untuned(runs: pd.DataFrame, fits: Sequence[FitResult] = ()) -> str:
 
 def refused(fits: Iterable[FitResult]) -> list[str]:
     """Return a sentence for each isoFLOP curve without a usable minimum, with the reason."""
-    return [_sentence(f"{objective(fit.label)}, {one.detail}") for fit in fits for one in fit.minima if one.reason]
+    return [sentence(f"{objective(fit.label)}, {one.detail}") for fit in fits for one in fit.minima if one.reason]
 
 
 def method(fit: FitResult) -> str:

@@ -22,6 +22,7 @@ from dlm.core.files import append_jsonl
 from dlm.core.lease import Lease
 from dlm.fit.table import fit_runs
 from dlm.plan.grid import cell_config, make_plan
+from dlm.record.causes import ADVICE
 from dlm.record.columns import EXCLUDED_COLUMNS, RUN_COLUMNS
 from dlm.record.outcomes import OUTCOMES, State
 from dlm.record.run import metrics_row, write_status
@@ -142,6 +143,9 @@ def test_every_other_state_is_excluded_with_its_reason_and_what_to_do(sweep):
     assert "another run" in said[foreign.cell_id]
     assert said[unlearned.cell_id].startswith("did not learn: its loss 3.4000") and "3.3000" in said[unlearned.cell_id]
     rows = collected.excluded.set_index("run_id")
+    causes = [rows.cause[cell.cell_id] for cell in plan.cells]
+    assert causes == ["diverged", "lost", "short", "running", "another config", "did not learn"]
+    assert set(causes) <= ADVICE.keys()
     assert rows.loss[unlearned.cell_id] == 3.4 and math.isnan(rows.loss[early.cell_id])
     assert math.isnan(rows.loss[diverged.cell_id]) and rows.params[diverged.cell_id] == diverged.num_params
     assert rows.status[lost.cell_id] == "lost" and rows.git_sha[lost.cell_id] == "abc123"

@@ -58,7 +58,7 @@ def test_every_law_has_a_colour():
 
 
 def test_a_report_for_a_paper_writes_each_figure_in_each_size(tmp_path, fits, monkeypatch):
-    monkeypatch.setattr(figures, "_bytes", lambda figure, kind, name: b"<svg></svg>")
+    monkeypatch.setattr(figures, "_bytes", lambda figure, kind, name, dots_per_inch=0: b"<svg></svg>")
     paper = look.asked_for(wanted=True, style=None)
     write_report(tmp_path, demo_runs(), no_excluded(), fits, title="any", paper=paper)
     folder = tmp_path / "report" / "figures"
@@ -72,7 +72,12 @@ def test_a_style_changes_the_figures_for_a_paper_alone(tmp_path, fits, monkeypat
     style = tmp_path / "journal.mplstyle"
     style.write_text("axes.facecolor: 00ff00\npdf.fonttype: 3\n")
     faces = {}
-    monkeypatch.setattr(figures, "save", lambda figure, folder, name: faces.setdefault(folder.name, []).append(figure))
+
+    def kept(figure, folder, name):
+        faces.setdefault(folder.name, []).append(figure)
+        return {"svg": b"<svg></svg>", "png": b""}
+
+    monkeypatch.setattr(figures, "save", kept)
     paper = look.asked_for(wanted=False, style=str(style))
     write_report(tmp_path, demo_runs(), no_excluded(), fits, title="any", paper=paper)
     green = {name: {axes.get_facecolor()[:3] == (0, 1, 0) for axes in one.axes} for name, (one, *_) in faces.items()}

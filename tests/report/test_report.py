@@ -14,7 +14,7 @@ from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
-from dlm.report import figures, words
+from dlm.report import figures, look, words
 from dlm.report import page as report_page
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -34,7 +34,7 @@ def good(tmp_path_factory):
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Write the page of runs, without the files of its figures: (page, fits). The fits are made if none are given."""
-    monkeypatch.setattr(figures, "save", lambda figure, folder, name: None)
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: {"svg": b"<svg></svg>", "png": b""})
 
     def written(runs, left_out=None, *, fits=None, bootstrap=0):
         fits = fits or fit_sweep(runs, bootstrap=bootstrap)
@@ -45,17 +45,29 @@ def write(tmp_path, monkeypatch):
     return written
 
 
+def without_plotly(page):
+    """Return a page without plotly.js, which is not ours to check."""
+    return re.sub(r'<script type="text/plain".*?</script>', "", page, flags=re.DOTALL)
+
+
+def plots(page):
+    """Return what plotly draws on a page, by the name of the figure."""
+    found = re.findall(r'<h3 id="([^"]+)">.*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    return {name: json.loads(plot, parse_constant=pytest.fail) for name, plot in found}
+
+
 def test_the_page_stands_alone(good):
     _, _, page, _ = good
-    assert "<script" not in page
-    assert not re.search(r"""(src|href)=["'](?!#)|@import|url\((?!#)""", page)
+    own = without_plotly(page)
+    assert not re.search(r"""src=["'](?!data:)|href=["'](?!#|figures/|\.\./)|@import|url\((?!#)""", own)
+    assert len(page) < 3e6
     assert "A &lt;b&gt;small&lt;/b&gt; sweep" in page
     assert "cells: 21" in page
 
 
 def test_drawings_are_valid_xml_and_their_ids_do_not_collide(good):
     _, _, page, _ = good
-    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    svgs = re.findall(r"<svg.*?</svg>", without_plotly(page), re.DOTALL)
     assert len(svgs) == 2
     for svg in svgs:
         ET.fromstring(svg)
@@ -82,6 +94,9 @@ def test_the_conclusion_comes_first_and_is_that_of_the_fit(good):
     low, high = best.ci["N"]
     assert f"is {text.count(low)} to {text.count(high)} for the parameters" in page
     assert page.index("<svg") > page.index(lead)
+    said = re.sub(r"<[^>]+>", " ", page[: page.index("<svg")])
+    for question in ("How far to trust it", "What limits it", "Proof run", "Which runs failed", "What it cost"):
+        assert question in said  # before the first figure
 
 
 def test_every_number_of_the_fits_is_on_the_page(good):
@@ -137,7 +152,7 @@ def test_objectives_have_sections_of_their_own(good, write):
     page, fits = write(demo_runs(objectives=("masked_diffusion", "autoregressive")), fits={**one, **other})
     assert [page.index(f'<h2 id="{name}">') for name in ("masked_diffusion", "autoregressive")]
     assert len(fits) == 4
-    beside = page[page.index("Side by side") : page.index("<h2 id=")]
+    beside = page[page.index(">Side by side<") : page.index('<h2 id="masked_diffusion"')]
     assert all(text.count(fit.at[3e12].N) in beside for fit in fits.values())
     assert beside.count('<td class="word">Autoregressive</td>') == 2
     assert "upper bound" in beside
@@ -148,6 +163,63 @@ def test_any_table_of_runs_gives_a_report(write):
     page, _ = write(runs, pd.DataFrame(columns=["reason"]))
     assert "The runs do not say how their FLOPs were counted" in page
     assert 'class="lead"' in page
+
+
+def test_the_script_draws_what_the_drawing_for_paper_shows(good):
+    _, runs, page, _ = good
+    found = plots(page)
+    assert found.keys() == {"isoflop-masked_diffusion", "allocation-masked_diffusion"}
+    points = [one for one in found["isoflop-masked_diffusion"]["data"] if one["mode"] == "markers"]
+    drawn = {(x, y) for one in points for x, y in zip(one["x"], one["y"], strict=True)}
+    assert drawn >= {(n, float(f"{loss:.7g}")) for n, loss in zip(runs["params"], runs["loss"], strict=True)}
+    assert {run_id for run_id in runs["run_id"] if run_id in page} == set(runs["run_id"])
+    lines = {one["name"] for one in found["allocation-masked_diffusion"]["data"] if one["showlegend"]}
+    assert lines == {"isoFLOP curves", "isoFLOP minima", "combined law"}
+
+
+def test_names_that_a_browser_would_obey_stay_text(write):
+    evil = "</script><script>alert(1)</script>&日本 $x$"
+    runs = demo_runs().assign(run_id=lambda table: evil + table["run_id"], model=evil)
+    page, _ = write(runs, excluded(evil), fits={"isoflop": fit_runs(runs, law="isoflop", bootstrap=0)})
+    assert "<script>alert" not in page
+    (plot,) = (one for name, one in plots(page).items() if name.startswith("isoflop-"))
+    hover = [said for trace in plot["data"] for said in trace["hovertext"]]
+    assert any("&lt;/script&gt;" in one and "日本 $x$" in one for one in hover)
+
+
+def test_without_a_finished_run_the_page_shows_the_plan(tmp_path):
+    runs = demo_runs()
+    plan = runs[["run_id", "model", "params", "tokens", "budget"]].to_dict("records")
+    page = report_page.write_report(
+        tmp_path, runs.iloc[:0], excluded("crashed"), {}, title="any", plan=plan
+    ).read_text()
+    assert "No run has finished yet: there is nothing to fit." in page
+    assert f"0 of {len(plan)} planned cells can be used" in page
+    assert all(row["run_id"] in page for row in plan)
+    assert "<script>" not in page  # nothing to draw
+
+
+def test_the_cost_is_stated_against_the_plan(write, tmp_path):
+    runs = demo_runs()
+    runs["gpu_hours"] = 2.0
+    estimate = {run_id: {"hours": 1.0, "gpu_hours": 1.0} for run_id in runs["run_id"][:10]}
+    page = report_page.write_report(tmp_path, runs, no_excluded(), {}, title="any", estimate=estimate).read_text()
+    assert f"They took {2 * len(runs)} GPU-hours; 10 runs of them had an estimate and took 2 times as long." in page
+    assert f"The runs spent {text.flops(runs['flops'].sum())} training FLOPs." in page
+
+
+def test_a_published_law_is_drawn_only_beside_runs_that_count_alike(write):
+    def drawn(runs):
+        fits = {"combined": fit_runs(runs, law="chinchilla", bootstrap=0)}
+        page, _ = write(runs, fits=fits)
+        (plot,) = (one for name, one in plots(page).items() if name.startswith("allocation-"))
+        return "Chinchilla, text" in str(plot["data"]), page
+
+    runs = demo_runs()[["params", "tokens", "loss", "budget"]]
+    all_counted = runs.assign(params_total=runs["params"], flops=6 * runs["params"] * runs["tokens"])
+    assert drawn(all_counted)[0]
+    is_drawn, page = drawn(demo_runs())
+    assert not is_drawn and "No published law is drawn, because" in page
 
 
 def test_fits_json_is_what_the_command_prints(good, tmp_path):
@@ -179,7 +251,7 @@ def test_isoflop_figure_marks_the_minima(good):
     axes = figures.isoflop_figure(isoflop, loss_se=runs["loss_se"].tolist()).axes[0]
     marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "D"]
     np.testing.assert_allclose(marks, [(m.N, m.L) for m in isoflop.minima])
-    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() in figures.BUDGET_SHAPES])
+    dots = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() in look.BUDGET_SHAPES])
     np.testing.assert_allclose(np.sort(dots[:, 1]), np.sort(runs["loss"]))
 
 

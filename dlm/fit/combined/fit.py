@@ -103,7 +103,9 @@ def combine(points: Points, how: Norm, fixed: Mapping[str, float], *, holdout: b
         fixed=fixed,
         outliers=best.outliers,
         noise=best.noise,
-        combination=Combination(parts=parts, line=line, floor=_floor(line), error=error_of(points, held, weights)),
+        combination=Combination(
+            parts=parts, line=line, floor=_floor(line), error=error_of(points, held, weights), held=tuple(held)
+        ),
     )
 
 

@@ -131,6 +131,13 @@ def curve_of(result: Fitted, found: Minimum, num: int = 80) -> tuple[Array, Arra
     return np.exp(grid if result.axis == "params" else result.cost.log_size(np.log(found.budget) - grid)), loss
 
 
+def curve_losses(result: Fitted, found: Minimum) -> Array:
+    """The loss on the fitted curve of one budget at the size of each of its runs, in their order, (m,)."""
+    assert result.points is not None
+    rows = result.points.at_budget(found.budget)
+    return _at(rows, found, result.curve, result.axis, along(rows, result.axis))
+
+
 def lines(budgets: Array, logs: Array) -> Array:
     """Fit log-log lines by least squares: logs of N*, D* and L*, (R, budgets, 3) -> (N0, a, D0, b, L0, c), (R, 6)."""
     z = np.log(budgets)

@@ -1,0 +1,107 @@
+"""Answer a newcomer's questions: how sure the answer is, what limits it, which runs failed, and what all of it cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dlm.core import text
+from dlm.report import words
+from dlm.report.content import Material
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_LIMITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A question and its answer; ``link`` leads to a place on the page, with the words ``more``."""
+
+    question: str
+    answer: Sequence[str]
+    link: str = ""
+    more: str = ""
+
+
+def rest_of(reservations: Sequence[str], advice: Sequence[object]) -> Sequence[str]:
+    """Return the reservations for the list below the answer: none if the answer itself states all of them."""
+    return reservations if len(reservations) + len(advice) > MOST_LIMITS else ()
+
+
+def points(material: Material, slug: str) -> list[Point]:
+    """Return the points of one objective: how sure, what limits it, and the proof run."""
+    fits = [*material.fits.values()]
+    found = []
+    judged = next((fit for fit in (material.surface, *fits) if fit is not None and fit.verdict is not None), None)
+    if judged is not None and judged.verdict is not None:
+        found.append(Point(question="How far to trust it", answer=[words.sentence(judged.verdict.sentence())]))
+    limits = [*[one for one, _ in material.advice], *words.reservations(fits)]
+    if limits:
+        rest = len(limits) - MOST_LIMITS
+        more = f"{text.counted(rest, 'more point')} below" if rest > 0 else "the commands that would settle it"
+        link = f"#limits-{slug}" if rest > 0 or material.advice else ""
+        found.append(Point(question="What limits it", answer=limits[:MOST_LIMITS], link=link, more=more))
+    elif fits:
+        found.append(Point(question="What limits it", answer=["No check of these fits raised a reservation."]))
+    if material.proof is not None:
+        said = [words.sentence(material.proof.statement())]
+        found.append(Point(question="Proof run", answer=said, link=f"#proof-{slug}", more="how it was predicted"))
+    elif fits:
+        said = ["No proof run has tested this law yet: no run beyond these budgets was predicted and then trained."]
+        found.append(Point(question="Proof run", answer=said))
+    return found
+
+
+def of_all(
+    runs: pd.DataFrame, excluded: pd.DataFrame, *, estimate: Mapping[str, Mapping[str, Any]], num_planned: int
+) -> list[Point]:
+    """Return the points of the whole page: what is missing, which runs failed, and what the runs cost."""
+    found = []
+    if num_planned:
+        done = len(runs)
+        said = f"{done} of {text.counted(num_planned, 'planned cell')} can be used"
+        found.append(Point(question="How far the sweep is", answer=[f"{said}."]))
+    found.append(_failed(excluded))
+    found.append(Point(question="What it cost", answer=_cost(runs, estimate)))
+    return found
+
+
+def _failed(excluded: pd.DataFrame) -> Point:
+    if excluded.empty:
+        return Point(question="Which runs failed", answer=["None: every run was used."])
+    states = excluded["status"].fillna("left out") if "status" in excluded else ["left out"] * len(excluded)
+    counted = [f"{number} {state}" for state, number in Counter(map(str, states)).most_common()]
+    said = f"{text.counted(len(excluded), 'run')} left out: {text.listed(counted)}."
+    return Point(question="Which runs failed", answer=[said], link="#left-out", more="each of them, with the reason")
+
+
+def _cost(runs: pd.DataFrame, estimate: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """State the FLOPs and the hours of the runs, and what the plan expected of the same runs."""
+    said = []
+    if "flops" in runs and runs["flops"].notna().any():
+        said.append(f"The runs spent {text.flops(float(runs['flops'].sum()))} training FLOPs.")
+    gpu = runs["gpu_hours"].fillna(0.0) if "gpu_hours" in runs else runs.iloc[:, :0].sum(axis=1)
+    is_gpu = bool((gpu > 0).any())
+    if is_gpu:
+        hours = gpu
+    elif {"tokens", "tokens_per_sec"} <= set(runs):
+        hours = (runs["tokens"] / runs["tokens_per_sec"] / 3600).where(lambda value: value.map(math.isfinite))
+    else:
+        return said or ["The table of runs does not say."]
+    unit = "GPU-hours" if is_gpu else "hours of one process"
+    if not hours.notna().any():
+        return said or ["The table of runs does not say."]
+    line = f"They took {float(hours.sum()):,.3g} {unit}"
+    ids = runs["run_id"].astype(str) if "run_id" in runs else hours.index.astype(str)
+    key = "gpu_hours" if is_gpu else "hours"
+    planned = {str(name): row[key] for name, row in estimate.items() if row.get(key)}
+    both = [(value, planned[name]) for name, value in zip(ids, hours, strict=True) if name in planned]
+    if both and sum(plan for _, plan in both):
+        ratio = sum(value for value, _ in both) / sum(plan for _, plan in both)
+        line += f"; {text.counted(len(both), 'run')} of them had an estimate and took {ratio:.2g} times as long"
+    return [*said, f"{line}."]
