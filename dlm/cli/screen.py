@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.check import FAILED, OK, WARNING, Check
-from dlm.cli.plan_summary import EXPENDABLE as SUMMARY_EXPENDABLE
-from dlm.cli.plan_summary import legend, picture, summary_rows
 from dlm.cli.table import WORDS, plain_lines, say, show_table
 from dlm.core import terminal, text
 from dlm.core.names import printable
@@ -65,10 +63,15 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
 
 def _show_summary(plan: Plan, proof: Sequence[Cell], width: int) -> None:
     """Print what each budget holds and costs, and the picture of the sizes."""
-    show_table(summary_rows(plan, proof), expendable=SUMMARY_EXPENDABLE, whole="dlm plan --json")
+    from dlm.cli import plan_summary
+
+    rows = plan_summary.summary_rows(plan, proof)
+    show_table(rows, expendable=plan_summary.EXPENDABLE, whole="dlm plan --json")
     is_drawn = sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
     shapes = {"dot": "\N{BLACK CIRCLE}", "empty": "\N{MIDDLE DOT}"} if is_drawn else {}
-    print("\n".join(["", *picture(plan, proof, width=width, **shapes), legend(plan, proof), ""]))
+    print(
+        "\n".join(["", *plan_summary.picture(plan, proof, width=width, **shapes), plan_summary.legend(plan, proof), ""])
+    )
 
 
 def _settings_lines(spec: SweepSpec) -> list[str]:
