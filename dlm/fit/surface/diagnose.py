@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlm.core import text
+from dlm.fit.curves import curves
 from dlm.fit.engine.search import Solution
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.points import Array, Points
@@ -84,7 +85,11 @@ def _values(points: Points, found: Solution) -> list[str]:
             warned.append(f"{name} = {params[name]:.3g} {why}")
     law = found.problem.law
     if isinstance(law, Epochs) and law.turn and not _turns(points, found):
-        warned.append("no loss of these runs rises with the epochs: they do not show where it turns")
+        said = text.listed(law.turn)
+        warned.append(
+            f"no loss of these runs rises with the epochs: they do not show where it turns, and {said} of {law.name}, "
+            "with all their intervals, say nothing about overfitting"
+        )
     for name in ("A", "B"):
         if name in params and not 0 < params[name] < np.inf:
             warned.append(f"{name} came out as {params[name]:g}: the law has no optimum, and none is given")
@@ -107,12 +112,18 @@ def _within(value: float, bounds: tuple[float, float]) -> bool:
 
 
 def _turns(points: Points, found: Solution) -> bool:
-    """Whether the law turns upward at any size and number of unique tokens of the runs."""
+    """Whether the law turns upward within the epochs of the runs, as some measured curve does.
+
+    A turn beyond all runs is extrapolated, and one that no curve shows is made of noise.
+    """
     law = found.problem.law
     assert isinstance(law, Epochs) and points.unique is not None
     row = law.rows(found.theta, found.problem.centre)
     pairs = np.unique(np.log(np.stack([points.params, points.unique], axis=1)), axis=0).tolist()
-    return any(np.isfinite(log_best(law, row, log_n, log_u)[0]) for log_n, log_u in pairs)
+    if not any(curve.turns for curve in curves(points)):
+        return False
+    most = float(np.log((points.tokens / points.unique).max()))
+    return any(log_best(law, row, log_n, log_u)[0] <= most for log_n, log_u in pairs)
 
 
 def _one_unique(points: Points, found: Solution) -> list[str]:
