@@ -81,3 +81,13 @@ def test_a_crossing_is_given_at_texts_that_both_objectives_repeat():
     crossings = repeated_tables(list(laws.values()), found)[-1]
     assert "masked_diffusion overtakes" in {row[-1] for row in crossings.rows}
     assert "diffusion may overtake earlier than stated" in crossings.caption
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_resampled_fits_without_a_law_say_nothing_on_the_terminal(turning):
+    """The second of these two rows is that of a refit that found no law."""
+    law, row = turning.surface, [turning.params[name] for name in turning.surface.params]
+    rows = np.array([row, [np.nan] * len(row)])
+    rows[1, 0] = np.inf
+    predicted = law.predict(rows, np.log([[1e6], [1e6]]), np.log([[1e6], [1e6]]))
+    assert np.isfinite(predicted[0]).all() and not np.isfinite(predicted[1]).any()
