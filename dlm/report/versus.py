@@ -35,7 +35,7 @@ SAME_TEXT = ("data", "data_hash")  # columns that must be equal for losses to be
 MOST_VALUES = 8  # of a column that a cell of the table names; the others are counted
 
 
-Pairs = Sequence[tuple[Side, Multiplier | str]]  # a side, and what it needs against the first one
+Pair = tuple[Side, Side, Multiplier | str]  # two sides, and what the second needs against the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,15 @@ def write_comparison(folder: Path, sets: Sequence[RunSet], *, paper: Paper | Non
         (the path of the page, the verdict in sentences).
     """
     sides = sides_of(sets)
-    pairs = [(side, multiplier_of(sides[0].fits, side.fits, names=(sides[0].name, side.name))) for side in sides[1:]]
-    found = [(side, one) for side, one in pairs if isinstance(one, Multiplier)]
+    pairs = [_pair(sides, side) for side in sides[1:]]
     parts = [*_laws(sides, pairs), *_numbers(sides), *_differences(sets)]
     names = [one.name for one in sets]
-    verdict = [*lead(sides, pairs), *_of_text(sets)]
+    verdict = [*lead(pairs), *_of_text(sets)]
     page = template("versus.html.j2").render(
         title=f"{text.listed(names)}, compared",
         facts={one.name: f"{text.counted(len(one.runs), 'run')}, {one.place}" for one in sets},
         lead=verdict,
-        is_refusal=not found,
+        is_refusal=not any(isinstance(pair[2], Multiplier) for pair in pairs),
         parts=placed_parts(parts, folder / "report" / "figures", paper),
         reload_sec=None,
         **scripts(has_figures=True),
@@ -93,13 +92,21 @@ def write_comparison(folder: Path, sets: Sequence[RunSet], *, paper: Paper | Non
     return folder / "report" / "report.html", verdict
 
 
-def lead(sides: Sequence[Side], pairs: Pairs) -> list[str]:
-    """Return the verdict on each side against the first, or why there is none."""
+def _pair(sides: Sequence[Side], side: Side) -> Pair:
+    """Compare a side with the first one of its objective, or with the first of all if it is the only one."""
+    first = next(one for one in sides if one.objective == side.objective)
+    if first is side:
+        first = sides[0]
+    return first, side, multiplier_of(first.fits, side.fits, names=(first.name, side.name))
+
+
+def lead(pairs: Sequence[Pair]) -> list[str]:
+    """Return the verdict on each pair, or why there is none."""
     return [
         f"{one.verdict()[0].upper()}{one.verdict()[1:]}."
         if isinstance(one, Multiplier)
-        else f"{sides[0].name} and {side.name}: no compute multiplier is given, because {one}."
-        for side, one in pairs
+        else f"{first.name} and {side.name}: no compute multiplier is given, because {one}."
+        for first, side, one in pairs
     ]
 
 
@@ -114,11 +121,11 @@ def _of_text(sets: Sequence[RunSet]) -> list[str]:
     ]
 
 
-def _laws(sides: Sequence[Side], pairs: Pairs) -> list[Part]:
+def _laws(sides: Sequence[Side], pairs: Sequence[Pair]) -> list[Part]:
     """Return the minima of all sides in one figure, and their laws if they count compute alike."""
     minima = isoflop_overlay(sides)
     parts = [] if minima is None else [Part(name="minima", title=minima.title, chart=minima)]
-    tables = [multiplier_table(one) for _, one in pairs if isinstance(one, Multiplier)]
+    tables = [multiplier_table(one) for _, _, one in pairs if isinstance(one, Multiplier)]
     drawn = [side for side in sides if side.convention is not None]
     counted = {side.name: side.convention for side in drawn}
     title = "How do loss and best size grow with compute?"
@@ -128,7 +135,7 @@ def _laws(sides: Sequence[Side], pairs: Pairs) -> list[Part]:
         return [*parts, Part(name="laws", title=title, chart=None, notes=[why])]
     if not drawn:
         return parts
-    only = pairs[0][1] if len(pairs) == 1 else ""
+    only = pairs[0][2] if len(pairs) == 1 else ""
     chart = Chart(
         name="laws",
         title=title,
@@ -208,12 +215,12 @@ def _values(runs: pd.DataFrame, name: str) -> str:
     return ", ".join([*shown[:MOST_VALUES], *([f"and {more} more"] if more > 0 else [])]) or words.MISSING
 
 
-def _as_json(sets: Sequence[RunSet], sides: Sequence[Side], pairs: Pairs) -> dict[str, Any]:
+def _as_json(sets: Sequence[RunSet], sides: Sequence[Side], pairs: Sequence[Pair]) -> dict[str, Any]:
     return {
         "sets": {one.name: one.place for one in sets},
         "multipliers": {
-            f"{side.name} against {sides[0].name}": one.to_dict() if isinstance(one, Multiplier) else {"refused": one}
-            for side, one in pairs
+            f"{side.name} against {first.name}": one.to_dict() if isinstance(one, Multiplier) else {"refused": one}
+            for first, side, one in pairs
         },
         "fits": {f"{side.name}/{law}": fit.to_dict() for side in sides for law, fit in side.fits.items()},
     }

@@ -132,6 +132,19 @@ def test_two_tables_are_compared_on_one_page(tmp_path, monkeypatch):
     assert re.search(r"learning_rate</td>\s*<td[^>]*>–</td>\s*<td[^>]*>0.01", page)
 
 
+def test_each_objective_is_compared_with_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLM_WORKDIR", str(tmp_path / "work"))
+    both = demo_runs(objectives=("masked_diffusion", "autoregressive"))
+    both.to_csv(tmp_path / "both.csv", index=False)
+    demo_runs(seed=3).to_csv(tmp_path / "one.csv", index=False)
+    code, _ = run(tmp_path / "both.csv", tmp_path / "one.csv")
+    numbers = json.loads((tmp_path / "work/compare/both_one/comparison.json").read_text())
+    assert code == 0 and set(numbers["multipliers"]) == {
+        "both, Masked diffusion against both, Autoregressive",
+        "one, Masked diffusion against both, Masked diffusion",
+    }
+
+
 def test_tables_that_count_flops_otherwise_are_not_drawn_over_one_axis(tmp_path, monkeypatch):
     second = demo_runs().assign(convention="6n")
     second["flops"] = second["flops_6n"]
