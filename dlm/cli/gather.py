@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,17 @@ def show_collected(collected: Collected, folder: Path) -> None:
     print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
-def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: Paper | None = None) -> None:
+def report(
+    sweep: Sweep,
+    *,
+    anew: bool = True,
+    out: Path | None = None,
+    paper: Paper | None = None,
+    reload_sec: float | None = None,
+) -> None:
     """Collect the runs of a sweep, fit the laws, write the report, and print the laws and the path of the report.
+
+    The sweep may still grow: the report says what is missing. Without a run that can be used, it says only that.
 
     Args:
         sweep: The sweep.
@@ -93,10 +102,13 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: P
             printed again.
         out: The folder for the tables, the fits and the report. None: the folder of the sweep.
         paper: Figures to write besides those of the page.
+        reload_sec: A browser that shows the page loads it again after so many seconds. None: it does not.
 
     Raises:
-        UserError: The folder cannot be written to, or is that of another sweep, or no run can be used.
+        UserError: The folder cannot be written to, or is that of another sweep, or no run can be used and none is to
+            come.
     """
+    from dlm.cli.standing import standing_of
     from dlm.cli.tuned import next_step, open_ends
     from dlm.collect.tables import collect as collect_runs
 
@@ -104,44 +116,60 @@ def report(sweep: Sweep, *, anew: bool = True, out: Path | None = None, paper: P
     _check_report_folder(sweep, folder)
     collected = collect_runs(sweep.folder, out=folder)
     show_collected(collected, folder)
-    if collected.runs.empty:
+    standing = standing_of(sweep, collected)
+    for line in standing.lines:
+        print(line)
+    if collected.runs.empty and not standing.to_come:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
     if sweep.plan.waits_for_recipe:
         print(*(" ".join(one) for found in open_ends(sweep).values() for one in found), next_step(sweep), sep="\n")
         return
     said = None if anew else said_before(folder)
     if said is None:
-        print("fitting ...", flush=True)
-        said = _fit_and_write(sweep, collected, folder, paper)
+        if not collected.runs.empty:
+            print("fitting ...", flush=True)
+        said = _fit_and_write(sweep, collected, folder, paper, standing.lines, reload_sec)
         remember(folder, said)
     print(*said, sep="\n")
     print(f"report: {folder / PAGE}")
 
 
-def report_tables(folder: Path, out: Path, *, paper: Paper | None = None) -> None:
-    """Fit the laws to the tables of a folder that has neither a plan nor runs, and write the report to `out`."""
+def report_tables(source: Path, out: Path, *, paper: Paper | None = None) -> None:
+    """Fit the laws to tables without a plan and without runs, and write the report to ``out``.
+
+    Args:
+        source: A CSV file of runs, or a folder that holds runs.csv and perhaps excluded.csv.
+        out: The folder for the fits and the report.
+        paper: As in ``report``.
+    """
+    from dlm.cli.fits import tables_fits
     from dlm.fit.csv_file import read_csv
-    from dlm.fit.table import fit_sweep, read_runs
+    from dlm.fit.rows import load_table, read_runs
     from dlm.report.page import write_fits, write_report
 
+    if is_sweep_dir(out):
+        raise UserError(f"{out} is the folder of a sweep, whose report would be lost: give another --out")
     check_writable(out)
     check_writable(out / FIGURES)
-    path, left_out = folder / "runs.csv", folder / "excluded.csv"
+    path, left_out = (source / "runs.csv", source / "excluded.csv") if source.is_dir() else (source, None)
     runs = read_runs(path, proofs=True)
-    excluded = read_csv(left_out) if left_out.is_file() else runs.iloc[:0]
-    unusable = len(read_csv(path)) - len(runs)
+    has_left_out = left_out is not None and left_out.is_file()
+    excluded = read_csv(left_out) if has_left_out and left_out is not None else runs.iloc[:0]
+    unusable = len(load_table(path)[0]) - len(runs)
     found = [f"{path} has {counted(len(runs), 'usable run')}"]
     why = "not done, without a finite loss, or the same as another"
     found += [f"{counted(unusable, 'other row')} cannot be used ({why})"] if unusable else []
     found += [f"{left_out} names {counted(len(excluded), 'run')} that `dlm collect` left out"] if len(excluded) else []
-    print("; ".join([*found, "`dlm collect` brings the tables up to date"]))
+    found += ["`dlm collect` brings the tables up to date"] if source.is_dir() else []
+    print("; ".join(found))
     print("fitting ...", flush=True)
-    fits = fit_sweep(path)
-    write_fits(out, fits)
+    fits, repeats = tables_fits(path)
+    write_fits(out, {**fits, **repeats})
     data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
     facts = {"data": ", ".join(data)} if data else {}
-    write_report(out, runs, excluded, fits, title=folder.absolute().name, facts=facts, paper=paper)
-    print(*_summaries(fits), f"report: {out / PAGE}", sep="\n")
+    title = source.absolute().name
+    write_report(out, runs, excluded, fits, title=title, facts=facts, paper=paper, repeats=repeats)
+    print(*_summaries({**fits, **repeats}), f"report: {out / PAGE}", sep="\n")
 
 
 def _of_plan(sweep: Sweep) -> dict[str, Any]:
@@ -212,16 +240,23 @@ def _run_ids(path: Path) -> set[str | None]:
             return {None}
 
 
-def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Paper | None) -> list[str]:
+def _fit_and_write(
+    sweep: Sweep,
+    collected: Collected,
+    folder: Path,
+    paper: Paper | None,
+    standing: Sequence[str],
+    reload_sec: float | None,
+) -> list[str]:
     """Fit the laws to the runs of a sweep, write fits.json and the report, and return the lines to print."""
     from dlm.cli.advice import advice
-    from dlm.cli.fits import fits_of
+    from dlm.cli.fits import fits_of, repeats_of
     from dlm.cli.proof import outcomes
     from dlm.cli.tuned import open_ends
     from dlm.report.page import write_fits, write_report
 
-    plan, fits = sweep.plan, fits_of(collected.runs)
-    write_fits(folder, fits)
+    plan, fits, repeats = sweep.plan, fits_of(collected.runs), repeats_of(collected.runs)
+    write_fits(folder, {**fits, **repeats})
     proofs = outcomes(sweep, collected.runs, collected.excluded, fits)
     settling = advice(sweep, collected.runs, fits) if is_sweep_dir(sweep.folder) else {}  # it changes a definition
     for label, found in open_ends(sweep).items():
@@ -237,9 +272,12 @@ def _fit_and_write(sweep: Sweep, collected: Collected, folder: Path, paper: Pape
         advice=settling,
         paper=paper,
         **_of_plan(sweep),
+        repeats=repeats,
+        standing=standing,
+        reload_sec=reload_sec,
     )
     return [
-        *_summaries(fits),
+        *_summaries({**fits, **repeats}),
         *(f"what would settle it: {' '.join(filter(None, one))}" for found in settling.values() for one in found),
         *(proof.report() for proof in proofs.values()),
     ]

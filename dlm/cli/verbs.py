@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import dlm
-from dlm.cli import debug, fitting_verbs, gather, options, screen, table, targets
+from dlm.cli import debug, fitting_verbs, gather, options, report_verb, screen, table, targets
 from dlm.cli.options import AsJson, Target, Yes, takes
 from dlm.core import signals, terminal
 from dlm.core.errors import ExitCode, TryAgainError, UserError, unknown
@@ -335,32 +335,7 @@ def _show_arrival(arrival: Arrival) -> None:
 fitting_verbs.add_to(app)
 
 
-@app.command()
-def report(
-    target: Target,
-    out: Annotated[
-        Path | None, typer.Option(help="Write to this folder instead, for a sweep that is not yours to change.")
-    ] = None,
-    paper: Annotated[
-        bool,
-        typer.Option("--paper", help="Also write the figures for one and two columns of a paper, and for slides."),
-    ] = False,
-    style: Annotated[
-        str | None, typer.Option(help="A matplotlib style (a .mplstyle file, or a name) for the figures of --paper.")
-    ] = None,
-) -> None:
-    """Collect the runs of a sweep, fit the laws and write report/report.html with its figures.
-
-    In the folder of `dlm collect --wandb ENTITY/PROJECT --out DIR`, the report is of the tables as they were collected.
-    """
-    from dlm.report.look import asked_for
-
-    extra = asked_for(wanted=paper, style=style)
-    folder = Path(targets.by_name(target))
-    if targets.is_collected(folder):
-        gather.report_tables(folder, out or folder, paper=extra)
-    else:
-        gather.report(targets.existing(target), out=out, paper=extra)
+app.command()(report_verb.report)
 
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

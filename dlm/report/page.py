@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import gzip
 import math
+import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,14 @@ from dlm.report import figures, page_tables, verdict, words
 from dlm.report.content import CONTENT, Material
 from dlm.report.look import FAINT, INK, PAPER, Paper
 from dlm.report.placed import Placed, for_script, placed
+from dlm.report.together import Part, together
 
 if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
+PAGE = "page.html.j2"
+RELOADS = re.compile(r'<meta http-equiv="refresh"[^>]*>\n|, and loads itself again every \d+ seconds')
 NO_LABEL = "runs"  # stands in the names of files for a label that is empty
 FILES = {  # of the folder of the sweep, beside the folder of the page
     "runs.csv": "the runs",
@@ -61,6 +66,9 @@ def write_report(
     versions: Mapping[str, str] | None = None,
     definition: str = "",
     paper: Paper | None = None,
+    repeats: Mapping[str, FitResult] | None = None,
+    standing: Sequence[str] = (),
+    reload_sec: float | None = None,
 ) -> Path:
     """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs neither network nor scripts.
 
@@ -80,6 +88,10 @@ def write_report(
         versions: What made the page, such as the versions of dlm and torch, the commit and the date, by name.
         definition: The exact definition of the sweep, as text.
         paper: Also write report/figures/SIZE/*, the same figures for a paper and for slides.
+        repeats: The laws of repeated data of `fit_repeats`, if runs repeat texts.
+        standing: Sentences on how far the sweep is; empty once all of its cells are done.
+        reload_sec: A browser loads the page again after so many seconds, and the page says when it was made. None: it
+            does neither.
 
     Returns:
         The path of the page.
@@ -103,10 +115,15 @@ def write_report(
         for label in dict.fromkeys(fit.label for fit in listed)
     ]
     sections = [_section(material, folder / "figures", paper) for material in materials]
-    page = _template().render(
+    parts = placed_parts(together(_named(fits), repeats or {}), folder / "figures", paper)
+    page = template(PAGE).render(
         title=title,
         facts={"runs": len(runs), "left out": len(excluded), **(facts or {})},
         sections=sections,
+        parts=parts,
+        standing=standing,
+        reload_sec=reload_sec,
+        made="" if reload_sec is None else time.strftime("%Y-%m-%d %H:%M:%S"),
         verdict=verdict.of_all(runs, excluded, estimate=estimate or {}, num_planned=len(plan)),
         side_by_side=page_tables.side_by_side(listed) if len(sections) > 1 else None,
         runs=page_tables.runs(runs),
@@ -119,9 +136,7 @@ def write_report(
         files={name: said for name, said in FILES.items() if (Path(sweep_dir) / name).is_file()},
         versions={**(versions or {}), **_code_of(runs)},
         definition=definition,
-        colours=for_script({INK: "--ink", FAINT: "--faint", PAPER: "--paper"}),
-        plotly=_plotly() if any(section["charts"] for section in sections) else "",
-        script=(Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
+        **scripts(has_figures=any(section["charts"] for section in sections) or bool(parts)),
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
@@ -138,13 +153,28 @@ def _of(label: str, table: pd.DataFrame) -> pd.DataFrame:
     return table[table["objective"] == label] if label and "objective" in table else table
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return a template of this folder, which shows texts from elsewhere without obeying them."""
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_shown
+        loader=jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
-    return environment.from_string((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
+    return environment.get_template(name)
+
+
+def scripts(*, has_figures: bool) -> dict[str, str]:
+    """Return what draws the figures: plotly.js, the script of the page, and the colours that the script replaces."""
+    return {
+        "colours": for_script({INK: "--ink", FAINT: "--faint", PAPER: "--paper"}),
+        "plotly": _plotly() if has_figures else "",
+        "script": (Path(__file__).parent / "page.js").read_text(encoding="utf-8"),
+    }
 
 
 def _plotly() -> str:
@@ -152,6 +182,28 @@ def _plotly() -> str:
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def stop_reloading(page: Path) -> None:
+    """Let browsers no longer reload a page that was written with ``reload_sec``; nothing happens without a page."""
+    if page.is_file():
+        written = page.read_text(encoding="utf-8")
+        if RELOADS.search(written):
+            write_atomic(page, RELOADS.sub("", written))
+
+
+def placed_parts(parts: Sequence[Part], folder: Path, paper: Paper | None) -> list[dict[str, Any]]:
+    """Return parts across objectives by the variable names of the template, and save their figures."""
+    return [
+        {
+            "name": part.name,
+            "title": part.title,
+            "figure": None if part.chart is None else placed(part.chart, part.name, folder, paper=paper),
+            "tables": part.tables,
+            "notes": part.notes,
+        }
+        for part in parts
+    ]
 
 
 def _section(material: Material, folder: Path, paper: Paper | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def made(tmp_path, monkeypatch):
         by_hand.finish(folder, plan, cell, loss=2.5 + number / 100)
     made = []
 
-    def fit_and_write(sweep, collected, folder, paper):
+    def fit_and_write(sweep, collected, folder, paper, standing, reload_sec):
         made.append(len(collected.runs))
         (folder / "report").mkdir(exist_ok=True)
         (folder / memory.PAGE).write_text("page")

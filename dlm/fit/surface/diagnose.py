@@ -85,7 +85,11 @@ def _values(points: Points, found: Solution) -> list[str]:
             warned.append(f"{name} = {params[name]:.3g} {why}")
     law = found.problem.law
     if isinstance(law, Epochs) and law.turn and not _turns(points, found):
-        warned.append("no loss of these runs rises with the epochs: they do not show where it turns")
+        said = text.listed(law.turn)
+        warned.append(
+            f"no loss of these runs rises with the epochs: they do not show where it turns, and {said} of {law.name}, "
+            "with all their intervals, say nothing about overfitting"
+        )
     if isinstance(law, Repeated) and points.unique is not None:
         warned += overlooked(law, law.rows(found.theta, found.problem.centre), points)
     for name in ("A", "B"):
@@ -110,11 +114,14 @@ def _within(value: float, bounds: tuple[float, float]) -> bool:
 
 
 def _turns(points: Points, found: Solution) -> bool:
-    """Whether the law turns upward within the epochs of any curve of the runs."""
+    """Whether the law turns upward within the epochs of a curve of the runs that does.
+
+    A turn beyond all runs is extrapolated, and one that no curve shows is made of noise.
+    """
     law = found.problem.law
     assert isinstance(law, Epochs)
     row = law.rows(found.theta, found.problem.centre)
-    return any(turns_within(law, row, curve) for curve in curves(points))
+    return any(curve.turns and turns_within(law, row, curve) for curve in curves(points))
 
 
 def _one_unique(points: Points, found: Solution) -> list[str]:
