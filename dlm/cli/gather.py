@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,6 @@ from dlm.core.names import from_cell, printable
 from dlm.core.text import counted
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from dlm.cli.options import CollectOptions
     from dlm.collect.tables import Collected
     from dlm.collect.wandb_server import Project
@@ -177,8 +176,9 @@ def _of_plan(sweep: Sweep) -> dict[str, Any]:
     import yaml
 
     from dlm import __version__
+    from dlm.report.charts.curves import read_history
 
-    estimate, history = sweep.folder / "estimate.json", sweep.folder / "history.parquet"
+    estimate = sweep.folder / "estimate.json"
     return {
         "plan": [
             {
@@ -193,19 +193,10 @@ def _of_plan(sweep: Sweep) -> dict[str, Any]:
             for cell in sweep.plan.grid
         ],
         "estimate": read_json(estimate) if estimate.is_file() else {},
-        "history": _history(history),
+        "history": read_history(sweep.folder),
         "definition": yaml.safe_dump(sweep.plan.spec.plain(), sort_keys=False, allow_unicode=True),
-        "versions": {"dlm": __version__},
+        "versions": {"dlm": __version__, "report made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())},
     }
-
-
-def _history(path: Path) -> pd.DataFrame | None:
-    """Read the losses of history.parquet along the runs; None if nothing was logged."""
-    if not path.is_file():
-        return None
-    import pandas as pd
-
-    return pd.read_parquet(path, columns=["run_id", "tokens", "train/loss", "val/loss"])
 
 
 def _check_report_folder(sweep: Sweep, folder: Path) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dlm.report.look import Paper
 
 LEAST_WAIT_SEC = 5.0  # between two reports of --watch
-DEFINITIONS = (".yaml", ".yml")
 
 
 def report(
@@ -68,45 +67,17 @@ def report(
         compare_reports(targets, out=out, paper=extra)
         return
     (target,) = targets
-    table = table_of(target)
+    table = found.table_of(target)
     if table is not None:
         if watch:
             raise UserError(f"--watch follows the cells of a sweep, and {target} is a table of runs: leave it out")
-        gather.report_tables(table, out or default_folder(table), paper=extra)
+        gather.report_tables(table, out or found.default_folder(table), paper=extra)
         return
-    sweep = existing_sweep(target)
+    sweep = found.existing_sweep(target)
     if watch:
         _watch(sweep, every_sec=every, out=out, paper=extra)
     else:
         gather.report(sweep, out=out, paper=extra)
-
-
-def existing_sweep(target: str) -> Sweep:
-    """Return the sweep that a target names; ``runs.csv`` in its folder names it, too."""
-    path = Path(target)
-    return found.existing(str(path.parent) if path.name == "runs.csv" and path.is_file() else target)
-
-
-def table_of(target: str) -> Path | None:
-    """Return the table of runs that a target names, or the folder of such tables; None if it names a sweep."""
-    path = Path(target)
-    if path.is_file() and path.suffix not in DEFINITIONS:
-        if path.name != "runs.csv" or not _is_of_sweep(path.parent):
-            return path
-        return None
-    folder = Path(found.by_name(target))
-    return folder if found.is_collected(folder) else None
-
-
-def _is_of_sweep(folder: Path) -> bool:
-    return found.is_sweep_dir(folder) or (folder / "runs").is_dir()
-
-
-def default_folder(table: Path) -> Path:
-    """Return where the report of a table goes: into its folder if this holds dlm's tables, else beside the file."""
-    if table.is_dir():
-        return table
-    return table.parent if table.name == "runs.csv" else table.with_name(f"{table.name.split('.')[0]}_report")
 
 
 def _watch(sweep: Sweep, *, every_sec: float, out: Path | None, paper: Paper | None) -> None:

@@ -43,7 +43,7 @@ def standing_of(sweep: Sweep, collected: Collected) -> Standing:
     lines += _budgets(sweep, collected.runs)
     running = [name for name, state in of_cell.items() if state == State.RUNNING]
     if running:
-        lines.append(_running(sweep, running))
+        lines += _running(sweep, running)
     return Standing(to_come=sum(counts[state] for state in TO_COME), lines=tuple(lines))
 
 
@@ -69,14 +69,21 @@ def _budgets(sweep: Sweep, runs: pd.DataFrame) -> list[str]:
     return [*said, f"Of some budgets, a part of the cells can be used: {text.listed(partly)}."] if partly else said
 
 
-def _running(sweep: Sweep, names: list[str]) -> str:
+def _running(sweep: Sweep, names: list[str]) -> list[str]:
+    """Say which cells run, and how long the sweep still takes."""
+    from dlm.submit.progress import progress_of
     from dlm.submit.table import sweep_now
 
-    now = {cell.cell_id: cell for cell in sweep_now(sweep.folder, sweep.plan)[0]}
+    cells = sweep_now(sweep.folder, sweep.plan)[0]
+    now, progress = {cell.cell_id: cell for cell in cells}, progress_of(cells, sweep.plan)
     shown = []
     for name in names[:MOST_NAMED]:
         cell = now[name]
         left = "" if cell.eta_sec is None else f", about {text.duration(cell.eta_sec)} left"
         shown.append(f"{name} (step {cell.step:,} of {cell.steps:,}{left})" if cell.steps else name)
     more = len(names) - len(shown)
-    return f"Running now: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}."
+    known = f"about {text.duration(progress.eta_sec)}" if progress.eta_sec is not None else None
+    return [
+        f"Running now: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}.",
+        f"Until every cell has ended: {known or f'unknown, because {progress.eta_unknown}'}.",
+    ]

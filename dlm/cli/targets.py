@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dlm.plan.definition import SweepSpec
     from dlm.plan.needs import Need
 
+DEFINITIONS = (".yaml", ".yml")  # the ends of the names of definitions
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -253,3 +255,31 @@ def _prepare_command(need: Need, folder: Path | str) -> str:
 
 def warn(line: str) -> None:
     say(f"dlm: warning: {line}", to=sys.stderr)
+
+
+def existing_sweep(target: str) -> Sweep:
+    """Return the sweep that a target names; ``runs.csv`` in its folder names it, too."""
+    path = Path(target)
+    return existing(str(path.parent) if path.name == "runs.csv" and path.is_file() else target)
+
+
+def table_of(target: str) -> Path | None:
+    """Return the table of runs that a target names, or the folder of such tables; None if it names a sweep."""
+    path = Path(target)
+    if path.is_file() and path.suffix not in DEFINITIONS:
+        if path.name != "runs.csv" or not _is_of_sweep(path.parent):
+            return path
+        return None
+    folder = Path(by_name(target))
+    return folder if is_collected(folder) else None
+
+
+def _is_of_sweep(folder: Path) -> bool:
+    return is_sweep_dir(folder) or (folder / "runs").is_dir()
+
+
+def default_folder(table: Path) -> Path:
+    """Return where the report of a table goes: into its folder if this holds dlm's tables, else beside the file."""
+    if table.is_dir():
+        return table
+    return table.parent if table.name == "runs.csv" else table.with_name(f"{table.name.split('.')[0]}_report")

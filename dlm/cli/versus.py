@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm.cli import report_verb
+from dlm.cli import targets as found
 from dlm.cli.memory import FIGURES
 from dlm.cli.targets import is_sweep_dir
 from dlm.core import paths
@@ -55,7 +55,7 @@ def compare_reports(targets: Sequence[str], *, out: Path | None, paper: Paper | 
 
 def place_of(target: str) -> Path:
     """Return the table of runs, the folder of tables or the folder of the sweep that a target names."""
-    return report_verb.table_of(target) or report_verb.existing_sweep(target).folder
+    return found.table_of(target) or found.existing_sweep(target).folder
 
 
 def names_of(places: Sequence[Path]) -> list[str]:
@@ -73,9 +73,9 @@ def _read(target: str, place: Path) -> tuple[pd.DataFrame, dict[str, Any] | None
     from dlm.collect.tables import collect
     from dlm.fit.table import read_runs
 
-    if report_verb.table_of(target) is not None:
+    if found.table_of(target) is not None:
         return read_runs(place), None
-    sweep = report_verb.existing_sweep(target)
+    sweep = found.existing_sweep(target)
     runs = collect(sweep.folder, write=False).runs
     if runs.empty:
         raise UserError(f"no run of {sweep.folder} can be used yet: `dlm status {sweep.folder}` says how far it is")

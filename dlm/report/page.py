@@ -124,7 +124,7 @@ def write_report(
         standing=standing,
         reload_sec=reload_sec,
         made="" if reload_sec is None else time.strftime("%Y-%m-%d %H:%M:%S"),
-        verdict=verdict.of_all(runs, excluded, estimate=estimate or {}, num_planned=len(plan)),
+        verdict=verdict.of_all(runs, excluded, estimate=estimate or {}, planned=[str(cell["run_id"]) for cell in plan]),
         side_by_side=page_tables.side_by_side(listed) if len(sections) > 1 else None,
         runs=page_tables.runs(runs),
         excluded=page_tables.excluded(excluded),

@@ -10,6 +10,7 @@ from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.fit.counts import counts_of
 from dlm.fit.points import Array
+from dlm.report.words import SIZES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +61,8 @@ def beside(runs: pd.DataFrame) -> tuple[Sequence[Published], list[str]]:
         return (), []
     size = "blocks" if "blocks" in counts.size else next(iter(counts.size), "")
     drawn = tuple(law for law in PUBLISHED if (law.size, law.compute) == (size, counts.own))
-    others = [f"{law.name} ({law.source}) counts N {law.size} and C {law.compute}" for law in PUBLISHED]
+    others = [f"{law.name} ({law.source}) counts {SIZES[law.size]} as N and C by {law.compute}" for law in PUBLISHED]
     if drawn:
         return drawn, [f"The dotted grey line is a law of another study, {law.source}." for law in drawn]
-    here = f"these runs count N {size} and C {counts.own}"
+    here = f"these runs count {SIZES.get(size, size)} as N and C by {counts.own}"
     return (), [f"No published law is drawn, because {text.listed(others)}, and {here}."]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
 from dlm.report import words
+from dlm.report.charts.excluded import excluded_summary
 from dlm.report.content import Material
 
 if TYPE_CHECKING:
@@ -58,13 +58,16 @@ def points(material: Material, slug: str) -> list[Point]:
 
 
 def of_all(
-    runs: pd.DataFrame, excluded: pd.DataFrame, *, estimate: Mapping[str, Mapping[str, Any]], num_planned: int
+    runs: pd.DataFrame, excluded: pd.DataFrame, *, estimate: Mapping[str, Mapping[str, Any]], planned: Collection[str]
 ) -> list[Point]:
-    """Return the points of the whole page: what is missing, which runs failed, and what the runs cost."""
+    """Return the points of the whole page: what is missing, which runs failed, and what the runs cost.
+
+    ``planned`` are the ids of the cells of the plan without proof runs.
+    """
     found = []
-    if num_planned:
-        done = len(runs)
-        said = f"{done} of {text.counted(num_planned, 'planned cell')} can be used"
+    if planned:
+        done = len(set(planned) & set(runs["run_id"])) if "run_id" in runs else 0
+        said = f"{done} of {text.counted(len(planned), 'planned cell')} can be used"
         found.append(Point(question="How far the sweep is", answer=[f"{said}."]))
     found.append(_failed(excluded))
     found.append(Point(question="What it cost", answer=_cost(runs, estimate)))
@@ -74,9 +77,8 @@ def of_all(
 def _failed(excluded: pd.DataFrame) -> Point:
     if excluded.empty:
         return Point(question="Which runs failed", answer=["None: every run was used."])
-    states = excluded["status"].fillna("left out") if "status" in excluded else ["left out"] * len(excluded)
-    counted = [f"{number} {state}" for state, number in Counter(map(str, states)).most_common()]
-    said = f"{text.counted(len(excluded), 'run')} left out: {text.listed(counted)}."
+    causes = [f"{number} {cause} ({advice})" for cause, number, advice in excluded_summary(excluded)]
+    said = f"{text.counted(len(excluded), 'run')} left out: {text.listed(causes)}."
     return Point(question="Which runs failed", answer=[said], link="#left-out", more="each of them, with the reason")
 
 
@@ -103,5 +105,6 @@ def _cost(runs: pd.DataFrame, estimate: Mapping[str, Mapping[str, Any]]) -> list
     both = [(value, planned[name]) for name, value in zip(ids, hours, strict=True) if name in planned]
     if both and sum(plan for _, plan in both):
         ratio = sum(value for value, _ in both) / sum(plan for _, plan in both)
-        line += f"; {text.counted(len(both), 'run')} of them had an estimate and took {ratio:.2g} times as long"
+        which = "the plan" if len(both) == len(runs) else f"the plan for the {text.counted(len(both), 'run')} it covers"
+        line += f", {ratio:.2g} times the estimate of {which}"
     return [*said, f"{line}."]

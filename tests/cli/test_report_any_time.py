@@ -13,7 +13,7 @@ from support.demo_runs import demo_runs
 from support.stub_cell import status
 from typer.testing import CliRunner
 
-from dlm.cli import report_verb, versus
+from dlm.cli import targets, versus
 from dlm.cli.targets import Sweep
 from dlm.cli.verbs import app
 from dlm.core.errors import UserError
@@ -105,8 +105,8 @@ def test_the_report_of_a_table_does_not_replace_that_of_a_sweep(growing, tmp_pat
 def test_the_file_runs_csv_of_a_sweep_stands_for_the_sweep(growing):
     by_hand.finish(growing.folder, growing.plan, growing.plan.cells[0])
     run(growing.folder)
-    assert report_verb.table_of(str(growing.folder / "runs.csv")) is None
-    assert report_verb.existing_sweep(str(growing.folder / "runs.csv")).folder == growing.folder
+    assert targets.table_of(str(growing.folder / "runs.csv")) is None
+    assert targets.existing_sweep(str(growing.folder / "runs.csv")).folder == growing.folder
 
 
 def compared(tmp_path, monkeypatch, second):
