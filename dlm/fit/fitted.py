@@ -19,7 +19,7 @@ from dlm.fit.laws.law import Law, Surface
 from dlm.fit.points import NAN, Array, Cost, Interval, Points
 
 if TYPE_CHECKING:
-    from dlm.fit.combined.origins import Origin  # which needs `Fitted`
+    from dlm.fit.combined.origin import Origin
 
 LACK_OF_FIT_P = 0.01  # p-value of the lack-of-fit test below which a law is said to miss the points
 NOT_FITTED = Norm(norm="", space="")  # of a result without residuals, for example of runs that cannot be fitted

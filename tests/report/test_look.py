@@ -15,6 +15,8 @@ from dlm.report.page import write_report
 
 POINTS_PER_INCH = 72
 
+FIGURES = ("isoflop", "allocation", "surface", "residuals", "holdout", "cost")  # of a finished sweep without curves
+
 
 @pytest.fixture(scope="module")
 def fits():
@@ -63,7 +65,7 @@ def test_a_report_for_a_paper_writes_each_figure_in_each_size(tmp_path, fits, mo
     write_report(tmp_path, demo_runs(), no_excluded(), fits, title="any", paper=paper)
     folder = tmp_path / "report" / "figures"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
-    named = {f"{name}-masked_diffusion.{kind}" for name in ("isoflop", "allocation") for kind in ("png", "svg", "pdf")}
+    named = {f"{name}-masked_diffusion.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
     sizes = look.SIZES.keys() - {"page"}
     assert files == named | {f"{size}/{name}" for size in sizes for name in named}
 

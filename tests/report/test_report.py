@@ -20,6 +20,8 @@ from dlm.report import page as report_page
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
 TITLE = {"title": "A <b>small</b> sweep", "facts": {"cells": 21}}
 
+FIGURES = ("isoflop", "allocation", "surface", "residuals", "holdout", "cost")  # of a finished sweep without curves
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
@@ -68,7 +70,7 @@ def test_the_page_stands_alone(good):
 def test_drawings_are_valid_xml_and_their_ids_do_not_collide(good):
     _, _, page, _ = good
     svgs = re.findall(r"<svg.*?</svg>", without_plotly(page), re.DOTALL)
-    assert len(svgs) == 2
+    assert len(svgs) == len(FIGURES)
     for svg in svgs:
         ET.fromstring(svg)
     ids = re.findall(r'\bid="([^"]+)"', "".join(svgs))
@@ -79,7 +81,7 @@ def test_drawings_are_valid_xml_and_their_ids_do_not_collide(good):
 
 def test_figures_are_also_written_as_files(good):
     folder = good[0] / "report" / "figures"
-    names = {f"{name}-masked_diffusion.{kind}" for name in ("isoflop", "allocation") for kind in ("png", "svg", "pdf")}
+    names = {f"{name}-masked_diffusion.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
     assert {path.name for path in folder.iterdir()} == names
     heads = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     assert all((folder / name).read_bytes().startswith(heads[name.rsplit(".", 1)[1]]) for name in names)
@@ -168,7 +170,7 @@ def test_any_table_of_runs_gives_a_report(write):
 def test_the_script_draws_what_the_drawing_for_paper_shows(good):
     _, runs, page, _ = good
     found = plots(page)
-    assert found.keys() == {"isoflop-masked_diffusion", "allocation-masked_diffusion"}
+    assert found.keys() == {f"{name}-masked_diffusion" for name in FIGURES}
     points = [one for one in found["isoflop-masked_diffusion"]["data"] if one["mode"] == "markers"]
     drawn = {(x, y) for one in points for x, y in zip(one["x"], one["y"], strict=True)}
     assert drawn >= {(n, float(f"{loss:.7g}")) for n, loss in zip(runs["params"], runs["loss"], strict=True)}
@@ -204,7 +206,7 @@ def test_the_cost_is_stated_against_the_plan(write, tmp_path):
     runs["gpu_hours"] = 2.0
     estimate = {run_id: {"hours": 1.0, "gpu_hours": 1.0} for run_id in runs["run_id"][:10]}
     page = report_page.write_report(tmp_path, runs, no_excluded(), {}, title="any", estimate=estimate).read_text()
-    assert f"They took {2 * len(runs)} GPU-hours; 10 runs of them had an estimate and took 2 times as long." in page
+    assert f"They took {2 * len(runs)} GPU-hours, 2 times the estimate of the plan for the 10 runs it covers." in page
     assert f"The runs spent {text.flops(runs['flops'].sum())} training FLOPs." in page
 
 

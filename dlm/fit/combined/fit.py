@@ -19,7 +19,8 @@ from dlm.fit import optimum
 from dlm.fit.budgets import are_groups
 from dlm.fit.combined.error import FAR
 from dlm.fit.combined.floor import LEAST_MINIMA, FloorLaw
-from dlm.fit.combined.origins import Origin, error_of, origins
+from dlm.fit.combined.origin import Origin
+from dlm.fit.combined.origins import error_of, origins
 from dlm.fit.engine.newton import Norm
 from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Allocation, Combination, Fitted

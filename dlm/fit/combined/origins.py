@@ -7,13 +7,13 @@ predicts. This is the only check of an extrapolation that the runs themselves al
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from dlm.core.errors import UserError
 from dlm.fit.budgets import are_groups
 from dlm.fit.combined.error import FAR, GROWTH, NEAR, PRIOR_DOF, PRIOR_SCALE, WORTH, FormError
+from dlm.fit.combined.origin import Origin
 from dlm.fit.engine.search import solve
 from dlm.fit.fitted import Fitted
 from dlm.fit.optimum import as_rows
@@ -23,28 +23,6 @@ MOST_ORIGINS = 3  # the top one, two and three budgets are held out; predictions
 LEAST_LEVELS = 2  # a law is fitted to this many budgets or more
 SPARE = 2  # runs that a refit needs beyond one for each parameter
 SAME_LEVEL = 2.0  # runs without budgets form a level if their C differ by less than this factor
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Origin:
-    """Runs that were held out, and the errors of their predictions."""
-
-    start: float  # the lowest C that was held out, FLOPs
-    level: Array  # the level of each run, (m,)
-    distance: Array  # log10 of C over the highest C that was kept, (m,)
-    errors: Mapping[str, Array]  # log of predicted over measured loss under each part, (m,); a part may be missing
-
-    def of(self, weights: Mapping[str, float]) -> Array:
-        """The log error of the weighted geometric mean of the parts, (m,)."""
-        known = {name: weights[name] for name in self.errors}
-        total = sum(known.values())
-        return np.asarray(sum(w / total * self.errors[name] for name, w in known.items()))
-
-    def by_level(self, errors: Array) -> tuple[Array, Array]:
-        """The mean distance and the mean log error of each level that was held out."""
-        _, place = np.unique(self.level, return_inverse=True)
-        count = np.bincount(place)
-        return np.bincount(place, weights=self.distance) / count, np.bincount(place, weights=errors) / count
 
 
 def levels_of(points: Points) -> Array:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlm.core import text
-from dlm.fit.combined.origins import Origin, levels_of
+from dlm.fit.combined.origin import Origin
+from dlm.fit.combined.origins import levels_of
 from dlm.fit.fitted import Fitted
 from dlm.fit.laws.combined import Combined
 from dlm.fit.points import UNBOUNDED, Mask
