@@ -9,7 +9,8 @@ neighbouring sizes. Every number is of curves that the fit did not see:
 `excess` is the measured loss at the predicted best number of epochs over the lowest measured loss of the curve, less 1
 (median, worst, and the number of curves above 1 %). `ln e` is the error of the log of the best number of epochs
 (median of its size, and root mean square). `below` is the root-mean-square error of the log loss over the log of the
-epochs, up to twice the best number of epochs (median and worst curve, and over all curves). `sec` is the processor time
+epochs, up to twice the best number of epochs (median and worst curve, and over all curves). A law with `+` is corrected
+by its residuals on the curves that it was fitted to. `sec` is the processor time
 of the refits, and in the first row of a law also that of its fit.
 """
 
@@ -33,6 +34,7 @@ from dlm.fit.choice import Score
 from dlm.fit.curves import weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws import UNIQUE
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.left_out import groups, score
 from dlm.fit.points import Points, as_points
 from dlm.fit.surface.fit import fit_points, law_of
@@ -81,10 +83,12 @@ def measured(points: Points, name: str) -> list[dict[str, Any]]:
     except UserError as error:
         return [{"law": name, "refused": str(error)}]
     found = []
-    for key, said in HOLDOUTS.items():
-        errors = score(fit, groups(points, by=[key]))
-        found.append({"law": name, "left_out": said, **numbers(errors), "sec": time.process_time() - start})
-        start = time.process_time()
+    for correct in (False, True) if isinstance(fit.surface, Epochs) else (False,):
+        for key, said in HOLDOUTS.items():
+            errors = score(fit, groups(points, by=[key]), correct=correct)
+            law = f"{name} +" if correct else name
+            found.append({"law": law, "left_out": said, **numbers(errors), "sec": time.process_time() - start})
+            start = time.process_time()
     return found
 
 

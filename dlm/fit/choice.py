@@ -10,6 +10,9 @@ import numpy as np
 from dlm.core import text
 from dlm.fit.points import NAN, Array
 
+CORRECTED = "corrected by the residuals of nearby curves: "
+BLIND = "passed over, because the loss of some runs rises by 5 % and more where they still fall: "
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
@@ -51,6 +54,8 @@ class Choice:
     law: str
     scores: Mapping[str, Score]
     refused: Mapping[str, str]
+    corrected: tuple[str, ...] = ()  # the laws whose predictions are corrected by the smooth part of their residuals
+    blind: tuple[str, ...] = ()  # the laws that were passed over because they fall where the runs clearly rise
 
     @property
     def own(self) -> Score:
@@ -68,12 +73,16 @@ class Choice:
         lost = [name for name, score in self.scores.items() if not np.isfinite(score.total).all()]
         parts += [f"none of {name}, which some of the remaining runs do not determine" for name in lost]
         why = [f"{name} cannot be fitted: {reason}" for name, reason in self.refused.items()]
+        why += [
+            f"{said}{', '.join(names)}" for said, names in ((BLIND, self.blind), (CORRECTED, self.corrected)) if names
+        ]
         return "; ".join([f"on left-out unique budgets and sizes, {self.law} is taken: {text.listed(parts)}", *why])
 
     def shown(self) -> dict[str, object]:
         """The scores, for JSON."""
         scores = {name: score.shown() for name, score in self.scores.items()}
-        return {"law": self.law, "scores": scores, "refused": dict(self.refused)}
+        said = {"law": self.law, "scores": scores, "refused": dict(self.refused)}
+        return {**said, "corrected": list(self.corrected), "passed_over": list(self.blind)}
 
 
 def chosen(scores: Mapping[str, Score]) -> str:

@@ -14,8 +14,9 @@ from dlm.core.objectives import OBJECTIVES
 from dlm.fit import optimum
 from dlm.fit.draws import ends
 from dlm.fit.fitted import Fitted, plain
+from dlm.fit.laws.correction import form_of
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval
-from dlm.fit.repeated import LEVEL, check, lowest_loss, outside, points_of
+from dlm.fit.repeated import LEVEL, check, law_of, lowest_loss, outside, points_of
 
 STEPS = 81  # of the grid over log C
 MOST_COMPARED = 8  # numbers of unique tokens at which two fits are compared
@@ -125,13 +126,25 @@ def _crossing(sides: tuple[Fitted, Fitted], unique: float, log_c: Array, level: 
     ci = UNBOUNDED
     if all(side.draws is not None for side in sides):
         many = min(len(side.draws) for side in sides if side.draws is not None)
-        drawn = [lowest_loss(side, side.draws[:many], log_c, unique) for side in sides if side.draws is not None]
+        drawn = [_drawn(side, own, log_c, unique, many) for side, own in zip(sides, point, strict=True)]
         gaps = drawn[0] - drawn[1]
         places = np.array([_place(gap, log_c) for gap in gaps])
         ci = ends(float(np.exp(place)), np.exp(np.clip(places, -700.0, 700.0)), 0, level, log=True)
         inside = np.exp(log_c[[0, -1]])
         ci = (ci[0] if ci[0] >= inside[0] else 0.0, ci[1] if ci[1] <= inside[1] else np.inf)
     return replace(nothing, C=float(np.exp(place)), ci=ci)
+
+
+def _drawn(side: Fitted, point: Array, log_c: Array, unique: float, many: int) -> Array:
+    """The lowest losses of the first draws at each C, (many, m); `point` are those of the fit."""
+    assert side.draws is not None
+    law = law_of(side)
+    form = replace(side, surface=form_of(law))
+    drawn = lowest_loss(form, side.draws[:many], log_c, unique)
+    if form.surface is law:
+        return drawn
+    alone = lowest_loss(form, optimum.as_rows(law, side.params), log_c, unique)[0]
+    return np.asarray(drawn * (point / alone))  # the draws are of the form alone
 
 
 def _place(gap: Array, log_c: Array) -> float:

@@ -16,6 +16,8 @@ from dlm.fit.points import Array, Mask, Points
 TAIL = 0.4  # weight of a point beyond PAST times the best epochs of its curve, relative to one below
 PAST = 2.0
 RISE = 2e-3  # a curve has turned if its last log loss is this much above its lowest
+SAMPLED = 12  # places at which a curve of many points is sampled,
+MOST_SAMPLED = 600  # and those of all curves together
 MOST_BANDS = 8  # sizes, or numbers of unique tokens, are held out in at most this many groups
 
 Labels = npt.NDArray[np.int64]
@@ -98,6 +100,21 @@ def curves(points: Points) -> Iterator[Curve]:
             rows=rows,
             place=at.astype(np.int64).ravel(),
         )
+
+
+def sampled(points: Points) -> tuple[Array, Array]:
+    """Some places on every curve: log N, log U and log e (m, 3), and the mean log loss there (m,)."""
+    own = list(curves(points))
+    own = own[:: -(-len(own) // MOST_SAMPLED)]  # of more curves, every second, third, ...
+    most = min(SAMPLED, MOST_SAMPLED // len(own))
+    places, losses = [], []
+    for curve in own:
+        log_e = curve.log_epochs
+        if len(log_e) > most:
+            log_e = np.linspace(log_e[0], log_e[-1], most)
+        losses.append(np.interp(log_e, curve.log_epochs, curve.log_loss))
+        places.append(np.stack(np.broadcast_arrays(np.log(curve.params), np.log(curve.unique), log_e), axis=1))
+    return np.concatenate(places), np.concatenate(losses)
 
 
 def weighed(points: Points) -> Points:

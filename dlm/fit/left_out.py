@@ -10,8 +10,9 @@ from dlm.fit.choice import Score
 from dlm.fit.curves import Curve, bands, curves, labels
 from dlm.fit.engine import newton
 from dlm.fit.fitted import Fitted
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.points import NAN, Array, Mask, Points
-from dlm.fit.turn import Repeated, log_best, of_unique
+from dlm.fit.turn import Repeated, corrected, log_best, of_unique
 
 LEAST_BANDS = 3  # with fewer budgets or sizes, holding one out leaves a line through one or two
 LEAST_STEPS = 3  # a curve with fewer numbers of epochs shows no best one
@@ -28,8 +29,11 @@ def groups(points: Points, *, by: Sequence[str] = ("unique", "params")) -> list[
     return [mask for each in found if len(each) >= LEAST_BANDS for mask in each]
 
 
-def score(result: Fitted, held: Sequence[Mask]) -> Score:
-    """Refit a law without each group of points, and compare it with the curves of that group."""
+def score(result: Fitted, held: Sequence[Mask], *, correct: bool = False) -> Score:
+    """Refit a law without each group of points, and compare it with the curves of that group.
+
+    With `correct`, the refitted law is corrected by its residuals on the points that it was fitted to.
+    """
     points, law = result.points, result.fitted_law
     assert points is not None
     problem = newton.problem_of(points, law, result.how, result.fixed)
@@ -45,14 +49,18 @@ def score(result: Fitted, held: Sequence[Mask]) -> Score:
         better = values < lowest
         theta[better], lowest[better] = found[better], values[better]
     rows = law.rows(theta, problem.centre)
-    errors = [_errors(result, curve, rows[[k]]) for k, mask in enumerate(held) for curve in curves(points.take(mask))]
+    errors = []
+    for k, mask in enumerate(held):
+        own = result.surface
+        assert isinstance(own, Repeated)
+        if correct and isinstance(own, Epochs) and np.isfinite(rows[k]).all():
+            own = corrected(own, rows[[k]], points.take(~mask))
+        errors += [_errors(own, curve, rows[[k]]) for curve in curves(points.take(mask))]
     return Score(**{name: np.array([e[j] for e in errors]) for j, name in enumerate(Score.__dataclass_fields__)})
 
 
-def _errors(result: Fitted, curve: Curve, row: Array) -> tuple[float, float, float, float]:
+def _errors(law: Repeated, curve: Curve, row: Array) -> tuple[float, float, float, float]:
     """The fields of `Score` for one curve."""
-    law = result.surface
-    assert isinstance(law, Repeated)
     log_n = np.full((1, len(curve.log_epochs)), np.log(curve.params))
     log_d = curve.log_epochs[None] + np.log(curve.unique)
     off = (np.log(of_unique(law, curve.unique).predict(row, log_n, log_d))[0] - curve.log_loss)[curve.below]

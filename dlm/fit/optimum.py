@@ -21,6 +21,7 @@ from dlm.fit.combined.floor import FloorLaw, share_at
 from dlm.fit.draws import ends, hull
 from dlm.fit.fitted import Allocation, Combination, Fitted, Optimum, Verdict
 from dlm.fit.laws.combined import Combined
+from dlm.fit.laws.correction import form_of
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.laws.law import Surface
@@ -49,11 +50,10 @@ NEAR_SIZES = 2.0
 FAR_SIZE = (
     f"to spend all of C on these unique tokens takes a size {NEAR_SIZES:g} times or more beyond those of the runs"
 )
-
 LINE = ("N0", "a", "D0", "b", "L0", "c")  # N* = N0 C^a, D* = D0 C^b, L* = L0 C^c
-
 REACH_NATS = 7.0  # N* is searched within this distance of the optimum under 6 N D = C
 WIDEST_NATS = 40.0  # or, if that optimum is not known, from 1 to e^40 parameters
+SIZES = np.linspace(0.0, WIDEST_NATS, 321)  # where the search begins for a law whose loss may have several minima
 GOLDEN, GOLDEN_STEPS = (np.sqrt(5.0) - 1.0) / 2.0, 42  # from 40 nats to 7e-8, where rounding hides what is left
 
 F = TypeVar("F", bound=Fitted)
@@ -127,7 +127,12 @@ def own_optimum(result: Fitted, flops: float, level: float) -> Optimum:
     found = Optimum(N=point[0], D=point[1], L=point[2], reach=flops / top_of(result))
     if result.draws is None:
         return found
-    spread = best(result.surface, result.draws, flops, result.cost)
+    form = result.surface if result.surface is None else form_of(result.surface)
+    spread = best(form, result.draws, flops, result.cost)
+    if (
+        form is not result.surface
+    ):  # the draws are of the form alone, so its distance from the corrected optimum is added
+        spread = spread * (point / best(form, as_rows(form, result.params), flops, result.cost))
     ci = {k: ends(point[j], spread[:, j], result.dof, level, log=True) for j, k in enumerate("NDL")}
     ratio = spread[:, 1] / spread[:, 0]
     ci["tokens_per_param"] = ends(found.tokens_per_param, ratio, result.dof, level, log=True)
@@ -339,7 +344,10 @@ def _search(law: Surface, rows: Array, flops: float, cost: Cost, around: Array |
     def loss(log_n: Array) -> Array:
         return law.predict(rows, log_n, np.log(flops) - cost.log_per_token(log_n))
 
-    if around is None:
+    if form_of(law) is not law:  # the sum with a correction may have several minima: take the lowest
+        place = loss(np.tile(SIZES, (len(rows), 1))).argmin(axis=1)
+        low, high = SIZES[np.maximum(place - 1, 0)], SIZES[np.minimum(place + 1, len(SIZES) - 1)]
+    elif around is None:
         low, high = np.zeros(len(rows)), np.full(len(rows), WIDEST_NATS)
     else:
         low, high = around - REACH_NATS, around + REACH_NATS

@@ -16,6 +16,7 @@ from dlm.core.errors import UserError
 from dlm.fit import optimum
 from dlm.fit.draws import ends
 from dlm.fit.fitted import Fitted
+from dlm.fit.laws.correction import form_of
 from dlm.fit.points import NAN, UNBOUNDED, Array, Interval, Points
 from dlm.fit.turn import MOST_EPOCHS, Repeated, log_best, of_unique
 
@@ -111,7 +112,11 @@ def best_epochs(result: Fitted, params: float, unique: float | None = None, *, l
     loss = of_unique(law, unique).predict(row, np.array([log_n]), np.array([log_u + found]))
     ci = UNBOUNDED
     if result.draws is not None:
-        drawn = log_best(law, result.draws, log_n, log_u)
+        form = form_of(law)  # the draws are of the form alone: its distance from the corrected best is added
+        drawn = log_best(form, result.draws, log_n, log_u)
+        if form is not law:
+            shift = found - float(log_best(form, row, log_n, log_u)[0])
+            drawn = drawn + (shift if np.isfinite(shift) else 0.0)
         ci = _widened(float(np.exp(found)), np.exp(np.minimum(drawn, 700.0)), result, level)
     return replace(nothing, epochs=float(np.exp(found)), L=float(loss[0]), ci=ci)
 
@@ -147,7 +152,11 @@ def allocation(result: Fitted, flops: float, unique: float | None = None, *, lev
         return replace(nothing, withheld=f"{why} {text.number(most, digits=3)}, twice the most of any run")
     if result.draws is None:
         return found
-    drawn = _spend(result, result.draws, flops, unique)
+    form = replace(result, surface=form_of(law))
+    drawn = _spend(form, result.draws, flops, unique)
+    if form.surface is not law:  # the draws are of the form alone: its distance from the corrected use is added
+        alone = _spend(form, rows, flops, unique)
+        drawn = (drawn[0] * (n / alone[0]), drawn[1] * (e / alone[1]), drawn[2] * (loss / alone[2]), drawn[3])
     ci = {
         name: ends(value, draws, result.dof, level, log=True)
         for name, value, draws in zip(("N", "epochs", "L"), (n, e, loss), drawn, strict=False)

@@ -7,7 +7,8 @@ from copy import copy
 import numpy as np
 
 from dlm.core import text
-from dlm.fit.curves import Curve, curves
+from dlm.fit.curves import Curve, curves, sampled
+from dlm.fit.laws.correction import Correction, form_of
 from dlm.fit.laws.data_constrained import DataConstrained
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.points import Array, Points
@@ -17,6 +18,7 @@ Repeated = DataConstrained | Epochs  # the laws of unique tokens
 MOST_EPOCHS = 1e5  # a law that still falls here has no best number of epochs
 STEPS = 231  # of the grid over log epochs, 5 % apart
 FLAT = 1e-7  # a relative rise that is only rounding
+GREAT_RISE = 0.05  # a rise that a law must not overlook: to train on costs 5 % of the loss
 CLEAR_RISE = 0.01  # a rise of the log loss at the end of a curve that is more than the noise of its points
 
 
@@ -24,6 +26,17 @@ def of_unique(law: Repeated, unique: float) -> Repeated:
     """The same law for predictions on another number of unique tokens."""
     other = copy(law)
     other.unique = unique
+    return other
+
+
+def corrected(law: Epochs, row: Array, points: Points) -> Epochs:
+    """The same law, given as one row, with its predictions corrected by its residuals on these points."""
+    places, log_loss = sampled(points)
+    log_n, log_u, log_e = places.T
+    other = form_of(copy(law))
+    x = (log_n[None], (log_u + log_e)[None], np.maximum(log_e, 0.0)[None])
+    plain = other.loss(other.theta(row, np.zeros(len(x))), x)[0]
+    other.correction = Correction.of(places, log_loss - np.log(plain))
     return other
 
 
@@ -51,9 +64,14 @@ def turns_within(law: Repeated, row: Array, curve: Curve) -> bool:
     return bool(log_best(law, row, np.log(curve.params), np.log(curve.unique))[0] < curve.log_epochs[-1])
 
 
+def missed_turns(law: Repeated, row: Array, points: Points, *, rise: float = CLEAR_RISE) -> list[Curve]:
+    """The curves whose log loss rises by more than `rise` where the law, given as one row, still falls."""
+    return [curve for curve in curves(points) if curve.rise > rise and not turns_within(law, row, curve)]
+
+
 def overlooked(law: Repeated, row: Array, points: Points) -> list[str]:
     """Return a warning if curves of the runs clearly turn upward where the law, given as one row, still falls."""
-    missed = [curve for curve in curves(points) if curve.rise > CLEAR_RISE and not turns_within(law, row, curve)]
+    missed = missed_turns(law, row, points)
     if not missed:
         return []
     worst = max(missed, key=lambda curve: curve.rise)

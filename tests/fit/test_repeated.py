@@ -7,8 +7,9 @@ import pytest
 from dlm.core.errors import UserError
 from dlm.fit import allocation, best_epochs, crossover
 from dlm.fit.choice import Choice, Score, chosen
-from dlm.fit.curves import TAIL, curves, weighed
+from dlm.fit.curves import MOST_SAMPLED, TAIL, curves, sampled, weighed
 from dlm.fit.engine.newton import Norm
+from dlm.fit.laws.correction import Correction
 from dlm.fit.laws.epochs import Epochs
 from dlm.fit.laws.onset import Onset
 from dlm.fit.laws.penalty import Penalty
@@ -262,6 +263,54 @@ def test_published_curves_that_the_fit_has_not_seen_are_decided_well(reference):
             assert errors.log_epochs_error < 0.5
 
 
+def test_every_published_curve_of_a_budget_between_others_is_decided_well_by_a_corrected_law(reference):
+    """29M and 82M of Quokka's unique tokens are left out in turn; 10M and 139M lie outside those that are left."""
+    frame = reference("quokka_data_constrained_masked.csv")
+    columns = {name: frame[name] for name in ("params", "tokens", "loss", "flops", "unique_tokens")}
+    points = weighed(as_points(**columns))
+    fit = fit_points(points, Penalty(1e8), Norm(delta=1e-2), {}, holdout=False)
+    between = [mask for mask in groups(points, by=["unique"]) if 1e7 < points.unique[mask][0] < 1e8]
+    errors = score(fit, between, correct=True)
+    assert len(errors.excess) == 16
+    assert errors.excess.max() < 0.01 and errors.rms.max() < 0.03 and errors.log_epochs_error < 0.2
+    for by in ("unique", "params"):
+        held = groups(points, by=[by])
+        assert score(fit, held, correct=True).total.mean() < 0.8 * score(fit, held).total.mean()
+
+
+@pytest.mark.parametrize("is_missed_by_the_form", [True, False])
+def test_a_law_is_corrected_if_and_only_if_its_form_misses_in_a_way_that_curves_share(is_missed_by_the_form):
+    frame = runs(WORLDS["penalty"], steps=STEPS[::2])
+    if is_missed_by_the_form:  # the largest size learns more slowly, on all unique tokens alike
+        slow = frame["params"] == SIZES[-1]
+        frame.loc[slow, "loss"] *= 1.0 + 0.1 / (1.0 + frame["tokens"] / frame["unique_tokens"])
+    result = fit_runs(frame, law="penalty", **WITHIN)
+    assert ("penalty" in result.choice.corrected) == is_missed_by_the_form
+    assert (result.surface.correction is not None) == is_missed_by_the_form
+    assert ("corrected by the residuals of nearby curves: penalty" in result.report()) == is_missed_by_the_form
+    assert result.to_dict()["repeated"]["choice"]["corrected"] == list(result.choice.corrected)
+
+
+def test_far_from_the_runs_a_correction_adds_nothing():
+    correction = Correction.of(np.array([[20.0, 17.0, 3.0]]), np.array([0.1]))
+    near, far = correction.at(np.array([20.0, 30.0]), np.array([17.0, 17.0]), np.array([3.0, 3.0]))
+    assert near == pytest.approx(0.1, rel=0.05) and abs(far) < 1e-12
+
+
+def test_a_law_that_falls_where_one_curve_clearly_rises_is_not_taken():
+    """The one curve that turns counts little in the mean over the held-out curves, yet it decides how long to train."""
+    frame = runs(WORLDS["epochs"], steps=STEPS[::2])
+    turned = (frame["params"] == SIZES[-1]) & (frame["unique_tokens"] == BUDGETS[0])
+    frame.loc[turned, "loss"] *= 1.0 + 0.3 * (frame["tokens"] / frame["unique_tokens"] / 1024.0)
+    result = fit_runs(frame, law="repeated", **WITHIN)
+    assert result.law in ("penalty", "onset") and "epochs" in result.choice.blind
+    assert (
+        "passed over, because the loss of some runs rises by 5 % and more where they still fall: epochs"
+        in result.report()
+    )
+    assert np.isfinite(best_epochs(result, SIZES[-1], BUDGETS[0]).epochs)
+
+
 @pytest.mark.parametrize("law", ["repeated", "epochs"])
 @pytest.mark.parametrize(
     ("own", "words"),
@@ -322,3 +371,11 @@ def test_data_constrained_laws_are_compared_at_each_number_of_unique_tokens():
     few = pd.concat(tables).query("params in @SIZES[::2]")
     found = compare_runs(few, law="data-constrained", bootstrap=0)
     assert [at.U for at in found.at] == [*BUDGETS] and "upper bound on -log p" in found.report()
+
+
+def test_a_correction_of_many_curves_is_made_of_some_of_them():
+    """The time that it takes grows as the third power of the number of places."""
+    n, u = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 50), np.geomspace(1e6, 1e9, 30)))
+    points = as_points(n, 4 * u, loss_of(WORLDS["epochs"], n, u, 4.0), unique_tokens=u)
+    places, log_loss = sampled(points)
+    assert places.shape == (len(log_loss), 3) and 300 < len(log_loss) <= MOST_SAMPLED

@@ -15,7 +15,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from dlm.fit.laws.chinchilla import Chinchilla
-from dlm.fit.laws.law import Features, Law, add_power
+from dlm.fit.laws.correction import Correctable
+from dlm.fit.laws.law import Features, add_power
 from dlm.fit.points import Array, Points
 
 PLAIN = Chinchilla()  # the first five coordinates are those of Chinchilla's law
@@ -33,7 +34,7 @@ class Terms(NamedTuple):
     bend: Array  # second derivative
 
 
-class Epochs(Law):
+class Epochs(Correctable):
     """Chinchilla's law of the unique tokens, whose data term falls more slowly with epochs than with new text."""
 
     name = "epochs"

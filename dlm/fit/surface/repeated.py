@@ -15,10 +15,12 @@ from dlm.fit.choice import Choice, chosen
 from dlm.fit.curves import weighed
 from dlm.fit.engine.newton import Norm
 from dlm.fit.laws import UNIQUE
+from dlm.fit.laws.epochs import Epochs
 from dlm.fit.left_out import groups, score
 from dlm.fit.points import Points, SurfaceColumns, as_points
 from dlm.fit.result import FitResult
 from dlm.fit.surface.fit import check_repeats, checked_norm, fit_points, law_of, with_two_budgets
+from dlm.fit.turn import GREAT_RISE, Repeated, corrected, missed_turns, overlooked
 
 REPEATED = "repeated"
 NAMES = (REPEATED, "epochs", "penalty", "onset")
@@ -102,5 +104,31 @@ def _choose(
     if not held:
         return fits[law]
     scores = {name: score(fit, held) for name, fit in fits.items()}
-    choice = Choice(law=chosen(scores), scores=scores, refused=refused)
-    return replace(fits[choice.law], choice=choice)
+    better = {name: score(fit, held, correct=True) for name, fit in fits.items() if isinstance(fit.surface, Epochs)}
+    corrects = [name for name in better if chosen({"plain": scores[name], "corrected": better[name]}) == "corrected"]
+    scores |= {name: better[name] for name in corrects}
+    blind = tuple(name for name, fit in fits.items() if _is_blind(fit, points))
+    if len(blind) == len(fits):
+        blind = ()
+    law = chosen({name: own for name, own in scores.items() if name not in blind})
+    choice = Choice(law=law, scores=scores, refused=refused, corrected=tuple(corrects), blind=blind)
+    found = replace(fits[choice.law], choice=choice)
+    return _corrected(found, points) if choice.law in corrects else found
+
+
+def _is_blind(fit: FitResult, points: Points) -> bool:
+    """Whether the loss of some of the runs rises greatly where the law that was fitted to them still falls."""
+    law = fit.surface
+    assert isinstance(law, Repeated)
+    return bool(missed_turns(law, optimum.as_rows(law, fit.params), points, rise=GREAT_RISE))
+
+
+def _corrected(found: FitResult, points: Points) -> FitResult:
+    """The same fit with its predictions corrected, and with the corrected law's warnings of turns that it overlooks."""
+    law = found.surface
+    assert isinstance(law, Epochs)
+    row = optimum.as_rows(law, found.params)
+    own = corrected(law, row, points)
+    others = [warning for warning in found.warnings if warning not in overlooked(law, row, points)]
+    warnings = (*others, *overlooked(own, row, points))
+    return replace(found, surface=own, warnings=warnings, status="warned" if warnings else "ok")
