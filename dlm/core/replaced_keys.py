@@ -43,6 +43,7 @@ INSTEAD = {
     "scheduler_config": "set scheduler.KEY, for example scheduler.min_ratio",
     "trainer.strategy_config": "set trainer.strategy, trainer.fsdp_wrap or trainer.activation_checkpointing",
     "strategy_config": "set trainer.strategy, trainer.fsdp_wrap or trainer.activation_checkpointing",
+    "experiment_name": "set sweep=NAME for the folder and the group in W&B, logger.name=NAME for the run in W&B",
     "project_name": "set logger.project",
     "output_dir": "set paths.run_dir",
     "callbacks.model_checkpoint": "set callbacks.checkpoint.KEY",

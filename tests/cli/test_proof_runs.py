@@ -42,8 +42,8 @@ def quick(stdlib_data, workdir, monkeypatch):
     fit_sweep = table.fit_sweep
     monkeypatch.setattr(table, "fit_sweep", lambda runs: fit_sweep(runs, bootstrap=100))
     monkeypatch.setattr(cost, "measure_flops_per_sec", lambda models, **_: dict.fromkeys(models, 1e10))
-    monkeypatch.setattr("dlm.report.figures.save", lambda figure, folder, name: None)
-    monkeypatch.setattr("dlm.report.figures.inline_svg", lambda figure, name, description: "<svg></svg>")
+    monkeypatch.setattr("dlm.report.figures.save", lambda figure, folder, name: {"svg": b"<svg></svg>"})
+    monkeypatch.setattr("dlm.report.figures.inline_svg", lambda drawing, name, description: "<svg></svg>")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import re
 import shutil
 from dataclasses import replace
 
-import matplotlib as mpl
 import pytest
 import yaml
 from support.demo_runs import demo_runs, no_excluded
@@ -33,6 +32,7 @@ SOME = (
     "two\nlines",
     "NA",
 )
+FIGURES = ("isoflop", "allocation", "surface", "residuals", "holdout", "cost")
 FITTED = "=1+1 [red]\x1b[31m"  # the objective of enough runs for a law
 
 
@@ -116,10 +116,10 @@ def test_a_page_of_hostile_names_has_the_elements_of_any_other_page(fitted, tmp_
     hostile = write_page(folder, fitted, label, NAMES)
     assert hostile.found == usual.found and len(hostile.ids) == len(usual.ids) == len(set(hostile.ids))
     assert all(re.fullmatch(r"[\w.-]+", one) for one in hostile.ids)
-    assert all(one.startswith("#") for one in hostile.links)
+    assert all(re.fullmatch(r"#[\w-]+|figures/[\w.-]*|\.\./[\w.]+", one) for one in hostile.links)
     assert all(printable(name) in hostile.words for name in (label, *NAMES))
     drawn = {path.name for path in (folder / "report/figures").iterdir()}
-    kinds = {f"{name}-{slug(label)}.{kind}" for name in ("isoflop", "allocation") for kind in ("png", "svg", "pdf")}
+    kinds = {f"{name}-{slug(label)}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
     assert drawn == kinds and {path.name for path in tmp_path.rglob("*") if path.is_file()} == drawn | {
         "fits.json", "report.html"
     }  # fmt: skip
@@ -134,12 +134,11 @@ def test_a_notebook_shows_a_name_as_it_is(fitted, name):
         assert printable(name) in page.words and page.found >= {("div", "class")}
 
 
-def test_matplotlib_draws_a_name_as_it_is(fitted):
+def test_matplotlib_draws_a_name_as_it_is(fitted, tmp_path):
     name = "$\\frac$ a $x$ _^{ \x1b nul\0 \\"
     figure = replace(fitted[1], label=name).plot()
     description = 'a "figure" of <a> & <b>'
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        svg = figures.inline_svg(figure, "x", description)
+    svg = figures.inline_svg(figures.save(figure, tmp_path, "x")["svg"], "x", description)
     page = Elements(svg)
     assert printable(name) in page.words and page.labels == [description]
 
