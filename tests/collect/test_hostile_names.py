@@ -32,7 +32,7 @@ SOME = (
     "two\nlines",
     "NA",
 )
-FIGURES = ("isoflop", "allocation", "surface", "residuals", "holdout", "cost")
+FIGURES = ("isoflop", "allocation", "holdout", "cost")  # of an isoFLOP fit alone
 FITTED = "=1+1 [red]\x1b[31m"  # the objective of enough runs for a law
 
 
