@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from dlm.cli.memory import FIGURES, PAGE, remember, said_before
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core import terminal
 from dlm.core.errors import UserError
-from dlm.core.files import check_writable, read_json
+from dlm.core.files import check_writable
 from dlm.core.names import from_cell, printable
 from dlm.core.text import counted
 
@@ -176,9 +177,11 @@ def _of_plan(sweep: Sweep) -> dict[str, Any]:
     import yaml
 
     from dlm import __version__
+    from dlm.plan.store import read_estimates
     from dlm.report.charts.curves import read_history
 
-    estimate = sweep.folder / "estimate.json"
+    estimates = read_estimates(sweep.folder)
+    shares = {cell.cell_id: cell.own_share for cell in sweep.plan.cells if cell.steps}
     return {
         "plan": [
             {
@@ -192,7 +195,9 @@ def _of_plan(sweep: Sweep) -> dict[str, Any]:
             }
             for cell in sweep.plan.grid
         ],
-        "estimate": read_json(estimate) if estimate.is_file() else {},
+        "estimate": {
+            name: {**dataclasses.asdict(cell), "own_share": shares.get(name, 1.0)} for name, cell in estimates.items()
+        },
         "history": read_history(sweep.folder),
         "definition": yaml.safe_dump(sweep.plan.spec.plain(), sort_keys=False, allow_unicode=True),
         "versions": {"dlm": __version__, "report made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())},

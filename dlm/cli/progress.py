@@ -13,6 +13,7 @@ from dlm.core.errors import ExitCode
 from dlm.core.names import printable
 from dlm.core.terminal import console
 from dlm.record.run import Status, read_result, read_status, run_directory
+from dlm.submit.progress import own_steps_done
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -54,7 +55,8 @@ class LocalProgress:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._folder = sweep.folder
-        self._flops = {cell.cell_id: cell.flops["full_masked_head"] for cell in sweep.plan.cells}
+        self._cells = sweep.plan.cells
+        self._flops = {cell.cell_id: cell.flops["full_masked_head"] * cell.own_share for cell in sweep.plan.cells}
         self._steps = {cell.cell_id: cell.steps for cell in sweep.plan.cells}
         self._tokens = {cell.cell_id: cell.tokens for cell in sweep.plan.cells}
         self._started: dict[str, float] = {}  # cell id -> when its process was started, seconds since the epoch
@@ -125,10 +127,11 @@ class LocalProgress:
             return
         self._looked = time.monotonic()
         done_flops = 0.0
-        for name, flops in self._flops.items():
+        for cell in self._cells:
+            name = cell.cell_id
             status = read_status(run_directory(self._folder, name))
             step = 0 if status is None else status.step
-            done_flops += flops * step / self._steps[name]
+            done_flops += self._flops[name] * own_steps_done(cell, step)
             if name in self._bars:
                 self._update(self._bars[name], printable(name), step, self._parts(name, status))
         self._update(self._whole, WHOLE, done_flops, self._parts_of_all(done_flops))

@@ -13,7 +13,6 @@ from dlm.cli import targets as found
 from dlm.cli.memory import PAGE
 from dlm.core import terminal
 from dlm.core.errors import UserError
-from dlm.record.outcomes import State
 
 if TYPE_CHECKING:
     from dlm.cli.targets import Sweep
@@ -106,10 +105,10 @@ def _watch(sweep: Sweep, *, every_sec: float, out: Path | None, paper: Paper | N
 
 
 def _is_live(sweep: Sweep) -> bool:
-    from dlm.submit.follower import is_looked_after
+    from dlm.submit.follower import is_under_way
     from dlm.submit.table import sweep_now
 
     cells, warnings = sweep_now(sweep.folder, sweep.plan)
     for warning in warnings:
         found.warn(warning)
-    return any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells) or is_looked_after(sweep.folder)
+    return is_under_way(cells, sweep.folder)

@@ -70,18 +70,20 @@ def _budgets(sweep: Sweep, runs: pd.DataFrame) -> list[str]:
 
 
 def _running(sweep: Sweep, names: list[str]) -> list[str]:
-    """Say which cells run, and how long the sweep still takes."""
+    """Say which cells run, and how long the sweep still takes; nothing if all have ended since the tables were read."""
     from dlm.submit.progress import progress_of
     from dlm.submit.table import sweep_now
 
     cells = sweep_now(sweep.folder, sweep.plan)[0]
-    now, progress = {cell.cell_id: cell for cell in cells}, progress_of(cells, sweep.plan)
+    running = [cell for cell in cells if cell.cell_id in names and cell.state is State.RUNNING]
+    if not running:
+        return []
     shown = []
-    for name in names[:MOST_NAMED]:
-        cell = now[name]
+    for cell in running[:MOST_NAMED]:
         left = "" if cell.eta_sec is None else f", about {text.duration(cell.eta_sec)} left"
-        shown.append(f"{name} (step {cell.step:,} of {cell.steps:,}{left})" if cell.steps else name)
-    more = len(names) - len(shown)
+        shown.append(f"{cell.cell_id} (step {cell.step:,} of {cell.steps:,}{left})" if cell.steps else cell.cell_id)
+    more = len(running) - len(shown)
+    progress = progress_of(cells, sweep.plan)
     known = f"about {text.duration(progress.eta_sec)}" if progress.eta_sec is not None else None
     return [
         f"Running now: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}.",

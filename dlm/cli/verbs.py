@@ -197,7 +197,7 @@ def status(
     ] = False,
 ) -> None:
     """Sum up a sweep, then show the state, step, loss, speed and time left of every cell, and why it failed."""
-    from dlm.submit.follower import follower_line, is_looked_after
+    from dlm.submit.follower import follower_line, is_under_way
     from dlm.submit.progress import progress_of
     from dlm.submit.table import status_rows, status_values, sweep_now
 
@@ -215,8 +215,7 @@ def status(
                 table.say(looked_after)
             for warning in warnings:
                 targets.warn(warning)
-        is_live = any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells)
-        if not watch or not (is_live or is_looked_after(sweep.folder)):
+        if not watch or not is_under_way(cells, sweep.folder):
             return
         time.sleep(wait_sec)
         wait_sec = min(1.2 * wait_sec, LONGEST_WAIT_SEC)

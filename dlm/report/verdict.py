@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dlm.core import text
 from dlm.report import words
+from dlm.report.charts.cost import Planned, cost_sentence, costs_of, own_share, planned_of
 from dlm.report.charts.excluded import excluded_summary
+from dlm.report.charts.runs import Row, column, rows_of
 from dlm.report.content import Material
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ def of_all(
         said = f"{done} of {text.counted(len(planned), 'planned cell')} can be used"
         found.append(Point(question="How far the sweep is", answer=[f"{said}."]))
     found.append(_failed(excluded))
-    found.append(Point(question="What it cost", answer=_cost(runs, estimate)))
+    found.append(Point(question="What it cost", answer=_cost(runs, excluded, estimate)))
     return found
 
 
@@ -82,29 +85,21 @@ def _failed(excluded: pd.DataFrame) -> Point:
     return Point(question="Which runs failed", answer=[said], link="#left-out", more="each of them, with the reason")
 
 
-def _cost(runs: pd.DataFrame, estimate: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """State the FLOPs and the hours of the runs, and what the plan expected of the same runs."""
+def _cost(runs: pd.DataFrame, excluded: pd.DataFrame, estimate: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """State the FLOPs of the runs that can be used, and what all runs cost, as the figure of the cost counts it."""
+    costs = costs_of(runs, excluded, planned_of(estimate))
     said = []
     if "flops" in runs and runs["flops"].notna().any():
-        said.append(f"The runs spent {text.flops(float(runs['flops'].sum()))} training FLOPs.")
-    gpu = runs["gpu_hours"].fillna(0.0) if "gpu_hours" in runs else runs.iloc[:, :0].sum(axis=1)
-    is_gpu = bool((gpu > 0).any())
-    if is_gpu:
-        hours = gpu
-    elif {"tokens", "tokens_per_sec"} <= set(runs):
-        hours = (runs["tokens"] / runs["tokens_per_sec"] / 3600).where(lambda value: value.map(math.isfinite))
-    else:
-        return said or ["The table of runs does not say."]
-    unit = "GPU-hours" if is_gpu else "hours of one process"
-    if not hours.notna().any():
-        return said or ["The table of runs does not say."]
-    line = f"They took {float(hours.sum()):,.3g} {unit}"
-    ids = runs["run_id"].astype(str) if "run_id" in runs else hours.index.astype(str)
-    key = "gpu_hours" if is_gpu else "hours"
-    planned = {str(name): row[key] for name, row in estimate.items() if row.get(key)}
-    both = [(value, planned[name]) for name, value in zip(ids, hours, strict=True) if name in planned]
-    if both and sum(plan for _, plan in both):
-        ratio = sum(value for value, _ in both) / sum(plan for _, plan in both)
-        which = "the plan" if len(both) == len(runs) else f"the plan for the {text.counted(len(both), 'run')} it covers"
-        line += f", {ratio:.2g} times the estimate of {which}"
-    return [*said, f"{line}."]
+        said.append(_flops(rows_of(runs), {cell.cell_id: cell for cell in planned_of(estimate)}))
+    if np.isfinite(costs.used).any():
+        said.append(cost_sentence(costs))
+    return said or ["The table of runs does not say."]
+
+
+def _flops(rows: Sequence[Row], planned: Mapping[str, Planned]) -> str:
+    """State the FLOPs of the runs; those of a trunk count once where the plan knows its branches."""
+    shares = np.array([own_share(row, planned.get(str(row.get("run_id")))) for row in rows])
+    is_known = bool(np.isfinite(shares).all())
+    spent = float(np.nansum(column(rows, "flops") * (shares if is_known else 1.0)))
+    more = "" if is_known else ", those of a trunk counted again for each of its branches"
+    return f"The runs that can be used took {text.flops(spent)} training FLOPs{more}."

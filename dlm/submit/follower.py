@@ -10,20 +10,26 @@ import dataclasses
 import os
 import shlex
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm.core import paths
 from dlm.core.files import OWNER_ONLY, write_json
 from dlm.core.lease import Lease
 from dlm.core.typed import read_typed
+from dlm.record.outcomes import State
 from dlm.submit.job import SlurmSettings
+from dlm.submit.progress import cells_at_once
 from dlm.submit.script import exports, in_header
 from dlm.submit.slurm import Slurm
 from dlm.submit.submission import PATIENCE_SEC
+
+if TYPE_CHECKING:
+    from dlm.submit.table import CellStatus
 
 RECORD, LOG = "ledger/follower.json", "follower.txt"
 TIME_MIN, MEM_GIB = 30, 4  # what a follower asks for; fitting and drawing take a minute and less than 2 GiB
@@ -85,6 +91,18 @@ def is_looked_after(folder: Path) -> bool:
     except PermissionError:  # see `write_following`
         return False
     return following is not None and following.trouble is None and is_in_queue(following, Slurm())
+
+
+def is_under_way(cells: Sequence[CellStatus], sweep_dir: Path) -> bool:
+    """Whether a watch of a sweep has more to come: a cell runs or will be started, or a job looks after the sweep.
+
+    Between two cells on this machine, some seconds pass in which none runs. A cell that waits for a process here does
+    not count by itself, because that process may have died.
+    """
+    if any(cell.state in (State.RUNNING, State.SUBMITTED) for cell in cells):
+        return True
+    starts_soon = cells_at_once(cells, time.time()) > 0 and any(cell.is_expected for cell in cells)
+    return starts_soon or is_looked_after(sweep_dir)
 
 
 def submit_follower(

@@ -98,7 +98,7 @@ def progress_of(cells: Sequence[CellStatus], plan: Plan, *, clock: float | None 
     left = {now.cell_id: speeds.seconds_left(of, now) for of, now in pairs if now.state in (State.RUNNING, *WAITING)}
     uses_gpus = any(now.gpu_hours or of.estimate.gpu_hours for of, now in pairs)
     planned = [of.estimate.gpu_hours if uses_gpus else of.estimate.hours for of, _ in pairs]
-    at_once = _at_once(cells, now_sec)
+    at_once = cells_at_once(cells, now_sec)
     eta_sec, unknown = _until_the_end(pairs, left, at_once=at_once)
     return Progress(
         cells=len(cells),
@@ -124,10 +124,13 @@ def progress_of(cells: Sequence[CellStatus], plan: Plan, *, clock: float | None 
 
 def share_done(cell: Cell, now: CellStatus) -> float:
     """Return the share of its own steps that a cell has done; 0 if its number of steps is not known yet."""
+    return 1.0 if now.state is State.DONE else own_steps_done(cell, now.step)
+
+
+def own_steps_done(cell: Cell, step: int) -> float:
+    """Return the share of its own steps that a cell has done at a step, which counts those of its trunk too."""
     before = cell.branch_step or 0  # the steps of its trunk
-    if now.state is State.DONE:
-        return 1.0
-    return max(now.step - before, 0) / (cell.steps - before) if cell.steps > before else 0.0
+    return max(step - before, 0) / (cell.steps - before) if cell.steps > before else 0.0
 
 
 def _used_sec(cell: Cell, now: CellStatus) -> float:
@@ -192,7 +195,7 @@ def _hours_left(
     return total
 
 
-def _at_once(cells: Sequence[CellStatus], clock: float) -> int:
+def cells_at_once(cells: Sequence[CellStatus], clock: float) -> int:
     """Return how many cells run at once: those that run now, or that ran when a cell ended within REFILL_SEC.
 
     When a cell has ended, some seconds pass before the next one is seen to run in its place.

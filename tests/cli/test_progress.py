@@ -7,26 +7,32 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from support.stub_cell import status
+from support.stub_cell import result, status
 
 from dlm.cli.progress import LocalProgress, fitting, phase_of
 from dlm.cli.targets import Sweep
 from dlm.record.outcomes import State
-from dlm.record.run import run_directory, write_status
+from dlm.record.run import run_directory, write_result, write_status
 
 NAMES = ("mdm-110k-1.25e16-0a1b2c3d", "mdm-4k-2e10-00000000")
+
+
+def cell_of(name, branch_step=None):
+    own_share = 1 - (branch_step or 0) / 1000
+    return SimpleNamespace(
+        cell_id=name, steps=1000, tokens=1024000, flops={"full_masked_head": 1e9}, branch_step=branch_step,
+        own_share=own_share,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def shown(tmp_path, monkeypatch, capsys):
     """Run two cells on a terminal of some width, and return the last lines of the display by their first word."""
 
-    def show(width, change):
+    def show(width, change, branch_step=None):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", str(width))
-        cells = tuple(
-            SimpleNamespace(cell_id=name, steps=1000, tokens=1024000, flops={"full_masked_head": 1e9}) for name in NAMES
-        )
+        cells = tuple(cell_of(name, branch_step if name == NAMES[0] else None) for name in NAMES)
         with LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=cells)), {}) as progress:
             for name in NAMES:
                 progress.on_event(SimpleNamespace(kind="started", job=SimpleNamespace(name=name)))
@@ -43,7 +49,8 @@ def shown(tmp_path, monkeypatch, capsys):
 
 
 def running(run_dir, **changes):
-    write_status(run_dir, status(State.RUNNING, step=250, loss=2.5, tokens_per_sec=25600.0, **changes))
+    values = {"step": 250, "loss": 2.5, "tokens_per_sec": 25600.0, **changes}
+    write_status(run_dir, status(State.RUNNING, **values))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,29 @@ def test_a_running_cell_shows_what_fits_and_its_whole_id(shown, width, there, ab
     line = lines[NAMES[0]]
     assert all(part in line for part in there) and not any(part in line for part in absent)
     assert "12 % of the FLOPs" in lines["all"]
+
+
+def test_the_steps_of_a_trunk_do_not_count_for_its_branch(shown):
+    assert "0 % of the FLOPs" in shown(80, running, branch_step=250)["all"]
+    assert "18 % of the FLOPs" in shown(80, lambda at: running(at, step=520), branch_step=200)["all"]
+
+
+def test_the_time_left_follows_from_the_flops_that_were_done_since_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=(cell_of("a"),))), {})
+    progress._started["a"] = time.time()
+    progress._begun = (time.monotonic() - 60.0, 5e8)  # half was done when this display began, a minute ago
+    assert "60 s left" in progress._parts_of_all(7.5e8) and "60 s so far" in progress._parts_of_all(7.5e8)
+    assert not any("left" in part for part in progress._parts_of_all(5.01e8))
+
+
+def test_a_cell_that_ends_is_counted_with_its_loss_and_its_time(tmp_path, capsys):
+    run_dir = run_directory(tmp_path, "a")
+    write_result(run_dir, result("a", loss=2.34567))
+    progress = LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=(cell_of("a"), cell_of("b")))), {})
+    job = SimpleNamespace(name="a", run_dir=run_dir)
+    progress.on_event(SimpleNamespace(kind="ended", job=job, exit_code=0, wall_sec=41.6))
+    assert capsys.readouterr().out == "[1/2] a: 2.3457 nats/token, 42 s\n"
 
 
 def test_a_cell_says_what_it_does_before_its_first_step_and_while_it_validates(shown, tmp_path):
@@ -80,7 +110,7 @@ def test_a_cell_says_what_it_does_before_its_first_step_and_while_it_validates(s
 
 def test_before_the_first_cell_is_started_the_whole_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cells = (SimpleNamespace(cell_id="a", steps=10, tokens=10240, flops={"full_masked_head": 1e9}),)
+    cells = (cell_of("a"),)
     with LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=cells)), {}):
         pass
     assert re.search(r"all cells.* starting torch  0/1 done", capsys.readouterr().out)

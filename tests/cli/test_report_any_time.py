@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from support import ROOT, by_hand
 from support.demo_runs import demo_runs
@@ -14,8 +16,10 @@ from support.stub_cell import status
 from typer.testing import CliRunner
 
 from dlm.cli import targets, versus
+from dlm.cli.standing import standing_of
 from dlm.cli.targets import Sweep
 from dlm.cli.verbs import app
+from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.lease import Lease
 from dlm.fit import table
@@ -64,6 +68,25 @@ def test_the_report_says_what_is_missing_and_what_runs(growing):
     assert code == 0 and "1 of 6 cells can be used" in page and "1 of 3 at 1e10 FLOPs" in page
     assert "No cell can be used at 2e10 FLOPs." in page
     assert 'http-equiv="refresh"' not in page
+
+
+def test_a_cell_that_has_ended_since_the_tables_were_read_is_not_said_to_run(growing):
+    cell = growing.plan.cells[0]
+    by_hand.finish(growing.folder, growing.plan, cell)
+    rows = pd.DataFrame([{"run_id": cell.cell_id, "status": str(State.RUNNING)}])
+    found = standing_of(growing, SimpleNamespace(runs=pd.DataFrame({"run_id": []}), excluded=rows))
+    assert not any("None" in line or "Running now" in line for line in found.lines)
+
+
+def test_the_report_says_how_long_a_running_cell_and_the_sweep_still_take(growing):
+    cell = growing.plan.cells[0]
+    run_dir = by_hand.started(growing.folder, growing.plan, cell, by_hand.final_rows(cell)[:1])
+    left = cell.tokens * (1 - 5 / cell.steps) / 10
+    with Lease(run_dir, doing="trained"):
+        write_status(run_dir, status(State.RUNNING, step=5, steps=cell.steps, tokens_per_sec=10.0))
+        said = run(growing.folder)[1]
+    assert f"{cell.cell_id} (step 5 of {cell.steps:,}, about {text.duration(left)} left)" in said
+    assert f"Until every cell has ended: about {text.duration(left)}." in said
 
 
 def test_a_sweep_that_failed_as_a_whole_has_no_report(growing):

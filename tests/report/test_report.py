@@ -14,7 +14,7 @@ from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
-from dlm.report import figures, look, words
+from dlm.report import figures, look, verdict, words
 from dlm.report import page as report_page
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -206,8 +206,31 @@ def test_the_cost_is_stated_against_the_plan(write, tmp_path):
     runs["gpu_hours"] = 2.0
     estimate = {run_id: {"hours": 1.0, "gpu_hours": 1.0} for run_id in runs["run_id"][:10]}
     page = report_page.write_report(tmp_path, runs, no_excluded(), {}, title="any", estimate=estimate).read_text()
-    assert f"They took {2 * len(runs)} GPU-hours, 2 times the estimate of the plan for the 10 runs it covers." in page
-    assert f"The runs spent {text.flops(runs['flops'].sum())} training FLOPs." in page
+    of_ten = "Of these, 10 have an estimate: they cost 20 GPU-hours, and the plan expected 10 GPU-hours (+100%)."
+    assert page.count(f"{len(runs)} runs cost {2 * len(runs)} GPU-hours. {of_ten}") == 1
+    assert f"The runs that can be used took {text.flops(runs['flops'].sum())} training FLOPs." in page
+
+
+def test_the_cost_counts_failed_runs_as_its_figure_does(write):
+    runs, failed = demo_runs().assign(gpu_hours=2.0), excluded("diverged").assign(gpu_hours=7.0)
+    failed["objective"] = "masked_diffusion"
+    page, _ = write(runs, failed)
+    assert page.count(f"{len(runs) + len(failed)} runs cost {2 * len(runs) + 7 * len(failed)} GPU-hours") == 2
+
+
+def test_the_cost_counts_the_steps_of_a_trunk_once(tmp_path):
+    runs = demo_runs().assign(gpu_hours=0.0)
+    runs["parent"] = [None, *["trunk"] * (len(runs) - 1)]
+    shares = dict(zip(runs["run_id"], [1.0, *[0.25] * (len(runs) - 1)], strict=True))
+    seconds = runs["tokens"] / runs["tokens_per_sec"] * list(shares.values())
+    estimate = {name: {"hours": 1.0, "gpu_hours": 0.0, "own_share": share} for name, share in shares.items()}
+    points = verdict.of_all(runs, no_excluded(), estimate=estimate, planned=())
+    spent, cost = points[-1].answer
+    flops = (runs["flops"] * list(shares.values())).sum()
+    assert spent == f"The runs that can be used took {text.flops(flops)} training FLOPs."
+    assert f"{len(runs)} runs cost {text.duration(seconds.sum())} of process time; the plan expected" in cost
+    spent, cost = verdict.of_all(runs, no_excluded(), estimate={}, planned=())[-1].answer
+    assert "counted again for each of its branches" in spent and cost.startswith("1 run cost ")
 
 
 def test_a_published_law_is_drawn_only_beside_runs_that_count_alike(write):

@@ -17,6 +17,7 @@ from dlm.core.lease import Lease
 from dlm.plan.cells import Estimate
 from dlm.record.outcomes import State
 from dlm.record.run import write_result, write_status
+from dlm.submit.follower import is_under_way
 from dlm.submit.progress import REFILL_SEC, progress_of
 from dlm.submit.table import CellStatus, status_rows, status_values, sweep_now, sweep_status
 
@@ -149,6 +150,20 @@ def test_the_speed_of_a_waiting_cell_is_that_of_the_nearest_size():
         cell.num_params = size
     cells = [done("small", sec_per_cell=10.0), train("large", 5, sec_per_cell=40.0), waiting("waits")]
     assert progress_of(cells, plan).eta_sec == pytest.approx(20 + 40)
+    plan.cells[0].objective, plan.cells[0].num_params = "autoregressive", 80_000  # the size counts before the objective
+    assert progress_of(cells, plan).eta_sec == pytest.approx(20 + 10)
+
+
+def test_the_longest_waiting_cell_starts_first():
+    plan = make_plan(a=100.0, b=100.0, short=100.0, long=400.0)
+    cells = [train("a", 5), train("b", 5), waiting("short"), waiting("long")]
+    assert progress_of(cells, plan).eta_sec == pytest.approx(25 + 200)
+
+
+def test_the_share_of_the_flops_is_100_only_if_nothing_is_missing():
+    plan = make_plan(a=1e6, b=1.0)
+    lines = progress_of([done("a"), CellStatus(cell_id="b", state=State.PLANNED, steps=STEPS)], plan).lines("s")
+    assert "FLOPs: 99.9 % of 1e6 done (6n)" in lines
 
 
 def test_the_time_until_the_end_counts_only_cells_that_something_will_start():
@@ -203,6 +218,15 @@ def test_the_seconds_between_two_cells_do_not_change_how_many_run_at_once():
     assert progress_of([ended, lost, *cells[2:]], plan, clock=1001.0).at_once == 1
 
 
+def test_a_watch_goes_on_between_two_cells_on_this_machine_but_not_after_their_process_has_died(tmp_path):
+    now = time.time()
+    ended, rest = done("a", started=now - 50, ended=now - 5), waiting("b", state=State.PLANNED)
+    assert is_under_way([ended, rest], tmp_path)
+    assert not is_under_way([replace(ended, ended=now - REFILL_SEC - 5), rest], tmp_path)
+    assert not is_under_way([ended, replace(rest, is_expected=False)], tmp_path)
+    assert is_under_way([waiting("b")], tmp_path)  # a queue holds it
+
+
 def test_a_cell_that_was_stopped_and_goes_on_counts_once_with_all_its_attempts(tmp_path):
     plan = make_plan(a=1e12)
     again = status(State.PREEMPTED, step=5, tokens_per_sec=512.0, attempts=3, steps_redone=2, exit_code=75)
@@ -233,6 +257,9 @@ def test_a_branch_counts_without_the_steps_of_its_trunk():
     assert progress_of([done("trunk"), at_start], plan).flops_done == 100
     assert progress_of([done("trunk"), half], plan).flops_done == pytest.approx(110)
     assert progress_of([done("trunk"), half], plan).flops == pytest.approx(120)
+    trained = replace(half, wall_sec=45.0)  # in nine steps, of which the trunk did eight
+    assert progress_of([done("trunk"), trained], plan).hours_used == pytest.approx((50 + 5) / 3600)
+    assert progress_of([done("trunk"), at_start], plan).hours_left == pytest.approx(2 * 5 / 3600)
 
 
 def test_a_proof_run_that_is_still_to_come_is_named_and_not_counted():

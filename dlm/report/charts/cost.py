@@ -17,7 +17,7 @@ from dlm.report.look import FAINT, INK
 if TYPE_CHECKING:
     import pandas as pd
 
-STILL = "planned, still to run"
+STILL = "planned, cost not known yet"
 OTHER = "#6b7785"  # the colour of costs without an estimate
 
 
@@ -28,12 +28,18 @@ class Planned:
     cell_id: str
     sec: float  # from the first step to the last, on the devices of the cell
     gpu_hours: float | None = None  # 0 on a machine without GPUs; None if the plan does not know it
+    own_share: float = 1.0  # of its steps; those before are its trunk's
 
 
 def planned_of(estimate: Mapping[str, Mapping[str, Any]]) -> list[Planned]:
-    """Read the content of estimate.json; a cell whose time the plan does not know is left out."""
+    """Read what estimate.json says of each cell, and its own_share; a cell of unknown time is left out."""
     return [
-        Planned(cell_id=name, sec=3600.0 * cell["hours"], gpu_hours=cell.get("gpu_hours"))
+        Planned(
+            cell_id=name,
+            sec=3600.0 * cell["hours"],
+            gpu_hours=cell.get("gpu_hours"),
+            own_share=cell.get("own_share", 1.0),
+        )
         for name, cell in estimate.items()
         if cell.get("hours") is not None
     ]
@@ -82,10 +88,18 @@ def costs_of(runs: pd.DataFrame, excluded: pd.DataFrame | None = None, planned: 
         plan = [None if cell is None else cell.gpu_hours for cell in estimates]
     else:
         done = np.array([row.get("status", "done") == "done" for row in rows], dtype=bool)
-        used = np.where(done, training_sec(rows), np.nan)  # the tokens of another run are those planned, not those read
+        share = np.array([own_share(row, cell) for row, cell in zip(rows, estimates, strict=True)])
+        used = np.where(done, share * training_sec(rows), np.nan)  # the tokens of other runs are planned, not read
         plan = [None if cell is None else cell.sec for cell in estimates]
     plans = np.array([np.nan if value is None else value for value in plan], dtype=np.float64)
     return Costs(rows=rows, is_gpu=is_gpu, used=used, planned=plans)
+
+
+def own_share(row: Row, planned: Planned | None) -> float:
+    """Return the share of the tokens of a run that it trained itself; NaN for a branch of which no plan knows it."""
+    if planned is not None:
+        return planned.own_share
+    return np.nan if row.get("parent") else 1.0
 
 
 def training_sec(rows: Sequence[Row]) -> Array:
@@ -118,7 +132,7 @@ def cost_chart(
     return Chart(
         name="cost",
         title="What did it cost, and what was planned?",
-        sentence=_sentence(costs),
+        sentence=cost_sentence(costs),
         panels=panels,
         notes=_notes(costs),
     )
@@ -187,14 +201,17 @@ def _effort(costs: Costs, place: int) -> str:
     return ", ".join([used, *again])
 
 
-def _sentence(costs: Costs) -> str:
-    used = float(np.nansum(costs.used))
-    said = f"{text.counted(int(np.isfinite(costs.used).sum()), 'run')} cost {costs.shown(used)}"
-    if not costs.both.any():
+def cost_sentence(costs: Costs) -> str:
+    """State what the runs cost, those that were left out included, and what the plan expected of the same runs."""
+    count, num_both = int(np.isfinite(costs.used).sum()), int(costs.both.sum())
+    said = f"{text.counted(count, 'run')} cost {costs.shown(float(np.nansum(costs.used)))}"
+    if not num_both:
         return f"{said}; there is no estimate to compare this with."
     planned, same = float(costs.planned[costs.both].sum()), float(costs.used[costs.both].sum())
-    of_these = "the plan expected" if same == used else f"of {costs.shown(same)} of these, the plan expected"
-    return f"{said}; {of_these} {costs.shown(planned)} ({same / planned - 1:+.0%})."
+    expected = f"the plan expected {costs.shown(planned)} ({same / planned - 1:+.0%})."
+    if num_both == count:
+        return f"{said}; {expected}"
+    return f"{said}. Of these, {num_both} have an estimate: they cost {costs.shown(same)}, and {expected}"
 
 
 def _notes(costs: Costs) -> list[str]:

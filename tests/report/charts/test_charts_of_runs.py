@@ -139,7 +139,7 @@ def test_the_sums_of_the_cost_are_those_of_the_table():
     assert is_whole(chart) and bars.series[0].x == ["3e11 FLOPs", "1e12 FLOPs", "3e12 FLOPs"]
     assert named(bars, "used").y == pytest.approx(seconds.groupby(runs["budget"]).sum().to_list())
     assert sum(named(bars, "planned").y) == pytest.approx(seconds.sum() / 1.25)
-    assert named(bars, "planned, still to run").y == [0.0, 0.0, 7200.0]
+    assert named(bars, "planned, cost not known yet").y == [0.0, 0.0, 7200.0]
     assert "(+25%)" in chart.sentence and "2.0 h of process time by the plan" in chart.notes[0]
     assert sum(len(one.x) for one in cells.series if one.mark == "point") == len(runs)
 
