@@ -1,8 +1,8 @@
 """Complete the pages of docs/ for `make docs`: MkDocs calls these functions (mkdocs.yml, hooks).
 
 README.md becomes the front page. Files outside docs/ that a page links to become pages too, so that every link of the
-repository also works on the site: Markdown as it is, a notebook as its text and code, other text as code. A file that is
-not text, such as a parquet table, is copied.
+repository also works on the site: Markdown as it is, a notebook as its text and code, other text as code. A file that
+is not text, such as a parquet table, is copied.
 """
 
 from __future__ import annotations
