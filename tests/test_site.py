@@ -33,7 +33,7 @@ def in_nav(part: object) -> list[str]:
 def test_every_page_of_docs_is_once_in_the_navigation():
     pages = in_nav(SITE["nav"])
     assert sorted(page for page in pages if (ROOT / "docs" / page).exists()) == sorted(PAGES)
-    assert set(pages) - PAGES == {"index.md", "CONTRIBUTING.md", "BENCHMARKS.md", "CHANGELOG.md"}
+    assert set(pages) - PAGES == {"index.md", *site_pages.top_pages()}
 
 
 @pytest.mark.parametrize("name", ["sweep_keys.md", "config_keys.md", "commands.md", "api.md"])
@@ -80,8 +80,16 @@ def test_every_link_of_a_page_leads_to_a_page_of_the_site():
         "[a](index.md) [b](files/sweeps/demo.yaml.md) [c](files.md#exit-codes) [d](BENCHMARKS.md#x) [e](https://x.org)"
     )
     assert site_pages.with_site_links("[a](docs/sweeps.md)", "README.md") == "[a](sweeps.md)"
-    code = "```\n[a](docs/sweeps.md)\n```\n"
-    assert site_pages.with_site_links(code, "README.md") == code
+    for fence in ("```", "````python"):
+        code = f"{fence}\n[a](docs/sweeps.md)\n{fence.removesuffix('python')}\n"
+        assert site_pages.with_site_links(code, "README.md") == code
+
+
+def test_a_link_to_a_file_that_is_not_text_leads_to_a_copy_of_it():
+    link = "[a](tuned_history.parquet) [b](tuned_runs.csv)"
+    assert site_pages.with_site_links(link, "analysis/results/README.md") == (
+        "[a](tuned_history.parquet) [b](tuned_runs.csv.md)"
+    )
 
 
 def test_the_site_loads_nothing_from_another_server():

@@ -1,7 +1,8 @@
 """Complete the pages of docs/ for `make docs`: MkDocs calls these functions (mkdocs.yml, hooks).
 
 README.md becomes the front page. Files outside docs/ that a page links to become pages too, so that every link of the
-repository also works on the site: Markdown as it is, a notebook as its text and code, other files as code.
+repository also works on the site: Markdown as it is, a notebook as its text and code, other text as code. A file that
+is not text, such as a parquet table, is copied.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FRONT = "README.md"
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")  # no URL, and no anchor of the same page
-FENCE = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(`{3,}).*?^\1$", flags=re.MULTILINE | re.DOTALL)
+WITH_LINKS = (".md", ".ipynb")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Give Japanese headings anchors too, as GitHub does."""
+    from markdown.extensions.toc import slugify_unicode
+
+    config.mdx_configs["toc"]["slugify"] = slugify_unicode
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -33,12 +42,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     while left:
         source = left.pop()
         if not source.startswith("docs/"):
-            added = File.generated(config, page_of(source), content=as_markdown(source))
+            content = as_markdown(source) if is_text(source) else (ROOT / source).read_bytes()
+            added = File.generated(config, page_of(source), content=content)
             if page_of(source).startswith("files/"):
                 added.inclusion = InclusionLevel.NOT_IN_NAV
             files.append(added)
-        if source.endswith(".md"):
-            linked = {path for path in linked_files((ROOT / source).read_text(), source) if path not in known}
+        if source.endswith(WITH_LINKS):
+            linked = {path for path in linked_files(as_markdown(source), source) if path not in known}
             known |= linked
             left += sorted(linked)
     return files
@@ -47,8 +57,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let the links of a page lead to the pages of the site."""
     sources = {page_of(FRONT): FRONT, **{name: name for name in top_pages()}}
-    source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
-    return markdown if page.file.src_uri.startswith("files/") else with_site_links(markdown, source)
+    shown = page.file.src_uri
+    if shown.startswith("files/"):
+        source = shown.removeprefix("files/").removesuffix(".md")
+    else:
+        source = sources.get(shown, f"docs/{shown}")
+    return with_site_links(markdown, source) if source.endswith(WITH_LINKS) else markdown
 
 
 def top_pages() -> list[str]:
@@ -57,12 +71,23 @@ def top_pages() -> list[str]:
 
 
 def page_of(source: str) -> str:
-    """Return the page of the site that shows a file of the repository, relative to docs/."""
+    """Return the page of the site that shows a file of the repository, or its copy there, relative to docs/."""
     if source == FRONT:
         return "index.md"
     if source in top_pages():
         return source
-    return source.removeprefix("docs/") if source.startswith("docs/") else f"files/{source}.md"
+    if source.startswith("docs/"):
+        return source.removeprefix("docs/")
+    return f"files/{source}.md" if is_text(source) else f"files/{source}"
+
+
+def is_text(source: str) -> bool:
+    """Say whether a file of the repository can be shown as a page."""
+    try:
+        (ROOT / source).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def linked_files(text: str, source: str) -> list[str]:

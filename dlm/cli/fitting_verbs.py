@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from dlm.cli.table import say
 from dlm.core import terminal
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
+
+if TYPE_CHECKING:
+    from dlm.fit.result import FitResult
 
 MOST_REASONS = 4  # of a refused fit that the error names
 
@@ -28,7 +31,6 @@ def add_to(app: typer.Typer) -> None:
 @takes(options.FitOptions)
 def fit(given: options.FitOptions) -> None:
     """Fit a law to a table of runs, from dlm or elsewhere, and state how far the law can be trusted."""
-    from dlm.fit.brief import WIDTH
     from dlm.fit.table import fit_runs
 
     result = fit_runs(given.runs, **given.keywords())
@@ -36,10 +38,7 @@ def fit(given: options.FitOptions) -> None:
         more = len(result.warnings) - MOST_REASONS
         reasons = [*result.warnings[:MOST_REASONS], *([f"and {more} more"] if more > 0 else [])]
         raise UserError(f"{given.law}: {'; '.join(reasons)}")
-    if given.as_json or given.verbose:
-        _show_result(result, as_json=given.as_json, width=terminal.width())
-    else:
-        say(*result.summary(at=given.at or (), width=terminal.width() or WIDTH, rest="--verbose").splitlines())
+    _show_law(result, given)
 
 
 @takes(options.PredictOptions)
@@ -50,9 +49,9 @@ def predict(given: options.PredictOptions) -> None:
     if given.freeze is not None:
         check_writable(given.freeze.parent)  # before the fit
     result, written = predict_runs(given.runs, **given.keywords())
-    _show_result(result, as_json=given.as_json, width=terminal.width())
+    _show_law(result, given)
     if written and not given.as_json:
-        print(f"frozen in {given.freeze}: sha256 {written['sha256']}, made {written['made']}")
+        say(f"frozen in {given.freeze}: sha256 {written['sha256']}, made {written['made']}")
 
 
 def score(
@@ -126,6 +125,16 @@ def reconcile(
         seed=seed,
     )
     _show_result(found, as_json=as_json, width=terminal.width())
+
+
+def _show_law(result: FitResult, given: options.FitOptions | options.PredictOptions) -> None:
+    """Print a law: in ten lines, whole with --verbose, as JSON with --json."""
+    from dlm.fit.brief import WIDTH
+
+    if given.as_json or given.verbose:
+        _show_result(result, as_json=given.as_json, width=terminal.width())
+    else:
+        say(*result.summary(at=given.at or (), width=terminal.width() or WIDTH, rest="--verbose").splitlines())
 
 
 def _show_result(result: Any, *, as_json: bool, **how: Any) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli.memory import FIGURES, PAGE, remember, said_before
+from dlm.cli.table import say
 from dlm.cli.targets import Sweep, is_sweep_dir, run_folder, warn
 from dlm.core import terminal
 from dlm.core.errors import UserError
 from dlm.core.files import check_writable
-from dlm.core.names import from_cell, printable
+from dlm.core.names import from_cell
 from dlm.core.text import counted
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def show_collected(collected: Collected, folder: Path) -> None:
     for warning in collected.warnings:
         warn(warning)
     for row in collected.excluded.to_dict("records"):
-        print(printable(f"left out {row['run_id']}: {row['reason']}"))
-    print(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
+        say(f"left out {row['run_id']}: {row['reason']}")
+    say(f"collected {counted(len(collected.runs), 'run')}, left out {len(collected.excluded)}: {folder / 'runs.csv'}")
 
 
 def report(
@@ -117,12 +118,11 @@ def report(
     collected = collect_runs(sweep.folder, out=folder)
     show_collected(collected, folder)
     standing = standing_of(sweep, collected)
-    for line in standing.lines:
-        print(line)
+    say(*standing.lines)
     if collected.runs.empty and not standing.to_come:
         raise UserError(f"no run of {folder} can be used: see the reasons in {folder / 'excluded.csv'}")
     if sweep.plan.waits_for_recipe:
-        print(*(" ".join(one) for found in open_ends(sweep).values() for one in found), next_step(sweep), sep="\n")
+        say(*(line for found in open_ends(sweep).values() for line in _advised(found)), next_step(sweep))
         return
     said = None if anew else said_before(folder)
     if said is None:
@@ -130,8 +130,8 @@ def report(
             print("fitting ...", flush=True)
         said = _fit_and_write(sweep, collected, folder, paper, standing.lines, reload_sec)
         remember(folder, said)
-    print(*said, sep="\n")
-    print(f"report: {folder / PAGE}")
+    _say_all(said)
+    say(f"report: {folder / PAGE}")
 
 
 def report_tables(source: Path, out: Path, *, paper: Paper | None = None) -> None:
@@ -161,15 +161,14 @@ def report_tables(source: Path, out: Path, *, paper: Paper | None = None) -> Non
     found += [f"{counted(unusable, 'other row')} cannot be used ({why})"] if unusable else []
     found += [f"{left_out} names {counted(len(excluded), 'run')} that `dlm collect` left out"] if len(excluded) else []
     found += ["`dlm collect` brings the tables up to date"] if source.is_dir() else []
-    print("; ".join(found))
-    print("fitting ...", flush=True)
+    say("; ".join(found), "fitting ...")
     fits, repeats = tables_fits(path)
     write_fits(out, {**fits, **repeats})
     data = sorted(runs["data"].dropna().astype(str).unique()) if "data" in runs else []
     facts = {"data": ", ".join(data)} if data else {}
     title = source.absolute().name
     write_report(out, runs, excluded, fits, title=title, facts=facts, paper=paper, repeats=repeats)
-    print(*_summaries({**fits, **repeats}), f"report: {out / PAGE}", sep="\n")
+    _say_all([*_summaries({**fits, **repeats}), f"report: {out / PAGE}"])
 
 
 def _of_plan(sweep: Sweep) -> dict[str, Any]:
@@ -274,9 +273,19 @@ def _fit_and_write(
     )
     return [
         *_summaries({**fits, **repeats}),
-        *(f"what would settle it: {' '.join(filter(None, one))}" for found in settling.values() for one in found),
+        *(line for found in settling.values() for line in _advised(found, lead="what would settle it: ")),
         *(proof.report() for proof in proofs.values()),
     ]
+
+
+def _advised(found: Iterable[tuple[str, str]], *, lead: str = "") -> list[str]:
+    """Return each sentence and, on a line of its own, the command that it is about, if any."""
+    return [line for words, command in found for line in (f"{lead}{words}", *([f"  {command}"] if command else []))]
+
+
+def _say_all(said: Iterable[str]) -> None:
+    """Print texts of one or several lines."""
+    say(*(line for words in said for line in words.splitlines()))
 
 
 def _summaries(fits: Mapping[str, FitResult]) -> list[str]:

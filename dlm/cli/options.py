@@ -180,6 +180,9 @@ class LawOptions:
         float, typer.Option(help="Budgets that differ by at most this share are one; 0: only equal ones.")
     ] = 0.05
     as_json: AsJson = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print all parameters, checks, warnings and notes, not ten lines.")
+    ] = False
 
     def keywords(self) -> dict[str, Any]:
         """Return the options as keyword arguments of ``fit_runs`` or ``predict_runs``.
@@ -203,9 +206,6 @@ class FitOptions(LawOptions):
         float | None, typer.Option(help="The unique tokens for which laws of repeated data give optima.")
     ] = None
     axis: Annotated[str, typer.Option(help="The axis of isoflop: log 'params' or log 'tokens'.")] = "params"
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print all parameters, checks, warnings and notes, not ten lines.")
-    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import typer
 
 from dlm.cli.options import StartOptions
 from dlm.cli.screen import show_plan
+from dlm.cli.table import say
 from dlm.cli.targets import warn
 from dlm.core import paths, text
 from dlm.core.errors import UserError
@@ -60,7 +61,7 @@ def price_here(plan: Plan, *, left: Collection[str]) -> tuple[Plan, list[str], f
     if hours + of_proof > plan.spec.max_local_hours:
         raise _too_long_proof(plan, hours, of_proof)
     cells = text.counted(at_once, "cell")
-    print(
+    say(
         f"about {text.duration(3600 * (hours + of_proof))} of training here, {cells} at a time, "
         "and some seconds to start each"
     )
@@ -88,11 +89,11 @@ def _too_long_proof(plan: Plan, hours: float, of_proof: float) -> UserError:
 
 def _measured_rates(plan: Plan) -> dict[str, float]:
     """Measure the training speed of one core of this machine. Returns model name -> FLOP/s."""
-    print("measuring the speed of this machine ...", flush=True)
+    say("measuring the speed of this machine ...")
     models = cost.measured_models([cell.model for cell in plan.grid])
     rates = cost.measure_flops_per_sec(models, like=max(plan.grid, key=lambda cell: cell.num_params))
     shown = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
-    print(f"measured here, one core: {shown} GFLOP/s", flush=True)
+    say(f"measured here, one core: {shown} GFLOP/s")
     return rates
 
 

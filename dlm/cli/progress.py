@@ -88,6 +88,8 @@ class LocalProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._looked = 0.0  # what stays on the terminal is the last state, not that of a second ago
+        self.on_tick()
         self._progress.stop()
         if self._started:
             self._say(f"run directories: {self._folder / 'runs'}")
@@ -172,7 +174,7 @@ class LocalProgress:
         self._begun = self._begun or (now, done_flops)
         parts = [f"{100 * done_flops / total:.0f} % of the FLOPs", done]
         since, before = self._begun
-        if done_flops - before > SURE * (total - before):
+        if done_flops < total and done_flops - before > SURE * (total - before):
             parts.append(f"{text.duration((now - since) * (total - done_flops) / (done_flops - before))} left")
         return [*parts, f"{text.duration(now - since)} so far"]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlm.cli.table import say
 from dlm.cli.targets import Sweep
 from dlm.cli.tuned import recipe_notes
 from dlm.core import text
@@ -91,10 +92,10 @@ def with_proof(sweep: Sweep, now: Mapping[str, CellNow]) -> Sweep:
     try:
         write_forecasts(sweep.folder, [*frozen, *made], before=len(frozen))
     except FileExistsError:
-        print(f"another command has frozen {sweep.folder / PROOF_FILE} meanwhile: its forecast counts")
+        say(f"another command has frozen {sweep.folder / PROOF_FILE} meanwhile: its forecast counts")
     else:
         for one in made:
-            print(f"frozen in {sweep.folder / PROOF_FILE}: sha256 {one['sha256']}, made {one['made']}")
+            say(f"frozen in {sweep.folder / PROOF_FILE}: sha256 {one['sha256']}, made {one['made']}")
     return Sweep(sweep.folder, write_plan(sweep.folder, sweep.plan))
 
 
@@ -105,7 +106,7 @@ def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -
     from dlm.fit.proof import best_size, freeze_proof
 
     runs, flops = collect(sweep.folder).runs, proof_budget(sweep.plan.spec)
-    print("fitting, to predict the proof run ...", flush=True)
+    say("fitting, to predict the proof run ...")
     fits = {} if runs.empty else fits_of(runs)
     made = []
     for objective in objectives:
@@ -113,17 +114,17 @@ def _forecasts(sweep: Sweep, objectives: Sequence[str], failed: Sequence[str]) -
         best, why = best_size(own, flops)
         why = _failure(own, failed) or why
         if why or best is None:
-            print(f"no proof run of {objective}: {why}")
+            say(f"no proof run of {objective}: {why}")
             continue
         varied = _best_varied(sweep, runs, objective)
         try:
             cells, notes = build_proof(sweep.plan, objective=objective, best=best.N, varied=varied)
         except UserError as error:  # the other objectives and the report do not depend on it
-            print(f"no proof run of {objective}: {error}")
+            say(f"no proof run of {objective}: {error}")
             continue
         known = [cell.cell_id for cell in cells if read_result(run_directory(sweep.folder, cell.cell_id)) is not None]
         if known:
-            print(f"no proof run of {objective}: {known[0]} was trained before there was a forecast of it")
+            say(f"no proof run of {objective}: {known[0]} was trained before there was a forecast of it")
             continue
         assert sweep.plan.spec.proof is not None
         asked, notes = sweep.plan.spec.proof.sizes, [*notes, *_notes(sweep, varied), *recipe_notes(sweep.plan, own)]

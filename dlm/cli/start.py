@@ -21,6 +21,7 @@ from dlm.cli.price import agree_on_cost, price_here
 from dlm.cli.progress import LocalProgress, alone_line
 from dlm.cli.proof import missing_forecasts, waits_for, with_proof
 from dlm.cli.screen import show_plan
+from dlm.cli.table import say
 from dlm.cli.targets import Sweep, check_classes, data_nodes, planned, read_or_prepare, warn
 from dlm.core import paths, text
 from dlm.core.configs import load_base
@@ -104,7 +105,7 @@ def start(
         done = submit(sweep.plan, sweep.folder, cluster=cluster, now=now, before_first=announce, on_event=_show_alone)
         _show_submitted(done, sweep.folder)
         if is_first and missing_forecasts(sweep):
-            print("the proof run follows: run the same command again when these cells are done")
+            say("the proof run follows: run the same command again when these cells are done")
         return Started(sweep=sweep, ran_here=False, code=_code_of_rest(done, now), postponed=bool(done.postponed))
     has_more = any(cell.result is None for cell in now.values())
     pool = pool_of(launcher, sweep.folder) if has_more else LocalPool()
@@ -113,7 +114,7 @@ def start(
         return Started(sweep=sweep, ran_here=True, code=code)
     now = look(sweep)
     if waiting := waits_for(sweep, now):
-        print(f"the proof run waits for cells that are not done ({', '.join(waiting)}): run the same command again")
+        say(f"the proof run waits for cells that are not done ({', '.join(waiting)}): run the same command again")
         return Started(sweep=sweep, ran_here=True, code=code)
     sweep = with_proof(sweep, now)
     now |= look(sweep, known=now)
@@ -182,7 +183,7 @@ def _agreed(
     """
     left = {name: cell for name, cell in now.items() if cell.result is None and (not only or name in only)}
     if not left:
-        print(f"every cell of {sweep.folder} is done: nothing to train")
+        say(f"every cell of {sweep.folder} is done: nothing to train")
         return cost.with_estimates(sweep.plan), [], None
     hours = None
     if is_here:
@@ -201,7 +202,7 @@ def _agreed(
 def _show_change(sweep: Sweep, now: Mapping[str, CellNow]) -> None:
     """Print how many cells are in which state, and the ids of the cells that the stored plan does not have."""
     states = ", ".join(f"{count} {state}" for state, count in Counter(str(cell.state) for cell in now.values()).items())
-    print(f"{sweep.plan.spec.name}: {text.counted(len(now), 'cell')}: {states}")
+    say(f"{sweep.plan.spec.name}: {text.counted(len(now), 'cell')}: {states}")
     known = {cell.cell_id for cell in read_plan(sweep.folder).cells}
     for cell in sweep.plan.cells:
         if cell.cell_id not in known:

@@ -11,6 +11,7 @@ from dlm.core.names import printable
 from dlm.record.outcomes import State
 
 WORDS = ("cell", "state", "reason", "job", "role")  # left-aligned columns of text; all other columns hold numbers
+COMMAND = "  dlm "  # a line that begins so is a command to copy
 MANY_ROWS = 200  # a table with more rows is printed without colours, because rich takes long to write them
 STATE_COLOURS = {
     State.DONE: "green",
@@ -66,9 +67,12 @@ def say(*lines: str, to: TextIO | None = None) -> None:
     """Print lines, which may hold any text, broken between words at the width of the terminal.
 
     Args:
-        lines: The lines. A pipe or a file gets each of them whole.
+        lines: The lines. A pipe or a file gets each of them whole, and so does a terminal that of a command, which
+            could not be copied otherwise.
         to: The stream; None: the standard output.
     """
     width = terminal.width(to)
     for line in lines:
-        print(*table.wrapped(printable(line), width), sep="\n", file=to)
+        print(
+            *table.wrapped(printable(line), None if line.startswith(COMMAND) else width), sep="\n", file=to, flush=True
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.cli import targets as found
 from dlm.cli.memory import FIGURES
+from dlm.cli.table import say
 from dlm.cli.targets import is_sweep_dir
 from dlm.core import paths
 from dlm.core.errors import UserError
@@ -47,10 +48,10 @@ def compare_reports(targets: Sequence[str], *, out: Path | None, paper: Paper | 
     check_writable(folder / FIGURES)
     sets = []
     for name, place, (runs, definition) in zip(names, places, read, strict=True):
-        print(f"fitting {name} ...", flush=True)
+        say(f"fitting {name} ...")
         sets.append(RunSet(name=name, place=str(place), runs=runs, fits=fit_sweep(runs), definition=definition))
     page, verdict = write_comparison(folder, sets, paper=paper)
-    print(*verdict, f"report: {page}", sep="\n")
+    say(*verdict, f"report: {page}")
 
 
 def place_of(target: str) -> Path:

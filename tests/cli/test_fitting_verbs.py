@@ -47,6 +47,13 @@ def test_fit_answers_in_ten_lines_and_verbose_gives_the_rest(tables):
     assert lines[0] == whole[0] and lines[-1].endswith(": --verbose")
 
 
+def test_predict_answers_in_ten_lines_too(tables):
+    common = ("predict", "one.csv", "--law", "chinchilla", "--bootstrap", "100", "--at", "1e21")
+    lines, whole = dlm(*common).splitlines(), dlm(*common, "--verbose").splitlines()
+    assert len(lines) <= 10 < len(whole)
+    assert [line.split()[0] for line in lines if line.startswith("1e21")] == ["1e21"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -108,6 +108,19 @@ def test_a_cell_says_what_it_does_before_its_first_step_and_while_it_validates(s
     assert "validating  loss 2.500" in shown(80, lambda at: running(at, phase="validating"))[NAMES[0]]
 
 
+def test_the_bar_that_stays_says_how_the_sweep_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cells = (SimpleNamespace(cell_id="a", steps=10, tokens=10240, flops={"full_masked_head": 1e9}),)
+    job = SimpleNamespace(name="a", run_dir=run_directory(tmp_path, "a"))
+    with LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=cells)), {}) as progress:
+        progress.on_event(SimpleNamespace(kind="started", job=job))
+        progress._looked = time.monotonic() + 60  # it has just looked: the cell ends before the next time
+        write_status(job.run_dir, status(State.DONE, step=10))
+        progress.on_event(SimpleNamespace(kind="ended", job=job, exit_code=0, wall_sec=1.0))
+    last = [line for line in capsys.readouterr().out.splitlines() if "all cells" in line][-1]
+    assert "100 % of the FLOPs" in last and "left" not in last
+
+
 def test_before_the_first_cell_is_started_the_whole_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     cells = (cell_of("a"),)

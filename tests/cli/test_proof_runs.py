@@ -245,11 +245,13 @@ def test_fits_that_determine_no_best_size_give_no_proof_run_but_the_command_that
     said = capsys.readouterr().out
     assert f"no proof run of {OBJECTIVE}: there is no law to predict from" in said
     assert f"{OBJECTIVE}: No proof run: there is no law" in said
-    settle = next(line for line in said.splitlines() if line.startswith("what would settle it: 2e10 FLOPs"))
+    lines = said.splitlines()
+    settle = next(line for line in lines if line.startswith("what would settle it: 2e10 FLOPs"))
+    to_copy = lines[lines.index(settle) + 1].strip()
     assert (
         "the lowest loss is at the smallest size tried" in settle and "8k would show where the minimum lies" in settle
     )
-    command = shlex.split(settle[settle.index("dlm sweep ") :])[1:]
+    command = shlex.split(to_copy)[1:]
     settings = [*command[3::2]]
     assert command[:3] == ["sweep", str(sweep.folder), "--set"] and settings[0] == "models=[8k,19k,33k,49k,74k]"
     window = re.fullmatch(r"tokens_per_param=\[0.4,(.*)\]", settings[1])  # it dropped the size that is wanted
@@ -260,7 +262,7 @@ def test_fits_that_determine_no_best_size_give_no_proof_run_but_the_command_that
         and "--set 'budgets=[6666666666.67,20000000000]'" in said
     )
     page = html.unescape((sweep.folder / "report" / "report.html").read_text())
-    assert "What would settle it" in page and f"<code>{settle[settle.index('dlm sweep ') :]}</code>" in page
+    assert "What would settle it" in page and f"<code>{to_copy}</code>" in page
     assert "Untuned: these exponents describe this recipe" in page
     done = CliRunner().invoke(app, [*command, "--launcher", "submitit_local", "--yes"])
     assert done.exit_code == 0, done.output

@@ -150,6 +150,12 @@ def test_a_pipe_gets_all_columns_without_colours_whatever_columns_says(monkeypat
     assert words.split() == ["word"] * 50
 
 
+def test_a_command_to_copy_stays_in_one_line(terminal):
+    command = "  dlm sweep workdir/smoke --set 'models=[2k,4k,8k,19k,33k,37k]'"
+    lines = terminal(40, say, "what would settle it: 2k and 37k would show where the minimum lies", command)
+    assert lines[-1] == command and max(map(len, lines[:-1])) <= 40
+
+
 def test_only_the_state_of_a_cell_has_its_colour(terminal, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
