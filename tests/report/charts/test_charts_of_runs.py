@@ -237,3 +237,11 @@ def test_what_was_left_out_is_counted_by_cause_with_what_to_do():
     assert found["left out"] == (1, "see the reason of each run")  # an older table has no causes
     assert found["out of memory"][1].startswith("submit again")
     assert excluded_summary(None) == []
+
+
+def test_a_proof_run_is_no_tuning_run():
+    runs = tuned_runs()
+    proof = runs.iloc[:1].assign(run_id="the-proof", role="proof", loss=0.5 * runs["loss"].min())
+    chart = tuning_chart(pd.concat([runs, proof], ignore_index=True))
+    assert [one.y for one in chart.panels[0].series] == [one.y for one in tuning_chart(runs).panels[0].series]
+    assert not any("the-proof" in said for panel in chart.panels for one in panel.series for said in one.hover or ())
