@@ -5,14 +5,13 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from dlm.core import text
+from dlm.core import table, text
 from dlm.plan.cells import TUNE, Cell, Plan
 
 MOST_SIZES = 12  # rows of the picture; with more sizes, a row stands for neighbouring sizes
 MOST_DOTS = 5  # runs that are drawn as one dot each; if a place of the picture has more, all places hold numbers
-GAP = "  "
 EXPENDABLE = ("tokens", "N", "price")  # the columns that a narrow terminal lacks, the least important one first
 
 
@@ -63,7 +62,7 @@ def _proofs(plan: Plan, proof: Sequence[Cell]) -> list[Cell]:
     return [*(cell for cell in plan.cells if cell.is_proof), *proof]
 
 
-def picture(plan: Plan, proof: Sequence[Cell], *, width: int, dot: str = "o", empty: str = ".") -> list[str]:
+def picture(plan: Plan, proof: Sequence[Cell], *, width: int, dot: str = "o", empty: str = ".") -> Sequence[str]:
     """Draw how many runs there are of each size (down) at each budget (across), in lines of at most ``width``.
 
     Args:
@@ -73,27 +72,32 @@ def picture(plan: Plan, proof: Sequence[Cell], *, width: int, dot: str = "o", em
         dot: The character for a run, if each place has few.
         empty: The character for a place without runs.
     """
-    proofs = _proofs(plan, proof)
-    cells = [*plan.grid, *proofs]
+    cells = [*plan.grid, *_proofs(plan, proof)]
+    kinds = ["t" if cell.role == TUNE else dot for cell in plan.grid] + ["P"] * (len(cells) - len(plan.grid))
     sizes = _Bins([cell.num_params for cell in cells], MOST_SIZES)
     budgets = sorted({cell.budget_flops for cell in cells})
-    heads = max(len("N"), *(len(text.count(size)) for size in sizes.starts))
-    most = Counter((sizes.of(cell.num_params), cell.budget_flops) for cell in cells)
-    widest = [*(len(text.flops(budget)) for budget in budgets), len(str(len(cells))) + 1]
-    column = max(*widest, min(max(most.values()), MOST_DOTS))
-    columns = _Bins(budgets, max((width - heads) // (column + len(GAP)), 1))
-    places: dict[tuple[int, int], Counter[str]] = {}
-    for cell in cells:
-        kind = "P" if cell in proofs else "t" if cell.role == TUNE else dot
-        where = sizes.of(cell.num_params), columns.of(cell.budget_flops)
-        places.setdefault(where, Counter())[kind] += 1
+    for number in range(len(budgets), 0, -1):  # with too many budgets for the width, a column stands for neighbours
+        columns = _Bins(budgets, number)
+        places: dict[tuple[int, int], Counter[str]] = {}
+        for cell, kind in zip(cells, kinds, strict=True):
+            where = sizes.of(cell.num_params), columns.of(cell.budget_flops)
+            places.setdefault(where, Counter())[kind] += 1
+        lines = _lines(places, sizes, columns, dot=dot, empty=empty)
+        if max(map(len, lines)) <= width:
+            break
+    return lines
+
+
+def _lines(
+    places: Mapping[tuple[int, int], Counter[str]], sizes: _Bins, columns: _Bins, *, dot: str, empty: str
+) -> Sequence[str]:
+    """Return the lines of the picture, the largest size at the top."""
     has_dots = all(sum(found.values()) <= MOST_DOTS for found in places.values())
-    lines = [_line("N", [text.flops(start) for start in columns.starts], heads, column)]
+    rows = [["N", *(text.flops(start) for start in columns.starts)]]
     for row in reversed(range(len(sizes.starts))):
         found = [places.get((row, at), Counter()) for at in range(len(columns.starts))]
-        drawn = [_drawn(one, dot, has_dots=has_dots) or empty for one in found]
-        lines.append(_line(text.count(sizes.starts[row]), drawn, heads, column))
-    return lines
+        rows.append([text.count(sizes.starts[row]), *(_drawn(one, dot, has_dots=has_dots) or empty for one in found)])
+    return table.laid_out(rows, left=()).lines
 
 
 def legend(plan: Plan, proof: Sequence[Cell]) -> str:
@@ -107,10 +111,6 @@ def _drawn(found: Counter[str], dot: str, *, has_dots: bool) -> str:
     if has_dots:
         return "".join(kind * found[kind] for kind in (dot, "t", "P"))
     return "+".join(f"{found[kind]}{'' if kind == dot else kind}" for kind in (dot, "t", "P") if found[kind])
-
-
-def _line(head: str, values: Sequence[str], heads: int, column: int) -> str:
-    return GAP.join([head.rjust(heads), *(value.rjust(column) for value in values)]).rstrip()
 
 
 class _Bins:

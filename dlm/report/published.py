@@ -57,8 +57,8 @@ def beside(runs: pd.DataFrame) -> tuple[Sequence[Published], list[str]]:
     """Return the published laws that count N and C as these runs do, and a note on those that do not."""
     try:
         counts = counts_of(runs)
-    except (UserError, KeyError):
-        return (), []
+    except UserError as error:
+        return (), [f"No published law is drawn, because it is not known how these runs count N and C: {error}."]
     size = "blocks" if "blocks" in counts.size else next(iter(counts.size), "")
     drawn = tuple(law for law in PUBLISHED if (law.size, law.compute) == (size, counts.own))
     others = [f"{law.name} ({law.source}) counts {SIZES[law.size]} as N and C by {law.compute}" for law in PUBLISHED]

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from dlm.cli.options import PlanOptions
 from dlm.cli.plan_summary import MOST_SIZES, legend, picture, summary_rows
 from dlm.cli.start import _show_change
 from dlm.cli.targets import planned
+from dlm.core import text
 from dlm.core.errors import UserError
 from dlm.core.paths import sweeps_dir
 from dlm.plan.cost import estimated, with_estimates
@@ -40,8 +42,13 @@ def test_a_row_sums_up_the_cells_of_a_budget_and_the_last_one_all_of_them(workdi
         assert row["cells"] == str(len(cells))
         assert float(row["GPU-hours"]) == pytest.approx(hours, rel=1e-3)
         assert float(row["price"]) == pytest.approx(2.5 * hours, rel=2e-2)
+        for head, key in (("N", "num_params"), ("tokens", "tokens")):
+            ends = [text.count(pick(getattr(cell, key) for cell in cells)) for pick in (min, max)]
+            assert row[head] == " to ".join(dict.fromkeys(ends))
     assert sum(int(row["cells"]) for name, row in rows.items() if name not in ("sum", "proof")) == len(plan.grid)
     assert all("price" not in row for row in summary_rows(*plan_of("isoflop")))
+    named = " ".join(rows)
+    assert named.rindex(" 1e19") > named.index("tune") and named.index("1e19") < named.index("tune")
 
 
 @pytest.mark.parametrize("value", ["-1", ".nan", ".inf", "true", "abc"])
@@ -55,6 +62,38 @@ def test_a_price_is_for_gpus_and_changes_no_cell(workdir):
         plan_of("demo", "hardware.price_per_gpu_hour=1")
     (with_price, _), (without, _) = plan_of("isoflop", "hardware.price_per_gpu_hour=1"), plan_of("isoflop")
     assert with_price.cells == without.cells and "price_per_gpu_hour" not in without.spec.plain()["hardware"]
+
+
+def test_without_gpus_a_row_says_how_long_one_process_takes(workdir):
+    plan = with_estimates(make_plan(load_sweep(sweeps_dir() / "demo.yaml", [])), rates={"8k": 1e9})
+    *_, whole = summary_rows(plan, [])
+    assert whole["budget"] == "sum"
+    assert whole["one process"] == text.duration(3600 * sum(cell.estimate.hours for cell in plan.grid))
+
+
+def test_a_run_is_drawn_at_its_size_and_its_budget_with_the_largest_size_at_the_top(workdir):
+    plan, _ = plan_of("demo")
+    heads, *lines = (line.split() for line in picture(plan, [], width=200))
+    sizes = sorted({cell.num_params for cell in plan.grid}, reverse=True)
+    assert [line[0] for line in lines] == [text.count(size) for size in sizes]
+    for size, line in zip(sizes, lines, strict=True):
+        for budget, drawn in zip(heads[1:], line[1:], strict=True):
+            own = [c for c in plan.grid if c.num_params == size and text.flops(c.budget_flops) == budget]
+            assert drawn == ("o" * len(own) or ".")
+
+
+def test_columns_stay_aligned_where_a_column_stands_for_several_budgets():
+    cells = [
+        SimpleNamespace(num_params=size, budget_flops=1e18 * 2**budget, role=role, is_proof=False)
+        for size in (1000, 1700)
+        for budget in range(4)
+        for role in [None] * 2 + ["tune"] * (size == 1700)
+    ]
+    plan = SimpleNamespace(grid=cells, cells=cells)
+    for width in range(16, 40):
+        lines = picture(plan, [], width=width)
+        assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= width
+        assert drawn_runs(lines) == len(cells)
 
 
 def drawn_runs(lines):

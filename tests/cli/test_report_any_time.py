@@ -78,6 +78,20 @@ def test_a_cell_that_has_ended_since_the_tables_were_read_is_not_said_to_run(gro
     assert not any("None" in line or "Running now" in line for line in found.lines)
 
 
+def test_a_budget_whose_cells_are_all_done_is_not_named(growing):
+    low = min(cell.budget_flops for cell in growing.plan.cells)
+    whole = [cell.cell_id for cell in growing.plan.cells if cell.budget_flops == low]
+    others = [cell.cell_id for cell in growing.plan.cells if cell.budget_flops != low]
+    runs = pd.DataFrame({"run_id": [*whole, others[0]]})
+    rows = pd.DataFrame({"run_id": others[1:], "status": [str(State.DONE), *[str(State.FAILED)] * (len(others) - 2)]})
+    found = standing_of(growing, SimpleNamespace(runs=runs, excluded=rows))
+    assert found.to_come == 0
+    assert found.lines == (
+        f"{len(whole) + 1} of 6 cells can be used; 1 left out and {len(others) - 2} failed.",
+        f"Of some budgets, a part of the cells can be used: 1 of {len(others)} at 2e10 FLOPs.",
+    )
+
+
 def test_the_report_says_how_long_a_running_cell_and_the_sweep_still_take(growing):
     cell = growing.plan.cells[0]
     run_dir = by_hand.started(growing.folder, growing.plan, cell, by_hand.final_rows(cell)[:1])

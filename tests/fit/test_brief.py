@@ -87,3 +87,16 @@ def test_a_refused_law_shows_its_reasons_and_no_numbers(refused):
     assert first.startswith("isoflop") and ": refused" in " ".join([first, *lines[:1]])
     assert f"refused: {refused.warnings[0]}"[:70] in " ".join(lines)
     assert not any(line.startswith(("C  ", "N* ~")) for line in lines)
+
+
+def test_a_reason_names_every_c_that_it_withholds(surface):
+    flops = AT[:2]
+    held = {c: dataclasses.replace(surface.at[c], withheld="a test withholds it") for c in flops}
+    lines = dataclasses.replace(surface, at={**surface.at, **held}).summary(at=flops).splitlines()
+    assert "withheld at 1e18 and 1e19 FLOPs: a test withholds it" in lines
+
+
+def test_without_a_verdict_the_error_of_the_hold_out_is_stated(surface):
+    held = {"without_top_1": {"L_rms_error": 0.0123}}
+    words = dataclasses.replace(surface, verdict=None, holdout=held).summary().split()
+    assert "predicts its losses with an error of 1.23% (root mean square)" in " ".join(words)

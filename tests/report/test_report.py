@@ -14,7 +14,7 @@ from support.demo_runs import BUDGETS, demo_runs, excluded, no_excluded
 
 from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
-from dlm.report import figures, look, verdict, words
+from dlm.report import figures, look, published, verdict, words
 from dlm.report import page as report_page
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -245,6 +245,13 @@ def test_a_published_law_is_drawn_only_beside_runs_that_count_alike(write):
     assert drawn(all_counted)[0]
     is_drawn, page = drawn(demo_runs())
     assert not is_drawn and "No published law is drawn, because" in page
+
+
+def test_where_nothing_tells_how_runs_count_the_page_says_why_no_published_law_is_drawn():
+    runs = demo_runs()
+    runs.loc[0, "convention"] = "6n"
+    drawn, (note,) = published.beside(runs)
+    assert drawn == () and note.startswith("No published law is drawn, because it is not known how these runs count")
 
 
 def test_fits_json_is_what_the_command_prints(good, tmp_path):

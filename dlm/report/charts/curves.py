@@ -25,11 +25,8 @@ HISTORY = ("run_id", "tokens", "train/loss", "val/loss")  # the columns of histo
 KINDS = {"train/loss": "training loss", "val/loss": "validation loss"}
 MOST_POINTS = 24_000  # of all curves of a chart: about 1.2 MB on the page
 LEAST_POINTS = 4  # of one curve
-MANY, FAINT_LINE, CLEAR_LINE = (
-    20,
-    0.5,
-    0.85,
-)  # opacity of the curves of a budget with more runs than MANY, and of others
+MANY = 20  # runs of a budget, above which their training curves are faint
+FAINT_LINE, CLEAR_LINE = 0.5, 0.85  # opacities
 WIDE = 10.0  # ratio of the highest to the lowest loss from which the loss runs along a logarithmic axis
 FAILED, UNFINISHED, LEFT_OUT = "failed", "not finished", "left out of the law"
 ENDINGS = {FAILED: ("X", INK), UNFINISHED: ("s", FAINT), LEFT_OUT: ("D", FAINT)}
@@ -156,11 +153,9 @@ def _panel(kind: str, curves: Sequence[Curve], grouped: Sequence[Group]) -> Pane
     series = []
     for group in grouped:
         own = [curve for curve, is_own in zip(curves, group.rows, strict=True) if is_own and kind in curve.losses]
-        series += (
-            [_lines(kind, own, group, opacity=FAINT_LINE if len(own) > MANY and kind == "train/loss" else CLEAR_LINE)]
-            if own
-            else []
-        )
+        if own:
+            opacity = FAINT_LINE if len(own) > MANY and kind == "train/loss" else CLEAR_LINE
+            series.append(_lines(kind, own, group, opacity=opacity))
     for ending in ENDINGS:
         ended = [curve for curve in curves if curve.ending == ending and kind in curve.losses]
         series += [_ends(kind, ended, ending)] if ended else []

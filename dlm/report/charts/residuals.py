@@ -78,12 +78,11 @@ def residuals_chart(
 def _legend(scatter: float, rows: Sequence[Row], num_far: int) -> list[str]:
     said = [f"The band is twice the scatter of the runs about the law, ± {2 * scatter:.2%}."] if scatter > 0 else []
     has_bars = bool(np.isfinite(column(rows, "loss_se")).any())
-    said += (
-        [f"{text.counted(num_far, 'run')} far from the law {'is' if num_far == 1 else 'are'} hollow."]
-        if num_far
-        else []
-    )
-    return [*said, *(["A bar is one Monte Carlo standard error of the measured loss."] if has_bars else [])]
+    if num_far:
+        said.append(f"{text.counted(num_far, 'run')} far from the law {'is' if num_far == 1 else 'are'} hollow.")
+    if has_bars:
+        said.append("A bar is one Monte Carlo standard error of the measured loss.")
+    return said
 
 
 def _band(values: Array, scatter: float, *, is_named: bool) -> list[Series]:

@@ -90,6 +90,15 @@ def test_residuals_are_measured_over_predicted_loss(swept):
     assert named(by_compute, "± 2 × scatter").high == [2 * combined.noise.residual] * 2
 
 
+def test_the_bar_of_a_residual_is_the_error_of_the_loss_as_a_share_of_it(swept):
+    runs, combined, _ = swept
+    panel = residuals_chart(combined, runs=runs).panels[0]
+    one = named(panel, f"{text.flops(FOUR[0])} FLOPs")
+    own = runs[runs["budget"] == FOUR[0]]
+    half = sorted((np.array(one.high) - np.array(one.low)) / 2)
+    assert half == pytest.approx(sorted(own["loss_se"] / own["loss"]))
+
+
 def test_a_run_far_from_the_law_is_hollow(swept):
     runs = swept[0].copy()
     runs.loc[11, "loss"] *= 1.2
@@ -123,6 +132,8 @@ def test_the_hold_out_shows_the_runs_that_were_held_out_and_what_was_predicted(s
     predicted = named(sizes, "without the top budget")
     assert predicted.y[0] / predicted.x[0] - 1 == pytest.approx(isoflop.holdout["without_top_1"]["N_error"])
     assert len(chart.notes) == len(combined.holdout)
+    errors = combined.holdout["without_top_1"]
+    assert f"is off by {errors['L_error']:+.2%} ({errors['L_rms_error']:.2%} root mean square)" in chart.notes[0]
 
 
 def test_a_fit_without_a_law_gives_no_charts():

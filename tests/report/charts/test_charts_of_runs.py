@@ -47,6 +47,15 @@ def test_a_curve_is_what_was_logged():
     assert len(validation.series[0].x) == 2 * (runs["budget"] == BUDGETS[0]).sum() - 1
 
 
+def test_losses_of_more_than_a_power_of_ten_run_along_a_logarithmic_axis():
+    runs = demo_runs()
+    history = history_of(runs["run_id"])
+    assert not curves_chart(history, runs).panels[0].y.is_log
+    history.loc[0, "train/loss"] = 100.0
+    training, validation = curves_chart(history, runs).panels
+    assert training.y.is_log and not validation.y.is_log
+
+
 def test_thinning_keeps_the_ends_and_the_envelope():
     rng = np.random.default_rng(0)
     x, y = np.arange(1.0, 5001.0), rng.standard_normal(5000)
@@ -228,3 +237,11 @@ def test_what_was_left_out_is_counted_by_cause_with_what_to_do():
     assert found["left out"] == (1, "see the reason of each run")  # an older table has no causes
     assert found["out of memory"][1].startswith("submit again")
     assert excluded_summary(None) == []
+
+
+def test_a_proof_run_is_no_tuning_run():
+    runs = tuned_runs()
+    proof = runs.iloc[:1].assign(run_id="the-proof", role="proof", loss=0.5 * runs["loss"].min())
+    chart = tuning_chart(pd.concat([runs, proof], ignore_index=True))
+    assert [one.y for one in chart.panels[0].series] == [one.y for one in tuning_chart(runs).panels[0].series]
+    assert not any("the-proof" in said for panel in chart.panels for one in panel.series for said in one.hover or ())
