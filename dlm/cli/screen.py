@@ -44,21 +44,21 @@ def show_plan(plan: Plan, *, proof: Sequence[Cell] = ()) -> None:
     out.print(f"[bold]{plan.spec.name}[/]: {text.counted(len(plan.cells), 'cell')}, FLOPs counted as {plan.convention}")
     _show_summary(plan, proof, out.width)
     for line in (*_settings_lines(plan.spec), *recipe_lines(plan.spec, plan.recipe, plan.grid), *tuning_lines(plan)):
-        out.print(printable(line), markup=False)
+        say(line)
     show_table(_plan_rows(plan.cells), expendable=EXPENDABLE, whole="dlm plan --json")
     dropped = list(
         dict.fromkeys(f"{one['model']} at {text.flops(one['budget_flops'])}: {one['reason']}" for one in plan.dropped)
     )  # once for all seeds
     for line in dropped[:SHOWN_DROPPED]:
-        out.print(f"dropped {printable(line)}", style="dim", markup=False)
+        say(f"dropped {line}")
     if len(dropped) > SHOWN_DROPPED:
         more = len(dropped) - SHOWN_DROPPED
-        out.print(f"[dim]... and {more} more dropped; `dlm plan --json` lists them with their reasons[/]")
+        say(f"... and {more} more dropped; `dlm plan --json` lists them with their reasons")
     if plan.spec.branches:
-        out.print(_sharing_line(plan), markup=False)
-    out.print(_cost_line(plan), markup=False)
+        say(_sharing_line(plan))
+    say(_cost_line(plan))
     if proof:
-        out.print(_proof_line(proof), markup=False)
+        say(_proof_line(proof))
 
 
 def _show_summary(plan: Plan, proof: Sequence[Cell], width: int) -> None:
