@@ -110,7 +110,9 @@ def test_a_cell_says_what_it_does_before_its_first_step_and_while_it_validates(s
 
 def test_the_bar_that_stays_says_how_the_sweep_ended(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cell = SimpleNamespace(cell_id="a", steps=10, tokens=10240, flops={"full_masked_head": 1e9}, own_share=1.0)
+    cell = SimpleNamespace(
+        cell_id="a", steps=10, tokens=10240, flops={"full_masked_head": 1e9}, own_share=1.0, branch_step=None
+    )
     job = SimpleNamespace(name="a", run_dir=run_directory(tmp_path, "a"))
     with LocalProgress(Sweep(tmp_path, SimpleNamespace(cells=(cell,))), {}) as progress:
         progress.on_event(SimpleNamespace(kind="started", job=job))
