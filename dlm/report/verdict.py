@@ -33,6 +33,18 @@ def rest_of(reservations: Sequence[str], advice: Sequence[object]) -> Sequence[s
     return reservations if len(reservations) + len(advice) > MOST_LIMITS else ()
 
 
+def reservations(material: Material) -> list[str]:
+    """Return the reservations about the fits of an objective that the advice does not state already."""
+    fits = [*material.fits.values()]
+    advised = {
+        words.sentence(f"{words.LAW_NAMES[fit.law]}: left out: {minimum.detail}")
+        for fit in fits
+        for minimum in fit.minima
+        if minimum.why and any(minimum.why in sentence for sentence, _ in material.advice)
+    }
+    return [line for line in words.reservations(fits) if line not in advised]
+
+
 def points(material: Material, slug: str) -> list[Point]:
     """Return the points of one objective: how sure, what limits it, and the proof run."""
     fits = [*material.fits.values()]
@@ -40,7 +52,7 @@ def points(material: Material, slug: str) -> list[Point]:
     judged = next((fit for fit in (material.surface, *fits) if fit is not None and fit.verdict is not None), None)
     if judged is not None and judged.verdict is not None:
         found.append(Point(question="How far to trust it", answer=[words.sentence(judged.verdict.sentence())]))
-    limits = [*[one for one, _ in material.advice], *words.reservations(fits)]
+    limits = [*[one for one, _ in material.advice], *reservations(material)]
     if limits:
         rest = len(limits) - MOST_LIMITS
         more = f"{text.counted(rest, 'more point')} below" if rest > 0 else "the commands that would settle it"
@@ -49,7 +61,7 @@ def points(material: Material, slug: str) -> list[Point]:
     elif fits:
         found.append(Point(question="What limits it", answer=["No check of these fits raised a reservation."]))
     if material.proof is not None:
-        said = [words.sentence(material.proof.statement())]
+        said = [words.sentence(material.proof.statement()), *material.proof.meaning()]
         found.append(Point(question="Proof run", answer=said, link=f"#proof-{slug}", more="how it was predicted"))
     elif fits:
         said = ["No proof run has tested this law yet: no run beyond these budgets was predicted and then trained."]
@@ -95,10 +107,10 @@ def _cost(runs: pd.DataFrame, estimate: Mapping[str, Mapping[str, Any]]) -> list
         hours = (runs["tokens"] / runs["tokens_per_sec"] / 3600).where(lambda value: value.map(math.isfinite))
     else:
         return said or ["The table of runs does not say."]
-    unit = "GPU-hours" if is_gpu else "hours of one process"
     if not hours.notna().any():
         return said or ["The table of runs does not say."]
-    line = f"They took {float(hours.sum()):,.3g} {unit}"
+    total = float(hours.sum())
+    line = "They took " + (f"{total:,.3g} GPU-hours" if is_gpu else f"{text.duration(3600 * total)} of one process")
     ids = runs["run_id"].astype(str) if "run_id" in runs else hours.index.astype(str)
     key = "gpu_hours" if is_gpu else "hours"
     planned = {str(name): row[key] for name, row in estimate.items() if row.get(key)}
