@@ -24,7 +24,7 @@ CONFIG = {
     "responsive": True,
     "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 }
-FORMATS = {"number": ":.5~g", "percent": ":.2%"}  # of the position over a line; plotly knows the others
+FORMATS = {"number": ":.5~g", "count": ":,.4~r", "flops": ":.3~e", "percent": ":.2%"}  # of a position over a line
 GRID = "rgba(154,165,177,0.25)"  # FAINT, faint enough for light and dark pages
 GAP = 0.09  # between two panels, as a part of the width
 
@@ -32,21 +32,22 @@ GAP = 0.09  # between two panels, as a part of the width
 def as_plotly(chart: Chart) -> dict[str, Any]:
     """Return what ``Plotly.newPlot`` takes: data, layout and config, without NaN, ready for ``json.dumps``.
 
-    The colours INK, FAINT and PAPER stand for those of the page, which replaces them. ``layout.meta.panels`` is the
-    number of panels: a narrow page places them below each other.
+    The colours INK, FAINT and PAPER stand for those of the page, which replaces them. ``layout.meta`` holds
+    the number of panels, which a narrow page places below each other, and whether they have titles, which need room.
     """
     data: list[dict[str, Any]] = []
+    is_titled = any(panel.title for panel in chart.panels)
     layout: dict[str, Any] = {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 13},
-        "margin": {"l": 64, "r": 24, "t": 64 if any(panel.title for panel in chart.panels) else 40, "b": 54},
+        "margin": {"l": 64, "r": 24, "t": 64 if is_titled else 40, "b": 54},
         "hoverlabel": {"bgcolor": PAPER, "bordercolor": FAINT, "font": {"color": INK}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "xref": "container", "yref": "container", "yanchor": "top"},
         "hovermode": "closest",
         "barmode": "group",
         "uirevision": "keep",  # a zoom stays when the colours change
-        "meta": {"panels": len(chart.panels)},
+        "meta": {"panels": len(chart.panels), "titled": is_titled},
         "shapes": [],
         "annotations": [],
     }
@@ -220,15 +221,17 @@ def _hover(series: Series, panel: Panel) -> dict[str, Any]:
     said = list(series.hover) or [""] * len(series.x)
     name = "" if series.name and not series.hover else "<extra></extra>"
     if "line" in series.mark and "duration" not in (panel.x.kind, panel.y.kind):
-        places = [f"{words(axis.title)}: %{{{key}{FORMATS.get(axis.kind, '')}}}" for key, axis in _axes(panel)]
+        axes = (("x", panel.x, panel.x.title), ("y", panel.y, _height(panel)))
+        places = [f"{words(title)}: %{{{key}{FORMATS.get(axis.kind, '')}}}" for key, axis, title in axes]
         return {"hovertext": [*map(_lines, said)], "hovertemplate": "%{hovertext}" + "<br>".join(places) + name}
     pairs = zip(said, list(series.x), list(series.y), strict=True)
     over = [_lines(more) + _position(x, y, panel) for more, x, y in pairs]
     return {"hovertext": over, "hovertemplate": "%{hovertext}" + name}
 
 
-def _axes(panel: Panel) -> list[tuple[str, Axis]]:
-    return [("x", panel.x), ("y", panel.y)]
+def _height(panel: Panel) -> str:
+    """Return the quantity along y; a panel whose title names it has an axis without a title."""
+    return panel.y.title or panel.title
 
 
 def _lines(said: str) -> str:
@@ -238,7 +241,7 @@ def _lines(said: str) -> str:
 
 def _position(x: Any, y: float, panel: Panel) -> str:
     across = words(x) if isinstance(x, str) else f"{words(panel.x.title)}: {ticks.shown(float(x), panel.x)}"
-    return f"{across}<br>{words(panel.y.title)}: {ticks.shown(float(y), panel.y)}"
+    return f"{across}<br>{words(_height(panel))}: {ticks.shown(float(y), panel.y)}"
 
 
 def _contours(contours: Contours) -> dict[str, Any]:

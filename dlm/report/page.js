@@ -33,14 +33,27 @@
     const count = layout.meta.panels, isStacked = width < NARROW && count > 1;
     layout.height = isStacked ? PANEL * count + 60 : count > 1 ? 400 : width < NARROW ? 400 : 480;
     if (width < NARROW) {
-      const entries = plot.data.filter((trace) => trace.showlegend).length;
-      Object.assign(layout.margin, { l: 48, r: 12, t: Math.max(layout.margin.t, Math.min(180, 22 * entries + 30)) });
+      Object.assign(layout.margin, { l: 48, r: 12 });
+      plot.data.filter((trace) => trace.colorbar).forEach((trace) => {
+        Object.assign(trace.colorbar, { orientation: "h", y: -0.25, yanchor: "top" });
+        trace.colorbar.title.side = "top";
+        layout.height += 60;
+      });
     }
     for (let i = 0; i < count && isStacked; i++) {
       const suffix = i ? String(i + 1) : "", gap = 0.3 / count, height = (1 - gap * (count - 1)) / count;
       const top = 1 - i * (height + gap);
       layout["xaxis" + suffix].domain = [0, 1];
       layout["yaxis" + suffix].domain = [Math.max(0, top - height), top];
+    }
+  }
+
+  // The legend takes as many rows as its entries need at this width: the plot starts below the last of them.
+  async function makeRoom(live, plot) {
+    const legend = live.querySelector(".legend .bg");
+    const more = legend ? legend.getBBox().height + (plot.layout.meta.titled ? 24 : 0) + 6 - plot.layout.margin.t : 0;
+    if (more > 0) {
+      await Plotly.relayout(live, { "margin.t": plot.layout.margin.t + more, height: plot.layout.height + more });
     }
   }
 
@@ -65,6 +78,7 @@
     drawn.set(figure, live.clientWidth);
     arranged(plot, live.clientWidth);
     await Plotly.react(live, plot.data, plot.layout, plot.config);
+    await makeRoom(live, plot);
     if (isFirst) marksAfterZoom(live, plot);
   }
 

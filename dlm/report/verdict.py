@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlm.core import text
+from dlm.fit.laws import LAW_NAMES
 from dlm.report import words
 from dlm.report.charts.cost import Planned, cost_sentence, costs_of, own_share, planned_of
 from dlm.report.charts.excluded import excluded_summary
@@ -36,6 +37,18 @@ def rest_of(reservations: Sequence[str], advice: Sequence[object]) -> Sequence[s
     return reservations if len(reservations) + len(advice) > MOST_LIMITS else ()
 
 
+def reservations(material: Material) -> list[str]:
+    """Return the reservations about the fits of an objective that the advice does not state already."""
+    fits = [*material.fits.values()]
+    advised = {
+        words.sentence(f"{LAW_NAMES[fit.law]}: left out: {minimum.detail}")
+        for fit in fits
+        for minimum in fit.minima
+        if minimum.why and any(minimum.why in sentence for sentence, _ in material.advice)
+    }
+    return [line for line in words.reservations(fits) if line not in advised]
+
+
 def points(material: Material, slug: str) -> list[Point]:
     """Return the points of one objective: how sure, what limits it, and the proof run."""
     fits = [*material.fits.values()]
@@ -43,7 +56,7 @@ def points(material: Material, slug: str) -> list[Point]:
     judged = next((fit for fit in (material.surface, *fits) if fit is not None and fit.verdict is not None), None)
     if judged is not None and judged.verdict is not None:
         found.append(Point(question="How far to trust it", answer=[words.sentence(judged.verdict.sentence())]))
-    limits = [*[one for one, _ in material.advice], *words.reservations(fits)]
+    limits = [*[one for one, _ in material.advice], *reservations(material)]
     if limits:
         rest = len(limits) - MOST_LIMITS
         more = f"{text.counted(rest, 'more point')} below" if rest > 0 else "the commands that would settle it"
@@ -52,7 +65,7 @@ def points(material: Material, slug: str) -> list[Point]:
     elif fits:
         found.append(Point(question="What limits it", answer=["No check of these fits raised a reservation."]))
     if material.proof is not None:
-        said = [words.sentence(material.proof.statement())]
+        said = [words.sentence(material.proof.statement()), *material.proof.meaning()]
         found.append(Point(question="Proof run", answer=said, link=f"#proof-{slug}", more="how it was predicted"))
     elif fits:
         said = ["No proof run has tested this law yet: no run beyond these budgets was predicted and then trained."]

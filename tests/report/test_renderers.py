@@ -86,6 +86,12 @@ def test_a_zone_is_shaded_and_named_on_both():
     assert "beyond" in [said.get_text() for said in draw(described).axes[0].texts]
 
 
+def test_over_a_line_stands_what_the_panel_shows_with_few_digits():
+    line = Series(x=[1e6, 2e6], y=[1.0, 2.0], mark="line")
+    (trace,) = traces(chart(line, x=Axis(title="C", kind="flops"), y=Axis(title="", kind="count"), title="best size"))
+    assert trace["hovertemplate"].startswith("%{hovertext}C: %{x:.3~e}<br>best size: %{y:,.4~r}")
+
+
 def test_text_stays_text():
     evil = "<b>$x$</b> </script>\x1b[31m"
     described = chart(Series(x=[1.0], y=[1.0], name=evil, hover=[evil]), title=evil)

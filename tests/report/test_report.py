@@ -1,5 +1,6 @@
 """The page, the figures and the tables of a report on synthetic runs of a known law."""
 
+import html
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
 from dlm.report import figures, look, published, verdict, words
 from dlm.report import page as report_page
+from dlm.report.content import Material
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
 TITLE = {"title": "A <b>small</b> sweep", "facts": {"cells": 21}}
@@ -189,6 +191,18 @@ def test_names_that_a_browser_would_obey_stay_text(write):
     assert any("&lt;/script&gt;" in one and "日本 $x$" in one for one in hover)
 
 
+def test_without_javascript_every_figure_and_table_is_there(good):
+    """The script hides a drawing only where it has drawn the figure itself."""
+    _, runs, page, fits = good
+    still = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    drawings = re.findall(r'<figure class="chart".*?</figure>', still, re.DOTALL)
+    assert len(drawings) == len(FIGURES)
+    assert all(re.search(r'class="static">\s*(<svg|<img)', drawing) for drawing in drawings)
+    assert "figure .live, figure.drawn .static { display: none; }" in still
+    tables = [report_page.page_tables.runs(runs), report_page.page_tables.parameter_table(fits.values())]
+    assert all(f">{html.escape(cell)}</td>" in still for table in tables for row in table.rows for cell in row)
+
+
 def test_without_a_finished_run_the_page_shows_the_plan(tmp_path):
     runs = demo_runs()
     plan = runs[["run_id", "model", "params", "tokens", "budget"]].to_dict("records")
@@ -231,6 +245,42 @@ def test_the_cost_counts_the_steps_of_a_trunk_once(tmp_path):
     assert f"{len(runs)} runs cost {text.duration(seconds.sum())} of process time; the plan expected" in cost
     spent, cost = verdict.of_all(runs, no_excluded(), estimate={}, planned=())[-1].answer
     assert "counted again for each of its branches" in spent and cost.startswith("1 run cost ")
+
+
+def test_process_time_is_stated_in_a_unit_that_one_reads():
+    runs = demo_runs().assign(tokens=6e5, tokens_per_sec=1e4)  # 60 s each
+    cost = verdict.of_all(runs, no_excluded(), estimate={}, planned=())[-1]
+    assert cost.answer[-1] == f"They took {len(runs)} min of one process."
+
+
+def test_what_limits_the_answer_is_said_once():
+    low = BUDGETS[0]  # its runs lie on one side of the minimum
+    runs = demo_runs(skip=[(low, name) for name in ("4k", "8k", "17k", "33k", "66k")])
+    fits = {fit.law: fit for fit in fit_sweep(runs, bootstrap=0).values()}
+    refused = [minimum for minimum in fits["isoflop"].minima if minimum.reason]
+    assert refused
+    advice = [(f"{one.why}. Another size would show it.", "dlm sweep any") for one in refused]
+    material = Material(label="", fits=fits, runs=runs, all_runs=runs, excluded=no_excluded())
+    assert any(refused[0].why in line for line in verdict.reservations(material))
+    said = verdict.points(replace(material, advice=advice), "any")
+    (limits,) = (point for point in said if point.question == "What limits it")
+    assert " ".join(limits.answer).count(refused[0].why) == 1
+
+
+def test_a_page_of_many_cells_stays_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "METADATA", {kind: {} for kind in ("png", "svg")})  # the page holds no PDF
+    runs = demo_runs()
+    many = pd.concat([runs.assign(run_id=runs["run_id"] + f"-{copy}") for copy in range(2000 // len(runs) + 1)])
+    steps = np.unique(np.geomspace(1, 1000, 60).astype(int))
+    curves = {"tokens": steps * 1e6, "train/loss": 3 + 5 / steps, "val/loss": 3 + 5 / steps}
+    history = pd.concat([pd.DataFrame(curves).assign(run_id=name) for name in many["run_id"]])
+    fits = {"isoflop": fit_runs(runs, law="isoflop", bootstrap=0)}
+    path = report_page.write_report(tmp_path, many, no_excluded(), fits, title="any", history=history)
+    page = path.read_text()
+    assert len(many) > 2000 and path.stat().st_size < 10e6
+    assert all(f">{name}<" in page for name in many["run_id"])
+    curve = plots(page)["curves-masked_diffusion"]["data"]
+    assert curve and all(run in str(curve) for run in many["run_id"].iloc[[0, -1]])
 
 
 def test_a_published_law_is_drawn_only_beside_runs_that_count_alike(write):

@@ -147,7 +147,7 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
         ("used, without an estimate", OTHER, costs.used, alone),
         (STILL, FAINT, costs.planned, costs.open),
     )
-    names = [group.name for group in grouped]
+    names = [group.name.removesuffix(" FLOPs") for group in grouped]  # short, so that they fit on a narrow screen
     series = [
         Series(
             x=names,
@@ -166,7 +166,7 @@ def _bars(costs: Costs, grouped: Sequence[Group]) -> Panel:
         for name, colour, values, which in bars
         if which.any()
     ]
-    return Panel(x=Axis(title="budget"), y=costs.axis("sum"), title="per budget", series=series)
+    return Panel(x=Axis(title="budget, FLOPs"), y=costs.axis("sum"), title="per budget", series=series)
 
 
 def _cells(costs: Costs, grouped: Sequence[Group]) -> Panel:
