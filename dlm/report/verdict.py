@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlm.core import text
+from dlm.fit.laws import LAW_NAMES
 from dlm.report import words
 from dlm.report.charts.excluded import excluded_summary
 from dlm.report.content import Material
@@ -37,7 +38,7 @@ def reservations(material: Material) -> list[str]:
     """Return the reservations about the fits of an objective that the advice does not state already."""
     fits = [*material.fits.values()]
     advised = {
-        words.sentence(f"{words.LAW_NAMES[fit.law]}: left out: {minimum.detail}")
+        words.sentence(f"{LAW_NAMES[fit.law]}: left out: {minimum.detail}")
         for fit in fits
         for minimum in fit.minima
         if minimum.why and any(minimum.why in sentence for sentence, _ in material.advice)
