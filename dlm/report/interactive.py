@@ -68,6 +68,8 @@ def _panel(
         panel.x, _spread(panel, "x"), anchor=places["yaxis"], most=8 if domain == [0, 1] else 5
     ) | {"domain": domain}
     layout[f"yaxis{suffix}"] = _axis(panel.y, _spread(panel, "y"), anchor=places["xaxis"])
+    if any(isinstance(x, str) for series in panel.series for x in series.x):
+        layout[f"xaxis{suffix}"]["type"] = "category"  # plotly would read the name 3e11 as a number
     if panel.contours is not None:
         data.append(_contours(panel.contours) | places)
     for series in panel.series:

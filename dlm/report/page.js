@@ -35,8 +35,9 @@
     if (width < NARROW) {
       Object.assign(layout.margin, { l: 48, r: 12 });
       plot.data.filter((trace) => trace.colorbar).forEach((trace) => {
-        Object.assign(trace.colorbar, { orientation: "h", y: -0.25, yanchor: "top" });
-        trace.colorbar.title.side = "top";
+        Object.assign(trace.colorbar, { orientation: "h", x: 0, xanchor: "left", y: -0.25, yanchor: "top" });
+        Object.assign(trace.colorbar, { tickangle: 0, tickfont: { size: 10 } });
+        Object.assign(trace.colorbar.title, { side: "top", font: { size: 12 } });
         layout.height += 60;
       });
     }

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from support import ROOT, by_hand
-from support.demo_runs import demo_runs
+from support.demo_runs import BUDGETS, demo_runs
 from support.stub_cell import status
 from typer.testing import CliRunner
 
@@ -189,6 +189,12 @@ def test_tables_that_count_flops_otherwise_are_not_drawn_over_one_axis(tmp_path,
     assert "refused" in numbers["multipliers"]["two against one"]
     assert "one counts FLOPs as full_masked_head and two counts FLOPs as 6n" in page
     assert "dlm reconcile" in page and "lowest loss L*" not in page
+
+
+def test_a_set_of_one_budget_is_compared_by_its_minimum(tmp_path, monkeypatch):
+    page, numbers = compared(tmp_path, monkeypatch, demo_runs(budgets=BUDGETS[:1], seed=3))
+    assert "refused" in numbers["multipliers"]["two against one"]
+    assert "How do loss and best size grow with compute?" in page and "lowest loss L*" in page
 
 
 def test_a_set_is_not_compared_with_itself(tmp_path):

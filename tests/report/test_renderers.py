@@ -76,6 +76,8 @@ def test_bars_stand_side_by_side_at_named_places():
     assert len(set(left)) == 4
     assert [label.get_text() for label in axes.get_xticklabels()] == ["é", r"\$b\$"]
     assert [trace["x"] for trace in traces(chart(plan, real, x=Axis(title="cell")))] == [["é", "$b$"]] * 2
+    budgets = chart(Series(x=["3e11", "1e12"], y=[1.0, 2.0], mark="bar"))  # names, not numbers
+    assert as_plotly(budgets)["layout"]["xaxis"]["type"] == "category"
 
 
 def test_a_zone_is_shaded_and_named_on_both():

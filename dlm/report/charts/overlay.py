@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -112,14 +112,16 @@ def _law_of(side: Side) -> FitResult | None:
 
 
 def _of_side(side: Side, place: int, key: str) -> list[Series]:
-    fit, isoflop = _law_of(side), side.fits.get("isoflop")
-    assert fit is not None and fit.points is not None
+    """Return the law of a side, its runs and its minima; runs of one budget have no law."""
+    law, isoflop = _law_of(side), side.fits.get("isoflop")
     colour, shape = look_of(place)
-    series = [_line(side, fit, key, colour)]
-    if key == "L":
-        series.append(_runs(side, fit, colour, shape))
+    series = [] if law is None else [_line(side, law, key, colour)]
+    runs = next((fit for fit in (law, *side.fits.values()) if fit is not None and fit.points is not None), None)
+    if key == "L" and runs is not None:
+        series.append(_runs(side, runs, colour, shape))
     minima = [] if isoflop is None else isoflop.usable
-    return [*series, *([_minima(side, minima, key, colour, shape)] if minima else [])]
+    series += [_minima(side, minima, key, colour, shape)] if minima else []
+    return [replace(one, name=side.name) for one in series[:1]] + series[1:]  # the entry in the legend
 
 
 def look_of(place: int) -> tuple[str, str]:
@@ -136,7 +138,6 @@ def _line(side: Side, fit: FitResult, key: str, colour: str) -> Series:
         x=list(best),
         y=[getattr(one, key) for one in best.values()],
         mark="line",
-        name=side.name,
         group=side.name,
         colour=colour,
         low=low,
