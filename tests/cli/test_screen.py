@@ -120,7 +120,10 @@ def test_cells_that_differ_in_their_seed_alone_share_a_row_of_a_plan(workdir, st
 def run(tmp_path):
     """A sweep of two cells, and the event that one of them ended."""
     cells = tuple(
-        SimpleNamespace(cell_id=name, steps=10, tokens=10240, flops={"full_masked_head": 1e9}) for name in "ab"
+        SimpleNamespace(
+            cell_id=name, steps=10, tokens=10240, flops={"full_masked_head": 1e9}, own_share=1.0, branch_step=None
+        )
+        for name in "ab"
     )
 
     def ended(name, exit_code=0):
