@@ -85,8 +85,8 @@ def test_where_uv_fails_its_reason_is_shown_and_pip_installs(set_up):
 
 @pytest.mark.parametrize("uv", [True, False])
 def test_a_torch_that_is_there_stays_even_in_another_version(set_up, uv):
-    called, said = set_up(torch="2.12.1+cu130", uv=uv)
-    assert called[1] == "torch==2.12.1+cu130"
+    called, said = set_up("--torch-index=an index", torch="2.12.1+cu130", uv=uv)
+    assert called[1] == "torch==2.12.1+cu130" and not any("--index-url" in line for line in called)
     assert not any("--torch-backend" in line for line in called) and "NVIDIA" not in said
 
 
