@@ -250,7 +250,7 @@ def test_the_cost_counts_the_steps_of_a_trunk_once(tmp_path):
 def test_process_time_is_stated_in_a_unit_that_one_reads():
     runs = demo_runs().assign(tokens=6e5, tokens_per_sec=1e4)  # 60 s each
     cost = verdict.of_all(runs, no_excluded(), estimate={}, planned=())[-1]
-    assert cost.answer[-1] == f"They took {len(runs)} min of one process."
+    assert cost.answer[-1].startswith(f"{len(runs)} runs cost {len(runs)} min of process time; ")
 
 
 def test_what_limits_the_answer_is_said_once():
