@@ -18,11 +18,10 @@ from dlm.fit.laws import LAW_NAMES
 from dlm.fit.optimum import LEVEL, TOP, optima, own_optimum
 from dlm.fit.points import NAN
 from dlm.fit.resample import WIDE
-from dlm.fit.result import FitResult
+from dlm.fit.result import WITHOUT, FitResult
 
 NOT_YET = "the proof run has not ended yet"
 LINE_NAME = "straight log-log line through the isoFLOP minima"
-HOLDOUT_NAMES = {"without_top_1": "without the top budget", "without_top_2": "without the top two budgets"}
 
 
 def headline(fits: Iterable[FitResult]) -> FitResult | None:
@@ -199,7 +198,7 @@ class Proof:
             (LINE_NAME, value, None if value is None or run is None else value / run["loss"] - 1)
         ]
         for held in proof["holdouts"]:
-            name = f"hold-out: {LAW_NAMES[held['law']]} {HOLDOUT_NAMES.get(held['name'], held['name'])}"
+            name = f"hold-out: {LAW_NAMES[held['law']]} without {WITHOUT.get(held['name'], held['name'])}"
             found.append((name, None, held["L_error"]))
         return found
 

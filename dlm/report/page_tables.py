@@ -9,7 +9,7 @@ from dlm.core import text
 from dlm.fit.fitted import Minimum, Optimum
 from dlm.fit.laws import LAW_NAMES
 from dlm.fit.proof import Proof
-from dlm.fit.result import FitResult
+from dlm.fit.result import WITHOUT, FitResult
 from dlm.report import words
 from dlm.report.table import Table
 
@@ -102,7 +102,7 @@ def conventions(fits: Sequence[FitResult]) -> Table:
 def checks(fits: Iterable[FitResult]) -> Table:
     """Tabulate the errors of N*, D* and L* at the top budgets, as predicted by fits to the lower budgets alone."""
     rows = [
-        (LAW_NAMES[fit.law], words.HELD_OUT.get(name, name), *words.relative_errors(errors))
+        (LAW_NAMES[fit.law], WITHOUT.get(name, name), *words.relative_errors(errors))
         for fit in fits
         for name, errors in fit.holdout.items()
     ]

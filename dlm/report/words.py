@@ -23,7 +23,6 @@ SAME_SIZE = 0.03  # two methods agree if their N* differ by less than this fract
 WIDE = 10.0  # if the ends of the interval of N* differ by a larger factor, the size is not determined
 MISSING = "–"
 
-HELD_OUT = {"without_top_1": "the top budget", "without_top_2": "the top two budgets"}
 PARAMETERS = {
     "E": "the loss that remains at any size and with any amount of data, nats/token",
     "A": "weight of the size term A / N^alpha",

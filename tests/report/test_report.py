@@ -144,6 +144,12 @@ def test_one_budget_gives_no_law(write):
     assert f"near {text.count(only.N, digits=2)} parameters ({text.interval(only.ci['N'], 'count')})" in page
 
 
+def test_each_refit_without_top_budgets_is_named_in_words():
+    runs = demo_runs(budgets=(1e11, *BUDGETS, 1e13))
+    rows = report_page.page_tables.checks(fit_sweep(runs, bootstrap=0).values()).rows
+    assert "the top three budgets" in {row[1] for row in rows} and not any("_" in row[1] for row in rows)
+
+
 def test_noisy_runs_give_no_answer(write):
     page, _ = write(demo_runs(sigma=0.08, seed=3), bootstrap=REPLICATES)
     assert 'class="answer refusal"' in page

@@ -48,7 +48,7 @@ def allocation_chart(
     levels = [*budgets, *(c for fit in drawn for c in fit.at)]
     if not levels:
         return None
-    compute = np.geomspace(min(levels), max(levels), BAND_POINTS)
+    compute = np.union1d(np.geomspace(min(levels), max(levels), BAND_POINTS), levels)  # a law may end at a level
     lines = [(fit, list(optima(fit, compute).items())) for fit in drawn]
     if not any(line for _, line in lines) and not any(fit.usable for fit in drawn):
         return None

@@ -93,12 +93,13 @@ def bound_notes(sides: Sequence[Side]) -> list[str]:
 def growth_panels(sides: Sequence[Side], multiplier: Multiplier | str) -> list[Panel]:
     """Return L*(C) and N*(C) of all sides, and the multiplier over the loss if there is one."""
     compute = Axis(title="compute C, FLOPs", kind="flops", is_log=True)
+    best = [_along(law) if (law := _law_of(side)) else {} for side in sides]  # takes seconds with many draws
     panels = [
         Panel(
             x=compute,
             y=Axis(title="loss, nats/token") if key == "L" else Axis(title="parameters", kind="count", is_log=True),
             title="lowest loss L*" if key == "L" else "best size N*",
-            series=[one for k, side in enumerate(sides) for one in _of_side(side, k, key)],
+            series=[one for k, side in enumerate(sides) for one in _of_side(side, k, key, best[k])],
         )
         for key in "LN"
     ]
@@ -111,11 +112,11 @@ def _law_of(side: Side) -> FitResult | None:
     return next((fit for fit in found if fit is not None and fit.params and fit.points is not None), None)
 
 
-def _of_side(side: Side, place: int, key: str) -> list[Series]:
+def _of_side(side: Side, place: int, key: str, best: Mapping[float, Optimum]) -> list[Series]:
     """Return the law of a side, its runs and its minima; runs of one budget have no law."""
     law, isoflop = _law_of(side), side.fits.get("isoflop")
     colour, shape = look_of(place)
-    series = [] if law is None else [_line(side, law, key, colour)]
+    series = [_line(side, best, key, colour)] if best else []
     runs = next((fit for fit in (law, *side.fits.values()) if fit is not None and fit.points is not None), None)
     if key == "L" and runs is not None:
         series.append(_runs(side, runs, colour, shape))
@@ -129,10 +130,14 @@ def look_of(place: int) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], SHAPES[place % len(SHAPES)]
 
 
-def _line(side: Side, fit: FitResult, key: str, colour: str) -> Series:
-    assert fit.points is not None
-    spent = fit.points.flops
-    best = optima(fit, np.geomspace(spent.min(), spent.max(), LINE_POINTS).tolist())
+def _along(law: FitResult) -> Mapping[float, Optimum]:
+    """Return the best use of each C at which the law is drawn."""
+    assert law.points is not None
+    spent = law.points.flops
+    return optima(law, np.geomspace(spent.min(), spent.max(), LINE_POINTS).tolist())
+
+
+def _line(side: Side, best: Mapping[float, Optimum], key: str, colour: str) -> Series:
     low, high = _ends(list(best.values()), key)
     return Series(
         x=list(best),

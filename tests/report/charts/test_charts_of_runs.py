@@ -110,7 +110,9 @@ def test_over_a_point_the_page_shows_lines_of_text_and_over_a_curve_plotly_write
     curve = as_plotly(curves_chart(history_of(runs["run_id"]), runs))["data"][0]
     assert curve["hovertext"][0] == f"{runs['run_id'][0]}<br>"
     assert curve["hovertext"][49].count("<br>") == 5 and "learning rate 0.01<br>" in curve["hovertext"][49]
-    assert curve["hovertemplate"].startswith("%{hovertext}training tokens: %{x:")
+    assert curve["hovertemplate"].startswith(
+        "%{hovertext}training tokens: %{x:,.4~r}<br>training loss, nats/token: %{y:"
+    )
     point = as_plotly(cost_chart(runs))["data"][0]
     assert point["hovertext"][0].startswith("8 cells, ") and r"\n" not in str(point)
 
