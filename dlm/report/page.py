@@ -70,7 +70,9 @@ def write_report(
     standing: Sequence[str] = (),
     reload_sec: float | None = None,
 ) -> Path:
-    """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs neither network nor scripts.
+    """Write report/report.html and report/figures/*.{png,svg,pdf}. The page needs no network.
+
+    Its own scripts make the figures interactive. Without scripts, a browser shows the drawings and all tables.
 
     Args:
         sweep_dir: The folder of the sweep.

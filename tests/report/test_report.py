@@ -17,6 +17,7 @@ from dlm.core import text
 from dlm.fit.table import fit_runs, fit_sweep
 from dlm.report import figures, look, published, verdict, words
 from dlm.report import page as report_page
+from dlm.report.charts.allocation import allocation_chart
 from dlm.report.content import Material
 
 REPLICATES = 100  # the fewest that give intervals; how wide they are is tested with the fits
@@ -403,3 +404,9 @@ def test_the_page_says_what_tuning_did_to_the_exponents_or_could_do():
     assert said.startswith("Untuned: these exponents describe this recipe") and "tuning would move a by" in said
     with_term = replace(untuned, tuning={"sentence": "the losses are those at the best rate"})
     assert words.untuned(tuned(at=[]), [with_term, untuned]) == "The losses are those at the best rate."
+
+
+def test_the_figure_of_one_law_does_not_speak_of_two(good):
+    fits = [*good[3].values()]
+    assert allocation_chart(fits).sentence.startswith("Two ways")
+    assert allocation_chart(fits[:1]).sentence.startswith("The best use of each compute by the one law")

@@ -28,6 +28,7 @@ SENTENCE = (
     "Two ways to read the same runs: straight lines through the minima, and the combined law of all runs, whose N* is "
     "the mean of that of its surface and that of these lines. A band is a 95 % interval."
 )
+ALONE = "The best use of each compute by the one law that these runs support. A band is a 95 % interval."
 
 
 def allocation_chart(
@@ -68,7 +69,8 @@ def allocation_chart(
         for key, title in PANELS.items()
     ]
     title = "How the best size and the best number of tokens grow"
-    return Chart(name="allocation", title=title, sentence=SENTENCE, panels=panels, notes=notes)
+    sentence = SENTENCE if sum(bool(line) for _, line in lines) > 1 else ALONE
+    return Chart(name="allocation", title=title, sentence=sentence, panels=panels, notes=notes)
 
 
 def _law(fit: FitResult, key: str, line: Sequence[tuple[float, Optimum]]) -> list[Series]:
